@@ -1,0 +1,189 @@
+"""Attention over the paged KV cache, as one function that every transformers model can call.
+
+`install` registers it with transformers' attention interface. A model then calls it with the query,
+key and value of all tokens of the step; it writes key and value into the cache and attends through
+the block tables. How that is computed is the backend's business: `ReferenceAttention` in plain
+torch is always right and runs anywhere, faster ones are tested against it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from .batch import AttentionInput
+
+IMPLEMENTATION = "tokenwire_paged"
+
+
+class AttentionBackend(Protocol):
+    """The seam of attention kernels.
+
+    Caches are [num_blocks, block_size, num_kv_heads, head_dim]; the key's and the value's head size
+    may differ. A query token at position p of its sequence attends to the positions
+    max(0, p - sliding_window + 1) … p.
+    """
+
+    def write_kv(
+        self,
+        key: Tensor,
+        value: Tensor,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        slot_mapping: Tensor,
+    ) -> None:
+        """Stores key and value [num_tokens, num_kv_heads, head_dim] in their slots."""
+
+    def paged_attention(
+        self,
+        query: Tensor,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        block_tables: Tensor,
+        query_start_loc: Tensor,
+        context_lens: Tensor,
+        scale: float,
+        *,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
+        """Attends with query [num_tokens, num_heads, head_dim] and returns the same shape.
+
+        `softcap` bounds the scaled logits: cap * tanh(logits / cap). `sinks` [num_heads] are extra
+        logits that take part in the softmax and carry no value.
+        """
+
+
+class ReferenceAttention:
+    """Attention in plain torch, one sequence after the other: slow, short and right."""
+
+    def write_kv(
+        self,
+        key: Tensor,
+        value: Tensor,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        slot_mapping: Tensor,
+    ) -> None:
+        """See `AttentionBackend.write_kv`."""
+        key_cache.view(-1, *key_cache.shape[2:])[slot_mapping] = key
+        value_cache.view(-1, *value_cache.shape[2:])[slot_mapping] = value
+
+    def paged_attention(
+        self,
+        query: Tensor,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        block_tables: Tensor,
+        query_start_loc: Tensor,
+        context_lens: Tensor,
+        scale: float,
+        *,
+        sliding_window: int | None = None,
+        softcap: float | None = None,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
+        """See `AttentionBackend.paged_attention`."""
+        num_groups = query.shape[1] // key_cache.shape[2]
+        output = query.new_empty(*query.shape[:2], value_cache.shape[-1])
+        bounds, contexts = query_start_loc.tolist(), context_lens.tolist()
+        for index, context in enumerate(contexts):
+            rows = slice(bounds[index], bounds[index + 1])
+            num_query = rows.stop - rows.start
+            blocks = block_tables[index, : -(-context // key_cache.shape[1])].long()
+            key = key_cache[blocks].flatten(0, 1)[:context].repeat_interleave(num_groups, 1)
+            value = value_cache[blocks].flatten(0, 1)[:context].repeat_interleave(num_groups, 1)
+            logits = torch.einsum("qhd,khd->hqk", query[rows].float(), key.float()) * scale
+            if softcap is not None:
+                logits = softcap * torch.tanh(logits / softcap)
+            mask = _causal_mask(num_query, context, sliding_window, query.device)
+            logits = logits.masked_fill(~mask, float("-inf"))
+            if sinks is not None:
+                extra = sinks.float().view(-1, 1, 1).expand(-1, num_query, 1)
+                logits = torch.cat([logits, extra], dim=-1)
+            weights = torch.softmax(logits, dim=-1)[..., :context]
+            output[rows] = torch.einsum("hqk,khd->qhd", weights, value.float()).to(query.dtype)
+        return output
+
+
+def _causal_mask(
+    num_query: int, context: int, sliding_window: int | None, device: torch.device
+) -> Tensor:
+    """Bool [num_query, context]: which positions each of the last `num_query` tokens may see."""
+    query = torch.arange(context - num_query, context, device=device).unsqueeze(1)
+    key = torch.arange(context, device=device)
+    mask = key <= query
+    return mask if sliding_window is None else mask & (key > query - sliding_window)
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionStep:
+    """What a forward pass carries to each attention layer: where the cache is and who computes."""
+
+    caches: dict[int, tuple[Tensor, Tensor]]
+    batch: AttentionInput
+    backend: AttentionBackend
+
+
+def paged_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    attention_step: AttentionStep,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Called by transformers in every layer, with query, key, value [1, heads, tokens, head_dim].
+
+    Returns:
+        The attended values [1, tokens, heads, head_dim], and None for the weights.
+    """
+    assert attention_mask is None, (
+        "the model builds its own mask; the self-check refuses such models"
+    )
+    step = attention_step.batch
+    key_cache, value_cache = attention_step.caches[_layer_index(module)]
+    attention_step.backend.write_kv(
+        _token_major(key), _token_major(value), key_cache, value_cache, step.slot_mapping
+    )
+    output = attention_step.backend.paged_attention(
+        _token_major(query),
+        key_cache,
+        value_cache,
+        step.block_tables,
+        step.query_start_loc,
+        step.context_lens,
+        scaling if scaling is not None else query.shape[-1] ** -0.5,
+        sliding_window=sliding_window,
+        softcap=softcap,
+        sinks=s_aux,
+    )
+    return output.unsqueeze(0), None
+
+
+def _token_major(states: Tensor) -> Tensor:
+    """[1, heads, tokens, head_dim] to contiguous [tokens, heads, head_dim]."""
+    return states[0].transpose(0, 1).contiguous()
+
+
+def _layer_index(module: nn.Module) -> int:
+    """The layer that a module belongs to, which names its cache."""
+    index = module.layer_idx
+    assert isinstance(index, int)
+    return index
+
+
+def install() -> None:
+    """Makes the paged attention known to transformers under the name `IMPLEMENTATION`."""
+    AttentionInterface.register(IMPLEMENTATION, paged_attention_forward)

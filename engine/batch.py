@@ -1,0 +1,128 @@
+"""A step's work as tensors.
+
+All tokens of a step stand in one row, sequence after sequence, whatever phase each is in::
+
+    sequence      A (decode)  B (prefill, 3 of 5 tokens)   C (decode)
+    input_ids     [ a9      |  b0  b1  b2                |  c4 ]        num_tokens = 5
+    positions     [ 9       |  0   1   2                 |  4  ]
+    query_start_loc 0          1                            4    5
+    context_lens    10         3                            5            tokens in the cache after
+    it logits_rows   [ 0                                       4  ]         B has no next token yet
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .scheduler import ScheduledBatch
+from .sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionInput:
+    """What attention needs to know beside query, key and value.
+
+    `slot_mapping` int64 [num_tokens]: where a token's key and value go, block * block_size +
+    offset. `block_tables` int32 [num_seqs, max_blocks], padded with 0. `query_start_loc` int32
+    [num_seqs + 1]. `context_lens` int32 [num_seqs].
+    """
+
+    slot_mapping: Tensor
+    block_tables: Tensor
+    query_start_loc: Tensor
+    context_lens: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRows:
+    """The rows of logits that give a prompt's log-probabilities.
+
+    Row `start + i` of the logits belongs to the prompt token `target_ids[i]` that follows it.
+    """
+
+    sequence: Sequence
+    start: int
+    target_ids: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInput:
+    """The input of one forward pass.
+
+    `input_ids` and `positions` int64 [num_tokens]; `logits_rows` int64 [num_rows]: the tokens whose
+    logits are wanted. `sampled` says which row of the logits gives which sequence its next token.
+    """
+
+    input_ids: Tensor
+    positions: Tensor
+    attention: AttentionInput
+    logits_rows: Tensor
+    sampled: dict[Sequence, int]
+    prompt_rows: list[PromptRows]
+
+
+def pack(batch: ScheduledBatch, block_size: int, device: torch.device) -> ModelInput:
+    """Lays the tokens of a scheduled batch out as tensors on `device`."""
+    counts = np.fromiter(batch.num_tokens.values(), dtype=np.int64)
+    starts = np.concatenate([[0], np.cumsum(counts)])
+    computed = np.array([s.num_computed_tokens for s in batch.num_tokens], dtype=np.int64)
+    tables = _block_tables(list(batch.num_tokens))
+    owners = np.repeat(np.arange(len(counts)), counts)
+    positions = np.arange(starts[-1]) - np.repeat(starts[:-1] - computed, counts)
+    slots = tables[owners, positions // block_size].astype(np.int64) * block_size
+    rows, sampled, prompt_rows = _logits_rows(batch, starts)
+
+    def to_device(array: np.ndarray, dtype: torch.dtype) -> Tensor:
+        return torch.from_numpy(array).to(device=device, dtype=dtype, non_blocking=True)
+
+    return ModelInput(
+        input_ids=to_device(_input_ids(batch), torch.int64),
+        positions=to_device(positions, torch.int64),
+        attention=AttentionInput(
+            slot_mapping=to_device(slots + positions % block_size, torch.int64),
+            block_tables=to_device(tables, torch.int32),
+            query_start_loc=to_device(starts, torch.int32),
+            context_lens=to_device(computed + counts, torch.int32),
+        ),
+        logits_rows=to_device(rows, torch.int64),
+        sampled=sampled,
+        prompt_rows=prompt_rows,
+    )
+
+
+def _input_ids(batch: ScheduledBatch) -> np.ndarray:
+    ids: list[int] = []
+    for sequence, num_tokens in batch.num_tokens.items():
+        start = sequence.num_computed_tokens
+        ids += sequence.token_ids[start : start + num_tokens]
+    return np.array(ids, dtype=np.int64)
+
+
+def _block_tables(sequences: list[Sequence]) -> np.ndarray:
+    tables = np.zeros((len(sequences), max(len(s.block_table) for s in sequences)), dtype=np.int32)
+    for row, sequence in zip(tables, sequences, strict=True):
+        row[: len(sequence.block_table)] = sequence.block_table
+    return tables
+
+
+def _logits_rows(
+    batch: ScheduledBatch, starts: np.ndarray
+) -> tuple[np.ndarray, dict[Sequence, int], list[PromptRows]]:
+    rows: list[int] = []
+    sampled: dict[Sequence, int] = {}
+    prompt_rows: list[PromptRows] = []
+    for (sequence, num_tokens), start in zip(batch.num_tokens.items(), starts, strict=False):
+        first = sequence.num_computed_tokens
+        end = first + num_tokens
+        if sequence.request.prompt_logprobs and first < sequence.num_prompt_tokens:
+            targets = sequence.token_ids[first + 1 : min(end + 1, sequence.num_prompt_tokens)]
+            prompt_rows.append(PromptRows(sequence, len(rows), targets))
+            rows += range(int(start), int(start) + len(targets))
+        if end == sequence.num_tokens:
+            sampled[sequence] = len(rows)
+            rows.append(int(start) + num_tokens - 1)
+    return np.array(rows, dtype=np.int64), sampled, prompt_rows

@@ -1,0 +1,137 @@
+"""Who owns which block of the KV cache.
+
+A block holds `block_size` tokens of one sequence. Full blocks are named by a hash over all tokens
+up to their end, so a later sequence with the same beginning takes them over instead of computing
+them. Blocks nobody uses keep their content until they are needed for something else, oldest first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections import OrderedDict
+from collections.abc import Sequence as Ids
+
+from .sequence import Sequence
+
+
+def hash_block(parent: bytes, token_ids: Ids[int], salt: bytes = b"") -> bytes:
+    """The name of a full block: sha-256 of its parent's name, its tokens and a salt."""
+    return hashlib.sha256(parent + salt + array("q", token_ids).tobytes()).digest()
+
+
+class BlockManager:
+    """Hands out blocks 0 … num_blocks - 1.
+
+    Args:
+        num_blocks: blocks in the cache.
+        block_size: tokens per block.
+        enable_prefix_caching: whether full blocks are shared.
+    """
+
+    def __init__(
+        self, num_blocks: int, block_size: int, *, enable_prefix_caching: bool = True
+    ) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.enable_prefix_caching = enable_prefix_caching
+        self._ref_counts = [0] * num_blocks
+        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
+        self._hash_of: dict[int, bytes] = {}
+        self._block_of: dict[bytes, int] = {}
+
+    @property
+    def num_free_blocks(self) -> int:
+        """Blocks that can be handed out now, those with cached content included."""
+        return len(self._free)
+
+    def num_blocks_for(self, num_tokens: int) -> int:
+        """Blocks that so many tokens take."""
+        return -(-num_tokens // self.block_size)
+
+    def match_prefix(self, sequence: Sequence) -> int:
+        """Gives a sequence without blocks the cached blocks of its beginning.
+
+        At least one token is always left to compute, since its logits are wanted.
+
+        Returns:
+            The number of tokens that need no computing: a multiple of `block_size`.
+        """
+        assert not sequence.block_table
+        if not self.enable_prefix_caching or sequence.request.prompt_logprobs:
+            return 0
+        for index in range((sequence.num_tokens - 1) // self.block_size):
+            block = self._block_of.get(self._block_hash(sequence, index))
+            if block is None:
+                break
+            self._acquire(block)
+            sequence.block_table.append(block)
+        sequence.num_committed_blocks = len(sequence.block_table)
+        return len(sequence.block_table) * self.block_size
+
+    def allocate(self, sequence: Sequence, num_tokens: int) -> bool:
+        """Makes room for the first `num_tokens` tokens of a sequence; all of it or nothing.
+
+        Returns:
+            Whether there was room.
+        """
+        num_new = self.num_blocks_for(num_tokens) - len(sequence.block_table)
+        if num_new > len(self._free):
+            return False
+        for _ in range(num_new):
+            block, _ = self._free.popitem(last=False)
+            self._forget(block)
+            self._ref_counts[block] = 1
+            sequence.block_table.append(block)
+        return True
+
+    def commit(self, sequence: Sequence) -> None:
+        """Names the blocks that the computed tokens of a sequence fill, so others can find them."""
+        if not self.enable_prefix_caching:
+            return
+        num_full = sequence.num_computed_tokens // self.block_size
+        for index in range(sequence.num_committed_blocks, num_full):
+            name = self._block_hash(sequence, index)
+            if name not in self._block_of:  # else a twin was computed in the same step
+                block = sequence.block_table[index]
+                self._hash_of[block] = name
+                self._block_of[name] = block
+        sequence.num_committed_blocks = num_full
+
+    def free(self, sequence: Sequence) -> None:
+        """Takes all blocks back; a sequence's last block is the first to be reused."""
+        for block in reversed(sequence.block_table):
+            self._ref_counts[block] -= 1
+            if self._ref_counts[block] == 0:
+                self._free[block] = None
+        sequence.block_table.clear()
+        sequence.num_committed_blocks = 0
+
+    def check_integrity(self, sequences: Ids[Sequence]) -> None:
+        """Asserts that the books agree with the block tables of all living sequences."""
+        counts = [0] * self.num_blocks
+        for sequence in sequences:
+            for block in sequence.block_table:
+                counts[block] += 1
+        assert counts == self._ref_counts, "reference counts differ from the block tables"
+        assert set(self._free) == {block for block, count in enumerate(counts) if count == 0}
+        assert self._block_of == {name: block for block, name in self._hash_of.items()}
+
+    def _block_hash(self, sequence: Sequence, index: int) -> bytes:
+        """The name of a sequence's full block, remembered: block i needs those before it."""
+        hashes = sequence.block_hashes
+        if index == len(hashes):
+            start = index * self.block_size
+            tokens = sequence.token_ids[start : start + self.block_size]
+            hashes.append(hash_block(hashes[-1] if hashes else b"", tokens))
+        return hashes[index]
+
+    def _acquire(self, block: int) -> None:
+        if self._ref_counts[block] == 0:
+            del self._free[block]
+        self._ref_counts[block] += 1
+
+    def _forget(self, block: int) -> None:
+        name = self._hash_of.pop(block, None)
+        if name is not None:
+            del self._block_of[name]

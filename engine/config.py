@@ -1,0 +1,77 @@
+"""What an engine is started with, frozen; what loading finds out is not written back."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Settings of one engine process.
+
+    Args:
+        model_id: a local directory, or a hub id.
+        revision: the hub revision.
+        dtype: "float32", "bfloat16", "float16", or None for float32 on the CPU and the checkpoint's
+            own format on a GPU.
+        device: "cuda", "cpu", or None for a GPU if there is one.
+        trust_remote_code: whether code that comes with a checkpoint may run.
+        socket_path: the Unix socket on which the engine listens.
+        block_size: tokens per block of the KV cache.
+        max_total_tokens: tokens of a prompt and its continuation at most; None asks the model.
+        max_batch_total_tokens: tokens that the KV cache holds; None sizes it to the memory.
+        max_step_tokens: tokens computed in one step at most.
+        max_num_seqs: sequences running at a time at most.
+        memory_fraction: share of the device's memory that may be used, 0 … 1.
+        num_threads: CPU threads of the model; None takes all cores.
+        enable_prefix_caching: whether prompts share blocks.
+        enable_native_kernels: whether the compiled CPU kernels are used.
+    """
+
+    model_id: str
+    socket_path: Path
+    revision: str | None = None
+    dtype: str | None = None
+    device: str | None = None
+    trust_remote_code: bool = False
+    block_size: int = 16
+    max_total_tokens: int | None = None
+    max_batch_total_tokens: int | None = None
+    max_step_tokens: int = 2048
+    max_num_seqs: int = 256
+    memory_fraction: float = 0.9
+    num_threads: int | None = None
+    enable_prefix_caching: bool = True
+    enable_native_kernels: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("block_size", "max_step_tokens", "max_num_seqs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1. Given: {getattr(self, name)}")
+        if not 0 < self.memory_fraction <= 1:
+            raise ValueError(f"memory_fraction must be in (0, 1]. Given: {self.memory_fraction}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineInfo:
+    """What an engine tells about itself once it is ready.
+
+    `max_total_tokens` is the longest sequence it can hold; `max_batch_total_tokens` the size of its
+    KV cache; both in tokens.
+    """
+
+    model_id: str
+    model_sha: str | None
+    dtype: str
+    device: str
+    vocab_size: int
+    max_total_tokens: int
+    max_batch_total_tokens: int
+    block_size: int
+    attention: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, for the wire."""
+        return asdict(self)

@@ -1,0 +1,195 @@
+"""The step loop's body: schedule, pack, forward, sample, publish. It runs in one thread.
+
+The caller feeds it with `add` and `abort` between steps. Nothing here waits for anybody.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .batch import ModelInput, pack
+from .errors import CapacityError
+from .request import EngineStats, FinishReason, Request, SequenceOutput, StepOutput, Token
+from .sampler import prompt_logprobs, sample
+from .scheduler import ScheduledBatch, Scheduler
+from .sequence import Sequence
+
+logger = logging.getLogger(__name__)
+
+Forward = Callable[[ModelInput], Tensor]
+
+
+class Engine:
+    """Continuous batching over one model.
+
+    Args:
+        forward: computes logits for a packed batch: `ModelRunner.forward`, or a test's table.
+        scheduler: decides what each step computes.
+        device: where `forward` wants its input.
+    """
+
+    def __init__(self, forward: Forward, scheduler: Scheduler, device: torch.device) -> None:
+        self._forward = forward
+        self._scheduler = scheduler
+        self._device = device
+        self._sequences: dict[str, Sequence] = {}
+        self._num_steps = 0
+        self._num_prompt_tokens = 0
+        self._num_cached_tokens = 0
+        self._num_generated_tokens = 0
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would compute anything."""
+        return self._scheduler.has_work
+
+    def add(self, request: Request) -> SequenceOutput | None:
+        """Queues a request.
+
+        Returns:
+            None, or the final output of a request that cannot be served.
+        """
+        if not request.prompt_token_ids:
+            return _failed(request.request_id, "the prompt has no tokens")
+        if request.request_id in self._sequences:
+            return _failed(request.request_id, "the request id is in use")
+        sequence = Sequence(request)
+        try:
+            self._scheduler.add(sequence)
+        except CapacityError as error:
+            return _failed(request.request_id, str(error))
+        self._sequences[request.request_id] = sequence
+        return None
+
+    def abort(self, request_id: str) -> None:
+        """Ends a request without an answer; its blocks are free before the next step."""
+        sequence = self._sequences.pop(request_id, None)
+        if sequence is not None:
+            self._scheduler.finish(sequence)
+
+    def step(self) -> StepOutput:
+        """Computes one step for everybody who is in it."""
+        started = time.perf_counter()
+        batch = self._scheduler.schedule()
+        if not batch.num_tokens:
+            return StepOutput(stats=self.stats())
+        num_prefill_tokens = batch.num_prefill_tokens
+        try:
+            outputs, forward_s, sample_s = self._compute(batch)
+        except Exception:
+            # Which row is to blame is not known, and memory may be short: the step's rows go, the
+            # waiting ones and the engine stay.
+            logger.exception("a step of %d sequences failed", len(batch.num_tokens))
+            outputs = [self._fail(s, "the model failed on this batch") for s in batch.num_tokens]
+            forward_s = sample_s = 0.0
+        self._num_steps += 1
+        return StepOutput(
+            outputs=tuple(outputs),
+            stats=self.stats(),
+            num_scheduled_tokens=batch.total_tokens,
+            num_prefill_tokens=num_prefill_tokens,
+            forward_s=forward_s,
+            sample_s=sample_s,
+            duration_s=time.perf_counter() - started,
+        )
+
+    def stats(self) -> EngineStats:
+        """A snapshot."""
+        scheduler = self._scheduler
+        return EngineStats(
+            num_steps=self._num_steps,
+            num_running=len(scheduler.running),
+            num_waiting=len(scheduler.waiting),
+            num_free_blocks=scheduler.blocks.num_free_blocks,
+            num_blocks=scheduler.blocks.num_blocks,
+            num_preemptions=scheduler.num_preemptions,
+            num_prompt_tokens=self._num_prompt_tokens,
+            num_cached_tokens=self._num_cached_tokens,
+            num_generated_tokens=self._num_generated_tokens,
+        )
+
+    def check_integrity(self) -> None:
+        """Asserts that no block was lost or given twice."""
+        self._scheduler.blocks.check_integrity([*self._scheduler.running, *self._scheduler.waiting])
+
+    def _compute(self, batch: ScheduledBatch) -> tuple[list[SequenceOutput], float, float]:
+        model_input = pack(batch, self._scheduler.blocks.block_size, self._device)
+        started = time.perf_counter()
+        logits = self._forward(model_input)
+        forwarded = time.perf_counter()
+        prompts = self._prompt_logprobs(logits, model_input)
+        tokens = _sample(logits, model_input)
+        sampled = time.perf_counter()
+        self._scheduler.advance(batch)
+        outputs = [
+            self._publish(sequence, tokens.get(sequence), prompts.get(sequence, ()))
+            for sequence in batch.num_tokens
+        ]
+        return outputs, forwarded - started, sampled - forwarded
+
+    def _publish(
+        self, sequence: Sequence, token: Token | None, logprobs: tuple[float | None, ...]
+    ) -> SequenceOutput:
+        first = not sequence.started
+        if first:
+            sequence.started = True
+            self._num_prompt_tokens += sequence.num_prompt_tokens
+            self._num_cached_tokens += sequence.num_cached_tokens
+        reason: FinishReason | None = None
+        if token is not None:
+            if math.isnan(token.logprob):
+                return self._fail(sequence, "the model gave no valid logits")
+            reason = sequence.append(token.token_id)
+            self._num_generated_tokens += 1
+            if reason is not None:
+                self.abort(sequence.request_id)
+        return SequenceOutput(
+            request_id=sequence.request_id,
+            token=token,
+            finish_reason=reason,
+            prompt_logprobs=logprobs,
+            first_scheduled=first,
+        )
+
+    def _prompt_logprobs(
+        self, logits: Tensor, model_input: ModelInput
+    ) -> dict[Sequence, tuple[float | None, ...]]:
+        result: dict[Sequence, tuple[float | None, ...]] = {}
+        for rows in model_input.prompt_rows:
+            sequence = rows.sequence
+            end = rows.start + len(rows.target_ids)
+            values: list[float | None] = [
+                *prompt_logprobs(logits[rows.start : end], rows.target_ids)
+            ]
+            known = sequence.num_computed_tokens + 1  # the first target's place in the prompt
+            if known == 1:
+                values.insert(0, None)
+                known = 0
+            new = values[max(0, sequence.num_prompt_logprobs - known) :]
+            sequence.num_prompt_logprobs += len(new)
+            result[sequence] = tuple(new)
+        return result
+
+    def _fail(self, sequence: Sequence, reason: str) -> SequenceOutput:
+        self.abort(sequence.request_id)
+        return _failed(sequence.request_id, reason)
+
+
+def _sample(logits: Tensor, model_input: ModelInput) -> dict[Sequence, Token]:
+    if not model_input.sampled:
+        return {}
+    sequences = list(model_input.sampled)
+    rows = list(model_input.sampled.values())
+    if len(rows) != logits.shape[0]:
+        logits = logits[torch.tensor(rows, device=logits.device)]
+    return dict(zip(sequences, sample(logits, sequences), strict=True))
+
+
+def _failed(request_id: str, reason: str) -> SequenceOutput:
+    return SequenceOutput(request_id=request_id, error=reason)

@@ -1,0 +1,25 @@
+"""What can go wrong in the engine.
+
+EngineError
+├── ModelLoadError      the model cannot be served: start-up fails
+├── CapacityError       the request can never fit into the KV cache
+└── GenerationError     one sequence failed while it was generated
+"""
+
+from __future__ import annotations
+
+
+class EngineError(Exception):
+    """Base of the engine's errors; `str()` is one line, fit to be shown to a person."""
+
+
+class ModelLoadError(EngineError):
+    """The model cannot be loaded, or not be served correctly."""
+
+
+class CapacityError(EngineError):
+    """The request needs more KV cache than there is."""
+
+
+class GenerationError(EngineError):
+    """One sequence failed; others are not affected."""

@@ -1,0 +1,168 @@
+"""Compiles the C kernels at first use and loads them.
+
+Owns the compiler call, the per-user cache of built libraries and the choice of OpenMP runtime.
+It knows nothing about what the functions do; their signatures live in `cpu.py`.
+"""
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+SOURCE = Path(__file__).with_name("cpu.c")
+SWITCH = "TOKENWIRE_NATIVE_KERNELS"
+COMPILE_TIMEOUT_S = 300
+# Infinities and NaN keep their meaning (no -ffast-math): a poisoned row must stay visible as one.
+FLAGS = (
+    "-std=gnu11",
+    "-O3",
+    "-march=native",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=fast",
+    "-fvisibility=hidden",
+    "-fPIC",
+)
+
+logger = logging.getLogger(__name__)
+
+
+class BuildError(Exception):
+    """The kernels cannot be built or loaded here; the message says why."""
+
+
+@functools.cache
+def load_library() -> ctypes.CDLL | None:
+    """Return the compiled kernels, or None with the reason logged once."""
+    if os.environ.get(SWITCH, "1") == "0":
+        logger.warning("native CPU kernels are off (%s=0); using torch", SWITCH)
+        return None
+    try:
+        return build_library()
+    except (BuildError, OSError) as error:
+        logger.warning("native CPU kernels are not available, using torch: %s", error)
+        return None
+
+
+def build_library(extra_flags: Sequence[str] = ()) -> ctypes.CDLL:
+    """Compile unless an identical build is cached, then load; raises BuildError."""
+    compiler = find_compiler()
+    flags = [*FLAGS, *extra_flags]
+    runtime = find_openmp_runtime()
+    path = cache_directory() / f"cpu-{_cache_key(compiler, flags, runtime)}.so"
+    if not path.exists():
+        _compile(compiler, flags, runtime, path)
+    return ctypes.CDLL(str(path))
+
+
+def find_compiler() -> list[str]:
+    """Return the C compiler command: $CC, else cc, gcc or clang."""
+    wanted = shlex.split(os.environ.get("CC", ""))
+    if wanted and shutil.which(wanted[0]):
+        return wanted
+    for name in ("cc", "gcc", "clang"):
+        if found := shutil.which(name):
+            return [found]
+    raise BuildError("no C compiler found (set CC, or install gcc)")
+
+
+def find_openmp_runtime() -> Path | None:
+    """Return the libgomp that torch uses, so that both share one pool of threads."""
+    for path in (*_mapped_libraries(), *_bundled_libraries()):
+        if path.name.startswith("libgomp") and path.exists():
+            return path
+    return None
+
+
+def cache_directory() -> Path:
+    """Return the per-user build cache, created private to the user."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    try:
+        path = Path(base).expanduser() / "tokenwire"
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        state = path.stat()
+    except (OSError, RuntimeError) as error:
+        raise BuildError(f"no usable cache directory: {error}") from error
+    # What lies there is loaded as code: refuse a directory that others own or may write to.
+    if state.st_uid != os.getuid() or state.st_mode & 0o022:
+        raise BuildError(f"cache directory {path} is writable by other users")
+    return path
+
+
+def _mapped_libraries() -> list[Path]:
+    try:
+        lines = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return []
+    fields = (line.split(maxsplit=5) for line in lines)
+    return [Path(field[5]) for field in fields if len(field) == 6]
+
+
+def _bundled_libraries() -> list[Path]:
+    root = Path(torch.__file__).parent
+    return sorted(
+        [*(root / "lib").glob("libgomp*"), *root.with_name("torch.libs").glob("libgomp*")]
+    )
+
+
+def _cache_key(compiler: Sequence[str], flags: Sequence[str], runtime: Path | None) -> str:
+    version = _run([*compiler, "--version"])
+    parts = [SOURCE.read_text(), *compiler, *flags, version, _cpu_flags(), str(runtime)]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+
+
+def _cpu_flags() -> str:
+    """What -march=native depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    prefixes = ("model name", "flags", "Features", "CPU part")
+    found = {line for line in lines if line.startswith(prefixes)}
+    return "\n".join([platform.machine(), *sorted(found)])
+
+
+def _compile(compiler: Sequence[str], flags: Sequence[str], runtime: Path | None, to: Path) -> None:
+    """Build beside the target and rename: processes starting together cannot see half a file."""
+    with tempfile.TemporaryDirectory(dir=to.parent, prefix="build-") as directory:
+        built = Path(directory) / to.name
+        try:
+            _compile_with_openmp(compiler, flags, runtime, built)
+        except BuildError as error:
+            logger.warning("native CPU kernels run on one thread: %s", error)
+            _run([*compiler, *flags, "-shared", str(SOURCE), "-o", str(built), "-lpthread", "-lm"])
+        built.replace(to)
+
+
+def _compile_with_openmp(
+    compiler: Sequence[str], flags: Sequence[str], runtime: Path | None, to: Path
+) -> None:
+    """Compile for OpenMP but link against the given runtime instead of the compiler's own."""
+    if runtime is None:
+        raise BuildError("torch has no libgomp to share")
+    unit = to.with_suffix(".o")
+    _run([*compiler, *flags, "-fopenmp", "-c", str(SOURCE), "-o", str(unit)])
+    link = [*compiler, "-shared", "-Wl,--no-undefined", str(unit), str(runtime)]
+    _run([*link, "-lpthread", "-lm", "-o", str(to)])
+
+
+def _run(command: Sequence[str]) -> str:
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BuildError(f"{command[0]} did not run: {error}") from error
+    if done.returncode:
+        raise BuildError(f"{command[0]} failed: {done.stderr.strip()[-2000:]}")
+    return done.stdout

@@ -1,0 +1,961 @@
+/* The fp32 CPU kernels: paged attention, KV scatter and a linear layer over prepacked weights.
+ *
+ * Plain C11 with GCC/Clang vector extensions; the vector width follows the compile target, nothing
+ * here is written for one instruction set. Built and loaded by build.py, called through cpu.py.
+ *
+ * Every result is independent of the batch it was computed in and of the number of threads: sums
+ * over K run in blocks of KC in a fixed order, and the KV range of a sequence is split at
+ * positions that depend on that sequence alone.
+ */
+#define _GNU_SOURCE
+#include <math.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#if defined(__AVX512F__)
+#define W 16       /* lanes of a vector */
+#define MR 12      /* rows of a register tile: MR * NV accumulators must fit the register file */
+#elif defined(__AVX__)
+#define W 8
+#define MR 6
+#elif defined(__aarch64__)
+#define W 4
+#define MR 12
+#else
+#define W 4
+#define MR 6
+#endif
+#define NV 2          /* vectors (columns) of a register tile */
+#define NR (NV * W)   /* columns of a weight panel */
+#define KC 512        /* depth of one K block: KC x NR weights stay in the inner caches */
+#define KLD (KC + 16) /* row stride of packed activations: off powers of two, for the cache sets */
+#define MC 192        /* activation rows packed at a time: MC x KC of them fit the L2 cache */
+#define PANELS 4      /* panels that share a pass over the activations */
+
+#define TILE 64            /* cache positions handled at once */
+#define BURST 4            /* rows prefetched at once */
+#define LINE 16            /* floats of a cache line */
+#define MAX_D 256          /* head size */
+#define DLD (MAX_D + 16)   /* row stride of head-size scratch rows */
+#define SLD (TILE + 16)    /* row stride of the score rows */
+#define DIRECT_ROWS 4      /* up to here a K row meets its queries as dot products, untransposed */
+#define TARGET_ROWS 96     /* query rows (positions x heads of the group) of a prefill tile */
+#define DECODE_SPLIT 512   /* positions of a KV split when a sequence has one query */
+#define PREFILL_SPLIT 2048 /* the same for few queries over a long prefix */
+#define PREFILL_UNSPLIT 8  /* with this many tiles per sequence there is no need to split */
+#define SERIAL_WORK 100000 /* multiply-adds below which waking threads costs more than it saves */
+#define MASKED (-1e30f)    /* stands in for minus infinity; keeps every exp argument finite */
+
+#define EXPORT __attribute__((visibility("default")))
+#define INLINE static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
+
+typedef float vf __attribute__((vector_size(W * 4)));
+typedef int32_t vi __attribute__((vector_size(W * 4)));
+typedef float vfu __attribute__((vector_size(W * 4), aligned(4), may_alias));
+
+INLINE vf load(const float *p) { return *(const vfu *)p; }
+INLINE void store(float *p, vf v) { *(vfu *)p = v; }
+INLINE vf splat(float x) { return x - (vf){}; }
+INLINE vf pick(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
+INLINE vf larger(vf a, vf b) { return pick(a > b, a, b); } /* keeps b when a is NaN */
+INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
+INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+#if W == 16
+#define LOW_LANES 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define HIGH_LANES 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#define LANES 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+#elif W == 8
+#define LOW_LANES 0, 8, 1, 9, 2, 10, 3, 11
+#define HIGH_LANES 4, 12, 5, 13, 6, 14, 7, 15
+#define LANES 0, 1, 2, 3, 4, 5, 6, 7
+#else
+#define LOW_LANES 0, 4, 1, 5
+#define HIGH_LANES 2, 6, 3, 7
+#define LANES 0, 1, 2, 3
+#endif
+#ifdef __clang__
+INLINE vf interleave_low(vf a, vf b) { return __builtin_shufflevector(a, b, LOW_LANES); }
+INLINE vf interleave_high(vf a, vf b) { return __builtin_shufflevector(a, b, HIGH_LANES); }
+#else
+INLINE vf interleave_low(vf a, vf b) { return __builtin_shuffle(a, b, (vi){LOW_LANES}); }
+INLINE vf interleave_high(vf a, vf b) { return __builtin_shuffle(a, b, (vi){HIGH_LANES}); }
+#endif
+
+/* log2(W) rounds of perfect shuffles transpose a W x W tile ... */
+INLINE void transpose(vf v[W]) {
+    vf t[W];
+    UNROLL for (int round = W; round > 1; round /= 2) {
+        UNROLL for (int i = 0; i < W / 2; i++) {
+            t[2 * i] = interleave_low(v[i], v[i + W / 2]);
+            t[2 * i + 1] = interleave_high(v[i], v[i + W / 2]);
+        }
+        UNROLL for (int i = 0; i < W; i++) v[i] = t[i];
+    }
+}
+
+/* ... and the same shuffles with an addition at each round give the W row sums. */
+INLINE vf row_sums(vf v[W]) {
+    UNROLL for (int half = W / 2; half > 0; half /= 2) {
+        UNROLL for (int i = 0; i < half; i++)
+            v[i] = interleave_low(v[i], v[i + half]) + interleave_high(v[i], v[i + half]);
+    }
+    return v[0];
+}
+
+/* Folding a vector onto itself log2(W) times leaves the result in every lane. */
+INLINE vf horizontal_max(vf v) {
+    UNROLL for (int round = W; round > 1; round /= 2)
+        v = larger(interleave_low(v, v), interleave_high(v, v));
+    return v;
+}
+
+INLINE vf horizontal_sum(vf v) {
+    UNROLL for (int round = W; round > 1; round /= 2)
+        v = interleave_low(v, v) + interleave_high(v, v);
+    return v;
+}
+
+/* exp for arguments in [-87, 88], clamped below; NaN stays NaN. About 1 ulp. */
+INLINE vf exp_v(vf x) {
+    const vf magic = splat(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer */
+    x = pick(splat(-87.0f) > x, splat(-87.0f), x);
+    vf biased = x * 1.44269504089f + magic;
+    vf n = biased - magic;
+    vf r = x - n * 0.693359375f - n * -2.12194440e-4f;
+    vf p = splat(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+    return p * (vf)(((vi)biased << 23) + 0x3f800000);
+}
+
+INLINE float exp_1(float x) { return exp_v(splat(x))[0]; }
+
+INLINE vf tanh_v(vf x) {
+    vf square = x * x;
+    vf series = splat(-17.0f / 315.0f);
+    series = series * square + 2.0f / 15.0f;
+    series = series * square - 1.0f / 3.0f;
+    series = x + x * square * series;
+    vf bounded = pick(x > 9.0f, splat(9.0f), x);
+    vf exact = 1.0f - 2.0f / (exp_v(2.0f * bounded) + 1.0f);
+    return pick((square < 0.04f), series, exact);
+}
+
+/* ---- threads and scratch ------------------------------------------------------------------ */
+
+static pthread_key_t scratch_key;
+static pthread_once_t scratch_once = PTHREAD_ONCE_INIT;
+typedef struct {
+    size_t size;
+    void *memory;
+} Scratch;
+
+static void scratch_free(void *p) {
+    free(((Scratch *)p)->memory);
+    free(p);
+}
+static void scratch_init(void) { pthread_key_create(&scratch_key, scratch_free); }
+
+/* One growing buffer per calling thread: a step allocates nothing. NULL when out of memory. */
+static void *scratch(size_t size) {
+    pthread_once(&scratch_once, scratch_init);
+    Scratch *s = pthread_getspecific(scratch_key);
+    if (!s) {
+        if (!(s = calloc(1, sizeof *s))) return NULL;
+        pthread_setspecific(scratch_key, s);
+    }
+    if (s->size < size) {
+        free(s->memory);
+        s->size = (size + size / 4 + 4095) & ~(size_t)4095;
+        s->memory = aligned_alloc(4096, s->size);
+        if (!s->memory) s->size = 0;
+    }
+    return s->memory;
+}
+
+INLINE size_t rounded(size_t bytes) { return (bytes + 63) & ~(size_t)63; }
+
+#ifdef _OPENMP
+#define PARALLEL _Pragma("omp parallel num_threads(num_threads) if (num_threads > 1)")
+#define BARRIER _Pragma("omp barrier")
+INLINE int thread_id(void) { return omp_get_thread_num(); }
+INLINE int num_workers(void) { return omp_get_num_threads(); }
+#else
+#define PARALLEL (void)num_threads;
+#define BARRIER
+INLINE int thread_id(void) { return 0; }
+INLINE int num_workers(void) { return 1; }
+#endif
+
+EXPORT int tw_has_openmp(void) {
+#ifdef _OPENMP
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+EXPORT int tw_max_head_size(void) { return MAX_D; }
+
+/* Asks for huge pages behind a large buffer: fewer TLB misses while weights or KV stream by. */
+EXPORT void tw_advise_huge(void *start, int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    uintptr_t first = ((uintptr_t)start + 4095) & ~(uintptr_t)4095;
+    uintptr_t last = ((uintptr_t)start + (uintptr_t)bytes) & ~(uintptr_t)4095;
+    if (last > first) madvise((void *)first, last - first, MADV_HUGEPAGE);
+#else
+    (void)start;
+    (void)bytes;
+#endif
+}
+
+/* ---- KV scatter --------------------------------------------------------------------------- */
+
+/* key, value: [T, Hkv, D] with a token stride and a head stride; slots below zero are skipped. */
+EXPORT void tw_write_kv(const float *key, const float *value, int64_t key_token, int64_t key_head,
+                        int64_t value_token, int64_t value_head, float *key_cache,
+                        float *value_cache, int64_t block_stride, int64_t token_stride,
+                        int64_t head_stride, const int64_t *slots, int64_t num_tokens,
+                        int64_t num_kv_heads, int64_t head_size, int64_t block_size,
+                        int num_threads) {
+    if (num_tokens * num_kv_heads * head_size < SERIAL_WORK) num_threads = 1;
+    PARALLEL {
+        int64_t n = num_workers(), id = thread_id();
+        for (int64_t t = num_tokens * id / n; t < num_tokens * (id + 1) / n; t++) {
+            if (slots[t] < 0) continue;
+            int64_t block = slots[t] / block_size, offset = slots[t] % block_size;
+            int64_t at = block * block_stride + offset * token_stride;
+            for (int64_t h = 0; h < num_kv_heads; h++) {
+                size_t bytes = (size_t)head_size * sizeof(float);
+                memcpy(key_cache + at + h * head_stride, key + t * key_token + h * key_head, bytes);
+                memcpy(value_cache + at + h * head_stride, value + t * value_token + h * value_head,
+                       bytes);
+            }
+        }
+    }
+}
+
+/* ---- linear layer over packed weights ----------------------------------------------------- */
+/*
+ * Weights [N, K] are stored as panels of NR output columns, each panel [K, NR]:
+ *
+ *     panel 0: k=0: n=0..NR-1 | k=1: n=0..NR-1 | ...      panel 1: k=0: n=NR..2NR-1 | ...
+ *
+ * so a panel is one sequential stream whose vectors hold NR outputs. The last panel is padded with
+ * zeros. A register tile keeps up to MR rows x NR columns of y and adds one broadcast x per row.
+ */
+
+EXPORT int tw_panel_width(void) { return NR; }
+
+EXPORT void tw_pack_weight(const float *weight, int64_t row_stride, int64_t n, int64_t k,
+                           float *packed, int num_threads) {
+    int64_t panels = ceil_div(n, NR);
+    PARALLEL {
+        int64_t workers = num_workers(), id = thread_id();
+        for (int64_t p = panels * id / workers; p < panels * (id + 1) / workers; p++) {
+            float *panel = packed + p * k * NR;
+            int64_t columns = min64(NR, n - p * NR);
+            for (int64_t i = 0; i < k; i++) {
+                const float *w = weight + p * NR * row_stride + i;
+                for (int64_t j = 0; j < columns; j++) panel[i * NR + j] = w[j * row_stride];
+                for (int64_t j = columns; j < NR; j++) panel[i * NR + j] = 0.0f;
+            }
+        }
+    }
+}
+
+/* Rebuilds row-major [N, K]. */
+EXPORT void tw_unpack_weight(const float *packed, int64_t n, int64_t k, float *weight) {
+    for (int64_t j = 0; j < n; j++)
+        for (int64_t i = 0; i < k; i++)
+            weight[j * k + i] = packed[(j / NR) * k * NR + i * NR + j % NR];
+}
+
+typedef struct {
+    const float *start; /* [NR] to add on the first K block, or NULL */
+    float *y;
+    int64_t y_stride;
+    int64_t columns; /* of this panel, at most NR */
+    int first;       /* K block */
+} Output;
+
+/* sums: [rows, NR]. Out of line: it is one in KC of the work and would bloat every tile. */
+static __attribute__((noinline)) void add_sums(int rows, const float *sums, Output out) {
+    for (int r = 0; r < rows; r++, sums += NR, out.y += out.y_stride) {
+        const float *base = out.first ? out.start : out.y;
+        if (out.columns == NR && base) {
+            for (int v = 0; v < NR; v += W) store(out.y + v, load(base + v) + load(sums + v));
+        } else {
+            for (int64_t i = 0; i < out.columns; i++)
+                out.y[i] = sums[i] + (base ? base[i] : 0.0f);
+        }
+    }
+}
+
+INLINE void linear_tile(const int rows, const float *x, int64_t depth, const float *panel,
+                        Output out) {
+    vf acc[MR][NV];
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int v = 0; v < NV; v++) acc[r][v] = splat(0.0f);
+    for (int64_t k = 0; k < depth; k++) {
+        vf b[NV];
+        UNROLL for (int v = 0; v < NV; v++) b[v] = *(const vf *)(panel + k * NR + v * W);
+
+        UNROLL for (int r = 0; r < rows; r++) {
+            vf a = splat(x[r * KLD + k]);
+            UNROLL for (int v = 0; v < NV; v++) acc[r][v] += a * b[v];
+        }
+    }
+    vf sums[MR * NV];
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int v = 0; v < NV; v++) sums[r * NV + v] = acc[r][v];
+    add_sums(rows, (const float *)sums, out);
+}
+
+#define ROW_CASE(n, ...) \
+    case n: __VA_ARGS__; break;
+#if MR == 12
+#define ROW_CASES(call) \
+    ROW_CASE(1, call(1)) ROW_CASE(2, call(2)) ROW_CASE(3, call(3)) ROW_CASE(4, call(4)) \
+    ROW_CASE(5, call(5)) ROW_CASE(6, call(6)) ROW_CASE(7, call(7)) ROW_CASE(8, call(8)) \
+    ROW_CASE(9, call(9)) ROW_CASE(10, call(10)) ROW_CASE(11, call(11)) ROW_CASE(12, call(12))
+#else
+#define ROW_CASES(call) \
+    ROW_CASE(1, call(1)) ROW_CASE(2, call(2)) ROW_CASE(3, call(3)) ROW_CASE(4, call(4)) \
+    ROW_CASE(5, call(5)) ROW_CASE(6, call(6))
+#endif
+
+static void linear_rows(int rows, const float *x, int64_t depth, const float *panel, Output out) {
+#define CALL(n) linear_tile(n, x, depth, panel, out)
+    switch (rows) { ROW_CASES(CALL) }
+#undef CALL
+}
+
+/* All rows of one panel and one K block; rows are dealt evenly over the fewest tiles. */
+static void linear_block(int64_t rows, const float *x, int64_t depth, const float *panel,
+                         Output out) {
+    int64_t tiles = ceil_div(rows, MR);
+    for (int64_t t = 0; t < tiles; t++) {
+        int64_t from = rows * t / tiles, to = rows * (t + 1) / tiles;
+        Output at = out;
+        at.y += from * out.y_stride;
+        linear_rows((int)(to - from), x + from * KLD, depth, panel, at);
+    }
+}
+
+typedef struct {
+    const float *packed, *bias;
+    int64_t n, k;
+} Linear;
+
+/* One K block of one panel; x holds that K block of all rows. */
+static void linear_slab(const Linear *l, int64_t p, int64_t k0, const float *x, int64_t rows,
+                        float *y) {
+    float start[NR] = {0};
+    Output out = {NULL, y + p * NR, l->n, min64(NR, l->n - p * NR), k0 == 0};
+    if (l->bias && out.first) {
+        memcpy(start, l->bias + p * NR, (size_t)out.columns * sizeof(float));
+        out.start = start;
+    }
+    const float *slab = l->packed + (p * l->k + k0) * NR;
+    linear_block(rows, x, min64(KC, l->k - k0), slab, out);
+}
+
+/* x [M, K] into K blocks of rows: [K / KC][M][KLD] */
+static void pack_rows(const float *x, int64_t m, int64_t k, float *to, int64_t id, int64_t n) {
+    for (int64_t r = m * id / n; r < m * (id + 1) / n; r++)
+        for (int64_t k0 = 0; k0 < k; k0 += KC)
+            memcpy(to + (k0 / KC * m + r) * KLD, x + r * k + k0,
+                   (size_t)min64(KC, k - k0) * sizeof(float));
+}
+
+/* With many rows a thread takes several panels at a time, to read x less often. */
+static int64_t panels_at_once(int64_t rows, int64_t panels, int64_t num_threads) {
+    if (rows <= 4 * MR) return 1;
+    return max64(1, min64(PANELS, panels / (4 * num_threads)));
+}
+
+/* y[M, N] = x[M, K] @ W^T + bias. Returns 0, or -1 when out of memory. */
+EXPORT int tw_linear(const float *x, const float *packed, const float *bias, float *y, int64_t m,
+                     int64_t n, int64_t k, int num_threads) {
+    const Linear l = {packed, bias, n, k};
+    int64_t panels = ceil_div(n, NR), chunk = min64(m, MC);
+    float *rows = scratch((size_t)(ceil_div(k, KC) * chunk * KLD) * sizeof(float));
+    if (!rows) return -1;
+    if (m * n * k < SERIAL_WORK) num_threads = 1;
+    for (int64_t m0 = 0; m0 < m; m0 += chunk) {
+        atomic_int_fast64_t next = 0;
+        int64_t mc = min64(chunk, m - m0), step = panels_at_once(mc, panels, num_threads);
+        PARALLEL {
+            const float *blocks = x + m0 * k;
+            int64_t x_block = KC; /* one row needs no packing: its K blocks already lie in order */
+            if (mc > 1) {
+                pack_rows(x + m0 * k, mc, k, rows, thread_id(), num_workers());
+                blocks = rows;
+                x_block = mc * KLD;
+                BARRIER
+            }
+            int64_t p;
+            while ((p = atomic_fetch_add_explicit(&next, step, memory_order_relaxed)) < panels)
+                for (int64_t k0 = 0; k0 < k; k0 += KC)
+                    for (int64_t i = p; i < min64(p + step, panels); i++)
+                        linear_slab(&l, i, k0, blocks + k0 / KC * x_block, mc, y + m0 * n);
+        }
+    }
+    return 0;
+}
+
+/* ---- row-wise pieces ---------------------------------------------------------------------- */
+
+/* y = x / rms(x) * (offset + weight), row by row; x [rows, width] contiguous, y alike. */
+EXPORT void tw_rms_norm(const float *x, const float *weight, float *y, int64_t rows, int64_t width,
+                        float epsilon, float offset, int num_threads) {
+    if (rows * width < SERIAL_WORK) num_threads = 1;
+    PARALLEL {
+        int64_t n = num_workers(), id = thread_id();
+        for (int64_t r = rows * id / n; r < rows * (id + 1) / n; r++) {
+            const float *in = x + r * width;
+            float *out = y + r * width;
+            vf squares[2] = {};
+            int64_t i = 0;
+            float total = 0.0f;
+            for (; i + 2 * W <= width; i += 2 * W) {
+                vf a = load(in + i), b = load(in + i + W);
+                squares[0] += a * a;
+                squares[1] += b * b;
+            }
+            for (; i < width; i++) total += in[i] * in[i];
+            total += horizontal_sum(squares[0] + squares[1])[0];
+            float scale = 1.0f / sqrtf(total / (float)width + epsilon);
+            for (i = 0; i + W <= width; i += W)
+                store(out + i, load(in + i) * scale * (load(weight + i) + offset));
+            for (; i < width; i++) out[i] = in[i] * scale * (weight[i] + offset);
+        }
+    }
+}
+
+INLINE vf silu_v(vf x) {
+    vf negative = -x;
+    return x / (exp_v(pick(negative > 88.0f, splat(88.0f), negative)) + 1.0f);
+}
+
+/* y = silu(gate) * up; rows of gate and up may be slices of one wider tensor. */
+EXPORT void tw_silu_and_mul(const float *gate, int64_t gate_stride, const float *up,
+                            int64_t up_stride, float *y, int64_t rows, int64_t width,
+                            int num_threads) {
+    if (rows * width < SERIAL_WORK / 8) num_threads = 1;
+    PARALLEL {
+        int64_t n = num_workers(), id = thread_id();
+        for (int64_t r = rows * id / n; r < rows * (id + 1) / n; r++) {
+            const float *g = gate + r * gate_stride, *u = up + r * up_stride;
+            float *out = y + r * width;
+            int64_t i = 0;
+            for (; i + W <= width; i += W) store(out + i, silu_v(load(g + i)) * load(u + i));
+            for (; i < width; i++) out[i] = silu_v(splat(g[i]))[0] * u[i];
+        }
+    }
+}
+
+/* ---- paged attention ---------------------------------------------------------------------- */
+/*
+ * Work is cut twice. A tile is a run of queries of one sequence with all query heads of one KV
+ * head; its rows are (query, head) pairs, query-major. An item is a tile against one split of the
+ * KV range the tile can see:
+ *
+ *     position:   0 ............ context - queries ............ context
+ *     KV range:       [ split 0 | split 1 | ... up to the last query of the tile ]
+ *     tile:                                 [ q0 .. q0 + count )
+ *
+ * Tiles with one split write the output at once, the others leave (max, sum, values) per row
+ * behind, merged after a barrier.
+ */
+
+typedef struct {
+    float *out; /* [T, H, D] */
+    const float *query;
+    int64_t query_token, query_head;
+    const float *key_cache, *value_cache; /* logically [blocks, block_size, Hkv, D] */
+    int64_t block_stride, token_stride, head_stride;
+    const int32_t *block_tables;
+    int64_t table_stride;
+    const int32_t *query_start, *context_lens;
+    int64_t num_seqs, num_heads, num_kv_heads, head_size, block_size;
+    float scale;
+    int64_t window; /* 0: none */
+    float softcap;  /* 0: none */
+    const float *sinks;
+} Attention;
+
+typedef struct {
+    int32_t sequence, kv_head;
+    int64_t query, count; /* rows of the query tensor */
+    int64_t position;     /* of the first query */
+    int64_t low, high;    /* KV range some row of the tile sees */
+    int64_t split;        /* length of a split */
+    int64_t num_splits;
+    int64_t partial; /* offset of the first split's partial result, in floats */
+} Tile;
+
+typedef struct {
+    int64_t tile, split;
+} Item;
+
+typedef struct {
+    Tile *tiles;
+    Item *items;
+    float *partials;
+    char *workers; /* per-thread scratch */
+    int64_t num_tiles, num_items, num_partials, worker_bytes;
+    int64_t work; /* multiply-adds of the scores */
+} Plan;
+
+typedef struct {
+    float *query;  /* [rows, DLD], scaled */
+    float *values; /* [rows, DLD], the running weighted sum */
+    float *scores; /* [rows, SLD] */
+    float *keys;   /* [D, TILE] transposed, or [TILE, DLD] where rows need padding */
+    float *staged; /* [TILE, DLD] padded values */
+    float *top, *sum, *decay;
+    int64_t head_size;
+    const float *key_rows[TILE], *value_rows[TILE];
+    const float *next_keys[TILE], *next_values[TILE]; /* of the positions after these */
+} Worker;
+
+INLINE int64_t padded(int64_t d) { return ceil_div(d, W) * W; }
+INLINE int64_t group(const Attention *a) { return a->num_heads / a->num_kv_heads; }
+INLINE int64_t tile_queries(const Attention *a) { return max64(1, TARGET_ROWS / group(a)); }
+INLINE int64_t partial_size(const Attention *a, int64_t rows) {
+    return rows * (padded(a->head_size) + 2);
+}
+
+static void plan_sequence(const Attention *a, int64_t s, Plan *plan, int write) {
+    int64_t start = a->query_start[s], queries = a->query_start[s + 1] - start;
+    int64_t first = a->context_lens[s] - queries, step = tile_queries(a);
+    int64_t tiles = ceil_div(queries, step) * a->num_kv_heads;
+    for (int64_t h = 0; h < a->num_kv_heads; h++)
+        for (int64_t q = 0; q < queries; q += step) {
+            int64_t count = min64(step, queries - q), position = first + q;
+            int64_t high = max64(0, position + count);
+            int64_t low = a->window ? min64(high, max64(0, position - a->window + 1)) : 0;
+            int64_t split = queries == 1 ? DECODE_SPLIT : PREFILL_SPLIT;
+            if (queries > 1 && tiles >= PREFILL_UNSPLIT) split = max64(1, high - low);
+            int64_t splits = max64(1, ceil_div(high - low, split));
+            if (write) {
+                for (int64_t i = 0; i < splits; i++)
+                    plan->items[plan->num_items + i] = (Item){plan->num_tiles, i};
+                plan->tiles[plan->num_tiles] = (Tile){(int32_t)s, (int32_t)h, start + q, count,
+                    position, low, high, split, splits, plan->num_partials};
+            }
+            plan->work += count * group(a) * (high - low) * a->head_size;
+            plan->num_tiles++;
+            plan->num_items += splits;
+            if (splits > 1) plan->num_partials += splits * partial_size(a, count * group(a));
+        }
+}
+
+/* Counts, allocates, then writes the work list. */
+static int make_plan(const Attention *a, int num_threads, Plan *plan) {
+    memset(plan, 0, sizeof *plan);
+    for (int64_t s = 0; s < a->num_seqs; s++) plan_sequence(a, s, plan, 0);
+    size_t rows = (size_t)(tile_queries(a) * group(a));
+    size_t worker = rounded(sizeof(Worker)) + 2 * rounded(rows * DLD * 4) +
+                    rounded(rows * SLD * 4) + 2 * rounded(TILE * DLD * 4) + 3 * rounded(rows * 4);
+    size_t tiles = rounded((size_t)plan->num_tiles * sizeof(Tile));
+    size_t items = rounded((size_t)plan->num_items * sizeof(Item));
+    size_t partials = rounded((size_t)plan->num_partials * 4);
+    char *memory = scratch(tiles + items + partials + worker * (size_t)num_threads);
+    if (!memory) return -1;
+    *plan = (Plan){(Tile *)memory, (Item *)(memory + tiles), (float *)(memory + tiles + items),
+                   memory + tiles + items + partials, 0, 0, 0, (int64_t)worker, 0};
+    for (int64_t s = 0; s < a->num_seqs; s++) plan_sequence(a, s, plan, 1);
+    return 0;
+}
+
+static Worker *make_worker(const Attention *a, const Plan *plan) {
+    char *at = plan->workers + (int64_t)thread_id() * plan->worker_bytes;
+    size_t rows = (size_t)(tile_queries(a) * group(a));
+    Worker *w = (Worker *)at;
+    at += rounded(sizeof(Worker));
+#define TAKE(field, floats) (w->field = (float *)at, at += rounded((floats) * 4))
+    w->head_size = a->head_size;
+    TAKE(query, rows * DLD);
+    TAKE(values, rows * DLD);
+    TAKE(scores, rows * SLD);
+    TAKE(keys, TILE * DLD);
+    TAKE(staged, TILE * DLD);
+    TAKE(top, rows);
+    TAKE(sum, rows);
+    TAKE(decay, rows);
+#undef TAKE
+    return w;
+}
+
+static void load_queries(const Attention *a, const Tile *t, Worker *w) {
+    int64_t g = group(a), d = a->head_size, width = padded(d);
+    for (int64_t r = 0; r < t->count * g; r++) {
+        const float *q = a->query + (t->query + r / g) * a->query_token +
+                         (t->kv_head * g + r % g) * a->query_head;
+        float *to = w->query + r * DLD;
+        for (int64_t i = 0; i < d; i++) to[i] = q[i] * a->scale;
+        for (int64_t i = d; i < width; i++) to[i] = 0.0f;
+        memset(w->values + r * DLD, 0, (size_t)width * sizeof(float));
+        w->top[r] = MASKED;
+        w->sum[r] = 0.0f;
+    }
+}
+
+/* Row pointers of positions [from, from + n): the only place that knows about blocks. */
+static void find_rows(const Attention *a, const Tile *t, int64_t from, int64_t n, Worker *w) {
+    const int32_t *table = a->block_tables + t->sequence * a->table_stride;
+    int64_t block = from / a->block_size, offset = from % a->block_size;
+    for (int64_t i = 0; i < n; block++, offset = 0) {
+        int64_t at = table[block] * a->block_stride + offset * a->token_stride +
+                     t->kv_head * a->head_stride;
+        for (; i < n && offset < a->block_size; i++, offset++, at += a->token_stride) {
+            w->next_keys[i] = a->key_cache + at;
+            w->next_values[i] = a->value_cache + at;
+        }
+    }
+    for (int64_t i = n; i < TILE; i++) w->next_keys[i] = w->key_rows[0];
+}
+
+/* Makes the rows found last the current ones. */
+static void advance(const Attention *a, int64_t n, Worker *w) {
+    int64_t d = a->head_size, width = padded(d);
+    memcpy(w->key_rows, w->next_keys, sizeof w->key_rows);
+    memcpy(w->value_rows, w->next_values, sizeof w->value_rows);
+    if (width == d) return;
+    for (int64_t i = 0; i < n; i++) { /* whole vectors would read past the row: copy and pad */
+        float *v = w->staged + i * DLD;
+        memcpy(v, w->value_rows[i], (size_t)d * sizeof(float));
+        memset(v + d, 0, (size_t)(width - d) * sizeof(float));
+        w->value_rows[i] = v;
+    }
+}
+
+/* Starts fetching rows into the second-level cache. Blocks lie scattered and hardware prefetchers
+ * start over in each, so rows are asked for well before their use. */
+INLINE void prefetch_rows(const float *const *rows, int64_t n, int64_t d) {
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t c = 0; c < d; c += LINE) __builtin_prefetch(rows[i] + c, 0, 2);
+}
+
+INLINE vf load_part(const float *p, int64_t count) {
+    if (count >= W) return load(p);
+    float lanes[W] = {0};
+    for (int64_t i = 0; i < count; i++) lanes[i] = p[i];
+    return load(lanes);
+}
+
+/* Scores of up to DIRECT_ROWS queries against n positions as dot products over K rows in place. */
+INLINE void score_direct(const int rows, const Worker *w, int64_t d, int64_t n) {
+    int64_t whole = d / W * W;
+    for (int64_t t = 0; t < n; t += W) {
+        vf part[DIRECT_ROWS][W];
+        for (int i = 0; i < W; i += 2) {
+            const float *k0 = w->key_rows[min64(t + i, n - 1)];
+            const float *k1 = w->key_rows[min64(t + i + 1, n - 1)];
+            prefetch_rows(w->value_rows + t + i, min64(2, n - t - i), d); /* needed next */
+            vf s0[DIRECT_ROWS] = {}, s1[DIRECT_ROWS] = {};
+            int64_t c = 0;
+            for (; c < whole; c += W) {
+                vf a0 = load(k0 + c), a1 = load(k1 + c);
+                UNROLL for (int r = 0; r < rows; r++) {
+                    vf q = load(w->query + r * DLD + c);
+                    s0[r] += q * a0;
+                    s1[r] += q * a1;
+                }
+            }
+            if (c < d) {
+                vf a0 = load_part(k0 + c, d - c), a1 = load_part(k1 + c, d - c);
+                UNROLL for (int r = 0; r < rows; r++) {
+                    vf q = load(w->query + r * DLD + c);
+                    s0[r] += q * a0;
+                    s1[r] += q * a1;
+                }
+            }
+            UNROLL for (int r = 0; r < rows; r++) part[r][i] = s0[r], part[r][i + 1] = s1[r];
+        }
+        UNROLL for (int r = 0; r < rows; r++) store(w->scores + r * SLD + t, row_sums(part[r]));
+    }
+}
+
+static void transpose_keys(const Worker *w, int64_t d, int64_t n) {
+    for (int64_t t = 0; t < n; t += W)
+        for (int64_t c = 0; c < d; c += W) {
+            vf v[W];
+            UNROLL for (int i = 0; i < W; i++)
+                v[i] = load_part(w->key_rows[min64(t + i, n - 1)] + c, d - c);
+            transpose(v);
+            UNROLL for (int i = 0; i < W; i++) store(w->keys + (c + i) * TILE + t, v[i]);
+        }
+}
+
+INLINE void score_tile(const int rows, const float *q, const float *keys, int64_t d, float *s) {
+    vf acc[MR][NV];
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int v = 0; v < NV; v++) acc[r][v] = splat(0.0f);
+    for (int64_t k = 0; k < d; k++) {
+        vf b[NV];
+        UNROLL for (int v = 0; v < NV; v++) b[v] = *(const vf *)(keys + k * TILE + v * W);
+        UNROLL for (int r = 0; r < rows; r++) {
+            vf a = splat(q[r * DLD + k]);
+            UNROLL for (int v = 0; v < NV; v++) acc[r][v] += a * b[v];
+        }
+    }
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int v = 0; v < NV; v++) store(s + r * SLD + v * W, acc[r][v]);
+}
+
+static void score_rows(int rows, const float *q, const float *keys, int64_t d, float *s) {
+#define CALL(n) score_tile(n, q, keys, d, s)
+    switch (rows) { ROW_CASES(CALL) }
+#undef CALL
+}
+
+static void score(const Worker *w, int64_t from, int64_t to, int64_t d, int64_t n, int64_t total) {
+    if (total <= DIRECT_ROWS) {
+        switch (total) {
+            case 1: score_direct(1, w, d, n); break;
+            case 2: score_direct(2, w, d, n); break;
+            case 3: score_direct(3, w, d, n); break;
+            default: score_direct(4, w, d, n);
+        }
+        return;
+    }
+    transpose_keys(w, d, n);
+    int64_t tiles = ceil_div(to - from, MR);
+    for (int64_t t = 0; t < tiles; t++) {
+        int64_t a = from + (to - from) * t / tiles, b = from + (to - from) * (t + 1) / tiles;
+        for (int64_t c = 0; c < n; c += NR)
+            score_rows((int)(b - a), w->query + a * DLD, w->keys + c, d, w->scores + a * SLD + c);
+    }
+}
+
+/* Turns a row of scores into weights exp(score - max) and updates the running max and sum.
+ * Only lanes [low, high) are visible; the rest become exact zeros, whatever they held. */
+INLINE void softmax_row(Worker *w, int64_t r, int64_t n, int64_t low, int64_t high, float softcap) {
+    float *s = w->scores + r * SLD;
+    int64_t vectors = ceil_div(n, W);
+    vf top = splat(w->top[r]);
+    for (int64_t i = 0; i < vectors; i++) {
+        vf x = load(s + i * W);
+        if (softcap > 0.0f) x = softcap * tanh_v(x / softcap);
+        if (i * W < low || (i + 1) * W > high) {
+            vi lane = (vi){LANES} + (int32_t)(i * W);
+            x = pick((lane >= (int32_t)low) & (lane < (int32_t)high), x, splat(MASKED));
+        }
+        top = larger(x, top);
+        store(s + i * W, x);
+    }
+    vf max = horizontal_max(top);
+    vf sum = splat(0.0f);
+    for (int64_t i = 0; i < vectors; i++) {
+        vf x = load(s + i * W);
+        vf p = pick(x < 0.5f * MASKED, splat(0.0f), exp_v(x - max));
+        sum += p;
+        store(s + i * W, p);
+    }
+    w->decay[r] = exp_v(w->top[r] - max)[0];
+    w->sum[r] = w->sum[r] * w->decay[r] + horizontal_sum(sum)[0];
+    w->top[r] = max[0];
+}
+
+/* values = values * decay + weights @ V for one register tile. */
+INLINE void value_tile(const int rows, const int vectors, const Worker *w, int64_t row, int64_t c,
+                       int64_t n) {
+    const int64_t d = w->head_size;
+    vf acc[MR][4];
+    const float *p = w->scores + row * SLD;
+    float *values = w->values + row * DLD + c;
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int v = 0; v < vectors; v++)
+            acc[r][v] = load(values + r * DLD + v * W) * w->decay[row + r];
+    for (int64_t t = 0; t < n; t++) {
+        vf b[4];
+        UNROLL for (int v = 0; v < vectors; v++) b[v] = load(w->value_rows[t] + c + v * W);
+        /* few rows wait for memory: have the next keys on their way */
+        if (rows <= DIRECT_ROWS && c == 0 && t % BURST == 0)
+            prefetch_rows(w->next_keys + t, BURST, d);
+        UNROLL for (int r = 0; r < rows; r++) {
+            vf a = splat(p[r * SLD + t]);
+            UNROLL for (int v = 0; v < vectors; v++) acc[r][v] += a * b[v];
+        }
+    }
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int v = 0; v < vectors; v++) store(values + r * DLD + v * W, acc[r][v]);
+}
+
+static void value_pair(int rows, const Worker *w, int64_t row, int64_t c, int64_t n) {
+#define CALL(k) value_tile(k, 2, w, row, c, n)
+    switch (rows) { ROW_CASES(CALL) }
+#undef CALL
+}
+
+static void value_single(int rows, const Worker *w, int64_t row, int64_t c, int64_t n) {
+#define CALL(k) value_tile(k, 1, w, row, c, n)
+    switch (rows) { ROW_CASES(CALL) }
+#undef CALL
+}
+
+static void value_quad(int rows, const Worker *w, int64_t row, int64_t c, int64_t n) {
+    switch (rows) {
+        case 1: value_tile(1, 4, w, row, c, n); break;
+        case 2: value_tile(2, 4, w, row, c, n); break;
+#if MR == 12
+        case 3: value_tile(3, 4, w, row, c, n); break;
+        case 4: value_tile(4, 4, w, row, c, n); break;
+#endif
+        default:
+            value_pair(rows, w, row, c, n);
+            value_pair(rows, w, row, c + 2 * W, n);
+    }
+}
+
+static void add_values(const Worker *w, int64_t from, int64_t to, int64_t width, int64_t n) {
+    int64_t tiles = ceil_div(to - from, MR);
+    for (int64_t t = 0; t < tiles; t++) {
+        int64_t a = from + (to - from) * t / tiles, b = from + (to - from) * (t + 1) / tiles;
+        int64_t c = 0;
+        int rows = (int)(b - a);
+        for (; rows <= DIRECT_ROWS && c + 4 * W <= width; c += 4 * W) value_quad(rows, w, a, c, n);
+        for (; c + 2 * W <= width; c += 2 * W) value_pair(rows, w, a, c, n);
+        for (; c < width; c += W) value_single(rows, w, a, c, n);
+    }
+}
+
+/* One run of at most TILE positions: find, score, weigh, accumulate. Rows that see none of it, the
+ * queries before it and those whose window has passed it, are left out. */
+static void attend(const Attention *a, const Tile *t, Worker *w, int64_t from, int64_t n) {
+    int64_t g = group(a), d = a->head_size, rows = t->count * g;
+    int64_t first = max64(0, from - t->position);
+    int64_t last = t->count;
+    if (a->window) last = min64(last, from + n - 1 + a->window - t->position);
+    if (first >= last) return;
+    score(w, first * g, last * g, d, n, rows);
+    for (int64_t q = first; q < last; q++) {
+        int64_t position = t->position + q;
+        int64_t low = a->window ? max64(0, position - a->window + 1 - from) : 0;
+        int64_t high = min64(n, position + 1 - from);
+        for (int64_t r = q * g; r < (q + 1) * g; r++)
+            softmax_row(w, r, n, low, high, a->softcap);
+    }
+    add_values(w, first * g, last * g, padded(d), n);
+}
+
+/* Divides by the sum, the sink's share included, and writes the head's row of the output. */
+static void finish_row(const Attention *a, const Tile *t, int64_t r, const float *values, float top,
+                       float sum) {
+    int64_t g = group(a), head = t->kv_head * g + r % g, d = a->head_size;
+    float *out = a->out + ((t->query + r / g) * a->num_heads + head) * d;
+    float keep = 1.0f;
+    if (a->sinks) {
+        float max = a->sinks[head] > top ? a->sinks[head] : top;
+        keep = exp_1(top - max);
+        sum = sum * keep + exp_1(a->sinks[head] - max);
+    }
+    float factor = sum == 0.0f ? 0.0f : keep / sum; /* a row that sees nothing yields zeros */
+    for (int64_t i = 0; i < d; i++) out[i] = values[i] * factor;
+}
+
+static void run_item(const Attention *a, const Plan *plan, Worker *w, int64_t index) {
+    Item item = plan->items[index];
+    const Tile *t = plan->tiles + item.tile;
+    int64_t rows = t->count * group(a), width = padded(a->head_size);
+    int64_t from = t->low + item.split * t->split;
+    int64_t to = min64(t->high, from + t->split);
+    load_queries(a, t, w);
+    int64_t n = min64(TILE, to - from);
+    find_rows(a, t, from, n, w);
+    prefetch_rows(w->next_keys, n, a->head_size);
+    while (n > 0) {
+        int64_t after = from + n, num_next = min64(TILE, to - after);
+        advance(a, n, w);
+        find_rows(a, t, after, num_next, w);
+        attend(a, t, w, from, n);
+        from = after;
+        n = num_next;
+    }
+    float *partial = plan->partials + t->partial + item.split * partial_size(a, rows);
+    for (int64_t r = 0; r < rows; r++) {
+        const float *values = w->values + r * DLD;
+        if (t->num_splits == 1) {
+            finish_row(a, t, r, values, w->top[r], w->sum[r]);
+            continue;
+        }
+        float *to_row = partial + r * (width + 2);
+        to_row[0] = w->top[r];
+        to_row[1] = w->sum[r];
+        memcpy(to_row + 2, values, (size_t)width * sizeof(float));
+    }
+}
+
+static void merge_splits(const Attention *a, const Plan *plan, Worker *w, int64_t index) {
+    const Tile *t = plan->tiles + index;
+    int64_t rows = t->count * group(a), width = padded(a->head_size);
+    int64_t stride = partial_size(a, rows);
+    for (int64_t r = 0; r < rows; r++) {
+        const float *part = plan->partials + t->partial + r * (width + 2);
+        float top = part[0], sum = 0.0f, *values = w->values;
+        for (int64_t s = 1; s < t->num_splits; s++)
+            top = part[s * stride] > top ? part[s * stride] : top;
+        memset(values, 0, (size_t)width * sizeof(float));
+        for (int64_t s = 0; s < t->num_splits; s++, part += stride) {
+            float share = exp_1(part[0] - top);
+            sum += part[1] * share;
+            for (int64_t i = 0; i < width; i++) values[i] += part[2 + i] * share;
+        }
+        finish_row(a, t, r, values, top, sum);
+    }
+}
+
+/* Returns 0, or -1 when out of memory. */
+EXPORT int tw_paged_attention(float *out, const float *query, int64_t query_token,
+                              int64_t query_head, const float *key_cache, const float *value_cache,
+                              int64_t block_stride, int64_t token_stride, int64_t head_stride,
+                              const int32_t *block_tables, int64_t table_stride,
+                              const int32_t *query_start, const int32_t *context_lens,
+                              int64_t num_seqs, int64_t num_heads, int64_t num_kv_heads,
+                              int64_t head_size, int64_t block_size, float scale, int64_t window,
+                              float softcap, const float *sinks, int num_threads) {
+    const Attention a = {out, query, query_token, query_head, key_cache, value_cache, block_stride,
+                         token_stride, head_stride, block_tables, table_stride, query_start,
+                         context_lens, num_seqs, num_heads, num_kv_heads, head_size, block_size,
+                         scale, window, softcap, sinks};
+    Plan plan;
+    if (make_plan(&a, num_threads, &plan)) return -1;
+    if (plan.num_items == 1 || plan.work < SERIAL_WORK) num_threads = 1;
+    atomic_int_fast64_t next_item = 0, next_tile = 0;
+    PARALLEL {
+        Worker *w = make_worker(&a, &plan);
+        int64_t i;
+        /* from the end: the later tiles of a sequence see more and go first */
+        while ((i = atomic_fetch_add_explicit(&next_item, 1, memory_order_relaxed)) <
+               plan.num_items)
+            run_item(&a, &plan, w, plan.num_items - 1 - i);
+        if (plan.num_partials) {
+            BARRIER
+            while ((i = atomic_fetch_add_explicit(&next_tile, 1, memory_order_relaxed)) <
+                   plan.num_tiles)
+                if (plan.tiles[i].num_splits > 1) merge_splits(&a, &plan, w, i);
+        }
+    }
+    return 0;
+}

@@ -1,0 +1,61 @@
+"""The tensors that hold keys and values, and how many tokens they can hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import psutil
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class LayerShape:
+    """What one layer stores per token: `num_kv_heads` keys and values of these sizes."""
+
+    num_kv_heads: int
+    key_dim: int
+    value_dim: int
+
+    @property
+    def elements_per_token(self) -> int:
+        """Numbers stored per token."""
+        return self.num_kv_heads * (self.key_dim + self.value_dim)
+
+
+class KVCache:
+    """One key and one value tensor per layer, [num_blocks, block_size, num_kv_heads, head_dim]."""
+
+    def __init__(
+        self,
+        layers: dict[int, LayerShape],
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+
+        def tensor(heads: int, size: int) -> Tensor:
+            return torch.zeros(num_blocks, block_size, heads, size, dtype=dtype, device=device)
+
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {
+            index: (
+                tensor(shape.num_kv_heads, shape.key_dim),
+                tensor(shape.num_kv_heads, shape.value_dim),
+            )
+            for index, shape in layers.items()
+        }
+
+
+def bytes_per_token(layers: dict[int, LayerShape], dtype: torch.dtype) -> int:
+    """Memory that one token takes in all layers, in bytes."""
+    return sum(shape.elements_per_token for shape in layers.values()) * dtype.itemsize
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be allocated on the device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)

@@ -1,0 +1,117 @@
+"""What happens to the logits before a token is chosen: one function per parameter, in TGI's order.
+
+Each takes float32 scores [num_rows, vocab_size] and the rows' sequences, and returns scores. It
+does nothing, and builds nothing, when no row asks for it. Order and formulas are those of TGI
+2.1.1, server/text_generation_server/utils/tokens.py and logits_process.py, except that a row never
+depends on the rows beside it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from .request import SamplingParams
+from .sequence import Sequence
+
+_NEVER = float("-inf")
+_Value = TypeVar("_Value", int, float)
+
+
+def process(scores: Tensor, sequences: list[Sequence]) -> Tensor:
+    """Applies every step that some row asks for."""
+    for step in (_repetition_penalty, _frequency_penalty, _temperature, _top_k, _top_p, _typical_p):
+        scores = step(scores, sequences)
+    return scores
+
+
+def _repetition_penalty(scores: Tensor, sequences: list[Sequence]) -> Tensor:
+    for row, sequence in enumerate(sequences):
+        penalty = sequence.request.sampling.repetition_penalty
+        if penalty != 1.0:
+            seen = torch.tensor(list(set(sequence.token_ids)), device=scores.device)
+            old = scores[row, seen]
+            scores[row, seen] = torch.where(old < 0, old * penalty, old / penalty)
+    return scores
+
+
+def _frequency_penalty(scores: Tensor, sequences: list[Sequence]) -> Tensor:
+    for row, sequence in enumerate(sequences):
+        penalty = sequence.request.sampling.frequency_penalty
+        if penalty != 0.0:
+            counts = Counter(sequence.token_ids)
+            ids = torch.tensor(list(counts), device=scores.device)
+            shares = torch.tensor(list(counts.values()), device=scores.device) / sequence.num_tokens
+            scores[row, ids] -= penalty * shares
+    return scores
+
+
+def _temperature(scores: Tensor, sequences: list[Sequence]) -> Tensor:
+    values = [sequence.request.sampling.temperature for sequence in sequences]
+    if all(value == 1.0 for value in values):
+        return scores
+    return scores / torch.tensor(values, device=scores.device).unsqueeze(1)
+
+
+def _top_k(scores: Tensor, sequences: list[Sequence]) -> Tensor:
+    def mark(part: Tensor, ks: list[int]) -> Tensor:
+        ks = [min(k, part.shape[1]) for k in ks]
+        likeliest = torch.topk(part, max(ks)).values
+        kth = likeliest.gather(1, torch.tensor(ks, device=part.device).unsqueeze(1) - 1)
+        return part < kth  # ties with the k-th stay
+
+    return _drop(scores, sequences, lambda params: params.top_k, mark)
+
+
+def _top_p(scores: Tensor, sequences: list[Sequence]) -> Tensor:
+    def mark(part: Tensor, ps: list[float]) -> Tensor:
+        ordered, order = torch.sort(part)
+        mass = torch.softmax(ordered, dim=-1).cumsum(-1)
+        drop = mass <= 1 - torch.tensor(ps, device=part.device).unsqueeze(1)
+        drop[:, -1] = False
+        return torch.zeros_like(drop).scatter(1, order, drop)
+
+    return _drop(scores, sequences, lambda params: params.top_p, mark)
+
+
+def _typical_p(scores: Tensor, sequences: list[Sequence]) -> Tensor:
+    def mark(part: Tensor, ps: list[float]) -> Tensor:
+        logprobs = torch.log_softmax(part, dim=-1)
+        probs = logprobs.exp()
+        entropy = -(probs * logprobs).nansum(-1, keepdim=True)
+        order = (-logprobs - entropy).abs().argsort(dim=-1)
+        mass = probs.gather(1, order).cumsum(-1)
+        # Everything behind the first token at which the mass reaches p goes.
+        reached = mass >= torch.tensor(ps, device=part.device).unsqueeze(1)
+        drop = reached.roll(1, dims=-1)
+        drop[:, 0] = False
+        return torch.zeros_like(drop).scatter(1, order, drop)
+
+    return _drop(scores, sequences, lambda params: params.typical_p, mark)
+
+
+def _drop(
+    scores: Tensor,
+    sequences: list[Sequence],
+    parameter: Callable[[SamplingParams], _Value | None],
+    mark: Callable[[Tensor, list[_Value]], Tensor],
+) -> Tensor:
+    """Sets to -inf what `mark` says, in those rows only that have the parameter."""
+    rows: list[int] = []
+    values: list[_Value] = []
+    for row, sequence in enumerate(sequences):
+        value = parameter(sequence.request.sampling)
+        if value is not None:
+            rows.append(row)
+            values.append(value)
+    if not rows:
+        return scores
+    if len(rows) == len(sequences):
+        return scores.masked_fill(mark(scores, values), _NEVER)
+    index = torch.tensor(rows, device=scores.device)
+    part = scores[index]
+    return scores.index_copy(0, index, part.masked_fill(mark(part, values), _NEVER))

@@ -1,0 +1,46 @@
+"""Runs the model: packed tokens in, logits out. It owns the KV cache's tensors and nothing else."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .attention import AttentionBackend, AttentionStep
+from .batch import ModelInput
+from .kv_cache import KVCache
+from .model_loader import LoadedModel
+
+
+class ModelRunner:
+    """One model with its cache.
+
+    Args:
+        loaded: the model.
+        cache: where keys and values go.
+        backend: who computes attention.
+    """
+
+    def __init__(self, loaded: LoadedModel, cache: KVCache, backend: AttentionBackend) -> None:
+        self.model = loaded.model
+        self.device = loaded.device
+        self.cache = cache
+        self.backend = backend
+
+    @torch.inference_mode()
+    def forward(self, batch: ModelInput) -> Tensor:
+        """Computes all tokens of a step.
+
+        Returns:
+            Logits float32 [num_rows, vocab_size], one row for each of `batch.logits_rows`.
+        """
+        step = AttentionStep(self.cache.layers, batch.attention, self.backend)
+        output = self.model(
+            input_ids=batch.input_ids.unsqueeze(0),
+            position_ids=batch.positions.unsqueeze(0),
+            use_cache=False,
+            logits_to_keep=batch.logits_rows,
+            attention_step=step,
+        )
+        logits = output.logits
+        assert isinstance(logits, Tensor)
+        return logits[0].float()

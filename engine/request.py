@@ -1,0 +1,111 @@
+"""What is asked of the engine, and what it answers: values without behaviour.
+
+A `Request` never changes. All its parameters are resolved: `None` means "this filter is off", and
+nothing else is optional.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class FinishReason(StrEnum):
+    """Why a sequence ended."""
+
+    LENGTH = "length"
+    EOS_TOKEN = "eos_token"  # noqa: S105  a name, not a secret
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How the next token is chosen from the logits.
+
+    `seed` is any unsigned 64-bit integer. With `do_sample` false the likeliest token is taken,
+    after penalties. Defaults mean that a step is off.
+    """
+
+    do_sample: bool = False
+    seed: int = 0
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    typical_p: float | None = None
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    top_n_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A prompt to continue.
+
+    `resumed_token_ids` are tokens that were generated for this request before, by an engine that is
+    gone: generation goes on behind them and gives what it would have given without the break.
+    """
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    max_new_tokens: int
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    eos_token_ids: frozenset[int] = frozenset()
+    prompt_logprobs: bool = False
+    resumed_token_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One generated token: its id, its log-probability, and the likeliest ids with theirs."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequenceOutput:
+    """What one step brought for one request.
+
+    `prompt_logprobs` continues the list of earlier steps; its first entry of all is None. `token`
+    is None while the prompt is still being computed. `error` ends the request without a finish
+    reason.
+    """
+
+    request_id: str
+    token: Token | None = None
+    finish_reason: FinishReason | None = None
+    prompt_logprobs: tuple[float | None, ...] = ()
+    error: str | None = None
+    first_scheduled: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """A snapshot of the engine after a step."""
+
+    num_steps: int = 0
+    num_running: int = 0
+    num_waiting: int = 0
+    num_free_blocks: int = 0
+    num_blocks: int = 0
+    num_preemptions: int = 0
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_generated_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepOutput:
+    """All that leaves the engine after one step.
+
+    Durations are seconds: `forward_s` the model, `sample_s` choosing tokens, `duration_s`
+    everything.
+    """
+
+    outputs: tuple[SequenceOutput, ...] = ()
+    stats: EngineStats = field(default_factory=EngineStats)
+    num_scheduled_tokens: int = 0
+    num_prefill_tokens: int = 0
+    forward_s: float = 0.0
+    sample_s: float = 0.0
+    duration_s: float = 0.0

@@ -1,0 +1,161 @@
+"""Which sequences compute how many tokens in the next step.
+
+One rule for everything: every running sequence has pending tokens (one while it decodes, the rest
+of its prompt while it prefills) and gets as many of them as the step's token budget leaves. So
+chunked prefill, prefix hits and recomputation after a preemption need no code of their own.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from .block_manager import BlockManager
+from .errors import CapacityError
+from .sequence import Sequence, SequenceStatus
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledBatch:
+    """Tokens to compute in a step, by sequence, in the order of the rows."""
+
+    num_tokens: dict[Sequence, int]
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens of all sequences."""
+        return sum(self.num_tokens.values())
+
+    @property
+    def num_prefill_tokens(self) -> int:
+        """Tokens of those sequences that are not decoding."""
+        return sum(n for sequence, n in self.num_tokens.items() if sequence.num_pending_tokens > 1)
+
+
+class Scheduler:
+    """First come, first served, under a token budget.
+
+    Args:
+        blocks: the cache's books.
+        max_step_tokens: tokens computed in one step at most.
+        max_num_seqs: sequences running at a time at most.
+        max_logprob_rows: tokens per step at most for a prompt whose log-probabilities are wanted,
+            since each such row costs a vocabulary of logits.
+    """
+
+    def __init__(
+        self,
+        blocks: BlockManager,
+        *,
+        max_step_tokens: int,
+        max_num_seqs: int,
+        max_logprob_rows: int = 256,
+    ) -> None:
+        self.blocks = blocks
+        self.max_step_tokens = max_step_tokens
+        self.max_num_seqs = max_num_seqs
+        self.max_logprob_rows = max_logprob_rows
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self.num_preemptions = 0
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any sequence is not finished."""
+        return bool(self.running or self.waiting)
+
+    def add(self, sequence: Sequence) -> None:
+        """Queues a sequence.
+
+        Raises:
+            CapacityError: it would not fit into the cache even alone.
+        """
+        # The last token is returned but never computed, so it takes no room.
+        num_blocks = self.blocks.num_blocks_for(sequence.max_tokens - 1)
+        if num_blocks > self.blocks.num_blocks:
+            raise CapacityError(
+                f"{sequence.max_tokens} tokens do not fit into a KV cache of "
+                f"{self.blocks.num_blocks * self.blocks.block_size}"
+            )
+        self.waiting.append(sequence)
+
+    def schedule(self) -> ScheduledBatch:
+        """Plans a step: running sequences first, then as many waiting ones as fit."""
+        budget = self.max_step_tokens
+        planned: dict[Sequence, int] = {}
+        for sequence in list(self.running):
+            if budget == 0:
+                break
+            if sequence.status is not SequenceStatus.RUNNING:
+                continue  # preempted a moment ago, for one that came earlier
+            num_tokens = min(sequence.num_pending_tokens, self._cap(sequence, budget))
+            if self._make_room(sequence, num_tokens, planned):
+                planned[sequence] = num_tokens
+                budget -= num_tokens
+        while self.waiting and budget and len(self.running) < self.max_num_seqs:
+            num_tokens = self._admit(self.waiting[0], budget)
+            if not num_tokens:
+                break  # nobody overtakes: a large request would otherwise starve
+            sequence = self.waiting.popleft()
+            sequence.status = SequenceStatus.RUNNING
+            self.running.append(sequence)
+            planned[sequence] = num_tokens
+            budget -= num_tokens
+        return ScheduledBatch(planned)
+
+    def advance(self, batch: ScheduledBatch) -> None:
+        """Notes that the step was computed."""
+        for sequence, num_tokens in batch.num_tokens.items():
+            sequence.num_computed_tokens += num_tokens
+            self.blocks.commit(sequence)
+
+    def finish(self, sequence: Sequence) -> None:
+        """Removes a sequence, wherever it stands; its blocks are free at once."""
+        if sequence.status is SequenceStatus.FINISHED:
+            return
+        (self.running if sequence.status is SequenceStatus.RUNNING else self.waiting).remove(
+            sequence
+        )
+        sequence.status = SequenceStatus.FINISHED
+        self.blocks.free(sequence)
+
+    def _cap(self, sequence: Sequence, budget: int) -> int:
+        return min(budget, self.max_logprob_rows) if sequence.request.prompt_logprobs else budget
+
+    def _admit(self, sequence: Sequence, budget: int) -> int:
+        """Gives a waiting sequence its blocks; 0 when there is no room, otherwise its tokens.
+
+        The whole prompt gets its blocks at once, and each running sequence keeps one in reserve:
+        whoever is let in is not thrown out again by the very next step.
+        """
+        num_cached = self.blocks.match_prefix(sequence)
+        num_new = self.blocks.num_blocks_for(sequence.num_tokens) - len(sequence.block_table)
+        reserve = len(self.running)
+        if num_new + reserve > self.blocks.num_free_blocks:
+            self.blocks.free(sequence)
+            return 0
+        self.blocks.allocate(sequence, sequence.num_tokens)
+        sequence.num_computed_tokens = sequence.num_cached_tokens = num_cached
+        return min(sequence.num_pending_tokens, self._cap(sequence, budget))
+
+    def _make_room(self, sequence: Sequence, num_tokens: int, planned: dict[Sequence, int]) -> bool:
+        """Finds blocks for a running sequence, taking them from the youngest one if it must.
+
+        Returns:
+            False when the sequence itself was the youngest and had to go.
+        """
+        while not self.blocks.allocate(sequence, sequence.num_computed_tokens + num_tokens):
+            victim = self.running[-1]
+            assert victim not in planned, "sequences are planned from the oldest to the youngest"
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Puts the youngest running sequence back to the queue's head, to be recomputed."""
+        self.running.remove(sequence)
+        self.blocks.free(sequence)
+        sequence.reset()
+        self.waiting.appendleft(sequence)
+        self.num_preemptions += 1

@@ -1,0 +1,105 @@
+"""The run of one request through the engine: the only mutable part of it."""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+
+from .request import FinishReason, Request
+
+
+class SequenceStatus(Enum):
+    """Where a sequence stands."""
+
+    WAITING = auto()
+    RUNNING = auto()
+    FINISHED = auto()
+
+
+class Sequence:
+    """Token ids known so far, and how many of them are in the KV cache.
+
+    ::
+
+        token_ids  |<------ prompt ------>|<- generated ->|
+                   |<- num_computed_tokens ->|<- to come ->|
+
+    When everything but the last token is computed, computing that one gives the next.
+    """
+
+    __slots__ = (
+        "block_hashes",
+        "block_table",
+        "num_cached_tokens",
+        "num_committed_blocks",
+        "num_computed_tokens",
+        "num_preemptions",
+        "num_prompt_logprobs",
+        "request",
+        "started",
+        "status",
+        "token_ids",
+    )
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+        self.token_ids: list[int] = [*request.prompt_token_ids, *request.resumed_token_ids]
+        self.num_computed_tokens = 0
+        self.num_cached_tokens = 0  # of those computed: how many came from the prefix cache
+        self.block_table: list[int] = []
+        self.block_hashes: list[bytes] = []  # of the full blocks hashed so far, in order
+        self.num_committed_blocks = 0  # of block_table: how many others can find by their hash
+        self.status = SequenceStatus.WAITING
+        self.num_prompt_logprobs = 0  # reported so far; a preemption does not report them again
+        self.num_preemptions = 0
+        self.started = False
+
+    @property
+    def request_id(self) -> str:
+        """The request's id."""
+        return self.request.request_id
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens known: the prompt's and the generated ones."""
+        return len(self.token_ids)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.request.prompt_token_ids)
+
+    @property
+    def num_generated_tokens(self) -> int:
+        """Tokens generated, those before a resumption included."""
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_pending_tokens(self) -> int:
+        """Tokens known but not computed yet: 1 while decoding, more while prefilling."""
+        return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def max_tokens(self) -> int:
+        """The length at which the sequence ends in any case."""
+        return self.num_prompt_tokens + self.request.max_new_tokens
+
+    def append(self, token_id: int) -> FinishReason | None:
+        """Adds a generated token, and says whether it is the last one.
+
+        A token that is both the last allowed and an end-of-text token counts as `LENGTH`: TGI
+        checks in that order (server/text_generation_server/utils/tokens.py at v2.1.1,
+        StoppingCriteria).
+        """
+        self.token_ids.append(token_id)
+        if self.num_generated_tokens >= self.request.max_new_tokens:
+            return FinishReason.LENGTH
+        if token_id in self.request.eos_token_ids:
+            return FinishReason.EOS_TOKEN
+        return None
+
+    def reset(self) -> None:
+        """Forgets what was computed, after the blocks were taken away."""
+        self.num_computed_tokens = 0
+        self.num_cached_tokens = 0
+        self.num_preemptions += 1
+        self.status = SequenceStatus.WAITING

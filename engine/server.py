@@ -1,0 +1,229 @@
+"""The engine process: a Unix socket in front of the step loop.
+
+The main thread owns the engine and runs steps. Each connection has a thread that reads into the
+inbox and one that writes from an outbox, so no peer can hold up a step. A connection that ends
+takes its requests with it; one that does not read what it is sent is closed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import queue
+import signal
+import socket
+import threading
+import time
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+
+from . import wire
+from .config import EngineConfig, EngineInfo
+from .engine import Engine
+from .request import SequenceOutput, StepOutput
+
+logger = logging.getLogger(__name__)
+
+_HEARTBEAT_S = 0.5  # an idle engine shows that its loop runs this often
+_DRAIN_S = 90.0  # TGI's budget for requests that run when it is told to stop
+_MAX_OUTBOX = 20_000  # messages; at 100 steps a second a peer has been deaf for minutes
+
+
+class _Connection:
+    """One service: its socket, and the messages that wait for it."""
+
+    def __init__(self, sock: socket.socket, inbox: queue.SimpleQueue[_Delivery]) -> None:
+        self._sock = sock
+        self._inbox = inbox
+        self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        for target in (self._read, self._write):
+            threading.Thread(target=target, daemon=True).start()
+
+    def send(self, message: bytes) -> None:
+        """Queues a message; never waits."""
+        if self._outbox.qsize() > _MAX_OUTBOX:
+            logger.warning("a service does not read: its connection is closed")
+            self.close()
+            return
+        self._outbox.put(message)
+
+    def close(self) -> None:
+        """Ends both threads; the reader reports the end to the inbox."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+
+    def _read(self) -> None:
+        try:
+            with self._sock.makefile("rb") as stream:
+                while len(header := stream.read(wire.HEADER.size)) == wire.HEADER.size:
+                    (size,) = wire.HEADER.unpack(header)
+                    if size > wire.MAX_FRAME_BYTES:
+                        raise ValueError(f"a frame of {size} bytes is too large")
+                    self._inbox.put((self, stream.read(size)))
+        except (OSError, ValueError) as error:
+            logger.warning("connection lost: %s", error)
+        self._outbox.put(None)
+        self._inbox.put((self, None))
+
+    def _write(self) -> None:
+        with contextlib.suppress(OSError):
+            while (message := self._outbox.get()) is not None:
+                self._sock.sendall(message)
+        self._sock.close()
+
+
+_Delivery = tuple[_Connection, bytes | None]
+
+
+class EngineServer:
+    """Serves one engine to any number of services.
+
+    Args:
+        engine: the engine, owned by the thread that calls `run`.
+        info: what connecting services are told.
+        socket_path: where to listen. Its directory must be private to the user.
+    """
+
+    def __init__(self, engine: Engine, info: EngineInfo, socket_path: Path) -> None:
+        self._engine = engine
+        self._info = info
+        self._inbox: queue.SimpleQueue[_Delivery] = queue.SimpleQueue()
+        self._connections: set[_Connection] = set()
+        self._owners: dict[str, _Connection] = {}
+        self._stopping = threading.Event()
+        self._socket_path = socket_path
+        self._listener = _listen(socket_path)
+
+    def run(self) -> None:
+        """Serves until `stop`, then finishes what runs, for a bounded time."""
+        threading.Thread(target=self._accept, daemon=True).start()
+        heartbeat = 0.0
+        while not self._stopping.is_set():
+            self._drain_inbox()
+            if self._engine.has_work:
+                self._publish(self._engine.step())
+                heartbeat = time.monotonic()
+            elif time.monotonic() - heartbeat >= _HEARTBEAT_S:
+                self._publish(StepOutput(stats=self._engine.stats()))
+                heartbeat = time.monotonic()
+        self._finish()
+
+    def stop(self) -> None:
+        """Asks `run` to return. May be called from any thread or a signal handler."""
+        self._stopping.set()
+
+    def _finish(self) -> None:
+        deadline = time.monotonic() + _DRAIN_S
+        while self._engine.has_work and time.monotonic() < deadline:
+            self._drain_inbox()
+            self._publish(self._engine.step())
+        self._listener.close()
+        self._socket_path.unlink(missing_ok=True)
+        for connection in self._connections:
+            connection.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):  # the listener is closed at the end
+            while True:
+                sock, _ = self._listener.accept()
+                connection = _Connection(sock, self._inbox)
+                connection.send(wire.ready(self._info))
+                self._inbox.put((connection, b""))
+
+    def _drain_inbox(self) -> None:
+        """Takes in all that has come; an idle engine waits a while for the first message."""
+        timeout = 0.0 if self._engine.has_work else _HEARTBEAT_S / 2
+        with contextlib.suppress(queue.Empty):
+            self._receive(*self._inbox.get(block=timeout > 0, timeout=timeout or None))
+            while True:
+                self._receive(*self._inbox.get_nowait())
+
+    def _receive(self, connection: _Connection, body: bytes | None) -> None:
+        if body is None:
+            self._disconnect(connection)
+        elif body:
+            self._handle(connection, body)
+        else:
+            self._connections.add(connection)
+
+    def _handle(self, connection: _Connection, body: bytes) -> None:
+        try:
+            kind, fields = wire.parse(body)
+            if kind is wire.Kind.SUBMIT:
+                request = wire.parse_request(fields)
+                refused = self._engine.add(request)
+                if refused is None:
+                    self._owners[request.request_id] = connection
+                else:
+                    connection.send(wire.step(self._reply(refused)))
+            elif kind is wire.Kind.ABORT:
+                self._owners.pop(fields[0], None)
+                self._engine.abort(fields[0])
+        except (ValueError, TypeError, IndexError):
+            logger.exception("a service sent a message that cannot be read")
+            connection.close()
+
+    def _reply(self, output: SequenceOutput) -> StepOutput:
+        return StepOutput(outputs=(output,), stats=self._engine.stats())
+
+    def _disconnect(self, connection: _Connection) -> None:
+        self._connections.discard(connection)
+        orphans = [key for key, owner in self._owners.items() if owner is connection]
+        for request_id in orphans:
+            del self._owners[request_id]
+            self._engine.abort(request_id)
+        if orphans:
+            logger.info("a service left; %d requests aborted", len(orphans))
+
+    def _publish(self, output: StepOutput) -> None:
+        """Sends each service its part of a step, and everybody the figures."""
+        parts: defaultdict[_Connection, list[SequenceOutput]] = defaultdict(list)
+        for item in output.outputs:
+            ended = item.finish_reason is not None or item.error is not None
+            owner = (
+                self._owners.pop(item.request_id, None)
+                if ended
+                else self._owners.get(item.request_id)
+            )
+            if owner is not None:
+                parts[owner].append(item)
+        for connection in self._connections:
+            part = tuple(parts.get(connection, ()))
+            connection.send(wire.step(replace(output, outputs=part)))
+
+
+def _listen(path: Path) -> socket.socket:
+    """Binds the socket, replacing one that a dead engine left behind."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    mask = os.umask(0o077)
+    try:
+        listener.bind(str(path))
+    finally:
+        os.umask(mask)
+    listener.listen()
+    return listener
+
+
+def serve(config: EngineConfig) -> None:
+    """Loads the model and serves it until SIGTERM or SIGINT.
+
+    Raises:
+        ModelLoadError: the model cannot be served.
+    """
+    from .build import build_engine  # imports torch and transformers: seconds
+
+    engine, info = build_engine(config)
+    server = EngineServer(engine, info, config.socket_path)
+
+    def stop(_: int, __: FrameType | None) -> None:
+        server.stop()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    logger.info("engine ready: %s on %s, %s", info.model_id, info.device, info.attention)
+    server.run()

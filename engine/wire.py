@@ -1,0 +1,144 @@
+"""Messages between a service and the engine: length-prefixed msgpack over a Unix socket.
+
+A frame is a big-endian uint32 length and so many bytes of msgpack: a list of the message's kind and
+its fields. One `STEP` leaves per step, with everything that concerns the receiver.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import astuple
+from enum import IntEnum
+from typing import Any
+
+import msgpack
+
+from .config import EngineInfo
+from .request import (
+    EngineStats,
+    FinishReason,
+    Request,
+    SamplingParams,
+    SequenceOutput,
+    StepOutput,
+    Token,
+)
+
+HEADER = struct.Struct(">I")
+MAX_FRAME_BYTES = 64 * 1024 * 1024  # a prompt of a million tokens takes about 5 MB
+
+
+class Kind(IntEnum):
+    """What a message is."""
+
+    SUBMIT = 1  # to the engine: a request
+    ABORT = 2  # to the engine: a request's id
+    READY = 3  # from the engine, once per connection: EngineInfo
+    STEP = 4  # from the engine: StepOutput; empty ones are the idle engine's heartbeat
+
+
+def frame(kind: Kind, *fields: Any) -> bytes:
+    """A message as bytes, with its length in front."""
+    body = msgpack.packb([kind, *fields])
+    return HEADER.pack(len(body)) + bytes(body)
+
+
+def parse(body: bytes) -> tuple[Kind, list[Any]]:
+    """The kind and fields of a frame's body.
+
+    Raises:
+        ValueError: the body is not a message.
+    """
+    # Lists stay lists; strict_map_key would refuse nothing we send.
+    kind, *fields = msgpack.unpackb(body)
+    return Kind(kind), fields
+
+
+def submit(request: Request) -> bytes:
+    """A frame that submits a request."""
+    return frame(
+        Kind.SUBMIT,
+        request.request_id,
+        request.prompt_token_ids,
+        request.max_new_tokens,
+        astuple(request.sampling),
+        sorted(request.eos_token_ids),
+        request.prompt_logprobs,
+        request.resumed_token_ids,
+    )
+
+
+def parse_request(fields: list[Any]) -> Request:
+    """The request of a `SUBMIT`."""
+    request_id, prompt, max_new_tokens, sampling, eos, prompt_logprobs, resumed = fields
+    return Request(
+        request_id=request_id,
+        prompt_token_ids=tuple(prompt),
+        max_new_tokens=max_new_tokens,
+        sampling=SamplingParams(**dict(zip(SamplingParams.__slots__, sampling, strict=True))),
+        eos_token_ids=frozenset(eos),
+        prompt_logprobs=prompt_logprobs,
+        resumed_token_ids=tuple(resumed),
+    )
+
+
+def ready(info: EngineInfo) -> bytes:
+    """A frame that says what the engine serves."""
+    return frame(Kind.READY, info.to_dict())
+
+
+def parse_info(fields: list[Any]) -> EngineInfo:
+    """The description in a `READY`."""
+    return EngineInfo(**fields[0])
+
+
+def step(output: StepOutput) -> bytes:
+    """A frame with the outcome of a step."""
+    return frame(
+        Kind.STEP,
+        [_pack_output(item) for item in output.outputs],
+        astuple(output.stats),
+        output.num_scheduled_tokens,
+        output.num_prefill_tokens,
+        output.forward_s,
+        output.sample_s,
+        output.duration_s,
+    )
+
+
+def parse_step(fields: list[Any]) -> StepOutput:
+    """The outcome in a `STEP`."""
+    outputs, stats, num_scheduled, num_prefill, forward_s, sample_s, duration_s = fields
+    return StepOutput(
+        outputs=tuple(_parse_output(item) for item in outputs),
+        stats=EngineStats(**dict(zip(EngineStats.__slots__, stats, strict=True))),
+        num_scheduled_tokens=num_scheduled,
+        num_prefill_tokens=num_prefill,
+        forward_s=forward_s,
+        sample_s=sample_s,
+        duration_s=duration_s,
+    )
+
+
+def _pack_output(output: SequenceOutput) -> list[Any]:
+    token = output.token
+    return [
+        output.request_id,
+        None if token is None else (token.token_id, token.logprob, token.top),
+        output.finish_reason,
+        output.prompt_logprobs,
+        output.error,
+        output.first_scheduled,
+    ]
+
+
+def _parse_output(item: list[Any]) -> SequenceOutput:
+    request_id, token, reason, prompt_logprobs, error, first_scheduled = item
+    return SequenceOutput(
+        request_id=request_id,
+        token=None if token is None else Token(token[0], token[1], tuple(map(tuple, token[2]))),
+        finish_reason=None if reason is None else FinishReason(reason),
+        prompt_logprobs=tuple(prompt_logprobs),
+        error=error,
+        first_scheduled=first_scheduled,
+    )
