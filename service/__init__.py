@@ -1,0 +1,1 @@
+"""The service: everything textual, and everything on the wire. It never touches the device."""

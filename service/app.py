@@ -1,0 +1,198 @@
+"""Puts a service together and runs it: the only place of this package that constructs things."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+
+from grpc import aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+from engine.config import EngineInfo
+
+from . import rpc
+from .admission import Admission
+from .engine_client import EngineClient
+from .generation import Generator
+from .interceptor import CallInterceptor
+from .limits import Limits
+from .metrics import Metrics
+from .pipeline import Pipeline
+from .server_info import ServerInfo
+from .servicer import TextGenerationServicer
+from .settings import Settings
+from .tokenizer import TextTokenizer
+from .validation import Validator
+
+logger = logging.getLogger(__name__)
+
+_HEALTH_INTERVAL_S = 0.2
+_MAX_MESSAGE_BYTES = 64 * 1024 * 1024  # of replies; requests are bounded by the settings
+
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class App:
+    """One service process.
+
+    Args:
+        settings: what it is started with; `engine_socket` must be set.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        assert settings.engine_socket is not None
+        self._settings = settings
+        self._client = EngineClient(settings.engine_socket, stall_s=settings.engine_stall_seconds)
+        self._admission = Admission(settings.max_concurrent_requests)
+        self._health = health.aio.HealthServicer()
+        self._stopping = asyncio.Event()
+        self._server: aio.Server | None = None
+        self.port = 0
+
+    async def start(self) -> None:
+        """Waits for the engine, then listens.
+
+        Raises:
+            ValueError: the tokenizer or the limits do not fit.
+            OSError: the port is in use.
+        """
+        settings = self._settings
+        self._client.start()
+        tokenizer = await asyncio.to_thread(
+            TextTokenizer.load,
+            settings.model_id,
+            settings.revision,
+            settings.validation_workers,
+        )
+        info = await self._client.ready()
+        limits = make_limits(settings, info)
+        metrics = Metrics(limits)
+        self._client.on_step.append(metrics.step)
+        pipeline = Pipeline(
+            self._admission,
+            Validator(limits, tokenizer),
+            Generator(self._client, tokenizer),
+            metrics,
+        )
+        server_info = ServerInfo(
+            engine=info,
+            limits=limits,
+            settings=settings,
+            compute_type=os.environ.get("COMPUTE_TYPE", f"1-{info.device}"),
+        )
+        servicer = TextGenerationServicer(pipeline, tokenizer, self._client, server_info, metrics)
+        self._server = aio.server(
+            interceptors=[CallInterceptor(metrics)],
+            options=[
+                ("grpc.max_receive_message_length", settings.max_request_bytes * 2),
+                ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+                # Envoy pings silent streams; by default that counts as abuse after a while.
+                ("grpc.http2.max_ping_strikes", 0),
+                ("grpc.so_reuseport", 0),  # a second server on the port is an error, not a twin
+            ],
+        )
+        self._register(servicer)
+        self.port = self._bind()
+        await self._server.start()
+        logger.info("service ready on %s:%d", settings.grpc_host, self.port)
+
+    async def run(self) -> None:
+        """Serves until `stop`, then drains: no new generations, running ones finish in time."""
+        assert self._server is not None
+        watcher = asyncio.create_task(self._watch_health())
+        await self._stopping.wait()
+        watcher.cancel()
+        await self._health.enter_graceful_shutdown()
+        self._admission.close()
+        logger.info("draining %d requests", self._admission.num_active)
+        await self._server.stop(self._settings.drain_seconds)
+        await self._client.close()
+
+    def stop(self) -> None:
+        """Asks `run` to drain and return."""
+        self._stopping.set()
+
+    async def stopped(self) -> None:
+        """Returns when `stop` was called."""
+        await self._stopping.wait()
+
+    def _bind(self) -> int:
+        assert self._server is not None
+        address = f"{self._settings.grpc_host}:{self._settings.grpc_port}"
+        try:
+            return int(self._server.add_insecure_port(address))
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {address}: is the port in use?") from error
+
+    def _register(self, servicer: TextGenerationServicer) -> None:
+        assert self._server is not None
+        pool = rpc.load_pool()
+        for module in (health_pb2, reflection_pb2):
+            pool.AddSerializedFile(module.DESCRIPTOR.serialized_pb)
+        self._server.add_generic_rpc_handlers((rpc.handlers(servicer, pool),))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (rpc.SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server, pool=pool)
+
+    async def _watch_health(self) -> None:
+        """Keeps grpc.health.v1 at what the engine's messages say."""
+        while True:
+            status = _SERVING if self._client.is_healthy else _NOT_SERVING
+            for name in ("", rpc.SERVICE):
+                await self._health.set(name, status)
+            await asyncio.sleep(_HEALTH_INTERVAL_S)
+
+
+def make_limits(settings: Settings, info: EngineInfo) -> Limits:
+    """The limits in force: what was asked for, inside what the engine can hold.
+
+    Raises:
+        ValueError: the settings contradict each other or the engine.
+    """
+    max_total_tokens = settings.max_total_tokens or info.max_total_tokens
+    if max_total_tokens > info.max_total_tokens:
+        raise ValueError(
+            f"max_total_tokens must be <= {info.max_total_tokens}, which the engine holds. "
+            f"Given: {max_total_tokens}"
+        )
+    max_input_tokens = settings.max_input_tokens or max_total_tokens - 1
+    if max_input_tokens >= max_total_tokens:
+        raise ValueError(
+            f"max_input_tokens must be < max_total_tokens. Given: {max_input_tokens} and "
+            f"{max_total_tokens}"
+        )
+    return Limits(
+        max_concurrent_requests=settings.max_concurrent_requests,
+        max_best_of=settings.max_best_of,
+        max_stop_sequences=settings.max_stop_sequences,
+        max_top_n_tokens=settings.max_top_n_tokens,
+        max_input_tokens=max_input_tokens,
+        max_total_tokens=max_total_tokens,
+        max_client_batch_size=settings.max_client_batch_size,
+    )
+
+
+async def serve(settings: Settings) -> None:
+    """Runs a service until SIGTERM or SIGINT.
+
+    Raises:
+        ValueError: the settings do not fit the model.
+        OSError: the port is in use.
+    """
+    app = App(settings)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, app.stop)
+    start = asyncio.create_task(app.start())
+    stopped = asyncio.create_task(app.stopped())
+    await asyncio.wait((start, stopped), return_when=asyncio.FIRST_COMPLETED)
+    if not start.done():  # told to stop while still waiting for the engine
+        start.cancel()
+        return
+    stopped.cancel()
+    await start
+    await app.run()

@@ -1,0 +1,174 @@
+"""The command `tokenwire`: reads the settings, sets up logging and runs one of the processes.
+
+What a process needs is imported when it runs, so that `--help` and the supervisor stay light.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib.metadata
+import json
+import logging
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from engine.errors import EngineError
+
+from .settings import Settings, SettingsError, add_arguments, load, unsupported_variables
+from .supervisor import (
+    Supervisor,
+    SupervisorError,
+    envoy_command,
+    envoy_configuration,
+    is_serving,
+)
+
+logger = logging.getLogger(__name__)
+
+_EXIT_USAGE = 2
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs `tokenwire` and returns its exit code: 1 for a failure, 2 for wrong settings."""
+    parser = _make_parser()
+    arguments = vars(parser.parse_args(argv))
+    name: str = arguments.pop("command")
+    try:
+        settings = load(arguments, os.environ)
+        _set_up_logging(settings)
+        if name in _WARNING_COMMANDS:
+            for warning in unsupported_variables(os.environ):
+                logger.warning("%s", warning)
+        return _COMMANDS[name][0](settings)
+    except SettingsError as error:
+        return _fail(name, error, _EXIT_USAGE)
+    except (EngineError, SupervisorError, OSError, ValueError) as error:
+        logger.debug("the cause:", exc_info=True)
+        return _fail(name, error, 1)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(_EXIT_USAGE, f"{self.prog}: {message}\n")
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="tokenwire",
+        description="Text generation over gRPC and TGI's REST API.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"tokenwire {_version()}")
+    commands = parser.add_subparsers(dest="command", metavar="command", required=True)
+    for name, (_, text) in _COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        add_arguments(command)
+    return parser
+
+
+def _serve(settings: Settings) -> int:
+    return asyncio.run(_supervise(settings))
+
+
+async def _supervise(settings: Settings) -> int:
+    return await Supervisor(settings).run()
+
+
+def _engine(settings: Settings) -> int:
+    socket_path = _socket_path(settings)
+    from engine.server import serve
+
+    serve(settings.engine_config(socket_path))
+    return 0
+
+
+def _service(settings: Settings) -> int:
+    _socket_path(settings)
+    from .app import serve
+
+    asyncio.run(serve(settings))
+    return 0
+
+
+def _envoy(settings: Settings) -> int:
+    # Envoy takes this process over, so the directory stays until the machine clears it.
+    command = envoy_command(settings, Path(tempfile.mkdtemp(prefix="tokenwire-envoy-")))
+    os.execv(command[0], command)  # noqa: S606 - no shell is wanted
+
+
+def _envoy_config(settings: Settings) -> int:
+    sys.stdout.write(envoy_configuration(settings))
+    return 0
+
+
+def _health(settings: Settings) -> int:
+    serving = asyncio.run(is_serving(settings.upstream_host, settings.grpc_port))
+    sys.stdout.write("serving\n" if serving else "not serving\n")
+    return 0 if serving else 1
+
+
+_COMMANDS: dict[str, tuple[Callable[[Settings], int], str]] = {
+    "serve": (_serve, "Run engine, service and Envoy, and restart what dies."),
+    "engine": (_engine, "Run the engine alone."),
+    "service": (_service, "Run the gRPC service alone."),
+    "envoy": (_envoy, "Run Envoy alone."),
+    "envoy-config": (_envoy_config, "Print Envoy's configuration."),
+    "health": (_health, "Ask the service whether it serves: exit code 0 if so, otherwise 1."),
+}
+_WARNING_COMMANDS = ("serve", "engine", "service", "envoy")  # those whose output nobody parses
+
+
+def _socket_path(settings: Settings) -> Path:
+    if settings.engine_socket is None:
+        raise SettingsError("--engine-socket is needed where engine and service run alone")
+    return settings.engine_socket
+
+
+def _fail(command: str, error: Exception, code: int) -> int:
+    text = " ".join(str(error).split()) or type(error).__name__
+    sys.stderr.write(f"tokenwire {command}: {text}\n")
+    return code
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("tokenwire")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def _set_up_logging(settings: Settings) -> None:
+    handler = logging.StreamHandler()
+    text = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    handler.setFormatter(_JsonFormatter() if settings.json_output else text)
+    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+
+
+class _JsonFormatter(logging.Formatter):
+    """One JSON object a line, with the keys that TGI's router writes under --json-output."""
+
+    converter = time.gmtime
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "timestamp": f"{self.formatTime(record, '%Y-%m-%dT%H:%M:%S')}.{record.msecs:03.0f}Z",
+            "level": record.levelname.replace("WARNING", "WARN"),
+            "message": record.getMessage(),
+            "target": record.name,
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

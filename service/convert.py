@@ -1,0 +1,321 @@
+"""Between the wire's messages and the domain, both ways, without deciding anything.
+
+This, `servicer.py` and `rpc.py` are the only files that know the generated messages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .chat import ChatAnswer, ChatDelta, ChatRequest, Message
+from .completions import CompletionAnswer, CompletionDelta, CompletionsRequest
+from .generation import Generation, PrefillToken, Token, TokenEvent
+from .parameters import DEFAULT_MAX_NEW_TOKENS, Grammar, Parameters
+from .pb.google.protobuf import Value
+from .pb.tokenwire import v1 as pb
+from .server_info import ServerInfo
+from .tokenizer import TokenSpan
+
+# presence_penalty is shifted so: TGI, router/src/server.rs at v2.1.1, chat_completions.
+_PRESENCE_SHIFT = 2.0
+
+_FINISH_REASONS = {
+    "length": pb.FinishReason.LENGTH,
+    "eos_token": pb.FinishReason.EOS_TOKEN,
+    "stop_sequence": pb.FinishReason.STOP_SEQUENCE,
+}
+
+
+def parameters(message: pb.GenerateParameters | None) -> Parameters:
+    """The parameters of `/generate`. Absent as a whole they mean sampling: TGI's rule."""
+    if message is None:
+        return Parameters(do_sample=True)
+    return Parameters(
+        best_of=message.best_of,
+        temperature=message.temperature,
+        repetition_penalty=message.repetition_penalty,
+        frequency_penalty=message.frequency_penalty,
+        top_k=message.top_k,
+        top_p=message.top_p,
+        typical_p=message.typical_p,
+        do_sample=bool(message.do_sample),
+        max_new_tokens=_or_default(message.max_new_tokens),
+        return_full_text=message.return_full_text,
+        stop=tuple(message.stop),
+        truncate=message.truncate,
+        watermark=bool(message.watermark),
+        details=bool(message.details),
+        decoder_input_details=bool(message.decoder_input_details),
+        seed=message.seed,
+        top_n_tokens=message.top_n_tokens,
+        grammar=_grammar(message.grammar),
+        adapter_id=message.adapter_id,
+    )
+
+
+def chat_request(message: pb.ChatRequest) -> ChatRequest:
+    """A conversation to continue."""
+    response_format = _response_format(message.response_format)
+    return ChatRequest(
+        messages=tuple(_message(item) for item in message.messages),
+        stream=message.stream,
+        logprobs=bool(message.logprobs),
+        n=message.n,
+        has_tools=bool(message.tools),
+        tool_choice=plain(message.tool_choice),
+        response_format=response_format,
+        parameters=Parameters(
+            frequency_penalty=message.frequency_penalty,
+            repetition_penalty=(
+                None
+                if message.presence_penalty is None
+                else message.presence_penalty + _PRESENCE_SHIFT
+            ),
+            max_new_tokens=_or_default(message.max_tokens),
+            stop=tuple(message.stop),
+            seed=message.seed,
+            top_p=message.top_p,
+            top_n_tokens=message.top_logprobs if message.logprobs else None,
+            grammar=response_format,
+            adapter_id=message.model,
+            details=True,
+            **_temperature(message.temperature),
+        ),
+    )
+
+
+def completions_request(message: pb.CompletionsRequest) -> CompletionsRequest:
+    """Prompts to continue."""
+    return CompletionsRequest(
+        prompts=tuple(message.prompt),
+        stream=message.stream,
+        suffix=message.suffix,
+        parameters=Parameters(
+            frequency_penalty=message.frequency_penalty,
+            repetition_penalty=message.repetition_penalty,
+            max_new_tokens=_or_default(message.max_tokens),
+            stop=tuple(message.stop),
+            seed=message.seed,
+            top_p=message.top_p,
+            adapter_id=message.model,
+            details=True,
+            **_temperature(message.temperature),
+        ),
+    )
+
+
+def plain(value: Value | None) -> Any:
+    """A `Value` as plain JSON values, whole numbers as integers: on the wire all are doubles."""
+    return None if value is None else _whole_numbers(value.to_dict())
+
+
+def generate_response(result: Generation) -> pb.GenerateResponse:
+    """A whole answer."""
+    response = pb.GenerateResponse(generated_text=result.generated_text)
+    if result.request.wants_details:
+        response.details = pb.Details(
+            finish_reason=_FINISH_REASONS[result.finish_reason],
+            generated_tokens=len(result.tokens),
+            seed=result.seed,
+            prefill=_prefill(result.prefill),
+            tokens=_tokens(result.tokens),
+            best_of_sequences=[_loser(item) for item in result.best_of_sequences],
+            top_tokens=_token_lists(result.top_tokens),
+        )
+    return response
+
+
+def stream_response(index: int, event: TokenEvent) -> pb.GenerateStreamResponse:
+    """One token of a stream."""
+    response = pb.GenerateStreamResponse(
+        index=index, token=_token(event.token), top_tokens=_tokens(event.top_tokens)
+    )
+    result = event.generation
+    if result is not None:
+        response.generated_text = result.generated_text
+        if result.request.details:
+            response.details = pb.StreamDetails(
+                finish_reason=_FINISH_REASONS[result.finish_reason],
+                generated_tokens=len(result.tokens),
+                seed=result.seed,
+            )
+    return response
+
+
+def chat_completion(answer: ChatAnswer) -> pb.ChatCompletion:
+    """A whole answer."""
+    choice = pb.ChatChoice(
+        message=pb.AssistantMessage(role="assistant", content=answer.text),
+        logprobs=_chat_logprobs(answer.logprobs),
+        finish_reason=answer.finish_reason,
+    )
+    return pb.ChatCompletion(
+        created=answer.created,
+        model=answer.server.model_id,
+        system_fingerprint=answer.server.system_fingerprint,
+        choices=[choice],
+        usage=_usage(answer.num_prompt_tokens, answer.num_completion_tokens),
+    )
+
+
+def chat_chunk(delta: ChatDelta) -> pb.ChatCompletionChunk:
+    """One token of an answer."""
+    choice = pb.ChatChunkChoice(
+        delta=pb.AssistantMessage(role="assistant", content=delta.text),
+        logprobs=_chat_logprobs(delta.logprobs),
+        finish_reason=delta.finish_reason,
+    )
+    return pb.ChatCompletionChunk(
+        created=delta.created,
+        model=delta.server.model_id,
+        system_fingerprint=delta.server.system_fingerprint,
+        choices=[choice],
+    )
+
+
+def completion(answer: CompletionAnswer) -> pb.Completion:
+    """All continuations."""
+    return pb.Completion(
+        created=answer.created,
+        model=answer.server.model_id,
+        system_fingerprint=answer.server.system_fingerprint,
+        choices=[
+            pb.CompletionChoice(
+                index=index, text=result.generated_text, finish_reason=result.finish_reason
+            )
+            for index, result in enumerate(answer.generations)
+        ],
+        usage=_usage(answer.num_prompt_tokens, answer.num_completion_tokens),
+    )
+
+
+def completion_chunk(delta: CompletionDelta) -> pb.Completion:
+    """One token of one continuation."""
+    return pb.Completion(
+        created=delta.created,
+        model=delta.server.model_id,
+        system_fingerprint=delta.server.system_fingerprint,
+        choices=[pb.CompletionChoice(index=delta.index, text=delta.text)],
+    )
+
+
+def tokens(spans: list[TokenSpan]) -> list[pb.SimpleToken]:
+    """The tokens of a text."""
+    return [
+        pb.SimpleToken(id=span.token_id, text=span.text, start=span.start, stop=span.stop)
+        for span in spans
+    ]
+
+
+def info_response(server: ServerInfo) -> pb.InfoResponse:
+    """The model and the limits."""
+    return pb.InfoResponse(**server.to_contract(), max_top_n_tokens=server.limits.max_top_n_tokens)
+
+
+def _or_default(max_new_tokens: int | None) -> int:
+    return DEFAULT_MAX_NEW_TOKENS if max_new_tokens is None else max_new_tokens
+
+
+def _temperature(value: float | None) -> dict[str, Any]:
+    """OpenAI's reading: exactly 0 is greedy, everything else samples."""
+    if value == 0.0:
+        return {"do_sample": False, "temperature": None}
+    return {"do_sample": True, "temperature": value}
+
+
+def _grammar(message: pb.Grammar | None) -> Grammar | None:
+    if message is None:
+        return None
+    return Grammar(kind=str(message.type.name), value=plain(message.value))
+
+
+def _response_format(message: pb.ResponseFormat | None) -> Grammar | None:
+    if message is None or message.type == pb.ResponseFormatType.text:
+        return None
+    value = message.json_schema.schema if message.json_schema else message.value
+    return Grammar(kind=str(message.type.name), value=plain(value))
+
+
+def _message(message: pb.Message) -> Message:
+    return Message(
+        role=message.role,
+        content=plain(message.content),
+        name=message.name,
+        tool_calls=tuple(_tool_call(call) for call in message.tool_calls),
+        tool_call_id=message.tool_call_id,
+    )
+
+
+def _tool_call(call: pb.ToolCall) -> dict[str, Any]:
+    function = call.function or pb.FunctionCall()
+    return {
+        "id": call.id,
+        "type": call.type or "function",
+        "function": {"name": function.name, "arguments": plain(function.arguments)},
+    }
+
+
+def _whole_numbers(value: Any) -> Any:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, list):
+        return [_whole_numbers(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _whole_numbers(item) for key, item in value.items()}
+    return value
+
+
+def _token(token: Token) -> pb.Token:
+    return pb.Token(id=token.id, text=token.text, logprob=token.logprob, special=token.special)
+
+
+def _tokens(tokens: Sequence[Token]) -> list[pb.Token]:
+    return [_token(token) for token in tokens]
+
+
+def _token_lists(steps: Sequence[Sequence[Token]]) -> list[pb.TokenList]:
+    return [pb.TokenList(tokens=_tokens(step)) for step in steps]
+
+
+def _prefill(tokens: Sequence[PrefillToken]) -> list[pb.PrefillToken]:
+    return [
+        pb.PrefillToken(id=token.id, text=token.text, logprob=token.logprob) for token in tokens
+    ]
+
+
+def _loser(result: Generation) -> pb.BestOfSequence:
+    return pb.BestOfSequence(
+        generated_text=result.generated_text,
+        finish_reason=_FINISH_REASONS[result.finish_reason],
+        generated_tokens=len(result.tokens),
+        seed=result.seed,
+        prefill=_prefill(result.prefill),
+        tokens=_tokens(result.tokens),
+        top_tokens=_token_lists(result.top_tokens),
+    )
+
+
+def _usage(num_prompt: int, num_completion: int) -> pb.Usage:
+    return pb.Usage(
+        prompt_tokens=num_prompt,
+        completion_tokens=num_completion,
+        total_tokens=num_prompt + num_completion,
+    )
+
+
+def _chat_logprobs(entries: list[tuple[Token, list[Token]]] | None) -> pb.ChatLogprobs | None:
+    if entries is None:
+        return None
+    return pb.ChatLogprobs(
+        content=[
+            pb.ChatLogprob(
+                token=token.text,
+                logprob=token.logprob,
+                top_logprobs=[
+                    pb.ChatTopLogprob(token=other.text, logprob=other.logprob) for other in tops
+                ],
+            )
+            for token, tops in entries
+        ]
+    )

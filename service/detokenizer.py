@@ -1,0 +1,46 @@
+"""Tokens to text, one token at a time, without ever giving out half a character.
+
+A token's text depends on those before it (a leading space, bytes of one character spread over
+tokens), so each new token is decoded together with a few earlier ones and only the difference
+counts. The window moves on whenever the text grew by whole characters: TGI's method
+(server/text_generation_server/models/model.py at v2.1.1, decode_token), with a bound on its length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+_CONTEXT_TOKENS = 5  # of the prompt, in front of the first generated token
+_MAX_PENDING_TOKENS = 16  # no character has more bytes: what is still broken then stays broken
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+Decode = Callable[[Sequence[int]], str]
+
+
+class Detokenizer:
+    """The text of one growing sequence.
+
+    Args:
+        decode: the tokenizer's decoding of a list of ids.
+        prompt_token_ids: what stands before the generated tokens.
+    """
+
+    def __init__(self, decode: Decode, prompt_token_ids: Sequence[int]) -> None:
+        self._decode = decode
+        self._window = list(prompt_token_ids[-_CONTEXT_TOKENS:])  # ids whose text was given out …
+        self._num_read = len(self._window)  # … followed by those that wait for more bytes
+        self._prefix = decode(self._window) if self._window else ""
+
+    def push(self, token_id: int) -> str:
+        """The text that a token adds: empty while a character is incomplete."""
+        self._window.append(token_id)
+        text = self._decode(self._window)
+        num_pending = len(self._window) - self._num_read
+        incomplete = text.endswith(_REPLACEMENT) and num_pending < _MAX_PENDING_TOKENS
+        if incomplete or len(text) <= len(self._prefix):
+            return ""
+        added = text[len(self._prefix) :]
+        del self._window[: self._num_read]
+        self._num_read = len(self._window)
+        self._prefix = self._decode(self._window)
+        return added

@@ -1,0 +1,187 @@
+"""The two faces of every reply: typed messages for gRPC callers, rendered bytes for REST callers.
+
+The servicer does the same for both and asks the call's presenter for each message. A REST message
+is already serialised.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import betterproto2
+
+from . import convert, http_body, render
+from .chat import ChatAnswer, ChatDelta
+from .completions import CompletionAnswer, CompletionDelta
+from .errors import ServiceError
+from .generation import Generation, TokenEvent
+from .pb.google.api import HttpBody
+from .pb.tokenwire import v1 as pb
+from .server_info import ServerInfo
+from .tokenizer import TokenSpan
+
+Reply = betterproto2.Message | bytes
+
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Presenter(Protocol):
+    """Turns results into replies of the RPC that the method is named after."""
+
+    def generate(self, result: Generation) -> Reply:
+        """Generate."""
+
+    def generate_stream(self, index: int, event: TokenEvent) -> Reply:
+        """GenerateStream: the token number `index`, from 1."""
+
+    def compat_generate(self, result: Generation) -> Reply:
+        """CompatGenerate without a stream."""
+
+    def compat_generate_stream(self, index: int, event: TokenEvent) -> Reply:
+        """CompatGenerate with one."""
+
+    def chat(self, answer: ChatAnswer) -> Reply:
+        """Chat without a stream."""
+
+    def chat_stream(self, delta: ChatDelta) -> Reply:
+        """Chat with one."""
+
+    def completions(self, answer: CompletionAnswer) -> Reply:
+        """Completions without a stream."""
+
+    def completions_stream(self, delta: CompletionDelta) -> Reply:
+        """Completions with one."""
+
+    def tokenize(self, spans: list[TokenSpan]) -> Reply:
+        """Tokenize."""
+
+    def info(self, server: ServerInfo) -> Reply:
+        """Info."""
+
+    def health(self) -> Reply:
+        """Health, when all is well."""
+
+    def stream_error(self, error: ServiceError) -> Reply:
+        """A failure inside a stream, as a message of it, or raised again."""
+
+    def stream_end(self) -> Reply | None:
+        """What marks the end of an OpenAI stream, if anything does."""
+
+
+class TypedPresenter:
+    """For gRPC callers."""
+
+    def generate(self, result: Generation) -> Reply:
+        """See Presenter."""
+        return convert.generate_response(result)
+
+    def generate_stream(self, index: int, event: TokenEvent) -> Reply:
+        """See Presenter."""
+        return convert.stream_response(index, event)
+
+    def compat_generate(self, result: Generation) -> Reply:
+        """See Presenter."""
+        return pb.CompatGenerateResponse(response=convert.generate_response(result))
+
+    def compat_generate_stream(self, index: int, event: TokenEvent) -> Reply:
+        """See Presenter."""
+        return pb.CompatGenerateResponse(event=convert.stream_response(index, event))
+
+    def chat(self, answer: ChatAnswer) -> Reply:
+        """See Presenter."""
+        return pb.ChatResponse(completion=convert.chat_completion(answer))
+
+    def chat_stream(self, delta: ChatDelta) -> Reply:
+        """See Presenter."""
+        return pb.ChatResponse(chunk=convert.chat_chunk(delta))
+
+    def completions(self, answer: CompletionAnswer) -> Reply:
+        """See Presenter."""
+        return pb.CompletionsResponse(completion=convert.completion(answer))
+
+    def completions_stream(self, delta: CompletionDelta) -> Reply:
+        """See Presenter."""
+        return pb.CompletionsResponse(completion=convert.completion_chunk(delta))
+
+    def tokenize(self, spans: list[TokenSpan]) -> Reply:
+        """See Presenter."""
+        return pb.TokenizeResponse(tokens=convert.tokens(spans))
+
+    def info(self, server: ServerInfo) -> Reply:
+        """See Presenter."""
+        return convert.info_response(server)
+
+    def health(self) -> Reply:
+        """See Presenter."""
+        return pb.HealthResponse()
+
+    def stream_error(self, error: ServiceError) -> Reply:
+        """Raised: a gRPC stream ends with a status."""
+        raise error
+
+    def stream_end(self) -> Reply | None:
+        """Nothing: a gRPC stream ends by itself."""
+        return None
+
+
+class RestPresenter:
+    """For REST callers, whose replies the gateway passes on as they are."""
+
+    def generate(self, result: Generation) -> Reply:
+        """See Presenter."""
+        return http_body.reply(render.JSON, render.generation(result))
+
+    def generate_stream(self, index: int, event: TokenEvent) -> Reply:
+        """See Presenter."""
+        return _event(render.token_event(index, event))
+
+    def compat_generate(self, result: Generation) -> Reply:
+        """A list of one: TGI's answer on `/`."""
+        return http_body.reply(render.JSON, render.generation_list(result))
+
+    compat_generate_stream = generate_stream
+
+    def chat(self, answer: ChatAnswer) -> Reply:
+        """See Presenter."""
+        return http_body.reply(render.JSON, render.chat_completion(answer))
+
+    def chat_stream(self, delta: ChatDelta) -> Reply:
+        """See Presenter."""
+        return _event(render.chat_chunk(delta))
+
+    def completions(self, answer: CompletionAnswer) -> Reply:
+        """See Presenter."""
+        return http_body.reply(render.JSON, render.completion(answer))
+
+    def completions_stream(self, delta: CompletionDelta) -> Reply:
+        """See Presenter."""
+        return _event(render.completion_chunk(delta))
+
+    def tokenize(self, spans: list[TokenSpan]) -> Reply:
+        """See Presenter."""
+        return http_body.reply(render.JSON, render.tokens(spans))
+
+    def info(self, server: ServerInfo) -> Reply:
+        """See Presenter."""
+        return http_body.reply(render.JSON, render.info(server))
+
+    def health(self) -> Reply:
+        """An empty body; the type is there because HTTP wants one."""
+        return http_body.reply("text/plain; charset=utf-8", b"")
+
+    def stream_error(self, error: ServiceError) -> Reply:
+        """An event: the status 200 has been promised already, as in TGI."""
+        return _event(render.error(error))
+
+    def stream_end(self) -> Reply | None:
+        """The line that OpenAI's clients wait for."""
+        return http_body.reply(render.SSE, render.DONE)
+
+
+def metrics(text: bytes) -> Reply:
+    """The exposition, the same for both."""
+    return HttpBody(content_type=METRICS_TYPE, data=text)
+
+
+def _event(payload: bytes) -> bytes:
+    return http_body.reply(render.SSE, render.sse(payload))

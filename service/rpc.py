@@ -1,0 +1,123 @@
+"""betterproto2 messages on grpc.aio, driven by the descriptor set.
+
+betterproto2 generates message classes but no servers for grpc.aio. The compiled descriptors name
+every method with its types, so the handlers are made from them at start-up; a method without an
+implementation fails there and not at the first call.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from importlib import resources
+from typing import Any
+
+import betterproto2
+import grpc
+from google.protobuf import descriptor_pb2, message_factory
+from google.protobuf.descriptor import Descriptor, MethodDescriptor
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message import DecodeError, Message
+from grpc import aio
+
+from .errors import ErrorKind, ServiceError
+from .pb.google import api as _api  # noqa: F401  the pool knows a package once it is imported
+from .pb.message_pool import default_message_pool
+from .pb.tokenwire import v1 as _v1  # noqa: F401
+from .presenter import Presenter, Reply, RestPresenter, TypedPresenter
+
+SERVICE = "tokenwire.v1.TextGenerationService"
+
+_ORIGINAL_PATH = "x-envoy-original-path"  # set by the gateway's transcoder, and by nothing else
+
+
+class Call:
+    """One call: who made it, and the headers of its reply."""
+
+    def __init__(self, context: aio.ServicerContext[Any, Any]) -> None:
+        self._context = context
+        self.received = time.monotonic()
+        metadata = context.invocation_metadata() or ()
+        self.is_rest = any(key == _ORIGINAL_PATH for key, _ in metadata)
+        self.presenter: Presenter = RestPresenter() if self.is_rest else TypedPresenter()
+
+    async def send_headers(self, headers: Mapping[str, str]) -> None:
+        """Sends response headers (gRPC: initial metadata).
+
+        Only ever before a good message: an error after them has no status of its own any more.
+        """
+        await self._context.send_initial_metadata(tuple(headers.items()))
+
+
+def load_pool() -> DescriptorPool:
+    """All descriptors, in a pool of their own: the default one has google/api from elsewhere."""
+    files = descriptor_pb2.FileDescriptorSet.FromString(
+        resources.files(__package__).joinpath("pb/descriptors.binpb").read_bytes()
+    )
+    pool = DescriptorPool()
+    for file in files.file:
+        pool.Add(file)
+    return pool
+
+
+def handlers(servicer: object, pool: DescriptorPool) -> grpc.GenericRpcHandler:
+    """Handlers for the whole service.
+
+    Raises:
+        AttributeError: the servicer lacks a method.
+    """
+    service = pool.FindServiceByName(SERVICE)
+    return grpc.method_handlers_generic_handler(
+        SERVICE, {method.name: _handler(servicer, method) for method in service.methods}
+    )
+
+
+def _handler(servicer: object, method: MethodDescriptor) -> grpc.RpcMethodHandler[Any, Any]:
+    function = getattr(servicer, betterproto2.casing.snake_case(method.name))
+    decode = _decoder(method.input_type)
+    if method.server_streaming:
+
+        async def stream(
+            raw: bytes, context: aio.ServicerContext[Any, Any]
+        ) -> AsyncIterator[Reply]:
+            replies = function(decode(raw), Call(context))
+            try:
+                async for reply in replies:
+                    yield reply
+            finally:
+                await replies.aclose()
+
+        return grpc.unary_stream_rpc_method_handler(stream, None, serialise)
+
+    async def unary(raw: bytes, context: aio.ServicerContext[Any, Any]) -> Reply:
+        reply: Reply = await function(decode(raw), Call(context))
+        return reply
+
+    return grpc.unary_unary_rpc_method_handler(unary, None, serialise)
+
+
+def serialise(reply: Reply) -> bytes:
+    """The bytes of a reply; those of a REST reply are there already."""
+    return reply if isinstance(reply, bytes) else reply.__bytes__()
+
+
+def _decoder(descriptor: Descriptor) -> Callable[[bytes], betterproto2.Message]:
+    """A strict parser. betterproto2 lets broken bytes pass, so google's parser looks first."""
+    checked: type[Message] = message_factory.GetMessageClass(descriptor)
+    url = f"type.googleapis.com/{descriptor.full_name}"
+    message_class: type[betterproto2.Message] = default_message_pool.url_to_type[url]
+
+    def decode(raw: bytes) -> betterproto2.Message:
+        try:
+            message = checked.FromString(raw)
+        except DecodeError as error:
+            raise ServiceError(ErrorKind.SHAPE, f"invalid {descriptor.name} bytes") from error
+        size = message.ByteSize()
+        message.DiscardUnknownFields()  # a known field of the wrong wire type is one, too
+        if message.ByteSize() != size:
+            return message_class.parse(message.SerializeToString())
+        # The bytes as they came: google's parser forgets the order of keys, which in a JSON Schema
+        # is the order of the answer.
+        return message_class.parse(raw)
+
+    return decode

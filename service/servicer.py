@@ -1,0 +1,212 @@
+"""The RPCs. Each converts, hands over to the pipeline and presents; none decides anything.
+
+Failures before a stream is promised are raised and get a status of their own. Those inside are
+presented: an event for REST, a status for gRPC.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import replace
+
+from . import chat, convert, headers, presenter
+from .completions import CompletionAnswer, CompletionDelta, CompletionsRequest, round_robin
+from .engine_client import EngineClient
+from .errors import ServiceError, missing_field, unhealthy
+from .generation import Generation, TokenEvent
+from .metrics import Metrics
+from .parameters import Parameters
+from .pb.tokenwire import v1 as pb
+from .pipeline import Pipeline
+from .presenter import Reply
+from .rpc import Call
+from .server_info import ServerInfo
+from .tokenizer import TextTokenizer
+
+
+class TextGenerationServicer:
+    """tokenwire.v1.TextGenerationService."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        tokenizer: TextTokenizer,
+        client: EngineClient,
+        server: ServerInfo,
+        metrics: Metrics,
+    ) -> None:
+        self._pipeline = pipeline
+        self._tokenizer = tokenizer
+        self._client = client
+        self._server = server
+        self._metrics = metrics
+
+    async def generate(self, request: pb.GenerateRequest, call: Call) -> Reply:
+        """Generates to the end."""
+        inputs = _required(request.inputs, "inputs")
+        result = await self._run(inputs, convert.parameters(request.parameters), call)
+        return call.presenter.generate(result)
+
+    async def generate_stream(
+        self, request: pb.GenerateRequest, call: Call
+    ) -> AsyncGenerator[Reply]:
+        """One message per token."""
+        inputs = _required(request.inputs, "inputs")
+        events = self._stream(inputs, convert.parameters(request.parameters), call)
+        messages = _numbered(events, call.presenter.generate_stream)
+        async with aclosing(self._presented(messages, inputs, call)) as replies:
+            async for reply in replies:
+                yield reply
+
+    async def compat_generate(
+        self, request: pb.CompatGenerateRequest, call: Call
+    ) -> AsyncGenerator[Reply]:
+        """Generate or GenerateStream. A prompt is echoed unless the caller says otherwise."""
+        inputs = _required(request.inputs, "inputs")
+        parameters = convert.parameters(request.parameters)
+        if parameters.return_full_text is None:
+            parameters = replace(parameters, return_full_text=True)
+        if not request.stream:
+            yield call.presenter.compat_generate(await self._run(inputs, parameters, call))
+            return
+        events = self._stream(inputs, parameters, call)
+        messages = _numbered(events, call.presenter.compat_generate_stream)
+        async with aclosing(self._presented(messages, inputs, call)) as replies:
+            async for reply in replies:
+                yield reply
+
+    async def chat(self, request: pb.ChatRequest, call: Call) -> AsyncGenerator[Reply]:
+        """Continues a conversation."""
+        wanted = convert.chat_request(request)
+        wanted.check()
+        prompt = self._tokenizer.render_chat(wanted.template_messages())
+        created = int(time.time())
+        if not wanted.stream:
+            result = await self._run(prompt, wanted.parameters, call)
+            yield call.presenter.chat(chat.answer(wanted, result, self._server, created))
+            return
+        messages = self._chat_deltas(wanted, prompt, created, call)
+        async with aclosing(self._presented(messages, prompt, call, openai=True)) as replies:
+            async for reply in replies:
+                yield reply
+
+    async def completions(
+        self, request: pb.CompletionsRequest, call: Call
+    ) -> AsyncGenerator[Reply]:
+        """Continues one or several prompts."""
+        wanted = convert.completions_request(request)
+        wanted.check(self._server.limits)
+        created = int(time.time())
+        if not wanted.stream:
+            yield call.presenter.completions(await self._complete(wanted, created, call))
+            return
+        messages = self._completion_deltas(wanted, created, call)
+        text = "".join(wanted.prompts)
+        async with aclosing(self._presented(messages, text, call, openai=True)) as replies:
+            async for reply in replies:
+                yield reply
+
+    async def tokenize(self, request: pb.TokenizeRequest, call: Call) -> Reply:
+        """Splits text into tokens."""
+        inputs = _required(request.inputs, "inputs")
+        return call.presenter.tokenize(await self._tokenizer.spans(inputs))
+
+    async def info(self, _: pb.InfoRequest, call: Call) -> Reply:
+        """The model and the limits."""
+        return call.presenter.info(self._server)
+
+    async def health(self, _: pb.HealthRequest, call: Call) -> Reply:
+        """Whether requests are accepted and the engine moves."""
+        if not self._client.is_healthy:
+            raise unhealthy()
+        return call.presenter.health()
+
+    async def metrics(self, _: pb.MetricsRequest, __: Call) -> Reply:
+        """The Prometheus exposition."""
+        return presenter.metrics(self._metrics.exposition())
+
+    async def _run(self, inputs: str, parameters: Parameters, call: Call) -> Generation:
+        result = await self._pipeline.run(inputs, parameters, call.received)
+        await call.send_headers(headers.of_generation(result, self._server.compute_type))
+        return result
+
+    def _stream(
+        self, inputs: str, parameters: Parameters, call: Call
+    ) -> AsyncGenerator[TokenEvent]:
+        return self._pipeline.stream(inputs, parameters, call.received)
+
+    async def _complete(
+        self, wanted: CompletionsRequest, created: int, call: Call
+    ) -> CompletionAnswer:
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(self._pipeline.run(prompt, wanted.parameters, call.received))
+                    for prompt in wanted.prompts
+                ]
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        results = [task.result() for task in tasks]
+        await call.send_headers(headers.of_generations(results, self._server.compute_type))
+        return CompletionAnswer(server=self._server, created=created, generations=results)
+
+    async def _chat_deltas(
+        self, wanted: chat.ChatRequest, prompt: str, created: int, call: Call
+    ) -> AsyncGenerator[Reply]:
+        async with aclosing(self._stream(prompt, wanted.parameters, call)) as events:
+            async for event in events:
+                delta = chat.delta(wanted, event, self._server, created)
+                yield call.presenter.chat_stream(delta)
+
+    async def _completion_deltas(
+        self, wanted: CompletionsRequest, created: int, call: Call
+    ) -> AsyncGenerator[Reply]:
+        streams = [self._stream(prompt, wanted.parameters, call) for prompt in wanted.prompts]
+        async with aclosing(round_robin(streams)) as turns:
+            async for index, event in turns:
+                if isinstance(event, ServiceError):
+                    yield call.presenter.stream_error(event)
+                else:
+                    delta = CompletionDelta(
+                        server=self._server, created=created, index=index, text=event.token.text
+                    )
+                    yield call.presenter.completions_stream(delta)
+
+    async def _presented(
+        self, messages: AsyncGenerator[Reply], inputs: str, call: Call, *, openai: bool = False
+    ) -> AsyncGenerator[Reply]:
+        """A stream with its headers, its failure if it has one, and its end mark."""
+        await call.send_headers(headers.of_stream(inputs, self._server.compute_type))
+        try:
+            async with aclosing(messages):
+                async for message in messages:
+                    yield message
+        except ServiceError as error:
+            yield call.presenter.stream_error(error)
+        if openai and (end := call.presenter.stream_end()) is not None:
+            yield end
+
+
+async def _numbered(
+    events: AsyncGenerator[TokenEvent], present: Callable[[int, TokenEvent], Reply]
+) -> AsyncGenerator[Reply]:
+    """The events of `/generate_stream`: numbered from 1."""
+    index = 0
+    async with aclosing(events):
+        async for event in events:
+            index += 1
+            yield present(index, event)
+
+
+def _required(value: str | None, name: str) -> str:
+    """A field that must be there.
+
+    Raises:
+        ServiceError: it is not.
+    """
+    if value is None:
+        raise missing_field(name)
+    return value

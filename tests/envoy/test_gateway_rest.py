@@ -1,0 +1,211 @@
+"""REST through the gateway: every route, both modes of one path, and streams byte by byte."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.envoy.conftest import Gateway
+
+JSON = {"content-type": "application/json"}
+ROUTES = [
+    ("GET", "/", "Health"),
+    ("GET", "/health", "Health"),
+    ("GET", "/info", "Info"),
+    ("GET", "/metrics", "Metrics"),
+    ("POST", "/", "CompatGenerate"),
+    ("POST", "/generate", "Generate"),
+    ("POST", "/generate_stream", "GenerateStream"),
+    ("POST", "/v1/chat/completions", "Chat"),
+    ("POST", "/v1/completions", "Completions"),
+    ("POST", "/tokenize", "Tokenize"),
+]
+STREAMED = [
+    ("/", "CompatGenerate"),
+    ("/generate_stream", "GenerateStream"),
+    ("/v1/chat/completions", "Chat"),
+    ("/v1/completions", "Completions"),
+]
+
+
+@pytest.mark.parametrize(("verb", "path", "method"), ROUTES)
+def test_route_reaches_its_method(gateway: Gateway, verb: str, path: str, method: str) -> None:
+    content = b"{}" if verb == "POST" else None
+    reply = gateway.client.request(verb, path, content=content, headers=JSON)
+    assert reply.status_code == 200
+    assert reply.content == b'{"method":"%s"}' % method.encode()
+    call = gateway.service.calls[-1]
+    assert call.method == method
+    assert call.metadata["x-envoy-original-path"] == path
+
+
+def test_query_is_ignored_when_it_names_no_field(gateway: Gateway) -> None:
+    reply = gateway.client.post("/generate?verbose=1", json={"inputs": "a"})
+    assert reply.content == b'{"method":"Generate"}'
+
+
+def test_http_1_0_is_served(gateway: Gateway) -> None:
+    host, _, port = gateway.target.partition(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        connection.sendall(b"GET /info HTTP/1.0\r\n\r\n")
+        with connection.makefile("rb") as reply:
+            assert reply.read().endswith(b'\r\n\r\n{"method":"Info"}')
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "application/json",
+        "application/json; charset=utf-8",
+        "Application/JSON",
+        "application/json;charset=UTF-8",
+        "application/problem+json",
+    ],
+)
+def test_json_content_types_are_accepted(gateway: Gateway, content_type: str) -> None:
+    headers = {"content-type": content_type}
+    reply = gateway.client.post("/generate", content=b"{}", headers=headers)
+    assert reply.status_code == 200
+
+
+def test_json_becomes_the_typed_request(gateway: Gateway) -> None:
+    schema = {"zeta": 1, "alpha": {"minLength": 2}}
+    body = {
+        "inputs": "caf\u00e9 \U0001f600",
+        "parameters": {
+            "temperature": 0.5,
+            "top_k": 7,
+            "stop": ["a", "b"],
+            "seed": 18446744073709551615,
+            "max_new_tokens": 0,
+            "do_sample": None,
+            "grammar": {"type": "json", "value": schema},
+        },
+        "unknown": {"nested": []},
+    }
+    gateway.client.post("/generate", json=body)
+    request = gateway.service.calls[-1].request
+    assert request.inputs == body["inputs"]
+    parameters = request.parameters
+    assert parameters.temperature == 0.5
+    assert parameters.top_k == 7
+    assert list(parameters.stop) == ["a", "b"]
+    assert parameters.seed == 2**64 - 1
+    assert parameters.HasField("max_new_tokens")
+    assert not parameters.HasField("do_sample")
+    assert not parameters.HasField("top_p")
+    assert parameters.grammar.type == 1
+    assert parameters.grammar.value.struct_value["alpha"]["minLength"] == 2
+
+
+@pytest.mark.parametrize(
+    ("bodies", "content_type"),
+    [
+        pytest.param(
+            [b'[{"generated_text":"\\u003c <b> \xc3\xa9 1.0"}]'], "application/json", id="array"
+        ),
+        pytest.param(
+            [b'{"id":"","object":"text_completion","x":1.0,"y":null}'],
+            "application/json",
+            id="object",
+        ),
+        pytest.param(
+            [b'data: {"a":"<b>"}\n\n', b":\n\n", b"data: [DONE]\n\n"],
+            "text/event-stream",
+            id="events",
+        ),
+    ],
+)
+@pytest.mark.parametrize(("path", "method"), STREAMED)
+def test_one_path_carries_any_body(
+    gateway: Gateway, path: str, method: str, bodies: list[bytes], content_type: str
+) -> None:
+    gateway.service.reply(method, *bodies, content_type=content_type)
+    reply = gateway.client.post(path, json={"inputs": "a", "stream": len(bodies) > 1})
+    assert reply.status_code == 200
+    assert reply.headers["content-type"] == content_type
+    assert reply.content == b"".join(bodies)
+
+
+def test_plain_text_passes_unchanged(gateway: Gateway) -> None:
+    kind = "text/plain; version=0.0.4; charset=utf-8"
+    gateway.service.reply("Metrics", b"# HELP a b\na 1.0\n", content_type=kind)
+    reply = gateway.client.get("/metrics")
+    assert (reply.content, reply.headers["content-type"]) == (b"# HELP a b\na 1.0\n", kind)
+
+
+def test_empty_body_passes_as_empty(gateway: Gateway) -> None:
+    gateway.service.reply("Health", b"", content_type="text/plain; charset=utf-8")
+    reply = gateway.client.get("/health")
+    assert (reply.status_code, reply.content) == (200, b"")
+
+
+def test_each_event_arrives_before_the_next_is_made(gateway: Gateway) -> None:
+    events = [b'data: {"index":%d}\n\n' % index for index in range(3)]
+    gates = [gateway.service.gate() for _ in events]
+
+    async def stream(_request: Any, _context: Any) -> AsyncIterator[Any]:
+        for event, gate in zip(events, gates, strict=True):
+            yield gateway.messages.reply("GenerateStream", event, "text/event-stream")
+            await gate.wait()
+
+    gateway.service.behave("GenerateStream", stream)
+    with gateway.client.stream("POST", "/generate_stream", json={"inputs": "a"}) as reply:
+        arrived = reply.iter_raw()
+        for event, gate in zip(events, gates, strict=True):
+            assert next(arrived) == event
+            gate.open()
+        assert next(arrived, None) is None
+
+
+def test_large_response_passes(gateway: Gateway) -> None:
+    body = json.dumps({"generated_text": "x" * 8_000_000}).encode()
+    gateway.service.reply("Generate", body)
+    assert gateway.client.post("/generate", json={"inputs": "a"}).content == body
+
+
+def test_leaving_a_stream_cancels_the_handler(gateway: Gateway) -> None:
+    cancelled = threading.Event()
+    gate = gateway.service.gate()
+
+    async def stream(_request: Any, _context: Any) -> AsyncIterator[Any]:
+        yield gateway.messages.reply("GenerateStream", b"data: {}\n\n", "text/event-stream")
+        try:
+            await gate.wait()
+        finally:
+            cancelled.set()
+
+    gateway.service.behave("GenerateStream", stream)
+    with gateway.client.stream("POST", "/generate_stream", json={"inputs": "a"}) as reply:
+        arrived = reply.iter_raw()  # dropped, it would close the response
+        assert next(arrived) == b"data: {}\n\n"
+        assert not cancelled.is_set()
+    assert cancelled.wait(10)
+
+
+def test_leaving_before_the_answer_cancels_the_handler(gateway: Gateway) -> None:
+    started, cancelled = threading.Event(), threading.Event()
+    gate = gateway.service.gate()
+
+    async def unary(_request: Any, _context: Any) -> Any:
+        started.set()
+        try:
+            await gate.wait()
+        finally:
+            cancelled.set()
+
+    gateway.service.behave("Generate", unary)
+    host, _, port = gateway.target.partition(":")
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(
+            b"POST /generate HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n"
+            b"content-length: 2\r\n\r\n{}"
+        )
+        assert started.wait(10)
+    assert cancelled.wait(10)
