@@ -71,8 +71,9 @@ class ReferenceAttention:
         slot_mapping: Tensor,
     ) -> None:
         """See `AttentionBackend.write_kv`."""
-        key_cache.view(-1, *key_cache.shape[2:])[slot_mapping] = key
-        value_cache.view(-1, *value_cache.shape[2:])[slot_mapping] = value
+        blocks, offsets = slot_mapping // key_cache.shape[1], slot_mapping % key_cache.shape[1]
+        key_cache[blocks, offsets] = key
+        value_cache[blocks, offsets] = value
 
     def paged_attention(
         self,
@@ -173,8 +174,8 @@ def paged_attention_forward(
 
 
 def _token_major(states: Tensor) -> Tensor:
-    """[1, heads, tokens, head_dim] to contiguous [tokens, heads, head_dim]."""
-    return states[0].transpose(0, 1).contiguous()
+    """A view of [1, heads, tokens, head_dim] as [tokens, heads, head_dim]."""
+    return states[0].transpose(0, 1)
 
 
 def _layer_index(module: nn.Module) -> int:

@@ -24,7 +24,11 @@ class LayerShape:
 
 
 class KVCache:
-    """One key and one value tensor per layer, [num_blocks, block_size, num_kv_heads, head_dim]."""
+    """One key and one value tensor per layer, [num_blocks, block_size, num_kv_heads, head_dim].
+
+    In memory a block is head-major, [num_kv_heads, block_size, head_dim]: attention reads the keys of
+    one head in a row, which measured 12-30 % faster for heads of 64 (benchmarks/cpu_kernels.py).
+    """
 
     def __init__(
         self,
@@ -38,7 +42,8 @@ class KVCache:
         self.block_size = block_size
 
         def tensor(heads: int, size: int) -> Tensor:
-            return torch.zeros(num_blocks, block_size, heads, size, dtype=dtype, device=device)
+            shape = (num_blocks, heads, block_size, size)
+            return torch.zeros(shape, dtype=dtype, device=device).transpose(1, 2)
 
         self.layers: dict[int, tuple[Tensor, Tensor]] = {
             index: (

@@ -54,7 +54,8 @@ def load_model(config: EngineConfig) -> LoadedModel:
             dtype=dtype,
             use_safetensors=True,
         )
-        nn.Module.to(model, device).eval()
+        nn.Module.to(model, device)
+        nn.Module.eval(model)
     except torch.OutOfMemoryError as error:
         raise ModelLoadError(f"not enough memory to load {config.model_id}: {error}") from error
     except MemoryError as error:

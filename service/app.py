@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 
 from grpc import aio
@@ -64,9 +63,10 @@ class App:
         self._client.start()
         tokenizer = await asyncio.to_thread(
             TextTokenizer.load,
-            settings.model_id,
+            settings.model_path,
             settings.revision,
-            settings.validation_workers,
+            num_workers=settings.validation_workers,
+            config_path=settings.tokenizer_config_path,
         )
         info = await self._client.ready()
         limits = make_limits(settings, info)
@@ -82,7 +82,7 @@ class App:
             engine=info,
             limits=limits,
             settings=settings,
-            compute_type=os.environ.get("COMPUTE_TYPE", f"1-{info.device}"),
+            compute_type=settings.compute_type or f"1-{info.device}",
         )
         servicer = TextGenerationServicer(pipeline, tokenizer, self._client, server_info, metrics)
         self._server = aio.server(

@@ -167,6 +167,6 @@ def delta(request: ChatRequest, event: TokenEvent, server: ServerInfo, created: 
         server=server,
         created=created,
         text="" if event.token.special else event.token.text,
-        finish_reason=event.generation and event.generation.finish_reason,
+        finish_reason=event.generation.finish_reason if event.generation else None,
         logprobs=[(event.token, event.top_tokens)] if request.logprobs else None,
     )

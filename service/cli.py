@@ -13,23 +13,19 @@ import logging
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import NoReturn
 
 from engine.errors import EngineError
 
-from .settings import Settings, SettingsError, add_arguments, load, unsupported_variables
-from .supervisor import (
-    Supervisor,
-    SupervisorError,
-    envoy_command,
-    envoy_configuration,
-    is_serving,
-)
+from .plan import envoy_command, envoy_configuration, is_serving
+from .settings import Settings, SettingsError, add_arguments, load
+from .supervisor import Supervisor, SupervisorError
+from .unsupported import unsupported_variables
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("service.cli")  # __name__ is no name when run with -m
 
 _EXIT_USAGE = 2
 
@@ -156,11 +152,10 @@ def _set_up_logging(settings: Settings) -> None:
 class _JsonFormatter(logging.Formatter):
     """One JSON object a line, with the keys that TGI's router writes under --json-output."""
 
-    converter = time.gmtime
-
     def format(self, record: logging.LogRecord) -> str:
+        created = datetime.fromtimestamp(record.created, UTC)
         line = {
-            "timestamp": f"{self.formatTime(record, '%Y-%m-%dT%H:%M:%S')}.{record.msecs:03.0f}Z",
+            "timestamp": created.isoformat(timespec="microseconds").replace("+00:00", "Z"),
             "level": record.levelname.replace("WARNING", "WARN"),
             "message": record.getMessage(),
             "target": record.name,

@@ -221,7 +221,7 @@ class _Progress:
             return None
         token, top_tokens = self._append(output.token)
         reason = output.finish_reason or (STOP_SEQUENCE if self._stops(token.text) else None)
-        return TokenEvent(token, top_tokens, reason and self._finish(str(reason)))
+        return TokenEvent(token, top_tokens, self._finish(str(reason)) if reason else None)
 
     def _append(self, raw: engine.Token) -> tuple[Token, list[Token]]:
         special = raw.token_id in self._tokenizer.special_ids

@@ -97,7 +97,7 @@ def _code_name(code: Any) -> str:
     if code is None or code == 0:
         return "OK"
     if isinstance(code, grpc.StatusCode):
-        return code.name
+        return str(code.name)
     return next((item.name for item in grpc.StatusCode if item.value[0] == code), str(code))
 
 

@@ -1,5 +1,4 @@
-"""A request as it came: loose, everything optional. `validation.py` makes a `GenerationRequest` of
-it.
+"""A request as it came, everything optional; `validation.py` makes a `GenerationRequest` of it.
 
 Both transports and all generation endpoints end up here, so there is one set of rules.
 """

@@ -12,7 +12,8 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
 
-from . import chat, convert, headers, presenter
+from . import convert, headers, presenter
+from .chat import ChatRequest, answer, delta
 from .completions import CompletionAnswer, CompletionDelta, CompletionsRequest, round_robin
 from .engine_client import EngineClient
 from .errors import ServiceError, missing_field, unhealthy
@@ -86,7 +87,7 @@ class TextGenerationServicer:
         created = int(time.time())
         if not wanted.stream:
             result = await self._run(prompt, wanted.parameters, call)
-            yield call.presenter.chat(chat.answer(wanted, result, self._server, created))
+            yield call.presenter.chat(answer(wanted, result, self._server, created))
             return
         messages = self._chat_deltas(wanted, prompt, created, call)
         async with aclosing(self._presented(messages, prompt, call, openai=True)) as replies:
@@ -154,12 +155,12 @@ class TextGenerationServicer:
         return CompletionAnswer(server=self._server, created=created, generations=results)
 
     async def _chat_deltas(
-        self, wanted: chat.ChatRequest, prompt: str, created: int, call: Call
+        self, wanted: ChatRequest, prompt: str, created: int, call: Call
     ) -> AsyncGenerator[Reply]:
         async with aclosing(self._stream(prompt, wanted.parameters, call)) as events:
             async for event in events:
-                delta = chat.delta(wanted, event, self._server, created)
-                yield call.presenter.chat_stream(delta)
+                part = delta(wanted, event, self._server, created)
+                yield call.presenter.chat_stream(part)
 
     async def _completion_deltas(
         self, wanted: CompletionsRequest, created: int, call: Call
@@ -170,10 +171,10 @@ class TextGenerationServicer:
                 if isinstance(event, ServiceError):
                     yield call.presenter.stream_error(event)
                 else:
-                    delta = CompletionDelta(
+                    part = CompletionDelta(
                         server=self._server, created=created, index=index, text=event.token.text
                     )
-                    yield call.presenter.completions_stream(delta)
+                    yield call.presenter.completions_stream(part)
 
     async def _presented(
         self, messages: AsyncGenerator[Reply], inputs: str, call: Call, *, openai: bool = False

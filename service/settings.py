@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from engine.config import EngineConfig
 
 from .gateway import GatewayConfig
+from .unsupported import UNSUPPORTED, Refuse
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 Device = Literal["cpu", "cuda"]
@@ -34,8 +35,11 @@ class SettingsError(ValueError):
     """A setting is wrong; `str()` is one line that names it."""
 
 
+BUNDLED_MODEL = "tokenwire/demo"  # not a hub id: the model that comes with the server
+
+
 def _bundled_model() -> str:
-    """The model that comes with the server: beside this file in a wheel, above it in a checkout."""
+    """Where the bundled model lies: beside this file in a wheel, above it in a checkout."""
     installed = Path(__file__).with_name("models") / "demo"
     checkout = Path(__file__).parents[1] / "models" / "demo"
     return str(installed if installed.exists() else checkout)
@@ -69,7 +73,9 @@ class Settings:
     """
 
     # The model.
-    model_id: Annotated[str, About("a local directory or a hub id")] = _bundled_model()
+    model_id: Annotated[
+        str, About("a local directory, a hub id, or the bundled tokenwire/demo")
+    ] = BUNDLED_MODEL
     revision: Annotated[str | None, About("the revision on the hub")] = None
     dtype: Annotated[
         Dtype | None,
@@ -172,6 +178,9 @@ class Settings:
     ] = 60.0
     log_level: Annotated[LogLevel, About("least level that is logged")] = "info"
     json_output: Annotated[bool, About("log JSON lines")] = False
+    compute_type: Annotated[
+        str | None, About("what x-compute-type says; otherwise 1- and the device")
+    ] = None
 
     def __post_init__(self) -> None:
         for option in OPTIONS:
@@ -203,6 +212,11 @@ class Settings:
             )
 
     @property
+    def model_path(self) -> str:
+        """What the model is loaded from: `model_id`, or where the bundled model lies."""
+        return _bundled_model() if self.model_id == BUNDLED_MODEL else self.model_id
+
+    @property
     def upstream_host(self) -> str:
         """Where the service is reached."""
         return reachable(self.grpc_host)
@@ -211,7 +225,7 @@ class Settings:
         """Returns the engine's part."""
         batch_size = {} if self.max_batch_size is None else {"max_num_seqs": self.max_batch_size}
         return EngineConfig(
-            model_id=self.model_id,
+            model_id=self.model_path,
             socket_path=socket_path,
             revision=self.revision,
             dtype=self.dtype,
@@ -323,63 +337,6 @@ class Option:
         return raw
 
 
-@dataclass(frozen=True, slots=True)
-class Unsupported:
-    """An option of TGI's that has no effect here.
-
-    Attributes:
-        reason: why, and what to use instead.
-        harmless: values that ask for what happens anyway.
-        warns: whether its variable is TGI's alone, so that finding it is worth a warning.
-    """
-
-    reason: str
-    harmless: frozenset[str] = frozenset()
-    warns: bool = True
-
-
-_ONE_PROCESS = "an engine is one process with one device; run more replicas behind Envoy instead"
-_NO_ROPE = "positions are scaled as the model's config.json says; change them there"
-_NO_SHARDS = Unsupported("there are no shards that would need it", warns=False)
-_NO_TUNNEL = Unsupported("there is no tunnel built in; run ngrok beside the server")
-_NO_WATERMARK = Unsupported("watermarking is not available")
-_NEVER_SENT = Unsupported("nothing is ever sent to anyone", frozenset({"true", "1"}))
-_NO_TRACES = Unsupported("traces are not available yet; /metrics has the timings")
-
-UNSUPPORTED: dict[str, Unsupported] = {
-    "sharded": Unsupported(_ONE_PROCESS, frozenset({"false", "0"})),
-    "num_shard": Unsupported(_ONE_PROCESS, frozenset({"1"})),
-    "shard_uds_path": Unsupported("the engine's socket is set with --engine-socket"),
-    "master_addr": _NO_SHARDS,
-    "master_port": _NO_SHARDS,
-    "quantize": Unsupported("weights are used as the checkpoint has them; choose --dtype"),
-    "speculate": Unsupported("speculation is not available", frozenset({"0"})),
-    "cuda_graphs": Unsupported("the engine decides by itself which batch sizes are captured"),
-    "disable_custom_kernels": Unsupported("use --native-kernels=false"),
-    "rope_scaling": Unsupported(_NO_ROPE),
-    "rope_factor": Unsupported(_NO_ROPE),
-    "watermark_gamma": _NO_WATERMARK,
-    "watermark_delta": _NO_WATERMARK,
-    "lora_adapters": Unsupported("adapters are not available; merge them into the model"),
-    "huggingface_hub_cache": Unsupported(
-        "set the variable HF_HUB_CACHE, which the hub's own library reads", warns=False
-    ),
-    "weights_cache_override": Unsupported("give the directory as --model-id"),
-    "otlp_endpoint": _NO_TRACES,
-    "otlp_service_name": _NO_TRACES,
-    "ngrok": _NO_TUNNEL,
-    "ngrok_authtoken": _NO_TUNNEL,
-    "ngrok_edge": _NO_TUNNEL,
-    "env": Unsupported("the settings in force are in /info", warns=False),
-    "disable_usage_stats": _NEVER_SENT,
-    "disable_crash_reports": _NEVER_SENT,
-    # From later versions of TGI.
-    "api_key": Unsupported("callers are not authenticated; put a proxy that does in front"),
-    "payload_limit": Unsupported("use --max-request-bytes"),
-    "usage_stats": Unsupported("nothing is ever sent to anyone", frozenset({"off"})),
-}
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds every option as a flag; none has a default, so that the environment has its say."""
     for option in OPTIONS:
@@ -393,7 +350,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(*option.flags, **keywords)
     for name in UNSUPPORTED:
         parser.add_argument(
-            _flag(name), dest=name, nargs="?", const="true", action=_Refuse, help=argparse.SUPPRESS
+            _flag(name), dest=name, nargs="?", const="true", action=Refuse, help=argparse.SUPPRESS
         )
 
 
@@ -420,17 +377,6 @@ def load(
     return Settings(**values)
 
 
-def unsupported_variables(environment: Mapping[str, str]) -> list[str]:
-    """Returns a warning for each of TGI's variables that is set and has no effect."""
-    return [
-        f"{name.upper()} has no effect: {entry.reason}"
-        for name, entry in UNSUPPORTED.items()
-        if entry.warns
-        and (raw := environment.get(name.upper(), "").strip())
-        and raw.lower() not in entry.harmless
-    ]
-
-
 def reachable(host: str) -> str:
     """Returns an address to call, for one to listen on that means all of them."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
@@ -441,21 +387,6 @@ def without_settings(environment: Mapping[str, str]) -> dict[str, str]:
     known = {variable for option in OPTIONS for variable in option.variables}
     known |= {name.upper() for name, entry in UNSUPPORTED.items() if entry.warns}
     return {name: value for name, value in environment.items() if name not in known}
-
-
-class _Refuse(argparse.Action):
-    """Answers an unsupported flag of TGI's, unless it asks for what happens anyway."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: str | Sequence[Any] | None,
-        option_string: str | None = None,
-    ) -> None:
-        entry = UNSUPPORTED[self.dest]
-        if str(values).lower() not in entry.harmless:
-            parser.error(f"{option_string} is not supported: {entry.reason}")
 
 
 def _options() -> Iterator[Option]:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar, TypeVarTuple, cast
 
 from jinja2 import TemplateError, UndefinedError
-from tokenizers import Encoding
+from tokenizers import Encoding, Tokenizer
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from .errors import ErrorKind, ServiceError
+
+_T = TypeVar("_T")
+_Ts = TypeVarTuple("_Ts")
 
 # A character takes at most four bytes and a token is rarely shorter than one: longer texts cannot
 # fit and are refused before they are tokenised, which would take seconds.
@@ -46,7 +51,7 @@ class TextTokenizer:
         num_workers: int = 2,
     ) -> None:
         self._tokenizer = tokenizer
-        self._backend = tokenizer.backend_tokenizer
+        self._backend: Tokenizer = tokenizer.backend_tokenizer
         self._workers = ThreadPoolExecutor(num_workers, thread_name_prefix="tokenizer")
         self.eos_token_ids = eos_token_ids
         self.special_ids = _special_ids(tokenizer)
@@ -55,15 +60,24 @@ class TextTokenizer:
 
     @classmethod
     def load(
-        cls, model_id: str, revision: str | None = None, num_workers: int = 2
+        cls,
+        model_id: str,
+        revision: str | None = None,
+        *,
+        num_workers: int = 2,
+        config_path: Path | None = None,
     ) -> TextTokenizer:
         """Loads the tokenizer of a model directory or hub id.
 
+        `config_path` is a tokenizer_config.json whose chat template wins over the model's own.
+
         Raises:
-            ValueError: there is none, or it has no fast form.
+            ValueError: there is no tokenizer, it has no fast form, or the configuration is broken.
         """
         try:
             tokenizer = AutoTokenizer.from_pretrained(model_id, revision=revision)
+            if config_path is not None:
+                tokenizer.chat_template = json.loads(config_path.read_bytes())["chat_template"]
         except Exception as error:  # a broken checkpoint can fail in any way
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ValueError(f"cannot load the tokenizer of {model_id}: {reason}") from error
@@ -115,7 +129,10 @@ class TextTokenizer:
             raise ServiceError(ErrorKind.TEMPLATE, "template not found")
         try:
             text = self._tokenizer.apply_chat_template(
-                messages, tools=tools, tokenize=False, add_generation_prompt=True
+                messages,
+                tools=cast("list[Any] | None", tools),
+                tokenize=False,
+                add_generation_prompt=True,
             )
         except UndefinedError as error:
             raise ServiceError(ErrorKind.TEMPLATE, f"undefined value ({error})") from error
@@ -126,7 +143,7 @@ class TextTokenizer:
         assert isinstance(text, str)
         return text
 
-    async def _run(self, function: Any, *args: Any) -> Any:
+    async def _run(self, function: Callable[[*_Ts], _T], *args: *_Ts) -> _T:
         return await asyncio.get_running_loop().run_in_executor(self._workers, function, *args)
 
     def _encode(self, text: str, truncate: int | None = None) -> Encoding:
@@ -171,7 +188,7 @@ def _eos_ids(
     """The tokenizer's end-of-text token, or the list in generation_config.json if there is one."""
     eos: Any = None
     with suppress(OSError):  # no generation_config.json: nothing to replace
-        eos = GenerationConfig.from_pretrained(model_id, revision=revision).eos_token_id
+        eos = GenerationConfig.from_pretrained(model_id, revision=revision or "main").eos_token_id
     if isinstance(eos, list):
         return frozenset(eos)
     known = (eos, tokenizer.eos_token_id)

@@ -1,0 +1,52 @@
+# Two commands are all a fresh machine needs: `make serve` and `make test`.
+# Both build the same environment, .venv, from the lock files, and may be repeated at will.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: serve test check format generate bench clean
+
+# Starts engine, service and Envoy; ARGS are passed on, e.g. make serve ARGS="--port 3000".
+serve: $(VENV)/installed
+	exec $(BIN)/tokenwire serve $(ARGS)
+
+# Runs everything; ARGS are pytest's, e.g. make test ARGS="tests/engine -k scheduler".
+test: $(VENV)/installed $(VENV)/tgi-client/installed
+	$(BIN)/python -m pytest $(ARGS)
+
+# Lint, types, layers and protos.
+check: $(VENV)/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/installed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# After a change of a proto.
+generate: $(VENV)/installed
+	$(BIN)/python protos/generate.py
+
+# Best on an otherwise idle machine.
+bench: $(VENV)/installed
+	$(BIN)/python -m benchmarks.engine_cpu $(ARGS)
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(VENV)/installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV); the first time takes a few minutes."
+	$(PIP) install -r requirements.lock
+	$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# The text-generation client pins an old huggingface_hub, so it gets a directory of its own.
+$(VENV)/tgi-client/installed: requirements-tgi-client.lock $(VENV)/installed
+	rm -rf $(VENV)/tgi-client
+	$(PIP) install --no-deps --target $(VENV)/tgi-client -r requirements-tgi-client.lock
+	@touch $@

@@ -1,0 +1,257 @@
+"""Micro-benchmark of the CPU kernels against torch, beside the machine's measured ceilings.
+
+Best of several runs, the contenders taking turns, all in one process: read ratios, not times.
+Prints tables; the last line is one JSON document. Run from the repository root:
+
+    python -m benchmarks.cpu_kernels [--quick] [--threads N] [--budget SECONDS]
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from engine.kernels.cpu import CpuKernels, PackedLinear, load
+
+BLOCK_SIZE = 16
+LINEAR_SHAPES = ((768, 768), (768, 2048), (2048, 2048), (4096, 8192), (8192, 4096))
+LINEAR_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 512, 2048)
+# (label, heads, kv heads, head size)
+MODELS = (("125M", 12, 4, 64), ("1B", 32, 8, 64), ("8B", 32, 8, 128), ("MHA", 16, 16, 64))
+DECODE = ((1, 512), (1, 8192), (8, 512), (32, 512), (32, 2048))
+PREFILL = (128, 512, 2048)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """One contender on one case."""
+
+    case: str
+    name: str
+    seconds: float
+    gbytes_per_s: float
+    gflops: float
+
+
+def best_times(contenders: Mapping[str, Callable[[], object]], budget: float) -> dict[str, float]:
+    """Seconds of the fastest run of each contender; they take turns until the budget is spent."""
+    best = dict.fromkeys(contenders, float("inf"))
+    for function in contenders.values():
+        function()
+    end = time.perf_counter() + budget
+    rounds = 0
+    while rounds < 4 or time.perf_counter() < end:
+        for name, function in contenders.items():
+            start = time.perf_counter()
+            function()
+            best[name] = min(best[name], time.perf_counter() - start)
+        rounds += 1
+    return best
+
+
+def ceilings(budget: float) -> dict[str, float]:
+    """Memory read bandwidth (GB/s) and matrix product rate (GFLOP/s)."""
+    big = torch.ones(2**27)
+    square = torch.randn(2048, 2048)
+    times = best_times({"read": big.sum, "gemm": lambda: square @ square}, budget)
+    return {
+        "read_gbytes_per_s": big.nbytes / times["read"] / 1e9,
+        "gemm_gflops": 2 * 2048**3 / times["gemm"] / 1e9,
+    }
+
+
+def linear_contenders(
+    kernels: CpuKernels, weight: Tensor, x: Tensor
+) -> dict[str, Callable[[], object]]:
+    """The packed layer, torch's, and those of torch's prepacked forms that work here."""
+    out_features = weight.shape[0]
+    packed = kernels.pack_weight(weight)
+    contenders: dict[str, Callable[[], object]] = {
+        "packed": lambda: kernels.linear(x, packed, None, out_features),
+        "torch": lambda: F.linear(x, weight),
+    }
+    with suppress(RuntimeError, AttributeError):
+        mkl = torch.ops.mkl._mkl_reorder_linear_weight(weight, x.shape[0])
+        contenders["mkl"] = lambda: torch.ops.mkl._mkl_linear(x, mkl, weight, None, x.shape[0])
+    with suppress(RuntimeError, AttributeError):
+        dnn = torch.ops.mkldnn._reorder_linear_weight(weight, x.shape[0])
+        contenders["onednn"] = lambda: torch.ops.mkldnn._linear_pointwise(
+            x, dnn, None, "none", [], ""
+        )
+    for name in list(contenders):
+        try:
+            contenders[name]()
+        except RuntimeError:
+            del contenders[name]
+    return contenders
+
+
+def bench_linear(kernels: CpuKernels, budget: float, quick: bool) -> Iterator[Result]:
+    """All shapes and batch sizes."""
+    for in_features, out_features in LINEAR_SHAPES[2:4] if quick else LINEAR_SHAPES:
+        weight = torch.randn(out_features, in_features)
+        for rows in LINEAR_ROWS:
+            x = torch.randn(rows, in_features)
+            flops = 2 * rows * in_features * out_features
+            moved = weight.nbytes + 4 * rows * (in_features + out_features)
+            times = best_times(linear_contenders(kernels, weight, x), budget)
+            for name, seconds in times.items():
+                yield Result(
+                    case=f"linear {in_features}x{out_features} M={rows}",
+                    name=name,
+                    seconds=seconds,
+                    gbytes_per_s=moved / seconds / 1e9,
+                    gflops=flops / seconds / 1e9,
+                )
+
+
+def bench_attention(
+    kernels: CpuKernels,
+    budget: float,
+    shape: tuple[str, int, int, int],
+    seqs: int,
+    queries: int,
+    context: int,
+) -> Iterator[Result]:
+    """Both cache layouts against gather + SDPA and against SDPA on KV that is dense already."""
+    label, num_heads, num_kv_heads, head_size = shape
+    per_seq = -(-context // BLOCK_SIZE)
+    num_blocks = seqs * per_seq
+    tables = torch.randperm(num_blocks).int().view(seqs, per_seq)
+    starts = (torch.arange(seqs + 1) * queries).int()
+    lens = torch.full((seqs,), context).int()
+    query = torch.randn(seqs * queries, num_heads, head_size)
+    token_major = torch.randn(2, num_blocks, BLOCK_SIZE, num_kv_heads, head_size)
+    head_major = token_major.transpose(2, 3).contiguous().transpose(2, 3)
+    scale = head_size**-0.5
+
+    def native(cache: Tensor) -> Tensor:
+        return kernels.paged_attention(query, cache[0], cache[1], tables, starts, lens, scale)
+
+    def gather() -> tuple[Tensor, Tensor]:
+        key, value = token_major[:, tables.long()].flatten(2, 3)[:, :, :context].transpose(2, 3)
+        return key, value
+
+    def sdpa(key: Tensor, value: Tensor) -> Tensor:
+        rows = query.view(seqs, queries, num_heads, head_size).transpose(1, 2)
+        return F.scaled_dot_product_attention(
+            rows, key, value, is_causal=queries > 1, enable_gqa=True
+        )
+
+    dense = tuple(part.contiguous() for part in gather())
+    times = best_times(
+        {
+            "native head-major": lambda: native(head_major),
+            "native token-major": lambda: native(token_major),
+            "gather + sdpa": lambda: sdpa(*gather()),
+            "dense sdpa": lambda: sdpa(*dense),
+        },
+        budget,
+    )
+    pairs = queries * context - queries * (queries - 1) // 2
+    flops = 4 * seqs * num_heads * head_size * pairs
+    moved = 8 * seqs * context * num_kv_heads * head_size
+    kind = "decode" if queries == 1 else "prefill"
+    for name, seconds in times.items():
+        yield Result(
+            case=f"{kind} {label} seqs={seqs} context={context}",
+            name=name,
+            seconds=seconds,
+            gbytes_per_s=moved / seconds / 1e9,
+            gflops=flops / seconds / 1e9,
+        )
+
+
+def bench_overhead(kernels: CpuKernels, budget: float) -> Iterator[Result]:
+    """The cost of a call that does next to nothing."""
+    layer = PackedLinear.from_linear(torch.nn.Linear(16, 16, bias=False), kernels)
+    x = torch.randn(1, 16)
+    weight = torch.randn(16, 16)
+    query, row = torch.randn(1, 1, 16), torch.randn(1, 1, 16)
+    cache = torch.randn(2, 1, BLOCK_SIZE, 1, 16)
+    zero, starts, one = torch.zeros(1, 1).int(), torch.tensor([0, 1]).int(), torch.ones(1).int()
+    slots = torch.zeros(1).long()
+    contenders: dict[str, Callable[[], object]] = {
+        "packed linear": lambda: layer(x),
+        "torch linear": lambda: F.linear(x, weight),
+        "write_kv": lambda: kernels.write_kv(row, row, cache[0], cache[1], slots),
+        "attention": lambda: kernels.paged_attention(
+            query, cache[0], cache[1], zero, starts, one, 1.0
+        ),
+    }
+    for name, seconds in best_times(contenders, budget).items():
+        yield Result(case="overhead", name=name, seconds=seconds, gbytes_per_s=0, gflops=0)
+
+
+def bench_rowwise(kernels: CpuKernels, budget: float) -> Iterator[Result]:
+    """Normalisation and gating against the sequences of torch operations models use."""
+    for rows in (1, 32, 512):
+        x, weight = torch.randn(rows, 768), torch.randn(768)
+        both = torch.randn(rows, 2 * 2048)
+        gate, up = both.chunk(2, dim=-1)
+
+        def torch_norm(x: Tensor = x, weight: Tensor = weight) -> Tensor:
+            return weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
+
+        def torch_gate(gate: Tensor = gate, up: Tensor = up) -> Tensor:
+            return F.silu(gate) * up
+
+        contenders: dict[str, Callable[[], object]] = {
+            "rms_norm": partial(kernels.rms_norm, x, weight, 1e-6),
+            "torch rms_norm": torch_norm,
+            "silu_and_mul": partial(kernels.silu_and_mul, gate, up),
+            "torch silu * up": torch_gate,
+        }
+        for name, seconds in best_times(contenders, budget).items():
+            case = f"row-wise rows={rows}"
+            yield Result(case=case, name=name, seconds=seconds, gbytes_per_s=0, gflops=0)
+
+
+def collect(kernels: CpuKernels, budget: float, quick: bool) -> Iterator[Result]:
+    """Every case, in the order printed."""
+    yield from bench_overhead(kernels, budget)
+    yield from bench_rowwise(kernels, budget)
+    yield from bench_linear(kernels, budget, quick)
+    for shape in MODELS[:1] if quick else MODELS:
+        for seqs, context in DECODE:
+            yield from bench_attention(kernels, budget, shape, seqs, 1, context)
+        for context in PREFILL:
+            yield from bench_attention(kernels, budget, shape, 1, context, context)
+
+
+def main() -> None:
+    """Measure, print as results come, end with JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="fewer shapes")
+    parser.add_argument("--budget", type=float, default=0.4, help="seconds per case")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    kernels = load()
+    if kernels is None:
+        raise SystemExit("no native kernels here")
+    results: list[Result] = []
+    with torch.inference_mode():
+        limits = ceilings(3.0)
+        print(f"threads {torch.get_num_threads()}, {limits}")
+        for result in collect(kernels, options.budget, options.quick):
+            if not results or results[-1].case != result.case:
+                print(result.case)
+            print(
+                f"    {result.name:<20} {result.seconds * 1e3:10.4f} ms "
+                f"{result.gbytes_per_s:8.2f} GB/s {result.gflops:8.1f} GFLOP/s",
+                flush=True,
+            )
+            results.append(result)
+    print(json.dumps({"ceilings": limits, "results": [asdict(result) for result in results]}))
+
+
+if __name__ == "__main__":
+    main()
