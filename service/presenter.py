@@ -10,7 +10,7 @@ from typing import Protocol
 
 import betterproto2
 
-from . import convert, http_body, render
+from . import convert, framing, render
 from .chat import ChatAnswer, ChatDelta
 from .completions import CompletionAnswer, CompletionDelta
 from .errors import ServiceError
@@ -77,6 +77,8 @@ class TypedPresenter:
 
     def generate_stream(self, index: int, event: TokenEvent) -> Reply:
         """See Presenter."""
+        if event.generation is None and not event.top_tokens:
+            return framing.stream_response(index, event.token)
         return convert.stream_response(index, event)
 
     def compat_generate(self, result: Generation) -> Reply:
@@ -85,6 +87,8 @@ class TypedPresenter:
 
     def compat_generate_stream(self, index: int, event: TokenEvent) -> Reply:
         """See Presenter."""
+        if event.generation is None and not event.top_tokens:
+            return framing.compat_event(index, event.token)
         return pb.CompatGenerateResponse(event=convert.stream_response(index, event))
 
     def chat(self, answer: ChatAnswer) -> Reply:
@@ -93,6 +97,8 @@ class TypedPresenter:
 
     def chat_stream(self, delta: ChatDelta) -> Reply:
         """See Presenter."""
+        if delta.logprobs is None and delta.finish_reason is None:
+            return framing.chat_chunk(delta)
         return pb.ChatResponse(chunk=convert.chat_chunk(delta))
 
     def completions(self, answer: CompletionAnswer) -> Reply:
@@ -129,7 +135,7 @@ class RestPresenter:
 
     def generate(self, result: Generation) -> Reply:
         """See Presenter."""
-        return http_body.reply(render.JSON, render.generation(result))
+        return framing.http_reply(render.JSON, render.generation(result))
 
     def generate_stream(self, index: int, event: TokenEvent) -> Reply:
         """See Presenter."""
@@ -137,13 +143,13 @@ class RestPresenter:
 
     def compat_generate(self, result: Generation) -> Reply:
         """A list of one: TGI's answer on `/`."""
-        return http_body.reply(render.JSON, render.generation_list(result))
+        return framing.http_reply(render.JSON, render.generation_list(result))
 
     compat_generate_stream = generate_stream
 
     def chat(self, answer: ChatAnswer) -> Reply:
         """See Presenter."""
-        return http_body.reply(render.JSON, render.chat_completion(answer))
+        return framing.http_reply(render.JSON, render.chat_completion(answer))
 
     def chat_stream(self, delta: ChatDelta) -> Reply:
         """See Presenter."""
@@ -151,7 +157,7 @@ class RestPresenter:
 
     def completions(self, answer: CompletionAnswer) -> Reply:
         """See Presenter."""
-        return http_body.reply(render.JSON, render.completion(answer))
+        return framing.http_reply(render.JSON, render.completion(answer))
 
     def completions_stream(self, delta: CompletionDelta) -> Reply:
         """See Presenter."""
@@ -159,15 +165,15 @@ class RestPresenter:
 
     def tokenize(self, spans: list[TokenSpan]) -> Reply:
         """See Presenter."""
-        return http_body.reply(render.JSON, render.tokens(spans))
+        return framing.http_reply(render.JSON, render.tokens(spans))
 
     def info(self, server: ServerInfo) -> Reply:
         """See Presenter."""
-        return http_body.reply(render.JSON, render.info(server))
+        return framing.http_reply(render.JSON, render.info(server))
 
     def health(self) -> Reply:
         """An empty body; the type is there because HTTP wants one."""
-        return http_body.reply("text/plain; charset=utf-8", b"")
+        return framing.http_reply("text/plain; charset=utf-8", b"")
 
     def stream_error(self, error: ServiceError) -> Reply:
         """An event: the status 200 has been promised already, as in TGI."""
@@ -175,7 +181,7 @@ class RestPresenter:
 
     def stream_end(self) -> Reply | None:
         """The line that OpenAI's clients wait for."""
-        return http_body.reply(render.SSE, render.DONE)
+        return framing.http_reply(render.SSE, render.DONE)
 
 
 def metrics(text: bytes) -> Reply:
@@ -184,4 +190,4 @@ def metrics(text: bytes) -> Reply:
 
 
 def _event(payload: bytes) -> bytes:
-    return http_body.reply(render.SSE, render.sse(payload))
+    return framing.http_reply(render.SSE, render.sse(payload))

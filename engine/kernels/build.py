@@ -158,7 +158,7 @@ def _compile_with_openmp(
 
 def _run(command: Sequence[str]) -> str:
     try:
-        done = subprocess.run(
+        done = subprocess.run(  # noqa: S603  the compiler, with our own arguments
             command, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
