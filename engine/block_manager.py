@@ -15,9 +15,9 @@ from collections.abc import Sequence as Ids
 from .sequence import Sequence
 
 
-def hash_block(parent: bytes, token_ids: Ids[int], salt: bytes = b"") -> bytes:
-    """The name of a full block: sha-256 of its parent's name, its tokens and a salt."""
-    return hashlib.sha256(parent + salt + array("q", token_ids).tobytes()).digest()
+def hash_block(parent: bytes, token_ids: Ids[int]) -> bytes:
+    """The name of a full block: sha-256 of its parent's name and its tokens."""
+    return hashlib.sha256(parent + array("q", token_ids).tobytes()).digest()
 
 
 class BlockManager:
@@ -106,6 +106,11 @@ class BlockManager:
                 self._free[block] = None
         sequence.block_table.clear()
         sequence.num_committed_blocks = 0
+
+    def forget(self, sequence: Sequence) -> None:
+        """Takes the names off a sequence's blocks: nobody else finds what may be wrong."""
+        for block in sequence.block_table:
+            self._forget(block)
 
     def check_integrity(self, sequences: Ids[Sequence]) -> None:
         """Asserts that the books agree with the block tables of all living sequences."""

@@ -55,7 +55,8 @@ def build_engine(config: EngineConfig) -> tuple[Engine, EngineInfo]:
         block_size=config.block_size,
         attention=attention,
     )
-    return Engine(runner.forward, scheduler, loaded.device), info
+    engine = Engine(runner.forward, scheduler, loaded.device, vocab_size=info.vocab_size)
+    return engine, info
 
 
 def _choose_backend(config: EngineConfig, loaded: LoadedModel) -> tuple[AttentionBackend, str]:

@@ -32,12 +32,21 @@ class Engine:
         forward: computes logits for a packed batch: `ModelRunner.forward`, or a test's table.
         scheduler: decides what each step computes.
         device: where `forward` wants its input.
+        vocab_size: token ids are below this.
     """
 
-    def __init__(self, forward: Forward, scheduler: Scheduler, device: torch.device) -> None:
+    def __init__(
+        self,
+        forward: Forward,
+        scheduler: Scheduler,
+        device: torch.device,
+        *,
+        vocab_size: int = 1 << 32,
+    ) -> None:
         self._forward = forward
         self._scheduler = scheduler
         self._device = device
+        self._vocab_size = vocab_size
         self._sequences: dict[str, Sequence] = {}
         self._num_steps = 0
         self._num_prompt_tokens = 0
@@ -57,8 +66,12 @@ class Engine:
         """
         if not request.prompt_token_ids:
             return _failed(request.request_id, "the prompt has no tokens")
+        if max((*request.prompt_token_ids, *request.resumed_token_ids)) >= self._vocab_size:
+            return _failed(request.request_id, f"a token id is not below {self._vocab_size}")
         if request.request_id in self._sequences:
             return _failed(request.request_id, "the request id is in use")
+        if request.max_new_tokens <= len(request.resumed_token_ids):
+            return _failed(request.request_id, "there is nothing left to generate")
         sequence = Sequence(request)
         try:
             self._scheduler.add(sequence)
@@ -118,6 +131,7 @@ class Engine:
         """Asserts that no block was lost or given twice."""
         self._scheduler.blocks.check_integrity([*self._scheduler.running, *self._scheduler.waiting])
 
+    @torch.inference_mode()  # logits come from it, and filters write into them
     def _compute(self, batch: ScheduledBatch) -> tuple[list[SequenceOutput], float, float]:
         model_input = pack(batch, self._scheduler.blocks.block_size, self._device)
         started = time.perf_counter()
@@ -144,6 +158,7 @@ class Engine:
         reason: FinishReason | None = None
         if token is not None:
             if math.isnan(token.logprob):
+                self._scheduler.blocks.forget(sequence)
                 return self._fail(sequence, "the model gave no valid logits")
             reason = sequence.append(token.token_id)
             self._num_generated_tokens += 1

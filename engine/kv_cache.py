@@ -26,8 +26,8 @@ class LayerShape:
 class KVCache:
     """One key and one value tensor per layer, [num_blocks, block_size, num_kv_heads, head_dim].
 
-    In memory a block is head-major, [num_kv_heads, block_size, head_dim]: attention reads the keys of
-    one head in a row, which measured 12-30 % faster for heads of 64 (benchmarks/cpu_kernels.py).
+    In memory a block is head-major, [num_kv_heads, block_size, head_dim]: attention reads the keys
+    of one head in a row, which measured 12-30 % faster for heads of 64 (benchmarks/cpu_kernels.py).
     """
 
     def __init__(

@@ -8,7 +8,6 @@ depends on the rows beside it.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -19,6 +18,7 @@ from .request import SamplingParams
 from .sequence import Sequence
 
 _NEVER = float("-inf")
+_TOP_P_TOKENS = 256
 _Value = TypeVar("_Value", int, float)
 
 
@@ -33,7 +33,7 @@ def _repetition_penalty(scores: Tensor, sequences: list[Sequence]) -> Tensor:
     for row, sequence in enumerate(sequences):
         penalty = sequence.request.sampling.repetition_penalty
         if penalty != 1.0:
-            seen = torch.tensor(list(set(sequence.token_ids)), device=scores.device)
+            seen = torch.tensor(list(sequence.count_tokens()), device=scores.device)
             old = scores[row, seen]
             scores[row, seen] = torch.where(old < 0, old * penalty, old / penalty)
     return scores
@@ -43,7 +43,7 @@ def _frequency_penalty(scores: Tensor, sequences: list[Sequence]) -> Tensor:
     for row, sequence in enumerate(sequences):
         penalty = sequence.request.sampling.frequency_penalty
         if penalty != 0.0:
-            counts = Counter(sequence.token_ids)
+            counts = sequence.count_tokens()
             ids = torch.tensor(list(counts), device=scores.device)
             shares = torch.tensor(list(counts.values()), device=scores.device) / sequence.num_tokens
             scores[row, ids] -= penalty * shares
@@ -69,11 +69,14 @@ def _top_k(scores: Tensor, sequences: list[Sequence]) -> Tensor:
 
 def _top_p(scores: Tensor, sequences: list[Sequence]) -> Tensor:
     def mark(part: Tensor, ps: list[float]) -> Tensor:
-        ordered, order = torch.sort(part)
-        mass = torch.softmax(ordered, dim=-1).cumsum(-1)
-        drop = mass <= 1 - torch.tensor(ps, device=part.device).unsqueeze(1)
-        drop[:, -1] = False
-        return torch.zeros_like(drop).scatter(1, order, drop)
+        wanted = torch.tensor(ps, device=part.device).unsqueeze(1)
+        probs = torch.softmax(part, dim=-1)
+        # Sorting a whole vocabulary is slow, and the likeliest tokens nearly always hold enough.
+        likeliest, order = torch.topk(probs, min(_TOP_P_TOKENS, part.shape[1]))
+        if bool((likeliest.sum(-1, keepdim=True) < wanted).any()):
+            likeliest, order = torch.sort(probs, descending=True)
+        before = likeliest.cumsum(-1) - likeliest  # the mass of all likelier tokens; first: 0
+        return torch.ones_like(part, dtype=torch.bool).scatter(1, order, before >= wanted)
 
     return _drop(scores, sequences, lambda params: params.top_p, mark)
 

@@ -46,14 +46,18 @@ def load_model(config: EngineConfig) -> LoadedModel:
             config.model_id, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
         dtype = _choose_dtype(config.dtype, device, model_config)
-        model = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             config.model_id,
             config=model_config,
             revision=config.revision,
             trust_remote_code=config.trust_remote_code,
             dtype=dtype,
             use_safetensors=True,
+            output_loading_info=True,
         )
+        model, report = loaded
+        if report["missing_keys"]:  # transformers would fill them with noise and go on
+            raise ValueError(f"the checkpoint lacks {', '.join(sorted(report['missing_keys']))}")
         nn.Module.to(model, device)
         nn.Module.eval(model)
     except torch.OutOfMemoryError as error:
@@ -173,6 +177,7 @@ def _probe_layers(model: PreTrainedModel) -> dict[int, LayerShape]:
     AttentionInterface.register(_PROBE, probe)
     model.set_attn_implementation(_PROBE)
     model(input_ids=_self_check_ids(model)[:, :1], use_cache=False)
-    if not layers:
-        raise ValueError("its attention does not go through the attention interface")
+    num_layers = int(model.config.get_text_config().num_hidden_layers)
+    if len(layers) != num_layers:
+        raise ValueError(f"{len(layers)} of its {num_layers} layers use the attention interface")
     return layers

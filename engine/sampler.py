@@ -10,6 +10,8 @@ from .random_numbers import to_signed, uniform
 from .request import Token
 from .sequence import Sequence
 
+_MAX_TIES = 32  # beyond `top_n_tokens`: flat logits would otherwise report the whole vocabulary
+
 
 def sample(logits: Tensor, sequences: list[Sequence]) -> list[Token]:
     """One token per row.
@@ -22,11 +24,14 @@ def sample(logits: Tensor, sequences: list[Sequence]) -> list[Token]:
         sequences: the rows' sequences, before the token is appended.
     """
     scores = logits_processing.process(logits, sequences)
-    logprobs = torch.log_softmax(scores, dim=-1)
-    ids = _choose(logprobs, sequences)
-    chosen = logprobs.gather(1, ids.unsqueeze(1)).squeeze(1)
-    tops = _top_tokens(logprobs, sequences)
-    # The step's only synchronisation with the device: float64 carries ids and logprobs exactly.
+    # Shifted so that the likeliest is 0, which keeps log-probabilities near 0 exact. The norm is
+    # subtracted only where it is wanted: a full log-softmax would write the vocabulary once more.
+    scores.sub_(scores.amax(dim=-1, keepdim=True))
+    norms = torch.logsumexp(scores, dim=-1, keepdim=True)
+    ids = _choose(scores, norms, sequences)
+    chosen = (scores.gather(1, ids.unsqueeze(1)) - norms).squeeze(1)
+    tops = _top_tokens(scores, norms, sequences)
+    # Where the host waits for the device; float64 carries ids and log-probabilities exactly.
     packed = torch.stack([ids.double(), chosen.double()]).tolist()
     return [
         Token(int(token_id), logprob, top)
@@ -42,37 +47,46 @@ def prompt_logprobs(logits: Tensor, target_ids: list[int]) -> list[float]:
     return result
 
 
-def _choose(logprobs: Tensor, sequences: list[Sequence]) -> Tensor:
+def _choose(scores: Tensor, norms: Tensor, sequences: list[Sequence]) -> Tensor:
     """Int64 [num_rows]: the likeliest token, or where sampling is on the one drawn."""
-    ids = logprobs.argmax(dim=-1)
+    ids = scores.argmax(dim=-1)
     rows = [row for row, seq in enumerate(sequences) if seq.request.sampling.do_sample]
     if not rows:
         return ids
     seeds = [to_signed(sequences[row].request.sampling.seed) for row in rows]
     positions = [sequences[row].num_tokens for row in rows]
-    index = torch.tensor(rows, device=logprobs.device)
+    index = torch.tensor(rows, device=scores.device)
     draws = uniform(
-        torch.tensor(seeds, device=logprobs.device), torch.tensor(positions, device=logprobs.device)
+        torch.tensor(seeds, device=scores.device), torch.tensor(positions, device=scores.device)
     )
-    return ids.index_copy(0, index, _draw(logprobs[index], draws))
+    return ids.index_copy(0, index, _draw(scores[index] - norms[index], draws))
 
 
 def _draw(logprobs: Tensor, draws: Tensor) -> Tensor:
     """Inverts the cumulative distribution: float64, since 128k terms would not survive float32."""
-    mass = logprobs.double().exp().cumsum(-1)
+    mass = logprobs.exp().cumsum(-1, dtype=torch.float64)
     # Strictly above the draw: an id without probability does not raise the sum and is never hit.
     goal = (draws * mass[:, -1]).unsqueeze(1)
     return torch.searchsorted(mass, goal, right=True).squeeze(1).clamp(max=mass.shape[1] - 1)
 
 
-def _top_tokens(logprobs: Tensor, sequences: list[Sequence]) -> list[tuple[tuple[int, float], ...]]:
-    """The likeliest tokens of each row that asks, with all that tie with the last; never -inf."""
+def _top_tokens(
+    scores: Tensor, norms: Tensor, sequences: list[Sequence]
+) -> list[tuple[tuple[int, float], ...]]:
+    """The likeliest tokens of each row that asks, with those that tie with the last; never -inf."""
+    wanted = [sequence.request.sampling.top_n_tokens for sequence in sequences]
     result: list[tuple[tuple[int, float], ...]] = [() for _ in sequences]
-    for row, sequence in enumerate(sequences):
-        wanted = min(sequence.request.sampling.top_n_tokens, logprobs.shape[1])
-        if wanted:
-            threshold = torch.topk(logprobs[row], wanted).values[-1]
-            ids = torch.nonzero((logprobs[row] >= threshold) & logprobs[row].isfinite()).flatten()
-            pairs = zip(ids.tolist(), logprobs[row, ids].tolist(), strict=True)
-            result[row] = tuple(sorted(pairs, key=lambda pair: -pair[1]))
+    if not any(wanted):
+        return result
+    values, ids = torch.topk(scores, min(max(wanted) + _MAX_TIES, scores.shape[1]))
+    pairs = torch.stack([ids.double(), (values - norms).double()], dim=-1).tolist()
+    for row, count in enumerate(wanted):
+        if count:
+            threshold = pairs[row][min(count, len(pairs[row])) - 1][1]
+            likely = [
+                (int(token_id), logprob)
+                for token_id, logprob in pairs[row]
+                if logprob >= threshold and logprob > float("-inf")
+            ]
+            result[row] = tuple(sorted(likely, key=lambda pair: (-pair[1], pair[0])))
     return result

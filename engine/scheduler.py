@@ -39,8 +39,8 @@ class Scheduler:
         blocks: the cache's books.
         max_step_tokens: tokens computed in one step at most.
         max_num_seqs: sequences running at a time at most.
-        max_logprob_rows: tokens per step at most for a prompt whose log-probabilities are wanted,
-            since each such row costs a vocabulary of logits.
+        max_logprob_rows: tokens per step at most of prompts whose log-probabilities are wanted:
+            each such row costs a vocabulary of logits.
     """
 
     def __init__(
@@ -53,11 +53,12 @@ class Scheduler:
     ) -> None:
         self.blocks = blocks
         self.max_step_tokens = max_step_tokens
-        self.max_num_seqs = max_num_seqs
+        self.max_num_seqs = min(max_num_seqs, max_step_tokens)  # each needs a token per step
         self.max_logprob_rows = max_logprob_rows
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.num_preemptions = 0
+        self._logprob_rows = 0  # that this step may still have
 
     @property
     def has_work(self) -> bool:
@@ -82,14 +83,15 @@ class Scheduler:
     def schedule(self) -> ScheduledBatch:
         """Plans a step: running sequences first, then as many waiting ones as fit."""
         budget = self.max_step_tokens
+        self._logprob_rows = self.max_logprob_rows
         planned: dict[Sequence, int] = {}
         for sequence in list(self.running):
             if budget == 0:
                 break
             if sequence.status is not SequenceStatus.RUNNING:
                 continue  # preempted a moment ago, for one that came earlier
-            num_tokens = min(sequence.num_pending_tokens, self._cap(sequence, budget))
-            if self._make_room(sequence, num_tokens, planned):
+            num_tokens = self._take(sequence, budget)
+            if num_tokens and self._make_room(sequence, num_tokens, planned):
                 planned[sequence] = num_tokens
                 budget -= num_tokens
         while self.waiting and budget and len(self.running) < self.max_num_seqs:
@@ -119,8 +121,14 @@ class Scheduler:
         sequence.status = SequenceStatus.FINISHED
         self.blocks.free(sequence)
 
-    def _cap(self, sequence: Sequence, budget: int) -> int:
-        return min(budget, self.max_logprob_rows) if sequence.request.prompt_logprobs else budget
+    def _take(self, sequence: Sequence, budget: int) -> int:
+        """How many of its pending tokens a sequence gets, out of what is left of the budgets."""
+        num_tokens = min(sequence.num_pending_tokens, budget)
+        if not sequence.request.prompt_logprobs or num_tokens == 1:
+            return num_tokens
+        num_tokens = min(num_tokens, self._logprob_rows)
+        self._logprob_rows -= num_tokens
+        return num_tokens
 
     def _admit(self, sequence: Sequence, budget: int) -> int:
         """Gives a waiting sequence its blocks; 0 when there is no room, otherwise its tokens.
@@ -128,6 +136,8 @@ class Scheduler:
         The whole prompt gets its blocks at once, and each running sequence keeps one in reserve:
         whoever is let in is not thrown out again by the very next step.
         """
+        if sequence.request.prompt_logprobs and not self._logprob_rows:
+            return 0
         num_cached = self.blocks.match_prefix(sequence)
         num_new = self.blocks.num_blocks_for(sequence.num_tokens) - len(sequence.block_table)
         reserve = len(self.running)
@@ -136,7 +146,7 @@ class Scheduler:
             return 0
         self.blocks.allocate(sequence, sequence.num_tokens)
         sequence.num_computed_tokens = sequence.num_cached_tokens = num_cached
-        return min(sequence.num_pending_tokens, self._cap(sequence, budget))
+        return self._take(sequence, budget)
 
     def _make_room(self, sequence: Sequence, num_tokens: int, planned: dict[Sequence, int]) -> bool:
         """Finds blocks for a running sequence, taking them from the youngest one if it must.

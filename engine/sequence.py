@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from enum import Enum, auto
 
 from .request import FinishReason, Request
@@ -37,12 +38,14 @@ class Sequence:
         "request",
         "started",
         "status",
+        "token_counts",
         "token_ids",
     )
 
     def __init__(self, request: Request) -> None:
         self.request = request
         self.token_ids: list[int] = [*request.prompt_token_ids, *request.resumed_token_ids]
+        self.token_counts: Counter[int] | None = None  # of token_ids; kept once a penalty asked
         self.num_computed_tokens = 0
         self.num_cached_tokens = 0  # of those computed: how many came from the prefix cache
         self.block_table: list[int] = []
@@ -91,11 +94,19 @@ class Sequence:
         StoppingCriteria).
         """
         self.token_ids.append(token_id)
+        if self.token_counts is not None:
+            self.token_counts[token_id] += 1
         if self.num_generated_tokens >= self.request.max_new_tokens:
             return FinishReason.LENGTH
         if token_id in self.request.eos_token_ids:
             return FinishReason.EOS_TOKEN
         return None
+
+    def count_tokens(self) -> Counter[int]:
+        """How often each token occurs in the prompt and in what was generated."""
+        if self.token_counts is None:
+            self.token_counts = Counter(self.token_ids)
+        return self.token_counts
 
     def reset(self) -> None:
         """Forgets what was computed, after the blocks were taken away."""

@@ -23,12 +23,13 @@ from types import FrameType
 from . import wire
 from .config import EngineConfig, EngineInfo
 from .engine import Engine
-from .request import SequenceOutput, StepOutput
+from .request import Request, SequenceOutput, StepOutput
 
 logger = logging.getLogger(__name__)
 
 _HEARTBEAT_S = 0.5  # an idle engine shows that its loop runs this often
 _DRAIN_S = 90.0  # TGI's budget for requests that run when it is told to stop
+_FLUSH_S = 5.0  # for what was computed to reach the services at the end
 _MAX_OUTBOX = 20_000  # messages; at 100 steps a second a peer has been deaf for minutes
 
 
@@ -39,8 +40,13 @@ class _Connection:
         self._sock = sock
         self._inbox = inbox
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        for target in (self._read, self._write):
-            threading.Thread(target=target, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._writer = threading.Thread(target=self._write, daemon=True)
+
+    def start(self) -> None:
+        """Begins to read and write; the inbox must know the connection by then."""
+        self._reader.start()
+        self._writer.start()
 
     def send(self, message: bytes) -> None:
         """Queues a message; never waits."""
@@ -49,6 +55,12 @@ class _Connection:
             self.close()
             return
         self._outbox.put(message)
+
+    def finish(self, deadline: float) -> None:
+        """Closes once what is queued was sent, or at a time of the monotonic clock."""
+        self._outbox.put(None)
+        self._writer.join(max(0.0, deadline - time.monotonic()))
+        self.close()
 
     def close(self) -> None:
         """Ends both threads; the reader reports the end to the inbox."""
@@ -60,8 +72,8 @@ class _Connection:
             with self._sock.makefile("rb") as stream:
                 while len(header := stream.read(wire.HEADER.size)) == wire.HEADER.size:
                     (size,) = wire.HEADER.unpack(header)
-                    if size > wire.MAX_FRAME_BYTES:
-                        raise ValueError(f"a frame of {size} bytes is too large")
+                    if not 0 < size <= wire.MAX_FRAME_BYTES:
+                        raise ValueError(f"a frame of {size} bytes")
                     self._inbox.put((self, stream.read(size)))
         except (OSError, ValueError) as error:
             logger.warning("connection lost: %s", error)
@@ -122,16 +134,23 @@ class EngineServer:
             self._publish(self._engine.step())
         self._listener.close()
         self._socket_path.unlink(missing_ok=True)
+        deadline = time.monotonic() + _FLUSH_S
         for connection in self._connections:
-            connection.close()
+            connection.finish(deadline)
 
     def _accept(self) -> None:
-        with contextlib.suppress(OSError):  # the listener is closed at the end
-            while True:
+        while not self._stopping.is_set():
+            try:
                 sock, _ = self._listener.accept()
-                connection = _Connection(sock, self._inbox)
-                connection.send(wire.ready(self._info))
-                self._inbox.put((connection, b""))
+            except OSError as error:  # at the end, or for want of file descriptors: that may pass
+                self._stopping.wait(_HEARTBEAT_S)
+                if not self._stopping.is_set():
+                    logger.warning("cannot accept a connection: %s", error)
+                continue
+            connection = _Connection(sock, self._inbox)
+            connection.send(wire.ready(self._info))
+            self._inbox.put((connection, b""))
+            connection.start()  # only now: nothing of it may come before it is known
 
     def _drain_inbox(self) -> None:
         """Takes in all that has come; an idle engine waits a while for the first message."""
@@ -153,18 +172,30 @@ class EngineServer:
         try:
             kind, fields = wire.parse(body)
             if kind is wire.Kind.SUBMIT:
-                request = wire.parse_request(fields)
-                refused = self._engine.add(request)
-                if refused is None:
-                    self._owners[request.request_id] = connection
-                else:
-                    connection.send(wire.step(self._reply(refused)))
+                self._submit(connection, wire.parse_request(fields))
             elif kind is wire.Kind.ABORT:
-                self._owners.pop(fields[0], None)
-                self._engine.abort(fields[0])
+                self._abort(connection, fields[0])
         except (ValueError, TypeError, IndexError):
             logger.exception("a service sent a message that cannot be read")
             connection.close()
+
+    def _submit(self, connection: _Connection, request: Request) -> None:
+        if self._stopping.is_set():
+            reason = "the engine is stopping"
+            refused: SequenceOutput | None = SequenceOutput(
+                request_id=request.request_id, error=reason
+            )
+        else:
+            refused = self._engine.add(request)
+        if refused is None:
+            self._owners[request.request_id] = connection
+        else:
+            connection.send(wire.step(self._reply(refused)))
+
+    def _abort(self, connection: _Connection, request_id: str) -> None:
+        if self._owners.get(request_id) is connection:
+            del self._owners[request_id]
+            self._engine.abort(request_id)
 
     def _reply(self, output: SequenceOutput) -> StepOutput:
         return StepOutput(outputs=(output,), stats=self._engine.stats())
@@ -200,7 +231,7 @@ def _listen(path: Path) -> socket.socket:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    mask = os.umask(0o077)
+    mask = os.umask(0o177)
     try:
         listener.bind(str(path))
     finally:

@@ -7,6 +7,7 @@ its fields. One `STEP` leaves per step, with everything that concerns the receiv
 from __future__ import annotations
 
 import struct
+from array import array
 from dataclasses import astuple
 from enum import IntEnum
 from typing import Any
@@ -49,9 +50,10 @@ def parse(body: bytes) -> tuple[Kind, list[Any]]:
     Raises:
         ValueError: the body is not a message.
     """
-    # Lists stay lists; strict_map_key would refuse nothing we send.
-    kind, *fields = msgpack.unpackb(body)
-    return Kind(kind), fields
+    message = msgpack.unpackb(body)
+    if not isinstance(message, list) or not message:
+        raise ValueError("a message is a list that begins with its kind")
+    return Kind(message[0]), message[1:]
 
 
 def submit(request: Request) -> bytes:
@@ -69,17 +71,32 @@ def submit(request: Request) -> bytes:
 
 
 def parse_request(fields: list[Any]) -> Request:
-    """The request of a `SUBMIT`."""
-    request_id, prompt, max_new_tokens, sampling, eos, prompt_logprobs, resumed = fields
-    return Request(
-        request_id=request_id,
-        prompt_token_ids=tuple(prompt),
-        max_new_tokens=max_new_tokens,
-        sampling=SamplingParams(**dict(zip(SamplingParams.__slots__, sampling, strict=True))),
-        eos_token_ids=frozenset(eos),
-        prompt_logprobs=prompt_logprobs,
-        resumed_token_ids=tuple(resumed),
-    )
+    """The request of a `SUBMIT`.
+
+    Raises:
+        ValueError: the fields are not those of a request.
+    """
+    try:
+        request_id, prompt, max_new_tokens, sampling, eos, prompt_logprobs, resumed = fields
+        seed = sampling[SamplingParams.__slots__.index("seed")]
+        if not isinstance(request_id, str) or seed >> 64:
+            raise ValueError("the request's id is no text, or its seed has more than 64 bits")
+        return Request(
+            request_id=request_id,
+            prompt_token_ids=_token_ids(prompt),
+            max_new_tokens=int(max_new_tokens),
+            sampling=SamplingParams(**dict(zip(SamplingParams.__slots__, sampling, strict=True))),
+            eos_token_ids=frozenset(_token_ids(eos)),
+            prompt_logprobs=bool(prompt_logprobs),
+            resumed_token_ids=_token_ids(resumed),
+        )
+    except (TypeError, OverflowError, LookupError) as error:
+        raise ValueError(f"not a request: {error}") from error
+
+
+def _token_ids(values: list[Any]) -> tuple[int, ...]:
+    """Checked at C speed: whole numbers of 0 … 2**32 - 1."""
+    return tuple(array("I", values))
 
 
 def ready(info: EngineInfo) -> bytes:

@@ -1,0 +1,112 @@
+"""A model that is a table of its context, and the few lines that drive an engine with it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from functools import cache
+from threading import Semaphore
+from zlib import crc32
+
+import torch
+from torch import Tensor
+
+from engine.batch import ModelInput
+from engine.block_manager import BlockManager
+from engine.engine import Engine
+from engine.request import Request, SequenceOutput
+from engine.scheduler import Scheduler
+
+VOCAB_SIZE = 32
+BLOCK_SIZE = 4
+POISON = VOCAB_SIZE - 1  # a context with this token has no valid logits
+FATAL = VOCAB_SIZE - 2  # a step with this token raises
+CPU = torch.device("cpu")
+
+
+@cache
+def next_logits(token_ids: tuple[int, ...]) -> Tensor:
+    """Float32 [VOCAB_SIZE]: noise that depends on every token of the context."""
+    if POISON in token_ids:
+        return torch.full((VOCAB_SIZE,), float("nan"))
+    generator = torch.Generator().manual_seed(crc32(bytes(token_ids)))
+    logits = torch.randn(VOCAB_SIZE, generator=generator) * 3
+    logits[[POISON, FATAL]] = float("-inf")
+    return logits
+
+
+class FakeModel:
+    """Keeps token ids where a model keeps keys and values, and reads its context back from there.
+
+    So a wrong slot, a wrong block table or a block shared by mistake gives other tokens.
+    """
+
+    def __init__(self, num_blocks: int, gate: Semaphore | None = None) -> None:
+        self.gate = gate
+        self.slots = torch.full((num_blocks, BLOCK_SIZE), POISON)
+
+    @torch.inference_mode()  # as `ModelRunner.forward`
+    def __call__(self, batch: ModelInput) -> Tensor:
+        """The logits of the wanted rows, read through the block tables."""
+        if self.gate is not None:
+            assert self.gate.acquire(timeout=30), "the test lets no more steps through"
+        if FATAL in batch.input_ids:
+            raise RuntimeError("the device is on fire")
+        self.slots.view(-1)[batch.attention.slot_mapping] = batch.input_ids
+        rows: list[Tensor] = []
+        starts = batch.attention.query_start_loc.tolist()
+        for index, table in enumerate(batch.attention.block_tables.long()):
+            context = self.slots[table].flatten().tolist()
+            for position in batch.positions[starts[index] : starts[index + 1]].tolist():
+                rows.append(next_logits(tuple(context[: position + 1])))
+        return torch.stack(rows)[batch.logits_rows]
+
+
+def make_engine(
+    *,
+    num_blocks: int = 64,
+    max_step_tokens: int = 64,
+    max_num_seqs: int = 40,
+    max_logprob_rows: int = 256,
+    enable_prefix_caching: bool = True,
+    gate: Semaphore | None = None,
+) -> Engine:
+    """An engine over a `FakeModel`; each step takes a permit of `gate`, if there is one."""
+    blocks = BlockManager(num_blocks, BLOCK_SIZE, enable_prefix_caching=enable_prefix_caching)
+    scheduler = Scheduler(
+        blocks,
+        max_step_tokens=max_step_tokens,
+        max_num_seqs=max_num_seqs,
+        max_logprob_rows=max_logprob_rows,
+    )
+    return Engine(FakeModel(num_blocks, gate), scheduler, CPU)
+
+
+def run(
+    engine: Engine, *requests: Request, max_steps: int = 2000
+) -> dict[str, list[SequenceOutput]]:
+    """Adds requests and steps until nothing is left; the outputs of each request in order."""
+    outputs: defaultdict[str, list[SequenceOutput]] = defaultdict(list)
+    for request in requests:
+        refused = engine.add(request)
+        if refused is not None:
+            outputs[request.request_id].append(refused)
+    for _ in range(max_steps):
+        if not engine.has_work:
+            return outputs
+        for output in engine.step().outputs:
+            outputs[output.request_id].append(output)
+        engine.check_integrity()
+    raise AssertionError(f"not done after {max_steps} steps")
+
+
+def token_ids(outputs: list[SequenceOutput]) -> list[int]:
+    """The tokens of a request's outputs."""
+    return [output.token.token_id for output in outputs if output.token is not None]
+
+
+def greedy_tokens(prompt: tuple[int, ...], num_tokens: int) -> list[int]:
+    """What `FakeModel` continues a prompt with."""
+    ids = list(prompt)
+    for _ in range(num_tokens):
+        ids.append(int(next_logits(tuple(ids)).argmax()))
+    return ids[len(prompt) :]

@@ -1,0 +1,146 @@
+"""Packing a step: every tensor against a plain loop over tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.batch import pack
+from engine.request import Request
+from engine.scheduler import ScheduledBatch
+from engine.sequence import Sequence
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Work:
+    """One sequence of a batch: what it has, and how many tokens it computes."""
+
+    num_prompt: int
+    num_generated: int
+    num_computed: int
+    num_tokens: int
+    prompt_logprobs: bool = False
+
+
+@st.composite
+def works(draw: st.DrawFn) -> Work:
+    """Any state that a scheduled sequence can be in."""
+    num_prompt = draw(st.integers(1, 9))
+    num_generated = draw(st.integers(0, 4))
+    total = num_prompt + num_generated
+    num_computed = draw(st.integers(0, total - 1))
+    num_tokens = draw(st.integers(1, total - num_computed))
+    return Work(num_prompt, num_generated, num_computed, num_tokens, draw(st.booleans()))
+
+
+def make_batch(works: list[Work], block_size: int) -> ScheduledBatch:
+    """Sequences with distinct token ids, and blocks in descending order."""
+    num_tokens: dict[Sequence, int] = {}
+    next_block = 50
+    for index, work in enumerate(works):
+        ids = range(100 * index, 100 * index + work.num_prompt + work.num_generated)
+        request = Request(
+            request_id=str(index),
+            prompt_token_ids=tuple(ids[: work.num_prompt]),
+            resumed_token_ids=tuple(ids[work.num_prompt :]),
+            max_new_tokens=99,
+            prompt_logprobs=work.prompt_logprobs,
+        )
+        sequence = Sequence(request)
+        sequence.num_computed_tokens = work.num_computed
+        num_blocks = -(-(work.num_computed + work.num_tokens) // block_size)
+        sequence.block_table = [next_block - i for i in range(num_blocks)]
+        next_block -= num_blocks
+        num_tokens[sequence] = work.num_tokens
+    return ScheduledBatch(num_tokens)
+
+
+@settings(deadline=None)
+@given(st.lists(works(), min_size=1, max_size=5), st.sampled_from([1, 3, 16]))
+def test_tensors_match_a_loop_over_tokens(todo: list[Work], block_size: int) -> None:
+    batch = make_batch(todo, block_size)
+    packed = pack(batch, block_size, CPU)
+
+    input_ids, positions, slots, starts, contexts = [], [], [], [0], []
+    for sequence, num_tokens in batch.num_tokens.items():
+        for offset in range(num_tokens):
+            position = sequence.num_computed_tokens + offset
+            block = sequence.block_table[position // block_size]
+            input_ids.append(sequence.token_ids[position])
+            positions.append(position)
+            slots.append(block * block_size + position % block_size)
+        starts.append(len(input_ids))
+        contexts.append(sequence.num_computed_tokens + num_tokens)
+    attention = packed.attention
+    assert packed.input_ids.tolist() == input_ids
+    assert packed.positions.tolist() == positions
+    assert attention.slot_mapping.tolist() == slots
+    assert attention.query_start_loc.tolist() == starts
+    assert attention.context_lens.tolist() == contexts
+    widest = max(len(sequence.block_table) for sequence in batch.num_tokens)
+    assert attention.block_tables.tolist() == [
+        sequence.block_table + [0] * (widest - len(sequence.block_table))
+        for sequence in batch.num_tokens
+    ]
+
+
+@settings(deadline=None)
+@given(st.lists(works(), min_size=1, max_size=5))
+def test_rows_match_a_loop_over_tokens(todo: list[Work]) -> None:
+    batch = make_batch(todo, 4)
+    packed = pack(batch, 4, CPU)
+    row_tokens = [int(packed.input_ids[row]) for row in packed.logits_rows]
+
+    sampled = [s for s, n in batch.num_tokens.items() if s.num_computed_tokens + n == s.num_tokens]
+    assert list(packed.sampled) == sampled
+    for sequence, row in packed.sampled.items():
+        assert row_tokens[row] == sequence.token_ids[-1], "the last token's logits give the next"
+
+    by_sequence = {rows.sequence: rows for rows in packed.prompt_rows}
+    num_rows = len(sampled)
+    for sequence, num_tokens in batch.num_tokens.items():
+        targets = []
+        if sequence.request.prompt_logprobs:
+            first = sequence.num_computed_tokens
+            for position in range(first, first + num_tokens):
+                if position + 1 < sequence.num_prompt_tokens:
+                    targets.append(sequence.token_ids[position + 1])
+        rows = by_sequence.get(sequence)
+        assert (rows.target_ids if rows is not None else []) == targets
+        if rows is not None:
+            # Ids count up by one, so the row of a target is the token before it.
+            span = row_tokens[rows.start : rows.start + len(targets)]
+            assert span == [target - 1 for target in targets]
+        num_rows += len(targets)
+    assert len(row_tokens) == num_rows, "no logits that nobody wants"
+
+
+def test_the_example_of_the_module() -> None:
+    batch = make_batch([Work(5, 5, 9, 1), Work(5, 0, 0, 3), Work(3, 2, 4, 1)], 4)
+    packed = pack(batch, 4, CPU)
+    assert packed.positions.tolist() == [9, 0, 1, 2, 4]
+    assert packed.attention.query_start_loc.tolist() == [0, 1, 4, 5]
+    assert packed.attention.context_lens.tolist() == [10, 3, 5]
+    assert packed.logits_rows.tolist() == [0, 4]
+    assert list(packed.sampled.values()) == [0, 1]
+
+
+def test_types_are_those_that_kernels_expect() -> None:
+    packed = pack(make_batch([Work(3, 0, 0, 3)], 4), 4, CPU)
+    int64 = (packed.input_ids, packed.positions, packed.logits_rows, packed.attention.slot_mapping)
+    attention = packed.attention
+    int32 = (attention.block_tables, attention.query_start_loc, attention.context_lens)
+    assert {tensor.dtype for tensor in int64} == {torch.int64}
+    assert {tensor.dtype for tensor in int32} == {torch.int32}
+    assert all(tensor.is_contiguous() for tensor in (*int64, *int32))
+
+
+def test_a_step_without_a_finished_prompt_wants_no_logits() -> None:
+    packed = pack(make_batch([Work(9, 0, 0, 4)], 4), 4, CPU)
+    assert packed.logits_rows.tolist() == []
+    assert packed.sampled == {}

@@ -1,0 +1,326 @@
+"""The bar of correctness: our engine gives the tokens of `transformers.generate`, one by one."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    FalconConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GPT2Config,
+    JambaConfig,
+    Lfm2Config,
+    LlamaConfig,
+    MambaConfig,
+    MistralConfig,
+    MptConfig,
+    Phi3Config,
+    PhiConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+    RwkvConfig,
+)
+
+from engine.attention import AttentionBackend, ReferenceAttention
+from engine.block_manager import BlockManager
+from engine.config import EngineConfig
+from engine.engine import Engine
+from engine.errors import ModelLoadError
+from engine.kernels import cpu as cpu_kernels
+from engine.kv_cache import KVCache, LayerShape
+from engine.model_loader import load_model, prepare_model
+from engine.model_runner import ModelRunner
+from engine.request import Request, SamplingParams
+from engine.scheduler import Scheduler
+from tests.engine.fakes import run, token_ids
+
+CPU = torch.device("cpu")
+BLOCK_SIZE = 4
+MAX_STEP_TOKENS = 16
+NUM_NEW_TOKENS = 10
+_SMALL: dict[str, Any] = {
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+_HEADS: dict[str, Any] = {"head_dim": 16}
+_WINDOW: dict[str, Any] = {"sliding_window": 9}  # shorter than most prompts
+ARCHITECTURES: dict[str, Callable[[], Any]] = {
+    "llama": lambda: LlamaConfig(**_SMALL),
+    "qwen2": lambda: Qwen2Config(**_SMALL),
+    "qwen3": lambda: Qwen3Config(**_SMALL, **_HEADS),
+    "mistral": lambda: MistralConfig(**_SMALL, **_WINDOW),
+    "gemma": lambda: GemmaConfig(**_SMALL, **_HEADS),
+    "gemma2": lambda: Gemma2Config(**_SMALL, **_HEADS, **_WINDOW),
+    "gemma3": lambda: Gemma3TextConfig(
+        **_SMALL,
+        **_HEADS,
+        **_WINDOW,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    ),
+    "gpt2": lambda: GPT2Config(
+        vocab_size=128, n_embd=64, n_layer=3, n_head=4, bos_token_id=1, eos_token_id=2
+    ),
+    "phi": lambda: PhiConfig(**{**_SMALL, "num_key_value_heads": 4}),
+    "phi3": lambda: Phi3Config(**_SMALL),
+}
+_TINY: dict[str, Any] = {
+    "vocab_size": 128,
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+_ATTENTION: dict[str, Any] = {
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+UNSUPPORTED: dict[str, Callable[[], Any]] = {
+    "alibi in bloom": lambda: BloomConfig(vocab_size=128, hidden_size=32, n_layer=2, n_head=4),
+    "alibi in mpt": lambda: MptConfig(vocab_size=128, d_model=32, n_heads=4, n_layers=2),
+    "alibi in falcon": lambda: FalconConfig(**_TINY, num_attention_heads=4, alibi=True),
+    "state in mamba": lambda: MambaConfig(**_TINY, state_size=8),
+    "state in rwkv": lambda: RwkvConfig(**_TINY, context_length=64),
+    "state in jamba": lambda: JambaConfig(
+        **_TINY, **_ATTENTION, num_experts=2, attn_layer_period=2, attn_layer_offset=1
+    ),
+    "convolution in lfm2": lambda: Lfm2Config(
+        **_TINY, **_ATTENTION, layer_types=["conv", "full_attention", "conv", "full_attention"]
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """The models are so small that threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def build_model(config: Any, scale: float = 3.0) -> PreTrainedModel:
+    """A random model, the same at every call; scaled up, so that it does not repeat one token."""
+    torch.manual_seed(0)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.eval()
+    for parameter in model.parameters():
+        parameter.data.mul_(scale)
+    return model
+
+
+@cache
+def make_prompts() -> list[tuple[int, ...]]:
+    """Prompts of 1 to 50 tokens, of which half begin alike."""
+    rng = random.Random(1)
+    beginning = [rng.randrange(3, 128) for _ in range(30)]
+    return [
+        tuple(
+            (beginning[: rng.randrange(8, 30)] if index % 2 else [])
+            + [rng.randrange(3, 128) for _ in range(rng.randrange(1, 20))]
+        )
+        for index in range(9)
+    ]
+
+
+@cache
+def generate(name: str) -> list[list[int]]:
+    """What transformers continues the prompts with, each alone."""
+    model = build_model(ARCHITECTURES[name]())
+    continuations = []
+    for prompt in make_prompts():
+        output = model.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            max_new_tokens=NUM_NEW_TOKENS,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+        continuations.append(output[0, len(prompt) :].tolist())
+    return continuations
+
+
+def make_engine(
+    name: str, backend: str, *, num_blocks: int, max_step_tokens: int = MAX_STEP_TOKENS
+) -> Engine:
+    """Our engine over the same model."""
+    loaded = prepare_model(build_model(ARCHITECTURES[name]()), CPU, torch.float32)
+    attention: AttentionBackend = ReferenceAttention()
+    if backend == "native":
+        kernels = cpu_kernels.load()
+        if kernels is None:
+            pytest.skip("no native kernels here")
+        cpu_kernels.pack_model(loaded.model, kernels)
+        attention = kernels
+    cache = KVCache(loaded.layers, num_blocks, BLOCK_SIZE, torch.float32, CPU)
+    scheduler = Scheduler(
+        BlockManager(num_blocks, BLOCK_SIZE),
+        max_step_tokens=max_step_tokens,
+        max_num_seqs=40,
+    )
+    return Engine(ModelRunner(loaded, cache, attention).forward, scheduler, CPU)
+
+
+@pytest.mark.parametrize("backend", ["reference", "native"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_greedy_tokens_are_those_of_transformers(name: str, backend: str) -> None:
+    prompts, expected = make_prompts(), generate(name)
+    assert len({token_id for tokens in expected for token_id in tokens}) > 5, "it says something"
+    assert max(map(len, prompts)) > MAX_STEP_TOKENS
+    engine = make_engine(name, backend, num_blocks=17)
+    outputs = run(
+        engine,
+        *(
+            Request(
+                request_id=str(index),
+                prompt_token_ids=prompt,
+                max_new_tokens=NUM_NEW_TOKENS,
+                prompt_logprobs=index % 4 == 0,
+            )
+            for index, prompt in enumerate(prompts)
+        ),
+    )
+    assert [token_ids(outputs[str(index)]) for index in range(len(prompts))] == expected
+    stats = engine.stats()
+    assert stats.num_cached_tokens > 0
+    assert stats.num_preemptions > 0
+
+
+@pytest.mark.parametrize("backend", ["reference", "native"])
+def test_prompt_logprobs_are_those_of_transformers(backend: str) -> None:
+    prompt = make_prompts()[3]
+    with torch.inference_mode():
+        logits = build_model(ARCHITECTURES["qwen3"]())(torch.tensor([prompt])).logits[0]
+    expected = logits.log_softmax(-1)[torch.arange(len(prompt) - 1), torch.tensor(prompt[1:])]
+    request = Request(
+        request_id="r", prompt_token_ids=prompt, max_new_tokens=1, prompt_logprobs=True
+    )
+    outputs = run(make_engine("qwen3", backend, num_blocks=19), request)["r"]
+    first, *values = [value for output in outputs for value in output.prompt_logprobs]
+    assert first is None
+    assert values == pytest.approx(expected.tolist(), abs=1e-3)
+
+
+@pytest.mark.parametrize("backend", ["reference", "native"])
+def test_same_seed_gives_the_same_tokens_alone_in_a_batch_and_after_preemption(
+    backend: str,
+) -> None:
+    def request(name: str, prompt: tuple[int, ...], seed: int) -> Request:
+        sampling = SamplingParams(
+            do_sample=True, seed=seed, temperature=0.7, top_p=0.95, repetition_penalty=1.2
+        )
+        return Request(
+            request_id=name, prompt_token_ids=prompt, max_new_tokens=10, sampling=sampling
+        )
+
+    wanted = request("wanted", make_prompts()[2], 2**64 - 1)
+    others = [request(str(i), (5 + i, 6, 7), i) for i in range(32)]
+    alone = token_ids(run(make_engine("llama", backend, num_blocks=40), wanted)["wanted"])
+    assert len(set(alone)) > 3
+    roomy = make_engine("llama", backend, num_blocks=200, max_step_tokens=128)
+    assert token_ids(run(roomy, *others[:9], wanted, *others[9:])["wanted"]) == alone
+    assert roomy.stats().num_preemptions == 0
+    tight = make_engine("llama", backend, num_blocks=11)
+    assert token_ids(run(tight, others[0], wanted, others[1])["wanted"]) == alone
+    assert tight.stats().num_preemptions > 0
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_what_does_not_fit_a_paged_cache_is_refused(name: str, scale: float) -> None:
+    model = build_model(UNSUPPORTED[name](), scale)
+    with pytest.raises(ModelLoadError, match=type(model).__name__) as caught:
+        prepare_model(model, CPU, torch.float32)
+    assert "\n" not in str(caught.value)
+
+
+class TestLoad:
+    """Checkpoints on disk, whole and broken."""
+
+    @pytest.fixture
+    def checkpoint(self, tmp_path: Path) -> Path:
+        """A small model, saved."""
+        build_model(ARCHITECTURES["llama"]()).save_pretrained(tmp_path / "model")
+        return tmp_path / "model"
+
+    @staticmethod
+    def load_error(path: Path, **options: Any) -> str:
+        """The message with which a checkpoint is refused."""
+        config = EngineConfig(
+            model_id=str(path), socket_path=path / "socket", device="cpu", **options
+        )
+        with pytest.raises(ModelLoadError) as caught:
+            load_model(config)
+        message = str(caught.value)
+        assert "\n" not in message
+        assert str(path) in message
+        return message
+
+    def test_of_a_whole_checkpoint_tells_its_shapes(self, checkpoint: Path) -> None:
+        loaded = load_model(
+            EngineConfig(model_id=str(checkpoint), socket_path=checkpoint / "s", device="cpu")
+        )
+        assert loaded.layers == dict.fromkeys(range(3), LayerShape(2, 16, 16))
+        assert loaded.dtype is torch.float32
+        assert loaded.device == CPU
+
+    def test_of_a_missing_directory(self, tmp_path: Path) -> None:
+        self.load_error(tmp_path / "missing")
+
+    def test_of_an_empty_directory(self, tmp_path: Path) -> None:
+        self.load_error(tmp_path)
+
+    @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"model_type": "no-such-thing"}'])
+    def test_of_a_broken_config(self, checkpoint: Path, text: str) -> None:
+        (checkpoint / "config.json").write_text(text)
+        self.load_error(checkpoint)
+
+    @pytest.mark.parametrize("size", [0, 7, 100, 20_000])
+    def test_of_weights_that_are_cut_off(self, checkpoint: Path, size: int) -> None:
+        weights = checkpoint / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:size])
+        self.load_error(checkpoint)
+
+    def test_of_weights_that_are_missing(self, checkpoint: Path) -> None:
+        (checkpoint / "model.safetensors").unlink()
+        self.load_error(checkpoint)
+
+    def test_of_a_tensor_that_is_missing(self, checkpoint: Path) -> None:
+        # transformers fills it with noise and goes on: the model would answer, and talk nonsense.
+        weights = checkpoint / "model.safetensors"
+        tensors = load_file(weights)
+        del tensors["model.layers.1.mlp.up_proj.weight"]
+        save_file(tensors, weights, metadata={"format": "pt"})
+        assert "up_proj" in self.load_error(checkpoint)
+
+    def test_of_weights_of_another_shape(self, checkpoint: Path) -> None:
+        weights = checkpoint / "model.safetensors"
+        tensors = load_file(weights)
+        tensors["model.norm.weight"] = torch.zeros(3)
+        save_file(tensors, weights, metadata={"format": "pt"})
+        self.load_error(checkpoint)
+
+    def test_with_an_unknown_number_format(self, checkpoint: Path) -> None:
+        self.load_error(checkpoint, dtype="float33")

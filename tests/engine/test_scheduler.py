@@ -1,0 +1,265 @@
+"""Scheduling: budgets hold, order is kept, everybody gets through and nothing is lost."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from engine.block_manager import BlockManager
+from engine.errors import CapacityError
+from engine.request import Request
+from engine.scheduler import ScheduledBatch, Scheduler
+from engine.sequence import Sequence, SequenceStatus
+
+BLOCK_SIZE = 2
+LOGPROB_ROWS = 3
+
+
+def make_scheduler(
+    *, num_blocks: int = 16, max_step_tokens: int = 64, max_num_seqs: int = 8
+) -> Scheduler:
+    """A scheduler over small blocks."""
+    return Scheduler(
+        BlockManager(num_blocks, BLOCK_SIZE),
+        max_step_tokens=max_step_tokens,
+        max_num_seqs=max_num_seqs,
+        max_logprob_rows=LOGPROB_ROWS,
+    )
+
+
+def make_sequence(
+    prompt: list[int], *, max_new_tokens: int = 4, prompt_logprobs: bool = False
+) -> Sequence:
+    """A sequence with this prompt."""
+    return Sequence(
+        Request(
+            request_id="r",
+            prompt_token_ids=tuple(prompt),
+            max_new_tokens=max_new_tokens,
+            prompt_logprobs=prompt_logprobs,
+        )
+    )
+
+
+def compute(scheduler: Scheduler, batch: ScheduledBatch) -> list[Sequence]:
+    """Does what the engine does with a batch; each token is its place. Returns the finished."""
+    scheduler.advance(batch)
+    finished = []
+    for sequence in batch.num_tokens:
+        if not sequence.num_pending_tokens and sequence.append(sequence.num_tokens) is not None:
+            scheduler.finish(sequence)
+            finished.append(sequence)
+    return finished
+
+
+def steps_alone(scheduler: Scheduler, sequence: Sequence) -> int:
+    """Steps that a sequence takes at most once it is the oldest."""
+    cap = scheduler.max_step_tokens
+    if sequence.request.prompt_logprobs:
+        cap = min(cap, scheduler.max_logprob_rows)
+    return -(-sequence.max_tokens // cap) + sequence.request.max_new_tokens
+
+
+def check_batch(scheduler: Scheduler, batch: ScheduledBatch) -> None:
+    """Asserts what holds for every plan."""
+    assert batch.total_tokens <= scheduler.max_step_tokens
+    assert len(scheduler.running) <= scheduler.max_num_seqs
+    assert set(batch.num_tokens) <= set(scheduler.running)
+    for sequence, num_tokens in batch.num_tokens.items():
+        assert 1 <= num_tokens <= sequence.num_pending_tokens
+        if sequence.request.prompt_logprobs:
+            assert num_tokens <= scheduler.max_logprob_rows
+        end = sequence.num_computed_tokens + num_tokens
+        assert len(sequence.block_table) * BLOCK_SIZE >= end
+    written = [
+        sequence.block_table[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE
+        for sequence, num_tokens in batch.num_tokens.items()
+        for position in range(
+            sequence.num_computed_tokens, sequence.num_computed_tokens + num_tokens
+        )
+    ]
+    assert len(written) == len(set(written)), "two tokens would go to one slot"
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    """Requests come, run, and are aborted in any state, under budgets drawn at the start."""
+
+    @initialize(
+        num_blocks=st.integers(2, 12), max_step_tokens=st.integers(1, 9), max_seqs=st.integers(1, 5)
+    )
+    def start(self, num_blocks: int, max_step_tokens: int, max_seqs: int) -> None:
+        self.scheduler = make_scheduler(
+            num_blocks=num_blocks, max_step_tokens=max_step_tokens, max_num_seqs=max_seqs
+        )
+        self.arrived: list[Sequence] = []  # in order; the finished ones are taken out
+
+    @rule(
+        prompt=st.lists(st.integers(0, 1), min_size=1, max_size=14),
+        max_new_tokens=st.integers(1, 10),
+        prompt_logprobs=st.integers(0, 4).map(lambda n: n == 0),
+    )
+    def add(self, prompt: list[int], max_new_tokens: int, prompt_logprobs: bool) -> None:
+        sequence = make_sequence(
+            prompt, max_new_tokens=max_new_tokens, prompt_logprobs=prompt_logprobs
+        )
+        # The last token is never computed.
+        if sequence.max_tokens - 1 <= self.scheduler.blocks.num_blocks * BLOCK_SIZE:
+            self.scheduler.add(sequence)
+            self.arrived.append(sequence)
+        else:
+            with pytest.raises(CapacityError):
+                self.scheduler.add(sequence)
+
+    @rule()
+    def step(self) -> None:
+        had_work = self.scheduler.has_work
+        batch = self.scheduler.schedule()
+        check_batch(self.scheduler, batch)
+        assert bool(batch.num_tokens) == had_work
+        if had_work:
+            assert next(iter(batch.num_tokens)) is self.arrived[0], "the oldest always goes on"
+        for sequence in compute(self.scheduler, batch):
+            self.arrived.remove(sequence)
+
+    @precondition(lambda self: self.arrived)
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        sequence = data.draw(st.sampled_from(self.arrived))
+        self.scheduler.finish(sequence)
+        self.scheduler.finish(sequence)  # once more does no harm
+        assert not sequence.block_table
+        self.arrived.remove(sequence)
+
+    @invariant()
+    def order_and_books_are_kept(self) -> None:
+        if hasattr(self, "scheduler"):
+            living = [*self.scheduler.running, *self.scheduler.waiting]
+            assert living == self.arrived
+            assert not any(sequence.block_table for sequence in self.scheduler.waiting)
+            self.scheduler.blocks.check_integrity(living)
+
+    def teardown(self) -> None:
+        if not hasattr(self, "scheduler"):
+            return
+        bound = sum(steps_alone(self.scheduler, sequence) for sequence in self.arrived)
+        expected = [sequence.max_tokens for sequence in self.arrived]
+        everybody = list(self.arrived)
+        for _ in range(bound):
+            self.step()
+        assert not self.scheduler.has_work, "somebody starves"
+        assert [sequence.num_tokens for sequence in everybody] == expected
+        assert self.scheduler.blocks.num_free_blocks == self.scheduler.blocks.num_blocks
+
+
+TestSchedulerMachine = SchedulerMachine.TestCase
+TestSchedulerMachine.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+
+
+def test_long_prompt_is_computed_in_chunks_of_the_budget() -> None:
+    scheduler = make_scheduler(max_step_tokens=4)
+    sequence = make_sequence(list(range(10)))
+    scheduler.add(sequence)
+
+    chunks = []
+    while sequence.num_generated_tokens == 0:
+        batch = scheduler.schedule()
+        chunks.append(batch.num_tokens[sequence])
+        compute(scheduler, batch)
+    assert chunks == [4, 4, 2]
+
+
+def test_decoding_sequences_go_on_beside_a_long_prompt() -> None:
+    scheduler = make_scheduler(max_step_tokens=4)
+    decoding, long = make_sequence([1, 2]), make_sequence(list(range(10)))
+    scheduler.add(decoding)
+    compute(scheduler, scheduler.schedule())
+    scheduler.add(long)
+
+    batch = scheduler.schedule()
+    assert batch.num_tokens == {decoding: 1, long: 3}
+    assert batch.total_tokens == 4
+    assert batch.num_prefill_tokens == 3
+
+
+def test_prompt_with_logprobs_is_computed_in_smaller_chunks() -> None:
+    scheduler = make_scheduler()
+    wants, other = make_sequence([1] * 8, prompt_logprobs=True), make_sequence([2] * 8)
+    scheduler.add(wants)
+    scheduler.add(other)
+
+    assert scheduler.schedule().num_tokens == {wants: LOGPROB_ROWS, other: 8}
+
+
+def test_cached_beginning_is_not_computed_again() -> None:
+    scheduler = make_scheduler()
+    first, second = make_sequence([1, 2, 3, 4, 5]), make_sequence([1, 2, 3, 4, 9])
+    scheduler.add(first)
+    compute(scheduler, scheduler.schedule())
+    scheduler.add(second)
+
+    assert scheduler.schedule().num_tokens[second] == 1
+    assert second.num_cached_tokens == 4
+
+
+def test_nobody_overtakes_a_large_request() -> None:
+    scheduler = make_scheduler(num_blocks=8)
+    running, large, small = make_sequence([1] * 10), make_sequence([2] * 12), make_sequence([3])
+    for sequence in (running, large, small):
+        scheduler.add(sequence)
+
+    assert list(scheduler.schedule().num_tokens) == [running]
+    assert list(scheduler.waiting) == [large, small]
+
+
+def test_full_cache_preempts_the_youngest_and_loses_nothing() -> None:
+    scheduler = make_scheduler(num_blocks=6)
+    old, young = (make_sequence([first] * 3, max_new_tokens=8) for first in (1, 2))
+    scheduler.add(old)
+    scheduler.add(young)
+    while not scheduler.num_preemptions:
+        compute(scheduler, scheduler.schedule())
+
+    assert young.num_preemptions == 1
+    assert old.num_preemptions == 0
+    assert young.status is SequenceStatus.WAITING
+    known = list(young.token_ids)
+    assert len(known) > 3
+    while scheduler.has_work:
+        compute(scheduler, scheduler.schedule())
+    assert young.token_ids[: len(known)] == known
+    assert young.num_generated_tokens == old.num_generated_tokens == 8
+
+
+def test_admission_leaves_every_running_sequence_a_block() -> None:
+    scheduler = make_scheduler(num_blocks=4)
+    running, next_one = make_sequence([1, 1]), make_sequence([2] * 6, max_new_tokens=1)
+    scheduler.add(running)
+    compute(scheduler, scheduler.schedule())
+    scheduler.add(next_one)
+
+    assert list(scheduler.schedule().num_tokens) == [running]
+
+
+def test_request_larger_than_the_cache_is_refused() -> None:
+    scheduler = make_scheduler(num_blocks=4)
+    scheduler.add(make_sequence([1] * 5, max_new_tokens=4))  # 9 tokens, the last never computed
+    with pytest.raises(CapacityError, match="10 tokens do not fit into a KV cache of 8"):
+        scheduler.add(make_sequence([1] * 5, max_new_tokens=5))
+    assert len(scheduler.waiting) == 1
+
+
+@given(st.integers(1, 30), st.integers(1, 30))
+def test_whatever_is_accepted_runs_to_its_end_alone(num_prompt: int, max_new_tokens: int) -> None:
+    scheduler = make_scheduler(num_blocks=10, max_step_tokens=7)
+    sequence = make_sequence([1] * num_prompt, max_new_tokens=max_new_tokens)
+    try:
+        scheduler.add(sequence)
+    except CapacityError:
+        assert sequence.max_tokens > 20
+        return
+    for _ in range(steps_alone(scheduler, sequence)):
+        compute(scheduler, scheduler.schedule())
+    assert sequence.status is SequenceStatus.FINISHED
+    assert sequence.num_preemptions == 0
