@@ -94,7 +94,7 @@ def run_generate(model: Any, load: Load, count: int) -> float:
 
 
 def run_continuous(model: Any, load: Load, count: int) -> float | None:
-    """transformers' continuous batching; None when it does not run here."""
+    """Continuous batching of transformers; None when it does not run here."""
     config = transformers.GenerationConfig(
         max_new_tokens=load.new_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0
     )

@@ -59,7 +59,8 @@ class _Connection:
     def finish(self, deadline: float) -> None:
         """Closes once what is queued was sent, or at a time of the monotonic clock."""
         self._outbox.put(None)
-        self._writer.join(max(0.0, deadline - time.monotonic()))
+        if self._writer.is_alive():  # else it has not been started yet
+            self._writer.join(max(0.0, deadline - time.monotonic()))
         self.close()
 
     def close(self) -> None:

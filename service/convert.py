@@ -12,10 +12,9 @@ from .chat import ChatAnswer, ChatDelta, ChatRequest, Message
 from .completions import CompletionAnswer, CompletionDelta, CompletionsRequest
 from .generation import Generation, PrefillToken, Token, TokenEvent
 from .parameters import DEFAULT_MAX_NEW_TOKENS, Grammar, Parameters
-from .pb.google.protobuf import Value
+from .pb.google.protobuf import ListValue, Struct, Value
 from .pb.tokenwire import v1 as pb
 from .server_info import ServerInfo
-from .tokenizer import TokenSpan
 
 # presence_penalty is shifted so: TGI, router/src/server.rs at v2.1.1, chat_completions.
 _PRESENCE_SHIFT = 2.0
@@ -76,7 +75,7 @@ def chat_request(message: pb.ChatRequest) -> ChatRequest:
             stop=tuple(message.stop),
             seed=message.seed,
             top_p=message.top_p,
-            top_n_tokens=message.top_logprobs if message.logprobs else None,
+            top_n_tokens=message.top_logprobs,
             grammar=response_format,
             adapter_id=message.model,
             details=True,
@@ -107,7 +106,18 @@ def completions_request(message: pb.CompletionsRequest) -> CompletionsRequest:
 
 def plain(value: Value | None) -> Any:
     """A `Value` as plain JSON values, whole numbers as integers: on the wire all are doubles."""
-    return None if value is None else _whole_numbers(value.to_dict())
+    match value:
+        case Value(list_value=ListValue(values=items)):
+            return [plain(item) for item in items]
+        case Value(struct_value=Struct(fields=fields)):
+            return {key: plain(item) for key, item in fields.items()}
+        case Value(number_value=float(number)):
+            return int(number) if number.is_integer() else number
+        case Value(string_value=str(text)):
+            return text
+        case Value(bool_value=bool(truth)):
+            return truth
+    return None  # null, or nothing at all
 
 
 def generate_response(result: Generation) -> pb.GenerateResponse:
@@ -200,14 +210,6 @@ def completion_chunk(delta: CompletionDelta) -> pb.Completion:
     )
 
 
-def tokens(spans: list[TokenSpan]) -> list[pb.SimpleToken]:
-    """The tokens of a text."""
-    return [
-        pb.SimpleToken(id=span.token_id, text=span.text, start=span.start, stop=span.stop)
-        for span in spans
-    ]
-
-
 def info_response(server: ServerInfo) -> pb.InfoResponse:
     """The model and the limits."""
     return pb.InfoResponse(**server.to_contract(), max_top_n_tokens=server.limits.max_top_n_tokens)
@@ -254,16 +256,6 @@ def _tool_call(call: pb.ToolCall) -> dict[str, Any]:
         "type": call.type or "function",
         "function": {"name": function.name, "arguments": plain(function.arguments)},
     }
-
-
-def _whole_numbers(value: Any) -> Any:
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, list):
-        return [_whole_numbers(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _whole_numbers(item) for key, item in value.items()}
-    return value
 
 
 def _token(token: Token) -> pb.Token:

@@ -36,8 +36,8 @@ class Detokenizer:
         self._window.append(token_id)
         text = self._decode(self._window)
         num_pending = len(self._window) - self._num_read
-        incomplete = text.endswith(_REPLACEMENT) and num_pending < _MAX_PENDING_TOKENS
-        if incomplete or len(text) <= len(self._prefix):
+        incomplete = text.endswith(_REPLACEMENT) or len(text) <= len(self._prefix)
+        if incomplete and num_pending < _MAX_PENDING_TOKENS:
             return ""
         added = text[len(self._prefix) :]
         del self._window[: self._num_read]

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 StepListener = Callable[[StepOutput], None]
 
 _RECONNECT_S = 0.1
-_MAX_RESTARTS = 3  # engine deaths that a request survives; a request that kills engines must end
+_MAX_RESTARTS = 3  # the engine death that ends a request: one that kills engines must end
 
 
 @dataclass(slots=True)
@@ -41,6 +41,7 @@ class _Stream:
     num_prompt_logprobs: int = 0
     num_repeated_logprobs: int = 0  # those a new engine will send once more
     num_restarts: int = 0
+    ended: bool = False  # everything has come; the reader may not have read it yet
 
     def push(self, output: SequenceOutput) -> None:
         """Takes in a step's part, without what was sent before a restart."""
@@ -51,6 +52,7 @@ class _Stream:
             output = replace(output, prompt_logprobs=fresh)
         if output.token is not None:
             self.token_ids.append(output.token.token_id)
+        self.ended |= output.finish_reason is not None or output.error is not None
         self.queue.put_nowait(output)
 
     def resumption(self) -> Request:
@@ -129,16 +131,13 @@ class EngineClient:
         if self._writer is None:
             raise unhealthy()
         stream = self._streams[request.request_id] = _Stream(request)
-        ended = False
         try:
             self._send(wire.submit(request))
-            while not ended:
-                output = await stream.queue.get()
-                ended = output.finish_reason is not None or output.error is not None
-                yield output
+            while not (stream.ended and stream.queue.empty()):
+                yield await stream.queue.get()
         finally:
             del self._streams[request.request_id]
-            if not ended:
+            if not stream.ended:
                 self._send(wire.frame(wire.Kind.ABORT, request.request_id))
 
     async def _run(self) -> None:
@@ -153,7 +152,7 @@ class EngineClient:
                 await self._read(reader)
             except (OSError, asyncio.IncompleteReadError):
                 logger.warning("the engine is gone; %d requests wait", len(self._streams))
-            except ValueError:
+            except (ValueError, TypeError):
                 logger.exception("the engine sent a message that cannot be read")
             finally:
                 self._writer.close()
@@ -176,7 +175,7 @@ class EngineClient:
         self.info = info
         self._ready.set()
         for stream in self._streams.values():
-            if stream.num_restarts:
+            if stream.num_restarts and not stream.ended:
                 self._send(wire.submit(stream.resumption()))
 
     def _deliver(self, step: StepOutput) -> None:
@@ -194,6 +193,5 @@ class EngineClient:
 
     def _fail_streams(self, reason: str, *, min_restarts: int) -> None:
         for stream in self._streams.values():
-            if stream.num_restarts >= min_restarts:
-                request_id = stream.request.request_id
-                stream.queue.put_nowait(SequenceOutput(request_id=request_id, error=reason))
+            if stream.num_restarts >= min_restarts and not stream.ended:
+                stream.push(SequenceOutput(request_id=stream.request.request_id, error=reason))

@@ -7,6 +7,7 @@ INTERNAL and is logged; its text does not leave the server.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import json
 import logging
 import time
@@ -26,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 _DOMAIN = "tokenwire"
 _RETRY_S = 1
-_MAX_BODY_BYTES = 4096  # Envoy answers 502 to much larger headers
+_MAX_MESSAGE_BYTES = 512  # thrice in the trailers, escaped: peers refuse more than 8 to 16 KiB
 
 
 class CallInterceptor(aio.ServerInterceptor):  # type: ignore[misc]
@@ -47,9 +48,9 @@ class CallInterceptor(aio.ServerInterceptor):  # type: ignore[misc]
             return None
         if handler.unary_unary is not None:
             return handler._replace(unary_unary=self._unary(handler.unary_unary, method))
-        if handler.unary_stream is not None:
+        if inspect.isasyncgenfunction(handler.unary_stream):
             return handler._replace(unary_stream=self._stream(handler.unary_stream, method))
-        return handler  # reflection, which streams both ways, needs none of this
+        return handler  # reflection and watching the health raise none of our errors
 
     def _unary(self, function: Any, method: str) -> Any:
         async def call(request: bytes, context: aio.ServicerContext[Any, Any]) -> Any:
@@ -112,42 +113,41 @@ async def _abort(context: aio.ServicerContext[Any, Any], error: Exception) -> No
     if not isinstance(error, ServiceError):
         logger.error("a call failed unexpectedly", exc_info=error)
         error = ServiceError(ErrorKind.INTERNAL, "Internal server error")
-    await context.abort(error.kind.grpc_code, error.message, _trailers(error))
+    message = _cut(error.message)
+    await context.abort(error.kind.grpc_code, message, _trailers(error, message))
 
 
-def _trailers(error: ServiceError) -> tuple[tuple[str, str | bytes], ...]:
+def _cut(message: str) -> str:
+    """A message that fits into trailers however it is escaped: JSON makes six bytes of one."""
+    raw = message.encode(errors="replace")
+    if len(raw) <= _MAX_MESSAGE_BYTES:
+        return message
+    return raw[:_MAX_MESSAGE_BYTES].decode(errors="ignore") + "…"
+
+
+def _trailers(error: ServiceError, message: str) -> tuple[tuple[str, str | bytes], ...]:
     """For REST the status and the body, for gRPC the details."""
+    # ASCII, since it travels as a header.
+    body = {"error": message, "error_type": error.kind.error_type}
     return (
         ("x-http-status", str(error.kind.http_status)),
-        ("x-error-body", _body(error)),
+        ("x-error-body", json.dumps(body, separators=(",", ":"))),
         *((("retry-after", str(_RETRY_S)),) if error.kind is ErrorKind.OVERLOADED else ()),
-        ("grpc-status-details-bin", _status(error).SerializeToString()),
+        ("grpc-status-details-bin", _status(error, message).SerializeToString()),
     )
 
 
-def _body(error: ServiceError) -> str:
-    """ASCII JSON, since it travels as a header."""
-    body = {"error": error.message, "error_type": error.kind.error_type}
-    text = json.dumps(body, separators=(",", ":"))
-    if len(text) > _MAX_BODY_BYTES:
-        body["error"] = (
-            error.message[: _MAX_BODY_BYTES // 8] + "…"
-        )  # \uXXXX takes six per character
-        text = json.dumps(body, separators=(",", ":"))
-    return text
-
-
-def _status(error: ServiceError) -> status_pb2.Status:
+def _status(error: ServiceError, message: str) -> status_pb2.Status:
     details = [error_details_pb2.ErrorInfo(reason=error.kind.error_type, domain=_DOMAIN)]
     if error.field is not None:
         violation = error_details_pb2.BadRequest.FieldViolation(
-            field=error.field, description=error.message
+            field=error.field, description=message
         )
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if error.kind is ErrorKind.OVERLOADED:
         delay = duration_pb2.Duration(seconds=_RETRY_S)
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
-    status = status_pb2.Status(code=error.kind.grpc_code.value[0], message=error.message)
+    status = status_pb2.Status(code=error.kind.grpc_code.value[0], message=message)
     for detail in details:
         packed = any_pb2.Any()
         packed.Pack(detail)

@@ -111,7 +111,7 @@ class TypedPresenter:
 
     def tokenize(self, spans: list[TokenSpan]) -> Reply:
         """See Presenter."""
-        return pb.TokenizeResponse(tokens=convert.tokens(spans))
+        return framing.tokenize_response(spans)
 
     def info(self, server: ServerInfo) -> Reply:
         """See Presenter."""

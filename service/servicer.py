@@ -113,7 +113,9 @@ class TextGenerationServicer:
     async def tokenize(self, request: pb.TokenizeRequest, call: Call) -> Reply:
         """Splits text into tokens."""
         inputs = _required(request.inputs, "inputs")
-        return call.presenter.tokenize(await self._tokenizer.spans(inputs))
+        spans = await self._tokenizer.spans(inputs)
+        # In a thread, like the tokenising: a long text has hundreds of thousands of tokens.
+        return await asyncio.to_thread(call.presenter.tokenize, spans)
 
     async def info(self, _: pb.InfoRequest, call: Call) -> Reply:
         """The model and the limits."""

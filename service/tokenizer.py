@@ -20,10 +20,6 @@ from .errors import ErrorKind, ServiceError
 _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
 
-# A character takes at most four bytes and a token is rarely shorter than one: longer texts cannot
-# fit and are refused before they are tokenised, which would take seconds.
-_MAX_CHARS_PER_TOKEN = 64
-
 
 @dataclass(frozen=True, slots=True)
 class TokenSpan:
@@ -57,6 +53,7 @@ class TextTokenizer:
         self.special_ids = _special_ids(tokenizer)
         self._bos_id = tokenizer.bos_token_id
         self._texts: dict[int, str] = {}
+        self._max_token_chars = max(map(len, self._backend.get_vocab()), default=1)
 
     @classmethod
     def load(
@@ -77,7 +74,7 @@ class TextTokenizer:
         try:
             tokenizer = AutoTokenizer.from_pretrained(model_id, revision=revision)
             if config_path is not None:
-                tokenizer.chat_template = json.loads(config_path.read_bytes())["chat_template"]
+                tokenizer.chat_template = json.loads(config_path.read_bytes()).get("chat_template")
         except Exception as error:  # a broken checkpoint can fail in any way
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ValueError(f"cannot load the tokenizer of {model_id}: {reason}") from error
@@ -114,8 +111,8 @@ class TextTokenizer:
         return text
 
     def too_long(self, text: str, max_tokens: int) -> bool:
-        """Whether a text is so long that it cannot have few enough tokens."""
-        return len(text) > max_tokens * _MAX_CHARS_PER_TOKEN
+        """Whether a text cannot have so few tokens, which is known without tokenising it."""
+        return len(text) > max_tokens * self._max_token_chars
 
     def render_chat(
         self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None
@@ -138,7 +135,7 @@ class TextTokenizer:
             raise ServiceError(ErrorKind.TEMPLATE, f"undefined value ({error})") from error
         except TemplateError as error:
             raise ServiceError(ErrorKind.TEMPLATE, f"syntax error: {error}") from error
-        except (TypeError, ValueError, KeyError) as error:
+        except Exception as error:  # the template is the model's own program
             raise ServiceError(ErrorKind.TEMPLATE, str(error)) from error
         assert isinstance(text, str)
         return text
@@ -149,7 +146,9 @@ class TextTokenizer:
     def _encode(self, text: str, truncate: int | None = None) -> Encoding:
         if truncate is None:
             return self._backend.encode(text)
-        encoding = self._backend.encode(text, add_special_tokens=False)
+        # What lies further back than twice the longest tokens cannot be among the last ones.
+        end = text[-2 * truncate * self._max_token_chars :]
+        encoding = self._backend.encode(end, add_special_tokens=False)
         room = max(truncate - self._backend.num_special_tokens_to_add(is_pair=False), 0)
         encoding.truncate(room, direction="left")
         return self._backend.post_process(encoding)

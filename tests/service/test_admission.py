@@ -1,0 +1,55 @@
+"""Permits: a fixed number, back in any case, none after the end."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import ExitStack
+
+import pytest
+
+from service.admission import Admission
+from service.errors import ErrorKind, ServiceError
+
+
+def kind_of_refusal(admission: Admission, count: int = 1) -> ErrorKind:
+    with pytest.raises(ServiceError) as refused, admission.permit(count):
+        pass
+    return refused.value.kind
+
+
+def test_who_comes_too_late_is_refused() -> None:
+    admission = Admission(2)
+    with ExitStack() as inside:
+        inside.enter_context(admission.permit())
+        inside.enter_context(admission.permit())
+        assert admission.num_active == 2
+        assert kind_of_refusal(admission) is ErrorKind.OVERLOADED
+        assert admission.num_active == 2
+    assert admission.num_active == 0
+
+
+def test_several_permits_come_together_or_not_at_all() -> None:
+    admission = Admission(3)
+    with admission.permit(2):
+        assert admission.num_active == 2
+        assert kind_of_refusal(admission, 2) is ErrorKind.OVERLOADED
+        with admission.permit(1):
+            assert admission.num_active == 3
+    assert kind_of_refusal(admission, 4) is ErrorKind.OVERLOADED
+
+
+@pytest.mark.parametrize("error", [ValueError, asyncio.CancelledError, GeneratorExit])
+def test_a_permit_comes_back_however_it_ends(error: type[BaseException]) -> None:
+    admission = Admission(1)
+    with pytest.raises(error), admission.permit():
+        raise error
+    assert admission.num_active == 0
+
+
+def test_a_closed_server_lets_nobody_in_and_those_inside_stay() -> None:
+    admission = Admission(2)
+    with admission.permit():
+        admission.close()
+        assert admission.num_active == 1
+        assert kind_of_refusal(admission) is ErrorKind.UNHEALTHY
+    assert admission.num_active == 0

@@ -1,0 +1,165 @@
+"""A service put together as it is run: over an engine's socket, on a free port."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator
+from dataclasses import replace
+from pathlib import Path
+
+import grpc
+import pytest
+from google.protobuf.descriptor_pool import DescriptorPool
+from grpc import aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
+    ProtoReflectionDescriptorDatabase,
+)
+
+from engine.server import EngineServer
+from service import rpc
+from service.app import App, make_limits
+from service.pb.tokenwire import v1 as pb
+from service.settings import Settings
+from tests.engine.fakes import make_engine
+
+from .fakes import INFO, MODEL, TIMEOUT_S
+
+
+@pytest.fixture
+async def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[App]:
+    monkeypatch.setattr("engine.server._HEARTBEAT_S", 0.01)
+    monkeypatch.setattr("service.app._HEALTH_INTERVAL_S", 0.01)
+    path = tmp_path / "engine.sock"
+    server = EngineServer(make_engine(), INFO, path)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    app = App(
+        Settings(model_id=str(MODEL), engine_socket=path, grpc_port=0, drain_seconds=TIMEOUT_S)
+    )
+    await app.start()
+    running = asyncio.create_task(app.run())
+    yield app
+    app.stop()
+    async with asyncio.timeout(TIMEOUT_S):
+        await running
+    server.stop()
+    await asyncio.to_thread(thread.join, TIMEOUT_S)
+    assert not thread.is_alive()
+
+
+@pytest.fixture
+async def channel(app: App) -> AsyncGenerator[aio.Channel]:
+    async with aio.insecure_channel(f"127.0.0.1:{app.port}") as channel:
+        yield channel
+
+
+async def test_the_info_has_the_engine_s_limits(app: App, channel: aio.Channel) -> None:
+    ask = channel.unary_unary(f"/{rpc.SERVICE}/Info", bytes, pb.InfoResponse.parse)
+    info = await ask(pb.InfoRequest())
+    assert (info.max_total_tokens, info.max_input_tokens) == (200, 199)
+    assert info.max_batch_total_tokens == 400
+
+
+async def test_services_can_be_listed_and_described(app: App) -> None:
+    def describe() -> tuple[set[str], set[str], str]:
+        with grpc.insecure_channel(f"127.0.0.1:{app.port}") as channel:
+            database = ProtoReflectionDescriptorDatabase(channel)
+            pool = DescriptorPool(database)
+            service = pool.FindServiceByName(rpc.SERVICE)
+            request = pool.FindMessageTypeByName("tokenwire.v1.GenerateRequest")
+            kind = request.fields_by_name["parameters"].message_type.full_name
+            names = {method.name for method in service.methods}
+            return set(database.get_services()), names, kind
+
+    services, methods, kind = await asyncio.to_thread(describe)
+    assert services == {
+        rpc.SERVICE,
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1alpha.ServerReflection",
+    }
+    known = rpc.load_pool().FindServiceByName(rpc.SERVICE).methods
+    assert methods == {method.name for method in known}
+    assert kind == "tokenwire.v1.GenerateParameters"
+
+
+@pytest.mark.parametrize("service", ["", rpc.SERVICE])
+async def test_health_is_what_the_engine_shows(
+    app: App, channel: aio.Channel, service: str
+) -> None:
+    check = health_pb2_grpc.HealthStub(channel).Check
+    request = health_pb2.HealthCheckRequest(service=service)
+
+    async def serves() -> bool:
+        try:
+            reply = await check(request)
+        except aio.AioRpcError:  # not known before the first look at the engine
+            return False
+        return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
+
+    async with asyncio.timeout(TIMEOUT_S):
+        while not await serves():
+            pass
+
+
+async def test_health_can_be_watched(app: App, channel: aio.Channel) -> None:
+    watch = health_pb2_grpc.HealthStub(channel).Watch
+    async with asyncio.timeout(TIMEOUT_S):
+        async for reply in watch(health_pb2.HealthCheckRequest(service="")):
+            if reply.status == health_pb2.HealthCheckResponse.SERVING:
+                break
+
+
+async def test_a_port_in_use_is_said_to_be(app: App, tmp_path: Path) -> None:
+    second = App(
+        Settings(
+            model_id=str(MODEL),
+            engine_socket=tmp_path / "engine.sock",
+            grpc_port=app.port,
+        )
+    )
+    with pytest.raises(OSError, match=r"cannot listen on 127\.0\.0\.1:\d+: is the port in use\?"):
+        await second.start()
+    await second._client.close()
+
+
+async def test_a_server_that_stops_says_so(tmp_path: Path, app: App, channel: aio.Channel) -> None:
+    app.stop()
+    await app.stopped()
+    ask = channel.unary_unary(f"/{rpc.SERVICE}/Health", bytes)
+
+    async def refused() -> bool:
+        try:
+            await ask(pb.HealthRequest())
+        except aio.AioRpcError as error:
+            return error.code() is grpc.StatusCode.UNAVAILABLE
+        return False
+
+    async with asyncio.timeout(TIMEOUT_S):
+        while not await refused():
+            pass
+
+
+def test_limits_follow_the_engine() -> None:
+    limits = make_limits(Settings(), INFO)
+    assert (limits.max_total_tokens, limits.max_input_tokens) == (200, 199)
+
+
+def test_limits_may_be_lower() -> None:
+    limits = make_limits(Settings(max_total_tokens=100, max_input_tokens=10), INFO)
+    assert (limits.max_total_tokens, limits.max_input_tokens) == (100, 10)
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        (Settings(max_total_tokens=201), "max_total_tokens must be <= 200"),
+        (Settings(max_input_tokens=200), "max_input_tokens must be < max_total_tokens"),
+    ],
+    ids=["total", "input"],
+)
+def test_limits_beyond_the_engine_s_are_refused(settings: Settings, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        make_limits(settings, INFO)
+    make_limits(settings, replace(INFO, max_total_tokens=300))

@@ -1,0 +1,306 @@
+"""What flags and variables make of the settings, and what is answered to wrong ones."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from service import cli
+from service.settings import (
+    OPTIONS,
+    Settings,
+    SettingsError,
+    add_arguments,
+    load,
+    without_settings,
+)
+from service.unsupported import UNSUPPORTED, unsupported_variables
+
+
+def parse(*flags: str, **variables: str) -> Settings:
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    add_arguments(parser)
+    return load(vars(parser.parse_args(flags)), variables)
+
+
+def run_cli(*argv: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """Returns the exit code and what was written to stderr."""
+    try:
+        code = cli.main(list(argv))
+    except SystemExit as exit_:
+        code = int(exit_.code or 0)
+    return code, capsys.readouterr().err
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = without_settings(os.environ)
+    for name in os.environ.keys() - environment.keys():
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def untouched_logging() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def test_defaults_are_the_documented_ones() -> None:
+    settings = parse()
+    assert settings == Settings()
+    assert (settings.port, settings.grpc_port, settings.hostname) == (8080, 50051, "127.0.0.1")
+    assert settings.max_concurrent_requests == 128
+    assert settings.model_id == "tokenwire/demo"
+    assert settings.model_path.endswith("models/demo")
+
+
+def test_flag_wins_over_variable_and_variable_over_default() -> None:
+    assert parse("--port", "1", PORT="2").port == 1
+    assert parse(PORT="2").port == 2
+    assert parse("--grpc-port", "1", TOKENWIRE_GRPC_PORT="2").grpc_port == 1
+    assert parse(TOKENWIRE_GRPC_PORT="2").grpc_port == 2
+
+
+def test_empty_variable_counts_as_absent() -> None:
+    assert parse(REVISION="", PORT=" ").revision is None
+
+
+def test_old_names_of_max_input_tokens_are_taken() -> None:
+    assert parse("--max-input-length", "7").max_input_tokens == 7
+    assert parse(MAX_INPUT_LENGTH="7").max_input_tokens == 7
+    assert parse(MAX_INPUT_LENGTH="7", MAX_INPUT_TOKENS="8").max_input_tokens == 8
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ([], True),
+        (["--prefix-caching"], True),
+        (["--prefix-caching", "false"], False),
+        (["--prefix-caching=0"], False),
+    ],
+)
+def test_switches_work_alone_and_with_a_value(flags: list[str], expected: bool) -> None:
+    assert parse(*flags).prefix_caching is expected
+
+
+def test_cors_origins_come_from_repeated_flags_or_a_list() -> None:
+    flags = ("--cors-allow-origin", "https://a", "--cors-allow-origin", "https://b")
+    assert parse(*flags).cors_allow_origin == ("https://a", "https://b")
+    assert parse(CORS_ALLOW_ORIGIN="https://a, https://b").cors_allow_origin == (
+        "https://a",
+        "https://b",
+    )
+
+
+@pytest.mark.parametrize(
+    ("raw", "level"),
+    [("info", "info"), ("WARN", "warning"), ("info,h2=off", "info"), ("h2=off,debug", "debug")],
+)
+def test_log_level_takes_tgi_filters(raw: str, level: str) -> None:
+    assert parse(LOG_LEVEL=raw).log_level == level
+
+
+def test_hostname_of_the_machine_is_not_taken_for_the_setting() -> None:
+    assert parse(HOSTNAME="pod-7f9c").hostname == "127.0.0.1"
+    assert parse(HOSTNAME="0.0.0.0").hostname == "0.0.0.0"
+    with pytest.raises(SettingsError, match="`hostname` must be an IP address"):
+        parse("--hostname", "pod-7f9c")
+
+
+def test_unknown_variable_of_ours_is_refused_with_the_closest_match() -> None:
+    with pytest.raises(SettingsError, match="TOKENWIRE_GRPC_PROT; did you mean TOKENWIRE_GRPC_"):
+        parse(TOKENWIRE_GRPC_PROT="1")
+    with pytest.raises(SettingsError, match="TOKENWIRE_MODEL_ID; did you mean MODEL_ID"):
+        parse(TOKENWIRE_MODEL_ID="x")
+
+
+def test_foreign_variables_are_ignored() -> None:
+    assert parse(SOMETHING="1", CUDA_VISIBLE_DEVICES="0") == Settings()
+
+
+def test_kubernetes_service_links_are_not_taken_for_settings() -> None:
+    links = {
+        "TOKENWIRE_SERVICE_HOST": "10.0.0.7",
+        "TOKENWIRE_SERVICE_PORT": "80",
+        "TOKENWIRE_SERVICE_PORT_HTTP": "80",
+        "TOKENWIRE_PORT": "tcp://10.0.0.7:80",
+        "TOKENWIRE_PORT_80_TCP": "tcp://10.0.0.7:80",
+        "TOKENWIRE_PORT_80_TCP_ADDR": "10.0.0.7",
+        "TOKENWIRE_GRPC_PORT": "tcp://10.0.0.8:50051",
+    }
+    assert parse(**links) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["--port", "x"], "--port must be a whole number. Given: x"),
+        (["--port", "65536"], "`port` must be 0 to 65535. Given: 65536"),
+        (["--waiting-served-ratio", "nan"], "--waiting-served-ratio must be a number"),
+        (["--json-output", "maybe"], "--json-output must be true or false"),
+        (["--dtype", "int8"], "--dtype must be one of float32, float16, bfloat16"),
+        (["--validation-workers", "0"], "`validation_workers` must be >= 1. Given: 0"),
+        (["--max-batch-prefill-tokens", "0"], "`max_batch_prefill_tokens` must be >= 1"),
+        (["--cuda-memory-fraction", "1.5"], "`cuda_memory_fraction` must be 0.01 to 1"),
+        (
+            ["--max-input-tokens", "10", "--max-total-tokens", "10"],
+            "`max_input_tokens` must be < `max_total_tokens`. Given: 10 and 10",
+        ),
+        (
+            ["--max-total-tokens", "100", "--max-batch-total-tokens", "99"],
+            "`max_total_tokens` must be <= `max_batch_total_tokens`. Given: 100 and 99",
+        ),
+        (["--tls-key", "k"], "`tls_certificate` and `tls_key` must be given together"),
+        (["--engine-socket", "/" + "x" * 107], "`engine_socket` must be <= 107 bytes"),
+        (["--quantize", "awq"], "--quantize is not supported: "),
+        (["--num-shard=2"], "--num-shard is not supported: "),
+        (["--cuda-graphs"], "--cuda-graphs is not supported: "),
+        (["--disable-custom-kernels"], "use --native-kernels=false"),
+        (["--no-such-flag"], "unrecognized arguments: --no-such-flag"),
+        (["--max-batch", "3"], "unrecognized arguments: --max-batch 3"),
+    ],
+)
+def test_wrong_settings_get_one_line_and_exit_code_2(
+    flags: list[str], text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, stderr = run_cli("health", *flags, capsys=capsys)
+    assert code == 2
+    assert stderr.count("\n") == 1
+    assert text in stderr
+
+
+def test_wrong_variable_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TOKENWIRE_NUM_THREADS", "all")
+        code, stderr = run_cli("health", capsys=capsys)
+    assert (code, stderr) == (
+        2,
+        "tokenwire health: TOKENWIRE_NUM_THREADS must be a whole number. Given: all\n",
+    )
+
+
+def test_unsupported_flags_that_ask_for_what_is_done_anyway_are_taken() -> None:
+    flags = ("--num-shard", "1", "--sharded=false", "--speculate", "0", "--disable-usage-stats")
+    assert parse(*flags) == Settings()
+
+
+def test_leftover_tgi_variables_are_warned_of_but_do_not_stop_the_server() -> None:
+    leftovers = {"QUANTIZE": "awq", "NUM_SHARD": "2", "CUDA_GRAPHS": "0", "SPECULATE": "0"}
+    assert parse(**leftovers) == Settings()
+    names = {warning.split(" ")[0] for warning in unsupported_variables(leftovers)}
+    assert names == {"QUANTIZE", "NUM_SHARD", "CUDA_GRAPHS"}
+
+
+def test_no_option_is_both_supported_and_not() -> None:
+    assert not UNSUPPORTED.keys() & {option.name for option in OPTIONS}
+
+
+def test_children_get_exactly_the_same_settings() -> None:
+    settings = Settings(
+        model_id="-odd name",
+        dtype="bfloat16",
+        port=1,
+        prefix_caching=False,
+        json_output=True,
+        cors_allow_origin=("https://a", "https://b"),
+        engine_socket=Path("/run/engine.sock"),
+        drain_seconds=0.5,
+    )
+    environment = {"PORT": "7", "REVISION": "main", "TOKENWIRE_DEVICE": "cuda", "PATH": "/bin"}
+    assert parse(*settings.to_argv(), **without_settings(environment)) == settings
+    assert without_settings(environment) == {"PATH": "/bin"}
+
+
+def test_engine_gets_its_part() -> None:
+    config = parse(
+        "--max-batch-prefill-tokens=64", "--max-batch-size=3", "--cuda-memory-fraction=0.5"
+    ).engine_config(Path("/run/engine.sock"))
+    assert config.max_step_tokens == 64
+    assert config.max_num_seqs == 3
+    assert config.memory_fraction == 0.5
+    assert config.socket_path == Path("/run/engine.sock")
+
+
+def test_gateway_gets_its_part() -> None:
+    config = parse(
+        "--grpc-host=0.0.0.0", "--grpc-port=5", "--port=6", "--max-concurrent-requests=9000"
+    ).gateway_config(Path("descriptors.binpb"))
+    assert (config.upstream_host, config.upstream_port) == ("127.0.0.1", 5)
+    assert (config.listen_host, config.listen_port) == ("127.0.0.1", 6)
+    assert config.max_requests > 9000
+
+
+def test_engine_alone_needs_a_socket(capsys: pytest.CaptureFixture[str]) -> None:
+    code, stderr = run_cli("engine", capsys=capsys)
+    assert code == 2
+    assert "--engine-socket" in stderr
+
+
+def test_health_of_a_server_that_is_not_there_is_exit_code_1(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["health", "--grpc-port", "1"]) == 1
+    assert capsys.readouterr().out == "not serving\n"
+
+
+def test_model_that_cannot_be_loaded_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+    code = (
+        "import sys, types\n"
+        "from engine.errors import ModelLoadError\n"
+        "def serve(config): raise ModelLoadError(f'cannot load {config.model_id}: no\\nconfig')\n"
+        "sys.modules['engine.server'] = types.SimpleNamespace(serve=serve)\n"
+        "from service import cli\n"
+        "sys.exit(cli.main(['engine', '--model-id=/x', '--engine-socket=s']))\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=without_settings(os.environ) | {"PYTHONPATH": str(Path(cli.__file__).parents[1])},
+    )
+    assert (ended.returncode, ended.stderr) == (
+        1,
+        "tokenwire engine: cannot load /x: no config\n",
+    )
+
+
+def test_json_output_logs_one_object_a_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QUANTIZE", "awq")
+    cli.main(["engine", "--json-output"])
+    first, _ = capsys.readouterr().err.splitlines()
+    line = json.loads(first)
+    assert line["level"] == "WARN"
+    assert line["message"].startswith("QUANTIZE has no effect")
+
+
+def test_help_needs_neither_torch_nor_grpc() -> None:
+    code = (
+        "import sys\n"
+        "from service import cli\n"
+        "try: cli.main(['serve', '--help'])\n"
+        "except SystemExit: pass\n"
+        "sys.exit(bool({'torch', 'grpc', 'transformers'} & sys.modules.keys()))\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        check=False,
+        env=without_settings(os.environ) | {"PYTHONPATH": str(Path(cli.__file__).parents[1])},
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert b"--max-total-tokens" in ended.stdout

@@ -1,0 +1,470 @@
+"""The supervisor with tiny Python scripts in place of engine, service and Envoy."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import json
+import logging
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+
+import grpc.aio
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health
+
+from service import plan as plan_module
+from service import supervisor as supervisor_module
+from service.gateway import SERVICE
+from service.plan import Plan, Stage, make_plan
+from service.settings import Settings
+from service.supervisor import RestartPolicy, Supervisor, SupervisorError
+
+DEADLINE = 20.0  # seconds that anything may take to come about on a busy machine
+FAST = RestartPolicy(first_delay=0.01, max_delay=0.02)
+SETTINGS = Settings(port=0, grpc_port=0, drain_seconds=DEADLINE)
+
+# Each script knows `note`, which adds a line to the journal that all share.
+_PRELUDE = """
+import os, signal, sys, time
+def note(text):
+    fd = os.open({journal!r}, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    os.write(fd, ("{name} " + text + "\\n").encode())
+def stop(*_):
+    note("stopped")
+    sys.exit(0)
+signal.signal(signal.SIGTERM, stop)
+note("started %d" % os.getpid())
+"""
+STEADY = "while True: signal.pause()"
+STUBBORN = "signal.signal(signal.SIGTERM, lambda *_: note('asked'))\nwhile True: signal.pause()"
+
+
+class Scene:
+    """Three fake children, the journal they write, and the private directory they got."""
+
+    def __init__(self, folder: Path) -> None:
+        self.journal = folder / "journal"
+        self.scripts = {"engine": STEADY, "service": STEADY, "envoy": STEADY}
+        self.stages: tuple[Stage, ...] = (Stage("starting", self._have_started),)
+        self.stdout = io.StringIO()
+        self.runtime: Path | None = None
+        self.mode = 0
+
+    def plan(self, _settings: Settings, runtime: Path) -> Plan:
+        self.runtime = runtime
+        self.mode = runtime.stat().st_mode & 0o777
+        (runtime / "leftover").touch()
+        commands = {name: self._command(name) for name in self.scripts}
+        return Plan(commands=commands, stages=self.stages, banner="ready\n")
+
+    def lines(self) -> list[str]:
+        return self.journal.read_text().splitlines() if self.journal.exists() else []
+
+    def pids(self, name: str) -> list[int]:
+        return [int(line.split()[2]) for line in self.lines() if line.startswith(f"{name} started")]
+
+    def run(
+        self,
+        during: Callable[[], Awaitable[None]] | None = None,
+        *,
+        begin: Callable[[], bool] | None = None,
+        settings: Settings = SETTINGS,
+        policy: RestartPolicy = FAST,
+    ) -> int:
+        """Runs a supervisor to its end, and `during` beside it once `begin` is true."""
+
+        async def main() -> int:
+            running = asyncio.create_task(Supervisor(settings, plan=self.plan, policy=policy).run())
+            if during is not None:
+                await until(begin or self.is_ready)
+                await during()
+            return await asyncio.wait_for(running, DEADLINE)
+
+        with contextlib.redirect_stdout(self.stdout):
+            return asyncio.run(main())
+
+    def is_ready(self) -> bool:
+        return bool(self.stdout.getvalue())
+
+    def has_started(self, name: str, times: int) -> bool:
+        return len(self.pids(name)) >= times
+
+    def are_started(self) -> bool:
+        return all(self.has_started(name, 1) for name in self.scripts)
+
+    def _command(self, name: str) -> list[str]:
+        prelude = _PRELUDE.format(journal=str(self.journal), name=name)
+        return [sys.executable, "-I", "-S", "-c", prelude + self.scripts[name]]
+
+    async def _have_started(self) -> bool:
+        return self.are_started()
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    return Scene(tmp_path)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(DEADLINE):
+        while not condition():  # noqa: ASYNC110 - another process decides
+            await asyncio.sleep(0.01)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state not in "ZX"
+
+
+async def interrupt() -> None:
+    assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL  # or it would end the tests
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+async def kill_and_see_restarted(scene: Scene, times: int) -> None:
+    for number in range(1, times + 1):
+        os.kill(scene.pids("engine")[-1], signal.SIGKILL)
+        await until(partial(scene.has_started, "engine", number + 1))
+
+
+async def never() -> bool:
+    return False
+
+
+def test_banner_is_printed_when_all_stages_are_reached(scene: Scene) -> None:
+    reached: list[str] = []
+
+    def stage(name: str) -> Stage:
+        async def reach() -> bool:
+            assert not scene.is_ready()
+            reached.append(name)
+            return scene.are_started() and reached.count(name) > 1
+
+        return Stage(name, reach)
+
+    scene.stages = (stage("model"), stage("gateway"))
+    assert scene.run(interrupt) == 0
+    assert sorted(reached, reverse=True) == reached
+    assert scene.stdout.getvalue() == "ready\n"
+
+
+def test_sigterm_drains_service_then_envoy_then_engine(scene: Scene) -> None:
+    assert scene.run(interrupt) == 0
+    assert scene.lines()[-3:] == ["service stopped", "envoy stopped", "engine stopped"]
+
+
+def test_sigterm_while_starting_stops_cleanly_without_a_banner(scene: Scene) -> None:
+    scene.stages = (Stage("never ready", never),)
+    assert scene.run(interrupt, begin=scene.are_started) == 0
+    assert not scene.is_ready()
+
+
+def test_second_signal_kills_at_once(scene: Scene) -> None:
+    scene.scripts["service"] = STUBBORN
+
+    async def during() -> None:
+        await interrupt()
+        await until(lambda: "service asked" in scene.lines())
+        await interrupt()
+
+    assert scene.run(during) == 1
+    assert not any(is_alive(pid) for name in scene.scripts for pid in scene.pids(name))
+
+
+def test_service_that_does_not_drain_in_time_is_killed(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor_module, "_STOP_S", 0.1)
+    scene.scripts["service"] = STUBBORN
+    assert scene.run(interrupt, settings=Settings(port=0, grpc_port=0, drain_seconds=0.1)) == 0
+    assert not is_alive(scene.pids("service")[0])
+
+
+def test_child_that_fails_at_the_start_is_named_with_its_last_line(
+    scene: Scene, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scene.stages = (Stage("never ready", never),)
+    scene.scripts["engine"] = (
+        "print('loading', file=sys.stderr)\n"
+        "print('tokenwire engine: cannot load /x: no such model', file=sys.stderr)\n"
+        "sys.exit(1)"
+    )
+    with pytest.raises(SupervisorError) as failure:
+        scene.run()
+    assert str(failure.value) == "engine ended with status 1: cannot load /x: no such model"
+    assert "loading\n" in capsys.readouterr().err
+    assert not any(is_alive(pid) for name in scene.scripts for pid in scene.pids(name))
+
+
+def test_child_killed_at_the_start_hints_at_the_memory(scene: Scene) -> None:
+    scene.stages = (Stage("never ready", never),)
+    scene.scripts["engine"] = (
+        "print('half loaded', file=sys.stderr, flush=True)\nos.kill(os.getpid(), signal.SIGKILL)"
+    )
+    with pytest.raises(SupervisorError) as failure:
+        scene.run()
+    assert str(failure.value) == "engine was killed (out of memory?)"
+
+
+def test_command_that_does_not_exist_stops_the_others(scene: Scene) -> None:
+    def plan(settings: Settings, runtime: Path) -> Plan:
+        whole = scene.plan(settings, runtime)
+        commands = {**whole.commands, "envoy": ["/no/such/binary"]}
+        return Plan(commands=commands, stages=whole.stages, banner="")
+
+    with pytest.raises(FileNotFoundError):
+        asyncio.run(Supervisor(SETTINGS, plan=plan).run())
+    assert not any(is_alive(pid) for name in scene.scripts for pid in scene.pids(name))
+
+
+def test_dead_child_is_restarted_and_the_others_stay(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def during() -> None:
+        await kill_and_see_restarted(scene, times=2)
+        await interrupt()
+
+    with caplog.at_level(logging.INFO):
+        assert scene.run(during) == 0
+    assert len(scene.pids("service")) == len(scene.pids("envoy")) == 1
+    restarts = [line for line in caplog.messages if "restarting" in line]
+    assert restarts == [
+        "engine was killed (out of memory?); restarting it in 0.0 s",
+        "engine was killed (out of memory?); restarting it in 0.0 s",
+    ]
+
+
+def test_what_a_dead_child_left_behind_is_killed_before_the_restart(scene: Scene) -> None:
+    scene.scripts["engine"] = (
+        "worker = os.fork()\nif worker: note('forked %d' % worker)\nwhile True: signal.pause()"
+    )
+
+    def workers() -> list[int]:
+        return [int(line.split()[2]) for line in scene.lines() if "forked" in line]
+
+    async def during() -> None:
+        await until(lambda: bool(workers()))
+        os.kill(scene.pids("engine")[0], signal.SIGKILL)
+        await until(lambda: len(workers()) > 1)
+        assert not is_alive(workers()[0])
+        await interrupt()
+
+    assert scene.run(during) == 0
+
+
+def test_child_that_keeps_dying_ends_the_server(scene: Scene, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+
+    async def during() -> None:
+        go.touch()
+
+    scene.scripts["envoy"] = (
+        f"while not os.path.exists({str(go)!r}): time.sleep(0.01)\n"
+        "print('cannot bind', file=sys.stderr)\n"
+        "sys.exit(3)"
+    )
+    with pytest.raises(SupervisorError) as failure:
+        scene.run(during)
+    assert str(failure.value) == "giving up after 5 deaths: envoy ended with status 3: cannot bind"
+    assert len(scene.pids("envoy")) == 5
+    assert not any(is_alive(pid) for name in scene.scripts for pid in scene.pids(name))
+
+
+def test_restarts_wait_longer_each_time_up_to_a_limit() -> None:
+    delays = [RestartPolicy().delay(number) for number in (1, 2, 3, 4, 5, 6, 7, 10_000)]
+    assert delays == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
+
+
+def test_only_deaths_close_together_are_hopeless() -> None:
+    policy = RestartPolicy(max_deaths=3, window=60)
+    assert not policy.is_hopeless([0, 1])
+    assert policy.is_hopeless([0, 1, 60])
+    assert not policy.is_hopeless([0, 1, 61])
+    assert policy.is_hopeless([0, 100, 101, 102])
+
+
+def test_long_life_starts_the_count_again(scene: Scene) -> None:
+    policy = RestartPolicy(first_delay=0.001, healthy_after=0.0, max_deaths=2)
+
+    async def during() -> None:
+        await kill_and_see_restarted(scene, times=4)
+        await interrupt()
+
+    assert scene.run(during, policy=policy) == 0
+
+
+def test_port_in_use_is_said_before_anything_starts(scene: Scene) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for settings in (Settings(port=port, grpc_port=0), Settings(port=0, grpc_port=port)):
+            with pytest.raises(OSError, match=f"^port {port} on 127.0.0.1 is in use$"):
+                asyncio.run(Supervisor(settings, plan=scene.plan).run())
+    assert scene.runtime is None
+
+
+def test_port_asked_for_twice_is_refused() -> None:
+    port = plan_module.with_ports(SETTINGS).port  # one that is free
+    with pytest.raises(OSError, match="asked for twice"):
+        plan_module.with_ports(Settings(port=port, grpc_port=port))
+
+
+def test_port_zero_becomes_two_free_ports() -> None:
+    settings = plan_module.with_ports(SETTINGS)
+    assert 0 not in (settings.port, settings.grpc_port)
+    assert settings.port != settings.grpc_port
+
+
+def test_runtime_directory_is_private_and_removed(scene: Scene) -> None:
+    assert scene.run(interrupt) == 0
+    assert scene.runtime is not None
+    assert scene.mode == 0o700
+    assert not scene.runtime.exists()
+
+
+def test_children_do_not_see_the_terminal_nor_variables_that_are_settings(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAX_TOTAL_TOKENS", "77")
+    scene.scripts["engine"] = (
+        "note('own session %s' % (os.getsid(0) == os.getpid()))\n"
+        "note('variable %s' % os.environ.get('MAX_TOTAL_TOKENS'))\n" + STEADY
+    )
+
+    async def during() -> None:
+        await until(lambda: any("variable" in line for line in scene.lines()))
+        await interrupt()
+
+    assert scene.run(during) == 0
+    assert "engine own session True" in scene.lines()
+    assert "engine variable None" in scene.lines()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
+def test_children_die_with_a_supervisor_that_is_killed(scene: Scene, tmp_path: Path) -> None:
+    driver = tmp_path / "driver.py"
+    driver.write_text(
+        "import asyncio, json, sys\n"
+        "from service.settings import Settings\n"
+        "from service.plan import Plan\nfrom service.supervisor import Supervisor\n"
+        "commands = json.loads(sys.argv[1])\n"
+        "plan = lambda *_: Plan(commands=commands, stages=(), banner='ready\\n')\n"
+        "asyncio.run(Supervisor(Settings(port=0, grpc_port=0), plan=plan).run())\n"
+    )
+    commands = scene.plan(SETTINGS, tmp_path).commands
+    root = str(Path(supervisor_module.__file__).parents[1])
+    with subprocess.Popen(
+        [sys.executable, str(driver), json.dumps(dict(commands))],
+        env=os.environ | {"PYTHONPATH": root, "TMPDIR": str(tmp_path)},
+    ) as driver_process:
+        asyncio.run(until(lambda: all(scene.pids(name) for name in scene.scripts)))
+        driver_process.kill()
+    pids = [pid for name in scene.scripts for pid in scene.pids(name)]
+    asyncio.run(until(lambda: not any(is_alive(pid) for pid in pids)))
+    assert not any("stopped" in line for line in scene.lines())
+
+
+def test_last_words_are_whole_lines(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
+    scene.stages = (Stage("never ready", never),)
+    scene.scripts["engine"] = (
+        "sys.stderr.buffer.write(b'x' * 200_000 + b'\\n10%\\r20%\\r')\n"
+        "sys.stderr.buffer.write('träge\\n\\nno end'.encode())\n"
+        "sys.exit(7)"
+    )
+    with pytest.raises(SupervisorError, match="engine ended with status 7: no end"):
+        scene.run()
+    assert capsys.readouterr().err.endswith("x\n10%\r20%\rträge\n\nno end")
+
+
+def test_real_plan_hands_every_child_the_same_settings(tmp_path: Path) -> None:
+    settings = Settings(port=1, grpc_port=2, model_id=str(tmp_path))
+    plan = make_plan(settings, tmp_path)
+    assert list(plan.commands) == ["engine", "service", "envoy"]
+    for name in ("engine", "service"):
+        command = plan.commands[name]
+        assert name in command
+        assert f"--engine-socket={tmp_path / 'engine.sock'}" in command
+        assert f"--model-id={tmp_path}" in command
+    assert str(tmp_path / "envoy.yaml") in plan.commands["envoy"]
+
+
+def test_model_directory_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"^cannot load .*/m: there is no such directory$"):
+        make_plan(Settings(model_id=str(tmp_path / "m")), tmp_path)
+
+
+async def test_service_is_ready_when_its_health_check_says_serving() -> None:
+    server = grpc.aio.server()
+    servicer = health.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        assert not await plan_module.is_serving("127.0.0.1", port)
+        await servicer.set(SERVICE, health_pb2.HealthCheckResponse.NOT_SERVING)
+        assert not await plan_module.is_serving("127.0.0.1", port)
+        await servicer.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
+        assert await plan_module.is_serving("127.0.0.1", port)
+    finally:
+        await server.stop(None)
+    assert not await plan_module.is_serving("127.0.0.1", port)
+
+
+@pytest.mark.parametrize(
+    ("reply", "ready"),
+    [
+        (b"HTTP/1.1 200 OK\r\n\r\n", True),
+        (b"HTTP/1.1 503 Service Unavailable\r\n\r\n", False),
+        (b"", False),
+    ],
+)
+async def test_gateway_is_ready_when_health_is_answered_with_200(reply: bytes, ready: bool) -> None:
+    requests: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        requests.append(await reader.readline())
+        writer.write(reply)
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        assert await plan_module._answers_health(Settings(port=port)) is ready
+    assert requests == [b"GET /health HTTP/1.1\r\n"]
+    assert not await plan_module._answers_health(Settings(port=port))
+
+
+def test_banner_has_calls_that_can_be_pasted(tmp_path: Path) -> None:
+    banner = make_plan(Settings(hostname="0.0.0.0", port=1, grpc_port=2), tmp_path).banner
+    for address in ("http://127.0.0.1:1", "127.0.0.1:2", "http://127.0.0.1:1/metrics"):
+        assert address in banner
+    words = shlex.split(banner[banner.index("curl -N") : banner.index("or in Python")])
+    bodies = [json.loads(words[place + 1]) for place, word in enumerate(words) if word == "-d"]
+    assert bodies[0]["stream"] is True
+    assert bodies[1]["inputs"]
+    assert "tokenwire.v1.TextGenerationService/Generate" in words
+
+
+def test_stages_are_said_once_and_again_when_they_take_long(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor_module, "_SAY_AGAIN_S", 0)
+    answers = iter([False, False, True])
+
+    async def reached() -> bool:
+        return next(answers)
+
+    with caplog.at_level(logging.INFO):
+        asyncio.run(supervisor_module._reach((Stage("loading m", reached),)))
+    assert caplog.messages == ["loading m ..."] + 2 * ["loading m ... (0 s)"]
