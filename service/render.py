@@ -185,36 +185,31 @@ def _generation(result: Generation) -> dict[str, Any]:
 
 
 def _details(result: Generation) -> dict[str, Any]:
-    body: dict[str, Any] = {
-        "finish_reason": result.finish_reason,
-        "generated_tokens": len(result.tokens),
-        "seed": result.seed,
-        "prefill": [_prefill(token) for token in result.prefill],
-        "tokens": [_token(token) for token in result.tokens],
-    }
+    body = _summary(result)
     if result.best_of_sequences:
         body["best_of_sequences"] = [_loser(item) for item in result.best_of_sequences]
-    if result.top_tokens:
-        body["top_tokens"] = _top_tokens(result)
-    return body
+    return body | _top_tokens(result)
 
 
 def _loser(result: Generation) -> dict[str, Any]:
-    body: dict[str, Any] = {
-        "generated_text": result.generated_text,
+    return {"generated_text": result.generated_text, **_summary(result), **_top_tokens(result)}
+
+
+def _summary(result: Generation) -> dict[str, Any]:
+    return {
         "finish_reason": result.finish_reason,
         "generated_tokens": len(result.tokens),
         "seed": result.seed,
         "prefill": [_prefill(token) for token in result.prefill],
         "tokens": [_token(token) for token in result.tokens],
     }
-    if result.top_tokens:
-        body["top_tokens"] = _top_tokens(result)
-    return body
 
 
-def _top_tokens(result: Generation) -> list[list[dict[str, Any]]]:
-    return [[_token(token) for token in step] for step in result.top_tokens]
+def _top_tokens(result: Generation) -> dict[str, Any]:
+    """The key and its lists; neither when nobody asked."""
+    if not result.top_tokens:
+        return {}
+    return {"top_tokens": [[_token(token) for token in step] for step in result.top_tokens]}
 
 
 def _chat_logprobs(entries: list[tuple[Token, list[Token]]] | None) -> dict[str, Any] | None:
