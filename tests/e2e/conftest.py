@@ -1,0 +1,48 @@
+"""One server for the whole folder; its log is shown with every failure."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+
+import pytest
+
+from tests.e2e.reflection_client import ReflectionClient
+from tests.e2e.stack import Stack, running
+
+_LOG_CHARS = 6000
+_live: list[Stack] = []
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """The server that tests share: they leave it idle and healthy."""
+    with running(tmp_path_factory.mktemp("stack") / "log") as stack:
+        _live.append(stack)
+        yield stack
+        _live.remove(stack)
+
+
+@pytest.fixture(scope="session", params=["direct", "through_envoy"])
+def api(stack: Stack, request: pytest.FixtureRequest) -> ReflectionClient:
+    """The gRPC API, on the service's own port and on Envoy's."""
+    return ReflectionClient(getattr(stack, request.param))
+
+
+@pytest.fixture(scope="session")
+def direct_api(stack: Stack) -> ReflectionClient:
+    """The gRPC API on the service's own port."""
+    return ReflectionClient(stack.direct)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Adds the end of the server's log to a failure."""
+    report = yield
+    if report.failed:
+        stacks = [*_live, *(v for v in getattr(item, "funcargs", {}).values() if v not in _live)]
+        for stack in stacks:
+            if isinstance(stack, Stack):
+                report.sections.append((f"log of {stack.url}", stack.log()[-_LOG_CHARS:]))
+    return report
