@@ -71,6 +71,7 @@ class App:
         info = await self._client.ready()
         limits = make_limits(settings, info)
         metrics = Metrics(limits)
+        metrics.step(self._client.last_step)  # so that the series exist before the next message
         self._client.on_step.append(metrics.step)
         pipeline = Pipeline(
             self._admission,

@@ -1,0 +1,481 @@
+"""The training corpus: an endless stream of conversations and texts, made from plain tables.
+
+`stream(seed)` yields documents; the same seed gives the same documents. Held-out documents use
+phrasings, names and cities that training never shows.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import facts
+import phrases
+import toolcalls
+from rawtext import raw_document
+from source import Document, Message, Source
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A question with the answers that count as right; `word` is the answer in one word."""
+
+    skill: str
+    question: str
+    answers: tuple[str, ...]
+    word: str = ""
+
+
+def small_talk(src: Source) -> Exchange:
+    """Return a greeting, thanks or another piece of small talk."""
+    questions, answers = src.pick(phrases.SMALL_TALK)
+    return Exchange("small_talk", src.ask(questions), answers)
+
+
+def identity(src: Source) -> Exchange:
+    """Return a question about the model itself."""
+    questions, answer = src.pick(phrases.IDENTITY)
+    return Exchange("identity", src.ask(questions), (answer,))
+
+
+def spelled_term(src: Source, term: str) -> str:
+    """Return a term as people write it: with or without article, in several cases."""
+    words = term.split()
+    if words[0] in ("a", "an") and src.chance(0.3):
+        words = words[1:]
+    words = [word.upper() if word in facts.ACRONYMS else word for word in words]
+    style = src.rng.random()
+    if style < 0.3:
+        words = [w if w in ("a", "an", "the") or w.isupper() else w.capitalize() for w in words]
+    elif style < 0.4:
+        words = [word.lower() for word in words]
+    return " ".join(words)
+
+
+def definition(src: Source) -> Exchange:
+    """Return a question for the meaning of a computing term."""
+    term = src.pick(tuple(facts.DEFINITIONS))
+    question = src.ask(phrases.DEFINITION_QUESTIONS, term=spelled_term(src, term))
+    return Exchange("definition", question, (facts.DEFINITIONS[term],))
+
+
+def capital(src: Source) -> Exchange:
+    """Return a question about a capital, in either direction."""
+    country = src.pick(tuple(facts.CAPITALS))
+    city = facts.CAPITALS[country]
+    lower = src.chance(0.08)
+    if src.chance(0.6):
+        name = country.lower() if lower else country
+        question = src.ask(phrases.CAPITAL_QUESTIONS, country=name)
+        return Exchange("capital", question, (f"The capital of {country} is {city}.",), city)
+    question = src.ask(phrases.COUNTRY_QUESTIONS, city=city.lower() if lower else city)
+    word = country.removeprefix("the ")
+    return Exchange("capital", question, (f"{city} is the capital of {country}.",), word)
+
+
+def with_article(noun: str) -> str:
+    """Return a noun with its indefinite article."""
+    return ("an " if noun[0] in "aeiou" else "a ") + noun
+
+
+def sound_or_colour(src: Source) -> Exchange:
+    """Return a question about the sound of an animal or the colour of a thing."""
+    if src.chance(0.5):
+        animal = src.pick(tuple(facts.SOUNDS))
+        sound = facts.SOUNDS[animal]
+        subject = with_article(animal)
+        asked = f"the {animal}" if src.chance(0.2) else subject
+        question = src.ask(phrases.SOUND_QUESTIONS, animal=asked)
+        answer = f"{subject.capitalize()} says {sound}."
+        return Exchange("sound_colour", question, (answer,), sound.capitalize())
+    thing = src.pick(tuple(facts.COLOURS))
+    colour = facts.COLOURS[thing]
+    answer = f"{thing.capitalize()} is {colour}."
+    question = src.ask(phrases.COLOUR_QUESTIONS, thing=thing)
+    return Exchange("sound_colour", question, (answer,), colour.capitalize())
+
+
+def calendar(src: Source) -> Exchange:
+    """Return a question about weekdays or months."""
+    return src.pick((weekday_order, month_order, calendar_count, month_length))(src)
+
+
+def weekday_order(src: Source) -> Exchange:
+    """Return a question for the day before or after a weekday."""
+    at, step = src.number(0, 6), src.pick((1, 1, -1))
+    day, other = facts.WEEKDAYS[at], facts.WEEKDAYS[(at + step) % 7]
+    word = "after" if step == 1 else "before"
+    question = src.ask(
+        (
+            "Which day comes {word} {day}?", "What day comes {word} {day}?",
+            "What is the day {word} {day}?", "Which day is {word} {day}?",
+            "What day is {word} {day}?", "Tell me the day {word} {day}.",
+            "Which weekday comes {word} {day}?", "The day {word} {day}?",
+            "What comes {word} {day}?", "Do you know which day comes {word} {day}?",
+            "What weekday is {word} {day}?", "Can you tell me the day {word} {day}?",
+        ),
+        word=word,
+        day=day,
+    )  # fmt: skip
+    return Exchange("calendar", question, (f"{other} comes {word} {day}.",), other)
+
+
+def month_order(src: Source) -> Exchange:
+    """Return a question about the order of the months."""
+    at = src.number(0, 11)
+    month = facts.MONTHS[at]
+    if src.chance(0.4):
+        question = src.ask(
+            (
+                "Which month number is {month}?", "What number is {month}?",
+                "What is the number of the month {month}?", "Which month of the year is {month}?",
+                "Is {month} the first month?", "{month} is which month of the year?",
+                "What month number is {month}?",
+            ),
+            month=month,
+        )  # fmt: skip
+        answer = f"{month} is the {facts.ORDINALS[at]} month of the year."
+        return Exchange("calendar", question, (answer,), facts.ORDINALS[at].capitalize())
+    step = src.pick((1, 1, -1))
+    word, other = "after" if step == 1 else "before", facts.MONTHS[(at + step) % 12]
+    question = src.ask(
+        (
+            "Which month comes {word} {month}?", "What month comes {word} {month}?",
+            "What is the month {word} {month}?", "Which month is {word} {month}?",
+            "What month is {word} {month}?", "Tell me the month {word} {month}.",
+            "What comes {word} {month}?", "The month {word} {month}?",
+            "Do you know which month comes {word} {month}?",
+        ),
+        word=word,
+        month=month,
+    )  # fmt: skip
+    return Exchange("calendar", question, (f"{other} comes {word} {month}.",), other)
+
+
+def calendar_count(src: Source) -> Exchange:
+    """Return a question for the number or the list of days or months."""
+    questions, answer, word = src.pick(
+        (
+            (
+                ("How many days are in a week?", "How many days does a week have?",
+                 "How many days has a week?", "How many days are there in a week?",
+                 "A week has how many days?", "What is the number of days in a week?"),
+                "A week has seven days.", "Seven",
+            ),
+            (
+                ("How many months are in a year?", "How many months does a year have?",
+                 "How many months has a year?", "How many months are there in a year?",
+                 "A year has how many months?", "What is the number of months in a year?"),
+                "A year has twelve months.", "Twelve",
+            ),
+            (
+                ("List the days of the week.", "What are the days of the week?",
+                 "Name the days of the week.", "Name all weekdays.", "Tell me the days of the "
+                 "week.", "Which days are in a week?"),
+                ", ".join(facts.WEEKDAYS) + ".", "",
+            ),
+            (
+                ("List the months of the year.", "What are the months of the year?",
+                 "Name the months.", "Name all months.", "Tell me the months of the year.",
+                 "Which months are in a year?"),
+                ", ".join(facts.MONTHS) + ".", "",
+            ),
+        )
+    )  # fmt: skip
+    return Exchange("calendar", src.ask(questions), (answer,), word)
+
+
+def month_length(src: Source) -> Exchange:
+    """Return a question for the number of days of a month."""
+    at = src.number(0, 11)
+    question = src.ask(
+        (
+            "How many days does {month} have?", "How many days are in {month}?",
+            "How long is {month}?", "How many days has {month}?",
+            "What is the number of days in {month}?", "How many days are there in {month}?",
+        ),
+        month=facts.MONTHS[at],
+    )  # fmt: skip
+    answer = f"{facts.MONTHS[at]} has {facts.MONTH_DAYS[at]} days."
+    return Exchange("calendar", question, (answer,), str(facts.MONTH_DAYS[at]))
+
+
+def small_sum(src: Source) -> Exchange:
+    """Return a sum with a result up to 20, or a difference of such numbers."""
+    total = src.number(0, 20)
+    left = src.number(0, total)
+    first, sign, second, result = left, "+", total - left, total
+    if src.chance(0.35):
+        first, sign, second, result = total, "-", left, total - left
+    style = src.rng.random()
+    if style < 0.6:
+        text = f"{first} {sign} {second}"
+    elif style < 0.75:
+        text = f"{first}{sign}{second}"
+    else:
+        verb = "plus" if sign == "+" else "minus"
+        words = style > 0.9
+        numbers = [facts.NUMBER_WORDS[n] if words else str(n) for n in (first, second)]
+        text = f"{numbers[0]} {verb} {numbers[1]}"
+    question = src.ask(phrases.SUM_QUESTIONS, sum=text)
+    return Exchange("sum", question, (f"{first} {sign} {second} = {result}",), str(result))
+
+
+def key_list(keys: list[str]) -> str:
+    """Join field names as in a sentence."""
+    return keys[0] if len(keys) == 1 else ", ".join(keys[:-1]) + " and " + keys[-1]
+
+
+def extraction(src: Source) -> Exchange:
+    """Return a request to write facts about a person as JSON."""
+    values: dict[str, object] = {
+        "name": src.name(),
+        "age": src.number(1, 99),
+        "city": src.city(),
+        "job": src.split(facts.JOBS),
+    }
+    text = src.split(phrases.PERSON_SENTENCES)
+    with_job = src.chance(0.2)
+    if with_job:
+        text += " " + src.split(phrases.JOB_SENTENCES)
+    keys = ["name", "age", "city"] + ["job"] * with_job
+    if src.chance(0.35):
+        src.rng.shuffle(keys)
+        if src.chance(0.6):
+            keys = keys[: src.number(1, len(keys))]
+    side = "before" if src.chance(0.7) else "after"
+    request = src.split(phrases.EXTRACTION_REQUESTS[side])
+    if src.chance(0.1):
+        request = src.misspell(request)
+    question = request.format(keys=key_list(keys), text=text.format(**values))
+    answer = json.dumps({key: values[key] for key in sorted(keys)}, ensure_ascii=False)
+    return Exchange("extraction", question, (answer,))
+
+
+def refusal(src: Source) -> Exchange:
+    """Return a question that the model cannot answer."""
+    question = src.ask(
+        phrases.UNKNOWN_QUESTIONS,
+        year=src.number(1800, 2030),
+        city=src.city(),
+        city2=src.city(),
+        name=src.name(),
+        country=src.pick(tuple(facts.CAPITALS)),
+        topic=src.split(facts.TOPICS),
+        made=src.invented(src.number(2, 3)),
+        big1=src.number(100, 9999),
+        big2=src.number(21, 999),
+    )
+    return Exchange("refusal", question, phrases.REFUSALS)
+
+
+def counting(src: Source) -> Exchange:
+    """Return a request to count."""
+    end = src.number(3, 20)
+    question = src.ask(
+        (
+            "Count to {n}.", "Count from 1 to {n}.", "Please count to {n}.",
+            "Can you count to {n}?", "Count up to {n}.", "Write the numbers from 1 to {n}.",
+            "Count from one to {n}.",
+        ),
+        n=end,
+    )  # fmt: skip
+    return Exchange("counting", question, (", ".join(str(n) for n in range(1, end + 1)),))
+
+
+def any_word(src: Source) -> str:
+    """Return a name, a city, a number or a word."""
+    kind = src.number(0, 5)
+    if kind == 0:
+        return src.invented(src.number(1, 3))
+    if kind == 1:
+        return src.name()
+    if kind == 2:
+        return src.city()
+    if kind == 3:
+        return str(src.number(0, 9999))
+    if kind == 4:
+        return src.invented(src.number(1, 2)).lower()
+    return src.pick(src.pick((facts.HOBBIES, facts.ADJECTIVES, facts.ANIMALS, facts.TOPICS)))
+
+
+def repeat(src: Source) -> Exchange:
+    """Return a request to repeat some words, or to write them as a JSON list.
+
+    Long rows of random words are what teaches the model to copy; other skills build on it.
+    """
+    items = [any_word(src) for _ in range(src.number(1, 12))]
+    separator = src.pick((", ", " ", "; ", "\n", " and "))
+    text = src.split(facts.SHORT_TEXTS) if src.chance(0.1) else separator.join(items)
+    if src.chance(0.35):
+        form = src.split(
+            (
+                "Write as a JSON list: {text}", "As a JSON list: {text}", "JSON list: {text}",
+                "Make a JSON list of: {text}", "Return a JSON list: {text}",
+                "Give me a JSON list of: {text}", "Turn into a JSON list: {text}",
+            )
+        )  # fmt: skip
+        question = form.format(text=", ".join(items))
+        return Exchange("json_list", question, (json.dumps(items, ensure_ascii=False),))
+    form = src.split(
+        (
+            "Repeat after me: {text}", "Say: {text}", "Repeat: {text}", "Echo: {text}",
+            "Please repeat: {text}", "Repeat this: {text}", "Say this: {text}",
+        )
+    )  # fmt: skip
+    return Exchange("repeat", form.format(text=text), (text,))
+
+
+SINGLE: tuple[tuple[Callable[[Source], Exchange], float], ...] = (
+    (small_talk, 0.14),
+    (identity, 0.11),
+    (definition, 0.22),
+    (capital, 0.18),
+    (sound_or_colour, 0.08),
+    (calendar, 0.13),
+    (small_sum, 0.22),
+    (extraction, 0.22),
+    (refusal, 0.09),
+    (counting, 0.02),
+    (repeat, 0.05),
+)
+# Short questions that fit into a longer conversation.
+COMPANIONS = (small_talk, identity, definition, capital, sound_or_colour, calendar, small_sum,
+              refusal)  # fmt: skip
+
+
+def turns(question: str, answer: str) -> list[Message]:
+    """Return a user turn and its answer."""
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def weighted(src: Source) -> Exchange:
+    """Return an exchange of a random skill."""
+    makers, weights = zip(*SINGLE, strict=True)
+    maker: Callable[[Source], Exchange] = src.rng.choices(makers, weights)[0]
+    return maker(src)
+
+
+def chat(src: Source, exchange: Exchange) -> Document:
+    """Return a conversation around an exchange, with or without system prompt and earlier turns."""
+    style = src.rng.random()
+    if exchange.word and style < 0.1:
+        return styled(
+            exchange, src.split(phrases.ONE_WORD_SYSTEMS), (exchange.word,), "system_one_word"
+        )
+    if style < 0.04:
+        pirate = tuple(f"Arr! {answer}" for answer in exchange.answers)
+        return styled(exchange, src.split(phrases.PIRATE_SYSTEMS), pirate, "system_pirate")
+    messages = opening(src)
+    if src.chance(0.2):
+        for _ in range(src.number(1, 3)):
+            earlier = src.pick(COMPANIONS)(src)
+            messages += turns(earlier.question, earlier.answers[0])
+    messages += turns(exchange.question, exchange.answers[0])
+    tools = tuple(toolcalls.toolbox(src, [], [])) if may_offer_tools(src, exchange) else ()
+    return Document(exchange.skill, tuple(messages), tools, accepted=exchange.answers)
+
+
+def may_offer_tools(src: Source, exchange: Exchange) -> bool:
+    """Decide whether to offer tools that the question does not need."""
+    plain = exchange.skill in ("small_talk", "identity", "definition", "capital", "calendar")
+    return plain and src.chance(0.12)
+
+
+def opening(src: Source) -> list[Message]:
+    """Return a system message that changes nothing, or no message."""
+    if src.chance(0.3):
+        return [{"role": "system", "content": src.split(phrases.NEUTRAL_SYSTEMS)}]
+    return []
+
+
+def styled(exchange: Exchange, system: str, answers: tuple[str, ...], skill: str) -> Document:
+    """Return an exchange whose system prompt changes the form of the answer."""
+    messages = [{"role": "system", "content": system}, *turns(exchange.question, answers[0])]
+    return Document(skill, tuple(messages), accepted=answers)
+
+
+def persona(src: Source) -> Document:
+    """Return a conversation in which the system prompt gives the model a name."""
+    name = src.name()
+    system = src.split(phrases.PERSONA_SYSTEMS).format(name=name)
+    question = src.ask(
+        (
+            "What is your name?", "Who are you?", "What's your name?", "Who am I talking to?",
+            "Tell me your name.", "Do you have a name?", "How are you called?",
+        )
+    )  # fmt: skip
+    answer = f"My name is {name}."
+    messages = [{"role": "system", "content": system}, *turns(question, answer)]
+    return Document("system_persona", tuple(messages), accepted=(answer,))
+
+
+def remembered_name(src: Source) -> Document:
+    """Return a conversation in which the user gives a name and perhaps asks for it later."""
+    name = src.name()
+    hello = src.ask(
+        (
+            "My name is {name}.", "I am {name}.", "Hi, my name is {name}.", "Hello, I am {name}!",
+            "Hello, my name is {name}.", "I'm {name}.", "Hi, I'm {name}.",
+            "You can call me {name}.",
+        ),
+        name=name,
+    )  # fmt: skip
+    answer = f"Nice to meet you, {name}!"
+    messages = opening(src) + turns(hello, answer)
+    if src.chance(0.6):
+        for _ in range(src.number(0, 2)):
+            earlier = src.pick(COMPANIONS)(src)
+            messages += turns(earlier.question, earlier.answers[0])
+        question = src.ask(
+            (
+                "What is my name?", "Do you know my name?", "Who am I?", "What's my name?",
+                "Do you remember my name?", "Can you tell me my name?",
+            )
+        )  # fmt: skip
+        answer = f"Your name is {name}."
+        messages += turns(question, answer)
+    return Document("name_memory", tuple(messages), accepted=(answer,))
+
+
+def tool_document(src: Source) -> Document:
+    """Return a conversation about tools."""
+    before = opening(src)
+    if src.chance(0.1):
+        earlier = src.pick((small_talk, identity))(src)
+        before += turns(earlier.question, earlier.answers[0])
+    kind = src.rng.random()
+    if kind < 0.58:
+        return toolcalls.call_document(src, before)
+    if kind < 0.88:
+        return toolcalls.answer_document(src, before)
+    return toolcalls.missing_document(src, before)
+
+
+def document(src: Source) -> Document:
+    """Return a random document of any kind."""
+    kind = src.rng.random()
+    if kind < 0.30:
+        return tool_document(src)
+    if kind < 0.42:
+        return raw_document(src, qa=lambda: weighted(src))
+    if kind < 0.46:
+        return remembered_name(src)
+    if kind < 0.48:
+        return persona(src)
+    return chat(src, weighted(src))
+
+
+def stream(seed: int, held_out: bool = False, copying: float = 0.0) -> Iterator[Document]:
+    """Yield documents without end; the same seed yields the same ones.
+
+    A share of `copying` are bare requests to repeat words: an early diet of these makes the model
+    learn to copy, which it hardly does from the few copied words of the other skills.
+    """
+    src = Source(seed, held_out)
+    while True:
+        if copying and src.chance(copying):
+            exchange = repeat(src)
+            messages = turns(exchange.question, exchange.answers[0])
+            yield Document(exchange.skill, tuple(messages), accepted=exchange.answers)
+        else:
+            yield document(src)
