@@ -58,12 +58,11 @@ class Load:
     def __init__(self, prompt_tokens: int, new_tokens: int) -> None:
         self.prompt_tokens = prompt_tokens
         self.new_tokens = new_tokens
-        self._salt = 0
+        self._salts = itertools.count()
 
     def prompts(self, count: int) -> list[list[int]]:
         """Prompts that nobody has seen, so that no prefix cache helps."""
-        self._salt += count
-        return [prompt(self.prompt_tokens, self._salt + index) for index in range(count)]
+        return [prompt(self.prompt_tokens, next(self._salts)) for _ in range(count)]
 
     def rate(self, count: int, seconds: float) -> float:
         """Generated tokens per second."""
