@@ -177,11 +177,11 @@ def _banner(settings: Settings) -> str:
     rest = f"{scheme}://{_address(reachable(settings.hostname), settings.port)}"
     direct = _address(settings.upstream_host, settings.grpc_port)
     chat = {
-        "messages": [{"role": "user", "content": "What is gRPC?"}],
+        "messages": [{"role": "user", "content": "What is Deep Learning?"}],
         "max_tokens": 60,
         "stream": True,
     }
-    generate = {"inputs": "What is gRPC?", "parameters": {"max_new_tokens": 20}}
+    generate = {"inputs": "What is Deep Learning?", "parameters": {"max_new_tokens": 20}}
     return f"""
 Tokenwire is ready.
 
