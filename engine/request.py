@@ -78,6 +78,11 @@ class SequenceOutput:
     error: str | None = None
     first_scheduled: bool = False
 
+    @property
+    def is_last(self) -> bool:
+        """Whether nothing more comes for this request."""
+        return self.finish_reason is not None or self.error is not None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:

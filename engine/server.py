@@ -214,12 +214,9 @@ class EngineServer:
         """Sends each service its part of a step, and everybody the figures."""
         parts: defaultdict[_Connection, list[SequenceOutput]] = defaultdict(list)
         for item in output.outputs:
-            ended = item.finish_reason is not None or item.error is not None
-            owner = (
+            owner = self._owners.get(item.request_id)
+            if item.is_last:
                 self._owners.pop(item.request_id, None)
-                if ended
-                else self._owners.get(item.request_id)
-            )
             if owner is not None:
                 parts[owner].append(item)
         for connection in self._connections:

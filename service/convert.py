@@ -125,13 +125,8 @@ def generate_response(result: Generation) -> pb.GenerateResponse:
     response = pb.GenerateResponse(generated_text=result.generated_text)
     if result.request.wants_details:
         response.details = pb.Details(
-            finish_reason=_FINISH_REASONS[result.finish_reason],
-            generated_tokens=len(result.tokens),
-            seed=result.seed,
-            prefill=_prefill(result.prefill),
-            tokens=_tokens(result.tokens),
             best_of_sequences=[_loser(item) for item in result.best_of_sequences],
-            top_tokens=_token_lists(result.top_tokens),
+            **_summary(result),
         )
     return response
 
@@ -277,15 +272,19 @@ def _prefill(tokens: Sequence[PrefillToken]) -> list[pb.PrefillToken]:
 
 
 def _loser(result: Generation) -> pb.BestOfSequence:
-    return pb.BestOfSequence(
-        generated_text=result.generated_text,
-        finish_reason=_FINISH_REASONS[result.finish_reason],
-        generated_tokens=len(result.tokens),
-        seed=result.seed,
-        prefill=_prefill(result.prefill),
-        tokens=_tokens(result.tokens),
-        top_tokens=_token_lists(result.top_tokens),
-    )
+    return pb.BestOfSequence(generated_text=result.generated_text, **_summary(result))
+
+
+def _summary(result: Generation) -> dict[str, Any]:
+    """The fields that Details and BestOfSequence share."""
+    return {
+        "finish_reason": _FINISH_REASONS[result.finish_reason],
+        "generated_tokens": len(result.tokens),
+        "seed": result.seed,
+        "prefill": _prefill(result.prefill),
+        "tokens": _tokens(result.tokens),
+        "top_tokens": _token_lists(result.top_tokens),
+    }
 
 
 def _usage(num_prompt: int, num_completion: int) -> pb.Usage:

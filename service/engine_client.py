@@ -52,7 +52,7 @@ class _Stream:
             output = replace(output, prompt_logprobs=fresh)
         if output.token is not None:
             self.token_ids.append(output.token.token_id)
-        self.ended |= output.finish_reason is not None or output.error is not None
+        self.ended |= output.is_last
         self.queue.put_nowait(output)
 
     def resumption(self) -> Request:

@@ -5,7 +5,6 @@ Stop sequences need text, so they are found here; the engine is told and forgets
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -18,6 +17,7 @@ from engine import request as engine
 from .detokenizer import Detokenizer
 from .engine_client import EngineClient
 from .errors import ErrorKind, ServiceError
+from .gather import gather
 from .parameters import GenerationRequest
 from .tokenizer import TextTokenizer
 from .validation import random_seed
@@ -133,15 +133,7 @@ class Generator:
         if request.best_of == 1:
             return await self._run_one(request, received, validated)
         candidates = [_with_own_seed(request) for _ in range(request.best_of)]
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [
-                    group.create_task(self._run_one(item, received, validated))
-                    for item in candidates
-                ]
-        except BaseExceptionGroup as failures:
-            raise failures.exceptions[0] from None
-        results = [task.result() for task in tasks]
+        results = await gather(self._run_one(item, received, validated) for item in candidates)
         best = max(results, key=lambda item: item.mean_logprob)  # the first of equals, as in TGI
         losers = [item for item in results if item is not best]
         return replace(best, best_of_sequences=losers)

@@ -21,12 +21,11 @@ from google.protobuf.message import DecodeError, Message
 from grpc import aio
 
 from .errors import ErrorKind, ServiceError
+from .gateway import SERVICE as SERVICE
 from .pb.google import api as _api  # noqa: F401  the pool knows a package once it is imported
 from .pb.message_pool import default_message_pool
 from .pb.tokenwire import v1 as _v1  # noqa: F401
 from .presenter import Presenter, Reply, RestPresenter, TypedPresenter
-
-SERVICE = "tokenwire.v1.TextGenerationService"
 
 _ORIGINAL_PATH = "x-envoy-original-path"  # set by the gateway's transcoder, and by nothing else
 

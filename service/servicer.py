@@ -17,6 +17,7 @@ from .chat import ChatRequest, answer, delta
 from .completions import CompletionAnswer, CompletionDelta, CompletionsRequest, round_robin
 from .engine_client import EngineClient
 from .errors import ServiceError, missing_field, unhealthy
+from .gather import gather
 from .generation import Generation, TokenEvent
 from .metrics import Metrics
 from .parameters import Parameters
@@ -144,15 +145,10 @@ class TextGenerationServicer:
     async def _complete(
         self, wanted: CompletionsRequest, created: int, call: Call
     ) -> CompletionAnswer:
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [
-                    group.create_task(self._pipeline.run(prompt, wanted.parameters, call.received))
-                    for prompt in wanted.prompts
-                ]
-        except BaseExceptionGroup as failures:
-            raise failures.exceptions[0] from None
-        results = [task.result() for task in tasks]
+        results = await gather(
+            self._pipeline.run(prompt, wanted.parameters, call.received)
+            for prompt in wanted.prompts
+        )
         await call.send_headers(headers.of_generations(results, self._server.compute_type))
         return CompletionAnswer(server=self._server, created=created, generations=results)
 

@@ -218,7 +218,7 @@ class Settings:
 
     @property
     def upstream_host(self) -> str:
-        """Where the service is reached."""
+        """Where to reach the service."""
         return reachable(self.grpc_host)
 
     def engine_config(self, socket_path: Path) -> EngineConfig:
