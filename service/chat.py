@@ -10,6 +10,7 @@ from .errors import ErrorKind, ServiceError, missing_field
 from .generation import Generation, Token, TokenEvent
 from .parameters import Grammar, Parameters
 from .server_info import ServerInfo
+from .usage import Usage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +36,7 @@ class ChatRequest:
     has_tools: bool = False
     tool_choice: Any = None
     response_format: Grammar | None = None
+    include_usage: bool = False
 
     def check(self) -> None:
         """Checks what only conversations have.
@@ -131,8 +133,7 @@ class ChatAnswer:
     text: str
     finish_reason: str
     logprobs: list[tuple[Token, list[Token]]] | None
-    num_prompt_tokens: int
-    num_completion_tokens: int
+    usage: Usage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,8 +158,7 @@ def answer(
         text=generation.text,
         finish_reason=generation.finish_reason,
         logprobs=list(zip(generation.tokens, tops, strict=True)) if request.logprobs else None,
-        num_prompt_tokens=generation.num_prompt_tokens,
-        num_completion_tokens=len(generation.tokens),
+        usage=Usage.of([generation]),
     )
 
 

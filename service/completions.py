@@ -11,6 +11,7 @@ from .generation import Generation, TokenEvent
 from .limits import Limits
 from .parameters import Parameters
 from .server_info import ServerInfo
+from .usage import Usage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,6 +22,7 @@ class CompletionsRequest:
     parameters: Parameters
     stream: bool = False
     suffix: str | None = None
+    include_usage: bool = False
 
     def check(self, limits: Limits) -> None:
         """Checks what only this endpoint has, in TGI's order.
@@ -54,14 +56,9 @@ class CompletionAnswer:
     generations: list[Generation]
 
     @property
-    def num_prompt_tokens(self) -> int:
-        """Of all prompts."""
-        return sum(item.num_prompt_tokens for item in self.generations)
-
-    @property
-    def num_completion_tokens(self) -> int:
-        """Of all continuations."""
-        return sum(len(item.tokens) for item in self.generations)
+    def usage(self) -> Usage:
+        """Of all prompts together."""
+        return Usage.of(self.generations)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

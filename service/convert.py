@@ -6,15 +6,18 @@ This, `servicer.py` and `rpc.py` are the only files that know the generated mess
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 from .chat import ChatAnswer, ChatDelta, ChatRequest, Message
 from .completions import CompletionAnswer, CompletionDelta, CompletionsRequest
+from .errors import ErrorKind, ServiceError, missing_field
 from .generation import Generation, PrefillToken, Token, TokenEvent
 from .parameters import DEFAULT_MAX_NEW_TOKENS, Grammar, Parameters
 from .pb.google.protobuf import ListValue, Struct, Value
 from .pb.tokenwire import v1 as pb
 from .server_info import ServerInfo
+from .usage import StreamUsage, Usage
 
 # presence_penalty is shifted so: TGI, router/src/server.rs at v2.1.1, chat_completions.
 _PRESENCE_SHIFT = 2.0
@@ -24,6 +27,9 @@ _FINISH_REASONS = {
     "eos_token": pb.FinishReason.EOS_TOKEN,
     "stop_sequence": pb.FinishReason.STOP_SEQUENCE,
 }
+
+
+Invocation = pb.CompatGenerateRequest | pb.ChatRequest | pb.CompletionsRequest
 
 
 def parameters(message: pb.GenerateParameters | None) -> Parameters:
@@ -61,6 +67,7 @@ def chat_request(message: pb.ChatRequest) -> ChatRequest:
         stream=message.stream,
         logprobs=bool(message.logprobs),
         n=message.n,
+        include_usage=_include_usage(message.stream_options),
         has_tools=bool(message.tools),
         tool_choice=plain(message.tool_choice),
         response_format=response_format,
@@ -71,7 +78,11 @@ def chat_request(message: pb.ChatRequest) -> ChatRequest:
                 if message.presence_penalty is None
                 else message.presence_penalty + _PRESENCE_SHIFT
             ),
-            max_new_tokens=_or_default(message.max_tokens),
+            max_new_tokens=_or_default(
+                message.max_tokens
+                if message.max_completion_tokens is None
+                else message.max_completion_tokens
+            ),
             stop=tuple(message.stop),
             seed=message.seed,
             top_p=message.top_p,
@@ -90,6 +101,7 @@ def completions_request(message: pb.CompletionsRequest) -> CompletionsRequest:
         prompts=tuple(message.prompt),
         stream=message.stream,
         suffix=message.suffix,
+        include_usage=_include_usage(message.stream_options),
         parameters=Parameters(
             frequency_penalty=message.frequency_penalty,
             repetition_penalty=message.repetition_penalty,
@@ -102,6 +114,34 @@ def completions_request(message: pb.CompletionsRequest) -> CompletionsRequest:
             **_temperature(message.temperature),
         ),
     )
+
+
+def invocation(
+    message: pb.InvocationsRequest,
+) -> Invocation:
+    """The request that was meant.
+
+    Raises:
+        ServiceError: it is none of them, or more than one.
+    """
+    choices: dict[str, tuple[bool, type[Any]]] = {
+        "inputs": (message.inputs is not None, pb.CompatGenerateRequest),
+        "messages": (bool(message.messages), pb.ChatRequest),
+        "prompt": (bool(message.prompt), pb.CompletionsRequest),
+    }
+    meant = [message_class for is_set, message_class in choices.values() if is_set]
+    if not meant:
+        raise missing_field("inputs")
+    if len(meant) > 1:
+        given = " and ".join(f"`{name}`" for name, (is_set, _) in choices.items() if is_set)
+        raise ServiceError(
+            ErrorKind.VALIDATION,
+            f"one of `inputs`, `messages` and `prompt` must be set. Given: {given}",
+        )
+    (message_class,) = meant
+    names = [item.name for item in fields(message_class)]
+    meant_message: Invocation = message_class(**{name: getattr(message, name) for name in names})
+    return meant_message
 
 
 def plain(value: Value | None) -> Any:
@@ -160,7 +200,7 @@ def chat_completion(answer: ChatAnswer) -> pb.ChatCompletion:
         model=answer.server.model_id,
         system_fingerprint=answer.server.system_fingerprint,
         choices=[choice],
-        usage=_usage(answer.num_prompt_tokens, answer.num_completion_tokens),
+        usage=_usage(answer.usage),
     )
 
 
@@ -191,7 +231,7 @@ def completion(answer: CompletionAnswer) -> pb.Completion:
             )
             for index, result in enumerate(answer.generations)
         ],
-        usage=_usage(answer.num_prompt_tokens, answer.num_completion_tokens),
+        usage=_usage(answer.usage),
     )
 
 
@@ -202,6 +242,34 @@ def completion_chunk(delta: CompletionDelta) -> pb.Completion:
         model=delta.server.model_id,
         system_fingerprint=delta.server.system_fingerprint,
         choices=[pb.CompletionChoice(index=delta.index, text=delta.text)],
+    )
+
+
+def chat_usage(part: StreamUsage) -> pb.ChatCompletionChunk:
+    """What a stream took."""
+    return pb.ChatCompletionChunk(
+        created=part.created,
+        model=part.server.model_id,
+        system_fingerprint=part.server.system_fingerprint,
+        usage=_usage(part.usage),
+    )
+
+
+def completion_usage(part: StreamUsage) -> pb.Completion:
+    """What a stream took."""
+    return pb.Completion(
+        created=part.created,
+        model=part.server.model_id,
+        system_fingerprint=part.server.system_fingerprint,
+        usage=_usage(part.usage),
+    )
+
+
+def models_response(server: ServerInfo) -> pb.ListModelsResponse:
+    """The one model."""
+    name = server.model_id
+    return pb.ListModelsResponse(
+        object="list", data=[pb.Model(id=name, object="model", owned_by=name)]
     )
 
 
@@ -287,11 +355,15 @@ def _summary(result: Generation) -> dict[str, Any]:
     }
 
 
-def _usage(num_prompt: int, num_completion: int) -> pb.Usage:
+def _include_usage(options: pb.StreamOptions | None) -> bool:
+    return options is not None and bool(options.include_usage)
+
+
+def _usage(usage: Usage) -> pb.Usage:
     return pb.Usage(
-        prompt_tokens=num_prompt,
-        completion_tokens=num_completion,
-        total_tokens=num_prompt + num_completion,
+        prompt_tokens=usage.num_prompt_tokens,
+        completion_tokens=usage.num_completion_tokens,
+        total_tokens=usage.num_prompt_tokens + usage.num_completion_tokens,
     )
 
 

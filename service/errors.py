@@ -40,6 +40,7 @@ class ErrorKind(Enum):
     INCOMPLETE = _Face("incomplete_generation", 500, StatusCode.INTERNAL)
     INTERNAL = _Face("internal", 500, StatusCode.INTERNAL)
     UNHEALTHY = _Face("healthcheck", 503, StatusCode.UNAVAILABLE)
+    NOT_FOUND = _Face("not_found", 404, StatusCode.NOT_FOUND)
     NO_TOKENIZER = _Face("no fast tokenizer", 404, StatusCode.NOT_FOUND)
 
     @property

@@ -15,6 +15,7 @@ from .tokenizer import TokenSpan
 
 # A tag is (field number << 3) | wire type: 0 a varint, 2 a length and so many bytes, 5 four bytes.
 _FLOAT = struct.Struct("<f")
+_INVOCATION_TAGS = {"generate": b"\x0a", "chat": b"\x12", "completions": b"\x1a"}
 
 
 def http_reply(content_type: str, data: bytes) -> bytes:
@@ -51,6 +52,17 @@ def chat_chunk(delta: ChatDelta) -> bytes:
 def tokenize_response(spans: list[TokenSpan]) -> bytes:
     """TokenizeResponse: a long text has hundreds of thousands of tokens."""
     return b"".join(_sized(b"\x0a", _span(span)) for span in spans)
+
+
+def chat_tokenize_response(prompt: str, spans: list[TokenSpan]) -> bytes:
+    """ChatTokenizeResponse."""
+    text = _sized(b"\x0a", prompt.encode()) if prompt else b""
+    return text + b"".join(_sized(b"\x12", _span(span)) for span in spans)
+
+
+def invocations_response(kind: str, reply: bytes) -> bytes:
+    """InvocationsResponse around a reply of another RPC."""
+    return _sized(_INVOCATION_TAGS[kind], reply)
 
 
 def _span(span: TokenSpan) -> bytes:

@@ -17,6 +17,13 @@ import jinja2
 
 SERVICE = "tokenwire.v1.TextGenerationService"
 
+# The files of Swagger UI that its page asks for.
+DOCS_ASSETS = (
+    "swagger-ui.css",
+    "swagger-ui-bundle.js",
+    "favicon-32x32.png",
+)
+
 # Every REST path with its methods; the protos bind them to RPCs. A POST needs a JSON body and may
 # last for ever, a GET has no body and 5 s.
 REST_ROUTES: dict[str, tuple[str, ...]] = {
@@ -25,10 +32,18 @@ REST_ROUTES: dict[str, tuple[str, ...]] = {
     "/generate_stream": ("POST",),
     "/v1/chat/completions": ("POST",),
     "/v1/completions": ("POST",),
+    "/invocations": ("POST",),
     "/tokenize": ("POST",),
+    "/chat_tokenize": ("POST",),
+    "/v1/models": ("GET",),
     "/health": ("GET",),
+    "/ping": ("GET",),
     "/info": ("GET",),
     "/metrics": ("GET",),
+    "/openapi.json": ("GET",),
+    "/api-doc/openapi.json": ("GET",),
+    "/docs": ("GET",),
+    **{f"/docs/{name}": ("GET",) for name in DOCS_ASSETS},
 }
 
 # What native gRPC callers may reach; everything else is unknown to them as well.

@@ -6,7 +6,7 @@ is already serialised.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 import betterproto2
 
@@ -19,8 +19,10 @@ from .pb.google.api import HttpBody
 from .pb.tokenwire import v1 as pb
 from .server_info import ServerInfo
 from .tokenizer import TokenSpan
+from .usage import StreamUsage
 
 Reply = betterproto2.Message | bytes
+InvocationKind = Literal["generate", "chat", "completions"]
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -52,8 +54,23 @@ class Presenter(Protocol):
     def completions_stream(self, delta: CompletionDelta) -> Reply:
         """Completions with one."""
 
+    def chat_usage(self, usage: StreamUsage) -> Reply:
+        """Chat with a stream: what it took, at its end."""
+
+    def completions_usage(self, usage: StreamUsage) -> Reply:
+        """Completions with a stream: what it took, at its end."""
+
     def tokenize(self, spans: list[TokenSpan]) -> Reply:
         """Tokenize."""
+
+    def chat_tokenize(self, prompt: str, spans: list[TokenSpan]) -> Reply:
+        """ChatTokenize."""
+
+    def list_models(self, server: ServerInfo) -> Reply:
+        """ListModels."""
+
+    def invocation(self, kind: InvocationKind, reply: Reply) -> Reply:
+        """Invocations, around a reply of the RPC that was meant."""
 
     def info(self, server: ServerInfo) -> Reply:
         """Info."""
@@ -66,6 +83,9 @@ class Presenter(Protocol):
 
     def stream_end(self) -> Reply | None:
         """What marks the end of an OpenAI stream, if anything does."""
+
+    def keep_alive(self) -> Reply | None:
+        """What breaks a silence within a stream, if anything has to."""
 
 
 class TypedPresenter:
@@ -109,9 +129,29 @@ class TypedPresenter:
         """See Presenter."""
         return pb.CompletionsResponse(completion=convert.completion_chunk(delta))
 
+    def chat_usage(self, usage: StreamUsage) -> Reply:
+        """See Presenter."""
+        return pb.ChatResponse(chunk=convert.chat_usage(usage))
+
+    def completions_usage(self, usage: StreamUsage) -> Reply:
+        """See Presenter."""
+        return pb.CompletionsResponse(completion=convert.completion_usage(usage))
+
     def tokenize(self, spans: list[TokenSpan]) -> Reply:
         """See Presenter."""
         return framing.tokenize_response(spans)
+
+    def chat_tokenize(self, prompt: str, spans: list[TokenSpan]) -> Reply:
+        """See Presenter."""
+        return framing.chat_tokenize_response(prompt, spans)
+
+    def list_models(self, server: ServerInfo) -> Reply:
+        """See Presenter."""
+        return convert.models_response(server)
+
+    def invocation(self, kind: InvocationKind, reply: Reply) -> Reply:
+        """See Presenter."""
+        return framing.invocations_response(kind, bytes(reply))
 
     def info(self, server: ServerInfo) -> Reply:
         """See Presenter."""
@@ -127,6 +167,10 @@ class TypedPresenter:
 
     def stream_end(self) -> Reply | None:
         """Nothing: a gRPC stream ends by itself."""
+        return None
+
+    def keep_alive(self) -> Reply | None:
+        """Nothing: HTTP/2 has pings."""
         return None
 
 
@@ -163,9 +207,29 @@ class RestPresenter:
         """See Presenter."""
         return _event(render.completion_chunk(delta))
 
+    def chat_usage(self, usage: StreamUsage) -> Reply:
+        """See Presenter."""
+        return _event(render.chat_usage(usage))
+
+    def completions_usage(self, usage: StreamUsage) -> Reply:
+        """See Presenter."""
+        return _event(render.completion_usage(usage))
+
     def tokenize(self, spans: list[TokenSpan]) -> Reply:
         """See Presenter."""
         return framing.http_reply(render.JSON, render.tokens(spans))
+
+    def chat_tokenize(self, prompt: str, spans: list[TokenSpan]) -> Reply:
+        """See Presenter."""
+        return framing.http_reply(render.JSON, render.chat_tokens(prompt, spans))
+
+    def list_models(self, server: ServerInfo) -> Reply:
+        """See Presenter."""
+        return framing.http_reply(render.JSON, render.models(server))
+
+    def invocation(self, kind: InvocationKind, reply: Reply) -> Reply:
+        """The same bytes: `http` is field 15 of every reply."""
+        return reply
 
     def info(self, server: ServerInfo) -> Reply:
         """See Presenter."""
@@ -183,10 +247,19 @@ class RestPresenter:
         """The line that OpenAI's clients wait for."""
         return framing.http_reply(render.SSE, render.DONE)
 
+    def keep_alive(self) -> Reply | None:
+        """A comment, which clients skip."""
+        return framing.http_reply(render.SSE, render.KEEP_ALIVE)
+
 
 def metrics(text: bytes) -> Reply:
     """The exposition, the same for both."""
-    return HttpBody(content_type=METRICS_TYPE, data=text)
+    return document(METRICS_TYPE, text)
+
+
+def document(content_type: str, data: bytes) -> Reply:
+    """A file, the same for both."""
+    return HttpBody(content_type=content_type, data=data)
 
 
 def _event(payload: bytes) -> bytes:

@@ -16,10 +16,12 @@ from .errors import ServiceError
 from .generation import Generation, PrefillToken, Token, TokenEvent
 from .server_info import ServerInfo
 from .tokenizer import TokenSpan
+from .usage import StreamUsage, Usage
 
 JSON = "application/json"
 SSE = "text/event-stream"
 DONE = b"data: [DONE]\n\n"
+KEEP_ALIVE = b":\n\n"
 
 
 def sse(payload: bytes) -> bytes:
@@ -61,12 +63,19 @@ def token_event(index: int, event: TokenEvent) -> bytes:
 
 def tokens(spans: list[TokenSpan]) -> bytes:
     """TokenizeResponse."""
-    return orjson.dumps(
-        [
-            {"id": span.token_id, "text": span.text, "start": span.start, "stop": span.stop}
-            for span in spans
-        ]
-    )
+    return orjson.dumps(_spans(spans))
+
+
+def chat_tokens(prompt: str, spans: list[TokenSpan]) -> bytes:
+    """ChatTokenizeResponse."""
+    return orjson.dumps({"tokenize_response": _spans(spans), "templated_text": prompt})
+
+
+def models(server: ServerInfo) -> bytes:
+    """ListModelsResponse, as later versions of TGI have it."""
+    name = server.model_id
+    model = {"id": name, "object": "model", "created": 0, "owned_by": name}
+    return orjson.dumps({"object": "list", "data": [model]})
 
 
 def info(server: ServerInfo) -> bytes:
@@ -88,7 +97,7 @@ def chat_completion(answer: ChatAnswer) -> bytes:
                     "finish_reason": answer.finish_reason,
                 }
             ],
-            "usage": _usage(answer.num_prompt_tokens, answer.num_completion_tokens),
+            "usage": _usage(answer.usage),
         }
     )
 
@@ -126,7 +135,7 @@ def completion(answer: CompletionAnswer) -> bytes:
                 }
                 for index, result in enumerate(answer.generations)
             ],
-            "usage": _usage(answer.num_prompt_tokens, answer.num_completion_tokens),
+            "usage": _usage(answer.usage),
         }
     )
 
@@ -147,6 +156,21 @@ def completion_chunk(delta: CompletionDelta) -> bytes:
     )
 
 
+def chat_usage(part: StreamUsage) -> bytes:
+    """The last chunk of a stream whose caller asked for the usage: OpenAI's form."""
+    return _usage_chunk("chat.completion.chunk", part)
+
+
+def completion_usage(part: StreamUsage) -> bytes:
+    """The same on the older endpoint."""
+    return _usage_chunk("text_completion", part)
+
+
+def _usage_chunk(kind: str, part: StreamUsage) -> bytes:
+    head = _head(part.created, part.server)
+    return orjson.dumps({"object": kind, **head, "choices": [], "usage": _usage(part.usage)})
+
+
 def _head(created: int, server: ServerInfo) -> dict[str, Any]:
     return {
         "id": "",
@@ -156,12 +180,19 @@ def _head(created: int, server: ServerInfo) -> dict[str, Any]:
     }
 
 
-def _usage(num_prompt: int, num_completion: int) -> dict[str, int]:
+def _usage(usage: Usage) -> dict[str, int]:
     return {
-        "prompt_tokens": num_prompt,
-        "completion_tokens": num_completion,
-        "total_tokens": num_prompt + num_completion,
+        "prompt_tokens": usage.num_prompt_tokens,
+        "completion_tokens": usage.num_completion_tokens,
+        "total_tokens": usage.num_prompt_tokens + usage.num_completion_tokens,
     }
+
+
+def _spans(spans: list[TokenSpan]) -> list[dict[str, Any]]:
+    return [
+        {"id": span.token_id, "text": span.text, "start": span.start, "stop": span.stop}
+        for span in spans
+    ]
 
 
 def _token(token: Token) -> dict[str, Any]:

@@ -12,21 +12,25 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
 
-from . import convert, headers, presenter
+from . import convert, docs, headers, presenter
 from .chat import ChatRequest, answer, delta
 from .completions import CompletionAnswer, CompletionDelta, CompletionsRequest, round_robin
 from .engine_client import EngineClient
 from .errors import ServiceError, missing_field, unhealthy
 from .gather import gather
 from .generation import Generation, TokenEvent
+from .keep_alive import with_keep_alive
 from .metrics import Metrics
 from .parameters import Parameters
 from .pb.tokenwire import v1 as pb
 from .pipeline import Pipeline
-from .presenter import Reply
+from .presenter import InvocationKind, Reply
 from .rpc import Call
 from .server_info import ServerInfo
 from .tokenizer import TextTokenizer
+from .usage import StreamUsage, Usage
+
+KEEP_ALIVE_S = 15.0  # TGI's interval: axum's KeepAlive
 
 
 class TextGenerationServicer:
@@ -111,12 +115,48 @@ class TextGenerationServicer:
             async for reply in replies:
                 yield reply
 
+    async def invocations(
+        self, request: pb.InvocationsRequest, call: Call
+    ) -> AsyncGenerator[Reply]:
+        """CompatGenerate, Chat or Completions, whichever the fields mean."""
+        kind: InvocationKind
+        match convert.invocation(request):
+            case pb.ChatRequest() as meant:
+                kind, replies = "chat", self.chat(meant, call)
+            case pb.CompletionsRequest() as meant:
+                kind, replies = "completions", self.completions(meant, call)
+            case meant:
+                kind, replies = "generate", self.compat_generate(meant, call)
+        async with aclosing(replies):
+            async for reply in replies:
+                yield call.presenter.invocation(kind, reply)
+
     async def tokenize(self, request: pb.TokenizeRequest, call: Call) -> Reply:
         """Splits text into tokens."""
         inputs = _required(request.inputs, "inputs")
         spans = await self._tokenizer.spans(inputs)
         # In a thread, like the tokenising: a long text has hundreds of thousands of tokens.
         return await asyncio.to_thread(call.presenter.tokenize, spans)
+
+    async def chat_tokenize(self, request: pb.ChatRequest, call: Call) -> Reply:
+        """The prompt of a conversation, and its tokens."""
+        wanted = convert.chat_request(request)
+        wanted.check()
+        prompt = self._tokenizer.render_chat(wanted.template_messages())
+        spans = await self._tokenizer.spans(prompt)
+        return await asyncio.to_thread(call.presenter.chat_tokenize, prompt, spans)
+
+    async def list_models(self, _: pb.ListModelsRequest, call: Call) -> Reply:
+        """The one model that is served."""
+        return call.presenter.list_models(self._server)
+
+    async def open_api(self, _: pb.OpenApiRequest, __: Call) -> Reply:
+        """The contract."""
+        return presenter.document(docs.JSON_TYPE, docs.open_api())
+
+    async def docs(self, request: pb.DocsRequest, _: Call) -> Reply:
+        """The interactive documentation."""
+        return presenter.document(*docs.file(request.asset))
 
     async def info(self, _: pb.InfoRequest, call: Call) -> Reply:
         """The model and the limits."""
@@ -155,14 +195,20 @@ class TextGenerationServicer:
     async def _chat_deltas(
         self, wanted: ChatRequest, prompt: str, created: int, call: Call
     ) -> AsyncGenerator[Reply]:
+        usage = Usage()
         async with aclosing(self._stream(prompt, wanted.parameters, call)) as events:
             async for event in events:
                 part = delta(wanted, event, self._server, created)
                 yield call.presenter.chat_stream(part)
+                if event.generation is not None:
+                    usage = Usage.of([event.generation])
+        if wanted.include_usage:
+            yield call.presenter.chat_usage(self._stream_usage(usage, created))
 
     async def _completion_deltas(
         self, wanted: CompletionsRequest, created: int, call: Call
     ) -> AsyncGenerator[Reply]:
+        finished = []
         streams = [self._stream(prompt, wanted.parameters, call) for prompt in wanted.prompts]
         async with aclosing(round_robin(streams)) as turns:
             async for index, event in turns:
@@ -173,12 +219,23 @@ class TextGenerationServicer:
                         server=self._server, created=created, index=index, text=event.token.text
                     )
                     yield call.presenter.completions_stream(part)
+                    if event.generation is not None:
+                        finished.append(event.generation)
+        if wanted.include_usage:
+            usage = self._stream_usage(Usage.of(finished), created)
+            yield call.presenter.completions_usage(usage)
+
+    def _stream_usage(self, usage: Usage, created: int) -> StreamUsage:
+        return StreamUsage(server=self._server, created=created, usage=usage)
 
     async def _presented(
         self, messages: AsyncGenerator[Reply], inputs: str, call: Call, *, openai: bool = False
     ) -> AsyncGenerator[Reply]:
         """A stream with its headers, its failure if it has one, and its end mark."""
         await call.send_headers(headers.of_stream(inputs, self._server.compute_type))
+        filler = call.presenter.keep_alive()
+        if filler is not None:
+            messages = with_keep_alive(messages, filler, KEEP_ALIVE_S)
         try:
             async with aclosing(messages):
                 async for message in messages:

@@ -14,6 +14,7 @@ from service.errors import ErrorKind, ServiceError
 from service.generation import Token, TokenEvent
 from service.parameters import Grammar, Parameters
 from service.tokenizer import TextTokenizer
+from service.usage import Usage
 
 from .fakes import SERVER, TOP_TOKENS, demo_tokenizer, generation, raw_tokenizer
 
@@ -234,7 +235,7 @@ EOS = Token(2, "<eos>", -0.25, True)
 def test_an_answer_counts_its_tokens() -> None:
     answer = chat.answer(user("x"), generation(), SERVER, 12)
     assert (answer.text, answer.finish_reason, answer.created) == (" a time", "length", 12)
-    assert (answer.num_prompt_tokens, answer.num_completion_tokens) == (3, 2)
+    assert answer.usage == Usage(3, 2)
     assert answer.logprobs is None
 
 

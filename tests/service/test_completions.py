@@ -14,6 +14,7 @@ from service.completions import CompletionAnswer, CompletionsRequest, round_robi
 from service.errors import ErrorKind, ServiceError
 from service.generation import Token, TokenEvent
 from service.parameters import Parameters
+from service.usage import Usage
 
 from .fakes import LIMITS, SERVER, TIMEOUT_S, generation, generation_request
 
@@ -160,4 +161,4 @@ def test_as_many_prompts_as_allowed_pass() -> None:
 def test_usage_is_summed() -> None:
     results = [generation(), generation(request=generation_request(prompt_token_ids=(1,)))]
     answer = CompletionAnswer(server=SERVER, created=0, generations=results)
-    assert (answer.num_prompt_tokens, answer.num_completion_tokens) == (4, 4)
+    assert answer.usage == Usage(4, 4)

@@ -21,6 +21,7 @@ from service.parameters import Grammar, Parameters
 from service.pb.google.protobuf import ListValue, NullValue, Struct, Value
 from service.pb.tokenwire import v1 as pb
 from service.tokenizer import TokenSpan
+from service.usage import Usage
 
 from .fakes import SERVER, generation, generation_request
 
@@ -432,8 +433,7 @@ def test_both_faces_of_an_answer_agree(text: str, reason: str, logprobs: Any, co
         text=text,
         finish_reason=reason,
         logprobs=logprobs,
-        num_prompt_tokens=count,
-        num_completion_tokens=count,
+        usage=Usage(count, count),
     )
     typed = over_the_wire(convert.chat_completion(answer))
     assert_agree(typed, json.loads(render.chat_completion(answer)))

@@ -39,6 +39,7 @@ FACES = {
     ErrorKind.INCOMPLETE: ("incomplete_generation", 500, "INTERNAL", ""),
     ErrorKind.INTERNAL: ("internal", 500, "INTERNAL", ""),
     ErrorKind.UNHEALTHY: ("healthcheck", 503, "UNAVAILABLE", ""),
+    ErrorKind.NOT_FOUND: ("not_found", 404, "NOT_FOUND", ""),
     ErrorKind.NO_TOKENIZER: ("no fast tokenizer", 404, "NOT_FOUND", ""),
 }
 

@@ -14,6 +14,7 @@ from service.completions import CompletionAnswer, CompletionDelta
 from service.errors import ErrorKind, ServiceError, overloaded
 from service.generation import PrefillToken, Token, TokenEvent, shortest_float32
 from service.tokenizer import TokenSpan
+from service.usage import Usage
 
 from .fakes import PREFILL, SERVER, TOP_TOKENS, generation, generation_request
 
@@ -150,8 +151,7 @@ def chat_answer(**changes: Any) -> ChatAnswer:
         text="Hi.",
         finish_reason="eos_token",
         logprobs=None,
-        num_prompt_tokens=7,
-        num_completion_tokens=3,
+        usage=Usage(7, 3),
     )
     return replace(answer, **changes)
 

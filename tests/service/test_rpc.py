@@ -52,6 +52,14 @@ class Servicer:
     async def metrics(self, request: Any, call: Call) -> Any:
         return await self._one(HttpBody(), request, call)
 
+    open_api = docs = metrics
+
+    async def list_models(self, request: Any, call: Call) -> Any:
+        return await self._one(pb.ListModelsResponse(), request, call)
+
+    async def chat_tokenize(self, request: Any, call: Call) -> Any:
+        return await self._one(pb.ChatTokenizeResponse(), request, call)
+
     async def _two(self, reply: Any, request: Any, call: Call) -> AsyncIterator[Any]:
         try:
             yield await self._one(reply, request, call)
@@ -70,6 +78,9 @@ class Servicer:
 
     def completions(self, request: Any, call: Call) -> AsyncIterator[Any]:
         return self._two(pb.CompletionsResponse(), request, call)
+
+    def invocations(self, request: Any, call: Call) -> AsyncIterator[Any]:
+        return self._two(pb.InvocationsResponse(), request, call)
 
 
 @pytest.fixture

@@ -44,8 +44,7 @@ TEXT = " Grüße, 😀 said the fox.\n"
 POOL = rpc.load_pool()
 METHODS = {method.name: method for method in POOL.FindServiceByName(rpc.SERVICE).methods}
 REPLIES: dict[str, Any] = {
-    name: HttpBody if name == "Metrics" else getattr(pb, method.output_type.name)
-    for name, method in METHODS.items()
+    name: getattr(pb, method.output_type.name, HttpBody) for name, method in METHODS.items()
 }
 REST = [("x-envoy-original-path", "/any")]
 
