@@ -13,7 +13,7 @@ serve: $(VENV)/installed
 	exec $(BIN)/tokenwire serve $(ARGS)
 
 # Runs everything; ARGS are pytest's, e.g. make test ARGS="tests/engine -k scheduler".
-test: $(VENV)/installed $(VENV)/tgi-client/installed
+test: $(VENV)/installed $(VENV)/tgi-client/installed $(VENV)/langchain/installed
 	$(BIN)/python -m pytest $(ARGS)
 
 # Lint, types, layers and protos.
@@ -45,8 +45,9 @@ $(VENV)/installed: requirements.lock pyproject.toml
 	$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
 
-# The text-generation client pins an old huggingface_hub, so it gets a directory of its own.
-$(VENV)/tgi-client/installed: requirements-tgi-client.lock $(VENV)/installed
-	rm -rf $(VENV)/tgi-client
-	$(PIP) install --no-deps --target $(VENV)/tgi-client -r requirements-tgi-client.lock
+# Two clients get directories of their own: text-generation pins an old huggingface_hub, and langchain
+# brings a plugin for pytest. Both locks are complete, so nothing of .venv is seen from there.
+$(VENV)/tgi-client/installed $(VENV)/langchain/installed: $(VENV)/%/installed: requirements-%.lock $(VENV)/installed
+	rm -rf $(@D)
+	$(PIP) install --no-deps --target $(@D) -r $<
 	@touch $@

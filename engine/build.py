@@ -17,6 +17,7 @@ from .kv_cache import KVCache, bytes_per_token, free_memory
 from .model_loader import LoadedModel, load_model
 from .model_runner import ModelRunner
 from .scheduler import Scheduler
+from .watermark import Watermark
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,19 @@ def build_engine(config: EngineConfig) -> tuple[Engine, EngineInfo]:
         block_size=config.block_size,
         attention=attention,
     )
-    engine = Engine(runner.forward, scheduler, loaded.device, vocab_size=info.vocab_size)
+    watermark = Watermark(
+        info.vocab_size,
+        loaded.device,
+        gamma=config.watermark_gamma,
+        delta=config.watermark_delta,
+    )
+    engine = Engine(
+        runner.forward,
+        scheduler,
+        loaded.device,
+        vocab_size=info.vocab_size,
+        watermark=watermark,
+    )
     return engine, info
 
 

@@ -28,6 +28,8 @@ class EngineConfig:
         num_threads: CPU threads of the model; None takes all cores.
         enable_prefix_caching: whether prompts share blocks.
         enable_native_kernels: whether the compiled CPU kernels are used.
+        watermark_gamma: the share of the vocabulary that a watermark favours, between 0 and 1.
+        watermark_delta: what a watermark adds to the logits of those tokens.
     """
 
     model_id: str
@@ -45,6 +47,8 @@ class EngineConfig:
     num_threads: int | None = None
     enable_prefix_caching: bool = True
     enable_native_kernels: bool = True
+    watermark_gamma: float = 0.5
+    watermark_delta: float = 2.0
 
     def __post_init__(self) -> None:
         for name in ("block_size", "max_step_tokens", "max_num_seqs"):
@@ -52,6 +56,8 @@ class EngineConfig:
                 raise ValueError(f"{name} must be at least 1. Given: {getattr(self, name)}")
         if not 0 < self.memory_fraction <= 1:
             raise ValueError(f"memory_fraction must be in (0, 1]. Given: {self.memory_fraction}")
+        if not 0 < self.watermark_gamma < 1:
+            raise ValueError(f"watermark_gamma must be in (0, 1). Given: {self.watermark_gamma}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,6 +19,7 @@ from .request import EngineStats, FinishReason, Request, SequenceOutput, StepOut
 from .sampler import prompt_logprobs, sample
 from .scheduler import ScheduledBatch, Scheduler
 from .sequence import Sequence
+from .watermark import Watermark
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ class Engine:
         scheduler: decides what each step computes.
         device: where `forward` wants its input.
         vocab_size: token ids are below this.
+        watermark: for requests that ask for one; without it they are refused.
     """
 
     def __init__(
@@ -42,11 +44,13 @@ class Engine:
         device: torch.device,
         *,
         vocab_size: int = 1 << 32,
+        watermark: Watermark | None = None,
     ) -> None:
         self._forward = forward
         self._scheduler = scheduler
         self._device = device
         self._vocab_size = vocab_size
+        self._watermark = watermark
         self._sequences: dict[str, Sequence] = {}
         self._num_steps = 0
         self._num_prompt_tokens = 0
@@ -68,6 +72,8 @@ class Engine:
             return _failed(request.request_id, "the prompt has no tokens")
         if max((*request.prompt_token_ids, *request.resumed_token_ids)) >= self._vocab_size:
             return _failed(request.request_id, f"a token id is not below {self._vocab_size}")
+        if request.sampling.watermark and self._watermark is None:
+            return _failed(request.request_id, "this engine has no watermark")
         if request.request_id in self._sequences:
             return _failed(request.request_id, "the request id is in use")
         if request.max_new_tokens <= len(request.resumed_token_ids):
@@ -138,7 +144,7 @@ class Engine:
         logits = self._forward(model_input)
         forwarded = time.perf_counter()
         prompts = self._prompt_logprobs(logits, model_input)
-        tokens = _sample(logits, model_input)
+        tokens = self._sample(logits, model_input)
         sampled = time.perf_counter()
         self._scheduler.advance(batch)
         outputs = [
@@ -172,6 +178,15 @@ class Engine:
             first_scheduled=first,
         )
 
+    def _sample(self, logits: Tensor, model_input: ModelInput) -> dict[Sequence, Token]:
+        if not model_input.sampled:
+            return {}
+        sequences = list(model_input.sampled)
+        rows = list(model_input.sampled.values())
+        if len(rows) != logits.shape[0]:
+            logits = logits[torch.tensor(rows, device=logits.device)]
+        return dict(zip(sequences, sample(logits, sequences, self._watermark), strict=True))
+
     def _prompt_logprobs(
         self, logits: Tensor, model_input: ModelInput
     ) -> dict[Sequence, tuple[float | None, ...]]:
@@ -194,16 +209,6 @@ class Engine:
     def _fail(self, sequence: Sequence, reason: str) -> SequenceOutput:
         self.abort(sequence.request_id)
         return _failed(sequence.request_id, reason)
-
-
-def _sample(logits: Tensor, model_input: ModelInput) -> dict[Sequence, Token]:
-    if not model_input.sampled:
-        return {}
-    sequences = list(model_input.sampled)
-    rows = list(model_input.sampled.values())
-    if len(rows) != logits.shape[0]:
-        logits = logits[torch.tensor(rows, device=logits.device)]
-    return dict(zip(sequences, sample(logits, sequences), strict=True))
 
 
 def _failed(request_id: str, reason: str) -> SequenceOutput:

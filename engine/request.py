@@ -34,6 +34,7 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     frequency_penalty: float = 0.0
     top_n_tokens: int = 0
+    watermark: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,11 +9,14 @@ from . import logits as logits_processing
 from .random_numbers import to_signed, uniform
 from .request import Token
 from .sequence import Sequence
+from .watermark import Watermark
 
 _MAX_TIES = 32  # beyond `top_n_tokens`: flat logits would otherwise report the whole vocabulary
 
 
-def sample(logits: Tensor, sequences: list[Sequence]) -> list[Token]:
+def sample(
+    logits: Tensor, sequences: list[Sequence], watermark: Watermark | None = None
+) -> list[Token]:
     """One token per row.
 
     A row depends on its own logits, parameters, seed and position only. Log-probabilities are those
@@ -22,7 +25,10 @@ def sample(logits: Tensor, sequences: list[Sequence]) -> list[Token]:
     Args:
         logits: float32 [num_rows, vocab_size]; may be overwritten.
         sequences: the rows' sequences, before the token is appended.
+        watermark: for the rows that ask for it; it comes before everything else, as in TGI.
     """
+    if watermark is not None:
+        watermark.apply(logits, sequences)
     scores = logits_processing.process(logits, sequences)
     # Shifted so that the likeliest is 0, which keeps log-probabilities near 0 exact. The norm is
     # subtracted only where it is wanted: a full log-softmax would write the vocabulary once more.

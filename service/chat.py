@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from typing import Any
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
+from . import tool_calls
 from .errors import ErrorKind, ServiceError, missing_field
 from .generation import Generation, Token, TokenEvent
 from .parameters import Grammar, Parameters
 from .server_info import ServerInfo
+from .tool_calls import CallReader, ToolCall, ToolCallDelta
+from .tools import Tool, Toolbox
 from .usage import Usage
+
+# How calls are written in answers: as the contract has them, or as OpenAI's clients want them.
+ToolCallFormat = Literal["tgi", "openai"]
+TOOL_CALL_HEADER = "x-tool-call-format"
+_OPENAI_HEADER = "x-stainless-lang"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +43,10 @@ class ChatRequest:
     stream: bool = False
     logprobs: bool = False
     n: int | None = None
-    has_tools: bool = False
+    tools: tuple[Tool, ...] = ()
     tool_choice: Any = None
+    tool_prompt: str | None = None
+    tool_call_format: ToolCallFormat = "tgi"
     response_format: Grammar | None = None
     include_usage: bool = False
 
@@ -48,12 +60,25 @@ class ChatRequest:
             raise missing_field("messages")
         if self.n is not None and self.n != 1:
             raise ServiceError(ErrorKind.VALIDATION, f"`n` must be 1. Given: {self.n}", field="n")
-        if self.response_format is not None and self.has_tools:
+        if self.response_format is not None and self.tools:
             raise ServiceError(
                 ErrorKind.GRAMMAR_AND_TOOLS, "Grammar and tools are mutually exclusive"
             )
-        if self.has_tools and self.tool_choice != "none":
-            raise ServiceError(ErrorKind.TOOL, "tools are not supported", field="tools")
+
+    def toolbox(self) -> Toolbox | None:
+        """The tools in force.
+
+        Raises:
+            ServiceError: the choice is none.
+        """
+        return Toolbox.choose(self.tools, self.tool_choice)
+
+    def with_toolbox(self, toolbox: Toolbox | None) -> ChatRequest:
+        """The same conversation, in which only these tools can be called."""
+        if toolbox is None:
+            return replace(self, tools=())
+        parameters = replace(self.parameters, grammar=toolbox.grammar())
+        return replace(self, tools=toolbox.tools, parameters=parameters)
 
     def template_messages(self) -> list[dict[str, Any]]:
         """The conversation as chat templates expect it.
@@ -126,11 +151,13 @@ def _parsed_call(call: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatAnswer:
-    """A whole answer. `created` is seconds since 1970."""
+    """A whole answer: a text or a call. `created` is seconds since 1970."""
 
     server: ServerInfo
     created: int
     text: str
+    call: ToolCall | None = None
+    tool_call_format: ToolCallFormat = "tgi"
     finish_reason: str
     logprobs: list[tuple[Token, list[Token]]] | None
     usage: Usage
@@ -138,11 +165,14 @@ class ChatAnswer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatDelta:
-    """One token of an answer."""
+    """A part of an answer: of its text or of its call."""
 
     server: ServerInfo
     created: int
     text: str
+    call: ToolCallDelta | None = None
+    call_id: str = ""
+    tool_call_format: ToolCallFormat = "tgi"
     finish_reason: str | None
     logprobs: list[tuple[Token, list[Token]]] | None
 
@@ -152,22 +182,107 @@ def answer(
 ) -> ChatAnswer:
     """The answer that a generation makes."""
     tops = generation.top_tokens or [[] for _ in generation.tokens]
+    call = tool_calls.parse(generation.text) if request.tools else None
     return ChatAnswer(
         server=server,
         created=created,
         text=generation.text,
-        finish_reason=generation.finish_reason,
+        call=call,
+        tool_call_format=request.tool_call_format,
+        finish_reason=_finish_reason(request, generation.finish_reason, call is not None),
         logprobs=list(zip(generation.tokens, tops, strict=True)) if request.logprobs else None,
         usage=Usage.of([generation]),
     )
 
 
-def delta(request: ChatRequest, event: TokenEvent, server: ServerInfo, created: int) -> ChatDelta:
-    """The part of an answer that a token makes; a control token adds no text."""
-    return ChatDelta(
-        server=server,
-        created=created,
-        text="" if event.token.special else event.token.text,
-        finish_reason=event.generation.finish_reason if event.generation else None,
-        logprobs=[(event.token, event.top_tokens)] if request.logprobs else None,
+class ChatStream:
+    """Turns the tokens of an answer into its parts.
+
+    A text gives one part a token, in which control tokens have no text. A call gives its name first
+    and then its arguments; tokens of the envelope give nothing.
+    """
+
+    def __init__(self, request: ChatRequest, server: ServerInfo, created: int) -> None:
+        self._request = request
+        self._server = server
+        self._created = created
+        self._reader = CallReader() if request.tools else None
+        self._call_id = new_call_id(request.tool_call_format)
+        self._logprobs: list[tuple[Token, list[Token]]] = []
+
+    def push(self, event: TokenEvent) -> list[ChatDelta]:
+        """The parts that a token brings; the last of them has its log-probability."""
+        self._logprobs.append((event.token, event.top_tokens))
+        text = "" if event.token.special else event.token.text
+        parts = self._parts(text, is_last=event.generation is not None)
+        if event.generation is not None:
+            reason = self._finish(event.generation)
+            if len(parts) == 1 and parts[0].call is None:
+                parts[0] = replace(parts[0], finish_reason=reason)
+            else:
+                parts.append(self._delta("", finish_reason=reason))
+        if parts and self._request.logprobs:
+            parts[-1] = replace(parts[-1], logprobs=self._logprobs)
+            self._logprobs = []
+        return parts
+
+    def _parts(self, text: str, *, is_last: bool) -> list[ChatDelta]:
+        reader = self._reader
+        if reader is None:
+            return [self._delta(text)]
+        calls = reader.push(text)
+        if reader.is_text or (is_last and not reader.is_named):
+            self._reader = None
+            return [self._delta(reader.take_text())]
+        return [self._delta("", call=call) for call in calls]
+
+    def _finish(self, generation: Generation) -> str:
+        is_call = self._reader is not None and self._reader.is_complete
+        return _finish_reason(self._request, generation.finish_reason, is_call)
+
+    def _delta(
+        self, text: str, call: ToolCallDelta | None = None, finish_reason: str | None = None
+    ) -> ChatDelta:
+        return ChatDelta(
+            server=self._server,
+            created=self._created,
+            text=text,
+            call=call,
+            call_id=self._call_id,
+            tool_call_format=self._request.tool_call_format,
+            finish_reason=finish_reason,
+            logprobs=None,
+        )
+
+
+def tool_call_format(setting: str, metadata: Mapping[str, str]) -> ToolCallFormat:
+    """How to write calls: as the caller's header says, as the server's setting says, or by caller.
+
+    OpenAI's own SDKs, known by a header of theirs, cannot read the contract's form, and clients of
+    TGI expect nothing else.
+
+    Raises:
+        ServiceError: the header has another value.
+    """
+    wanted = metadata.get(TOOL_CALL_HEADER, setting)
+    if wanted == "openai" or (wanted == "auto" and _OPENAI_HEADER in metadata):
+        return "openai"
+    if wanted in ("tgi", "auto"):
+        return "tgi"
+    raise ServiceError(
+        ErrorKind.VALIDATION,
+        f"the header `{TOOL_CALL_HEADER}` must be `tgi`, `openai` or `auto`. Given: {wanted}",
+        field=TOOL_CALL_HEADER,
     )
+
+
+def new_call_id(tool_call_format: ToolCallFormat) -> str:
+    """A call's id: unique for OpenAI's clients, and "0" as in TGI for TGI's."""
+    return f"call_{secrets.token_hex(12)}" if tool_call_format == "openai" else "0"
+
+
+def _finish_reason(request: ChatRequest, reason: str, is_call: bool) -> str:
+    """OpenAI's clients look for calls only if the finish reason says so."""
+    if is_call and request.tool_call_format == "openai" and reason == "eos_token":
+        return "tool_calls"
+    return reason

@@ -9,14 +9,16 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from .chat import ChatAnswer, ChatDelta, ChatRequest, Message
+from .chat import ChatAnswer, ChatDelta, ChatRequest, Message, ToolCallFormat, new_call_id
 from .completions import CompletionAnswer, CompletionDelta, CompletionsRequest
 from .errors import ErrorKind, ServiceError, missing_field
 from .generation import Generation, PrefillToken, Token, TokenEvent
 from .parameters import DEFAULT_MAX_NEW_TOKENS, Grammar, Parameters
-from .pb.google.protobuf import ListValue, Struct, Value
+from .pb.google.protobuf import ListValue, NullValue, Struct, Value
 from .pb.tokenwire import v1 as pb
 from .server_info import ServerInfo
+from .tool_calls import ToolCall
+from .tools import Tool
 from .usage import StreamUsage, Usage
 
 # presence_penalty is shifted so: TGI, router/src/server.rs at v2.1.1, chat_completions.
@@ -59,7 +61,7 @@ def parameters(message: pb.GenerateParameters | None) -> Parameters:
     )
 
 
-def chat_request(message: pb.ChatRequest) -> ChatRequest:
+def chat_request(message: pb.ChatRequest, tool_call_format: ToolCallFormat = "tgi") -> ChatRequest:
     """A conversation to continue."""
     response_format = _response_format(message.response_format)
     return ChatRequest(
@@ -68,8 +70,10 @@ def chat_request(message: pb.ChatRequest) -> ChatRequest:
         logprobs=bool(message.logprobs),
         n=message.n,
         include_usage=_include_usage(message.stream_options),
-        has_tools=bool(message.tools),
+        tools=tuple(_tool(item) for item in message.tools),
         tool_choice=plain(message.tool_choice),
+        tool_prompt=message.tool_prompt,
+        tool_call_format=tool_call_format,
         response_format=response_format,
         parameters=Parameters(
             frequency_penalty=message.frequency_penalty,
@@ -160,6 +164,21 @@ def plain(value: Value | None) -> Any:
     return None  # null, or nothing at all
 
 
+def to_value(item: Any) -> Value:
+    """Plain JSON values as a `Value`."""
+    if isinstance(item, bool):
+        return Value(bool_value=item)
+    if isinstance(item, (int, float)):
+        return Value(number_value=float(item))
+    if isinstance(item, str):
+        return Value(string_value=item)
+    if isinstance(item, dict):
+        return Value(struct_value=Struct(fields={key: to_value(v) for key, v in item.items()}))
+    if isinstance(item, list):
+        return Value(list_value=ListValue(values=[to_value(v) for v in item]))
+    return Value(null_value=NullValue.NULL_VALUE)
+
+
 def generate_response(result: Generation) -> pb.GenerateResponse:
     """A whole answer."""
     response = pb.GenerateResponse(generated_text=result.generated_text)
@@ -191,7 +210,7 @@ def stream_response(index: int, event: TokenEvent) -> pb.GenerateStreamResponse:
 def chat_completion(answer: ChatAnswer) -> pb.ChatCompletion:
     """A whole answer."""
     choice = pb.ChatChoice(
-        message=pb.AssistantMessage(role="assistant", content=answer.text),
+        message=_assistant_message(answer),
         logprobs=_chat_logprobs(answer.logprobs),
         finish_reason=answer.finish_reason,
     )
@@ -207,7 +226,7 @@ def chat_completion(answer: ChatAnswer) -> pb.ChatCompletion:
 def chat_chunk(delta: ChatDelta) -> pb.ChatCompletionChunk:
     """One token of an answer."""
     choice = pb.ChatChunkChoice(
-        delta=pb.AssistantMessage(role="assistant", content=delta.text),
+        delta=_assistant_delta(delta),
         logprobs=_chat_logprobs(delta.logprobs),
         finish_reason=delta.finish_reason,
     )
@@ -310,6 +329,34 @@ def _message(message: pb.Message) -> Message:
         tool_calls=tuple(_tool_call(call) for call in message.tool_calls),
         tool_call_id=message.tool_call_id,
     )
+
+
+def _tool(message: pb.Tool) -> Tool:
+    function = message.function or pb.FunctionDefinition()
+    schema = function.arguments if function.parameters is None else function.parameters
+    return Tool(name=function.name, description=function.description, parameters=plain(schema))
+
+
+def _assistant_message(answer: ChatAnswer) -> pb.AssistantMessage:
+    if answer.call is None:
+        return pb.AssistantMessage(role="assistant", content=answer.text)
+    call = answer.call
+    function = pb.FunctionCall(name=call.name, arguments=_call_arguments(call, answer))
+    made = pb.ToolCall(id=new_call_id(answer.tool_call_format), type="function", function=function)
+    return pb.AssistantMessage(role="assistant", tool_calls=[made])
+
+
+def _call_arguments(call: ToolCall, answer: ChatAnswer) -> Value:
+    return to_value(call.arguments if answer.tool_call_format == "openai" else call.parsed)
+
+
+def _assistant_delta(delta: ChatDelta) -> pb.AssistantMessage:
+    if delta.call is None:
+        return pb.AssistantMessage(role="assistant", content=delta.text)
+    call = delta.call
+    function = pb.FunctionCall(name=call.name or "", arguments=Value(string_value=call.arguments))
+    made = pb.ToolCall(id=delta.call_id, type="function", function=function)
+    return pb.AssistantMessage(role="assistant", tool_calls=[made])
 
 
 def _tool_call(call: pb.ToolCall) -> dict[str, Any]:

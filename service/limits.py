@@ -125,7 +125,6 @@ RULES = (
         lambda p: p.top_n_tokens,
     ),
     # What this server cannot do yet is refused, never ignored.
-    Rule("watermark", lambda p, _: p.watermark, "`watermark` is not supported"),
     Rule("grammar", lambda p, _: p.grammar is not None, "grammar is not supported"),
 )
 

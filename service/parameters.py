@@ -15,10 +15,14 @@ DEFAULT_MAX_NEW_TOKENS: Final = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grammar:
-    """A constraint on the text: `kind` is "json" or "regex"."""
+    """A constraint on the text: `kind` is "json" (`value` is a JSON Schema) or "regex".
+
+    With `or_text` a text that does not begin with a brace is free.
+    """
 
     kind: str
     value: Any
+    or_text: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

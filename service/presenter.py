@@ -117,7 +117,7 @@ class TypedPresenter:
 
     def chat_stream(self, delta: ChatDelta) -> Reply:
         """See Presenter."""
-        if delta.logprobs is None and delta.finish_reason is None:
+        if delta.logprobs is None and delta.finish_reason is None and delta.call is None:
             return framing.chat_chunk(delta)
         return pb.ChatResponse(chunk=convert.chat_chunk(delta))
 

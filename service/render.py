@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from .chat import ChatAnswer, ChatDelta
+from .chat import ChatAnswer, ChatDelta, new_call_id
 from .completions import CompletionAnswer, CompletionDelta
 from .errors import ServiceError
 from .generation import Generation, PrefillToken, Token, TokenEvent
@@ -92,7 +92,7 @@ def chat_completion(answer: ChatAnswer) -> bytes:
             "choices": [
                 {
                     "index": 0,
-                    "message": {"role": "assistant", "content": answer.text},
+                    "message": _message(answer),
                     "logprobs": _chat_logprobs(answer.logprobs),
                     "finish_reason": answer.finish_reason,
                 }
@@ -111,13 +111,44 @@ def chat_chunk(delta: ChatDelta) -> bytes:
             "choices": [
                 {
                     "index": 0,
-                    "delta": {"role": "assistant", "content": delta.text},
+                    "delta": _delta(delta),
                     "logprobs": _chat_logprobs(delta.logprobs),
                     "finish_reason": delta.finish_reason,
                 }
             ],
         }
     )
+
+
+def _message(answer: ChatAnswer) -> dict[str, Any]:
+    """A turn: in the contract's form it has either content or calls, in OpenAI's both keys."""
+    call = answer.call
+    if call is None:
+        return {"role": "assistant", "content": answer.text}
+    call_id = new_call_id(answer.tool_call_format)
+    if answer.tool_call_format == "openai":
+        function = {"name": call.name, "arguments": call.arguments}
+        made = {"id": call_id, "type": "function", "function": function}
+        return {"role": "assistant", "content": None, "tool_calls": [made]}
+    described = {"description": None, "name": call.name, "arguments": call.parsed}
+    made = {"id": call_id, "type": "function", "function": described}
+    return {"role": "assistant", "tool_calls": [made]}
+
+
+def _delta(delta: ChatDelta) -> dict[str, Any]:
+    """A part of a turn: calls are one object in the contract's form, a list in OpenAI's."""
+    call = delta.call
+    if call is None:
+        return {"role": "assistant", "content": delta.text}
+    if delta.tool_call_format == "openai":
+        made: dict[str, Any] = {"index": 0, "function": {"arguments": call.arguments}}
+        if call.name is not None:
+            made |= {"id": delta.call_id, "type": "function"}
+            made["function"] = {"name": call.name, "arguments": call.arguments}
+        return {"role": "assistant", "content": None, "tool_calls": [made]}
+    function = {"name": call.name, "arguments": call.arguments}
+    one = {"index": 0, "id": delta.call_id, "type": "function", "function": function}
+    return {"role": "assistant", "tool_calls": one}
 
 
 def completion(answer: CompletionAnswer) -> bytes:

@@ -36,8 +36,12 @@ class Call:
     def __init__(self, context: aio.ServicerContext[Any, Any]) -> None:
         self._context = context
         self.received = time.monotonic()
-        metadata = context.invocation_metadata() or ()
-        self.is_rest = any(key == _ORIGINAL_PATH for key, _ in metadata)
+        self.metadata = {
+            key: value
+            for key, value in context.invocation_metadata() or ()
+            if isinstance(value, str)
+        }
+        self.is_rest = _ORIGINAL_PATH in self.metadata
         self.presenter: Presenter = RestPresenter() if self.is_rest else TypedPresenter()
 
     async def send_headers(self, headers: Mapping[str, str]) -> None:

@@ -11,9 +11,10 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
+from typing import Any
 
 from . import convert, docs, headers, presenter
-from .chat import ChatRequest, answer, delta
+from .chat import ChatRequest, ChatStream, answer, tool_call_format
 from .completions import CompletionAnswer, CompletionDelta, CompletionsRequest, round_robin
 from .engine_client import EngineClient
 from .errors import ServiceError, missing_field, unhealthy
@@ -86,9 +87,7 @@ class TextGenerationServicer:
 
     async def chat(self, request: pb.ChatRequest, call: Call) -> AsyncGenerator[Reply]:
         """Continues a conversation."""
-        wanted = convert.chat_request(request)
-        wanted.check()
-        prompt = self._tokenizer.render_chat(wanted.template_messages())
+        wanted, prompt = self._conversation(request, call)
         created = int(time.time())
         if not wanted.stream:
             result = await self._run(prompt, wanted.parameters, call)
@@ -140,9 +139,7 @@ class TextGenerationServicer:
 
     async def chat_tokenize(self, request: pb.ChatRequest, call: Call) -> Reply:
         """The prompt of a conversation, and its tokens."""
-        wanted = convert.chat_request(request)
-        wanted.check()
-        prompt = self._tokenizer.render_chat(wanted.template_messages())
+        _, prompt = self._conversation(request, call)
         spans = await self._tokenizer.spans(prompt)
         return await asyncio.to_thread(call.presenter.chat_tokenize, prompt, spans)
 
@@ -172,6 +169,26 @@ class TextGenerationServicer:
         """The Prometheus exposition."""
         return presenter.metrics(self._metrics.exposition())
 
+    def _conversation(self, request: pb.ChatRequest, call: Call) -> tuple[ChatRequest, str]:
+        """A conversation with the tools in force, and its prompt.
+
+        Raises:
+            ServiceError: it is malformed, or the model's template refuses it.
+        """
+        call_format = tool_call_format(self._server.settings.tool_call_format, call.metadata)
+        wanted = convert.chat_request(request, call_format)
+        wanted.check()
+        toolbox = wanted.toolbox()
+        wanted = wanted.with_toolbox(toolbox)
+        messages = wanted.template_messages()
+        tools: list[dict[str, Any]] | None = None
+        if toolbox is not None:
+            has_place = self._tokenizer.template_takes_tools
+            tools = [tool.definition() for tool in toolbox.tools] if has_place else None
+            if wanted.tool_prompt is not None or not has_place:
+                messages[-1]["content"] += toolbox.prompt(wanted.tool_prompt)
+        return wanted, self._tokenizer.render_chat(messages, tools)
+
     async def _run(self, inputs: str, parameters: Parameters, call: Call) -> Generation:
         result = await self._pipeline.run(inputs, parameters, call.received)
         await call.send_headers(headers.of_generation(result, self._server.compute_type))
@@ -196,10 +213,11 @@ class TextGenerationServicer:
         self, wanted: ChatRequest, prompt: str, created: int, call: Call
     ) -> AsyncGenerator[Reply]:
         usage = Usage()
+        answer_stream = ChatStream(wanted, self._server, created)
         async with aclosing(self._stream(prompt, wanted.parameters, call)) as events:
             async for event in events:
-                part = delta(wanted, event, self._server, created)
-                yield call.presenter.chat_stream(part)
+                for part in answer_stream.push(event):
+                    yield call.presenter.chat_stream(part)
                 if event.generation is not None:
                     usage = Usage.of([event.generation])
         if wanted.include_usage:

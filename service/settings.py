@@ -24,6 +24,7 @@ from .unsupported import UNSUPPORTED, Refuse
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 Device = Literal["cpu", "cuda"]
+ToolCallFormat = Literal["auto", "tgi", "openai"]
 LogLevel = Literal["debug", "info", "warning", "error", "critical"]
 
 _PREFIX = "TOKENWIRE_"
@@ -109,6 +110,15 @@ class Settings:
     )
     disable_grammar_support: Annotated[bool, About("refuse requests with a grammar")] = False
 
+    # The watermark of requests that ask for one. The defaults are TGI's:
+    # server/text_generation_server/utils/watermark.py at v2.1.1.
+    watermark_gamma: Annotated[
+        float, About("share of the vocabulary that a watermark favours, > 0 and < 1")
+    ] = 0.5
+    watermark_delta: Annotated[
+        float, About("what a watermark adds to the logits of those tokens", low=0, high=100)
+    ] = 2.0
+
     # Batching.
     max_batch_prefill_tokens: Annotated[int, About("tokens computed in one step", low=1)] = 2048
     max_batch_total_tokens: Annotated[
@@ -178,6 +188,13 @@ class Settings:
     ] = 60.0
     log_level: Annotated[LogLevel, About("least level that is logged")] = "info"
     json_output: Annotated[bool, About("log JSON lines")] = False
+    tool_call_format: Annotated[
+        ToolCallFormat,
+        About(
+            "form of tool calls in answers: the contract's, OpenAI's, or what the client can read",
+            ours=True,
+        ),
+    ] = "auto"
     compute_type: Annotated[
         str | None, About("what x-compute-type says; otherwise 1- and the device")
     ] = None
@@ -186,6 +203,10 @@ class Settings:
         for option in OPTIONS:
             option.check(getattr(self, option.name))
         self._check_tokens()
+        if not 0 < self.watermark_gamma < 1:
+            raise SettingsError(
+                f"`watermark_gamma` must be > 0 and < 1. Given: {self.watermark_gamma}"
+            )
         if not _is_ip_address(self.hostname):
             raise SettingsError(f"`hostname` must be an IP address. Given: {self.hostname}")
         if (self.tls_certificate is None) != (self.tls_key is None):
@@ -239,6 +260,8 @@ class Settings:
             num_threads=self.num_threads,
             enable_prefix_caching=self.prefix_caching,
             enable_native_kernels=self.native_kernels,
+            watermark_gamma=self.watermark_gamma,
+            watermark_delta=self.watermark_delta,
             **batch_size,
         )
 

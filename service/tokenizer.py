@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, TypeVarTuple, cast
 
-from jinja2 import TemplateError, UndefinedError
+from jinja2 import Environment, TemplateError, UndefinedError, meta
 from tokenizers import Encoding, Tokenizer
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
@@ -114,6 +115,14 @@ class TextTokenizer:
         """Whether a text cannot have so few tokens, which is known without tokenising it."""
         return len(text) > max_tokens * self._max_token_chars
 
+    @property
+    def template_takes_tools(self) -> bool:
+        """Whether the model's chat template has a place for tools."""
+        template = self._tokenizer.chat_template
+        if isinstance(template, dict):  # several by name: transformers has one for tools
+            return "tool_use" in template or _takes_tools(template.get("default", ""))
+        return bool(template) and _takes_tools(str(template))
+
     def render_chat(
         self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None
     ) -> str:
@@ -166,6 +175,15 @@ class TextTokenizer:
             )
             for token_id, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True)
         ]
+
+
+@cache
+def _takes_tools(template: str) -> bool:
+    """Whether a template reads the variable `tools`."""
+    try:
+        return "tools" in meta.find_undeclared_variables(Environment().parse(template))  # noqa: S701
+    except TemplateError:  # a tag that only transformers knows
+        return "tools" in template
 
 
 def _byte_offsets(text: str) -> list[int]:

@@ -31,7 +31,6 @@ _ONE_PROCESS = "an engine is one process with one device; run more replicas behi
 _NO_ROPE = "positions are scaled as the model's config.json says; change them there"
 _NO_SHARDS = Unsupported("there are no shards that would need it", warns=False)
 _NO_TUNNEL = Unsupported("there is no tunnel built in; run ngrok beside the server")
-_NO_WATERMARK = Unsupported("watermarking is not available")
 _NEVER_SENT = Unsupported("nothing is ever sent to anyone", frozenset({"true", "1"}))
 _NO_TRACES = Unsupported("traces are not available yet; /metrics has the timings")
 
@@ -47,8 +46,6 @@ UNSUPPORTED: dict[str, Unsupported] = {
     "disable_custom_kernels": Unsupported("use --native-kernels=false"),
     "rope_scaling": Unsupported(_NO_ROPE),
     "rope_factor": Unsupported(_NO_ROPE),
-    "watermark_gamma": _NO_WATERMARK,
-    "watermark_delta": _NO_WATERMARK,
     "lora_adapters": Unsupported("adapters are not available; merge them into the model"),
     "huggingface_hub_cache": Unsupported(
         "set the variable HF_HUB_CACHE, which the hub's own library reads", warns=False

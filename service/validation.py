@@ -109,4 +109,5 @@ def _sampling(parameters: Parameters) -> SamplingParams:
         ),
         frequency_penalty=parameters.frequency_penalty or 0.0,
         top_n_tokens=parameters.top_n_tokens or 0,
+        watermark=parameters.watermark,
     )

@@ -173,6 +173,47 @@ class TestOpenAI:
         )
         assert output.choices[0].finish_reason in ("length", "eos_token")
 
+    def test_chat_stream_with_usage(self, openai: OpenAI) -> None:
+        wanted: dict[str, Any] = {"model": "tgi", "messages": MESSAGES, "max_tokens": 6}
+        whole = openai.chat.completions.create(**wanted, temperature=0.0)
+        stream = openai.chat.completions.create(
+            **wanted, temperature=0.0, stream=True, stream_options={"include_usage": True}
+        )
+        *chunks, last = list(stream)
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == (
+            whole.choices[0].message.content
+        )
+        assert [chunk.usage for chunk in chunks] == [None] * len(chunks)
+        assert (last.choices, last.usage) == ([], whole.usage)
+
+    def test_completion_stream_with_usage(self, openai: OpenAI) -> None:
+        wanted: dict[str, Any] = {"model": "tgi", "prompt": PROMPT, "max_tokens": 6}
+        whole = openai.completions.create(**wanted, temperature=0.0)
+        stream = openai.completions.create(
+            **wanted, temperature=0.0, stream=True, stream_options={"include_usage": True}
+        )
+        *chunks, last = list(stream)
+        assert "".join(chunk.choices[0].text for chunk in chunks) == whole.choices[0].text
+        assert [chunk.usage for chunk in chunks] == [None] * len(chunks)
+        assert (last.choices, last.usage) == ([], whole.usage)
+
+    def test_max_completion_tokens_wins_over_max_tokens(self, openai: OpenAI) -> None:
+        output = openai.chat.completions.create(
+            model="tgi",
+            messages=MESSAGES,
+            max_completion_tokens=2,
+            max_tokens=6,
+            temperature=0.0,
+        )
+        assert output.choices[0].finish_reason == "length"
+        assert output.usage is not None
+        assert output.usage.completion_tokens == 2
+
+    def test_models(self, stack: Stack, openai: OpenAI) -> None:
+        (model,) = openai.models.list()
+        assert model.object == "model"
+        assert model.id == stack.http.get("/info").json()["model_id"]
+
     def test_chat_ignores_what_it_does_not_know(self, openai: OpenAI) -> None:
         stream = openai.chat.completions.create(
             model="tgi",

@@ -15,6 +15,7 @@ from engine.block_manager import BlockManager
 from engine.engine import Engine
 from engine.request import Request, SequenceOutput
 from engine.scheduler import Scheduler
+from engine.watermark import Watermark
 
 VOCAB_SIZE = 32
 BLOCK_SIZE = 4
@@ -78,7 +79,8 @@ def make_engine(
         max_num_seqs=max_num_seqs,
         max_logprob_rows=max_logprob_rows,
     )
-    return Engine(FakeModel(num_blocks, gate), scheduler, CPU)
+    watermark = Watermark(VOCAB_SIZE, CPU)
+    return Engine(FakeModel(num_blocks, gate), scheduler, CPU, watermark=watermark)
 
 
 def run(

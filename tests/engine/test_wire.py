@@ -42,6 +42,7 @@ requests = st.builds(
         repetition_penalty=floats,
         frequency_penalty=floats,
         top_n_tokens=counts,
+        watermark=st.booleans(),
     ),
     eos_token_ids=st.frozensets(st.integers(0, 2**20), max_size=4),
     prompt_logprobs=st.booleans(),

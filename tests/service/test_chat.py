@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -9,16 +10,21 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from service import chat
-from service.chat import ChatRequest, Message
+from service.chat import ChatDelta, ChatRequest, ChatStream, Message
 from service.errors import ErrorKind, ServiceError
 from service.generation import Token, TokenEvent
 from service.parameters import Grammar, Parameters
 from service.tokenizer import TextTokenizer
+from service.tool_calls import ToolCall
+from service.tools import Tool, Toolbox
 from service.usage import Usage
 
 from .fakes import SERVER, TOP_TOKENS, demo_tokenizer, generation, raw_tokenizer
 
 GRAMMAR = Grammar(kind="json", value={})
+WEATHER = Tool(name="get_weather", parameters={"properties": {"location": {"type": "string"}}})
+TIME = Tool(name="get_time")
+CALL = '{"function": {"_name": "get_weather", "location": "Paris"}}'
 
 
 def request(*messages: Message, **changes: Any) -> ChatRequest:
@@ -149,16 +155,19 @@ def test_several_answers_cannot(n: int) -> None:
 
 
 def test_a_format_and_tools_exclude_each_other() -> None:
-    wanted = request(Message(role="user"), has_tools=True, response_format=GRAMMAR)
+    wanted = request(Message(role="user"), tools=(WEATHER,), response_format=GRAMMAR)
     error = refusal(wanted)
     assert error.kind is ErrorKind.GRAMMAR_AND_TOOLS
     assert error.message == "Grammar and tools are mutually exclusive"
 
 
-def test_tools_are_refused_not_ignored() -> None:
-    error = refusal(request(Message(role="user", content="x"), has_tools=True))
-    assert (error.kind, error.field) == (ErrorKind.TOOL, "tools")
-    request(Message(role="user", content="x"), has_tools=True, tool_choice="none").check()
+def test_tools_become_a_grammar_unless_they_are_switched_off() -> None:
+    wanted = request(Message(role="user", content="x"), tools=(WEATHER, TIME))
+    chosen = wanted.with_toolbox(Toolbox(tools=(WEATHER,), may_answer=False))
+    assert chosen.tools == (WEATHER,)
+    assert chosen.parameters.grammar is not None
+    without = wanted.with_toolbox(None)
+    assert (without.tools, without.parameters.grammar) == ((), None)
 
 
 def with_template(template: str | None) -> TextTokenizer:
@@ -247,13 +256,101 @@ def test_an_answer_has_logprobs_if_they_were_asked_for(top_tokens: list[list[Tok
     assert answer.logprobs == list(zip(result.tokens, top_tokens or [[], []], strict=True))
 
 
+def deltas(wanted: ChatRequest, *events: TokenEvent) -> list[ChatDelta]:
+    stream = ChatStream(wanted, SERVER, 12)
+    return [part for event in events for part in stream.push(event)]
+
+
+def spoken(text: str, wanted: ChatRequest, size: int = 3) -> list[ChatDelta]:
+    """The parts of a text that comes in pieces and then ends."""
+    pieces = [text[at : at + size] for at in range(0, len(text), size)]
+    events = [TokenEvent(Token(9, piece, -0.5, False), []) for piece in pieces]
+    result = dataclasses.replace(generation(), text=text, finish_reason="eos_token")
+    return deltas(wanted, *events, TokenEvent(EOS, [], result))
+
+
 def test_a_delta_has_no_text_of_control_tokens() -> None:
-    first = chat.delta(user("x"), TokenEvent(A, []), SERVER, 12)
+    first, last = deltas(user("x"), TokenEvent(A, []), TokenEvent(EOS, [], generation()))
     assert (first.text, first.finish_reason, first.logprobs) == (" a", None, None)
-    last = chat.delta(user("x"), TokenEvent(EOS, [], generation()), SERVER, 12)
     assert (last.text, last.finish_reason) == ("", "length")
+
+
+def tools_request(**changes: Any) -> ChatRequest:
+    return request(Message(role="user", content="x"), tools=(WEATHER, TIME), **changes)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
+def test_a_call_streams_its_name_and_then_its_arguments(size: int) -> None:
+    *parts, last = spoken(CALL, tools_request(), size)
+    calls = [part.call for part in parts if part.call is not None]
+    assert len(calls) == len(parts)
+    assert [call.name for call in calls] == ["get_weather"] + [None] * (len(calls) - 1)
+    assert json.loads("".join(call.arguments for call in calls)) == {"location": "Paris"}
+    assert (last.call, last.text, last.finish_reason) == (None, "", "eos_token")
+
+
+@pytest.mark.parametrize("size", [1, 4, 100])
+def test_an_answer_in_words_streams_although_there_are_tools(size: int) -> None:
+    parts = spoken("  I do not {know}.", tools_request(), size)
+    assert "".join(part.text for part in parts) == "  I do not {know}."
+    assert [part.finish_reason for part in parts][-1] == "eos_token"
+    assert all(part.call is None for part in parts)
+
+
+def test_a_call_that_is_cut_off_streams_what_there_is() -> None:
+    result = dataclasses.replace(generation(), text='{"function": {"_na', finish_reason="length")
+    event = TokenEvent(Token(9, '{"function": {"_na', -0.5, False), [], result)
+    (part,) = deltas(tools_request(), event)
+    assert (part.text, part.finish_reason) == ('{"function": {"_na', "length")
+
+
+def test_openai_clients_hear_that_a_call_ended_the_answer() -> None:
+    *_, last = spoken(CALL, tools_request(tool_call_format="openai"))
+    assert last.finish_reason == "tool_calls"
+    *_, last = spoken("No.", tools_request(tool_call_format="openai"))
+    assert last.finish_reason == "eos_token"
+
+
+def test_an_answer_is_a_call_or_a_text() -> None:
+    called = dataclasses.replace(generation(), text=CALL)
+    answer = chat.answer(tools_request(), called, SERVER, 12)
+    assert answer.call == ToolCall(
+        name="get_weather", arguments='{"location": "Paris"}', parsed={"location": "Paris"}
+    )
+    assert chat.answer(user("x"), called, SERVER, 12).call is None
+    assert chat.answer(tools_request(), generation(), SERVER, 12).call is None
+
+
+def test_log_probabilities_of_the_envelope_come_with_the_next_part() -> None:
+    parts = spoken(CALL, tools_request(logprobs=True), 5)
+    counted = sum(len(part.logprobs or []) for part in parts)
+    assert counted == len(range(0, len(CALL), 5)) + 1
+
+
+@pytest.mark.parametrize(
+    ("setting", "metadata", "expected"),
+    [
+        ("auto", {}, "tgi"),
+        ("auto", {"x-stainless-lang": "python"}, "openai"),
+        ("tgi", {"x-stainless-lang": "python"}, "tgi"),
+        ("openai", {}, "openai"),
+        ("openai", {"x-tool-call-format": "tgi"}, "tgi"),
+        ("tgi", {"x-tool-call-format": "openai"}, "openai"),
+        ("tgi", {"x-tool-call-format": "auto", "x-stainless-lang": "js"}, "openai"),
+    ],
+)
+def test_the_form_of_calls_follows_header_setting_and_caller(
+    setting: str, metadata: dict[str, str], expected: str
+) -> None:
+    assert chat.tool_call_format(setting, metadata) == expected
+
+
+def test_another_form_of_calls_is_refused() -> None:
+    with pytest.raises(ServiceError, match="Given: json"):
+        chat.tool_call_format("auto", {"x-tool-call-format": "json"})
 
 
 def test_a_delta_has_logprobs_if_they_were_asked_for() -> None:
     wanted = request(Message(role="user", content="x"), logprobs=True)
-    assert chat.delta(wanted, TokenEvent(A, [EOS]), SERVER, 12).logprobs == [(A, [EOS])]
+    (part,) = deltas(wanted, TokenEvent(A, [EOS]))
+    assert part.logprobs == [(A, [EOS])]

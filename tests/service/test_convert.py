@@ -21,6 +21,7 @@ from service.parameters import Grammar, Parameters
 from service.pb.google.protobuf import ListValue, NullValue, Struct, Value
 from service.pb.tokenwire import v1 as pb
 from service.tokenizer import TokenSpan
+from service.tools import Tool
 from service.usage import Usage
 
 from .fakes import SERVER, generation, generation_request
@@ -141,11 +142,11 @@ def test_all_parameters_arrive() -> None:
 def test_a_conversation_gets_the_openai_defaults() -> None:
     wanted = convert.chat_request(pb.ChatRequest())
     assert wanted.parameters == Parameters(do_sample=True, details=True)
-    assert (wanted.stream, wanted.logprobs, wanted.n, wanted.has_tools) == (
+    assert (wanted.stream, wanted.logprobs, wanted.n, wanted.tools) == (
         False,
         False,
         None,
-        False,
+        (),
     )
     assert wanted.tool_choice is None
     assert wanted.response_format is None
@@ -306,7 +307,7 @@ def test_calls_of_the_assistant(arguments: Any) -> None:
 def test_tools(choice: Any) -> None:
     tool = pb.Tool(type="function", function=pb.FunctionDefinition(name="f"))
     wanted = convert.chat_request(pb.ChatRequest(tools=[tool], tool_choice=value(choice)))
-    assert wanted.has_tools
+    assert wanted.tools == (Tool(name="f"),)
     assert wanted.tool_choice == choice
 
 

@@ -199,6 +199,13 @@ async def test_absent_parameters_mean_sampling(service: Service) -> None:
     ]
 
 
+async def test_a_watermark_is_asked_of_the_engine(service: Service) -> None:
+    await service.ask_both("Generate", generate_request({"watermark": True}))
+    await service.ask_both("Generate", generate_request({}))
+    asked = [item.sampling.watermark for item in service.client.requests]
+    assert asked == [True, True, False, False]
+
+
 async def test_best_of_says_the_same_to_both(service: Service) -> None:
     request = generate_request({"best_of": 2, "do_sample": True, "details": True})
     for answer in await service.ask_both("Generate", request):

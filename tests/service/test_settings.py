@@ -154,6 +154,9 @@ def test_kubernetes_service_links_are_not_taken_for_settings() -> None:
         (["--validation-workers", "0"], "`validation_workers` must be >= 1. Given: 0"),
         (["--max-batch-prefill-tokens", "0"], "`max_batch_prefill_tokens` must be >= 1"),
         (["--cuda-memory-fraction", "1.5"], "`cuda_memory_fraction` must be 0.01 to 1"),
+        (["--watermark-gamma", "0"], "`watermark_gamma` must be > 0 and < 1. Given: 0.0"),
+        (["--watermark-gamma", "1"], "`watermark_gamma` must be > 0 and < 1. Given: 1.0"),
+        (["--watermark-delta", "-1"], "`watermark_delta` must be 0 to 100. Given: -1.0"),
         (
             ["--max-input-tokens", "10", "--max-total-tokens", "10"],
             "`max_input_tokens` must be < `max_total_tokens`. Given: 10 and 10",
@@ -231,6 +234,13 @@ def test_engine_gets_its_part() -> None:
     assert config.max_num_seqs == 3
     assert config.memory_fraction == 0.5
     assert config.socket_path == Path("/run/engine.sock")
+    assert (config.watermark_gamma, config.watermark_delta) == (0.5, 2.0)
+
+
+def test_the_watermark_s_settings_have_tgi_s_names() -> None:
+    settings = parse("--watermark-gamma=0.25", WATERMARK_GAMMA="0.3", WATERMARK_DELTA="1.5")
+    config = settings.engine_config(Path("/run/engine.sock"))
+    assert (config.watermark_gamma, config.watermark_delta) == (0.25, 1.5)
 
 
 def test_gateway_gets_its_part() -> None:

@@ -66,7 +66,6 @@ RULES: list[tuple[dict[str, Any], str, str]] = [
     ({"stop": ("a",) * 5}, "stop", _STOP),
     ({"best_of": 2, "do_sample": True, "seed": 0}, "seed", _SEED),
     ({"top_n_tokens": 6}, "top_n_tokens", _TOP_N),
-    ({"watermark": True}, "watermark", "`watermark` is not supported"),
     ({"grammar": GRAMMAR}, "grammar", "grammar is not supported"),
 ]
 
@@ -260,6 +259,7 @@ async def test_given_values_arrive() -> None:
             typical_p=0.8,
             seed=0,
             top_n_tokens=2,
+            watermark=True,
             stop=("a", "b"),
             return_full_text=True,
             details=True,
@@ -276,6 +276,7 @@ async def test_given_values_arrive() -> None:
         repetition_penalty=1.2,
         frequency_penalty=-0.5,
         top_n_tokens=2,
+        watermark=True,
     )
     assert request.stop == ("a", "b")
     assert request.return_full_text
@@ -294,6 +295,7 @@ async def test_given_values_arrive() -> None:
         ({"top_p": 0.5}, True),
         ({"typical_p": 0.5}, True),
         ({"repetition_penalty": 1.5, "frequency_penalty": 1.0, "seed": 3}, False),
+        ({"watermark": True}, False),
     ],
     ids=str,
 )

@@ -1,0 +1,71 @@
+"""Marks text by a pattern that a test can find and a reader cannot: some tokens become likelier.
+
+Each token makes a pseudo-random part of the vocabulary "green" for its successor, and green tokens'
+scores are raised: Kirchenbauer et al., A Watermark for Large Language Models, 2023, algorithm 2.
+The lists are those of TGI 2.1.1 (server/text_generation_server/utils/watermark.py) and of
+`transformers.WatermarkDetector` with seeding scheme "lefthash" and a context of one token, bit for
+bit. A list depends on the last token alone, so neither batching nor resumption can change it.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .sequence import Sequence
+
+_HASH_KEY = 15485863  # the millionth prime, as in TGI and transformers
+_CACHE_BYTES = 64 << 20  # of lists: all that a vocabulary of 23,000 has, 4,186 of 128,256's
+
+
+class Watermark:
+    """Raises the scores of green tokens.
+
+    Args:
+        vocab_size: columns of the scores.
+        device: where the scores are.
+        gamma: the share of the vocabulary that is green, between 0 and 1.
+        delta: what is added to the scores of green tokens.
+    """
+
+    def __init__(
+        self, vocab_size: int, device: torch.device, *, gamma: float = 0.5, delta: float = 2.0
+    ) -> None:
+        self._vocab_size = vocab_size
+        self._num_green = int(vocab_size * gamma)
+        self._device = device
+        self._generator = torch.Generator()  # the CPU's: a GPU's would give other lists
+        bits = torch.arange(256).unsqueeze(1) >> torch.arange(8) & 1
+        self._bias_of_byte = (bits * delta).to(device, torch.float32)  # [256, 8]
+        row_bytes = -(-vocab_size // 8)
+        self._green_bits = lru_cache(maxsize=max(1, _CACHE_BYTES // row_bytes))(self._pack)
+
+    def apply(self, scores: Tensor, sequences: list[Sequence]) -> None:
+        """Raises green tokens in those rows that ask for it, in place.
+
+        Args:
+            scores: float32 [num_rows, vocab_size], as the model gave them.
+            sequences: the rows' sequences.
+        """
+        rows = [row for row, seq in enumerate(sequences) if seq.request.sampling.watermark]
+        if not rows:
+            return
+        packed = torch.stack([self._green_bits(sequences[row].token_ids[-1]) for row in rows])
+        # One look-up gives eight columns, which is faster than to unpack, convert and multiply.
+        bias = torch.nn.functional.embedding(packed.int(), self._bias_of_byte).flatten(1)
+        index = torch.tensor(rows, device=scores.device)
+        scores.index_add_(0, index, bias[:, : self._vocab_size])
+
+    def green_ids(self, last_token_id: int) -> Tensor:
+        """Int64 [int(vocab_size * gamma)]: the tokens that are green after this one."""
+        self._generator.manual_seed(_HASH_KEY * last_token_id)
+        return torch.randperm(self._vocab_size, generator=self._generator)[: self._num_green]
+
+    def _pack(self, last_token_id: int) -> Tensor:
+        """The same as bits, the first token's lowest: uint8 [ceil(vocab_size / 8)]."""
+        is_green = np.zeros(self._vocab_size, dtype=np.bool_)
+        is_green[self.green_ids(last_token_id).numpy()] = True
+        return torch.from_numpy(np.packbits(is_green, bitorder="little")).to(self._device)

@@ -1,0 +1,108 @@
+"""Calls that a model makes: out of its whole text, or piece by piece out of its stream."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+# Up to the name's end everything is known beforehand, since a grammar has made it.
+_BEGINNING = re.compile(r'\s*\{\s*"function"\s*:\s*\{\s*"_name"\s*:\s*("(?:[^"\\]|\\.)*")\s*([,}])')
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCall:
+    """A finished call. `arguments` is JSON text, `parsed` the same as values."""
+
+    name: str
+    arguments: str
+    parsed: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolCallDelta:
+    """What is new in a call: its name, which comes first, or a piece of its arguments' JSON."""
+
+    name: str | None = None
+    arguments: str = ""
+
+
+def parse(text: str) -> ToolCall | None:
+    """The call that a text is, or None: an answer in words, or a call that was cut off."""
+    if not text.lstrip().startswith("{"):
+        return None
+    reader = CallReader()
+    deltas = reader.push(text)
+    if not reader.is_complete:
+        return None
+    arguments = "".join(delta.arguments for delta in deltas)
+    name = next(delta.name for delta in deltas if delta.name is not None)
+    return ToolCall(name=name, arguments=arguments, parsed=json.loads(arguments))
+
+
+class CallReader:
+    """Turns the text of an envelope into a name and the JSON of the arguments.
+
+    `{"function": {"_name": "f", "x": 1}}` gives the name `f` and `{"x": 1}`. Text that is no
+    envelope is left alone, see `is_text`.
+    """
+
+    def __init__(self) -> None:
+        self._held = ""  # the beginning, until the name is known
+        self.is_named = False
+        self._depth = 1  # of braces and brackets within the arguments
+        self._in_string = False
+        self._escaped = False
+        self.is_text = False
+        self.is_complete = False
+
+    def push(self, text: str) -> list[ToolCallDelta]:
+        """What more of the text brings."""
+        if self.is_text:
+            return []
+        if self.is_named:
+            return self._arguments(text)
+        self._held += text
+        if self._held.strip() and not self._held.lstrip().startswith("{"):
+            self.is_text = True
+            return []
+        beginning = _BEGINNING.match(self._held)
+        if beginning is None:
+            return []
+        self.is_named = True
+        name = ToolCallDelta(name=json.loads(beginning[1]))
+        rest = self._held[beginning.end() :].lstrip() if beginning[2] == "," else "}"
+        return [name, *self._arguments(rest, "{")]
+
+    def take_text(self) -> str:
+        """What was held back and turned out to be text, once."""
+        text, self._held = self._held, ""
+        return text
+
+    def _arguments(self, text: str, before: str = "") -> list[ToolCallDelta]:
+        if self.is_complete:  # the end of the envelope
+            return []
+        end = next((at for at, char in enumerate(text) if self._closes(char)), None)
+        piece = before + (text if end is None else text[: end + 1])
+        return [ToolCallDelta(arguments=piece)] if piece else []
+
+    def _closes(self, char: str) -> bool:
+        """Takes in a character; whether it ends the arguments."""
+        if self.is_complete:
+            return False
+        if self._in_string:
+            if self._escaped:
+                self._escaped = False
+            elif char == "\\":
+                self._escaped = True
+            elif char == '"':
+                self._in_string = False
+        elif char == '"':
+            self._in_string = True
+        elif char in "{[":
+            self._depth += 1
+        elif char in "}]":
+            self._depth -= 1
+            self.is_complete = self._depth == 0
+        return self.is_complete

@@ -1,0 +1,186 @@
+"""Requests made from the document's own schemas, whole and broken: refused or served, never a 5xx.
+
+The examples are the same at every run.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.e2e.contract import DOCUMENT, DONE, SSE, Checker, events, meant_path, resolve
+from tests.e2e.stack import Stack
+
+POSTS = [path for path, methods in DOCUMENT["paths"].items() if "post" in methods]
+EXAMPLES = 18  # for each path
+
+MOST_TOKENS = 3  # this is about what is understood, not about what is generated
+MOST_OPTIONAL = 3  # of an object's optional properties at a time: more are never right together
+
+TEXTS = ["a", "Hello world", "", "¿Qué? 🙂", "\x00\u200b\ufeff", "user", "assistant", "auto", "tgi"]
+HUGE = "long " * 20_000
+DEEP: Any = json.loads("[" * 90 + "]" * 90)
+JUNK: list[Any] = [
+    *(None, True, False, 0, -1, 1, 0.5, -0.0, 1e-45, 1e39, 1e308, float("nan"), float("inf")),
+    *(2**31, 2**32, 2**53 + 1, 2**63, 2**64 - 1, 2**64, -(2**63) - 1, 10**30),
+    *("", "1", "null", "\ud800", "\x00", "🙂" * 50, HUGE, "{}", "../../etc/passwd", "{{ x }}"),
+    *([], {}, [None], [[]], [1, "a", None], {"": None}, {"a": {"b": [1]}}, DEEP, ["a"] * 500),
+]
+
+
+@st.composite
+def objects(draw: st.DrawFn, schema: dict[str, Any]) -> dict[str, Any]:
+    """All required properties and a few others."""
+    required = schema.get("required", [])
+    properties = schema.get("properties", {})
+    optional = [name for name in properties if name not in required]
+    chosen = []
+    if optional:
+        names = st.sampled_from(optional)
+        chosen = draw(st.lists(names, max_size=MOST_OPTIONAL, unique=True))
+    return {name: draw(values(properties[name])) for name in [*required, *chosen]}
+
+
+def _texts(example: str | None) -> st.SearchStrategy[str]:
+    """Any text, but often the document's example: few texts are a role."""
+    anything = st.sampled_from(TEXTS) | st.text(max_size=12)
+    return anything if example is None else st.just(example) | st.just(example) | anything
+
+
+_PLAIN: dict[str, Callable[[dict[str, Any]], st.SearchStrategy[Any]]] = {
+    "boolean": lambda _: st.booleans(),
+    "string": lambda schema: _texts(schema.get("example")),
+    "integer": lambda schema: st.integers(schema.get("minimum", -1), 5),
+    "number": lambda schema: st.floats(
+        schema.get("exclusiveMinimum", -2), schema.get("maximum", 2), width=16
+    ),
+    "array": lambda schema: st.lists(values(schema["items"]), min_size=1, max_size=3),
+    "object": objects,
+}
+_ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=8,
+)
+
+
+def values(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
+    """What fits a schema of the document."""
+    schema = resolve(schema)
+    if schema.get("nullable"):
+        return st.none() | values({**schema, "nullable": False})
+    for union in ("oneOf", "allOf"):
+        if union in schema:
+            return st.one_of([values(item) for item in schema[union]])
+    if "enum" in schema:
+        return st.sampled_from(schema["enum"])
+    if "type" not in schema:
+        return _ANYTHING
+    return st.deferred(lambda: _PLAIN[schema["type"]](schema))
+
+
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Every container within a value, with each of its keys."""
+    keys = value.keys() if isinstance(value, dict) else range(len(value))
+    for key in list(keys):
+        yield value, key
+        if isinstance(value[key], dict | list):
+            yield from _places(value[key])
+
+
+@st.composite
+def bodies(draw: st.DrawFn, path: str) -> Any:
+    """A request's body, in which up to two things are wrong."""
+    content = DOCUMENT["paths"][path]["post"]["requestBody"]["content"]
+    body = draw(values(content["application/json"]["schema"]))
+    limit_length(body)
+    for _ in range(draw(st.sampled_from([0, 0, 1, 1, 2]))):
+        body = draw(mutated(body))
+    return body
+
+
+def limit_length(body: dict[str, Any]) -> None:
+    """Few tokens, unless the body says how many: that is 5 at most, or a mistake."""
+    if "inputs" in body:
+        body.setdefault("parameters", {}).setdefault("max_new_tokens", MOST_TOKENS)
+    else:
+        body.setdefault("max_tokens", MOST_TOKENS)
+
+
+@st.composite
+def mutated(draw: st.DrawFn, body: Any) -> Any:
+    """The same with a value replaced, a key removed, or one added."""
+    junk = draw(st.sampled_from(JUNK))
+    body = copy.deepcopy(body)
+    places = list(_places(body)) if isinstance(body, dict | list) else []
+    if not places:
+        return junk
+    container, key = draw(st.sampled_from(places))
+    match draw(st.sampled_from(["replace", "replace", "remove", "add", "wrap", "all"])):
+        case "replace":
+            container[key] = junk
+        case "remove":
+            del container[key]
+        case "wrap":
+            container[key] = [container[key]]
+        case "all":
+            return junk
+        case "add" if isinstance(container, dict):
+            container["\nunknown 🙂"] = junk
+    return body
+
+
+@pytest.fixture(scope="module")
+def outcomes(stack: Stack) -> Iterator[Counter[int]]:
+    """Counts statuses. After all examples the server is what it was before them."""
+    before = sorted(child.pid for child in stack.children())
+    expected = stack.generate()
+    counter: Counter[int] = Counter()
+    yield counter
+    stack.wait_until_idle()
+    assert stack.is_healthy()
+    assert stack.generate() == expected
+    assert sorted(child.pid for child in stack.children()) == before
+
+
+@pytest.mark.parametrize("path", POSTS)
+def test_generated_body_is_served_or_refused(
+    stack: Stack, outcomes: Counter[int], path: str
+) -> None:
+    met: Counter[int] = Counter()
+
+    @settings(
+        max_examples=EXAMPLES,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(body=bodies(path))
+    def check(body: Any) -> None:
+        reply = stack.http.post(
+            path, content=json.dumps(body), headers={"content-type": "application/json"}
+        )
+        met[reply.status_code] += 1
+        check_reply(path, body, reply)
+
+    check()
+    assert met.keys() >= {200, 422}  # examples that are all wrong would prove little
+    outcomes.update(met)
+
+
+def check_reply(path: str, body: Any, reply: httpx.Response) -> None:
+    assert reply.status_code in (200, 422, 424)
+    Checker().check("POST", meant_path(path, body), reply)
+    if reply.headers["content-type"] == SSE:
+        bodies = [json.loads(item) for item in events(reply) if item != DONE]
+        failures = [item["error_type"] for item in bodies if "error" in item]
+        assert set(failures) <= {"validation", "generation"}

@@ -1,0 +1,66 @@
+"""Calls in a text: found whole, and piece by piece in any cut."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service import tool_calls
+from service.tool_calls import CallReader
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
+)
+ARGUMENTS = st.dictionaries(st.text().filter(lambda key: key != "_name"), JSON, max_size=4)
+
+
+def envelope(name: str, arguments: dict[str, Any], **style: Any) -> str:
+    return json.dumps({"function": {"_name": name, **arguments}}, **style)
+
+
+@given(
+    st.text(), ARGUMENTS, st.sampled_from([{}, {"separators": (",", ":")}, {"indent": 2}]),
+    st.booleans(), st.lists(st.integers(1, 200), max_size=20),
+)  # fmt: skip
+def test_pieces_of_a_call_give_its_name_and_its_arguments(
+    name: str, arguments: dict[str, Any], style: dict[str, Any], ascii_only: bool, cuts: list[int]
+) -> None:
+    text = envelope(name, arguments, ensure_ascii=ascii_only, **style)
+    edges = [0, *sorted(cut for cut in set(cuts) if cut < len(text)), len(text)]
+    reader = CallReader()
+    deltas = [
+        delta for start, end in itertools.pairwise(edges) for delta in reader.push(text[start:end])
+    ]
+    assert reader.is_complete
+    assert [delta.name for delta in deltas if delta.name is not None] == [name]
+    assert deltas[0].name == name
+    assert json.loads("".join(delta.arguments for delta in deltas)) == arguments
+    call = tool_calls.parse(text)
+    assert call is not None
+    assert (call.name, call.parsed) == (name, arguments)
+
+
+@given(st.text())
+def test_other_texts_are_no_calls(text: str) -> None:
+    assert tool_calls.parse(text) is None
+
+
+@given(st.text(min_size=1), ARGUMENTS, st.data())
+def test_a_call_that_is_cut_off_is_none(
+    name: str, arguments: dict[str, Any], data: st.DataObject
+) -> None:
+    text = envelope(name, arguments)
+    cut = data.draw(st.integers(0, len(text) - 3))  # before the brace that ends the arguments
+    assert tool_calls.parse(text[:cut]) is None
+
+
+@pytest.mark.parametrize("text", ['{"a": 1}', "{", '{"function": {"x": 1}}', '{"function": 5}'])
+def test_other_json_is_no_call(text: str) -> None:
+    assert tool_calls.parse(text) is None
