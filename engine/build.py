@@ -6,12 +6,15 @@ import logging
 import os
 
 import torch
+from transformers import AutoTokenizer
 
 from .attention import AttentionBackend, ReferenceAttention
 from .block_manager import BlockManager
 from .config import EngineConfig, EngineInfo
+from .constraints import Constraints
 from .engine import Engine
 from .errors import ModelLoadError
+from .grammar import GrammarCompiler, TokenMasks
 from .kernels import cpu as cpu_kernels
 from .kv_cache import KVCache, bytes_per_token, free_memory
 from .model_loader import LoadedModel, load_model
@@ -68,8 +71,22 @@ def build_engine(config: EngineConfig) -> tuple[Engine, EngineInfo]:
         loaded.device,
         vocab_size=info.vocab_size,
         watermark=watermark,
+        constraints=_constraints(config, info.vocab_size),
     )
     return engine, info
+
+
+def _constraints(config: EngineConfig, vocab_size: int) -> Constraints | None:
+    """Grammars need to know how tokens are spelt, which nothing else in the engine does."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(config.model_id, revision=config.revision)
+    except (OSError, ValueError):
+        tokenizer = None
+    if tokenizer is None or not tokenizer.is_fast:
+        logger.warning("%s has no fast tokenizer: no grammars", config.model_id)
+        return None
+    text = tokenizer.backend_tokenizer.to_str()
+    return Constraints(GrammarCompiler(text, vocab_size), TokenMasks(vocab_size))
 
 
 def _choose_backend(config: EngineConfig, loaded: LoadedModel) -> tuple[AttentionBackend, str]:

@@ -9,13 +9,16 @@ import logging
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from .batch import ModelInput, pack
-from .errors import CapacityError
-from .request import EngineStats, FinishReason, Request, SequenceOutput, StepOutput, Token
+from .constraints import Constraints, PendingMasks
+from .errors import CapacityError, GrammarError
+from .logits import RowMasks
+from .request import EngineStats, Request, SequenceOutput, StepOutput, Token
 from .sampler import prompt_logprobs, sample
 from .scheduler import ScheduledBatch, Scheduler
 from .sequence import Sequence
@@ -35,6 +38,7 @@ class Engine:
         device: where `forward` wants its input.
         vocab_size: token ids are below this.
         watermark: for requests that ask for one; without it they are refused.
+        constraints: for requests with a grammar; without it they are refused.
     """
 
     def __init__(
@@ -45,12 +49,14 @@ class Engine:
         *,
         vocab_size: int = 1 << 32,
         watermark: Watermark | None = None,
+        constraints: Constraints | None = None,
     ) -> None:
         self._forward = forward
         self._scheduler = scheduler
         self._device = device
         self._vocab_size = vocab_size
         self._watermark = watermark
+        self._constraints = constraints
         self._sequences: dict[str, Sequence] = {}
         self._num_steps = 0
         self._num_prompt_tokens = 0
@@ -61,6 +67,14 @@ class Engine:
     def has_work(self) -> bool:
         """Whether a step would compute anything."""
         return self._scheduler.has_work
+
+    def prepare(self, request: Request, done: Callable[[], object]) -> bool:
+        """Makes ready what a request needs before `add`, in the background if it takes time.
+
+        Returns:
+            Whether it can be added now; if not, `done` is called later from another thread.
+        """
+        return self._constraints is None or self._constraints.prepare(request, done)
 
     def add(self, request: Request) -> SequenceOutput | None:
         """Queues a request.
@@ -78,11 +92,18 @@ class Engine:
             return _failed(request.request_id, "the request id is in use")
         if request.max_new_tokens <= len(request.resumed_token_ids):
             return _failed(request.request_id, "there is nothing left to generate")
+        if request.grammar and self._constraints is None:
+            return _failed(request.request_id, "this engine has no grammars")
         sequence = Sequence(request)
         try:
             self._scheduler.add(sequence)
+            if request.grammar and self._constraints is not None:
+                self._constraints.add(request)
         except CapacityError as error:
             return _failed(request.request_id, str(error))
+        except GrammarError as error:
+            self._scheduler.finish(sequence)
+            return _failed(request.request_id, f"grammar: {error}")
         self._sequences[request.request_id] = sequence
         return None
 
@@ -91,6 +112,8 @@ class Engine:
         sequence = self._sequences.pop(request_id, None)
         if sequence is not None:
             self._scheduler.finish(sequence)
+            if self._constraints is not None:
+                self._constraints.drop(request_id)
 
     def step(self) -> StepOutput:
         """Computes one step for everybody who is in it."""
@@ -140,52 +163,87 @@ class Engine:
     @torch.inference_mode()  # logits come from it, and filters write into them
     def _compute(self, batch: ScheduledBatch) -> tuple[list[SequenceOutput], float, float]:
         model_input = pack(batch, self._scheduler.blocks.block_size, self._device)
+        pending = self._start_masks(model_input)
         started = time.perf_counter()
         logits = self._forward(model_input)
         forwarded = time.perf_counter()
         prompts = self._prompt_logprobs(logits, model_input)
-        tokens = self._sample(logits, model_input)
+        masks = None if pending is None else pending.wait(logits.device)
+        tokens = self._sample(logits, model_input, masks)
         sampled = time.perf_counter()
         self._scheduler.advance(batch)
         outputs = [
-            self._publish(sequence, tokens.get(sequence), prompts.get(sequence, ()))
+            output
             for sequence in batch.num_tokens
+            for output in self._publish(sequence, tokens.get(sequence), prompts.get(sequence, ()))
         ]
         return outputs, forwarded - started, sampled - forwarded
 
     def _publish(
         self, sequence: Sequence, token: Token | None, logprobs: tuple[float | None, ...]
-    ) -> SequenceOutput:
+    ) -> list[SequenceOutput]:
+        """What a step brought for a sequence: more than one token where a grammar forces some."""
         first = not sequence.started
         if first:
             sequence.started = True
             self._num_prompt_tokens += sequence.num_prompt_tokens
             self._num_cached_tokens += sequence.num_cached_tokens
-        reason: FinishReason | None = None
-        if token is not None:
-            if math.isnan(token.logprob):
-                self._scheduler.blocks.forget(sequence)
-                return self._fail(sequence, "the model gave no valid logits")
-            reason = sequence.append(token.token_id)
-            self._num_generated_tokens += 1
-            if reason is not None:
-                self.abort(sequence.request_id)
-        return SequenceOutput(
-            request_id=sequence.request_id,
-            token=token,
-            finish_reason=reason,
-            prompt_logprobs=logprobs,
-            first_scheduled=first,
+        output = SequenceOutput(
+            request_id=sequence.request_id, prompt_logprobs=logprobs, first_scheduled=first
         )
+        if token is None:
+            return [output]
+        if math.isnan(token.logprob):
+            self._scheduler.blocks.forget(sequence)
+            return [self._fail(sequence, "the model gave no valid logits")]
+        try:
+            tokens = self._append(sequence, token)
+        except GrammarError as error:
+            return [self._fail(sequence, f"grammar: {error}")]
+        outputs = [replace(output, token=tokens[0])]
+        outputs += [
+            SequenceOutput(request_id=sequence.request_id, token=forced) for forced in tokens[1:]
+        ]
+        reason = sequence.finish_reason
+        if reason is not None:
+            self.abort(sequence.request_id)
+            outputs[-1] = replace(outputs[-1], finish_reason=reason)
+        return outputs
 
-    def _sample(self, logits: Tensor, model_input: ModelInput) -> dict[Sequence, Token]:
+    def _append(self, sequence: Sequence, token: Token) -> list[Token]:
+        """Adds a token, and those that its grammar forces after it, up to the sequence's end.
+
+        Raises:
+            GrammarError: the sequence cannot go on.
+        """
+        tokens = [token]
+        if self._constraints is not None:
+            self._constraints.check(sequence)
+        if sequence.append(token.token_id) is None and self._constraints is not None:
+            for token_id in self._constraints.advance(sequence, token.token_id):
+                tokens.append(_certain(token_id, sequence))
+                if sequence.append(token_id) is not None:
+                    break
+        self._num_generated_tokens += len(tokens)
+        return tokens
+
+    def _start_masks(self, model_input: ModelInput) -> PendingMasks | None:
+        """The rows' masks are filled while the model computes."""
+        if self._constraints is None:
+            return None
+        return self._constraints.start(list(model_input.sampled))
+
+    def _sample(
+        self, logits: Tensor, model_input: ModelInput, masks: RowMasks | None
+    ) -> dict[Sequence, Token]:
         if not model_input.sampled:
             return {}
         sequences = list(model_input.sampled)
         rows = list(model_input.sampled.values())
         if len(rows) != logits.shape[0]:
             logits = logits[torch.tensor(rows, device=logits.device)]
-        return dict(zip(sequences, sample(logits, sequences, self._watermark), strict=True))
+        tokens = sample(logits, sequences, self._watermark, masks)
+        return dict(zip(sequences, tokens, strict=True))
 
     def _prompt_logprobs(
         self, logits: Tensor, model_input: ModelInput
@@ -209,6 +267,12 @@ class Engine:
     def _fail(self, sequence: Sequence, reason: str) -> SequenceOutput:
         self.abort(sequence.request_id)
         return _failed(sequence.request_id, reason)
+
+
+def _certain(token_id: int, sequence: Sequence) -> Token:
+    """A token that nothing else could have been: its probability is 1."""
+    top = ((token_id, 0.0),) if sequence.request.sampling.top_n_tokens else ()
+    return Token(token_id, 0.0, top)
 
 
 def _failed(request_id: str, reason: str) -> SequenceOutput:

@@ -3,6 +3,7 @@
 EngineError
 ├── ModelLoadError      the model cannot be served: start-up fails
 ├── CapacityError       the request can never fit into the KV cache
+├── GrammarError        a grammar cannot be compiled, or a sequence cannot go on in it
 └── GenerationError     one sequence failed while it was generated
 """
 
@@ -19,6 +20,10 @@ class ModelLoadError(EngineError):
 
 class CapacityError(EngineError):
     """The request needs more KV cache than there is."""
+
+
+class GrammarError(EngineError):
+    """The grammar is none, is too complex, or does not allow what came."""
 
 
 class GenerationError(EngineError):

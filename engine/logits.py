@@ -9,6 +9,8 @@ depends on the rows beside it.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
 from typing import TypeVar
 
 import torch
@@ -22,11 +24,44 @@ _TOP_P_TOKENS = 256
 _Value = TypeVar("_Value", int, float)
 
 
-def process(scores: Tensor, sequences: list[Sequence]) -> Tensor:
+@dataclass(frozen=True, slots=True)
+class RowMasks:
+    """The tokens that some rows may have.
+
+    `packed` is uint8 [len(rows), at least ceil(vocab_size / 8)] on the scores' device: bit i % 8 of
+    byte i // 8 is set if token i is allowed.
+    """
+
+    rows: list[int]
+    packed: Tensor
+
+
+def process(scores: Tensor, sequences: list[Sequence], masks: RowMasks | None = None) -> Tensor:
     """Applies every step that some row asks for."""
-    for step in (_repetition_penalty, _frequency_penalty, _temperature, _top_k, _top_p, _typical_p):
+    for penalty in (_repetition_penalty, _frequency_penalty):
+        scores = penalty(scores, sequences)
+    if masks is not None:
+        _mask(scores, masks)
+    for step in (_temperature, _top_k, _top_p, _typical_p):
         scores = step(scores, sequences)
     return scores
+
+
+def _mask(scores: Tensor, masks: RowMasks) -> None:
+    """Sets to -inf what a grammar does not allow, in place: one look-up for eight columns."""
+    bias = torch.nn.functional.embedding(masks.packed.int(), _bias_of_byte(scores.device))
+    bias = bias.flatten(1)[:, : scores.shape[1]]
+    if len(masks.rows) == scores.shape[0]:
+        scores.add_(bias)
+    else:
+        scores.index_add_(0, torch.tensor(masks.rows, device=scores.device), bias)
+
+
+@cache
+def _bias_of_byte(device: torch.device) -> Tensor:
+    """Float32 [256, 8]: 0 for a set bit, -inf for another."""
+    bits = torch.arange(256).unsqueeze(1) >> torch.arange(8) & 1
+    return torch.where(bits.bool(), 0.0, _NEVER).to(device)
 
 
 def _repetition_penalty(scores: Tensor, sequences: list[Sequence]) -> Tensor:

@@ -41,6 +41,7 @@ class SamplingParams:
 class Request:
     """A prompt to continue.
 
+    `grammar` is the source of a grammar (see `grammar.py`) that the text must follow, or empty.
     `resumed_token_ids` are tokens that were generated for this request before, by an engine that is
     gone: generation goes on behind them and gives what it would have given without the break.
     """
@@ -51,6 +52,7 @@ class Request:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     eos_token_ids: frozenset[int] = frozenset()
     prompt_logprobs: bool = False
+    grammar: str = ""
     resumed_token_ids: tuple[int, ...] = ()
 
 

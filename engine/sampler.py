@@ -15,7 +15,10 @@ _MAX_TIES = 32  # beyond `top_n_tokens`: flat logits would otherwise report the 
 
 
 def sample(
-    logits: Tensor, sequences: list[Sequence], watermark: Watermark | None = None
+    logits: Tensor,
+    sequences: list[Sequence],
+    watermark: Watermark | None = None,
+    masks: logits_processing.RowMasks | None = None,
 ) -> list[Token]:
     """One token per row.
 
@@ -26,10 +29,11 @@ def sample(
         logits: float32 [num_rows, vocab_size]; may be overwritten.
         sequences: the rows' sequences, before the token is appended.
         watermark: for the rows that ask for it; it comes before everything else, as in TGI.
+        masks: the tokens that rows with a grammar may have.
     """
     if watermark is not None:
         watermark.apply(logits, sequences)
-    scores = logits_processing.process(logits, sequences)
+    scores = logits_processing.process(logits, sequences, masks)
     # Shifted so that the likeliest is 0, which keeps log-probabilities near 0 exact. The norm is
     # subtracted only where it is wanted: a full log-softmax would write the vocabulary once more.
     scores.sub_(scores.amax(dim=-1, keepdim=True))

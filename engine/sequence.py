@@ -30,6 +30,7 @@ class Sequence:
     __slots__ = (
         "block_hashes",
         "block_table",
+        "finish_reason",
         "num_cached_tokens",
         "num_committed_blocks",
         "num_computed_tokens",
@@ -55,6 +56,7 @@ class Sequence:
         self.num_prompt_logprobs = 0  # reported so far; a preemption does not report them again
         self.num_preemptions = 0
         self.started = False
+        self.finish_reason: FinishReason | None = None
 
     @property
     def request_id(self) -> str:
@@ -97,10 +99,10 @@ class Sequence:
         if self.token_counts is not None:
             self.token_counts[token_id] += 1
         if self.num_generated_tokens >= self.request.max_new_tokens:
-            return FinishReason.LENGTH
-        if token_id in self.request.eos_token_ids:
-            return FinishReason.EOS_TOKEN
-        return None
+            self.finish_reason = FinishReason.LENGTH
+        elif token_id in self.request.eos_token_ids:
+            self.finish_reason = FinishReason.EOS_TOKEN
+        return self.finish_reason
 
     def count_tokens(self) -> Counter[int]:
         """How often each token occurs in the prompt and in what was generated."""

@@ -88,7 +88,9 @@ class _Connection:
         self._sock.close()
 
 
-_Delivery = tuple[_Connection, bytes | None]
+# Of a connection: its beginning (b""), the body of a frame, a request whose grammar has meanwhile
+# been compiled, or its end (None).
+_Delivery = tuple[_Connection, bytes | Request | None]
 
 
 class EngineServer:
@@ -106,6 +108,7 @@ class EngineServer:
         self._inbox: queue.SimpleQueue[_Delivery] = queue.SimpleQueue()
         self._connections: set[_Connection] = set()
         self._owners: dict[str, _Connection] = {}
+        self._preparing: dict[str, _Connection] = {}
         self._stopping = threading.Event()
         self._socket_path = socket_path
         self._listener = _listen(socket_path)
@@ -161,9 +164,12 @@ class EngineServer:
             while True:
                 self._receive(*self._inbox.get_nowait())
 
-    def _receive(self, connection: _Connection, body: bytes | None) -> None:
+    def _receive(self, connection: _Connection, body: bytes | Request | None) -> None:
         if body is None:
             self._disconnect(connection)
+        elif isinstance(body, Request):
+            if self._preparing.pop(body.request_id, None) is connection:  # else it was aborted
+                self._submit(connection, body)
         elif body:
             self._handle(connection, body)
         else:
@@ -173,12 +179,23 @@ class EngineServer:
         try:
             kind, fields = wire.parse(body)
             if kind is wire.Kind.SUBMIT:
-                self._submit(connection, wire.parse_request(fields))
+                self._prepare(connection, wire.parse_request(fields))
             elif kind is wire.Kind.ABORT:
                 self._abort(connection, fields[0])
         except (ValueError, TypeError, IndexError):
             logger.exception("a service sent a message that cannot be read")
             connection.close()
+
+    def _prepare(self, connection: _Connection, request: Request) -> None:
+        """Submits a request, at once or when its grammar is compiled."""
+
+        def done() -> None:
+            self._inbox.put((connection, request))
+
+        if self._engine.prepare(request, done):
+            self._submit(connection, request)
+        else:
+            self._preparing[request.request_id] = connection
 
     def _submit(self, connection: _Connection, request: Request) -> None:
         if self._stopping.is_set():
@@ -194,7 +211,9 @@ class EngineServer:
             connection.send(wire.step(self._reply(refused)))
 
     def _abort(self, connection: _Connection, request_id: str) -> None:
-        if self._owners.get(request_id) is connection:
+        if self._preparing.get(request_id) is connection:
+            del self._preparing[request_id]
+        elif self._owners.get(request_id) is connection:
             del self._owners[request_id]
             self._engine.abort(request_id)
 
@@ -203,6 +222,8 @@ class EngineServer:
 
     def _disconnect(self, connection: _Connection) -> None:
         self._connections.discard(connection)
+        for key in [key for key, owner in self._preparing.items() if owner is connection]:
+            del self._preparing[key]
         orphans = [key for key, owner in self._owners.items() if owner is connection]
         for request_id in orphans:
             del self._owners[request_id]

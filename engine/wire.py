@@ -66,6 +66,7 @@ def submit(request: Request) -> bytes:
         astuple(request.sampling),
         sorted(request.eos_token_ids),
         request.prompt_logprobs,
+        request.grammar,
         request.resumed_token_ids,
     )
 
@@ -77,17 +78,18 @@ def parse_request(fields: list[Any]) -> Request:
         ValueError: the fields are not those of a request.
     """
     try:
-        request_id, prompt, max_new_tokens, sampling, eos, prompt_logprobs, resumed = fields
+        request_id, prompt, max_new_tokens, sampling, eos, logprobs, grammar, resumed = fields
         seed = sampling[SamplingParams.__slots__.index("seed")]
-        if not isinstance(request_id, str) or seed >> 64:
-            raise ValueError("the request's id is no text, or its seed has more than 64 bits")
+        if not isinstance(request_id, str) or not isinstance(grammar, str) or seed >> 64:
+            raise ValueError("id and grammar must be text, and a seed has at most 64 bits")
         return Request(
             request_id=request_id,
             prompt_token_ids=_token_ids(prompt),
             max_new_tokens=int(max_new_tokens),
             sampling=SamplingParams(**dict(zip(SamplingParams.__slots__, sampling, strict=True))),
             eos_token_ids=frozenset(_token_ids(eos)),
-            prompt_logprobs=bool(prompt_logprobs),
+            prompt_logprobs=bool(logprobs),
+            grammar=grammar,
             resumed_token_ids=_token_ids(resumed),
         )
     except (TypeError, OverflowError, LookupError) as error:

@@ -16,6 +16,7 @@ from . import rpc
 from .admission import Admission
 from .engine_client import EngineClient
 from .generation import Generator
+from .grammar import GrammarChecker
 from .interceptor import CallInterceptor
 from .limits import Limits
 from .metrics import Metrics
@@ -50,6 +51,7 @@ class App:
         self._health = health.aio.HealthServicer()
         self._stopping = asyncio.Event()
         self._server: aio.Server | None = None
+        self._grammars: GrammarChecker | None = None
         self.port = 0
 
     async def start(self) -> None:
@@ -73,9 +75,17 @@ class App:
         metrics = Metrics(limits)
         metrics.step(self._client.last_step)  # so that the series exist before the next message
         self._client.on_step.append(metrics.step)
+        self._grammars = GrammarChecker(
+            tokenizer.to_json(),
+            info.vocab_size,
+            tokenizer.eos_token_ids,
+            enabled=not settings.disable_grammar_support,
+            best_effort=settings.grammar_best_effort,
+            deadline_s=settings.grammar_deadline_seconds,
+        )
         pipeline = Pipeline(
             self._admission,
-            Validator(limits, tokenizer),
+            Validator(limits, tokenizer, self._grammars),
             Generator(self._client, tokenizer),
             metrics,
         )
@@ -112,6 +122,8 @@ class App:
         logger.info("draining %d requests", self._admission.num_active)
         await self._server.stop(self._settings.drain_seconds)
         await self._client.close()
+        if self._grammars is not None:
+            await self._grammars.close()
 
     def stop(self) -> None:
         """Asks `run` to drain and return."""

@@ -24,6 +24,8 @@ from .usage import StreamUsage, Usage
 # presence_penalty is shifted so: TGI, router/src/server.rs at v2.1.1, chat_completions.
 _PRESENCE_SHIFT = 2.0
 
+# Kinds of grammars by their names on the wire.
+_KINDS = {"json": "json", "json_object": "json", "json_schema": "json", "regex": "regex"}
 _FINISH_REASONS = {
     "length": pb.FinishReason.LENGTH,
     "eos_token": pb.FinishReason.EOS_TOKEN,
@@ -311,14 +313,16 @@ def _temperature(value: float | None) -> dict[str, Any]:
 def _grammar(message: pb.Grammar | None) -> Grammar | None:
     if message is None:
         return None
-    return Grammar(kind=str(message.type.name), value=plain(message.value))
+    return Grammar(kind=_KINDS.get(str(message.type.name), ""), value=plain(message.value))
 
 
 def _response_format(message: pb.ResponseFormat | None) -> Grammar | None:
     if message is None or message.type == pb.ResponseFormatType.text:
         return None
-    value = message.json_schema.schema if message.json_schema else message.value
-    return Grammar(kind=str(message.type.name), value=plain(value))
+    value = plain(message.json_schema.schema if message.json_schema else message.value)
+    if message.type == pb.ResponseFormatType.json_object and value is None:
+        value = {"type": "object"}  # OpenAI's form: any object
+    return Grammar(kind=_KINDS.get(str(message.type.name), ""), value=value)
 
 
 def _message(message: pb.Message) -> Message:

@@ -173,6 +173,7 @@ class Generator:
             sampling=request.sampling,
             eos_token_ids=self._tokenizer.eos_token_ids,
             prompt_logprobs=request.decoder_input_details,
+            grammar=request.grammar,
         )
 
 

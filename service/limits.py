@@ -124,8 +124,6 @@ RULES = (
         "`top_n_tokens` must be >= 0 and <= {max_top_n_tokens}. Given: {given}",
         lambda p: p.top_n_tokens,
     ),
-    # What this server cannot do yet is refused, never ignored.
-    Rule("grammar", lambda p, _: p.grammar is not None, "grammar is not supported"),
 )
 
 INPUT_RULES = (

@@ -15,7 +15,7 @@ DEFAULT_MAX_NEW_TOKENS: Final = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grammar:
-    """A constraint on the text: `kind` is "json" (`value` is a JSON Schema) or "regex".
+    """A constraint on the text: `kind` is "json" (`value` is a JSON Schema), "regex", or unknown.
 
     With `or_text` a text that does not begin with a brace is free.
     """
@@ -63,7 +63,8 @@ class GenerationRequest:
     """A valid request: nothing is open, everything is inside its limits.
 
     `inputs` is the text as it came, `prompt_token_ids` what the model sees of it. The seed in
-    `sampling` is drawn; it is reported only if sampling is on.
+    `sampling` is drawn; it is reported only if sampling is on. `grammar` is a checked source for
+    the engine, or empty.
     """
 
     inputs: str
@@ -75,6 +76,7 @@ class GenerationRequest:
     details: bool
     decoder_input_details: bool
     best_of: int
+    grammar: str = ""
 
     @property
     def wants_details(self) -> bool:

@@ -109,6 +109,12 @@ class Settings:
         2_097_152
     )
     disable_grammar_support: Annotated[bool, About("refuse requests with a grammar")] = False
+    grammar_deadline_seconds: Annotated[
+        float, About("how long a grammar may take to compile", ours=True, low=0.1)
+    ] = 5.0
+    grammar_best_effort: Annotated[
+        bool, About("ignore keywords of a schema that cannot be enforced", ours=True)
+    ] = False
 
     # The watermark of requests that ask for one. The defaults are TGI's:
     # server/text_generation_server/utils/watermark.py at v2.1.1.

@@ -83,6 +83,10 @@ class TextTokenizer:
             raise ValueError(f"No fast tokenizer or tokenizer.json for {model_id}")
         return cls(tokenizer, _eos_ids(model_id, revision, tokenizer), num_workers)
 
+    def to_json(self) -> str:
+        """The tokenizer.json, as text."""
+        return str(self._backend.to_str())
+
     async def encode(self, text: str, *, truncate: int | None = None) -> tuple[int, ...]:
         """Token ids of a text, with the special tokens that the model wants around it.
 

@@ -7,6 +7,7 @@ import secrets
 from engine.request import SamplingParams
 
 from .errors import ErrorKind, ServiceError
+from .grammar import GrammarChecker
 from .limits import BEST_OF_RULES, INPUT_RULES, RULES, STREAM_RULES, Limits, check, check_lengths
 from .parameters import GenerationRequest, Parameters
 from .tokenizer import TextTokenizer
@@ -20,9 +21,10 @@ def random_seed() -> int:
 class Validator:
     """Validates requests against one set of limits, with one tokenizer."""
 
-    def __init__(self, limits: Limits, tokenizer: TextTokenizer) -> None:
+    def __init__(self, limits: Limits, tokenizer: TextTokenizer, grammars: GrammarChecker) -> None:
         self.limits = limits
         self._tokenizer = tokenizer
+        self._grammars = grammars
 
     def check_stream(self, parameters: Parameters) -> None:
         """Checks what streams do not support, before anything else.
@@ -57,6 +59,8 @@ class Validator:
         if max_new_tokens is None:
             max_new_tokens = max(limits.max_total_tokens - num_input, 0)
         check_lengths(num_input, max_new_tokens, limits)
+        grammar = parameters.grammar
+        source = "" if grammar is None else await self._grammars.check(grammar)
         return GenerationRequest(
             inputs=inputs,
             prompt_token_ids=token_ids,
@@ -67,6 +71,7 @@ class Validator:
             details=parameters.details,
             decoder_input_details=parameters.decoder_input_details,
             best_of=max(parameters.best_of or 1, 1),
+            grammar=source,
         )
 
     async def _tokenise(self, inputs: str, parameters: Parameters) -> tuple[int, ...]:

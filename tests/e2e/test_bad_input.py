@@ -4,27 +4,36 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import grpc
 import httpx
 import pytest
 
-from tests.e2e.stack import DEADLINE_S, PROMPT, Stack
+from tests.e2e.bad_input import (
+    ACCEPTED,
+    MAX_INPUT,
+    MAX_TOTAL,
+    REFUSED,
+    REFUSED_JSON,
+    REQUIRED,
+    RPCS,
+    SHAPE,
+    STRICT,
+    STRICT_ACCEPTED,
+    STRICT_FLAGS,
+    Row,
+    check,
+    tokens,
+)
+from tests.e2e.reflection_client import ReflectionClient, details
+from tests.e2e.stack import DEADLINE_S, PROMPT, Stack, running
 
-POSTS = [
-    "/generate",
-    "/generate_stream",
-    "/",
-    "/tokenize",
-    "/v1/chat/completions",
-    "/v1/completions",
-]
-REQUIRED = {"/v1/chat/completions": "messages", "/v1/completions": "prompt"}
+POSTS = list(RPCS)
 METHODS = {**dict.fromkeys(POSTS, "POST"), "/": "GET,POST"}
-METHODS |= dict.fromkeys(["/health", "/info", "/metrics"], "GET")
-MESSAGES = [{"role": "user", "content": "hi"}]
-SHAPE = "Failed to deserialize the JSON body into the target type: "
+METHODS |= dict.fromkeys(["/health", "/ping", "/info", "/metrics", "/v1/models"], "GET")
+METHODS |= dict.fromkeys(["/openapi.json", "/api-doc/openapi.json", "/docs"], "GET")
 LIMIT = 2_097_152
 
 
@@ -48,15 +57,6 @@ def send(
     return stack.http.post(path, content=content, headers=headers)
 
 
-def check(reply: httpx.Response, status: int, error: str, error_type: str) -> None:
-    assert reply.status_code == status
-    assert reply.headers["content-type"] == "application/json"
-    assert reply.json() == {"error": error, "error_type": error_type}
-    assert list(reply.json()) == ["error", "error_type"]
-    internal = ("grpc-", "x-error", "x-http", "x-envoy")
-    assert not [name for name in reply.headers if name.startswith(internal)]
-
-
 def check_shape(reply: httpx.Response, start: str) -> None:
     """An error of the JSON parser: what comes behind the field's name is Envoy's to word."""
     assert reply.status_code == 422
@@ -66,8 +66,105 @@ def check_shape(reply: httpx.Response, start: str) -> None:
     assert body["error"].startswith(SHAPE + start)
 
 
+def names(rows: Iterable[Any]) -> list[str]:
+    """Ids of a table's rows."""
+    paths = (row.path if isinstance(row, Row) else row[0] for row in rows)
+    return [f"{index} {path}" for index, path in enumerate(paths)]
+
+
+def refused_over_grpc(api: ReflectionClient, row: Row) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        to_the_end(api, row.rpc, row.body)
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert caught.value.details() == row.error
+    assert details(caught.value) == (row.error_type, row.field)
+
+
+def refused_over_rest(stack: Stack, row: Row) -> None:
+    reply = stack.http.post(row.path, json=row.body)
+    assert reply.text == row.content
+    assert reply.status_code == (200 if row.in_band else 422)
+    if row.in_band:
+        assert reply.headers["content-type"] == "text/event-stream"
+    else:
+        check(reply, 422, row.error, row.error_type)
+
+
+def accepted(stack: Stack, api: ReflectionClient, path: str, body: dict[str, Any]) -> None:
+    reply = stack.http.post(path, json=body)
+    assert reply.status_code == 200, reply.text
+    assert '"error' not in reply.text
+    to_the_end(api, RPCS[path], body)
+
+
+def to_the_end(api: ReflectionClient, method: str, body: dict[str, Any]) -> None:
+    """A call, whether it has one reply or many."""
+    reply = api.call(method, body)
+    if isinstance(reply, grpc.Call):
+        list(reply)
+
+
+def test_no_row_is_there_twice() -> None:
+    rows = [*REFUSED, *STRICT]
+    assert len({(row.path, json.dumps(row.body, sort_keys=True)) for row in rows}) == len(rows)
+
+
+def test_rows_know_the_limits(stack: Stack) -> None:
+    info = stack.http.get("/info").json()
+    assert (info["max_input_tokens"], info["max_total_tokens"]) == (MAX_INPUT, MAX_TOTAL)
+    text = tokens(50)
+    assert len(stack.http.post("/tokenize", json={"inputs": text}).json()) == 50
+
+
+@pytest.mark.parametrize("row", REFUSED, ids=names(REFUSED))
+def test_refused_over_rest(stack: Stack, row: Row) -> None:
+    refused_over_rest(stack, row)
+
+
+@pytest.mark.parametrize("row", REFUSED, ids=names(REFUSED))
+def test_refused_over_grpc(direct_api: ReflectionClient, row: Row) -> None:
+    refused_over_grpc(direct_api, row)
+
+
+@pytest.mark.parametrize(("path", "body", "error"), REFUSED_JSON, ids=names(REFUSED_JSON))
+def test_refused_by_the_json_parser(stack: Stack, path: str, body: str, error: str) -> None:
+    check(send(stack, path, body), 422, SHAPE + error, "validation")
+
+
+@pytest.mark.parametrize(("path", "body"), ACCEPTED, ids=names(ACCEPTED))
+def test_just_inside_the_limits(
+    stack: Stack, direct_api: ReflectionClient, path: str, body: dict[str, Any]
+) -> None:
+    accepted(stack, direct_api, path, body)
+
+
+class TestStrictServer:
+    """What only a server with small limits says, or says sooner."""
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def strict(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+        with running(tmp_path_factory.mktemp("strict") / "log", *STRICT_FLAGS) as stack:
+            yield stack
+
+    @pytest.mark.parametrize("row", STRICT, ids=names(STRICT))
+    def test_refused(self, strict: Stack, row: Row) -> None:
+        refused_over_rest(strict, row)
+        refused_over_grpc(ReflectionClient(strict.direct), row)
+
+    @pytest.mark.parametrize(("path", "body"), STRICT_ACCEPTED, ids=names(STRICT_ACCEPTED))
+    def test_just_inside_the_limits(self, strict: Stack, path: str, body: dict[str, Any]) -> None:
+        accepted(strict, ReflectionClient(strict.direct), path, body)
+
+    @pytest.mark.parametrize("path", POSTS)
+    def test_body_size(self, strict: Stack, path: str) -> None:
+        for size, status in [(1000, 422), (1001, 413)]:
+            body = json.dumps({"more": "a" * (size - len('{"more": ""}'))})
+            assert send(strict, path, body).status_code == status
+
+
 @pytest.mark.parametrize("path", POSTS)
-@pytest.mark.parametrize("body", ["{}", "", '{"inputs": null, "messages": null, "prompt": null}'])
+@pytest.mark.parametrize("body", ["", '{"inputs": null, "messages": null, "prompt": null}'])
 def test_missing_field(stack: Stack, path: str, body: str) -> None:
     name = REQUIRED.get(path, "inputs")
     check(send(stack, path, body), 422, f"{SHAPE}missing field `{name}`", "validation")
@@ -154,8 +251,14 @@ def test_wrong_method(stack: Stack, path: str, method: str) -> None:
         "/generate/",
         "/GENERATE",
         "/v1",
-        "/v1/models",
+        "/v1/models/tokenwire",
         "/health/x",
+        "/ping/",
+        "/docs/",
+        "/docs/index.html",
+        "/docs/swagger-ui.css/x",
+        "/api-doc",
+        "/invocations/x",
         "/%67enerate",
         "/tokenwire.v1.TextGenerationService/Generate",
     ],
@@ -163,71 +266,6 @@ def test_wrong_method(stack: Stack, path: str, method: str) -> None:
 def test_unknown_path(stack: Stack, method: str, path: str) -> None:
     reply = stack.http.request(method, path, json={"inputs": "a"})
     check(reply, 404, "Not Found", "not_found")
-
-
-INVALID: list[tuple[dict[str, Any], str]] = [
-    ({"max_new_tokens": 0}, "`max_new_tokens` must be strictly positive"),
-    ({"temperature": 0.0}, "`temperature` must be strictly positive"),
-    ({"temperature": -1}, "`temperature` must be strictly positive"),
-    ({"repetition_penalty": 0}, "`repetition_penalty` must be strictly positive"),
-    ({"frequency_penalty": 2.1}, "`frequency_penalty` must be >= -2.0 and <= 2.0"),
-    ({"frequency_penalty": -2.1}, "`frequency_penalty` must be >= -2.0 and <= 2.0"),
-    ({"top_p": 0}, "`top_p` must be > 0.0 and < 1.0"),
-    ({"top_p": 1.0}, "`top_p` must be > 0.0 and < 1.0"),
-    ({"typical_p": 1.0}, "`typical_p` must be > 0.0 and < 1.0"),
-    ({"top_k": 0}, "`top_k` must be strictly positive"),
-    ({"top_k": -3}, "`top_k` must be strictly positive"),
-    ({"stop": ["x"] * 100}, "`stop` supports up to 4 stop sequences. Given: 100"),
-    ({"truncate": 0}, "`truncate` must be strictly positive and less than {max_input}. Given: 0"),
-    ({"best_of": 2}, "you must use sampling when `best_of` is > 1"),
-    ({"best_of": 3, "do_sample": True}, "`best_of` must be > 0 and <= 2. Given: 3"),
-    ({"best_of": 2, "top_k": 5, "seed": 1}, "`seed` must not be set when `best_of` > 1"),
-    ({"top_n_tokens": 6}, "`top_n_tokens` must be >= 0 and <= 5. Given: 6"),
-    ({"watermark": True}, "`watermark` is not supported"),
-    # The first rule that is broken counts, in TGI's order.
-    (
-        {"top_k": 0, "temperature": 0.0, "max_new_tokens": 0},
-        "`temperature` must be strictly positive",
-    ),
-]
-
-
-@pytest.mark.parametrize(("parameters", "error"), INVALID)
-@pytest.mark.parametrize("path", ["/generate", "/"])
-def test_parameter_out_of_bounds(
-    stack: Stack, path: str, parameters: dict[str, Any], error: str
-) -> None:
-    reply = stack.http.post(path, json={"inputs": "a", "parameters": parameters})
-    limit = stack.http.get("/info").json()["max_input_tokens"]
-    text = "Input validation error: " + error.replace("{max_input}", str(limit))
-    check(reply, 422, text, "validation")
-
-
-WRONG_TYPES: list[tuple[dict[str, Any], str]] = [
-    ({"inputs": 1}, "inputs: "),
-    ({"inputs": ["a"]}, ""),
-    ({"inputs": "a", "parameters": "x"}, "parameters: "),
-    ({"inputs": "a", "parameters": []}, ""),
-    ({"inputs": "a", "parameters": {"max_new_tokens": -1}}, "parameters.max_new_tokens: "),
-    ({"inputs": "a", "parameters": {"max_new_tokens": 1.5}}, "parameters.max_new_tokens: "),
-    ({"inputs": "a", "parameters": {"max_new_tokens": "many"}}, "parameters.max_new_tokens: "),
-    ({"inputs": "a", "parameters": {"max_new_tokens": 2**32}}, "parameters.max_new_tokens: "),
-    ({"inputs": "a", "parameters": {"max_new_tokens": 10**30}}, "parameters.max_new_tokens: "),
-    ({"inputs": "a", "parameters": {"seed": -1}}, "parameters.seed: "),
-    ({"inputs": "a", "parameters": {"seed": 2**64}}, "parameters.seed: "),
-    ({"inputs": "a", "parameters": {"temperature": "hot"}}, "parameters.temperature: "),
-    ({"inputs": "a", "parameters": {"temperature": 1e39}}, "parameters.temperature: "),
-    ({"inputs": "a", "parameters": {"top_k": "x"}}, "parameters.top_k: "),
-    ({"inputs": "a", "parameters": {"details": 1}}, "parameters.details: "),
-    ({"inputs": "a", "parameters": {"stop": [1]}}, "parameters.stop[0]: "),
-    ({"inputs": "a", "parameters": {"grammar": {"type": "xml"}}}, "parameters.grammar.type: "),
-]
-
-
-@pytest.mark.parametrize(("body", "start"), WRONG_TYPES)
-@pytest.mark.parametrize("path", ["/generate", "/generate_stream", "/"])
-def test_wrong_type(stack: Stack, path: str, body: dict[str, Any], start: str) -> None:
-    check_shape(stack.http.post(path, json=body), start)
 
 
 @pytest.mark.parametrize(
@@ -241,11 +279,6 @@ def test_wrong_type(stack: Stack, path: str, body: dict[str, Any], start: str) -
 )
 def test_broken_json_value(stack: Stack, body: str) -> None:
     check_shape(send(stack, "/generate", body), "")
-
-
-def test_empty_inputs(stack: Stack) -> None:
-    reply = stack.http.post("/generate", json={"inputs": ""})
-    check(reply, 422, "Input validation error: `inputs` cannot be empty", "validation")
 
 
 def test_control_characters_are_text(stack: Stack) -> None:
@@ -264,93 +297,6 @@ def test_inputs_above_the_limit(stack: Stack) -> None:
     check(stack.http.post("/generate", json=body), 422, error, "validation")
     body["parameters"] = {"truncate": 5, "max_new_tokens": 1}
     assert stack.http.post("/generate", json=body).status_code == 200
-
-
-BAD_CHATS: list[tuple[dict[str, Any], str, str]] = [
-    ({"messages": []}, f"{SHAPE}missing field `messages`", "validation"),
-    ({"messages": [{}]}, f"{SHAPE}missing field `messages[0].role`", "validation"),
-    (
-        {"messages": [*MESSAGES, {"role": "user"}]},
-        f"{SHAPE}missing field `messages[1].content`",
-        "validation",
-    ),
-    (
-        {"messages": [{"role": "user", "content": 5}]},
-        f"{SHAPE}messages[0].content: data did not match any variant of untagged enum "
-        "MessageContent",
-        "validation",
-    ),
-    (
-        {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
-        "Input validation error: the model takes text only; `image_url` is not supported",
-        "validation",
-    ),
-    (
-        {"messages": MESSAGES, "n": 2},
-        "Input validation error: `n` must be 1. Given: 2",
-        "validation",
-    ),
-    (
-        {"messages": MESSAGES, "temperature": -1},
-        "Input validation error: `temperature` must be strictly positive",
-        "validation",
-    ),
-    (
-        {"messages": MESSAGES, "presence_penalty": -3},
-        "Input validation error: `repetition_penalty` must be strictly positive",
-        "validation",
-    ),
-    (
-        {"messages": MESSAGES, "logprobs": True, "top_logprobs": 9},
-        "Input validation error: `top_n_tokens` must be >= 0 and <= 5. Given: 9",
-        "validation",
-    ),
-    (
-        {"messages": MESSAGES, "max_tokens": 0},
-        "Input validation error: `max_new_tokens` must be strictly positive",
-        "validation",
-    ),
-]
-
-
-@pytest.mark.parametrize(("body", "error", "error_type"), BAD_CHATS)
-def test_bad_chat(stack: Stack, body: dict[str, Any], error: str, error_type: str) -> None:
-    check(stack.http.post("/v1/chat/completions", json=body), 422, error, error_type)
-
-
-def test_role_that_the_template_refuses(stack: Stack) -> None:
-    body = {"messages": [{"role": "weird", "content": "x"}]}
-    reply = stack.http.post("/v1/chat/completions", json=body)
-    assert reply.status_code == 422
-    assert reply.json()["error_type"] == "template_error"
-    assert reply.json()["error"].startswith("Template error: ")
-
-
-BAD_COMPLETIONS: list[tuple[dict[str, Any], str, str]] = [
-    ({"prompt": []}, f"{SHAPE}missing field `prompt`", "validation"),
-    ({"prompt": ""}, "Input validation error: `inputs` cannot be empty", "validation"),
-    ({"prompt": ["a", ""]}, "Input validation error: `inputs` cannot be empty", "validation"),
-    (
-        {"prompt": ["a"] * 5},
-        "Number of prompts exceeds the maximum allowed batch size of 4",
-        "batch size exceeded",
-    ),
-    (
-        {"prompt": "a", "suffix": ""},
-        "Suffix is not supported and can be achieved by preprocessing the prompt.",
-        "suffix not supported",
-    ),
-    (
-        {"prompt": "a", "max_tokens": 0},
-        "Input validation error: `max_new_tokens` must be strictly positive",
-        "validation",
-    ),
-]
-
-
-@pytest.mark.parametrize(("body", "error", "error_type"), BAD_COMPLETIONS)
-def test_bad_completion(stack: Stack, body: dict[str, Any], error: str, error_type: str) -> None:
-    check(stack.http.post("/v1/completions", json=body), 422, error, error_type)
 
 
 @pytest.mark.parametrize("prompt", [1, [1, 2], [[1]], {"a": 1}], ids=str)

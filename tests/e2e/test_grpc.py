@@ -117,10 +117,15 @@ def test_reflection_describes_every_method(api: ReflectionClient) -> None:
         "CompatGenerate": ("CompatGenerateRequest", "CompatGenerateResponse", True),
         "Chat": ("ChatRequest", "ChatResponse", True),
         "Completions": ("CompletionsRequest", "CompletionsResponse", True),
+        "Invocations": ("InvocationsRequest", "InvocationsResponse", True),
         "Tokenize": ("TokenizeRequest", "TokenizeResponse", False),
+        "ChatTokenize": ("ChatRequest", "ChatTokenizeResponse", False),
         "Info": ("InfoRequest", "InfoResponse", False),
+        "ListModels": ("ListModelsRequest", "ListModelsResponse", False),
         "Health": ("HealthRequest", "HealthResponse", False),
         "Metrics": ("MetricsRequest", "HttpBody", False),
+        "OpenApi": ("OpenApiRequest", "HttpBody", False),
+        "Docs": ("DocsRequest", "HttpBody", False),
     }
 
 

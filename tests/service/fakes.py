@@ -25,6 +25,7 @@ from engine.request import (
 )
 from engine.request import Token as RawToken
 from service.generation import Generation, PrefillToken, Timings, Token
+from service.grammar import GrammarChecker
 from service.interceptor import CallInterceptor
 from service.limits import Limits
 from service.metrics import Metrics
@@ -78,6 +79,10 @@ def raw_tokenizer() -> Tokenizer:
 def demo_ids(text: str) -> list[int]:
     """The ids of a text, without special tokens around it."""
     return list(raw_tokenizer().encode(text, add_special_tokens=False).ids)
+
+
+# Refuses every grammar; the real thing is in test_grammar.py.
+NO_GRAMMARS = GrammarChecker("", 1, frozenset(), enabled=False)
 
 
 class WordTokenizer:

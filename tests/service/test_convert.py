@@ -260,15 +260,15 @@ Format = pb.ResponseFormatType
         (pb.ResponseFormat(type=Format.text), None),
         (pb.ResponseFormat(type=Format.json, value=value(SCHEMA)), ("json", SCHEMA)),
         (pb.ResponseFormat(type=Format.regex, value=value("a+")), ("regex", "a+")),
-        (pb.ResponseFormat(type=Format.json_object), ("json_object", None)),
-        (pb.ResponseFormat(type=Format.json_object, value=value(SCHEMA)), ("json_object", SCHEMA)),
+        (pb.ResponseFormat(type=Format.json_object), ("json", {"type": "object"})),
+        (pb.ResponseFormat(type=Format.json_object, value=value(SCHEMA)), ("json", SCHEMA)),
         (
             pb.ResponseFormat(
                 type=Format.json_schema, json_schema=pb.JsonSchema(name="n", schema=value(SCHEMA))
             ),
-            ("json_schema", SCHEMA),
+            ("json", SCHEMA),
         ),
-        (pb.ResponseFormat(), ("unspecified", None)),
+        (pb.ResponseFormat(), ("", None)),
     ],
 )
 def test_response_formats(message: pb.ResponseFormat | None, expected: Any) -> None:

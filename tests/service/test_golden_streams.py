@@ -25,7 +25,17 @@ from service.servicer import TextGenerationServicer
 from service.validation import Validator
 from tests.golden import check_golden, check_no_others
 
-from .fakes import LIMITS, SERVER, FakeEngineClient, Script, WordTokenizer, script, serving, step
+from .fakes import (
+    LIMITS,
+    NO_GRAMMARS,
+    SERVER,
+    FakeEngineClient,
+    Script,
+    WordTokenizer,
+    script,
+    serving,
+    step,
+)
 from .test_servicer import METHODS, POOL, Answer, Service
 
 GOLDEN = Path(__file__).with_name("golden")
@@ -64,7 +74,10 @@ class GoldenService(Service):
         self.metrics = Metrics(LIMITS)
         client: Any = self.client
         pipeline = Pipeline(
-            self.admission, Validator(LIMITS, tokenizer), Generator(client, tokenizer), self.metrics
+            self.admission,
+            Validator(LIMITS, tokenizer, NO_GRAMMARS),
+            Generator(client, tokenizer),
+            self.metrics,
         )
         self.servicer = TextGenerationServicer(pipeline, tokenizer, client, SERVER, self.metrics)
 

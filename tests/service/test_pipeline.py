@@ -18,6 +18,7 @@ from service.validation import Validator
 
 from .fakes import (
     LIMITS,
+    NO_GRAMMARS,
     FakeEngineClient,
     Script,
     WordTokenizer,
@@ -43,7 +44,7 @@ class Bench:
         self.metrics = Metrics(LIMITS)
         self.pipeline = Pipeline(
             self.admission,
-            Validator(replace(LIMITS, max_best_of=3), simple_tokenizer([0, 1])),  # type: ignore[arg-type]
+            Validator(replace(LIMITS, max_best_of=3), simple_tokenizer([0, 1]), NO_GRAMMARS),  # type: ignore[arg-type]
             Generator(self.client, WORDS),  # type: ignore[arg-type]
             self.metrics,
         )

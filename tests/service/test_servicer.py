@@ -25,6 +25,7 @@ from service.validation import Validator
 
 from .fakes import (
     LIMITS,
+    NO_GRAMMARS,
     SERVER,
     TIMEOUT_S,
     FakeEngineClient,
@@ -96,7 +97,7 @@ class Service:
         self.metrics = Metrics(LIMITS)
         pipeline = Pipeline(
             self.admission,
-            Validator(LIMITS, demo_tokenizer()),
+            Validator(LIMITS, demo_tokenizer(), NO_GRAMMARS),
             Generator(self.client, demo_tokenizer()),  # type: ignore[arg-type]
             self.metrics,
         )

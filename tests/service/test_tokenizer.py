@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from service.tokenizer import TextTokenizer
 
-from .fakes import MODEL, demo_ids, demo_tokenizer
+from .fakes import MODEL, demo_ids, demo_tokenizer, raw_tokenizer
 
 TEXTS = st.text(st.characters(codec="utf-8"), max_size=40)
 
@@ -86,6 +86,60 @@ async def test_spans_lie_in_the_text_in_order(text: str) -> None:
         assert span.stop >= end
         end = span.stop
     assert end == len(raw)
+
+
+def bytes_of_letters() -> dict[str, int]:
+    """Byte-level vocabularies write bytes as letters: GPT-2's table, so that all can be printed."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    table = {chr(byte): byte for byte in printable}
+    return table | {chr(256 + index): byte for index, byte in enumerate(others)}
+
+
+LETTERS = bytes_of_letters()
+
+
+def token_bytes(token_id: int) -> bytes:
+    """What a token stands for: often only a part of a character."""
+    word = raw_tokenizer().id_to_token(token_id)
+    if token_id in demo_tokenizer().special_ids:
+        return word.encode()
+    return bytes(LETTERS[letter] for letter in word)
+
+
+def is_boundary(raw: bytes, offset: int) -> bool:
+    """Whether no character of a UTF-8 text reaches across an offset."""
+    return offset == len(raw) or raw[offset] & 0xC0 != 0x80
+
+
+# Characters of one to four bytes, joined and combined, in both directions.
+PIECES = [
+    *("a", " ", "\n", "\x00", "\x7f", "1", "é", "e\u0301", "\u0301", "ß", "ñ"),
+    *("日本語", "中", "한국어", "ｶﾞ", "、"),
+    *("שלום", "مرحبا", "\u200f", "\u202e", "עִבְרִית"),
+    *("🙂", "👨\u200d👩\u200d👧\u200d👦", "👩🏽\u200d💻", "🇪🇸", "❤️", "1️⃣", "🏴\U000e0067\U000e007f"),
+    *("नमस्ते", "ไทย", "Z͑ͫ̓", "\u200b", "\ufeff", "\ufffd", "\U0010ffff", "<|end|>"),
+]
+MIXED = st.lists(st.sampled_from(PIECES) | TEXTS, max_size=12).map("".join)
+
+
+@given(MIXED)
+async def test_spans_are_exact_byte_offsets(text: str) -> None:
+    """Each span is what its token stands for, widened to whole characters, and none is missing."""
+    raw = text.encode()
+    first, *spans = await demo_tokenizer().spans(text)
+    assert (first.text, first.start, first.stop) == ("", 0, 0)  # the beginning-of-text token
+    start, whole = 0, b""
+    for span in spans:
+        stop = start + len(token_bytes(span.token_id))
+        assert raw[start:stop] == token_bytes(span.token_id)
+        assert span.start == max(i for i in range(start + 1) if is_boundary(raw, i))
+        assert span.stop == min(i for i in range(stop, len(raw) + 1) if is_boundary(raw, i))
+        assert span.text == raw[span.start : span.stop].decode()
+        whole += raw[max(span.start, len(whole)) : span.stop]
+        start = stop
+    assert start == len(raw)
+    assert whole == raw
 
 
 def test_a_text_may_be_too_long_to_fit() -> None:

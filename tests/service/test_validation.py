@@ -16,7 +16,7 @@ from service.parameters import GenerationRequest, Grammar, Parameters
 from service.tokenizer import TextTokenizer
 from service.validation import Validator, random_seed
 
-from .fakes import LIMITS, demo_ids, demo_tokenizer, simple_tokenizer
+from .fakes import LIMITS, NO_GRAMMARS, demo_ids, demo_tokenizer, simple_tokenizer
 
 NAN, INFINITY = math.nan, math.inf
 GRAMMAR = Grammar(kind="regex", value="a+")
@@ -66,7 +66,6 @@ RULES: list[tuple[dict[str, Any], str, str]] = [
     ({"stop": ("a",) * 5}, "stop", _STOP),
     ({"best_of": 2, "do_sample": True, "seed": 0}, "seed", _SEED),
     ({"top_n_tokens": 6}, "top_n_tokens", _TOP_N),
-    ({"grammar": GRAMMAR}, "grammar", "grammar is not supported"),
 ]
 
 STREAM_RULES: list[tuple[dict[str, Any], str, str]] = [
@@ -108,7 +107,7 @@ ALLOWED: list[dict[str, Any]] = [
 
 def validator(num_tokens: int = 3) -> Validator:
     """A validator whose tokenizer finds so many tokens in every text."""
-    return Validator(LIMITS, simple_tokenizer(range(num_tokens)))  # type: ignore[arg-type]
+    return Validator(LIMITS, simple_tokenizer(range(num_tokens)), NO_GRAMMARS)  # type: ignore[arg-type]
 
 
 async def refusal(
@@ -225,7 +224,7 @@ def test_best_of_is_bounded() -> None:
 
 def test_best_of_can_be_switched_off() -> None:
     limits = replace(LIMITS, max_best_of=1)
-    one = Validator(limits, simple_tokenizer([1]))  # type: ignore[arg-type]
+    one = Validator(limits, simple_tokenizer([1]), NO_GRAMMARS)  # type: ignore[arg-type]
     with pytest.raises(ServiceError) as refused:
         one.check_best_of(Parameters(best_of=2))
     text = "`best_of` != 1 is not allowed for this endpoint"
@@ -314,7 +313,9 @@ async def test_a_huge_text_is_refused_before_it_is_tokenised(
 ) -> None:
     monkeypatch.setattr(TextTokenizer, "encode", pytest.fail)
     with pytest.raises(ServiceError) as refused:
-        await Validator(LIMITS, demo_tokenizer()).validate("word " * 400_000, Parameters())
+        await Validator(LIMITS, demo_tokenizer(), NO_GRAMMARS).validate(
+            "word " * 400_000, Parameters()
+        )
     text = "`inputs` must have less than 90 tokens. Given: 2000000 characters"
     assert_is(refused.value, "inputs", text)
 
@@ -324,7 +325,7 @@ async def test_truncation_keeps_the_end_and_the_special_tokens() -> None:
     whole = await demo_tokenizer().encode(text)
     num_special = len(whole) - len(demo_ids(text))
     truncate = num_special + 3
-    validator = Validator(LIMITS, demo_tokenizer())
+    validator = Validator(LIMITS, demo_tokenizer(), NO_GRAMMARS)
     request = await validator.validate(text, Parameters(truncate=truncate))
     assert len(request.prompt_token_ids) == truncate
     assert request.prompt_token_ids[:num_special] == whole[:num_special]
@@ -342,3 +343,10 @@ async def test_truncation_never_keeps_more_than_asked_for(text: str, truncate: i
     whole = await demo_tokenizer().encode(text)
     kept = await demo_tokenizer().encode(text, truncate=truncate)
     assert len(kept) == min(truncate, len(whole))
+
+
+async def test_a_grammar_is_looked_at_last() -> None:
+    wanted = Parameters(grammar=GRAMMAR)
+    assert_is(await refusal(wanted), "parameters.grammar", "grammar is not supported")
+    too_long = Parameters(grammar=GRAMMAR, max_new_tokens=198)
+    assert (await refusal(too_long)).field == "parameters.max_new_tokens"

@@ -1,0 +1,108 @@
+"""The grammars of the requests in the engine: who stands where, and what a step may choose from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from .grammar import GrammarCompiler, Matcher, TokenMasks
+from .logits import RowMasks
+from .request import Request
+from .sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class PendingMasks:
+    """Masks of a step's rows that are being filled."""
+
+    rows: list[int]
+    filled: Future[NDArray[np.int32]]
+
+    def wait(self, device: torch.device) -> RowMasks:
+        """The masks, once they are there."""
+        packed = torch.from_numpy(self.filled.result().view(np.uint8))
+        return RowMasks(self.rows, packed.to(device, non_blocking=True))
+
+
+class Constraints:
+    """One matcher for each request with a grammar.
+
+    Args:
+        compiler: compiles the requests' sources.
+        masks: fills their masks.
+    """
+
+    def __init__(self, compiler: GrammarCompiler, masks: TokenMasks) -> None:
+        self._compiler = compiler
+        self._masks = masks
+        self._matchers: dict[str, Matcher] = {}
+
+    def prepare(self, request: Request, done: Callable[[], object]) -> bool:
+        """Makes ready what `add` needs, in the background if it takes time.
+
+        Returns:
+            Whether everything is ready now; if not, `done` is called later from another thread.
+        """
+        eos = request.eos_token_ids
+        if not request.grammar or self._compiler.is_ready(request.grammar, eos):
+            return True
+        self._compiler.prepare(request.grammar, eos, done)
+        return False
+
+    def add(self, request: Request) -> None:
+        """Takes in a request, behind the tokens that it resumes from.
+
+        Raises:
+            GrammarError: its grammar cannot be compiled, or forbids those tokens.
+        """
+        matcher = self._compiler.compile(request.grammar, request.eos_token_ids)
+        matcher.advance(request.resumed_token_ids)
+        self._matchers[request.request_id] = matcher
+
+    def drop(self, request_id: str) -> None:
+        """Forgets a request, if it is there."""
+        self._matchers.pop(request_id, None)
+
+    def start(self, sequences: list[Sequence]) -> PendingMasks | None:
+        """Begins to fill the masks of those rows that have a grammar."""
+        if not self._matchers:
+            return None
+        rows = [row for row, seq in enumerate(sequences) if seq.request.grammar]
+        if not rows:
+            return None
+        matchers = [self._matchers[sequences[row].request_id] for row in rows]
+        return PendingMasks(rows, self._masks.start(matchers))
+
+    def advance(self, sequence: Sequence, token_id: int) -> list[int]:
+        """Goes on behind a token; the tokens after it that the grammar leaves no choice about.
+
+        They need no forward: with one token allowed, its probability is 1. They are canonical, in
+        the tokenizer's own spelling of the text that must follow.
+
+        Raises:
+            GrammarError: the token is not allowed, or the grammar has become too complex.
+        """
+        matcher = self._matchers.get(sequence.request_id)
+        if matcher is None:
+            return []
+        matcher.advance([token_id])
+        forced = matcher.forced()
+        matcher.advance(forced)
+        if matcher.is_over and sequence.request.eos_token_ids:
+            forced.append(min(sequence.request.eos_token_ids))
+        return forced
+
+    def check(self, sequence: Sequence) -> None:
+        """Raises what filling a sequence's mask came upon.
+
+        Raises:
+            GrammarError: the grammar is too complex, or has come to a dead end.
+        """
+        matcher = self._matchers.get(sequence.request_id)
+        if matcher is not None:
+            matcher.check()

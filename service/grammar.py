@@ -1,0 +1,244 @@
+"""Checks grammars before anything is queued: shape here, everything else in killable processes.
+
+A grammar costs nobody but its sender: it is tried out in a process with bounded memory and time,
+once however many ask for it at the same time, and the outcome is remembered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections import OrderedDict
+from contextlib import suppress
+from typing import Any
+
+import msgpack
+
+from .errors import ErrorKind, ServiceError
+from .grammar_worker import HEADER
+from .parameters import Grammar
+
+MAX_GRAMMAR_BYTES = 256 * 1024  # of its JSON text
+_MAX_DEPTH = 60  # of objects and lists in a schema: what the library takes
+_CACHE_BYTES = 16 * 1024 * 1024  # of grammars and their outcomes
+_WORKER_BYTES = 2 * 1024**3  # address space of a process; it needs about 300 MB itself
+_START_S = 60.0  # for a process to come up on a busy machine
+_FIELD = "parameters.grammar"
+
+
+class GrammarChecker:
+    """Turns grammars into sources that the engine can compile.
+
+    Args:
+        tokenizer: the tokenizer.json, as text.
+        vocab_size: width of the model's logits.
+        eos_token_ids: tokens that end a text.
+        enabled: whether grammars are taken at all.
+        best_effort: whether keywords that cannot be enforced are ignored instead of refused.
+        deadline_s: seconds that a grammar may take.
+        num_workers: processes at most.
+    """
+
+    def __init__(
+        self,
+        tokenizer: str,
+        vocab_size: int,
+        eos_token_ids: frozenset[int],
+        *,
+        enabled: bool = True,
+        best_effort: bool = False,
+        deadline_s: float = 5.0,
+        num_workers: int = 2,
+    ) -> None:
+        self._enabled = enabled
+        self._best_effort = best_effort
+        self._deadline_s = deadline_s
+        setup = msgpack.packb([tokenizer, vocab_size, sorted(eos_token_ids)])
+        self._workers: asyncio.Queue[_Worker] = asyncio.Queue()
+        for _ in range(num_workers):
+            self._workers.put_nowait(_Worker(setup))
+        self._known: OrderedDict[bytes, dict[str, str]] = OrderedDict()
+        self._known_bytes = 0
+        self._asked: dict[bytes, asyncio.Task[dict[str, str]]] = {}
+
+    async def check(self, grammar: Grammar) -> str:
+        """The source of a grammar.
+
+        Raises:
+            ServiceError: it is none, cannot be enforced, or takes too long.
+        """
+        if not self._enabled:
+            raise ServiceError(ErrorKind.VALIDATION, "grammar is not supported", field=_FIELD)
+        request = self._request(grammar)
+        key = msgpack.packb(request)
+        if len(key) > MAX_GRAMMAR_BYTES:
+            raise invalid(f"it must have at most {MAX_GRAMMAR_BYTES} bytes. Given: {len(key)}")
+        answer = self._known.get(key)
+        if answer is None:
+            answer = await asyncio.shield(self._ask(key, request))
+        else:
+            self._known.move_to_end(key)
+        if "error" in answer:
+            raise invalid(answer["error"])
+        return answer["source"]
+
+    async def close(self) -> None:
+        """Ends the processes."""
+        for task in self._asked.values():
+            task.cancel()
+        while not self._workers.empty():
+            await self._workers.get_nowait().stop()
+
+    def _request(self, grammar: Grammar) -> dict[str, Any]:
+        if grammar.kind not in ("json", "regex"):
+            raise _missing("type")
+        if grammar.value is None:
+            raise _missing("value")
+        if grammar.kind == "regex":
+            if not isinstance(grammar.value, str):
+                raise ServiceError(
+                    ErrorKind.SHAPE, f"{_FIELD}.value: expected a string", field=_FIELD
+                )
+            return {"kind": "regex", "value": grammar.value}
+        return {
+            "kind": "json",
+            "value": _schema(grammar.value),
+            "or_text": grammar.or_text,
+            "best_effort": self._best_effort,
+        }
+
+    def _ask(self, key: bytes, request: dict[str, Any]) -> asyncio.Task[dict[str, str]]:
+        """The one trial of a grammar that is under way."""
+        task = self._asked.get(key)
+        if task is None:
+            task = self._asked[key] = asyncio.create_task(self._try(key, request))
+            task.add_done_callback(lambda _: self._asked.pop(key, None))
+        return task
+
+    async def _try(self, key: bytes, request: dict[str, Any]) -> dict[str, str]:
+        worker = await self._workers.get()
+        try:
+            answer = await worker.ask(request, self._deadline_s)
+        finally:
+            self._workers.put_nowait(worker)
+        self._remember(key, answer)
+        return answer
+
+    def _remember(self, key: bytes, answer: dict[str, str]) -> None:
+        self._known[key] = answer
+        self._known_bytes += _size(key, answer)
+        while self._known_bytes > _CACHE_BYTES:
+            self._known_bytes -= _size(*self._known.popitem(last=False))
+
+
+class _Worker:
+    """One process, started when it is first needed and again after it had to be killed."""
+
+    def __init__(self, setup: bytes) -> None:
+        self._setup = setup
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def ask(self, request: dict[str, Any], deadline_s: float) -> dict[str, str]:
+        """The answer to a request; a process that gives none in time is killed."""
+        try:
+            process = self._process or await self._start()
+            async with asyncio.timeout(deadline_s):
+                return await _exchange(process, request)
+        except TimeoutError:
+            await self.stop()
+            return {"error": f"it takes more than {deadline_s:g} s to compile"}
+        except (OSError, asyncio.IncompleteReadError):
+            await self.stop()
+            return {"error": "it needs too much memory or time to compile"}
+        except asyncio.CancelledError:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """Kills the process, if there is one."""
+        process, self._process = self._process, None
+        if process is not None:
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+    async def _start(self) -> asyncio.subprocess.Process:
+        """Starts the process, and waits until it can work: that is not the grammar's time."""
+        process = self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "service.grammar_worker",
+            str(_WORKER_BYTES),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+        )
+        assert process.stdin is not None
+        process.stdin.write(HEADER.pack(len(self._setup)) + self._setup)
+        try:
+            async with asyncio.timeout(_START_S):
+                await _exchange(process, {"kind": "regex", "value": "a"})
+        except TimeoutError as error:
+            raise OSError("the grammar process does not come up") from error
+        return process
+
+
+async def _exchange(process: asyncio.subprocess.Process, request: Any) -> dict[str, str]:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    body = msgpack.packb(request)
+    process.stdin.write(HEADER.pack(len(body)) + body)
+    await process.stdin.drain()
+    (size,) = HEADER.unpack(await process.stdout.readexactly(HEADER.size))
+    answer: dict[str, str] = msgpack.unpackb(await process.stdout.readexactly(size))
+    return answer
+
+
+def _missing(name: str) -> ServiceError:
+    return ServiceError(
+        ErrorKind.SHAPE, f"{_FIELD}: missing field `{name}`", field=f"{_FIELD}.{name}"
+    )
+
+
+def invalid(reason: str) -> ServiceError:
+    """The caller's grammar is at fault."""
+    return ServiceError(ErrorKind.VALIDATION, f"grammar is not valid: {reason}", field=_FIELD)
+
+
+def _schema(value: Any) -> dict[str, Any]:
+    """A schema as it came: an object, or a string that holds one.
+
+    Raises:
+        ServiceError: it is neither, or too deep.
+    """
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+            json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text
+        except (ValueError, RecursionError) as error:
+            raise invalid(str(error)) from error
+        if not isinstance(value, dict):
+            raise invalid("it is not an object")
+    if not isinstance(value, dict):
+        raise ServiceError(ErrorKind.VALIDATION, "grammar is not supported", field=_FIELD)
+    if _depth(value) > _MAX_DEPTH:
+        raise invalid(f"it is nested more than {_MAX_DEPTH} deep")
+    return value
+
+
+def _depth(value: Any) -> int:
+    depth = 0
+    level = [value]
+    while level and depth <= _MAX_DEPTH:
+        depth += 1
+        level = [
+            child
+            for item in level
+            for child in (item.values() if isinstance(item, dict) else item)
+            if isinstance(child, (dict, list))
+        ]
+    return depth
+
+
+def _size(key: bytes, answer: dict[str, str]) -> int:
+    return len(key) + sum(map(len, answer.values()))

@@ -1,0 +1,107 @@
+"""The process that tries grammars out: it may take long, grow or crash without hurting anyone.
+
+Reads msgpack requests from its standard input and writes answers to its standard output, each
+behind its length. Started and, if need be, killed by `grammar.py`. Imports neither torch nor gRPC.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import resource
+import signal
+import struct
+import sys
+import time
+from typing import Any, BinaryIO
+
+import msgpack
+
+from engine.errors import GrammarError
+from engine.grammar import GrammarCompiler, Matcher, TokenMasks, json_source, regex_source
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h: a signal for when the parent has died
+HEADER = struct.Struct(">I")
+_NUM_PROBES = 48  # tokens of the trial walk
+_MAX_MASK_S = 0.005  # seconds per mask, on average over the walk: a decode step is not much longer
+
+
+def main() -> None:
+    """Serves until the input ends. Arguments: the memory limit in bytes."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # also in the middle of a grammar
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to everybody
+    limit = int(sys.argv[1])
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    source, sink = sys.stdin.buffer, sys.stdout.buffer
+    tokenizer, vocab_size, eos_token_ids = _read(source)
+    compiler = GrammarCompiler(tokenizer, vocab_size)
+    eos = frozenset(eos_token_ids)
+    masks = TokenMasks(vocab_size, num_threads=1)
+    while True:
+        request = _read(source)
+        if request is None:
+            return
+        _write(sink, _answer(request, compiler, masks, eos))
+
+
+def _answer(
+    request: dict[str, Any], compiler: GrammarCompiler, masks: TokenMasks, eos: frozenset[int]
+) -> dict[str, str]:
+    """{"source": ...}, or {"error": ...} in words for the caller."""
+    try:
+        if request["kind"] == "regex":
+            source = regex_source(request["value"])
+        else:
+            source = json_source(
+                request["value"], or_text=request["or_text"], best_effort=request["best_effort"]
+            )
+        _walk(compiler.compile(source, eos), masks)
+    except (GrammarError, ValueError) as error:
+        return {"error": " ".join(str(error).split())}
+    except MemoryError:
+        return {"error": "it needs too much memory"}
+    return {"source": source}
+
+
+def _walk(matcher: Matcher, masks: TokenMasks) -> None:
+    """Generates a few tokens: most of a grammar's cost shows only in its masks.
+
+    Raises:
+        GrammarError: there is a dead end, or a mask takes too long.
+    """
+    spent = 0.0
+    for step in range(_NUM_PROBES):
+        started = time.perf_counter()
+        words = masks.start([matcher]).result()[0]
+        spent += time.perf_counter() - started
+        matcher.check()
+        if matcher.is_over:
+            break
+        allowed = [
+            32 * at + bit
+            for at in words.nonzero()[0]
+            for bit in range(32)
+            if int(words[at]) >> bit & 1
+        ]
+        if not allowed:
+            raise GrammarError("no token can follow")
+        # Far apart in the vocabulary from step to step, and the same every time.
+        matcher.advance([allowed[(step * 7919 + 13) % len(allowed)]])
+        if spent > _NUM_PROBES * _MAX_MASK_S:
+            raise GrammarError("it is too complex: a token would take too long")
+
+
+def _read(stream: BinaryIO) -> Any:
+    header = stream.read(HEADER.size)
+    if len(header) < HEADER.size:
+        return None
+    return msgpack.unpackb(stream.read(HEADER.unpack(header)[0]), strict_map_key=False)
+
+
+def _write(stream: BinaryIO, message: dict[str, str]) -> None:
+    body = msgpack.packb(message)
+    stream.write(HEADER.pack(len(body)) + body)
+    stream.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,337 @@
+"""What the server has beyond the contract: paths and fields that later clients use."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+
+from service import docs
+from tests.e2e import shapes
+from tests.e2e.reflection_client import ReflectionClient, as_dict, details
+from tests.e2e.stack import DEADLINE_S, PROMPT, Stack
+
+MESSAGES = [
+    {"role": "system", "content": "You answer in one word."},
+    {"role": "user", "content": PROMPT + " 🙂"},
+]
+CHAT: dict[str, Any] = {"messages": MESSAGES, "max_tokens": 6, "temperature": 0.0}
+COMPLETION: dict[str, Any] = {"prompt": [PROMPT, "One, two,"], "max_tokens": 6, "temperature": 0.0}
+GENERATE: dict[str, Any] = {
+    "inputs": PROMPT,
+    "parameters": {"max_new_tokens": 6, "details": True, "seed": 3, "temperature": 2.0},
+}
+USAGE = {"stream": True, "stream_options": {"include_usage": True}}
+# Every token is as likely as any other, and the seed's draws miss the end of the text.
+ENDLESS = {"temperature": 1e6, "seed": 2}
+CHROMIUM = shutil.which("chromium")
+
+
+def post(stack: Stack, path: str, body: dict[str, Any]) -> httpx.Response:
+    reply = stack.http.post(path, json=body)
+    assert reply.status_code == 200, reply.text
+    return reply
+
+
+def timeless(reply: httpx.Response) -> str:
+    """A body without the second in which it was made."""
+    return re.sub(r'"created":\d+', '"created":0', reply.text)
+
+
+def events(reply: httpx.Response) -> list[Any]:
+    """The events of a stream; the end mark as it is."""
+    texts = [part.removeprefix("data: ") for part in reply.text.removesuffix("\n\n").split("\n\n")]
+    return [text if text == "[DONE]" else json.loads(text) for text in texts]
+
+
+def plain(message: Any) -> list[dict[str, Any]]:
+    """Typed tokens as REST has them."""
+    return [
+        {"id": item.id, "text": item.text, "start": item.start, "stop": item.stop}
+        for item in message
+    ]
+
+
+def test_models_are_the_one(stack: Stack, api: ReflectionClient) -> None:
+    reply = stack.http.get("/v1/models")
+    name = stack.http.get("/info").json()["model_id"]
+    model = {"id": name, "object": "model", "created": 0, "owned_by": name}
+    assert reply.status_code == 200
+    assert reply.headers["content-type"] == "application/json"
+    assert reply.json() == {"object": "list", "data": [model]}
+    assert list(reply.json()["data"][0]) == list(model)
+    message = api.call("ListModels")
+    assert message.object == "list"
+    (found,) = message.data
+    assert (found.id, found.object, found.created, found.owned_by) == (name, "model", 0, name)
+    assert not message.HasField("http")
+
+
+def test_ping_is_health(stack: Stack) -> None:
+    reply = stack.http.get("/ping")
+    assert (reply.status_code, reply.content) == (200, b"")
+    assert not [name for name in reply.headers if name.startswith(("x-", "grpc-"))]
+
+
+class TestChatTokenize:
+    def test_tokens_are_those_of_the_templated_text(self, stack: Stack) -> None:
+        reply = post(stack, "/chat_tokenize", CHAT)
+        assert reply.headers["content-type"] == "application/json"
+        body = reply.json()
+        assert list(body) == ["tokenize_response", "templated_text"]
+        text = body["templated_text"]
+        assert all(item["content"] in text for item in MESSAGES)
+        tokens = post(stack, "/tokenize", {"inputs": text}).json()
+        assert body["tokenize_response"] == tokens
+        assert max(token["stop"] for token in tokens) == len(text.encode())
+
+    def test_grpc_says_the_same(self, stack: Stack, api: ReflectionClient) -> None:
+        body = post(stack, "/chat_tokenize", CHAT).json()
+        message = api.call("ChatTokenize", CHAT)
+        assert message.templated_text == body["templated_text"]
+        assert plain(message.tokenize_response) == body["tokenize_response"]
+        assert not message.HasField("http")
+
+    def test_only_the_conversation_counts(self, stack: Stack) -> None:
+        loud = {
+            "messages": MESSAGES,
+            "stream": True,
+            "max_tokens": 0,
+            "temperature": -1,
+            "top_p": 5,
+        }
+        quiet = post(stack, "/chat_tokenize", {"messages": MESSAGES})
+        assert post(stack, "/chat_tokenize", loud).content == quiet.content
+
+
+class TestInvocations:
+    @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+    @pytest.mark.parametrize(
+        ("path", "body"),
+        [("/", GENERATE), ("/v1/chat/completions", CHAT), ("/v1/completions", COMPLETION)],
+        ids=["generate", "chat", "completions"],
+    )
+    def test_answer_is_that_of_the_path_that_was_meant(
+        self, stack: Stack, path: str, body: dict[str, Any], stream: bool
+    ) -> None:
+        body = {**body, "stream": stream}
+        found, expected = post(stack, "/invocations", body), post(stack, path, body)
+        assert timeless(found) == timeless(expected)
+        assert found.headers["content-type"] == expected.headers["content-type"]
+        custom = [
+            {name for name in reply.headers if name.startswith("x-")} for reply in (found, expected)
+        ]
+        assert custom[0] == custom[1] != set()
+
+    def test_a_single_prompt_need_not_be_a_list(self, stack: Stack) -> None:
+        body = {**COMPLETION, "prompt": PROMPT}
+        found, expected = (post(stack, p, body) for p in ("/invocations", "/v1/completions"))
+        assert timeless(found) == timeless(expected)
+
+    def test_fields_of_the_others_do_not_matter(self, stack: Stack) -> None:
+        loud = {**GENERATE, "max_tokens": 0, "n": 5, "suffix": "x", "messages": [], "prompt": []}
+        expected = post(stack, "/invocations", GENERATE)
+        assert post(stack, "/invocations", loud).content == expected.content
+
+    @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+    @pytest.mark.parametrize(
+        ("kind", "method", "body"),
+        [
+            ("generate", "CompatGenerate", GENERATE),
+            ("chat", "Chat", CHAT),
+            ("completions", "Completions", COMPLETION),
+        ],
+        ids=["generate", "chat", "completions"],
+    )
+    def test_grpc_wraps_the_reply_that_was_meant(
+        self, api: ReflectionClient, kind: str, method: str, body: dict[str, Any], stream: bool
+    ) -> None:
+        body = {**body, "stream": stream}
+        replies = api.collect("Invocations", body)
+        assert {reply.WhichOneof("kind") for reply in replies} == {kind}
+        assert not any(reply.HasField("http") for reply in replies)
+        found = [as_dict(getattr(reply, kind)) for reply in replies]
+        expected = [as_dict(reply) for reply in api.collect(method, body)]
+        for item in (*found, *expected):
+            for part in item.values():
+                part.pop("created", None)
+        assert found == expected
+
+
+class TestDocumentation:
+    def test_document_is_the_same_everywhere(self, stack: Stack, api: ReflectionClient) -> None:
+        for path in ("/openapi.json", "/api-doc/openapi.json"):
+            reply = stack.http.get(path)
+            assert reply.status_code == 200
+            assert reply.headers["content-type"] == "application/json"
+            assert reply.content == docs.open_api()
+        message = api.call("OpenApi")
+        assert (message.content_type, message.data) == ("application/json", docs.open_api())
+
+    @pytest.mark.parametrize(
+        ("path", "content_type", "start"),
+        [
+            ("/docs", "text/html; charset=utf-8", b"<!doctype html>"),
+            ("/docs/swagger-ui.css", "text/css", b".swagger-ui"),
+            ("/docs/swagger-ui-bundle.js", "text/javascript", b"/*!"),
+            ("/docs/favicon-32x32.png", "image/png", b"\x89PNG"),
+        ],
+    )
+    def test_file(self, stack: Stack, path: str, content_type: str, start: bytes) -> None:
+        reply = stack.http.get(path)
+        assert reply.status_code == 200
+        assert reply.headers["content-type"] == content_type
+        assert reply.content.startswith(start)
+        assert len(reply.content) == int(reply.headers.get("content-length", len(reply.content)))
+
+    def test_page_asks_only_for_files_that_are_there(self, stack: Stack) -> None:
+        page = stack.http.get("/docs").text
+        asked = re.findall(r'(?:src|href|url)[=:] ?"([^"]+)"', page)
+        assert len(asked) == 4
+        assert all(stack.http.get(path).status_code == 200 for path in asked)
+
+    @pytest.mark.parametrize("path", ["/docs/nope.js", "/docs/swagger-ui.css.map", "/docs?asset=x"])
+    def test_other_files_are_a_404(self, stack: Stack, path: str) -> None:
+        reply = stack.http.get(path)
+        assert reply.status_code == 404
+        assert reply.json() == {"error": "Not Found", "error_type": "not_found"}
+
+    def test_grpc_has_the_files_too(self, stack: Stack, api: ReflectionClient) -> None:
+        message = api.call("Docs", {"asset": "swagger-ui.css"})
+        assert message.content_type == "text/css"
+        assert message.data == stack.http.get("/docs/swagger-ui.css").content
+        assert api.call("Docs").data == stack.http.get("/docs").content
+        with pytest.raises(grpc.RpcError) as caught:
+            api.call("Docs", {"asset": "../service/docs.py"})
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+        assert details(caught.value) == ("not_found", "asset")
+
+    @pytest.mark.skipif(CHROMIUM is None, reason="needs a `chromium` on PATH")
+    def test_browser_shows_the_operations(self, stack: Stack, tmp_path: Path) -> None:
+        assert CHROMIUM is not None
+        command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+        command += [f"--user-data-dir={tmp_path}", "--virtual-time-budget=20000"]
+        done = subprocess.run(
+            [*command, f"{stack.url}/docs"],
+            capture_output=True,
+            text=True,
+            timeout=DEADLINE_S,
+            check=True,
+        )
+        assert "<title>Tokenwire</title>" in done.stdout
+        assert 'id="operations-Text_Generation_Inference-generate"' in done.stdout
+        assert 'id="operations-Tokenwire-invocations"' in done.stdout
+        assert 'data-path="/generate"' in done.stdout
+
+
+class TestUsageInStreams:
+    @pytest.mark.parametrize(
+        ("path", "body", "kind"),
+        [
+            ("/v1/chat/completions", CHAT, "chat.completion.chunk"),
+            ("/v1/chat/completions", {**CHAT, "logprobs": True}, "chat.completion.chunk"),
+            ("/v1/completions", COMPLETION, "text_completion"),
+            ("/v1/completions", {**COMPLETION, "prompt": PROMPT}, "text_completion"),
+            ("/invocations", CHAT, "chat.completion.chunk"),
+        ],
+    )
+    def test_rest(self, stack: Stack, path: str, body: dict[str, Any], kind: str) -> None:
+        whole = post(stack, path, body).json()
+        *chunks, last, done = events(post(stack, path, {**body, **USAGE}))
+        assert done == "[DONE]"
+        assert all("usage" not in chunk and chunk["choices"] for chunk in chunks)
+        head = ["object", "id", "created", "model", "system_fingerprint"]
+        assert list(last) == [*head, "choices", "usage"]
+        shapes.check_head(last, kind, whole["model"])
+        shapes.check_usage(last["usage"])
+        assert (last["choices"], last["usage"]) == ([], whole["usage"])
+        assert len(chunks) == last["usage"]["completion_tokens"]
+
+    @pytest.mark.parametrize(
+        ("method", "body", "field"),
+        [("Chat", CHAT, "chunk"), ("Completions", COMPLETION, "completion")],
+    )
+    def test_grpc(
+        self, api: ReflectionClient, method: str, body: dict[str, Any], field: str
+    ) -> None:
+        (whole,) = api.collect(method, body)
+        *replies, last = (getattr(item, field) for item in api.collect(method, {**body, **USAGE}))
+        assert all(reply.choices and not reply.HasField("usage") for reply in replies)
+        assert not last.choices
+        assert last.model == whole.completion.model
+        assert last.usage == whole.completion.usage
+        assert len(replies) == last.usage.completion_tokens
+
+    @pytest.mark.parametrize(
+        "options", [None, {}, {"include_usage": None}, {"include_usage": False}]
+    )
+    @pytest.mark.parametrize(
+        ("path", "method", "body"),
+        [
+            ("/v1/chat/completions", "Chat", CHAT),
+            ("/v1/completions", "Completions", COMPLETION),
+        ],
+        ids=["chat", "completions"],
+    )
+    def test_not_sent_when_not_asked(
+        self,
+        stack: Stack,
+        direct_api: ReflectionClient,
+        path: str,
+        method: str,
+        body: dict[str, Any],
+        options: Any,
+    ) -> None:
+        body = {**body, "stream": True, "stream_options": options}
+        *chunks, done = events(post(stack, path, body))
+        assert done == "[DONE]"
+        assert all(chunk["choices"] and "usage" not in chunk for chunk in chunks)
+        replies = direct_api.collect(method, body)
+        parts = [getattr(reply, "chunk" if method == "Chat" else "completion") for reply in replies]
+        assert all(part.choices and not part.HasField("usage") for part in parts)
+        assert len(parts) == len(chunks)
+
+    def test_a_prompt_that_fails_is_not_counted(self, stack: Stack) -> None:
+        body = {**COMPLETION, **ENDLESS, **USAGE, "prompt": [PROMPT, ""], "max_tokens": 3}
+        *_, last, done = events(post(stack, "/v1/completions", body))
+        assert done == "[DONE]"
+        alone = {**body, "prompt": [PROMPT], "stream": False}
+        assert last["usage"] == post(stack, "/v1/completions", alone).json()["usage"]
+        assert last["usage"]["completion_tokens"] == 3
+
+    def test_options_do_not_matter_without_a_stream(self, stack: Stack) -> None:
+        for path, body in [("/v1/chat/completions", CHAT), ("/v1/completions", COMPLETION)]:
+            loud = {**body, "stream_options": {"include_usage": True}}
+            assert timeless(post(stack, path, loud)) == timeless(post(stack, path, body))
+
+
+class TestMaxCompletionTokens:
+    @pytest.mark.parametrize(
+        ("limits", "count"),
+        [
+            ({"max_completion_tokens": 3}, 3),
+            ({"max_tokens": 7, "max_completion_tokens": 3}, 3),
+            ({"max_tokens": 3, "max_completion_tokens": 7}, 7),
+            ({"max_tokens": 100_000, "max_completion_tokens": 2}, 2),
+            ({"max_tokens": 3, "max_completion_tokens": None}, 3),
+        ],
+        ids=str,
+    )
+    def test_wins(
+        self, stack: Stack, direct_api: ReflectionClient, limits: dict[str, Any], count: int
+    ) -> None:
+        body = {"messages": MESSAGES, **ENDLESS, **limits}
+        reply = post(stack, "/v1/chat/completions", body).json()
+        assert reply["usage"]["completion_tokens"] == count
+        assert reply["choices"][0]["finish_reason"] == "length"
+        (message,) = direct_api.collect("Chat", body)
+        assert message.completion.usage.completion_tokens == count
+        stream = events(post(stack, "/v1/chat/completions", {**body, **USAGE}))
+        assert stream[-2]["usage"]["completion_tokens"] == count
