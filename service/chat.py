@@ -19,6 +19,16 @@ from .usage import Usage
 
 # How calls are written in answers: as the contract has them, or as OpenAI's clients want them.
 ToolCallFormat = Literal["tgi", "openai"]
+# What this endpoint calls the fields of `/generate`; the others have the same names.
+_FIELD_NAMES = {
+    "inputs": "messages",
+    "parameters.max_new_tokens": "max_tokens",
+    "parameters.repetition_penalty": "presence_penalty",
+    "parameters.top_n_tokens": "top_logprobs",
+    "parameters.grammar": "response_format",
+    "parameters.grammar.type": "response_format.type",
+    "parameters.grammar.value": "response_format.value",
+}
 TOOL_CALL_HEADER = "x-tool-call-format"
 _OPENAI_HEADER = "x-stainless-lang"
 
@@ -64,6 +74,11 @@ class ChatRequest:
             raise ServiceError(
                 ErrorKind.GRAMMAR_AND_TOOLS, "Grammar and tools are mutually exclusive"
             )
+
+    @property
+    def field_names(self) -> dict[str, str]:
+        """What this endpoint calls the fields of `/generate`, where the names differ."""
+        return {**_FIELD_NAMES, "parameters.grammar": "tools"} if self.tools else _FIELD_NAMES
 
     def toolbox(self) -> Toolbox | None:
         """The tools in force.

@@ -13,6 +13,9 @@ from .parameters import Parameters
 from .server_info import ServerInfo
 from .usage import Usage
 
+# What this endpoint calls the fields of `/generate`; the others have the same names.
+FIELD_NAMES = {"inputs": "prompt", "parameters.max_new_tokens": "max_tokens"}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionsRequest:

@@ -7,6 +7,8 @@ ServiceError(kind, message)
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from enum import Enum
 from typing import NamedTuple
 
@@ -41,7 +43,6 @@ class ErrorKind(Enum):
     INTERNAL = _Face("internal", 500, StatusCode.INTERNAL)
     UNHEALTHY = _Face("healthcheck", 503, StatusCode.UNAVAILABLE)
     NOT_FOUND = _Face("not_found", 404, StatusCode.NOT_FOUND)
-    NO_TOKENIZER = _Face("no fast tokenizer", 404, StatusCode.NOT_FOUND)
 
     @property
     def error_type(self) -> str:
@@ -77,6 +78,24 @@ class ServiceError(Exception):
     def message(self) -> str:
         """The whole text."""
         return str(self)
+
+    def rename_field(self, names: Mapping[str, str]) -> None:
+        """Calls the field what another endpoint calls it.
+
+        A field of `parameters` that is not among the names is one of the request itself there.
+        """
+        if self.field is not None:
+            self.field = names.get(self.field, self.field.removeprefix("parameters."))
+
+
+@contextmanager
+def fields_named(names: Mapping[str, str]) -> Iterator[None]:
+    """Within it, errors that name fields of `/generate` name those of another endpoint."""
+    try:
+        yield
+    except ServiceError as error:
+        error.rename_field(names)
+        raise
 
 
 def overloaded() -> ServiceError:

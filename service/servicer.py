@@ -13,11 +13,11 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any
 
-from . import convert, docs, headers, presenter
-from .chat import ChatRequest, ChatStream, answer, tool_call_format
+from . import chat, completions, convert, docs, headers, presenter
+from .chat import ChatRequest, ChatStream, tool_call_format
 from .completions import CompletionAnswer, CompletionDelta, CompletionsRequest, round_robin
 from .engine_client import EngineClient
-from .errors import ServiceError, missing_field, unhealthy
+from .errors import ServiceError, fields_named, missing_field, unhealthy
 from .gather import gather
 from .generation import Generation, TokenEvent
 from .keep_alive import with_keep_alive
@@ -89,14 +89,15 @@ class TextGenerationServicer:
         """Continues a conversation."""
         wanted, prompt = self._conversation(request, call)
         created = int(time.time())
-        if not wanted.stream:
-            result = await self._run(prompt, wanted.parameters, call)
-            yield call.presenter.chat(answer(wanted, result, self._server, created))
-            return
-        messages = self._chat_deltas(wanted, prompt, created, call)
-        async with aclosing(self._presented(messages, prompt, call, openai=True)) as replies:
-            async for reply in replies:
-                yield reply
+        with fields_named(wanted.field_names):
+            if not wanted.stream:
+                result = await self._run(prompt, wanted.parameters, call)
+                yield call.presenter.chat(chat.answer(wanted, result, self._server, created))
+                return
+            messages = self._chat_deltas(wanted, prompt, created, call)
+            async with aclosing(self._presented(messages, prompt, call, openai=True)) as replies:
+                async for reply in replies:
+                    yield reply
 
     async def completions(
         self, request: pb.CompletionsRequest, call: Call
@@ -105,14 +106,15 @@ class TextGenerationServicer:
         wanted = convert.completions_request(request)
         wanted.check(self._server.limits)
         created = int(time.time())
-        if not wanted.stream:
-            yield call.presenter.completions(await self._complete(wanted, created, call))
-            return
-        messages = self._completion_deltas(wanted, created, call)
-        text = "".join(wanted.prompts)
-        async with aclosing(self._presented(messages, text, call, openai=True)) as replies:
-            async for reply in replies:
-                yield reply
+        with fields_named(completions.FIELD_NAMES):
+            if not wanted.stream:
+                yield call.presenter.completions(await self._complete(wanted, created, call))
+                return
+            messages = self._completion_deltas(wanted, created, call)
+            text = "".join(wanted.prompts)
+            async with aclosing(self._presented(messages, text, call, openai=True)) as replies:
+                async for reply in replies:
+                    yield reply
 
     async def invocations(
         self, request: pb.InvocationsRequest, call: Call
@@ -140,7 +142,7 @@ class TextGenerationServicer:
     async def chat_tokenize(self, request: pb.ChatRequest, call: Call) -> Reply:
         """The prompt of a conversation, and its tokens."""
         _, prompt = self._conversation(request, call)
-        spans = await self._tokenizer.spans(prompt)
+        spans = await self._tokenizer.spans(prompt, is_prompt=True)
         return await asyncio.to_thread(call.presenter.chat_tokenize, prompt, spans)
 
     async def list_models(self, _: pb.ListModelsRequest, call: Call) -> Reply:

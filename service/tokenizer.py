@@ -94,13 +94,17 @@ class TextTokenizer:
         that begins with a beginning-of-text token does not get a second one.
         """
         ids = (await self._run(self._encode, text, truncate)).ids
-        if len(ids) > 1 and ids[0] == ids[1] == self._bos_id:
-            ids = ids[1:]
-        return tuple(ids)
+        return tuple(ids[1:] if self._begins_twice(ids) else ids)
 
-    async def spans(self, text: str) -> list[TokenSpan]:
-        """The tokens of a text with byte offsets."""
-        return await self._run(self._spans, text)
+    async def spans(self, text: str, *, is_prompt: bool = False) -> list[TokenSpan]:
+        """The tokens of a text with byte offsets; those of a prompt are what `encode` gives."""
+        spans = await self._run(self._spans, text)
+        if is_prompt and self._begins_twice([span.token_id for span in spans[:2]]):
+            return spans[1:]
+        return spans
+
+    def _begins_twice(self, ids: Sequence[int]) -> bool:
+        return len(ids) > 1 and ids[0] == ids[1] == self._bos_id
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of tokens, special ones included."""

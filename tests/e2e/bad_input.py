@@ -299,9 +299,17 @@ def _content(content: Any, error: str = f"{SHAPE}messages[0].content: {_UNTAGGED
     return _chat(error, "messages[0].content", messages=messages)
 
 
+# What chat calls parameters of /generate.
+CHAT_FIELDS = {
+    "max_new_tokens": "max_tokens",
+    "repetition_penalty": "presence_penalty",
+    "top_n_tokens": "top_logprobs",
+}
+
+
 def _chat_parameter(error: str, field: str, **changes: Any) -> list[Row]:
     """A rule of one generation: a status, and in a stream an event."""
-    row = _chat(VALIDATION + error, f"parameters.{field}", **changes)
+    row = _chat(VALIDATION + error, CHAT_FIELDS.get(field, field), **changes)
     return [row, Row(CHAT, {**row.body, "stream": True}, row.error, row.field, in_band=True)]
 
 
@@ -449,18 +457,16 @@ _COMPLETION_ROWS = [
     _completion(_SUFFIX, "suffix", "suffix not supported", suffix="", prompt=[]),
     _completion(_SUFFIX, "suffix", "suffix not supported", suffix="x", prompt=[""] * 5),
     _completion(_BATCH_SIZE, "prompt", "batch size exceeded", prompt=[""] * 5, max_tokens=0),
-    _completion(VALIDATION + _MAX_NEW, "parameters.max_new_tokens", prompt=["", ""], max_tokens=0),
-    _completion(VALIDATION + _EMPTY, "inputs", prompt=["a", "", "a"]),
-    *_completion_parameter(_EMPTY, "inputs", prompt=[""]),
-    *_completion_parameter(_TEMPERATURE, "parameters.temperature", temperature=-0.5),
-    *_completion_parameter(_REPETITION, "parameters.repetition_penalty", repetition_penalty=0),
-    *_completion_parameter(_FREQUENCY, "parameters.frequency_penalty", frequency_penalty=2.5),
-    *_completion_parameter(_TOP_P, "parameters.top_p", top_p=1.0),
-    *_completion_parameter(_MAX_NEW, "parameters.max_new_tokens", max_tokens=0),
-    *_completion_parameter(_stop(6), "parameters.stop", stop=["x"] * 6),
-    *_completion_parameter(
-        _total(2, MAX_TOTAL - 1), "parameters.max_new_tokens", max_tokens=MAX_TOTAL - 1
-    ),
+    _completion(VALIDATION + _MAX_NEW, "max_tokens", prompt=["", ""], max_tokens=0),
+    _completion(VALIDATION + _EMPTY, "prompt", prompt=["a", "", "a"]),
+    *_completion_parameter(_EMPTY, "prompt", prompt=[""]),
+    *_completion_parameter(_TEMPERATURE, "temperature", temperature=-0.5),
+    *_completion_parameter(_REPETITION, "repetition_penalty", repetition_penalty=0),
+    *_completion_parameter(_FREQUENCY, "frequency_penalty", frequency_penalty=2.5),
+    *_completion_parameter(_TOP_P, "top_p", top_p=1.0),
+    *_completion_parameter(_MAX_NEW, "max_tokens", max_tokens=0),
+    *_completion_parameter(_stop(6), "stop", stop=["x"] * 6),
+    *_completion_parameter(_total(2, MAX_TOTAL - 1), "max_tokens", max_tokens=MAX_TOTAL - 1),
 ]
 
 
@@ -677,14 +683,14 @@ STRICT = [
         COMPLETIONS,
         {"prompt": [tokens(9)], "max_tokens": 1, "stream": True},
         f"{VALIDATION}{_LONG}9",
-        "inputs",
+        "prompt",
         in_band=True,
     ),
     Row(
         CHAT,
         {"messages": [{"role": "user", "content": tokens(7)}], "max_tokens": 1},
         f"{VALIDATION}{_LONG}10",
-        "inputs",
+        "messages",
     ),
 ]
 

@@ -40,7 +40,6 @@ FACES = {
     ErrorKind.INTERNAL: ("internal", 500, "INTERNAL", ""),
     ErrorKind.UNHEALTHY: ("healthcheck", 503, "UNAVAILABLE", ""),
     ErrorKind.NOT_FOUND: ("not_found", 404, "NOT_FOUND", ""),
-    ErrorKind.NO_TOKENIZER: ("no fast tokenizer", 404, "NOT_FOUND", ""),
 }
 
 
