@@ -54,14 +54,15 @@ class ModelInput:
     """The input of one forward pass.
 
     `input_ids` and `positions` int64 [num_tokens]; `logits_rows` int64 [num_rows]: the tokens whose
-    logits are wanted. `sampled` says which row of the logits gives which sequence its next token.
+    logits are wanted. `sampled` says which rows of the logits give a sequence its next tokens: one,
+    and one more behind each guessed token.
     """
 
     input_ids: Tensor
     positions: Tensor
     attention: AttentionInput
     logits_rows: Tensor
-    sampled: dict[Sequence, int]
+    sampled: dict[Sequence, range]
     prompt_rows: list[PromptRows]
 
 
@@ -99,6 +100,7 @@ def _input_ids(batch: ScheduledBatch) -> np.ndarray:
     for sequence, num_tokens in batch.num_tokens.items():
         start = sequence.num_computed_tokens
         ids += sequence.token_ids[start : start + num_tokens]
+        ids += sequence.draft_ids
     return np.array(ids, dtype=np.int64)
 
 
@@ -111,9 +113,9 @@ def _block_tables(sequences: list[Sequence]) -> np.ndarray:
 
 def _logits_rows(
     batch: ScheduledBatch, starts: np.ndarray
-) -> tuple[np.ndarray, dict[Sequence, int], list[PromptRows]]:
+) -> tuple[np.ndarray, dict[Sequence, range], list[PromptRows]]:
     rows: list[int] = []
-    sampled: dict[Sequence, int] = {}
+    sampled: dict[Sequence, range] = {}
     prompt_rows: list[PromptRows] = []
     for (sequence, num_tokens), start in zip(batch.num_tokens.items(), starts, strict=False):
         first = sequence.num_computed_tokens
@@ -122,7 +124,9 @@ def _logits_rows(
             targets = sequence.token_ids[first + 1 : min(end + 1, sequence.num_prompt_tokens)]
             prompt_rows.append(PromptRows(sequence, len(rows), targets))
             rows += range(int(start), int(start) + len(targets))
-        if end == sequence.num_tokens:
-            sampled[sequence] = len(rows)
-            rows.append(int(start) + num_tokens - 1)
+        num_drafts = len(sequence.draft_ids)
+        if end == sequence.num_tokens + num_drafts:
+            sampled[sequence] = range(len(rows), len(rows) + 1 + num_drafts)
+            last = int(start) + num_tokens - 1
+            rows += range(last - num_drafts, last + 1)
     return np.array(rows, dtype=np.int64), sampled, prompt_rows

@@ -46,7 +46,10 @@ def build_engine(config: EngineConfig) -> tuple[Engine, EngineInfo]:
         num_blocks, config.block_size, enable_prefix_caching=config.enable_prefix_caching
     )
     scheduler = Scheduler(
-        blocks, max_step_tokens=config.max_step_tokens, max_num_seqs=config.max_num_seqs
+        blocks,
+        max_step_tokens=config.max_step_tokens,
+        max_num_seqs=config.max_num_seqs,
+        max_draft_tokens=config.speculate,
     )
     info = EngineInfo(
         model_id=config.model_id,

@@ -24,6 +24,7 @@ class EngineConfig:
         max_batch_total_tokens: tokens that the KV cache holds; None sizes it to the memory.
         max_step_tokens: tokens computed in one step at most.
         max_num_seqs: sequences running at a time at most.
+        speculate: guessed tokens per sequence and step at most; 0 guesses nothing.
         memory_fraction: share of the device's memory that may be used, 0 … 1.
         num_threads: CPU threads of the model; None takes all cores.
         enable_prefix_caching: whether prompts share blocks.
@@ -43,6 +44,7 @@ class EngineConfig:
     max_batch_total_tokens: int | None = None
     max_step_tokens: int = 2048
     max_num_seqs: int = 256
+    speculate: int = 0
     memory_fraction: float = 0.9
     num_threads: int | None = None
     enable_prefix_caching: bool = True

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from .errors import GrammarError
 from .grammar import GrammarCompiler, Matcher, TokenMasks
 from .logits import RowMasks
 from .request import Request
-from .sequence import Sequence
+from .sequence import SampledSequence, Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +69,14 @@ class Constraints:
         """Forgets a request, if it is there."""
         self._matchers.pop(request_id, None)
 
-    def start(self, sequences: list[Sequence]) -> PendingMasks | None:
-        """Begins to fill the masks of those rows that have a grammar."""
+    def start(self, sequences: list[SampledSequence]) -> PendingMasks | None:
+        """Begins to fill the masks of those rows that have a grammar; those have no guesses."""
         if not self._matchers:
             return None
         rows = [row for row, seq in enumerate(sequences) if seq.request.grammar]
         if not rows:
             return None
-        matchers = [self._matchers[sequences[row].request_id] for row in rows]
+        matchers = [self._matchers[sequences[row].request.request_id] for row in rows]
         return PendingMasks(rows, self._masks.start(matchers))
 
     def advance(self, sequence: Sequence, token_id: int) -> list[int]:
@@ -91,7 +92,12 @@ class Constraints:
         if matcher is None:
             return []
         matcher.advance([token_id])
-        forced = matcher.forced()
+        try:
+            forced = matcher.forced()
+        except GrammarError as error:
+            request = sequence.request
+            self._compiler.condemn(request.grammar, request.eos_token_ids, error)
+            raise
         matcher.advance(forced)
         if matcher.is_over and sequence.request.eos_token_ids:
             forced.append(min(sequence.request.eos_token_ids))

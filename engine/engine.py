@@ -5,6 +5,7 @@ The caller feeds it with `add` and `abort` between steps. Nothing here waits for
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import time
@@ -15,13 +16,13 @@ import torch
 from torch import Tensor
 
 from .batch import ModelInput, pack
-from .constraints import Constraints, PendingMasks
+from .constraints import Constraints
 from .errors import CapacityError, GrammarError
 from .logits import RowMasks
 from .request import EngineStats, Request, SequenceOutput, StepOutput, Token
 from .sampler import prompt_logprobs, sample
 from .scheduler import ScheduledBatch, Scheduler
-from .sequence import Sequence
+from .sequence import DraftedSequence, SampledSequence, Sequence
 from .watermark import Watermark
 
 logger = logging.getLogger(__name__)
@@ -163,87 +164,96 @@ class Engine:
     @torch.inference_mode()  # logits come from it, and filters write into them
     def _compute(self, batch: ScheduledBatch) -> tuple[list[SequenceOutput], float, float]:
         model_input = pack(batch, self._scheduler.blocks.block_size, self._device)
-        pending = self._start_masks(model_input)
+        rows = _sampled_rows(model_input)
+        pending = self._constraints.start(rows) if self._constraints is not None else None
         started = time.perf_counter()
         logits = self._forward(model_input)
         forwarded = time.perf_counter()
         prompts = self._prompt_logprobs(logits, model_input)
         masks = None if pending is None else pending.wait(logits.device)
-        tokens = self._sample(logits, model_input, masks)
+        tokens = self._sample(logits, model_input, rows, masks)
         sampled = time.perf_counter()
         self._scheduler.advance(batch)
         outputs = [
             output
             for sequence in batch.num_tokens
-            for output in self._publish(sequence, tokens.get(sequence), prompts.get(sequence, ()))
+            for output in self._publish(
+                sequence, tokens.get(sequence, []), prompts.get(sequence, ())
+            )
         ]
         return outputs, forwarded - started, sampled - forwarded
 
     def _publish(
-        self, sequence: Sequence, token: Token | None, logprobs: tuple[float | None, ...]
+        self, sequence: Sequence, chosen: list[Token], logprobs: tuple[float | None, ...]
     ) -> list[SequenceOutput]:
-        """What a step brought for a sequence: more than one token where a grammar forces some."""
-        first = not sequence.started
-        if first:
+        """What a step brought: no token, one, or more where guesses were right or one is forced."""
+        output = SequenceOutput(
+            request_id=sequence.request_id,
+            prompt_logprobs=logprobs,
+            first_scheduled=not sequence.started,
+        )
+        if not sequence.started:
             sequence.started = True
             self._num_prompt_tokens += sequence.num_prompt_tokens
             self._num_cached_tokens += sequence.num_cached_tokens
-        output = SequenceOutput(
-            request_id=sequence.request_id, prompt_logprobs=logprobs, first_scheduled=first
-        )
-        if token is None:
+        if not chosen:
             return [output]
-        if math.isnan(token.logprob):
-            self._scheduler.blocks.forget(sequence)
-            return [self._fail(sequence, "the model gave no valid logits")]
         try:
-            tokens = self._append(sequence, token)
+            if self._constraints is not None:  # before the logits: a dead end masks all of them
+                self._constraints.check(sequence)
+            if math.isnan(chosen[0].logprob):
+                self._scheduler.blocks.forget(sequence)
+                return [self._fail(sequence, "the model gave no valid logits")]
+            tokens = self._append(sequence, chosen)
         except GrammarError as error:
             return [self._fail(sequence, f"grammar: {error}")]
         outputs = [replace(output, token=tokens[0])]
         outputs += [
-            SequenceOutput(request_id=sequence.request_id, token=forced) for forced in tokens[1:]
+            SequenceOutput(request_id=sequence.request_id, token=token) for token in tokens[1:]
         ]
-        reason = sequence.finish_reason
-        if reason is not None:
+        if sequence.finish_reason is not None:
             self.abort(sequence.request_id)
-            outputs[-1] = replace(outputs[-1], finish_reason=reason)
+            outputs[-1] = replace(outputs[-1], finish_reason=sequence.finish_reason)
         return outputs
 
-    def _append(self, sequence: Sequence, token: Token) -> list[Token]:
-        """Adds a token, and those that its grammar forces after it, up to the sequence's end.
+    def _append(self, sequence: Sequence, chosen: list[Token]) -> list[Token]:
+        """Adds the tokens of a step, up to the sequence's end: the chosen ones, then forced ones.
 
         Raises:
             GrammarError: the sequence cannot go on.
         """
-        tokens = [token]
-        if self._constraints is not None:
-            self._constraints.check(sequence)
-        if sequence.append(token.token_id) is None and self._constraints is not None:
-            for token_id in self._constraints.advance(sequence, token.token_id):
+        tokens: list[Token] = []
+        for token in chosen:
+            tokens.append(token)
+            if sequence.append(token.token_id) is not None:
+                break
+        self._scheduler.accept(sequence, len(tokens) - 1)
+        if sequence.finish_reason is None and self._constraints is not None:
+            for token_id in self._constraints.advance(sequence, tokens[-1].token_id):
                 tokens.append(_certain(token_id, sequence))
                 if sequence.append(token_id) is not None:
                     break
         self._num_generated_tokens += len(tokens)
         return tokens
 
-    def _start_masks(self, model_input: ModelInput) -> PendingMasks | None:
-        """The rows' masks are filled while the model computes."""
-        if self._constraints is None:
-            return None
-        return self._constraints.start(list(model_input.sampled))
-
     def _sample(
-        self, logits: Tensor, model_input: ModelInput, masks: RowMasks | None
-    ) -> dict[Sequence, Token]:
-        if not model_input.sampled:
+        self,
+        logits: Tensor,
+        model_input: ModelInput,
+        sampled: list[SampledSequence],
+        masks: RowMasks | None,
+    ) -> dict[Sequence, list[Token]]:
+        """The next tokens of each sequence: one, and one more for each guess that was right."""
+        if not sampled:
             return {}
-        sequences = list(model_input.sampled)
-        rows = list(model_input.sampled.values())
-        if len(rows) != logits.shape[0]:
+        if len(sampled) != logits.shape[0]:
+            rows = [row for part in model_input.sampled.values() for row in part]
             logits = logits[torch.tensor(rows, device=logits.device)]
-        tokens = sample(logits, sequences, self._watermark, masks)
-        return dict(zip(sequences, tokens, strict=True))
+        tokens = iter(sample(logits, sampled, self._watermark, masks))
+        return {
+            sequence: _verified(list(itertools.islice(tokens, len(part))), sequence.draft_ids)
+            for sequence, part in model_input.sampled.items()
+        }
 
     def _prompt_logprobs(
         self, logits: Tensor, model_input: ModelInput
@@ -267,6 +277,25 @@ class Engine:
     def _fail(self, sequence: Sequence, reason: str) -> SequenceOutput:
         self.abort(sequence.request_id)
         return _failed(sequence.request_id, reason)
+
+
+def _sampled_rows(model_input: ModelInput) -> list[SampledSequence]:
+    """Whose token each sampled row gives."""
+    return [
+        DraftedSequence(sequence, num_drafts) if num_drafts else sequence
+        for sequence, part in model_input.sampled.items()
+        for num_drafts in range(len(part))
+    ]
+
+
+def _verified(tokens: list[Token], draft_ids: list[int]) -> list[Token]:
+    """The tokens up to the first that is not what was guessed: later rows saw a wrong text."""
+    num_right = 0
+    for token, guess in zip(tokens, draft_ids, strict=False):
+        if token.token_id != guess or math.isnan(tokens[num_right + 1].logprob):
+            break
+        num_right += 1
+    return tokens[: num_right + 1]
 
 
 def _certain(token_id: int, sequence: Sequence) -> Token:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .request import SamplingParams
-from .sequence import Sequence
+from .sequence import SampledSequence
 
 _NEVER = float("-inf")
 _TOP_P_TOKENS = 256
@@ -36,7 +36,9 @@ class RowMasks:
     packed: Tensor
 
 
-def process(scores: Tensor, sequences: list[Sequence], masks: RowMasks | None = None) -> Tensor:
+def process(
+    scores: Tensor, sequences: list[SampledSequence], masks: RowMasks | None = None
+) -> Tensor:
     """Applies every step that some row asks for."""
     for penalty in (_repetition_penalty, _frequency_penalty):
         scores = penalty(scores, sequences)
@@ -64,7 +66,7 @@ def _bias_of_byte(device: torch.device) -> Tensor:
     return torch.where(bits.bool(), 0.0, _NEVER).to(device)
 
 
-def _repetition_penalty(scores: Tensor, sequences: list[Sequence]) -> Tensor:
+def _repetition_penalty(scores: Tensor, sequences: list[SampledSequence]) -> Tensor:
     for row, sequence in enumerate(sequences):
         penalty = sequence.request.sampling.repetition_penalty
         if penalty != 1.0:
@@ -74,7 +76,7 @@ def _repetition_penalty(scores: Tensor, sequences: list[Sequence]) -> Tensor:
     return scores
 
 
-def _frequency_penalty(scores: Tensor, sequences: list[Sequence]) -> Tensor:
+def _frequency_penalty(scores: Tensor, sequences: list[SampledSequence]) -> Tensor:
     for row, sequence in enumerate(sequences):
         penalty = sequence.request.sampling.frequency_penalty
         if penalty != 0.0:
@@ -85,14 +87,14 @@ def _frequency_penalty(scores: Tensor, sequences: list[Sequence]) -> Tensor:
     return scores
 
 
-def _temperature(scores: Tensor, sequences: list[Sequence]) -> Tensor:
+def _temperature(scores: Tensor, sequences: list[SampledSequence]) -> Tensor:
     values = [sequence.request.sampling.temperature for sequence in sequences]
     if all(value == 1.0 for value in values):
         return scores
     return scores / torch.tensor(values, device=scores.device).unsqueeze(1)
 
 
-def _top_k(scores: Tensor, sequences: list[Sequence]) -> Tensor:
+def _top_k(scores: Tensor, sequences: list[SampledSequence]) -> Tensor:
     def mark(part: Tensor, ks: list[int]) -> Tensor:
         ks = [min(k, part.shape[1]) for k in ks]
         likeliest = torch.topk(part, max(ks)).values
@@ -102,7 +104,7 @@ def _top_k(scores: Tensor, sequences: list[Sequence]) -> Tensor:
     return _drop(scores, sequences, lambda params: params.top_k, mark)
 
 
-def _top_p(scores: Tensor, sequences: list[Sequence]) -> Tensor:
+def _top_p(scores: Tensor, sequences: list[SampledSequence]) -> Tensor:
     def mark(part: Tensor, ps: list[float]) -> Tensor:
         wanted = torch.tensor(ps, device=part.device).unsqueeze(1)
         probs = torch.softmax(part, dim=-1)
@@ -116,7 +118,7 @@ def _top_p(scores: Tensor, sequences: list[Sequence]) -> Tensor:
     return _drop(scores, sequences, lambda params: params.top_p, mark)
 
 
-def _typical_p(scores: Tensor, sequences: list[Sequence]) -> Tensor:
+def _typical_p(scores: Tensor, sequences: list[SampledSequence]) -> Tensor:
     def mark(part: Tensor, ps: list[float]) -> Tensor:
         logprobs = torch.log_softmax(part, dim=-1)
         probs = logprobs.exp()
@@ -134,7 +136,7 @@ def _typical_p(scores: Tensor, sequences: list[Sequence]) -> Tensor:
 
 def _drop(
     scores: Tensor,
-    sequences: list[Sequence],
+    sequences: list[SampledSequence],
     parameter: Callable[[SamplingParams], _Value | None],
     mark: Callable[[Tensor, list[_Value]], Tensor],
 ) -> Tensor:

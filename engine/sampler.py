@@ -8,7 +8,7 @@ from torch import Tensor
 from . import logits as logits_processing
 from .random_numbers import to_signed, uniform
 from .request import Token
-from .sequence import Sequence
+from .sequence import SampledSequence
 from .watermark import Watermark
 
 _MAX_TIES = 32  # beyond `top_n_tokens`: flat logits would otherwise report the whole vocabulary
@@ -16,7 +16,7 @@ _MAX_TIES = 32  # beyond `top_n_tokens`: flat logits would otherwise report the 
 
 def sample(
     logits: Tensor,
-    sequences: list[Sequence],
+    sequences: list[SampledSequence],
     watermark: Watermark | None = None,
     masks: logits_processing.RowMasks | None = None,
 ) -> list[Token]:
@@ -57,7 +57,7 @@ def prompt_logprobs(logits: Tensor, target_ids: list[int]) -> list[float]:
     return result
 
 
-def _choose(scores: Tensor, norms: Tensor, sequences: list[Sequence]) -> Tensor:
+def _choose(scores: Tensor, norms: Tensor, sequences: list[SampledSequence]) -> Tensor:
     """Int64 [num_rows]: the likeliest token, or where sampling is on the one drawn."""
     ids = scores.argmax(dim=-1)
     rows = [row for row, seq in enumerate(sequences) if seq.request.sampling.do_sample]
@@ -81,7 +81,7 @@ def _draw(logprobs: Tensor, draws: Tensor) -> Tensor:
 
 
 def _top_tokens(
-    scores: Tensor, norms: Tensor, sequences: list[Sequence]
+    scores: Tensor, norms: Tensor, sequences: list[SampledSequence]
 ) -> list[tuple[tuple[int, float], ...]]:
     """The likeliest tokens of each row that asks, with those that tie with the last; never -inf."""
     wanted = [sequence.request.sampling.top_n_tokens for sequence in sequences]

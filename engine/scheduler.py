@@ -11,6 +11,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from .block_manager import BlockManager
+from .drafts import Drafter
 from .errors import CapacityError
 from .sequence import Sequence, SequenceStatus
 
@@ -41,6 +42,8 @@ class Scheduler:
         max_num_seqs: sequences running at a time at most.
         max_logprob_rows: tokens per step at most of prompts whose log-probabilities are wanted:
             each such row costs a vocabulary of logits.
+        max_draft_tokens: guessed tokens that a decoding sequence has checked in a step at most; 0
+            switches guessing off.
     """
 
     def __init__(
@@ -50,11 +53,13 @@ class Scheduler:
         max_step_tokens: int,
         max_num_seqs: int,
         max_logprob_rows: int = 256,
+        max_draft_tokens: int = 0,
     ) -> None:
         self.blocks = blocks
         self.max_step_tokens = max_step_tokens
         self.max_num_seqs = min(max_num_seqs, max_step_tokens)  # each needs a token per step
         self.max_logprob_rows = max_logprob_rows
+        self.max_draft_tokens = max_draft_tokens
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.num_preemptions = 0
@@ -78,6 +83,8 @@ class Scheduler:
                 f"{sequence.max_tokens} tokens do not fit into a KV cache of "
                 f"{self.blocks.num_blocks * self.blocks.block_size}"
             )
+        if self.max_draft_tokens and not sequence.request.grammar:
+            sequence.drafter = Drafter(self.max_draft_tokens)
         self.waiting.append(sequence)
 
     def schedule(self) -> ScheduledBatch:
@@ -92,6 +99,7 @@ class Scheduler:
                 continue  # preempted a moment ago, for one that came earlier
             num_tokens = self._take(sequence, budget)
             if num_tokens and self._make_room(sequence, num_tokens, planned):
+                num_tokens += self._draft(sequence, budget - num_tokens)
                 planned[sequence] = num_tokens
                 budget -= num_tokens
         while self.waiting and budget and len(self.running) < self.max_num_seqs:
@@ -108,7 +116,19 @@ class Scheduler:
     def advance(self, batch: ScheduledBatch) -> None:
         """Notes that the step was computed."""
         for sequence, num_tokens in batch.num_tokens.items():
-            sequence.num_computed_tokens += num_tokens
+            sequence.num_computed_tokens += num_tokens - len(sequence.draft_ids)
+            self.blocks.commit(sequence)
+
+    def accept(self, sequence: Sequence, num_drafts: int) -> None:
+        """Notes how many of the step's guessed tokens were right and have become the sequence's.
+
+        The cache has their keys and values already; those of wrong guesses are overwritten later.
+        """
+        if sequence.drafter is not None and sequence.draft_ids:
+            sequence.drafter.report(len(sequence.draft_ids), num_drafts)
+        sequence.draft_ids = []
+        if num_drafts:
+            sequence.num_computed_tokens += num_drafts
             self.blocks.commit(sequence)
 
     def finish(self, sequence: Sequence) -> None:
@@ -129,6 +149,23 @@ class Scheduler:
         num_tokens = min(num_tokens, self._logprob_rows)
         self._logprob_rows -= num_tokens
         return num_tokens
+
+    def _draft(self, sequence: Sequence, budget: int) -> int:
+        """Guesses tokens for a sequence that decodes; they take nothing that others need."""
+        sequence.draft_ids = []
+        if sequence.drafter is None or sequence.num_pending_tokens != 1:
+            return 0
+        room = min(budget, sequence.max_tokens - sequence.num_tokens - 1)
+        if room <= 0:
+            return 0
+        drafts = sequence.drafter.propose(sequence.token_ids)[:room]
+        num_blocks = self.blocks.num_blocks_for(sequence.num_tokens + len(drafts))
+        num_new = num_blocks - len(sequence.block_table)
+        if num_new > 0 and num_new + len(self.running) > self.blocks.num_free_blocks:
+            return 0
+        self.blocks.allocate(sequence, sequence.num_tokens + len(drafts))
+        sequence.draft_ids = drafts
+        return len(drafts)
 
     def _admit(self, sequence: Sequence, budget: int) -> int:
         """Gives a waiting sequence its blocks; 0 when there is no room, otherwise its tokens.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from enum import Enum, auto
 
+from .drafts import Drafter
 from .request import FinishReason, Request
 
 
@@ -30,6 +31,8 @@ class Sequence:
     __slots__ = (
         "block_hashes",
         "block_table",
+        "draft_ids",
+        "drafter",
         "finish_reason",
         "num_cached_tokens",
         "num_committed_blocks",
@@ -57,6 +60,8 @@ class Sequence:
         self.num_preemptions = 0
         self.started = False
         self.finish_reason: FinishReason | None = None
+        self.drafter: Drafter | None = None
+        self.draft_ids: list[int] = []  # guessed tokens that the current step checks
 
     @property
     def request_id(self) -> str:
@@ -114,5 +119,39 @@ class Sequence:
         """Forgets what was computed, after the blocks were taken away."""
         self.num_computed_tokens = 0
         self.num_cached_tokens = 0
+        self.draft_ids = []
         self.num_preemptions += 1
         self.status = SequenceStatus.WAITING
+
+
+class DraftedSequence:
+    """A sequence as it would be if the first of its guessed tokens were right.
+
+    It has what choosing a token needs: parameters, tokens and their number.
+    """
+
+    __slots__ = ("_num_drafts", "_sequence", "request")
+
+    def __init__(self, sequence: Sequence, num_drafts: int) -> None:
+        self._sequence = sequence
+        self._num_drafts = num_drafts
+        self.request = sequence.request
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens, the guessed ones included."""
+        return self._sequence.num_tokens + self._num_drafts
+
+    @property
+    def token_ids(self) -> list[int]:
+        """All of them."""
+        return self._sequence.token_ids + self._sequence.draft_ids[: self._num_drafts]
+
+    def count_tokens(self) -> Counter[int]:
+        """How often each token occurs."""
+        counts = self._sequence.count_tokens().copy()
+        counts.update(self._sequence.draft_ids[: self._num_drafts])
+        return counts
+
+
+SampledSequence = Sequence | DraftedSequence

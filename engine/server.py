@@ -108,7 +108,7 @@ class EngineServer:
         self._inbox: queue.SimpleQueue[_Delivery] = queue.SimpleQueue()
         self._connections: set[_Connection] = set()
         self._owners: dict[str, _Connection] = {}
-        self._preparing: dict[str, _Connection] = {}
+        self._preparing: set[tuple[_Connection, str]] = set()  # whose grammar is being compiled
         self._stopping = threading.Event()
         self._socket_path = socket_path
         self._listener = _listen(socket_path)
@@ -133,7 +133,7 @@ class EngineServer:
 
     def _finish(self) -> None:
         deadline = time.monotonic() + _DRAIN_S
-        while self._engine.has_work and time.monotonic() < deadline:
+        while (self._engine.has_work or self._preparing) and time.monotonic() < deadline:
             self._drain_inbox()
             self._publish(self._engine.step())
         self._listener.close()
@@ -168,8 +168,9 @@ class EngineServer:
         if body is None:
             self._disconnect(connection)
         elif isinstance(body, Request):
-            if self._preparing.pop(body.request_id, None) is connection:  # else it was aborted
-                self._submit(connection, body)
+            if (connection, body.request_id) in self._preparing:  # else it was aborted
+                self._preparing.remove((connection, body.request_id))
+                self._prepare(connection, body)  # what was compiled may be forgotten again
         elif body:
             self._handle(connection, body)
         else:
@@ -195,7 +196,7 @@ class EngineServer:
         if self._engine.prepare(request, done):
             self._submit(connection, request)
         else:
-            self._preparing[request.request_id] = connection
+            self._preparing.add((connection, request.request_id))
 
     def _submit(self, connection: _Connection, request: Request) -> None:
         if self._stopping.is_set():
@@ -211,8 +212,8 @@ class EngineServer:
             connection.send(wire.step(self._reply(refused)))
 
     def _abort(self, connection: _Connection, request_id: str) -> None:
-        if self._preparing.get(request_id) is connection:
-            del self._preparing[request_id]
+        if (connection, request_id) in self._preparing:
+            self._preparing.remove((connection, request_id))
         elif self._owners.get(request_id) is connection:
             del self._owners[request_id]
             self._engine.abort(request_id)
@@ -222,8 +223,7 @@ class EngineServer:
 
     def _disconnect(self, connection: _Connection) -> None:
         self._connections.discard(connection)
-        for key in [key for key, owner in self._preparing.items() if owner is connection]:
-            del self._preparing[key]
+        self._preparing = {item for item in self._preparing if item[0] is not connection}
         orphans = [key for key, owner in self._owners.items() if owner is connection]
         for request_id in orphans:
             del self._owners[request_id]

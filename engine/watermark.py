@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .sequence import Sequence
+from .sequence import SampledSequence
 
 _HASH_KEY = 15485863  # the millionth prime, as in TGI and transformers
 _CACHE_BYTES = 64 << 20  # of lists: all that a vocabulary of 23,000 has, 4,186 of 128,256's
@@ -43,7 +43,7 @@ class Watermark:
         row_bytes = -(-vocab_size // 8)
         self._green_bits = lru_cache(maxsize=max(1, _CACHE_BYTES // row_bytes))(self._pack)
 
-    def apply(self, scores: Tensor, sequences: list[Sequence]) -> None:
+    def apply(self, scores: Tensor, sequences: list[SampledSequence]) -> None:
         """Raises green tokens in those rows that ask for it, in place.
 
         Args:

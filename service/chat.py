@@ -184,6 +184,7 @@ class ChatDelta:
 
     server: ServerInfo
     created: int
+    is_first: bool = True
     text: str
     call: ToolCallDelta | None = None
     call_id: str = ""
@@ -224,6 +225,7 @@ class ChatStream:
         self._reader = CallReader() if request.tools else None
         self._call_id = new_call_id(request.tool_call_format)
         self._logprobs: list[tuple[Token, list[Token]]] = []
+        self._is_first = True
 
     def push(self, event: TokenEvent) -> list[ChatDelta]:
         """The parts that a token brings; the last of them has its log-probability."""
@@ -258,9 +260,11 @@ class ChatStream:
     def _delta(
         self, text: str, call: ToolCallDelta | None = None, finish_reason: str | None = None
     ) -> ChatDelta:
+        is_first, self._is_first = self._is_first, False
         return ChatDelta(
             server=self._server,
             created=self._created,
+            is_first=is_first,
             text=text,
             call=call,
             call_id=self._call_id,

@@ -5,7 +5,9 @@ This, `servicer.py` and `rpc.py` are the only files that know the generated mess
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import fields
 from typing import Any
 
@@ -351,7 +353,12 @@ def _assistant_message(answer: ChatAnswer) -> pb.AssistantMessage:
 
 
 def _call_arguments(call: ToolCall, answer: ChatAnswer) -> Value:
-    return to_value(call.arguments if answer.tool_call_format == "openai" else call.parsed)
+    """As values in the contract's form, unless they are more than those can hold."""
+    if answer.tool_call_format == "tgi":
+        with suppress(ValueError, OverflowError, RecursionError):
+            # Whole numbers too, which on the wire are doubles.
+            return to_value(json.loads(call.arguments, parse_int=float))
+    return to_value(call.arguments)
 
 
 def _assistant_delta(delta: ChatDelta) -> pb.AssistantMessage:

@@ -11,6 +11,7 @@ import json
 import sys
 from collections import OrderedDict
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import msgpack
@@ -24,6 +25,7 @@ _MAX_DEPTH = 60  # of objects and lists in a schema: what the library takes
 _CACHE_BYTES = 16 * 1024 * 1024  # of grammars and their outcomes
 _WORKER_BYTES = 2 * 1024**3  # address space of a process; it needs about 300 MB itself
 _START_S = 60.0  # for a process to come up on a busy machine
+_NUM_TRIALS = 2  # of a grammar whose process dies: somebody else may have killed it
 _FIELD = "parameters.grammar"
 
 
@@ -60,7 +62,7 @@ class GrammarChecker:
             self._workers.put_nowait(_Worker(setup))
         self._known: OrderedDict[bytes, dict[str, str]] = OrderedDict()
         self._known_bytes = 0
-        self._asked: dict[bytes, asyncio.Task[dict[str, str]]] = {}
+        self._trials: dict[bytes, _Trial] = {}
 
     async def check(self, grammar: Grammar) -> str:
         """The source of a grammar.
@@ -71,12 +73,15 @@ class GrammarChecker:
         if not self._enabled:
             raise ServiceError(ErrorKind.VALIDATION, "grammar is not supported", field=_FIELD)
         request = self._request(grammar)
-        key = msgpack.packb(request)
+        try:
+            key = msgpack.packb(request)
+        except OverflowError as error:
+            raise invalid("it has a number of more than 64 bits") from error
         if len(key) > MAX_GRAMMAR_BYTES:
-            raise invalid(f"it must have at most {MAX_GRAMMAR_BYTES} bytes. Given: {len(key)}")
+            raise _too_large(len(key))
         answer = self._known.get(key)
         if answer is None:
-            answer = await asyncio.shield(self._ask(key, request))
+            answer = await self._answer(key, request)
         else:
             self._known.move_to_end(key)
         if "error" in answer:
@@ -85,8 +90,10 @@ class GrammarChecker:
 
     async def close(self) -> None:
         """Ends the processes."""
-        for task in self._asked.values():
+        tasks = [trial.task for trial in self._trials.values()]
+        for task in tasks:
             task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)  # they put their processes back
         while not self._workers.empty():
             await self._workers.get_nowait().stop()
 
@@ -108,13 +115,20 @@ class GrammarChecker:
             "best_effort": self._best_effort,
         }
 
-    def _ask(self, key: bytes, request: dict[str, Any]) -> asyncio.Task[dict[str, str]]:
-        """The one trial of a grammar that is under way."""
-        task = self._asked.get(key)
-        if task is None:
-            task = self._asked[key] = asyncio.create_task(self._try(key, request))
-            task.add_done_callback(lambda _: self._asked.pop(key, None))
-        return task
+    async def _answer(self, key: bytes, request: dict[str, Any]) -> dict[str, str]:
+        """The outcome of a trial, which ends when nobody waits for it any more."""
+        trial = self._trials.get(key)
+        if trial is None:
+            trial = self._trials[key] = _Trial(asyncio.create_task(self._try(key, request)))
+        trial.num_waiting += 1
+        try:
+            return await asyncio.shield(trial.task)
+        finally:
+            trial.num_waiting -= 1
+            if not trial.num_waiting:
+                if self._trials.get(key) is trial:
+                    del self._trials[key]
+                trial.task.cancel()  # in vain if it is done
 
     async def _try(self, key: bytes, request: dict[str, Any]) -> dict[str, str]:
         worker = await self._workers.get()
@@ -132,6 +146,14 @@ class GrammarChecker:
             self._known_bytes -= _size(*self._known.popitem(last=False))
 
 
+@dataclass(slots=True)
+class _Trial:
+    """A grammar that is being tried out, and how many callers wait for it."""
+
+    task: asyncio.Task[dict[str, str]]
+    num_waiting: int = 0
+
+
 class _Worker:
     """One process, started when it is first needed and again after it had to be killed."""
 
@@ -140,20 +162,25 @@ class _Worker:
         self._process: asyncio.subprocess.Process | None = None
 
     async def ask(self, request: dict[str, Any], deadline_s: float) -> dict[str, str]:
-        """The answer to a request; a process that gives none in time is killed."""
-        try:
-            process = self._process or await self._start()
-            async with asyncio.timeout(deadline_s):
-                return await _exchange(process, request)
-        except TimeoutError:
-            await self.stop()
-            return {"error": f"it takes more than {deadline_s:g} s to compile"}
-        except (OSError, asyncio.IncompleteReadError):
-            await self.stop()
-            return {"error": "it needs too much memory or time to compile"}
-        except asyncio.CancelledError:
-            await self.stop()
-            raise
+        """The answer to a request; a process that gives none in time is killed.
+
+        Raises:
+            ServiceError: it gave none. That may be the machine's fault and is not remembered.
+        """
+        for _ in range(_NUM_TRIALS):
+            try:
+                process = self._process or await self._start()
+                async with asyncio.timeout(deadline_s):
+                    return await _exchange(process, request)
+            except TimeoutError:
+                await self.stop()
+                raise invalid(f"it takes more than {deadline_s:g} s to compile") from None
+            except (OSError, asyncio.IncompleteReadError):
+                await self.stop()
+            except asyncio.CancelledError:
+                await self.stop()
+                raise
+        raise invalid("it needs too much memory or time to compile")
 
     async def stop(self) -> None:
         """Kills the process, if there is one."""
@@ -200,6 +227,10 @@ def _missing(name: str) -> ServiceError:
     )
 
 
+def _too_large(size: int) -> ServiceError:
+    return invalid(f"it must have at most {MAX_GRAMMAR_BYTES} bytes. Given: {size}")
+
+
 def invalid(reason: str) -> ServiceError:
     """The caller's grammar is at fault."""
     return ServiceError(ErrorKind.VALIDATION, f"grammar is not valid: {reason}", field=_FIELD)
@@ -212,6 +243,8 @@ def _schema(value: Any) -> dict[str, Any]:
         ServiceError: it is neither, or too deep.
     """
     if isinstance(value, str):
+        if len(value) > MAX_GRAMMAR_BYTES:
+            raise _too_large(len(value))
         try:
             value = json.loads(value)
             json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text

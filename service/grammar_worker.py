@@ -15,6 +15,7 @@ import time
 from typing import Any, BinaryIO
 
 import msgpack
+import numpy as np
 
 from engine.errors import GrammarError
 from engine.grammar import GrammarCompiler, Matcher, TokenMasks, json_source, regex_source
@@ -31,6 +32,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to everybody
     limit = int(sys.argv[1])
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # it may well die for want of memory
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     tokenizer, vocab_size, eos_token_ids = _read(source)
     compiler = GrammarCompiler(tokenizer, vocab_size)
@@ -76,16 +78,12 @@ def _walk(matcher: Matcher, masks: TokenMasks) -> None:
         matcher.check()
         if matcher.is_over:
             break
-        allowed = [
-            32 * at + bit
-            for at in words.nonzero()[0]
-            for bit in range(32)
-            if int(words[at]) >> bit & 1
-        ]
-        if not allowed:
+        allowed = np.flatnonzero(np.unpackbits(words.view(np.uint8), bitorder="little"))
+        if not len(allowed):
             raise GrammarError("no token can follow")
         # Far apart in the vocabulary from step to step, and the same every time.
-        matcher.advance([allowed[(step * 7919 + 13) % len(allowed)]])
+        matcher.advance([int(allowed[(step * 7919 + 13) % len(allowed)])])
+        matcher.advance(matcher.forced())
         if spent > _NUM_PROBES * _MAX_MASK_S:
             raise GrammarError("it is too complex: a token would take too long")
 

@@ -130,25 +130,34 @@ def _message(answer: ChatAnswer) -> dict[str, Any]:
         function = {"name": call.name, "arguments": call.arguments}
         made = {"id": call_id, "type": "function", "function": function}
         return {"role": "assistant", "content": None, "tool_calls": [made]}
-    described = {"description": None, "name": call.name, "arguments": call.parsed}
+    described = {
+        "description": None,
+        "name": call.name,
+        "arguments": orjson.Fragment(call.arguments),
+    }
     made = {"id": call_id, "type": "function", "function": described}
     return {"role": "assistant", "tool_calls": [made]}
 
 
 def _delta(delta: ChatDelta) -> dict[str, Any]:
-    """A part of a turn: calls are one object in the contract's form, a list in OpenAI's."""
+    """A part of a turn: calls are one object in the contract's form, a list in OpenAI's.
+
+    OpenAI's helper for streams puts all roles behind each other, so there only the first has one.
+    """
     call = delta.call
+    is_openai = delta.tool_call_format == "openai"
+    role = {} if is_openai and not delta.is_first else {"role": "assistant"}
     if call is None:
-        return {"role": "assistant", "content": delta.text}
-    if delta.tool_call_format == "openai":
+        return {**role, "content": delta.text}
+    if is_openai:
         made: dict[str, Any] = {"index": 0, "function": {"arguments": call.arguments}}
         if call.name is not None:
             made |= {"id": delta.call_id, "type": "function"}
             made["function"] = {"name": call.name, "arguments": call.arguments}
-        return {"role": "assistant", "content": None, "tool_calls": [made]}
+        return {**role, "content": None, "tool_calls": [made]}
     function = {"name": call.name, "arguments": call.arguments}
     one = {"index": 0, "id": delta.call_id, "type": "function", "function": function}
-    return {"role": "assistant", "tool_calls": one}
+    return {**role, "tool_calls": one}
 
 
 def completion(answer: CompletionAnswer) -> bytes:

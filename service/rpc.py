@@ -7,6 +7,7 @@ implementation fails there and not at the first call.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from importlib import resources
@@ -22,11 +23,13 @@ from grpc import aio
 
 from .errors import ErrorKind, ServiceError
 from .gateway import SERVICE as SERVICE
+from .grammar import MAX_GRAMMAR_BYTES
 from .pb.google import api as _api  # noqa: F401  the pool knows a package once it is imported
 from .pb.message_pool import default_message_pool
 from .pb.tokenwire import v1 as _v1  # noqa: F401
 from .presenter import Presenter, Reply, RestPresenter, TypedPresenter
 
+_MAX_LOOP_BYTES = 4 * 1024  # of a message that the event loop parses itself: some milliseconds
 _ORIGINAL_PATH = "x-envoy-original-path"  # set by the gateway's transcoder, and by nothing else
 
 
@@ -83,7 +86,8 @@ def _handler(servicer: object, method: MethodDescriptor) -> grpc.RpcMethodHandle
         async def stream(
             raw: bytes, context: aio.ServicerContext[Any, Any]
         ) -> AsyncIterator[Reply]:
-            replies = function(decode(raw), Call(context))
+            call = Call(context)
+            replies = function(await _decoded(decode, raw), call)
             try:
                 async for reply in replies:
                     yield reply
@@ -93,7 +97,8 @@ def _handler(servicer: object, method: MethodDescriptor) -> grpc.RpcMethodHandle
         return grpc.unary_stream_rpc_method_handler(stream, None, serialise)
 
     async def unary(raw: bytes, context: aio.ServicerContext[Any, Any]) -> Reply:
-        reply: Reply = await function(decode(raw), Call(context))
+        call = Call(context)
+        reply: Reply = await function(await _decoded(decode, raw), call)
         return reply
 
     return grpc.unary_unary_rpc_method_handler(unary, None, serialise)
@@ -102,6 +107,34 @@ def _handler(servicer: object, method: MethodDescriptor) -> grpc.RpcMethodHandle
 def serialise(reply: Reply) -> bytes:
     """The bytes of a reply; those of a REST reply are there already."""
     return reply if isinstance(reply, bytes) else reply.__bytes__()
+
+
+def _check_sizes(message: Message) -> None:
+    """Refuses what would take seconds to parse before anything slower than google's parser does.
+
+    Raises:
+        ServiceError: a schema is too large.
+    """
+    for name in ("parameters", "response_format", "tools"):
+        if name not in message.DESCRIPTOR.fields_by_name:
+            continue
+        value = getattr(message, name)
+        if name == "parameters":
+            name, value = "parameters.grammar", value.grammar
+        size = sum(item.ByteSize() for item in value) if name == "tools" else value.ByteSize()
+        if size > MAX_GRAMMAR_BYTES:
+            raise ServiceError(
+                ErrorKind.VALIDATION,
+                f"`{name}` must have at most {MAX_GRAMMAR_BYTES} bytes. Given: {size}",
+                field=name,
+            )
+
+
+async def _decoded(decode: Callable[[bytes], betterproto2.Message], raw: bytes) -> Any:
+    """A message, parsed beside the event loop if it is large: JSON values take 2 us a byte."""
+    if len(raw) <= _MAX_LOOP_BYTES:
+        return decode(raw)
+    return await asyncio.to_thread(decode, raw)
 
 
 def _decoder(descriptor: Descriptor) -> Callable[[bytes], betterproto2.Message]:
@@ -115,6 +148,7 @@ def _decoder(descriptor: Descriptor) -> Callable[[bytes], betterproto2.Message]:
             message = checked.FromString(raw)
         except DecodeError as error:
             raise ServiceError(ErrorKind.SHAPE, f"invalid {descriptor.name} bytes") from error
+        _check_sizes(message)
         size = message.ByteSize()
         message.DiscardUnknownFields()  # a known field of the wrong wire type is one, too
         if message.ByteSize() != size:

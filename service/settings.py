@@ -132,6 +132,9 @@ class Settings:
         About("tokens that the KV cache holds; otherwise what fits into the memory", low=1),
     ] = None
     max_batch_size: Annotated[int | None, About("sequences running at a time", low=1)] = None
+    speculate: Annotated[
+        int, About("tokens guessed from the text so far and checked in one step; 0 for none", low=0)
+    ] = 0
     waiting_served_ratio: Annotated[
         float, About("reported only: new work joins the batch at every step", low=0)
     ] = 0.3
@@ -262,6 +265,7 @@ class Settings:
             max_total_tokens=self.max_total_tokens,
             max_batch_total_tokens=self.max_batch_total_tokens,
             max_step_tokens=self.max_batch_prefill_tokens,
+            speculate=self.speculate,
             memory_fraction=self.cuda_memory_fraction,
             num_threads=self.num_threads,
             enable_prefix_caching=self.prefix_caching,

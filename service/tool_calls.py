@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from typing import Any
 
 # Up to the name's end everything is known beforehand, since a grammar has made it.
 _BEGINNING = re.compile(r'\s*\{\s*"function"\s*:\s*\{\s*"_name"\s*:\s*("(?:[^"\\]|\\.)*")\s*([,}])')
@@ -13,11 +12,10 @@ _BEGINNING = re.compile(r'\s*\{\s*"function"\s*:\s*\{\s*"_name"\s*:\s*("(?:[^"\\
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolCall:
-    """A finished call. `arguments` is JSON text, `parsed` the same as values."""
+    """A finished call. `arguments` stays JSON text: a number in it may be of any size."""
 
     name: str
     arguments: str
-    parsed: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +36,7 @@ def parse(text: str) -> ToolCall | None:
         return None
     arguments = "".join(delta.arguments for delta in deltas)
     name = next(delta.name for delta in deltas if delta.name is not None)
-    return ToolCall(name=name, arguments=arguments, parsed=json.loads(arguments))
+    return ToolCall(name=name, arguments=arguments)
 
 
 class CallReader:
@@ -50,6 +48,7 @@ class CallReader:
 
     def __init__(self) -> None:
         self._held = ""  # the beginning, until the name is known
+        self._opening = "{"  # of the arguments, until something follows it
         self.is_named = False
         self._depth = 1  # of braces and brackets within the arguments
         self._in_string = False
@@ -72,20 +71,23 @@ class CallReader:
             return []
         self.is_named = True
         name = ToolCallDelta(name=json.loads(beginning[1]))
-        rest = self._held[beginning.end() :].lstrip() if beginning[2] == "," else "}"
-        return [name, *self._arguments(rest, "{")]
+        rest = self._held[beginning.end() :] if beginning[2] == "," else "}"
+        return [name, *self._arguments(rest)]
 
     def take_text(self) -> str:
         """What was held back and turned out to be text, once."""
         text, self._held = self._held, ""
         return text
 
-    def _arguments(self, text: str, before: str = "") -> list[ToolCallDelta]:
-        if self.is_complete:  # the end of the envelope
+    def _arguments(self, text: str) -> list[ToolCallDelta]:
+        if self._opening:
+            text = text.lstrip()
+        if self.is_complete or not text:  # complete: it is the end of the envelope
             return []
         end = next((at for at, char in enumerate(text) if self._closes(char)), None)
-        piece = before + (text if end is None else text[: end + 1])
-        return [ToolCallDelta(arguments=piece)] if piece else []
+        piece = self._opening + (text if end is None else text[: end + 1])
+        self._opening = ""
+        return [ToolCallDelta(arguments=piece)]
 
     def _closes(self, char: str) -> bool:
         """Takes in a character; whether it ends the arguments."""

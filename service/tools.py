@@ -22,7 +22,10 @@ DEFAULT_TOOL_PROMPT = (
     "properties, instead notify with an error message.\n\nJSON Schema:\n"
 )
 _NAME = "_name"
-_DEFINITIONS = ("$defs", "definitions")
+_IDENTITIES = ("$id", "$schema")
+_NOT_INSIDE = (*_IDENTITIES, "$ref", "$defs", "definitions")  # what has no place in the envelope
+_COMBINATIONS = ("anyOf", "oneOf", "allOf")
+_MAX_HOPS = 8  # of references at the top of a schema
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,12 +137,14 @@ def _call_schema(index: int, tool: Tool, definitions: dict[str, Any]) -> dict[st
     """The object inside the envelope; what it refers to is added to `definitions`."""
     given = tool.parameters if isinstance(tool.parameters, dict) else {}
     path = f"tools[{index}].function.parameters"
-    prefix = f"{index}_"
-    for key in _DEFINITIONS:
-        for name, schema in _object(given.get(key, {}), f"{path}.{key}").items():
-            definitions[prefix + name] = _moved(schema, prefix)
-    rest = {key: value for key, value in given.items() if key not in _DEFINITIONS}
-    moved = _moved(rest, prefix)
+    top = _followed(given, path)
+    if any(key in top for key in _COMBINATIONS):
+        raise _bad_schema(path, "must list its properties at the top")
+    root = f"#/$defs/{index}"
+    if _refers(given):  # to any part of itself, so that all of it has to be there
+        whole = {key: value for key, value in given.items() if key not in _IDENTITIES}
+        definitions[str(index)] = _moved(whole, root)
+    moved = _moved({key: top[key] for key in top if key not in _NOT_INSIDE}, root)
     properties = _object(moved.pop("properties", {}), f"{path}.properties")
     required = moved.pop("required", [])
     if not isinstance(required, list):
@@ -147,9 +152,9 @@ def _call_schema(index: int, tool: Tool, definitions: dict[str, Any]) -> dict[st
     if _NAME in properties:
         raise _bad_schema(f"{path}.properties", f"has the reserved name {_NAME}")
     return {
-        "type": "object",
         "additionalProperties": False,
         **moved,
+        "type": "object",
         "properties": {
             _NAME: {"const": tool.name},
             **{key: properties[key] for key in sorted(properties)},
@@ -158,17 +163,37 @@ def _call_schema(index: int, tool: Tool, definitions: dict[str, Any]) -> dict[st
     }
 
 
-def _moved(schema: Any, prefix: str) -> Any:
-    """A schema whose references follow its definitions to the root, under prefixed names."""
+def _followed(schema: dict[str, Any], path: str) -> dict[str, Any]:
+    """The schema that is meant by a reference at the top of one."""
+    top = schema
+    for _ in range(_MAX_HOPS):
+        reference = top.get("$ref")
+        if not isinstance(reference, str) or not reference.startswith("#/"):
+            return top
+        target: Any = schema
+        for part in reference.removeprefix("#/").split("/"):
+            name = part.replace("~1", "/").replace("~0", "~")
+            target = target.get(name) if isinstance(target, dict) else None
+        top = _object(target, f"{path}.$ref")
+    raise _bad_schema(f"{path}.$ref", "refers to itself")
+
+
+def _refers(schema: Any) -> bool:
     if isinstance(schema, list):
-        return [_moved(item, prefix) for item in schema]
+        return any(_refers(item) for item in schema)
+    return isinstance(schema, dict) and ("$ref" in schema or any(map(_refers, schema.values())))
+
+
+def _moved(schema: Any, root: str) -> Any:
+    """A schema whose references to itself follow it to another place of a document."""
+    if isinstance(schema, list):
+        return [_moved(item, root) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    result = {key: _moved(value, prefix) for key, value in schema.items()}
+    result = {key: _moved(value, root) for key, value in schema.items()}
     reference = result.get("$ref")
-    for key in _DEFINITIONS:
-        if isinstance(reference, str) and reference.startswith(start := f"#/{key}/"):
-            result["$ref"] = f"#/$defs/{prefix}{reference.removeprefix(start)}"
+    if isinstance(reference, str) and (reference == "#" or reference.startswith("#/")):
+        result["$ref"] = root + reference.removeprefix("#")
     return result
 
 

@@ -41,7 +41,6 @@ UNSUPPORTED: dict[str, Unsupported] = {
     "master_addr": _NO_SHARDS,
     "master_port": _NO_SHARDS,
     "quantize": Unsupported("weights are used as the checkpoint has them; choose --dtype"),
-    "speculate": Unsupported("speculation is not available", frozenset({"0"})),
     "cuda_graphs": Unsupported("CUDA graphs are not available yet"),
     "disable_custom_kernels": Unsupported("use --native-kernels=false"),
     "rope_scaling": Unsupported(_NO_ROPE),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from functools import cache
 from threading import Semaphore
 from zlib import crc32
@@ -35,14 +36,28 @@ def next_logits(token_ids: tuple[int, ...]) -> Tensor:
     return logits
 
 
+@cache
+def counting_logits(token_ids: tuple[int, ...]) -> Tensor:
+    """Float32 [VOCAB_SIZE]: after each number comes the next one, after nine comes zero."""
+    logits = next_logits(token_ids).clone()
+    logits[(token_ids[-1] + 1) % 10] = 40.0
+    return logits
+
+
 class FakeModel:
     """Keeps token ids where a model keeps keys and values, and reads its context back from there.
 
     So a wrong slot, a wrong block table or a block shared by mistake gives other tokens.
     """
 
-    def __init__(self, num_blocks: int, gate: Semaphore | None = None) -> None:
+    def __init__(
+        self,
+        num_blocks: int,
+        gate: Semaphore | None = None,
+        logits_of: Callable[[tuple[int, ...]], Tensor] = next_logits,
+    ) -> None:
         self.gate = gate
+        self.logits_of = logits_of
         self.slots = torch.full((num_blocks, BLOCK_SIZE), POISON)
 
     @torch.inference_mode()  # as `ModelRunner.forward`
@@ -58,7 +73,7 @@ class FakeModel:
         for index, table in enumerate(batch.attention.block_tables.long()):
             context = self.slots[table].flatten().tolist()
             for position in batch.positions[starts[index] : starts[index + 1]].tolist():
-                rows.append(next_logits(tuple(context[: position + 1])))
+                rows.append(self.logits_of(tuple(context[: position + 1])))
         return torch.stack(rows)[batch.logits_rows]
 
 
@@ -69,7 +84,9 @@ def make_engine(
     max_num_seqs: int = 40,
     max_logprob_rows: int = 256,
     enable_prefix_caching: bool = True,
+    max_draft_tokens: int = 0,
     gate: Semaphore | None = None,
+    logits_of: Callable[[tuple[int, ...]], Tensor] = next_logits,
 ) -> Engine:
     """An engine over a `FakeModel`; each step takes a permit of `gate`, if there is one."""
     blocks = BlockManager(num_blocks, BLOCK_SIZE, enable_prefix_caching=enable_prefix_caching)
@@ -78,9 +95,10 @@ def make_engine(
         max_step_tokens=max_step_tokens,
         max_num_seqs=max_num_seqs,
         max_logprob_rows=max_logprob_rows,
+        max_draft_tokens=max_draft_tokens,
     )
     watermark = Watermark(VOCAB_SIZE, CPU)
-    return Engine(FakeModel(num_blocks, gate), scheduler, CPU, watermark=watermark)
+    return Engine(FakeModel(num_blocks, gate, logits_of), scheduler, CPU, watermark=watermark)
 
 
 def run(

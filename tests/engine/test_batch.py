@@ -98,7 +98,8 @@ def test_rows_match_a_loop_over_tokens(todo: list[Work]) -> None:
 
     sampled = [s for s, n in batch.num_tokens.items() if s.num_computed_tokens + n == s.num_tokens]
     assert list(packed.sampled) == sampled
-    for sequence, row in packed.sampled.items():
+    for sequence, rows in packed.sampled.items():
+        (row,) = rows
         assert row_tokens[row] == sequence.token_ids[-1], "the last token's logits give the next"
 
     by_sequence = {rows.sequence: rows for rows in packed.prompt_rows}
@@ -110,11 +111,11 @@ def test_rows_match_a_loop_over_tokens(todo: list[Work]) -> None:
             for position in range(first, first + num_tokens):
                 if position + 1 < sequence.num_prompt_tokens:
                     targets.append(sequence.token_ids[position + 1])
-        rows = by_sequence.get(sequence)
-        assert (rows.target_ids if rows is not None else []) == targets
-        if rows is not None:
+        wanted = by_sequence.get(sequence)
+        assert (wanted.target_ids if wanted is not None else []) == targets
+        if wanted is not None:
             # Ids count up by one, so the row of a target is the token before it.
-            span = row_tokens[rows.start : rows.start + len(targets)]
+            span = row_tokens[wanted.start : wanted.start + len(targets)]
             assert span == [target - 1 for target in targets]
         num_rows += len(targets)
     assert len(row_tokens) == num_rows, "no logits that nobody wants"
@@ -127,7 +128,7 @@ def test_the_example_of_the_module() -> None:
     assert packed.attention.query_start_loc.tolist() == [0, 1, 4, 5]
     assert packed.attention.context_lens.tolist() == [10, 3, 5]
     assert packed.logits_rows.tolist() == [0, 4]
-    assert list(packed.sampled.values()) == [0, 1]
+    assert [list(rows) for rows in packed.sampled.values()] == [[0], [1]]
 
 
 def test_types_are_those_that_kernels_expect() -> None:
@@ -144,3 +145,17 @@ def test_a_step_without_a_finished_prompt_wants_no_logits() -> None:
     packed = pack(make_batch([Work(9, 0, 0, 4)], 4), 4, CPU)
     assert packed.logits_rows.tolist() == []
     assert packed.sampled == {}
+
+
+def test_guesses_are_computed_behind_the_last_token_and_each_has_a_row() -> None:
+    batch = make_batch([Work(3, 2, 4, 1), Work(5, 0, 0, 2)], 4)
+    guessing = next(iter(batch.num_tokens))
+    guessing.draft_ids = [90, 91]
+    batch.num_tokens[guessing] += 2
+    guessing.block_table += [7] * 2
+    packed = pack(batch, 4, CPU)
+    assert packed.input_ids.tolist()[:3] == [guessing.token_ids[-1], 90, 91]
+    assert packed.positions.tolist() == [4, 5, 6, 0, 1]
+    assert packed.attention.context_lens.tolist() == [7, 2]
+    assert packed.logits_rows.tolist() == [0, 1, 2]
+    assert [list(rows) for rows in packed.sampled.values()] == [[0, 1, 2]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import socket
 import stat
 import threading
@@ -399,3 +400,88 @@ def _start_and_wait_a_turn(thread: threading.Thread) -> None:
     """Starts a thread, and lets one that has little to do come to its end first."""
     _start(thread)
     thread.join(0.001)
+
+
+class Compiler:
+    """Lets a test say when a request's grammar is compiled."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.waiting: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+        self.is_done = False
+        monkeypatch.setattr(Engine, "prepare", self._prepare)
+
+    def _prepare(self, _: Request, done: Callable[[], object]) -> bool:
+        if not self.is_done:
+            self.waiting.put(done)
+        return self.is_done
+
+    def finish(self) -> None:
+        """Everything that was asked for is compiled now."""
+        self.is_done = True
+        while not self.waiting.empty():
+            self.waiting.get()()
+
+
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch) -> Compiler:
+    return Compiler(monkeypatch)
+
+
+def test_others_go_on_while_a_grammar_is_compiled(
+    serve: Serve, path: Path, compiler: Compiler
+) -> None:
+    serve(make_engine())
+    with Client(path) as client:
+        client.send(wire.submit(make_request("slow")))
+        done = compiler.waiting.get(timeout=TIMEOUT_S)
+        compiler.is_done = True
+        client.send(wire.submit(make_request("quick")))
+        assert "slow" not in client.until_ended("quick")
+        done()
+        assert len(client.until_ended("slow")["slow"]) == 5
+
+
+def test_a_request_that_was_aborted_meanwhile_does_not_run(
+    serve: Serve, path: Path, compiler: Compiler
+) -> None:
+    serve(make_engine())
+    with Client(path) as client:
+        client.send(wire.submit(make_request("gone")))
+        done = compiler.waiting.get(timeout=TIMEOUT_S)
+        compiler.is_done = True
+        client.send(wire.frame(wire.Kind.ABORT, "gone"))
+        client.send(wire.submit(make_request("a")))
+        client.until_ended("a")  # the abort has been read by then
+        done()
+        client.send(wire.submit(make_request("b")))
+        assert "gone" not in client.until_ended("b")
+
+
+def test_a_service_that_comes_back_meanwhile_gets_its_answer(
+    serve: Serve, path: Path, compiler: Compiler
+) -> None:
+    serve(make_engine())
+    with Client(path) as first:
+        first.send(wire.submit(make_request()))
+        done = compiler.waiting.get(timeout=TIMEOUT_S)
+    with Client(path) as second:
+        second.send(wire.submit(make_request()))
+        done_again = compiler.waiting.get(timeout=TIMEOUT_S)
+        compiler.is_done = True
+        done()
+        done_again()
+        assert len(second.until_ended("r")["r"]) == 5
+
+
+def test_two_services_may_compile_under_one_id(
+    serve: Serve, path: Path, compiler: Compiler
+) -> None:
+    serve(make_engine())
+    with Client(path) as first, Client(path) as second:
+        first.send(wire.submit(make_request()))
+        done = compiler.waiting.get(timeout=TIMEOUT_S)
+        second.send(wire.submit(make_request()))
+        compiler.waiting.get(timeout=TIMEOUT_S)
+        compiler.is_done = True
+        done()
+        assert len(first.until_ended("r")["r"]) == 5

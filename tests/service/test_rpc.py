@@ -280,3 +280,31 @@ def test_the_pool_is_ours_alone() -> None:
 
 def test_structs_are_messages_of_ours_too() -> None:
     assert bytes(Struct(fields={"a": Value(bool_value=True)})) == b"\n\x07\n\x01a\x12\x02 \x01"
+
+
+@pytest.mark.parametrize(
+    ("method", "field", "message"),
+    [
+        ("Chat", "tools", lambda big: pb.ChatRequest(tools=[pb.Tool(function=big)] * 3)),
+        (
+            "Chat",
+            "response_format",
+            lambda big: pb.ChatRequest(response_format=pb.ResponseFormat(value=big.parameters)),
+        ),
+        (
+            "Generate",
+            "parameters.grammar",
+            lambda big: pb.GenerateRequest(
+                parameters=pb.GenerateParameters(grammar=pb.Grammar(value=big.parameters))
+            ),
+        ),
+    ],
+)
+async def test_a_huge_schema_is_refused_before_it_is_parsed(
+    channel: aio.Channel, servicer: Servicer, method: str, field: str, message: Any
+) -> None:
+    huge = Value(string_value="x" * 300_000)
+    error = await refusal(channel, method, bytes(message(pb.FunctionDefinition(parameters=huge))))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert error.details().startswith(f"Input validation error: `{field}` must have at most 262144")
+    assert not servicer.requests

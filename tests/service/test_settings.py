@@ -195,7 +195,7 @@ def test_wrong_variable_is_named(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_unsupported_flags_that_ask_for_what_is_done_anyway_are_taken() -> None:
-    flags = ("--num-shard", "1", "--sharded=false", "--speculate", "0", "--disable-usage-stats")
+    flags = ("--num-shard", "1", "--sharded=false", "--disable-usage-stats")
     assert parse(*flags) == Settings()
 
 

@@ -44,7 +44,7 @@ def test_pieces_of_a_call_give_its_name_and_its_arguments(
     assert json.loads("".join(delta.arguments for delta in deltas)) == arguments
     call = tool_calls.parse(text)
     assert call is not None
-    assert (call.name, call.parsed) == (name, arguments)
+    assert (call.name, json.loads(call.arguments)) == (name, arguments)
 
 
 @given(st.text())

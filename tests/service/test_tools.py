@@ -135,12 +135,51 @@ def test_parameters_that_are_no_schema_count_as_none(parameters: Any) -> None:
         ({"properties": []}, "properties is not an object"),
         ({"required": "x"}, "required is not a list"),
         ({"properties": {"_name": {}}}, "properties has the reserved name _name"),
-        ({"$defs": []}, "$defs is not an object"),
+        ({"$ref": "#/$defs/A"}, "$ref is not an object"),
+        ({"$ref": "#/$defs/A", "$defs": {"A": {"$ref": "#/$defs/A"}}}, "$ref refers to itself"),
     ],
 )
 def test_a_schema_of_the_wrong_shape_is_the_caller_s_fault(parameters: Any, what: str) -> None:
     error = refusal(Tool(name="f", parameters=parameters))
     assert error.message == f"Tool error: tools[0].function.parameters.{what}"
+
+
+@pytest.mark.parametrize("key", ["anyOf", "oneOf", "allOf"])
+def test_the_top_of_a_schema_must_list_its_properties(key: str) -> None:
+    error = refusal(Tool(name="f", parameters={key: [{"properties": {"a": {}}}]}))
+    text = "tools[0].function.parameters must list its properties at the top"
+    assert error.message == f"Tool error: {text}"
+
+
+def test_a_schema_may_refer_to_any_part_of_itself() -> None:
+    tree = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": "https://example.org/tree",
+        "type": ["object", "null"],
+        "properties": {
+            "a": {"type": "integer"},
+            "b": {"$ref": "#/properties/a"},
+            "child": {"$ref": "#"},
+        },
+        "required": ["a"],
+    }
+    toolbox = Toolbox(tools=(TIME, Tool(name="f", parameters=tree)), may_answer=False)
+    assert valid(toolbox, {"_name": "f", "a": 1, "b": 2, "child": {"a": 3, "child": {"a": 4}}})
+    assert not valid(toolbox, {"_name": "f", "a": 1, "b": "x"})
+    assert not valid(toolbox, {"_name": "f", "a": 1, "child": {"a": "x"}})
+    assert not valid(toolbox, {"_name": "f", "a": 1, "child": {"function": {"_name": "f"}}})
+
+
+def test_a_reference_at_the_top_is_followed() -> None:
+    parameters = {
+        "$ref": "#/$defs/Place",
+        "$defs": {"Place": {"properties": {"x": {"$ref": "#/$defs/X"}}, "required": ["x"]},
+                  "X": {"type": "integer"}},
+    }  # fmt: skip
+    toolbox = Toolbox(tools=(Tool(name="f", parameters=parameters),), may_answer=False)
+    assert valid(toolbox, {"_name": "f", "x": 1})
+    assert not valid(toolbox, {"_name": "f", "x": "1"})
+    assert not valid(toolbox, {"_name": "f"})
 
 
 def test_the_prompt_has_the_instruction_and_the_schema() -> None:
