@@ -1,5 +1,7 @@
 """The command `tokenwire`: reads the settings, sets up logging and runs one of the processes.
 
+`tokenwire bench` asks a server instead of being a part of one: it has options of its own.
+
 What a process needs is imported when it runs, so that `--help` and the supervisor stay light.
 """
 
@@ -16,10 +18,12 @@ import tempfile
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from engine.errors import EngineError
 
+from .bench.options import add_arguments as add_bench_arguments
+from .bench.options import from_arguments as bench_options
 from .plan import envoy_command, envoy_configuration, is_serving
 from .settings import Settings, SettingsError, add_arguments, load
 from .supervisor import Supervisor, SupervisorError
@@ -28,6 +32,7 @@ from .unsupported import unsupported_variables
 logger = logging.getLogger("service.cli")  # __name__ is no name when run with -m
 
 _EXIT_USAGE = 2
+_EXIT_INTERRUPTED = 130  # as shells say it of what SIGINT ended
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,6 +41,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = vars(parser.parse_args(argv))
     name: str = arguments.pop("command")
     try:
+        if name == _BENCH:
+            return _bench(arguments)
         settings = load(arguments, os.environ)
         _set_up_logging(settings)
         if name in _WARNING_COMMANDS:
@@ -67,6 +74,10 @@ def _make_parser() -> argparse.ArgumentParser:
     for name, (_, text) in _COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         add_arguments(command)
+    text = "Measure a running server, over REST or gRPC."
+    add_bench_arguments(
+        commands.add_parser(_BENCH, help=text, description=text, allow_abbrev=False)
+    )
     return parser
 
 
@@ -111,6 +122,17 @@ def _health(settings: Settings) -> int:
     return 0 if serving else 1
 
 
+def _bench(arguments: dict[str, Any]) -> int:
+    options = bench_options(arguments)
+    try:
+        from .bench.command import run
+
+        return run(options)
+    except KeyboardInterrupt:
+        return _EXIT_INTERRUPTED
+
+
+_BENCH = "bench"
 _COMMANDS: dict[str, tuple[Callable[[Settings], int], str]] = {
     "serve": (_serve, "Run engine, service and Envoy, and restart what dies."),
     "engine": (_engine, "Run the engine alone."),

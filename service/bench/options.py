@@ -1,0 +1,160 @@
+"""The options of `tokenwire bench`. They are no settings of a server, so no variables are read."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+from ..settings import SettingsError
+from .target import Target, parse_target
+
+_LEAST_WARM_UP = 4  # seeds to choose from; see `load.warm_up`
+_DEFAULT_CONCURRENCY = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchOptions:
+    """What to measure, and where.
+
+    Attributes:
+        target: the server.
+        rate: requests per second of an open loop; None for a closed one.
+        concurrency: requests at a time of a closed loop; None for an open one.
+        requests: how many are counted.
+        warm_up: how many go before them.
+        input_tokens: tokens of a prompt.
+        output_tokens: tokens to generate.
+        shared_prefix: tokens that all prompts begin with.
+        seed: decides the arrivals, and where the search for the sampling seed begins.
+        timeout: seconds after which a request has failed.
+        json: whether the last line is JSON.
+
+    Raises:
+        SettingsError: two options contradict each other.
+    """
+
+    target: Target
+    rate: float | None
+    concurrency: int | None
+    requests: int
+    warm_up: int
+    input_tokens: int
+    output_tokens: int
+    shared_prefix: int
+    seed: int
+    timeout: float
+    json: bool
+
+    def __post_init__(self) -> None:
+        if self.shared_prefix >= self.input_tokens:
+            raise SettingsError(
+                "--shared-prefix must be < --input-tokens. "
+                f"Given: {self.shared_prefix} and {self.input_tokens}"
+            )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds every option as a flag."""
+    add = parser.add_argument
+    add(
+        "--target",
+        type=_checked(parse_target),
+        default="http://127.0.0.1:8080",
+        metavar="URL",
+        help="http://host:port or https:// for REST, grpc://host:port or grpcs:// for gRPC "
+        "(default: %(default)s)",
+    )
+    loop = parser.add_mutually_exclusive_group()
+    loop.add_argument(
+        "--rate",
+        type=_number(above=0),
+        metavar="R",
+        help="open loop: requests per second on average, whether or not answers come; their "
+        "latencies count from when they were due",
+    )
+    loop.add_argument(
+        "--concurrency",
+        type=_whole(1),
+        metavar="N",
+        help=f"closed loop: requests at a time (default: {_DEFAULT_CONCURRENCY})",
+    )
+    add("--requests", type=_whole(1), default=64, metavar="N", help=_default("requests to count"))
+    add(
+        "--warm-up",
+        type=_whole(0),
+        metavar="N",
+        help=f"requests before, not counted (default: --concurrency, at least {_LEAST_WARM_UP})",
+    )
+    add("--input-tokens", type=_whole(1), default=128, metavar="N", help=_default("prompt tokens"))
+    add("--output-tokens", type=_whole(1), default=64, metavar="N", help=_default("new tokens"))
+    add(
+        "--shared-prefix",
+        type=_whole(0),
+        default=0,
+        metavar="N",
+        help=_default("tokens that all prompts begin with; otherwise no two begin alike"),
+    )
+    add("--seed", type=_whole(0), default=0, metavar="S", help=_default("decides the arrivals"))
+    add(
+        "--timeout",
+        type=_number(above=0),
+        default=300.0,
+        metavar="S",
+        help=_default("seconds after which a request has failed"),
+    )
+    add("--json", action="store_true", help="end with the result as one line of JSON")
+
+
+def from_arguments(arguments: dict[str, Any]) -> BenchOptions:
+    """Returns the options that were parsed.
+
+    Raises:
+        SettingsError: two contradict each other.
+    """
+    values = {item.name: arguments[item.name] for item in fields(BenchOptions)}
+    if values["rate"] is None and values["concurrency"] is None:
+        values["concurrency"] = _DEFAULT_CONCURRENCY
+    if values["warm_up"] is None:
+        values["warm_up"] = max(_LEAST_WARM_UP, values["concurrency"] or 0)
+    return BenchOptions(**values)
+
+
+def _default(text: str) -> str:
+    return f"{text} (default: %(default)s)"
+
+
+def _checked(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Lets argparse show the text of a ValueError."""
+
+    def checked(raw: str) -> Any:
+        try:
+            return read(raw)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return checked
+
+
+def _whole(least: int) -> Callable[[str], Any]:
+    def read(raw: str) -> int:
+        if not raw.isascii() or not raw.isdigit() or int(raw) < least:
+            raise ValueError(f"must be a whole number >= {least}. Given: {raw}")
+        return int(raw)
+
+    return _checked(read)
+
+
+def _number(above: float) -> Callable[[str], Any]:
+    def read(raw: str) -> float:
+        try:
+            value = float(raw)
+        except ValueError:
+            value = math.nan
+        if not above < value < math.inf:
+            raise ValueError(f"must be a number > {above}. Given: {raw}")
+        return value
+
+    return _checked(read)
