@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import threading
 from collections import OrderedDict
@@ -35,6 +36,7 @@ _LIMITS = LLParserLimits(
     verbose_errors=False,
 )
 _MAX_FORCED = 2048  # tokens at once; spelling them takes 2 us each, on the engine's thread
+_NICENESS = 15  # of threads that compile
 _Key = tuple[str, frozenset[int]]  # a source, and the tokens that end a text
 _MAX_CACHED_BYTES = 1024 * 1024  # of sources whose compiled form, 200 times as large, is kept …
 _MAX_CACHED = 256  # … and how many: a short expression takes up to 1 MB when it is compiled
@@ -176,7 +178,7 @@ class GrammarCompiler:
         self._lock = threading.Lock()
         self._cache: OrderedDict[_Key, Matcher | GrammarError] = OrderedDict()
         self._cached_bytes = 0
-        self._workers = ThreadPoolExecutor(2, thread_name_prefix="grammar")
+        self._workers = ThreadPoolExecutor(2, thread_name_prefix="grammar", initializer=_give_way)
 
     def compile(self, source: str, eos_token_ids: frozenset[int]) -> Matcher:
         """A matcher at the beginning; any thread may call it.
@@ -274,6 +276,11 @@ def _unspeakable(tokenizer: str) -> str:
         model["unk_token"] = names[model["unk_token"]]
     spec["post_processor"] = None  # it adds special tokens, by name
     return json.dumps(spec)
+
+
+def _give_way() -> None:
+    """Lets other threads go first: whoever waits for a grammar waits for nothing else."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
 class TokenMasks:

@@ -63,6 +63,7 @@ class GrammarChecker:
         self._known: OrderedDict[bytes, dict[str, str]] = OrderedDict()
         self._known_bytes = 0
         self._trials: dict[bytes, _Trial] = {}
+        self._tasks: set[asyncio.Task[dict[str, str]]] = set()  # theirs, and of abandoned ones
 
     async def check(self, grammar: Grammar) -> str:
         """The source of a grammar.
@@ -90,9 +91,10 @@ class GrammarChecker:
 
     async def close(self) -> None:
         """Ends the processes."""
-        tasks = [trial.task for trial in self._trials.values()]
+        tasks = list(self._tasks)
         for task in tasks:
-            task.cancel()
+            if not task.cancelling():  # else it waits for the end of its process
+                task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)  # they put their processes back
         while not self._workers.empty():
             await self._workers.get_nowait().stop()
@@ -119,7 +121,10 @@ class GrammarChecker:
         """The outcome of a trial, which ends when nobody waits for it any more."""
         trial = self._trials.get(key)
         if trial is None:
-            trial = self._trials[key] = _Trial(asyncio.create_task(self._try(key, request)))
+            task = asyncio.create_task(self._try(key, request))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            trial = self._trials[key] = _Trial(task)
         trial.num_waiting += 1
         try:
             return await asyncio.shield(trial.task)

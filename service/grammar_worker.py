@@ -7,6 +7,7 @@ behind its length. Started and, if need be, killed by `grammar.py`. Imports neit
 from __future__ import annotations
 
 import ctypes
+import os
 import resource
 import signal
 import struct
@@ -20,6 +21,7 @@ import numpy as np
 from engine.errors import GrammarError
 from engine.grammar import GrammarCompiler, Matcher, TokenMasks, json_source, regex_source
 
+_NICENESS = 15
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h: a signal for when the parent has died
 HEADER = struct.Struct(">I")
 _NUM_PROBES = 48  # tokens of the trial walk
@@ -30,6 +32,7 @@ def main() -> None:
     """Serves until the input ends. Arguments: the memory limit in bytes."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # also in the middle of a grammar
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to everybody
+    os.nice(_NICENESS)  # running streams come first
     limit = int(sys.argv[1])
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # it may well die for want of memory

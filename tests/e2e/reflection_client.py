@@ -50,6 +50,7 @@ class ReflectionClient:
         *,
         service: str = SERVICE,
         timeout: float = DEADLINE_S,
+        metadata: dict[str, str] | None = None,
     ) -> Any:
         """The reply of a unary method, or the running call of a streaming one."""
         descriptor = self._method(method, service)
@@ -64,7 +65,7 @@ class ReflectionClient:
             request_serializer=lambda message: message.SerializeToString(),
             response_deserializer=output.FromString,
         )
-        return stub(request, timeout=timeout)
+        return stub(request, timeout=timeout, metadata=list((metadata or {}).items()))
 
     def collect(self, method: str, fields: dict[str, Any], **options: Any) -> list[Any]:
         """All messages of a stream."""

@@ -1,0 +1,120 @@
+"""What guessing tokens from the text so far earns, where it repeats itself and where it does not.
+
+One run, the same random 124 M Llama in float32, the same requests with `--speculate` off and on.
+Random weights have no language, but greedy generation runs into loops, which is the repetitive
+case; sampling from them at temperature 1 is the case in which every guess is wrong. Both arms must
+give the same tokens, or the script fails. Rounds take turns; the best counts.
+
+    .venv/bin/python -m benchmarks.speculation
+
+The last line is one JSON document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+from benchmarks.random_model import llama_125m, prompt, save
+from engine.build import build_engine
+from engine.config import EngineConfig
+from engine.engine import Engine
+from engine.request import Request, SamplingParams
+
+CONCURRENCY = (1, 8)
+NEW_TOKENS = 128
+REPETITIVE, RANDOM = "repetitive", "random"
+
+
+def requests(kind: str, count: int, round_number: int) -> list[Request]:
+    """The requests of one measurement; no two rounds share a beginning."""
+    sampling = SamplingParams(do_sample=kind == RANDOM, seed=7)
+    made = []
+    for number in range(count):
+        salt = 1000 * round_number + 100 * (kind == RANDOM) + number
+        ids = prompt(32, salt) * 4 if kind == REPETITIVE else prompt(128, salt)
+        request = Request(
+            request_id=f"{kind}-{salt}",
+            prompt_token_ids=tuple(ids),
+            max_new_tokens=NEW_TOKENS,
+            sampling=sampling,
+        )
+        made.append(request)
+    return made
+
+
+def run(engine: Engine, todo: list[Request]) -> tuple[dict[str, list[int]], float, int]:
+    """The tokens of each request, tokens per second of decoding, and steps."""
+    tokens: dict[str, list[int]] = {}
+    for request in todo:
+        assert engine.add(request) is None
+    steps = 0
+    started = time.perf_counter()
+    while engine.has_work:
+        for output in engine.step().outputs:
+            if output.token is not None:
+                tokens.setdefault(output.request_id, []).append(output.token.token_id)
+        if len(tokens) < len(todo):
+            started = time.perf_counter()  # prompts are not what is measured
+        steps += 1
+    return tokens, len(todo) * (NEW_TOKENS - 1) / (time.perf_counter() - started), steps
+
+
+def measure(engines: dict[int, Engine], rounds: int) -> list[dict[str, object]]:
+    """One row per kind of text and number of streams."""
+    rows: list[dict[str, object]] = []
+    for kind in (REPETITIVE, RANDOM):
+        for count in CONCURRENCY:
+            best = dict.fromkeys(engines, 0.0)
+            steps = dict.fromkeys(engines, 0)
+            for round_number in tqdm(range(rounds), desc=f"{kind} {count}", leave=False):
+                todo = requests(kind, count, round_number)
+                seen = []
+                for size, engine in engines.items():
+                    tokens, rate, steps[size] = run(engine, todo)
+                    best[size] = max(best[size], rate)
+                    seen.append(tokens)
+                assert all(tokens == seen[0] for tokens in seen), "guessing changed a token"
+            rows.append({"text": kind, "streams": count, "tokens_per_s": best, "steps": steps})
+    return rows
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--speculate", type=int, default=6, help="tokens guessed at most")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)
+        save(llama_125m(), path)
+        engines = {}
+        for size in (0, options.speculate):
+            config = EngineConfig(
+                model_id=folder,
+                socket_path=path / "unused.sock",
+                speculate=size,
+                enable_prefix_caching=False,
+            )
+            engines[size], _ = build_engine(config)
+        rows = measure(engines, options.rounds)
+    print(f"{'text':12} {'streams':>7} {'off':>9} {'on':>9} {'ratio':>6} {'steps':>12}")
+    for row in rows:
+        rates, steps = row["tokens_per_s"], row["steps"]
+        assert isinstance(rates, dict)
+        assert isinstance(steps, dict)
+        off, on = rates.values()
+        counts = " / ".join(map(str, steps.values()))
+        print(
+            f"{row['text']:12} {row['streams']:7} {off:9.1f} {on:9.1f} {on / off:6.2f} {counts:>12}"
+        )
+    print(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,25 @@
+"""Tools that the bundled model knows how to call, and questions that ask for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+WEATHER_QUESTION = "What is the weather in Paris?"
+TIME_QUESTION = "What time is it in Oslo?"
+
+
+def tool(name: str, description: str, argument: str) -> dict[str, Any]:
+    """A function of one text, in OpenAI's form."""
+    parameters = {
+        "type": "object",
+        "properties": {argument: {"type": "string"}},
+        "required": [argument],
+    }
+    function = {"name": name, "description": description, "parameters": parameters}
+    return {"type": "function", "function": function}
+
+
+WEATHER = tool("get_weather", "Get the current weather in a location", "location")
+TIME = tool("get_time", "Get the current time in a city", "city")
+CALCULATOR = tool("calculator", "Evaluate an arithmetic expression", "expression")
+TOOLS = [WEATHER, TIME, CALCULATOR]
