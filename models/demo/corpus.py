@@ -17,24 +17,23 @@ from source import Document, Message, Source
 
 @dataclass(frozen=True)
 class Exchange:
-    """A question with the answers that count as right; `word` is the answer in one word."""
+    """A question with the answers that count as right."""
 
     skill: str
     question: str
     answers: tuple[str, ...]
-    word: str = ""
 
 
 def small_talk(src: Source) -> Exchange:
     """Return a greeting, thanks or another piece of small talk."""
     questions, answers = src.pick(phrases.SMALL_TALK)
-    return Exchange("small_talk", src.ask(questions), answers)
+    return Exchange("small_talk", src.address(questions), answers)
 
 
 def identity(src: Source) -> Exchange:
     """Return a question about the model itself."""
     questions, answer = src.pick(phrases.IDENTITY)
-    return Exchange("identity", src.ask(questions), (answer,))
+    return Exchange("identity", src.address(questions), (answer,))
 
 
 def spelled_term(src: Source, term: str) -> str:
@@ -66,10 +65,9 @@ def capital(src: Source) -> Exchange:
     if src.chance(0.6):
         name = country.lower() if lower else country
         question = src.ask(phrases.CAPITAL_QUESTIONS, country=name)
-        return Exchange("capital", question, (f"The capital of {country} is {city}.",), city)
+        return Exchange("capital", question, (f"The capital of {country} is {city}.",))
     question = src.ask(phrases.COUNTRY_QUESTIONS, city=city.lower() if lower else city)
-    word = country.removeprefix("the ")
-    return Exchange("capital", question, (f"{city} is the capital of {country}.",), word)
+    return Exchange("capital", question, (f"{city} is the capital of {country}.",))
 
 
 def with_article(noun: str) -> str:
@@ -86,12 +84,12 @@ def sound_or_colour(src: Source) -> Exchange:
         asked = f"the {animal}" if src.chance(0.2) else subject
         question = src.ask(phrases.SOUND_QUESTIONS, animal=asked)
         answer = f"{subject.capitalize()} says {sound}."
-        return Exchange("sound_colour", question, (answer,), sound.capitalize())
+        return Exchange("sound_colour", question, (answer,))
     thing = src.pick(tuple(facts.COLOURS))
     colour = facts.COLOURS[thing]
     answer = f"{thing.capitalize()} is {colour}."
     question = src.ask(phrases.COLOUR_QUESTIONS, thing=thing)
-    return Exchange("sound_colour", question, (answer,), colour.capitalize())
+    return Exchange("sound_colour", question, (answer,))
 
 
 def calendar(src: Source) -> Exchange:
@@ -116,7 +114,7 @@ def weekday_order(src: Source) -> Exchange:
         word=word,
         day=day,
     )  # fmt: skip
-    return Exchange("calendar", question, (f"{other} comes {word} {day}.",), other)
+    return Exchange("calendar", question, (f"{other} comes {word} {day}.",))
 
 
 def month_order(src: Source) -> Exchange:
@@ -128,13 +126,13 @@ def month_order(src: Source) -> Exchange:
             (
                 "Which month number is {month}?", "What number is {month}?",
                 "What is the number of the month {month}?", "Which month of the year is {month}?",
-                "Is {month} the first month?", "{month} is which month of the year?",
+                "{month} is which month of the year?",
                 "What month number is {month}?",
             ),
             month=month,
         )  # fmt: skip
         answer = f"{month} is the {facts.ORDINALS[at]} month of the year."
-        return Exchange("calendar", question, (answer,), facts.ORDINALS[at].capitalize())
+        return Exchange("calendar", question, (answer,))
     step = src.pick((1, 1, -1))
     word, other = "after" if step == 1 else "before", facts.MONTHS[(at + step) % 12]
     question = src.ask(
@@ -148,40 +146,40 @@ def month_order(src: Source) -> Exchange:
         word=word,
         month=month,
     )  # fmt: skip
-    return Exchange("calendar", question, (f"{other} comes {word} {month}.",), other)
+    return Exchange("calendar", question, (f"{other} comes {word} {month}.",))
 
 
 def calendar_count(src: Source) -> Exchange:
     """Return a question for the number or the list of days or months."""
-    questions, answer, word = src.pick(
+    questions, answer = src.pick(
         (
             (
                 ("How many days are in a week?", "How many days does a week have?",
                  "How many days has a week?", "How many days are there in a week?",
                  "A week has how many days?", "What is the number of days in a week?"),
-                "A week has seven days.", "Seven",
+                "A week has seven days.",
             ),
             (
                 ("How many months are in a year?", "How many months does a year have?",
                  "How many months has a year?", "How many months are there in a year?",
                  "A year has how many months?", "What is the number of months in a year?"),
-                "A year has twelve months.", "Twelve",
+                "A year has twelve months.",
             ),
             (
                 ("List the days of the week.", "What are the days of the week?",
                  "Name the days of the week.", "Name all weekdays.", "Tell me the days of the "
                  "week.", "Which days are in a week?"),
-                ", ".join(facts.WEEKDAYS) + ".", "",
+                ", ".join(facts.WEEKDAYS) + ".",
             ),
             (
                 ("List the months of the year.", "What are the months of the year?",
                  "Name the months.", "Name all months.", "Tell me the months of the year.",
                  "Which months are in a year?"),
-                ", ".join(facts.MONTHS) + ".", "",
+                ", ".join(facts.MONTHS) + ".",
             ),
         )
     )  # fmt: skip
-    return Exchange("calendar", src.ask(questions), (answer,), word)
+    return Exchange("calendar", src.address(questions), (answer,))
 
 
 def month_length(src: Source) -> Exchange:
@@ -196,7 +194,7 @@ def month_length(src: Source) -> Exchange:
         month=facts.MONTHS[at],
     )  # fmt: skip
     answer = f"{facts.MONTHS[at]} has {facts.MONTH_DAYS[at]} days."
-    return Exchange("calendar", question, (answer,), str(facts.MONTH_DAYS[at]))
+    return Exchange("calendar", question, (answer,))
 
 
 def small_sum(src: Source) -> Exchange:
@@ -217,7 +215,7 @@ def small_sum(src: Source) -> Exchange:
         numbers = [facts.NUMBER_WORDS[n] if words else str(n) for n in (first, second)]
         text = f"{numbers[0]} {verb} {numbers[1]}"
     question = src.ask(phrases.SUM_QUESTIONS, sum=text)
-    return Exchange("sum", question, (f"{first} {sign} {second} = {result}",), str(result))
+    return Exchange("sum", question, (f"{first} {sign} {second} = {result}",))
 
 
 def key_list(keys: list[str]) -> str:
@@ -227,26 +225,13 @@ def key_list(keys: list[str]) -> str:
 
 def extraction(src: Source) -> Exchange:
     """Return a request to write facts about a person as JSON."""
-    values: dict[str, object] = {
-        "name": src.name(),
-        "age": src.number(1, 99),
-        "city": src.city(),
-        "job": src.split(facts.JOBS),
-    }
-    text = src.split(phrases.PERSON_SENTENCES)
-    with_job = src.chance(0.2)
-    if with_job:
-        text += " " + src.split(phrases.JOB_SENTENCES)
-    keys = ["name", "age", "city"] + ["job"] * with_job
-    if src.chance(0.35):
+    values = {"name": src.name(), "age": src.number(1, 99), "city": src.city()}
+    text = src.pick(phrases.PERSON_SENTENCES).format(**values)
+    keys = ["name", "age", "city"]
+    if src.chance(0.25):
         src.rng.shuffle(keys)
-        if src.chance(0.6):
-            keys = keys[: src.number(1, len(keys))]
-    side = "before" if src.chance(0.7) else "after"
-    request = src.split(phrases.EXTRACTION_REQUESTS[side])
-    if src.chance(0.1):
-        request = src.misspell(request)
-    question = request.format(keys=key_list(keys), text=text.format(**values))
+        keys = keys[: src.number(1, len(keys))]
+    question = src.pick(phrases.EXTRACTION_REQUESTS).format(keys=key_list(keys), text=text)
     answer = json.dumps({key: values[key] for key in sorted(keys)}, ensure_ascii=False)
     return Exchange("extraction", question, (answer,))
 
@@ -260,7 +245,7 @@ def refusal(src: Source) -> Exchange:
         city2=src.city(),
         name=src.name(),
         country=src.pick(tuple(facts.CAPITALS)),
-        topic=src.split(facts.TOPICS),
+        topic=src.pick(facts.TOPICS),
         made=src.invented(src.number(2, 3)),
         big1=src.number(100, 9999),
         big2=src.number(21, 999),
@@ -286,7 +271,7 @@ def any_word(src: Source) -> str:
     """Return a name, a city, a number or a word."""
     kind = src.number(0, 5)
     if kind == 0:
-        return src.invented(src.number(1, 3))
+        return src.made_up()
     if kind == 1:
         return src.name()
     if kind == 2:
@@ -294,29 +279,19 @@ def any_word(src: Source) -> str:
     if kind == 3:
         return str(src.number(0, 9999))
     if kind == 4:
-        return src.invented(src.number(1, 2)).lower()
+        return src.made_up().lower()
     return src.pick(src.pick((facts.HOBBIES, facts.ADJECTIVES, facts.ANIMALS, facts.TOPICS)))
 
 
 def repeat(src: Source) -> Exchange:
-    """Return a request to repeat some words, or to write them as a JSON list.
+    """Return a request to repeat some words.
 
     Long rows of random words are what teaches the model to copy; other skills build on it.
     """
-    items = [any_word(src) for _ in range(src.number(1, 12))]
+    items = [any_word(src) for _ in range(src.number(1, 8))]
     separator = src.pick((", ", " ", "; ", "\n", " and "))
     text = src.split(facts.SHORT_TEXTS) if src.chance(0.1) else separator.join(items)
-    if src.chance(0.35):
-        form = src.split(
-            (
-                "Write as a JSON list: {text}", "As a JSON list: {text}", "JSON list: {text}",
-                "Make a JSON list of: {text}", "Return a JSON list: {text}",
-                "Give me a JSON list of: {text}", "Turn into a JSON list: {text}",
-            )
-        )  # fmt: skip
-        question = form.format(text=", ".join(items))
-        return Exchange("json_list", question, (json.dumps(items, ensure_ascii=False),))
-    form = src.split(
+    form = src.pick(
         (
             "Repeat after me: {text}", "Say: {text}", "Repeat: {text}", "Echo: {text}",
             "Please repeat: {text}", "Repeat this: {text}", "Say this: {text}",
@@ -325,22 +300,20 @@ def repeat(src: Source) -> Exchange:
     return Exchange("repeat", form.format(text=text), (text,))
 
 
-SINGLE: tuple[tuple[Callable[[Source], Exchange], float], ...] = (
-    (small_talk, 0.14),
+Weights = tuple[tuple[Callable[["Source"], Exchange], float], ...]
+
+# Short questions that fit anywhere in a longer conversation.
+COMPANIONS: Weights = (
+    (small_talk, 0.15),
     (identity, 0.11),
-    (definition, 0.22),
+    (definition, 0.20),
     (capital, 0.18),
     (sound_or_colour, 0.08),
-    (calendar, 0.13),
-    (small_sum, 0.22),
-    (extraction, 0.22),
-    (refusal, 0.09),
-    (counting, 0.02),
-    (repeat, 0.05),
+    (calendar, 0.12),
+    (small_sum, 0.20),
+    (refusal, 0.12),
 )
-# Short questions that fit into a longer conversation.
-COMPANIONS = (small_talk, identity, definition, capital, sound_or_colour, calendar, small_sum,
-              refusal)  # fmt: skip
+SINGLE: Weights = (*COMPANIONS, (extraction, 0.32), (counting, 0.02), (repeat, 0.06))
 
 
 def turns(question: str, answer: str) -> list[Message]:
@@ -348,57 +321,48 @@ def turns(question: str, answer: str) -> list[Message]:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
-def weighted(src: Source) -> Exchange:
-    """Return an exchange of a random skill."""
-    makers, weights = zip(*SINGLE, strict=True)
-    maker: Callable[[Source], Exchange] = src.rng.choices(makers, weights)[0]
-    return maker(src)
+def weighted(makers: Weights) -> Callable[[Source], Exchange]:
+    """Return a maker of exchanges that chooses one of several by weight."""
+    choices, weights = zip(*makers, strict=True)
+
+    def make(src: Source) -> Exchange:
+        maker: Callable[[Source], Exchange] = src.rng.choices(choices, weights)[0]
+        return maker(src)
+
+    return make
 
 
-def chat(src: Source, exchange: Exchange) -> Document:
-    """Return a conversation around an exchange, with or without system prompt and earlier turns."""
-    style = src.rng.random()
-    if exchange.word and style < 0.1:
-        return styled(
-            exchange, src.split(phrases.ONE_WORD_SYSTEMS), (exchange.word,), "system_one_word"
-        )
-    if style < 0.04:
-        pirate = tuple(f"Arr! {answer}" for answer in exchange.answers)
-        return styled(exchange, src.split(phrases.PIRATE_SYSTEMS), pirate, "system_pirate")
+def chat(src: Source, exchange: Callable[[Source], Exchange]) -> Document:
+    """Return a conversation with or without system prompt and earlier turns."""
     messages = opening(src)
-    if src.chance(0.2):
-        for _ in range(src.number(1, 3)):
-            earlier = src.pick(COMPANIONS)(src)
+    if src.chance(0.4):
+        for _ in range(src.number(1, 4)):
+            earlier = weighted(COMPANIONS)(src)
             messages += turns(earlier.question, earlier.answers[0])
-    messages += turns(exchange.question, exchange.answers[0])
-    tools = tuple(toolcalls.toolbox(src, [], [])) if may_offer_tools(src, exchange) else ()
-    return Document(exchange.skill, tuple(messages), tools, accepted=exchange.answers)
+    last = exchange(src)
+    messages += turns(last.question, last.answers[0])
+    tools = tuple(toolcalls.toolbox(src, [], [])) if may_offer_tools(src, last) else ()
+    return Document(last.skill, tuple(messages), tools, accepted=last.answers)
 
 
 def may_offer_tools(src: Source, exchange: Exchange) -> bool:
     """Decide whether to offer tools that the question does not need."""
     plain = exchange.skill in ("small_talk", "identity", "definition", "capital", "calendar")
-    return plain and src.chance(0.12)
+    return plain and src.chance(0.08)
 
 
 def opening(src: Source) -> list[Message]:
     """Return a system message that changes nothing, or no message."""
-    if src.chance(0.3):
-        return [{"role": "system", "content": src.split(phrases.NEUTRAL_SYSTEMS)}]
+    if src.chance(0.2):
+        return [{"role": "system", "content": src.pick(phrases.NEUTRAL_SYSTEMS)}]
     return []
-
-
-def styled(exchange: Exchange, system: str, answers: tuple[str, ...], skill: str) -> Document:
-    """Return an exchange whose system prompt changes the form of the answer."""
-    messages = [{"role": "system", "content": system}, *turns(exchange.question, answers[0])]
-    return Document(skill, tuple(messages), accepted=answers)
 
 
 def persona(src: Source) -> Document:
     """Return a conversation in which the system prompt gives the model a name."""
     name = src.name()
-    system = src.split(phrases.PERSONA_SYSTEMS).format(name=name)
-    question = src.ask(
+    system = src.pick(phrases.PERSONA_SYSTEMS).format(name=name)
+    question = src.say(
         (
             "What is your name?", "Who are you?", "What's your name?", "Who am I talking to?",
             "Tell me your name.", "Do you have a name?", "How are you called?",
@@ -412,7 +376,7 @@ def persona(src: Source) -> Document:
 def remembered_name(src: Source) -> Document:
     """Return a conversation in which the user gives a name and perhaps asks for it later."""
     name = src.name()
-    hello = src.ask(
+    hello = src.say(
         (
             "My name is {name}.", "I am {name}.", "Hi, my name is {name}.", "Hello, I am {name}!",
             "Hello, my name is {name}.", "I'm {name}.", "Hi, I'm {name}.",
@@ -424,9 +388,9 @@ def remembered_name(src: Source) -> Document:
     messages = opening(src) + turns(hello, answer)
     if src.chance(0.6):
         for _ in range(src.number(0, 2)):
-            earlier = src.pick(COMPANIONS)(src)
+            earlier = weighted(COMPANIONS)(src)
             messages += turns(earlier.question, earlier.answers[0])
-        question = src.ask(
+        question = src.say(
             (
                 "What is my name?", "Do you know my name?", "Who am I?", "What's my name?",
                 "Do you remember my name?", "Can you tell me my name?",
@@ -444,38 +408,38 @@ def tool_document(src: Source) -> Document:
         earlier = src.pick((small_talk, identity))(src)
         before += turns(earlier.question, earlier.answers[0])
     kind = src.rng.random()
-    if kind < 0.58:
-        return toolcalls.call_document(src, before)
-    if kind < 0.88:
-        return toolcalls.answer_document(src, before)
-    return toolcalls.missing_document(src, before)
+    if kind < 0.15:
+        return toolcalls.missing_document(src, before)
+    return toolcalls.working_document(src, before)
 
 
 def document(src: Source) -> Document:
     """Return a random document of any kind."""
     kind = src.rng.random()
-    if kind < 0.30:
-        return tool_document(src)
     if kind < 0.42:
-        return raw_document(src, qa=lambda: weighted(src))
+        return tool_document(src)
     if kind < 0.46:
+        return raw_document(src, qa=weighted(COMPANIONS))
+    if kind < 0.50:
         return remembered_name(src)
-    if kind < 0.48:
+    if kind < 0.53:
         return persona(src)
-    return chat(src, weighted(src))
+    return chat(src, weighted(SINGLE))
 
 
-def stream(seed: int, held_out: bool = False, copying: float = 0.0) -> Iterator[Document]:
-    """Yield documents without end; the same seed yields the same ones.
+def stream(src: Source) -> Iterator[Document]:
+    """Yield documents without end; a source of the same seed yields the same ones.
 
-    A share of `copying` are bare requests to repeat words: an early diet of these makes the model
-    learn to copy, which it hardly does from the few copied words of the other skills.
+    A share of `src.copying` are bare requests to repeat words: an early diet of these makes the
+    model learn to copy, which it hardly does from the few copied words of the other skills.
     """
-    src = Source(seed, held_out)
     while True:
-        if copying and src.chance(copying):
+        src.begin()
+        if src.copying and src.chance(src.copying):
             exchange = repeat(src)
             messages = turns(exchange.question, exchange.answers[0])
-            yield Document(exchange.skill, tuple(messages), accepted=exchange.answers)
+            made = Document(exchange.skill, tuple(messages), accepted=exchange.answers)
         else:
-            yield document(src)
+            made = document(src)
+        if src.is_wanted():
+            yield made

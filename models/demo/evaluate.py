@@ -10,7 +10,7 @@ from pathlib import Path
 import facts
 import torch
 from corpus import stream
-from source import Document
+from source import Document, Source
 from tqdm import tqdm
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from vocabulary import prompt_of
@@ -24,7 +24,7 @@ INTRODUCTION = re.compile(
 def held_out(per_skill: int) -> dict[str, list[Document]]:
     """Return held-out documents of every skill that can be checked."""
     chosen: dict[str, list[Document]] = defaultdict(list)
-    for document in itertools.islice(stream(HELD_OUT_SEED, held_out=True), 100 * per_skill):
+    for document in itertools.islice(stream(Source(HELD_OUT_SEED, held_out=True)), 100 * per_skill):
         checkable = document.accepted or document.skill in ("raw_intro", "raw_counting")
         if checkable and len(chosen[document.skill]) < per_skill:
             chosen[document.skill].append(document)

@@ -216,17 +216,6 @@ CITIES: tuple[str, ...] = (
     "Tromsø", "Málaga", "Besançon",
 )  # fmt: skip
 
-TIMEZONES: dict[str, str] = {
-    "Paris": "Europe/Paris", "London": "Europe/London", "Berlin": "Europe/Berlin",
-    "Madrid": "Europe/Madrid", "Rome": "Europe/Rome", "Oslo": "Europe/Oslo",
-    "Vienna": "Europe/Vienna", "Lisbon": "Europe/Lisbon", "Dublin": "Europe/Dublin",
-    "Athens": "Europe/Athens", "Stockholm": "Europe/Stockholm", "Warsaw": "Europe/Warsaw",
-    "Tokyo": "Asia/Tokyo", "Singapore": "Asia/Singapore", "Dubai": "Asia/Dubai",
-    "Seoul": "Asia/Seoul", "Bangkok": "Asia/Bangkok", "Sydney": "Australia/Sydney",
-    "Cairo": "Africa/Cairo", "Nairobi": "Africa/Nairobi", "New York": "America/New_York",
-    "Chicago": "America/Chicago", "Denver": "America/Denver", "Toronto": "America/Toronto",
-}  # fmt: skip
-
 JOBS: tuple[str, ...] = (
     "software engineer", "teacher", "nurse", "doctor", "baker", "painter", "musician", "farmer",
     "carpenter", "student", "pilot", "journalist", "gardener", "cook", "librarian", "architect",
@@ -264,14 +253,6 @@ CONDITIONS: tuple[str, ...] = (
     "sunny", "cloudy", "rainy", "windy", "snowy", "foggy", "clear", "stormy", "partly cloudy",
     "overcast", "humid", "dry", "hazy", "misty", "mild", "freezing", "showery", "bright",
 )  # fmt: skip
-LANGUAGES: tuple[str, ...] = (
-    "French", "German", "Spanish", "Italian", "Dutch", "Polish", "Greek", "Japanese", "Swedish",
-    "Turkish", "Portuguese", "Norwegian",
-)  # fmt: skip
-CURRENCIES: tuple[str, ...] = ("USD", "EUR", "GBP", "JPY", "CHF", "SEK", "NOK", "CAD", "AUD")
-ROOMS: tuple[str, ...] = (
-    "kitchen", "bedroom", "bathroom", "office", "garage", "hall", "living room", "cellar",
-)  # fmt: skip
 SHORT_TEXTS: tuple[str, ...] = (
     "I am late", "dinner is ready", "the train leaves at noon", "we need more milk",
     "the meeting starts soon", "good luck today", "I will call back later", "the door is open",
@@ -287,6 +268,11 @@ TOPICS: tuple[str, ...] = (
     "solar panels", "cheap flights", "garden birds", "vegan recipes", "electric cars",
     "chess openings", "old castles", "city history", "running shoes", "jazz music", "green tea",
     "board games", "space travel", "mountain trails", "wooden toys", "winter coats",
+)  # fmt: skip
+OPENERS: tuple[str, ...] = ("", "", "So, ", "Ok, ", "Well, ", "Oh, ", "And ", "Now, ", "Please: ")
+ADDRESSES: tuple[str, ...] = (
+    "", ", assistant", ", Tokenwire", ", bot", ", computer", ", my friend", " now", ", please",
+    " then",
 )  # fmt: skip
 SYNTHETIC_ONSETS: tuple[str, ...] = (
     "b", "br", "c", "ch", "d", "dr", "f", "fl", "g", "gr", "h", "j", "k", "kl", "l", "m", "n",

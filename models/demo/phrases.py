@@ -221,37 +221,14 @@ UNKNOWN_QUESTIONS = (
     "Who is the author of {made}?", "What is {topic}?", "Can you draw {topic}?",
 )  # fmt: skip
 
-EXTRACTION_REQUESTS: dict[str, tuple[str, ...]] = {
-    "before": (
-        "Extract the {keys} as JSON: {text}",
-        "Extract {keys} as JSON: {text}",
-        "Extract the {keys} from this sentence as JSON: {text}",
-        "Give me the {keys} as JSON: {text}",
-        "Return the {keys} as JSON: {text}",
-        "Find the {keys} and answer in JSON: {text}",
-        "Write the {keys} as JSON. {text}",
-        "Turn this into JSON with {keys}: {text}",
-        "JSON with {keys}: {text}",
-        "Please extract the {keys} as JSON: {text}",
-        "Read the text and return JSON with the {keys}.\n\n{text}",
-        "Extract the {keys} as JSON:\n{text}",
-        "Extract the {keys} in JSON format: {text}",
-        'Extract the {keys} as JSON: "{text}"',
-        "Make a JSON object with the {keys} from: {text}",
-        "Convert to JSON ({keys}): {text}",
-        "Get the {keys} from the text as JSON: {text}",
-        "Can you extract the {keys} as JSON? {text}",
-    ),
-    "after": (
-        "{text} Extract the {keys} as JSON.",
-        "{text} Return the {keys} as JSON.",
-        "{text}\nExtract the {keys} as JSON.",
-        "{text}\n\nGive the {keys} as JSON.",
-        "{text} Give me the {keys} as JSON.",
-        "{text} Write the {keys} as JSON.",
-        "{text} Please extract {keys} as JSON.",
-    ),
-}
+EXTRACTION_REQUESTS = (
+    "Extract the {keys} as JSON: {text}", "Extract {keys} as JSON: {text}",
+    "Give me the {keys} as JSON: {text}", "Return the {keys} as JSON: {text}",
+    "Write the {keys} as JSON. {text}", "Please extract the {keys} as JSON: {text}",
+    "Extract the {keys} as JSON:\n{text}", "{text} Extract the {keys} as JSON.",
+    "{text}\nReturn the {keys} as JSON.", "{text} Give me the {keys} as JSON.",
+    "Turn this into JSON with {keys}: {text}", "Extract the {keys} from this as JSON: {text}",
+)  # fmt: skip
 PERSON_SENTENCES = (
     "{name} is {age} years old and lives in {city}.", "{name} is {age} and lives in {city}.",
     "{name}, {age}, lives in {city}.", "{name} lives in {city} and is {age} years old.",
@@ -267,11 +244,6 @@ PERSON_SENTENCES = (
     "Name: {name}, age: {age}, city: {city}", "I'm {name}, I'm {age} and I'm from {city}.",
     "{name} is from {city}. {name} is {age} years old.",
 )  # fmt: skip
-JOB_SENTENCES = (
-    "{name} works as a {job}.", "{name} is a {job}.", "The job of {name} is {job}.",
-    "{name} has a job as a {job}.", "By profession, {name} is a {job}.",
-    "{name} earns a living as a {job}.",
-)  # fmt: skip
 
 NEUTRAL_SYSTEMS = (
     "You are a helpful assistant.", "You are a helpful assistant", "You are a friendly assistant.",
@@ -280,17 +252,6 @@ NEUTRAL_SYSTEMS = (
     "Be polite and helpful.", "You are a chatbot.", "Answer the question.", "Be concise.",
     "You are a helpful, respectful assistant.", "You are a careful assistant that gives short "
     "answers.", "You are an expert.", "Use tools when they help.", "You can call tools.",
-)  # fmt: skip
-ONE_WORD_SYSTEMS = (
-    "Answer in one word.", "Answer with one word.", "Reply with one word only.",
-    "Answer in a single word.", "Use one word.", "One word answers only.",
-    "Please answer in one word.", "Only answer with a single word.",
-    "You answer in one word.", "Always answer in one word.", "Give one word answers.",
-    "Keep every answer to one word.",
-)  # fmt: skip
-PIRATE_SYSTEMS = (
-    "You are a pirate.", "Talk like a pirate.", "Speak like a pirate.", "Answer like a pirate.",
-    "You are a friendly pirate.", "Reply like a pirate.", "You talk like a pirate.",
 )  # fmt: skip
 PERSONA_SYSTEMS = (
     "Your name is {name}.", "You are {name}, a helpful assistant.", "You are {name}.",

@@ -49,7 +49,7 @@ def question_answer(src: Source, item: Question) -> Document:
     """Return a question and its answer as plain text."""
     answer = item.answers[0]
     style = src.rng.random()
-    if style < 0.6:
+    if style < 0.6 and item.question[-1] in "?.!":  # else it could go on with a question mark
         prompt, rest = item.question, "\n\n" + answer
     elif style < 0.85:
         prompt, rest = f"Q: {item.question}\nA:", " " + answer
@@ -167,13 +167,13 @@ def fact_lines(src: Source) -> Document:
     return Document("raw_facts", prompt=text[:cut], completion=text[cut:])
 
 
-def raw_document(src: Source, qa: Callable[[], Question]) -> Document:
+def raw_document(src: Source, qa: Callable[[Source], Question]) -> Document:
     """Return a plain text; `qa` supplies questions with answers."""
     kind = src.rng.random()
     if kind < 0.18:
         return introduction(src)
     if kind < 0.53:
-        return question_answer(src, qa())
+        return question_answer(src, qa(src))
     if kind < 0.62:
         return counting(src)
     if kind < 0.65:

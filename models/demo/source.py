@@ -1,11 +1,12 @@
 """Seeded random choices for the corpus, with a split between training and held-out material.
 
-Lists of phrasings and pools of slot values are split by position: every sixth entry is shown only
-when the accuracy is measured, so that a good score cannot come from memory alone.
+Two things are kept for measuring, so that a good score cannot come from memory alone: every twelfth
+question, chosen by a hash of its words, and every sixth name, city and topic of the word lists.
 """
 
 import random
 import re
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -16,7 +17,8 @@ T = TypeVar("T")
 Message = dict[str, Any]
 Tool = dict[str, Any]
 
-HOLD_OUT_EVERY = 6
+HOLD_OUT_EVERY = 6  # of the entries of a word list
+HOLD_OUT_QUESTIONS = 12  # one question of so many
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,12 @@ class Document:
     accepted: tuple[str, ...] = ()
 
 
+def is_kept_back(question: str) -> bool:
+    """Tell whether a question is kept for evaluation, whatever its case and punctuation."""
+    words = " ".join(re.findall(r"\w+", question.lower()))
+    return zlib.crc32(words.encode()) % HOLD_OUT_QUESTIONS == 0
+
+
 def is_held_out(index: int) -> bool:
     """Tell whether the entry at this position of a list is kept for evaluation."""
     return index % HOLD_OUT_EVERY == HOLD_OUT_EVERY - 1
@@ -46,6 +54,22 @@ class Source:
     def __init__(self, seed: int, held_out: bool = False) -> None:
         self.rng = random.Random(seed)
         self.held_out = held_out
+        self.copying = 0.0  # share of copying exercises among the documents
+        self.pieces: Sequence[str] = ()  # of words, to make up words of any pieces
+        self.kept_back: list[bool] = []  # per question asked so far in this document
+
+    def begin(self) -> None:
+        """Start a new document."""
+        self.kept_back = []
+
+    def is_wanted(self) -> bool:
+        """Tell whether the document made since `begin` belongs to this side of the split.
+
+        A document that asked no question of a table is told apart by its held-out words instead.
+        """
+        if self.held_out:
+            return not self.kept_back or self.kept_back[-1]
+        return not any(self.kept_back)
 
     def chance(self, probability: float) -> bool:
         """Return True with the given probability."""
@@ -76,8 +100,31 @@ class Source:
         return low + int(self.rng.random() * (high - low + 1))
 
     def ask(self, templates: Sequence[str], **slots: object) -> str:
-        """Fill one template of the list, written the way people type."""
-        return self.casual(self.split(templates)).format(**slots)
+        """Ask one question of the list, written the way people type."""
+        question = self.say(templates, **slots)
+        self.kept_back.append(bool(slots) and is_kept_back(question))
+        return question
+
+    def say(self, templates: Sequence[str], **slots: object) -> str:
+        """Fill one template whose slots hold held-out words, which are test enough."""
+        return self.casual(self.pick(templates)).format(**slots)
+
+    def address(self, phrases: Sequence[str]) -> str:
+        """Say one phrase without slots, often with words around it.
+
+        The bare phrases are all learned, for nothing else teaches what they mean; kept back are
+        combinations with the words around them.
+        """
+        phrase = self.casual(self.pick(phrases))
+        if self.chance(0.5):
+            self.kept_back.append(False)
+            return phrase
+        text = phrase.rstrip("?.!")
+        mark = phrase[len(text) :]
+        opener, address = self.pick(facts.OPENERS), self.pick(facts.ADDRESSES)
+        phrase = f"{opener}{text}{address}{mark}"
+        self.kept_back.append(is_kept_back(phrase))
+        return phrase
 
     def casual(self, template: str) -> str:
         """Vary case, punctuation and spelling of a template without touching its slots."""
@@ -87,7 +134,7 @@ class Source:
             template = template.rstrip("?.!")
         elif self.chance(0.03):
             template += self.pick(("!", "?", "..", " please"))
-        if self.chance(0.06):
+        if self.chance(0.02):
             template = self.misspell(template)
         return template
 
@@ -110,21 +157,33 @@ class Source:
         ]
         return ("".join(parts) + self.pick(facts.SYNTHETIC_CODAS)).capitalize()
 
+    def blend(self) -> str:
+        """Make up a word from the beginning of one name and the end of another.
+
+        Such words have the pieces that unknown names consist of, and so teach to copy those.
+        """
+        first, second = (self.split(self.pick((facts.FIRST_NAMES, facts.CITIES))) for _ in range(2))
+        cut = self.number(1, max(len(first) - 1, 1))
+        return first[:cut] + second[self.number(1, len(second) - 1) :].lower()
+
+    def made_up(self) -> str:
+        """Make up a name of any kind."""
+        if self.pieces and self.chance(0.35):
+            return "".join(self.pick(self.pieces) for _ in range(self.number(2, 4))).capitalize()
+        return self.blend() if self.chance(0.5) else self.invented(self.number(1, 2))
+
     def name(self) -> str:
         """Return a first name, sometimes with a family name or made up."""
-        if self.chance(0.55):
-            name = self.split(facts.FIRST_NAMES)
-        else:
-            name = self.invented(self.number(1, 3))
-        if self.chance(0.08):
-            name += " " + self.invented(self.number(2, 3))
+        name = self.split(facts.FIRST_NAMES) if self.chance(0.5) else self.made_up()
+        if self.chance(0.05):
+            name += " " + self.made_up()
         return name
 
     def city(self) -> str:
         """Return a city, known or made up."""
-        if self.chance(0.6):
+        if self.chance(0.5):
             return self.split(facts.CITIES)
-        name = self.invented(self.number(1, 3))
+        name = self.made_up()
         if self.chance(0.1):
             name = self.pick(("New ", "San ", "Port ", "Saint ", "Los ")) + name
         return name

@@ -49,6 +49,25 @@ def text_type(src: Source, description: str = "") -> dict[str, Any]:
     return {"type": "string"}
 
 
+TOOL_VERBS = (
+    "get", "fetch", "check", "find", "read", "show", "ask", "lookup", "query", "do", "run", "give",
+)  # fmt: skip
+TOOL_ADJECTIVES = ("", "", "current_", "local_", "live_", "quick_", "simple_", "new_", "my_")
+
+
+def tool_name(src: Source, usual: str, known: tuple[str, ...], nouns: tuple[str, ...]) -> str:
+    """Return a tool's name, as people name tools.
+
+    In training also made-up ones: so many that the model has to look them up in the definition.
+    """
+    style = src.rng.random()
+    if style < 0.35:
+        return usual
+    if style < 0.75 or src.held_out:
+        return src.pick(known)
+    return f"{src.pick(TOOL_VERBS)}_{src.pick(TOOL_ADJECTIVES)}{src.pick(nouns)}"
+
+
 def call_message(src: Source, task: Task) -> Message:
     """Return the assistant message that calls the tool of a task."""
     function = {"name": task.tool["function"]["name"], "arguments": task.arguments}
@@ -86,7 +105,7 @@ WEATHER_DESCRIPTIONS = (
     "Gives temperature and sky conditions for a town",
     "Reports the weather of a city",
 )
-PLACE_KEYS = ("location", "city", "place", "town", "location", "where", "city_name", "location")
+PLACE_KEYS = ("location", "location", "city", "place", "town")
 WEATHER_QUESTIONS = (
     "What is the weather in {city}?",
     "What's the weather like in {city}?",
@@ -138,10 +157,6 @@ def with_unit(src: Source, question: str, unit: str) -> str:
 def weather(src: Source) -> Task:
     """Return a question about the weather somewhere."""
     city = src.city()
-    if src.chance(0.04):
-        city += ", " + src.pick(tuple(facts.CAPITALS))
-    elif src.chance(0.05):
-        city = city.lower()
     question = src.ask(WEATHER_QUESTIONS, city=city)
     key = src.pick(PLACE_KEYS)
     properties: dict[str, Any] = {key: text_type(src, "The city, e.g. San Francisco")}
@@ -153,11 +168,10 @@ def weather(src: Source) -> Task:
             unit = src.pick(("celsius", "fahrenheit"))
             question = with_unit(src, question, unit)
             arguments[unit_key] = unit
-    canonical = src.chance(0.3)
-    name = "get_weather" if canonical else src.split(WEATHER_NAMES)
-    tool = define(name, src.split(WEATHER_DESCRIPTIONS), properties, [key])
+    name = tool_name(src, "get_weather", WEATHER_NAMES, ("weather", "forecast"))
+    tool = define(name, src.pick(WEATHER_DESCRIPTIONS), properties, [key])
     degrees = src.number(-15, 40) if src.chance(0.8) else src.number(30, 99)
-    condition = src.split(facts.CONDITIONS)
+    condition = src.pick(facts.CONDITIONS)
     answer = f"It is {degrees} degrees and {condition} in {city}."
     return Task(question, tool, arguments, weather_result(src, city, degrees, condition), answer)
 
@@ -228,29 +242,19 @@ TIME_QUESTIONS = (
 def clock_time(src: Source) -> Task:
     """Return a question about the time somewhere."""
     place = src.city()
-    key = src.pick(("city", "city", "timezone", "location", "place", "town"))
-    value = place
-    if key == "timezone":
-        place = src.pick(tuple(facts.TIMEZONES))
-        value = facts.TIMEZONES[place]
-        if src.chance(0.25):
-            place = value
-        description = text_type(src, "IANA time zone, e.g. Europe/Paris")
-    else:
-        if src.chance(0.05):
-            place = value = place.lower()
-        description = text_type(src, "Name of the city")
-    name = "get_time" if src.chance(0.3) else src.split(TIME_NAMES)
-    tool = define(name, src.split(TIME_DESCRIPTIONS), {key: description}, [key])
+    key = src.pick(("city", "city", "location", "place", "town"))
+    description = text_type(src, "Name of the city")
+    name = tool_name(src, "get_time", TIME_NAMES, ("time", "clock"))
+    tool = define(name, src.pick(TIME_DESCRIPTIONS), {key: description}, [key])
     moment = f"{src.number(0, 23):02d}:{src.number(0, 59):02d}"
     fields: dict[str, Any] = {src.pick(("time", "time", "current_time", "local_time")): moment}
     if src.chance(0.35):
-        fields[key] = value
+        fields[key] = place
     if src.chance(0.15):
         fields["day"] = src.pick(facts.WEEKDAYS)
     result = moment if src.chance(0.15) else result_json(src, fields)
     question = src.ask(TIME_QUESTIONS, city=place)
-    return Task(question, tool, {key: value}, result, f"It is {moment} in {place}.")
+    return Task(question, tool, {key: place}, result, f"It is {moment} in {place}.")
 
 
 # --- calculator ----------------------------------------------------------------------------------
@@ -298,8 +302,7 @@ CALCULATOR_QUESTIONS = (
 def operand(src: Source) -> str:
     """Return a number as people write it."""
     digits = src.pick((1, 1, 2, 2, 2, 3, 4))
-    text = str(src.number(10 ** (digits - 1), 10**digits - 1))
-    return f"{text}.{src.number(1, 9)}" if src.chance(0.1) else text
+    return str(src.number(10 ** (digits - 1), 10**digits - 1))
 
 
 def expression(src: Source) -> str:
@@ -308,8 +311,6 @@ def expression(src: Source) -> str:
     text = operand(src)
     for _ in range(src.pick((1, 1, 1, 1, 2))):
         text += gap + src.pick("+-**/") + gap + operand(src)
-    if src.chance(0.06):
-        text = f"({text}){gap}{src.pick('*/')}{gap}{operand(src)}"
     return text
 
 
@@ -322,10 +323,10 @@ def calculation(src: Source) -> Task:
             (("plus", "+"), ("minus", "-"), ("times", "*"), ("divided by", "/"), ("x", "*"))
         )
         asked, written = f"{left} {word} {right}", f"{left} {sign} {right}"
-    key = src.pick(("expression", "expression", "formula", "input", "expr", "query"))
-    name = "calculator" if src.chance(0.3) else src.split(CALCULATOR_NAMES)
+    key = src.pick(("expression", "expression", "formula", "input"))
+    name = tool_name(src, "calculator", CALCULATOR_NAMES, ("calculation", "math", "result"))
     kind = text_type(src, "The expression to evaluate")
-    tool = define(name, src.split(CALCULATOR_DESCRIPTIONS), {key: kind}, [key])
+    tool = define(name, src.pick(CALCULATOR_DESCRIPTIONS), {key: kind}, [key])
     value = operand(src)
     if src.chance(0.5):
         value = str(src.number(0, 99999))
@@ -334,199 +335,7 @@ def calculation(src: Source) -> Task:
     return Task(question, tool, {key: written}, result, f"{written} = {value}")
 
 
-# --- other tools, which mostly stand beside the three above --------------------------------------
-
-
-def timer(src: Source) -> Task:
-    """Return a wish for a timer."""
-    minutes = src.number(1, 90)
-    key = src.pick(("minutes", "duration", "minutes"))
-    tool = define(
-        src.pick(("set_timer", "timer", "start_timer", "countdown")),
-        src.pick(("Set a timer", "Start a countdown timer", "Sets a timer for some minutes")),
-        {key: {"type": "integer"}},
-        [key],
-    )
-    question = src.ask(
-        (
-            "Set a timer for {n} minutes.",
-            "Start a {n} minute timer.",
-            "Wake me in {n} minutes.",
-            "Please set a timer for {n} minutes.",
-            "Timer for {n} minutes, please.",
-            "Can you set a {n} minute timer?",
-            "I need a timer for {n} minutes.",
-        ),
-        n=minutes,
-    )
-    answer = f"Your timer for {minutes} minutes is set."
-    return Task(question, tool, {key: minutes}, result_json(src, {"status": "ok"}), answer)
-
-
-def search(src: Source) -> Task:
-    """Return a wish to search for something."""
-    topic = src.split(facts.TOPICS)
-    key = src.pick(("query", "query", "q", "keywords"))
-    tool = define(
-        src.pick(("search", "web_search", "search_web", "find_pages")),
-        src.pick(("Search the web", "Search the internet for pages", "Find web pages")),
-        {key: text_type(src)},
-        [key],
-    )
-    question = src.ask(
-        (
-            "Search for {topic}.",
-            "Search the web for {topic}.",
-            "Find pages about {topic}.",
-            "Look up {topic} on the web.",
-            "Please search for {topic}.",
-            "Can you search for {topic}?",
-            "I want to read about {topic}.",
-        ),
-        topic=topic,
-    )
-    found = f"{src.number(2, 90)} pages about {topic}"
-    result = found if src.chance(0.5) else result_json(src, {"results": found})
-    return Task(question, tool, {key: topic}, result, f"I found {found}.")
-
-
-def translate(src: Source) -> Task:
-    """Return a wish for a translation."""
-    text, language = src.split(facts.SHORT_TEXTS), src.split(facts.LANGUAGES)
-    key = src.pick(("language", "target", "to"))
-    tool = define(
-        src.pick(("translate", "translate_text", "translator")),
-        src.pick(("Translate text", "Translate a text to another language")),
-        {"text": text_type(src), key: text_type(src)},
-        ["text", key],
-    )
-    question = src.ask(
-        (
-            'Translate "{text}" to {language}.',
-            'Translate "{text}" into {language}.',
-            'How do you say "{text}" in {language}?',
-            'What is "{text}" in {language}?',
-            'Please translate "{text}" to {language}.',
-            'Say "{text}" in {language}.',
-        ),
-        text=text,
-        language=language,
-    )
-    words = " ".join(src.invented(2).lower() for _ in range(src.number(1, 3)))
-    result = result_json(src, {"translation": words})
-    return Task(question, tool, {"text": text, key: language}, result, f"It means: {words}")
-
-
-def currency(src: Source) -> Task:
-    """Return a wish to convert money."""
-    amount, value = src.number(1, 900), src.number(1, 9000)
-    origin, target = src.rng.sample(facts.CURRENCIES, 2)
-    tool = define(
-        src.pick(("convert_currency", "currency", "exchange")),
-        src.pick(("Convert money", "Convert an amount from one currency to another")),
-        {"amount": {"type": "number"}, "from": text_type(src), "to": text_type(src)},
-        ["amount", "from", "to"],
-    )
-    question = src.ask(
-        (
-            "Convert {n} {a} to {b}.",
-            "How much is {n} {a} in {b}?",
-            "What is {n} {a} in {b}?",
-            "Change {n} {a} into {b}.",
-            "How many {b} are {n} {a}?",
-            "Please convert {n} {a} to {b}.",
-        ),
-        n=amount,
-        a=origin,
-        b=target,
-    )
-    arguments = {"amount": amount, "from": origin, "to": target}
-    result = result_json(src, {"result": value})
-    return Task(question, tool, arguments, result, f"{amount} {origin} is {value} {target}.")
-
-
-def message(src: Source) -> Task:
-    """Return a wish to send a message to someone."""
-    name, text = src.name(), src.split(facts.SHORT_TEXTS)
-    who = src.pick(("recipient", "to", "name"))
-    what = src.pick(("text", "message"))
-    tool = define(
-        src.pick(("send_message", "send_text", "message")),
-        src.pick(("Send a message to someone", "Send a text message")),
-        {who: text_type(src), what: text_type(src)},
-        [who, what],
-    )
-    question = src.ask(
-        (
-            'Send a message to {name}: "{text}"',
-            'Tell {name} "{text}"',
-            'Write to {name}: "{text}"',
-            'Text {name} "{text}"',
-            'Please send {name} the message "{text}"',
-            'Message {name}: "{text}"',
-        ),
-        name=name,
-        text=text,
-    )
-    result = result_json(src, {"status": "sent"})
-    return Task(question, tool, {who: name, what: text}, result, f"I sent your message to {name}.")
-
-
-def reminder(src: Source) -> Task:
-    """Return a wish to be reminded of something."""
-    chore = src.split(facts.CHORES)
-    key = src.pick(("text", "task", "title"))
-    tool = define(
-        src.pick(("add_reminder", "remind", "create_reminder", "add_todo")),
-        src.pick(("Add a reminder", "Remember something to do", "Create a reminder")),
-        {key: text_type(src)},
-        [key],
-    )
-    question = src.ask(
-        (
-            "Remind me to {chore}.",
-            "I must not forget to {chore}.",
-            "Please remind me to {chore}.",
-            "Add a reminder to {chore}.",
-            "Don't let me forget to {chore}.",
-            "Can you remind me to {chore}?",
-        ),
-        chore=chore,
-    )
-    result = result_json(src, {"status": "ok"})
-    return Task(question, tool, {key: chore}, result, f"I will remind you to {chore}.")
-
-
-def lights(src: Source) -> Task:
-    """Return a wish to switch a light."""
-    room, state = src.split(facts.ROOMS), src.pick(("on", "off"))
-    tool = define(
-        src.pick(("set_light", "light", "switch_light")),
-        src.pick(("Switch a light on or off", "Control the lights of a room")),
-        {"room": text_type(src), "state": {"type": "string", "enum": ["on", "off"]}},
-        ["room", "state"],
-    )
-    question = src.ask(
-        (
-            "Turn {state} the light in the {room}.",
-            "Switch the {room} light {state}.",
-            "Turn the light in the {room} {state}.",
-            "Please turn {state} the {room} light.",
-            "Light {state} in the {room}.",
-            "Can you turn the {room} light {state}?",
-        ),
-        state=state,
-        room=room,
-    )
-    arguments = {"room": room, "state": state}
-    result = result_json(src, {"status": "ok"})
-    return Task(question, tool, arguments, result, f"The light in the {room} is now {state}.")
-
-
-MAIN_TASKS: tuple[Maker, ...] = (weather, clock_time, calculation)
-OTHER_TASKS: tuple[Maker, ...] = (
-    timer, search, translate, currency, message, reminder, lights,
-)  # fmt: skip
+TASKS: tuple[Maker, ...] = (weather, clock_time, calculation)
 
 MISSING: tuple[tuple[Maker, tuple[str, ...], str], ...] = (
     (
@@ -556,16 +365,21 @@ MISSING: tuple[tuple[Maker, tuple[str, ...], str], ...] = (
 )  # fmt: skip
 
 
+def tool_of(src: Source, maker: Maker) -> Tool:
+    """Return a tool of a maker without asking its question."""
+    asked = list(src.kept_back)
+    tool = maker(src).tool
+    src.kept_back = asked
+    return tool
+
+
 def toolbox(src: Source, makers: list[Maker], tools: list[Tool]) -> list[Tool]:
     """Return the given tools, in any order, among others that the given makers did not make."""
-    others = [maker for maker in MAIN_TASKS if maker not in makers and src.chance(0.65)]
-    if src.chance(0.35):
-        extra = src.rng.sample(OTHER_TASKS, src.number(1, 2))
-        others += [maker for maker in extra if maker not in makers]
+    others = [maker for maker in TASKS if maker not in makers and src.chance(0.6)]
     if not tools and not others:
         others = [calculation]
     # Two tools of one name could not be told apart; the given ones come last and so prevail.
-    by_name = {tool["function"]["name"]: tool for tool in [m(src).tool for m in others] + tools}
+    by_name = {tool["function"]["name"]: tool for tool in [tool_of(src, m) for m in others] + tools}
     box = list(by_name.values())
     src.rng.shuffle(box)
     return box
@@ -580,49 +394,27 @@ def again(src: Source, maker: Maker, tool: Tool) -> Task:
             return replace(task, tool=tool)
 
 
-def choose_task(src: Source) -> tuple[Maker, Task]:
-    """Return a random task, mostly weather, time or calculator, and its maker."""
-    maker = src.pick(MAIN_TASKS) if src.chance(0.8) else src.pick(OTHER_TASKS)
-    return maker, maker(src)
+def working_document(src: Source, before: list[Message]) -> Document:
+    """Return a conversation of tool calls that ends with a call or with an answer from a result.
 
-
-def call_document(src: Source, before: list[Message]) -> Document:
-    """Return a conversation that ends with the right tool call."""
-    maker, task = choose_task(src)
-    messages = [*before, {"role": "user", "content": task.question}, call_message(src, task)]
-    accepted = envelope(task.tool["function"]["name"], task.arguments)
-    tools = toolbox(src, [maker], [task.tool])
-    return Document("tool_call", tuple(messages), tuple(tools), accepted=(accepted,))
-
-
-def answer_document(src: Source, before: list[Message]) -> Document:
-    """Return a conversation that ends with an answer from a tool's result, or with a later call."""
-    maker, task = choose_task(src)
-    makers, given = [maker], [task.tool]
-    messages = [*before, *result_turns(src, task, 0)]
-    answer = task.answer
-    if src.chance(0.05):
-        reason = src.pick(("not found", "timeout", "unknown city", "no connection", "bad input"))
-        messages[-1]["content"] = f'{{"error": "{reason}"}}'
-        answer = f"I am sorry, the tool reported an error: {reason}."
-    elif src.chance(0.4):
-        # A second question after the first answer: the model must not repeat the old call.
-        other, second = choose_task(src)
-        if other is maker or src.chance(0.5):
-            second = again(src, maker, task.tool)
-        else:
-            makers.append(other)
-            given.append(second.tool)
-        messages.append({"role": "assistant", "content": answer})
-        messages += result_turns(src, second, 1)
-        answer = second.answer
-        if src.chance(0.5):
-            accepted = envelope(second.tool["function"]["name"], second.arguments)
-            tools = toolbox(src, makers, given)
-            return Document("tool_call", tuple(messages[:-1]), tuple(tools), accepted=(accepted,))
-    messages.append({"role": "assistant", "content": answer})
-    tools = toolbox(src, makers, given)
-    return Document("tool_answer", tuple(messages), tuple(tools), accepted=(answer,))
+    Several questions share one list of tools: it is long, and only the assistant's turns teach.
+    """
+    makers = src.rng.sample(TASKS, src.pick((1, 1, 1, 2, 2)))
+    first = [maker(src) for maker in makers]
+    tools = tuple(toolbox(src, makers, [task.tool for task in first]))
+    tasks = list(first)
+    while src.chance(0.55) and len(tasks) < 5:
+        at = src.number(0, len(makers) - 1)
+        tasks.append(again(src, makers[at], first[at].tool))
+    messages = list(before)
+    for number, task in enumerate(tasks):
+        messages += result_turns(src, task, number)
+        messages.append({"role": "assistant", "content": task.answer})
+    last = tasks[-1]
+    if src.chance(0.5):
+        accepted = envelope(last.tool["function"]["name"], last.arguments)
+        return Document("tool_call", tuple(messages[:-2]), tools, accepted=(accepted,))
+    return Document("tool_answer", tuple(messages), tools, accepted=(last.answer,))
 
 
 def result_turns(src: Source, task: Task, number: int) -> list[Message]:
@@ -638,12 +430,12 @@ def missing_document(src: Source, before: list[Message]) -> Document:
     """Return a question that lacks information, or one that no tool can answer."""
     if src.chance(0.5):
         maker, questions, answer = src.pick(MISSING)
-        question = src.ask(questions)
-        tools = toolbox(src, [maker], [maker(src).tool])
+        question = src.address(questions)
+        tools = toolbox(src, [maker], [tool_of(src, maker)])
     else:
-        maker = src.pick(OTHER_TASKS) if src.chance(0.5) else src.pick((weather, clock_time))
-        question, answer = maker(src).question, NO_TOOL
+        maker = src.pick((weather, clock_time))
         tools = toolbox(src, [maker], [])
+        question, answer = maker(src).question, NO_TOOL
     messages = [
         *before,
         {"role": "user", "content": question},

@@ -1,4 +1,4 @@
-"""Train the demo model from scratch on the generated corpus, and measure what it learned.
+"""Train the demo model on the generated corpus, and measure what it learned.
 
 Example: python models/demo/train.py --minutes 50 --out models/demo
 """
@@ -6,17 +6,17 @@ Example: python models/demo/train.py --minutes 50 --out models/demo
 import argparse
 import itertools
 import json
-import math
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from corpus import stream
 from evaluate import measure, table
-from source import Document
+from source import Document, Source
 from torch.nn import functional
 from tqdm import tqdm
 from transformers import (
@@ -30,6 +30,9 @@ from wiring import wire_copying
 
 VOCABULARY = 4096
 TOKENIZER_DOCUMENTS = 40_000
+WIDTHS = (32, 48, 64, 96, 128, 192, 256, 384, 512)  # of batches, in tokens
+COPYING = 0.4  # share of the run over which the copying exercises fade out
+Layers = Callable[..., Any]
 Batch = tuple[torch.Tensor, torch.Tensor]
 Encoded = tuple[list[int], list[bool]]
 
@@ -63,7 +66,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """Train the tokenizer on a fixed part of the corpus."""
-    documents = itertools.islice(stream(seed=0), TOKENIZER_DOCUMENTS)
+    documents = itertools.islice(stream(Source(seed=0)), TOKENIZER_DOCUMENTS)
     # A small untrained tokenizer supplies the chat template to render the conversations with.
     renderer = train_tokenizer([], 300)
     return train_tokenizer((rendered(renderer, document) for document in documents), VOCABULARY)
@@ -88,13 +91,14 @@ def batches(
     """Yield batches of about `tokens` tokens, each of documents of similar length.
 
     Rows start with their own document, so no attention is spent on unrelated text. Only a few
-    shapes occur, for which the math library prepares its kernels once.
+    shapes occur, for each of which the layers are compiled once.
     """
     waiting: dict[int, list[Encoded]] = defaultdict(list)
     while True:
         for item in encode(tokenizer, list(itertools.islice(documents, 64))):
-            grain = 16 if len(item[0]) <= 128 else 32
-            width = math.ceil(len(item[0]) / grain) * grain
+            width = next((w for w in WIDTHS if w >= len(item[0])), None)
+            if width is None:
+                continue
             rows = waiting[width]
             rows.append(item)
             if len(rows) >= max(1, tokens // width):
@@ -102,14 +106,16 @@ def batches(
                 rows.clear()
 
 
-def backward(model: LlamaForCausalLM, step: list[Batch], device: torch.device) -> float:
+def backward(
+    model: LlamaForCausalLM, layers: Layers, step: list[Batch], device: torch.device
+) -> float:
     """Add up the gradients of all parts of a step; return the mean loss per learned token."""
     learned = sum(int((targets != -100).sum()) for _, targets in step)
     total = 0.0
     for inputs, targets in step:
         mask = (targets != -100).to(device)
         with torch.autocast(device.type, torch.bfloat16):
-            hidden = model.model(input_ids=inputs.to(device)).last_hidden_state
+            hidden = layers(input_ids=inputs.to(device), use_cache=False).last_hidden_state
             # Only the learned positions need logits, a good part of the work at this size.
             logits = model.lm_head(hidden[mask])
         loss = (
@@ -121,22 +127,26 @@ def backward(model: LlamaForCausalLM, step: list[Batch], device: torch.device) -
     return total
 
 
-def learning_rate(progress: float, peak: float, warm_up: float = 0.02) -> float:
-    """Return the rate at a progress from 0 to 1: linear warm-up, then a cosine to 2 %."""
+def learning_rate(progress: float, peak: float, warm_up: float = 0.01) -> float:
+    """Return the rate at a progress from 0 to 1: linear warm-up, then linear to nothing."""
     if progress < warm_up:
         return peak * (progress + 0.001) / (warm_up + 0.001)
-    along = (progress - warm_up) / (1 - warm_up)
-    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(along, 1.0))))
+    return peak * (1 - progress) / (1 - warm_up)
 
 
-def make_optimizer(model: LlamaForCausalLM) -> torch.optim.AdamW:
-    """Return AdamW with weight decay on matrices only."""
-    parameters = list(model.parameters())
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": 0.05},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+def make_optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
+    """Return Muon for the matrices of the layers and AdamW for everything else.
+
+    Muon needs far fewer tokens than AdamW here. Its updates are scaled to the size that AdamW's
+    have, so both follow one learning rate.
+    """
+    matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
+    chosen = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if id(p) not in chosen]
+    return [
+        torch.optim.Muon(matrices, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, betas=(0.9, 0.97), weight_decay=0.0, fused=True),
     ]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.97), fused=True)
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
@@ -158,9 +168,14 @@ def train(
 ) -> dict[str, float]:
     """Train for the given minutes or steps; return the figures of the run."""
     device = model.device
-    optimizer = make_optimizer(model)
-    documents = stream(options.seed, copying=options.copying)
-    parts = batches(documents, tokenizer, options.tokens)
+    optimizers = make_optimizers(model)
+    source = Source(options.seed)
+    # A rare piece of a word is copied only if it has been copied before.
+    source.pieces = [
+        piece for piece in tokenizer.get_vocab() if piece.isascii() and piece.isalpha()
+    ]
+    parts = batches(stream(source), tokenizer, options.tokens)
+    layers = torch.compile(model.model, dynamic=False) if options.compile else model.model
     started = checked = time.monotonic()
     total = options.steps or options.minutes * 60
     seen = count = 0
@@ -171,14 +186,17 @@ def train(
         done = count if options.steps else time.monotonic() - started
         if done >= total:
             break
+        source.copying = options.copying * max(0.0, 1 - done / total / COPYING)
         rate = learning_rate(done / total, options.lr)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
         step = list(itertools.islice(parts, options.parts))
-        loss = backward(model, step, device)
+        loss = backward(model, layers, step, device)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.step()
+        model.zero_grad()
         count += 1
         seen += sum(inputs.numel() for inputs, _ in step)
         smooth = loss if count == 1 else 0.98 * smooth + 0.02 * loss
@@ -186,6 +204,7 @@ def train(
         bar.set_postfix(step=count, loss=f"{smooth:.4f}", lr=f"{rate:.1e}", tokens=seen)
         if options.check and time.monotonic() - checked > options.check * 60:
             model.eval()  # type: ignore[no-untyped-call]
+            tqdm.write(f"{done / total:.0%} loss {smooth:.4f}")
             tqdm.write(table(measure(model, tokenizer, 16)))
             save(model, tokenizer, options.out)
             model.train()
@@ -209,7 +228,15 @@ def options_from_command_line() -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=2e-3, help="peak learning rate")
     parser.add_argument("--tokens", type=int, default=2048, help="tokens per forward pass")
     parser.add_argument("--parts", type=int, default=2, help="forward passes per step")
-    parser.add_argument("--copying", type=float, default=0.0, help="share of copying exercises")
+    parser.add_argument(
+        "--copying", type=float, default=0.5, help="share of copying exercises at the start"
+    )
+    parser.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="compile the layers, which needs a C++ compiler",
+    )
     parser.add_argument("--seed", type=int, default=1, help="seed of the corpus and the weights")
     parser.add_argument("--check", type=float, default=0, help="minutes between quick checks")
     parser.add_argument("--per-skill", type=int, default=200, help="held-out documents per skill")
@@ -221,6 +248,7 @@ def main() -> None:
     options = options_from_command_line()
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
+    torch._dynamo.config.recompile_limit = 2 * len(WIDTHS)
     device = options.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
