@@ -460,11 +460,14 @@ def test_a_request_that_was_aborted_meanwhile_does_not_run(
 def test_a_service_that_comes_back_meanwhile_gets_its_answer(
     serve: Serve, path: Path, compiler: Compiler
 ) -> None:
-    serve(make_engine())
+    server = serve(make_engine())
     with Client(path) as first:
         first.send(wire.submit(make_request()))
         done = compiler.waiting.get(timeout=TIMEOUT_S)
     with Client(path) as second:
+        second.step()
+        while len(server._connections) > 1:  # a heartbeat at a time, until it sees the first leave
+            second.step()
         second.send(wire.submit(make_request()))
         done_again = compiler.waiting.get(timeout=TIMEOUT_S)
         compiler.is_done = True
