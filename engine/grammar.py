@@ -111,7 +111,7 @@ class Matcher:
 
     def __init__(self, matcher: LLMatcher) -> None:
         self._matcher = matcher
-        self._check()
+        self.check()
 
     def copy(self) -> Matcher:
         """Another one at the same place, about 10 us."""
@@ -124,7 +124,7 @@ class Matcher:
             GrammarError: they are not allowed.
         """
         self._matcher.consume_tokens(list(token_ids))
-        self._check()
+        self.check()
 
     def forced(self) -> list[int]:
         """The tokens that must come next, in the tokenizer's own spelling; often none.
@@ -145,21 +145,18 @@ class Matcher:
         return bool(self._matcher.is_stopped())
 
     def check(self) -> None:
-        """Raises what filling a mask may have come upon.
+        """Raises what the last call, or filling a mask, has come upon.
 
         Raises:
             GrammarError: the grammar is too complex, or has come to a dead end.
         """
-        self._check()
+        if self._matcher.is_error():
+            raise GrammarError(self._matcher.get_error())
 
     @property
     def raw(self) -> LLMatcher:
         """The library's object."""
         return self._matcher
-
-    def _check(self) -> None:
-        if self._matcher.is_error():
-            raise GrammarError(self._matcher.get_error())
 
 
 class GrammarCompiler:
@@ -205,10 +202,6 @@ class GrammarCompiler:
     def condemn(self, source: str, eos_token_ids: frozenset[int], error: GrammarError) -> None:
         """Lets `compile` refuse a source from now on."""
         self._keep((source, eos_token_ids), error)
-
-    def close(self) -> None:
-        """Drops what waits to be compiled."""
-        self._workers.shutdown(wait=False, cancel_futures=True)
 
     def is_ready(self, source: str, eos_token_ids: frozenset[int]) -> bool:
         """Whether `compile` would answer at once."""

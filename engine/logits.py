@@ -16,6 +16,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from .packed_bits import byte_table, spread
 from .request import SamplingParams
 from .sequence import SampledSequence
 
@@ -50,9 +51,8 @@ def process(
 
 
 def _mask(scores: Tensor, masks: RowMasks) -> None:
-    """Sets to -inf what a grammar does not allow, in place: one look-up for eight columns."""
-    bias = torch.nn.functional.embedding(masks.packed.int(), _bias_of_byte(scores.device))
-    bias = bias.flatten(1)[:, : scores.shape[1]]
+    """Sets to -inf what a grammar does not allow, in place."""
+    bias = spread(masks.packed, _mask_table(scores.device), scores.shape[1])
     if len(masks.rows) == scores.shape[0]:
         scores.add_(bias)
     else:
@@ -60,10 +60,8 @@ def _mask(scores: Tensor, masks: RowMasks) -> None:
 
 
 @cache
-def _bias_of_byte(device: torch.device) -> Tensor:
-    """Float32 [256, 8]: 0 for a set bit, -inf for another."""
-    bits = torch.arange(256).unsqueeze(1) >> torch.arange(8) & 1
-    return torch.where(bits.bool(), 0.0, _NEVER).to(device)
+def _mask_table(device: torch.device) -> Tensor:
+    return byte_table(0.0, _NEVER, device)
 
 
 def _repetition_penalty(scores: Tensor, sequences: list[SampledSequence]) -> Tensor:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .packed_bits import byte_table, spread
 from .sequence import SampledSequence
 
 _HASH_KEY = 15485863  # the millionth prime, as in TGI and transformers
@@ -38,8 +39,7 @@ class Watermark:
         self._num_green = int(vocab_size * gamma)
         self._device = device
         self._generator = torch.Generator()  # the CPU's: a GPU's would give other lists
-        bits = torch.arange(256).unsqueeze(1) >> torch.arange(8) & 1
-        self._bias_of_byte = (bits * delta).to(device, torch.float32)  # [256, 8]
+        self._bias_of_byte = byte_table(delta, 0.0, device)
         row_bytes = -(-vocab_size // 8)
         self._green_bits = lru_cache(maxsize=max(1, _CACHE_BYTES // row_bytes))(self._pack)
 
@@ -54,10 +54,9 @@ class Watermark:
         if not rows:
             return
         packed = torch.stack([self._green_bits(sequences[row].token_ids[-1]) for row in rows])
-        # One look-up gives eight columns, which is faster than to unpack, convert and multiply.
-        bias = torch.nn.functional.embedding(packed.int(), self._bias_of_byte).flatten(1)
+        bias = spread(packed, self._bias_of_byte, self._vocab_size)
         index = torch.tensor(rows, device=scores.device)
-        scores.index_add_(0, index, bias[:, : self._vocab_size])
+        scores.index_add_(0, index, bias)
 
     def green_ids(self, last_token_id: int) -> Tensor:
         """Int64 [int(vocab_size * gamma)]: the tokens that are green after this one."""

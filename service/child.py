@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import logging
 import os
 import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+
+from .parent import die_with_parent
 
 logger = logging.getLogger(__name__)
 
 _TAIL_LINES = 20
 _CHUNK_BYTES = 64 * 1024
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 class Child:
@@ -48,7 +48,7 @@ class Child:
                 # Not PIPE: asyncio would see the end only when no grandchild holds the pipe.
                 stderr=write_end,
                 start_new_session=True,  # the terminal's Ctrl-C is for the supervisor alone
-                preexec_fn=_die_with_parent(os.getpid()),
+                preexec_fn=die_with_parent(os.getpid()),
             )
         except BaseException:
             transport.close()
@@ -131,20 +131,6 @@ async def _open_pipe() -> tuple[asyncio.StreamReader, asyncio.BaseTransport, int
         lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(read_end, "rb", buffering=0)
     )
     return reader, transport, write_end
-
-
-def _die_with_parent(parent: int) -> Callable[[], None] | None:
-    """Returns what a child does before exec so that it outlives its parent under no signal."""
-    if sys.platform != "linux":
-        return None
-    prctl = ctypes.CDLL(None).prctl  # looked up here: a forked child should do next to nothing
-
-    def die_with_parent() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it was killed before the line above
-            os._exit(1)
-
-    return die_with_parent
 
 
 def _ending(returncode: int | None) -> str:

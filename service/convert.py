@@ -219,9 +219,7 @@ def chat_completion(answer: ChatAnswer) -> pb.ChatCompletion:
         finish_reason=answer.finish_reason,
     )
     return pb.ChatCompletion(
-        created=answer.created,
-        model=answer.server.model_id,
-        system_fingerprint=answer.server.system_fingerprint,
+        **_head(answer.created, answer.server),
         choices=[choice],
         usage=_usage(answer.usage),
     )
@@ -235,9 +233,7 @@ def chat_chunk(delta: ChatDelta) -> pb.ChatCompletionChunk:
         finish_reason=delta.finish_reason,
     )
     return pb.ChatCompletionChunk(
-        created=delta.created,
-        model=delta.server.model_id,
-        system_fingerprint=delta.server.system_fingerprint,
+        **_head(delta.created, delta.server),
         choices=[choice],
     )
 
@@ -245,9 +241,7 @@ def chat_chunk(delta: ChatDelta) -> pb.ChatCompletionChunk:
 def completion(answer: CompletionAnswer) -> pb.Completion:
     """All continuations."""
     return pb.Completion(
-        created=answer.created,
-        model=answer.server.model_id,
-        system_fingerprint=answer.server.system_fingerprint,
+        **_head(answer.created, answer.server),
         choices=[
             pb.CompletionChoice(
                 index=index, text=result.generated_text, finish_reason=result.finish_reason
@@ -261,9 +255,7 @@ def completion(answer: CompletionAnswer) -> pb.Completion:
 def completion_chunk(delta: CompletionDelta) -> pb.Completion:
     """One token of one continuation."""
     return pb.Completion(
-        created=delta.created,
-        model=delta.server.model_id,
-        system_fingerprint=delta.server.system_fingerprint,
+        **_head(delta.created, delta.server),
         choices=[pb.CompletionChoice(index=delta.index, text=delta.text)],
     )
 
@@ -271,9 +263,7 @@ def completion_chunk(delta: CompletionDelta) -> pb.Completion:
 def chat_usage(part: StreamUsage) -> pb.ChatCompletionChunk:
     """What a stream took."""
     return pb.ChatCompletionChunk(
-        created=part.created,
-        model=part.server.model_id,
-        system_fingerprint=part.server.system_fingerprint,
+        **_head(part.created, part.server),
         usage=_usage(part.usage),
     )
 
@@ -281,9 +271,7 @@ def chat_usage(part: StreamUsage) -> pb.ChatCompletionChunk:
 def completion_usage(part: StreamUsage) -> pb.Completion:
     """What a stream took."""
     return pb.Completion(
-        created=part.created,
-        model=part.server.model_id,
-        system_fingerprint=part.server.system_fingerprint,
+        **_head(part.created, part.server),
         usage=_usage(part.usage),
     )
 
@@ -410,6 +398,15 @@ def _summary(result: Generation) -> dict[str, Any]:
         "prefill": _prefill(result.prefill),
         "tokens": _tokens(result.tokens),
         "top_tokens": _token_lists(result.top_tokens),
+    }
+
+
+def _head(created: int, server: ServerInfo) -> dict[str, Any]:
+    """The fields that every answer of OpenAI's endpoints begins with."""
+    return {
+        "created": created,
+        "model": server.model_id,
+        "system_fingerprint": server.system_fingerprint,
     }
 
 

@@ -16,8 +16,10 @@ from typing import Any
 
 import msgpack
 
+from engine.wire import HEADER
+
 from .errors import ErrorKind, ServiceError
-from .grammar_worker import HEADER
+from .grammar_worker import frame
 from .parameters import Grammar
 
 MAX_GRAMMAR_BYTES = 256 * 1024  # of its JSON text
@@ -56,7 +58,7 @@ class GrammarChecker:
         self._enabled = enabled
         self._best_effort = best_effort
         self._deadline_s = deadline_s
-        setup = msgpack.packb([tokenizer, vocab_size, sorted(eos_token_ids)])
+        setup = frame([tokenizer, vocab_size, sorted(eos_token_ids)])
         self._workers: asyncio.Queue[_Worker] = asyncio.Queue()
         for _ in range(num_workers):
             self._workers.put_nowait(_Worker(setup))
@@ -206,7 +208,7 @@ class _Worker:
             stdout=asyncio.subprocess.PIPE,
         )
         assert process.stdin is not None
-        process.stdin.write(HEADER.pack(len(self._setup)) + self._setup)
+        process.stdin.write(self._setup)
         try:
             async with asyncio.timeout(_START_S):
                 await _exchange(process, {"kind": "regex", "value": "a"})
@@ -218,8 +220,7 @@ class _Worker:
 async def _exchange(process: asyncio.subprocess.Process, request: Any) -> dict[str, str]:
     assert process.stdin is not None
     assert process.stdout is not None
-    body = msgpack.packb(request)
-    process.stdin.write(HEADER.pack(len(body)) + body)
+    process.stdin.write(frame(request))
     await process.stdin.drain()
     (size,) = HEADER.unpack(await process.stdout.readexactly(HEADER.size))
     answer: dict[str, str] = msgpack.unpackb(await process.stdout.readexactly(size))

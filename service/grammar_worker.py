@@ -6,11 +6,9 @@ behind its length. Started and, if need be, killed by `grammar.py`. Imports neit
 
 from __future__ import annotations
 
-import ctypes
 import os
 import resource
 import signal
-import struct
 import sys
 import time
 from contextlib import suppress
@@ -22,11 +20,12 @@ import numpy as np
 
 from engine.errors import GrammarError
 from engine.grammar import GrammarCompiler, Matcher, TokenMasks, json_source, regex_source
+from engine.wire import HEADER
+
+from .parent import die_with_parent
 
 _NICENESS = 19
 _AUTOGROUP = Path("/proc/self/autogroup")
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h: a signal for when the parent has died
-HEADER = struct.Struct(">I")
 # Seconds of processor time: the engine compiles once more, and its steps feel a tenth of it.
 _MAX_COMPILE_S = 0.5
 _NUM_PROBES = 48  # tokens of the trial walk
@@ -35,7 +34,9 @@ _MAX_MASK_S = 0.005  # seconds per mask, on average over the walk: a decode step
 
 def main() -> None:
     """Serves until the input ends. Arguments: the memory limit in bytes."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # also in the middle of a grammar
+    bind = die_with_parent(os.getppid())
+    if bind is not None:
+        bind()  # also in the middle of a grammar
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to everybody
     _give_way()
     limit = int(sys.argv[1])
@@ -50,7 +51,8 @@ def main() -> None:
         request = _read(source)
         if request is None:
             return
-        _write(sink, _answer(request, compiler, masks, eos))
+        sink.write(frame(_answer(request, compiler, masks, eos)))
+        sink.flush()
 
 
 def _give_way() -> None:
@@ -119,10 +121,10 @@ def _read(stream: BinaryIO) -> Any:
     return msgpack.unpackb(stream.read(HEADER.unpack(header)[0]), strict_map_key=False)
 
 
-def _write(stream: BinaryIO, message: dict[str, str]) -> None:
+def frame(message: Any) -> bytes:
+    """A message of either direction as bytes, with its length in front."""
     body = msgpack.packb(message)
-    stream.write(HEADER.pack(len(body)) + body)
-    stream.flush()
+    return HEADER.pack(len(body)) + bytes(body)
 
 
 if __name__ == "__main__":
