@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 
 import torch
 from transformers import AutoTokenizer
@@ -20,6 +19,7 @@ from .kv_cache import KVCache, bytes_per_token, free_memory
 from .model_loader import LoadedModel, load_model
 from .model_runner import ModelRunner
 from .scheduler import Scheduler
+from .threads import num_processors
 from .watermark import Watermark
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ def build_engine(config: EngineConfig) -> tuple[Engine, EngineInfo]:
     Raises:
         ModelLoadError: the model cannot be served with this configuration.
     """
-    torch.set_num_threads(config.num_threads or len(os.sched_getaffinity(0)))
+    torch.set_num_threads(config.num_threads or num_processors())
     loaded = load_model(config)
     backend, attention = _choose_backend(config, loaded)
     limit = _max_total_tokens(config, loaded)

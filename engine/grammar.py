@@ -24,6 +24,7 @@ from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
 from numpy.typing import NDArray
 
 from .errors import GrammarError
+from .threads import unpin
 
 logger = logging.getLogger(__name__)
 
@@ -273,6 +274,7 @@ def _unspeakable(tokenizer: str) -> str:
 
 def _give_way() -> None:
     """Lets other threads go first: whoever waits for a grammar waits for nothing else."""
+    unpin()
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
@@ -287,7 +289,7 @@ class TokenMasks:
     def __init__(self, vocab_size: int, num_threads: int = 2) -> None:
         self._num_words = -(-vocab_size // 32)
         self._executor = LLExecutor(num_threads=num_threads)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="masks")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="masks", initializer=unpin)
 
     def start(self, matchers: Sequence[Matcher]) -> Future[NDArray[np.int32]]:
         """Begins to fill: int32 [len(matchers), ceil(vocab_size / 32)], bit i % 32 of word i // 32.

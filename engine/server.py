@@ -24,6 +24,7 @@ from . import wire
 from .config import EngineConfig, EngineInfo
 from .engine import Engine
 from .request import Request, SequenceOutput, StepOutput
+from .threads import num_processors, pin, unpin
 
 logger = logging.getLogger(__name__)
 
@@ -143,6 +144,7 @@ class EngineServer:
             connection.finish(deadline)
 
     def _accept(self) -> None:
+        unpin()  # and with it the threads of connections, which are started from here
         while not self._stopping.is_set():
             try:
                 sock, _ = self._listener.accept()
@@ -276,4 +278,5 @@ def serve(config: EngineConfig) -> None:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     logger.info("engine ready: %s on %s, %s", info.model_id, info.device, info.attention)
+    pin(config.num_threads or num_processors())
     server.run()

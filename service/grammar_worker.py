@@ -11,8 +11,6 @@ import resource
 import signal
 import sys
 import time
-from contextlib import suppress
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import msgpack
@@ -24,8 +22,6 @@ from engine.wire import HEADER
 
 from .parent import die_with_parent
 
-_NICENESS = 19
-_AUTOGROUP = Path("/proc/self/autogroup")
 # Seconds of processor time: the engine compiles once more, and its steps feel a tenth of it.
 _MAX_COMPILE_S = 0.5
 _NUM_PROBES = 48  # tokens of the trial walk
@@ -38,7 +34,6 @@ def main() -> None:
     if bind is not None:
         bind()  # also in the middle of a grammar
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to everybody
-    _give_way()
     limit = int(sys.argv[1])
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # it may well die for want of memory
@@ -53,18 +48,6 @@ def main() -> None:
             return
         sink.write(frame(_answer(request, compiler, masks, eos)))
         sink.flush()
-
-
-def _give_way() -> None:
-    """Lets everybody else go first: whoever waits for a grammar waits for nothing else.
-
-    Linux with autogroups shares the processors among sessions before it looks at niceness, so the
-    process becomes a session of its own and lowers that as well.
-    """
-    os.setsid()
-    os.nice(_NICENESS)
-    with suppress(OSError):
-        _AUTOGROUP.write_text(str(_NICENESS))
 
 
 def _answer(

@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #if defined(__linux__)
+#include <sched.h>
 #include <sys/mman.h>
 #endif
 #ifdef _OPENMP
@@ -209,6 +210,21 @@ EXPORT int tw_has_openmp(void) {
     return 1;
 #else
     return 0;
+#endif
+}
+
+/* Binds each thread of the pool to a processor of its own; processors[i] is for thread i. */
+EXPORT void tw_pin_threads(const int *processors, int num_threads) {
+#if defined(_OPENMP) && defined(__linux__)
+#pragma omp parallel num_threads(num_threads)
+    {
+        cpu_set_t set;
+        CPU_ZERO(&set);
+        CPU_SET(processors[omp_get_thread_num()], &set);
+        sched_setaffinity(0, sizeof set, &set);
+    }
+#else
+    (void)processors, (void)num_threads;
 #endif
 }
 

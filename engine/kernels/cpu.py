@@ -8,6 +8,7 @@ chooses them.
 import ctypes
 import functools
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -18,6 +19,7 @@ from .build import load_library
 _POINTER, _SIZE, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 _SIGNATURES: dict[str, tuple[type[ctypes.c_int] | None, list[type[Any]]]] = {
     "tw_has_openmp": (_INT, []),
+    "tw_pin_threads": (None, [_POINTER, _INT]),
     "tw_max_head_size": (_INT, []),
     "tw_panel_width": (_INT, []),
     "tw_advise_huge": (None, [_POINTER, _SIZE]),
@@ -252,6 +254,11 @@ class CpuKernels:
             torch.get_num_threads(),
         )
         return output
+
+    def pin_threads(self, processors: Sequence[int]) -> None:
+        """Bind each of torch's threads, the calling one first, to a processor of its own."""
+        numbers = (ctypes.c_int * len(processors))(*processors)
+        self._library.tw_pin_threads(numbers, len(processors))
 
     def advise_huge_pages(self, tensor: Tensor) -> None:
         """Ask the system for huge pages behind a large tensor that has not been written yet."""

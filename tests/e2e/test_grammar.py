@@ -391,6 +391,8 @@ POISON: list[dict[str, Any]] = [
     {"type": "json", "value": {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}},
     {"type": "regex", "value": "((((((["},
 ]
+NUM_CHEAP = 5  # of them, at the end, need no trial or a short one
+STATUSES = {grpc.StatusCode.INVALID_ARGUMENT: 422, grpc.StatusCode.RESOURCE_EXHAUSTED: 429}
 NUM_STREAMS = 32
 
 
@@ -433,8 +435,7 @@ class TestPoison:
             if number % 2:
                 with pytest.raises(grpc.RpcError) as failed:
                     api.call("Generate", body)
-                assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-                return 422, str(failed.value.details())
+                return STATUSES[failed.value.code()], str(failed.value.details())
             reply = server.http.post("/generate", json=body)
             return reply.status_code, reply.text
 
@@ -451,7 +452,9 @@ class TestPoison:
             finally:
                 over.set()
             results = [item.result() for item in streams]
-        assert [status for status, _ in answers] == [422] * len(POISON), answers
+        # Too much work under a machine's full load is put off instead of blamed on the grammar.
+        assert {status for status, _ in answers} <= set(STATUSES.values()), answers
+        assert [status for status, _ in answers[-NUM_CHEAP:]] == [422] * NUM_CHEAP, answers
         for number, (found, reason) in enumerate(results):
             assert reason == ("length" if number % 2 else None) or len(found) == 2000
             size = min(len(found), len(alone))

@@ -196,7 +196,8 @@ class TestWhatIsRemembered:
         assert len(trials) == 1
 
 
-async def test_a_grammar_that_takes_too_long_is_refused() -> None:
+async def test_a_grammar_that_takes_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MIN_SHARE", 0)  # this machine may be busy
     async with checking() as checker:
         await checker.check(regex("a"))  # the process is up: that is not the grammar's time
         (before,) = workers()
@@ -208,6 +209,26 @@ async def test_a_grammar_that_takes_too_long_is_refused() -> None:
         assert await checker.check(regex("b")) == regex_source("b")
         (after,) = workers()
         assert after != before
+
+
+async def test_a_process_that_gets_no_processor_is_not_the_grammars_fault(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_MIN_SHARE", 10_000)  # of a processor: more than anybody has
+    async with checking() as checker:
+        await checker.check(regex("a"))
+        checker._deadline_s = 0.5
+        error = await refusal(checker, schema(ENDLESS))
+        assert (error.kind, error.message) == (ErrorKind.OVERLOADED, "Model is overloaded")
+        assert workers() == []
+
+
+async def test_processes_give_way_to_everybody_else() -> None:
+    async with checking() as checker:
+        await checker.check(regex("a"))
+        (worker,) = workers()
+        assert os.sched_getscheduler(worker.pid) == os.SCHED_IDLE
+        assert os.getsid(worker.pid) == worker.pid
 
 
 async def test_a_process_may_come_up_slowly() -> None:

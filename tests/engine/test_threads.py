@@ -1,0 +1,81 @@
+"""The processors of the engine's threads."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine import threads
+from engine.kernels import cpu as cpu_kernels
+
+_ALL = os.sched_getaffinity(0)
+
+
+@pytest.mark.parametrize(
+    ("cpu_max", "expected"),
+    [
+        ("max 100000", len(_ALL)),
+        ("100000 100000", 1),
+        ("1000 100000", 1),
+        ("150000 100000", min(2, len(_ALL))),
+        (f"{100_000 * 10_000} 100000", len(_ALL)),
+        ("", len(_ALL)),
+    ],
+)
+def test_a_containers_quota_bounds_the_threads(
+    cpu_max: str, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "cpu.max"
+    path.write_text(cpu_max)
+    monkeypatch.setattr(threads, "_CPU_MAX", path)
+    assert threads.num_processors() == expected
+
+
+def test_without_a_quota_all_processors_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threads, "_CPU_MAX", tmp_path / "absent")
+    assert threads.num_processors() == len(_ALL)
+
+
+# Pinning stays for the life of a thread, and the pool's threads are everybody's: another process.
+_PINNED = """
+import os, threading, torch
+from engine import threads
+every = os.sched_getaffinity(0)
+torch.set_num_threads(len(every))
+threads.pin({number})
+def masks():
+    return [sorted(os.sched_getaffinity(int(tid))) for tid in os.listdir("/proc/self/task")]
+single = sorted(mask for mask in masks() if len(mask) == 1)
+found = []
+def run():
+    threads.unpin()
+    found.append(os.sched_getaffinity(0) == every)
+thread = threading.Thread(target=run)
+thread.start()
+thread.join()
+print(single == [[cpu] for cpu in sorted(every)], len(single), found)
+"""
+
+
+def _run(number: int) -> str:
+    code = _PINNED.format(number=number)
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.mark.skipif(
+    (kernels := cpu_kernels.load()) is None or not kernels.has_openmp or len(_ALL) < 2,
+    reason="needs OpenMP and two processors",
+)
+def test_each_computing_thread_gets_a_processor_and_others_are_free() -> None:
+    assert _run(len(_ALL)) == f"True {len(_ALL)} [True]"
+
+
+def test_fewer_threads_than_processors_are_not_pinned() -> None:
+    assert _run(len(_ALL) + 1).endswith("0 [True]")
