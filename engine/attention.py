@@ -9,13 +9,15 @@ torch is always right and runs anywhere, faster ones are tested against it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from .batch import AttentionInput
+from .kv_cache import to_cache_format
+from .rotary import pending_rotation
 
 IMPLEMENTATION = "tokenwire_paged"
 
@@ -24,8 +26,8 @@ class AttentionBackend(Protocol):
     """The seam of attention kernels.
 
     Caches are [num_blocks, block_size, num_kv_heads, head_dim]; the key's and the value's head size
-    may differ. A query token at position p of its sequence attends to the positions
-    max(0, p - sliding_window + 1) … p.
+    may differ, and a cache may be in an 8-bit format (`to_cache_format`). A query token at position
+    p of its sequence attends to the positions max(0, p - sliding_window + 1) … p.
     """
 
     def write_kv(
@@ -59,6 +61,28 @@ class AttentionBackend(Protocol):
         """
 
 
+@runtime_checkable
+class RotaryBackend(Protocol):
+    """What a backend has beside `AttentionBackend` if it can rotate keys while it writes them."""
+
+    def rotary_write_kv(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        slot_mapping: Tensor,
+    ) -> Tensor:
+        """Rotates query and key, stores key and value, and returns the rotated query.
+
+        Query [num_tokens, num_heads, head_dim], `cos` and `sin` [num_tokens, rotary_dim]. Of the
+        first `rotary_dim` elements of a head the first half pairs with the second; the others stay.
+        """
+
+
 class ReferenceAttention:
     """Attention in plain torch, one sequence after the other: slow, short and right."""
 
@@ -72,8 +96,8 @@ class ReferenceAttention:
     ) -> None:
         """See `AttentionBackend.write_kv`."""
         blocks, offsets = slot_mapping // key_cache.shape[1], slot_mapping % key_cache.shape[1]
-        key_cache[blocks, offsets] = key
-        value_cache[blocks, offsets] = value
+        key_cache[blocks, offsets] = to_cache_format(key, key_cache.dtype)
+        value_cache[blocks, offsets] = to_cache_format(value, value_cache.dtype)
 
     def paged_attention(
         self,
@@ -155,11 +179,9 @@ def paged_attention_forward(
     )
     step = attention_step.batch
     key_cache, value_cache = attention_step.caches[_layer_index(module)]
-    attention_step.backend.write_kv(
-        _token_major(key), _token_major(value), key_cache, value_cache, step.slot_mapping
-    )
+    rows = _write_step(attention_step, query, key, value, key_cache, value_cache)
     output = attention_step.backend.paged_attention(
-        _token_major(query),
+        rows,
         key_cache,
         value_cache,
         step.block_tables,
@@ -171,6 +193,34 @@ def paged_attention_forward(
         sinks=s_aux,
     )
     return output.unsqueeze(0), None
+
+
+def _write_step(
+    attention_step: AttentionStep,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+) -> Tensor:
+    """Writes key and value into the caches; the query [num_tokens, num_heads, head_dim]."""
+    backend, slots = attention_step.backend, attention_step.batch.slot_mapping
+    rotation = pending_rotation(query)
+    if rotation is not None and isinstance(backend, RotaryBackend):
+        return backend.rotary_write_kv(
+            _token_major(query),
+            _token_major(key),
+            _token_major(value),
+            rotation.cos[0],
+            rotation.sin[0],
+            key_cache,
+            value_cache,
+            slots,
+        )
+    if rotation is not None:
+        query, key = rotation.apply(query, key)
+    backend.write_kv(_token_major(key), _token_major(value), key_cache, value_cache, slots)
+    return _token_major(query)
 
 
 def _token_major(states: Tensor) -> Tensor:

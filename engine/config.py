@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+GRAPH_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
@@ -16,6 +18,9 @@ class EngineConfig:
         revision: the hub revision.
         dtype: "float32", "bfloat16", "float16", or None for float32 on the CPU and the checkpoint's
             own format on a GPU.
+        quantize: "int8", "int4", "fp8", or one of TGI's names; see `quantization.py`. None for the
+            weights as they are.
+        kv_cache_dtype: "fp8_e4m3fn", "fp8_e5m2", or None for the model's own format.
         device: "cuda", "cpu", or None for a GPU if there is one.
         trust_remote_code: whether code that comes with a checkpoint may run.
         socket_path: the Unix socket on which the engine listens.
@@ -24,11 +29,16 @@ class EngineConfig:
         max_batch_total_tokens: tokens that the KV cache holds; None sizes it to the memory.
         max_step_tokens: tokens computed in one step at most.
         max_num_seqs: sequences running at a time at most.
+        run_ahead: whether a step is launched before the tokens of the one before are known; None
+            does so on a GPU, where the device would wait otherwise.
+        graph_sizes: batch sizes for which decode steps are recorded, on a GPU; none records none.
         speculate: guessed tokens per sequence and step at most; 0 guesses nothing.
         memory_fraction: share of the device's memory that may be used, 0 … 1.
         num_threads: CPU threads of the model; None takes all cores.
         enable_prefix_caching: whether prompts share blocks.
-        enable_native_kernels: whether the compiled CPU kernels are used.
+        enable_native_kernels: whether kernels of our own are used: compiled C on a CPU, Triton on a
+            GPU.
+        enable_fused_rotation: whether GPU kernels may rotate query and key for the model.
         watermark_gamma: the share of the vocabulary that a watermark favours, between 0 and 1.
         watermark_delta: what a watermark adds to the logits of those tokens.
     """
@@ -37,6 +47,8 @@ class EngineConfig:
     socket_path: Path
     revision: str | None = None
     dtype: str | None = None
+    quantize: str | None = None
+    kv_cache_dtype: str | None = None
     device: str | None = None
     trust_remote_code: bool = False
     block_size: int = 16
@@ -44,11 +56,14 @@ class EngineConfig:
     max_batch_total_tokens: int | None = None
     max_step_tokens: int = 2048
     max_num_seqs: int = 256
+    run_ahead: bool | None = None
+    graph_sizes: tuple[int, ...] = GRAPH_SIZES
     speculate: int = 0
     memory_fraction: float = 0.9
     num_threads: int | None = None
     enable_prefix_caching: bool = True
     enable_native_kernels: bool = True
+    enable_fused_rotation: bool = True
     watermark_gamma: float = 0.5
     watermark_delta: float = 2.0
 

@@ -54,6 +54,20 @@ class KVCache:
         }
 
 
+def largest_value(dtype: torch.dtype) -> float | None:
+    """The bound of an 8-bit format, which numbers may well be beyond; None for wider ones."""
+    return float(torch.finfo(dtype).max) if dtype.itemsize == 1 else None
+
+
+def to_cache_format(states: Tensor, dtype: torch.dtype) -> Tensor:
+    """Keys or values in a cache's format. Those beyond the bound of 8 bits become the bound.
+
+    There is no scale, as in TGI for checkpoints that bring none.
+    """
+    bound = largest_value(dtype)
+    return (states if bound is None else states.clamp(-bound, bound)).to(dtype)
+
+
 def bytes_per_token(layers: dict[int, LayerShape], dtype: torch.dtype) -> int:
     """Memory that one token takes in all layers, in bytes."""
     return sum(shape.elements_per_token for shape in layers.values()) * dtype.itemsize

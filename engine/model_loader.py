@@ -3,34 +3,49 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from .attention import IMPLEMENTATION, AttentionStep, ReferenceAttention, install
+from . import fusion, quantization
+from .attention import (
+    IMPLEMENTATION,
+    AttentionBackend,
+    AttentionStep,
+    ReferenceAttention,
+    RotaryBackend,
+    install,
+)
 from .batch import AttentionInput
 from .config import EngineConfig
 from .errors import ModelLoadError
 from .kv_cache import KVCache, LayerShape
+from .rotary import defer_rotation, restore_rotation
 
 logger = logging.getLogger(__name__)
 
 _PROBE = "tokenwire_probe"
 _SELF_CHECK_TOKENS = 19  # more than a block, so that the check crosses a block's edge
+# Of the logits' spread. int4 comes to 0.15 in the bundled model, to 0.4 in one of random weights.
+_MAX_QUANTIZATION_ERROR = 0.9
 _SELF_CHECK_TOLERANCE = {torch.float32: 1e-3}  # of logits; half formats: 5e-2 of their spread
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model that is ready to run on our attention, and the shapes of its cache."""
+    """A model that is ready to run on our attention, and the shapes of its cache.
+
+    `scheme` is what `quantize_model` has to do to it.
+    """
 
     model: PreTrainedModel
     layers: dict[int, LayerShape]
     device: torch.device
     dtype: torch.dtype
+    scheme: quantization.Scheme | None = None
 
 
 def load_model(config: EngineConfig) -> LoadedModel:
@@ -46,6 +61,7 @@ def load_model(config: EngineConfig) -> LoadedModel:
             config.model_id, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
         dtype = _choose_dtype(config.dtype, device, model_config)
+        scheme = quantization.choose(config, model_config, device, dtype)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             config.model_id,
             config=model_config,
@@ -66,7 +82,7 @@ def load_model(config: EngineConfig) -> LoadedModel:
         raise ModelLoadError(f"not enough memory to load {config.model_id}") from error
     except Exception as error:  # whatever a checkpoint can break ends as one line for its owner
         raise ModelLoadError(f"cannot load {config.model_id}: {_first_line(error)}") from error
-    return prepare_model(model, device, dtype)
+    return replace(prepare_model(model, device, dtype), scheme=scheme)
 
 
 def prepare_model(model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> LoadedModel:
@@ -85,19 +101,132 @@ def prepare_model(model: PreTrainedModel, device: torch.device, dtype: torch.dty
         expected = _stock_logits(model)
         layers = _probe_layers(model)
         model.set_attn_implementation(IMPLEMENTATION)
-        actual = _paged_logits(model, layers, dtype)
+        actual = _paged_logits(model, layers, dtype, ReferenceAttention())
     except Exception as error:
         raise ModelLoadError(
             f"{name} does not run on paged attention: {_first_line(error)}"
         ) from error
-    spread = float(expected.std()) or 1.0
-    tolerance = _SELF_CHECK_TOLERANCE.get(dtype, 5e-2) * max(1.0, spread)
     difference = float((expected - actual).abs().max())
-    if not difference <= tolerance:  # also when it is not a number
+    if not difference <= _tolerance(expected, dtype):  # also when it is not a number
         raise ModelLoadError(
             f"{name} is not supported: its logits on paged attention differ by {difference:.3g}"
         )
     return LoadedModel(model, layers, device, dtype)
+
+
+def backend_agrees(loaded: LoadedModel, backend: AttentionBackend) -> bool:
+    """Whether the model has the logits of the reference with this backend. Logs why not."""
+    expected = _paged_logits(loaded.model, loaded.layers, loaded.dtype, ReferenceAttention())
+    objection = _objection(loaded, backend, expected)
+    if objection is not None:
+        logger.warning("%s is not used: %s", type(backend).__name__, objection)
+    return objection is None
+
+
+def fuse_rotation(loaded: LoadedModel, backend: AttentionBackend) -> bool:
+    """Lets a backend rotate query and key, if it can and the model's logits stay what they are."""
+    expected = _paged_logits(loaded.model, loaded.layers, loaded.dtype, ReferenceAttention())
+    if not isinstance(backend, RotaryBackend) or not defer_rotation(loaded.model):
+        return False
+    objection = _objection(loaded, backend, expected)
+    if objection is not None:
+        logger.debug("the rotation stays where it is: %s", objection)
+        restore_rotation(loaded.model)
+    return objection is None
+
+
+def fuse_layers(loaded: LoadedModel) -> None:
+    """Replaces norms and gated MLPs by faster ones, if the model's logits stay what they are."""
+    forms = fusion.forms_for(loaded.device, loaded.dtype)
+    if forms is None:
+        return
+    expected = _paged_logits(loaded.model, loaded.layers, loaded.dtype, ReferenceAttention())
+    fused = fusion.fuse(loaded.model, forms)
+    objection = _objection(loaded, ReferenceAttention(), expected)
+    if objection is None:
+        logger.info("fused %d norms and %d MLPs", fused.num_norms, fused.num_mlps)
+    else:
+        logger.warning("norms and MLPs stay as they are: %s", objection)
+        fused.undo()
+    del fused  # and the weights in it that nobody else has
+    if loaded.device.type == "cuda":
+        torch.cuda.empty_cache()  # the cache is sized by what the device has free
+
+
+@torch.inference_mode()
+def warm_up(
+    loaded: LoadedModel, backend: AttentionBackend, block_size: int, cache_dtype: torch.dtype
+) -> None:
+    """Runs a step of each kind, for which a backend may have to compile kernels.
+
+    Steps differ in whether sequences have one token each, and in whether contexts may be long.
+    """
+    cache = KVCache(loaded.layers, 1, block_size, cache_dtype, loaded.device)
+    for num_tokens in (1, 2):
+        for max_context in (1, 4096):
+            positions = torch.zeros(num_tokens, dtype=torch.int64, device=loaded.device)
+            batch = AttentionInput(
+                slot_mapping=positions,
+                block_tables=positions.new_zeros(1, -(-max_context // block_size)).int(),
+                query_start_loc=torch.tensor([0, num_tokens], device=loaded.device).int(),
+                context_lens=torch.tensor([1], device=loaded.device).int(),
+            )
+            loaded.model(
+                input_ids=positions.unsqueeze(0),
+                position_ids=positions.unsqueeze(0),
+                use_cache=False,
+                attention_step=AttentionStep(cache.layers, batch, backend),
+            )
+
+
+def _objection(loaded: LoadedModel, backend: AttentionBackend, expected: Tensor) -> str | None:
+    """Why a backend cannot be used for a model, if it cannot."""
+    try:
+        actual = _paged_logits(loaded.model, loaded.layers, loaded.dtype, backend)
+    except Exception as error:  # whatever a compiler can miss on a machine, the model is served
+        return f"it does not run here: {_first_line(error)}"
+    difference = float((expected - actual).abs().max())
+    if difference <= _tolerance(expected, loaded.dtype):
+        return None
+    return f"its logits differ by {difference:.3g}"
+
+
+def quantize_model(loaded: LoadedModel) -> None:
+    """Quantises a model's weights, as its scheme says; nothing without one.
+
+    The checks of `prepare_model` and `backend_agrees` come before this: they compare logits more
+    closely than rounded activations allow, which turn small differences into larger ones. What is
+    checked here is that the model has not become another one.
+
+    Raises:
+        ModelLoadError: the scheme does not run on this device, or spoils the model.
+    """
+    if loaded.scheme is None:
+        return
+    name = loaded.scheme.name
+    model, layers, dtype = loaded.model, loaded.layers, loaded.dtype
+    expected = _paged_logits(model, layers, dtype, ReferenceAttention())
+    try:
+        quantization.apply(model, loaded.scheme)
+        actual = _paged_logits(model, layers, dtype, ReferenceAttention())
+    except torch.OutOfMemoryError as error:
+        raise ModelLoadError(f"not enough memory for quantize={name}: {error}") from error
+    except Exception as error:  # what a device or a version of torch lacks
+        raise ModelLoadError(f"quantize={name} does not run here: {_first_line(error)}") from error
+    change = float((actual - expected).std() / expected.std())
+    if not change <= _MAX_QUANTIZATION_ERROR:  # also when it is not a number
+        raise ModelLoadError(
+            f"quantize={name} spoils this model: its logits change by {change:.0%}"
+        )
+    logger.info("logits change by %.1f %% of their spread", 100 * change)
+    if loaded.device.type == "cuda":
+        torch.cuda.empty_cache()  # the cache is sized by what the device has free
+
+
+def _tolerance(expected: Tensor, dtype: torch.dtype) -> float:
+    """How far logits may be from those expected."""
+    spread = float(expected.std()) or 1.0
+    return _SELF_CHECK_TOLERANCE.get(dtype, 5e-2) * max(1.0, spread)
 
 
 def _choose_dtype(name: str | None, device: torch.device, model_config: Any) -> torch.dtype:
@@ -132,7 +261,10 @@ def _stock_logits(model: PreTrainedModel) -> Tensor:
 
 @torch.inference_mode()
 def _paged_logits(
-    model: PreTrainedModel, layers: dict[int, LayerShape], dtype: torch.dtype
+    model: PreTrainedModel,
+    layers: dict[int, LayerShape],
+    dtype: torch.dtype,
+    backend: AttentionBackend,
 ) -> Tensor:
     """The same logits by way of a cache, computed in two chunks."""
     ids = _self_check_ids(model)
@@ -148,7 +280,7 @@ def _paged_logits(
             query_start_loc=torch.tensor([0, end - start], device=model.device).int(),
             context_lens=torch.tensor([end], device=model.device).int(),
         )
-        step = AttentionStep(cache.layers, batch, ReferenceAttention())
+        step = AttentionStep(cache.layers, batch, backend)
         output = model(
             input_ids=ids[:, start:end],
             position_ids=positions.unsqueeze(0),

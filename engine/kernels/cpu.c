@@ -1,7 +1,9 @@
-/* The fp32 CPU kernels: paged attention, KV scatter and a linear layer over prepacked weights.
+/* The CPU kernels: paged attention, KV scatter, linear layers over prepacked weights in fp32 and in
+ * int8, statistics of score rows.
  *
  * Plain C11 with GCC/Clang vector extensions; the vector width follows the compile target, nothing
- * here is written for one instruction set. Built and loaded by build.py, called through cpu.py.
+ * here is written for one instruction set but dot4, which has a portable twin. Built and loaded by
+ * build.py, called through cpu.py.
  *
  * Every result is independent of the batch it was computed in and of the number of threads: sums
  * over K run in blocks of KC in a fixed order, and the KV range of a sequence is split at
@@ -21,6 +23,9 @@
 #endif
 #ifdef _OPENMP
 #include <omp.h>
+#endif
+#ifdef __AVX512VNNI__
+#include <immintrin.h>
 #endif
 
 #if defined(__AVX512F__)
@@ -42,6 +47,12 @@
 #define KLD (KC + 16) /* row stride of packed activations: off powers of two, for the cache sets */
 #define MC 192        /* activation rows packed at a time: MC x KC of them fit the L2 cache */
 #define PANELS 4      /* panels that share a pass over the activations */
+
+#define QK 1024            /* depth of a block of int8 activations */
+#define QLD (QK + 64)      /* its row stride: off powers of two, for the cache sets */
+#define LEAST_SCALE 1e-30f /* of int8 rows: those of smaller magnitude count as zeros */
+
+#define SLICE 4096 /* scores handled at once: they stay in the first-level cache */
 
 #define TILE 64            /* cache positions handled at once */
 #define BURST 4            /* rows prefetched at once */
@@ -182,9 +193,9 @@ static void *scratch(size_t size) {
         if (!(s = calloc(1, sizeof *s))) return NULL;
         pthread_setspecific(scratch_key, s);
     }
-    if (s->size < size) {
+    if (!s->memory || s->size < size) { /* never of size 0, whose NULL would look like failure */
         free(s->memory);
-        s->size = (size + size / 4 + 4095) & ~(size_t)4095;
+        s->size = (size + size / 4 + 4096) & ~(size_t)4095;
         s->memory = aligned_alloc(4096, s->size);
         if (!s->memory) s->size = 0;
     }
@@ -438,6 +449,179 @@ EXPORT int tw_linear(const float *x, const float *packed, const float *bias, flo
     return 0;
 }
 
+/* ---- linear layer over int8 weights ------------------------------------------------------- */
+/*
+ * Weights are whole numbers from -127 to 127 times a scale per output column; activations become
+ * whole numbers ("levels") times a scale per row when a row comes in. Panels are NR columns wide as
+ * above, with four steps of K side by side:
+ *
+ *     panel 0: k=0..3 of n=0 | k=0..3 of n=1 | ... n=NR-1 || k=4..7 of n=0 | ...
+ *
+ * Sums of products stay below 2^31 (cpu.py bounds K) and are exact, so neither their order nor the
+ * instruction set shows in the result.
+ */
+
+#ifdef __AVX512VNNI__
+/* The instruction's first operand is unsigned: levels are kept with 128 added, and 128 times the
+ * column's sum is taken off at the end. Sums may wrap around in between. */
+typedef uint8_t Level;
+#define LEVEL_OFFSET 128
+#else
+/* Products and sums of up to QK of them are whole numbers below 2^24: fp32 holds them exactly. */
+typedef float Level;
+#define LEVEL_OFFSET 0
+#endif
+
+typedef struct {
+    const int8_t *packed;   /* [panels, ceil(K / 4), NR, 4] */
+    const float *scales;    /* [panels * NR], as the next two */
+    const int32_t *columns; /* sums of the columns' weights */
+    const float *bias;
+    int64_t n, k;
+} Int8Linear;
+
+/* Writes one row as levels, K block after K block, and returns its scale. The scale of a row that
+ * holds infinities or NaN is NaN, which keeps it visible. */
+static float quantize_row(const float *x, int64_t k, Level *to, int64_t block_stride) {
+    int32_t bits = 0; /* of the largest magnitude: signless they sort as numbers, NaN last */
+    for (int64_t i = 0; i < k; i++) {
+        int32_t magnitude;
+        memcpy(&magnitude, x + i, sizeof magnitude);
+        magnitude &= INT32_MAX;
+        bits = magnitude > bits ? magnitude : bits;
+    }
+    float top;
+    memcpy(&top, &bits, sizeof top);
+    int finite = top < INFINITY;
+    float scale = top / 127.0f;
+    if (scale < LEAST_SCALE) scale = LEAST_SCALE;
+    for (int64_t k0 = 0; k0 < k; k0 += QK, to += block_stride) {
+        int64_t depth = min64(QK, k - k0);
+        for (int64_t i = 0; i < depth; i++)
+            to[i] = (Level)((finite ? (int32_t)rintf(x[k0 + i] / scale) : 0) + LEVEL_OFFSET);
+        for (int64_t i = depth; i < ceil_div(depth, 4) * 4; i++) to[i] = (Level)LEVEL_OFFSET;
+    }
+    return finite ? scale : NAN;
+}
+
+#ifdef __AVX512VNNI__
+/* sums += levels x weights of one K block, `groups` times four steps deep. */
+INLINE void dot4(const int rows, const Level *x, int64_t groups, const int8_t *panel,
+                 vi sums[MR][NV]) {
+    for (int64_t g = 0; g < groups; g++) {
+        vi b[NV];
+        UNROLL for (int v = 0; v < NV; v++) b[v] = *(const vi *)(panel + (g * NR + v * W) * 4);
+        UNROLL for (int r = 0; r < rows; r++) {
+            int32_t four;
+            memcpy(&four, x + r * QLD + g * 4, sizeof four);
+            __m512i a = _mm512_set1_epi32(four);
+            UNROLL for (int v = 0; v < NV; v++)
+                sums[r][v] = (vi)_mm512_dpbusd_epi32((__m512i)sums[r][v], a, (__m512i)b[v]);
+        }
+    }
+}
+#else
+INLINE void dot4(const int rows, const Level *x, int64_t groups, const int8_t *panel,
+                 vi sums[MR][NV]) {
+    vf acc[MR][NV];
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int v = 0; v < NV; v++) acc[r][v] = splat(0.0f);
+    for (int64_t g = 0; g < groups; g++) {
+        vi four[NV];
+        UNROLL for (int v = 0; v < NV; v++) four[v] = *(const vi *)(panel + (g * NR + v * W) * 4);
+        UNROLL for (int i = 0; i < 4; i++) {
+            vf b[NV];
+            UNROLL for (int v = 0; v < NV; v++)
+                b[v] = __builtin_convertvector((four[v] << (24 - 8 * i)) >> 24, vf);
+            UNROLL for (int r = 0; r < rows; r++) {
+                vf a = splat(x[r * QLD + g * 4 + i]);
+                UNROLL for (int v = 0; v < NV; v++) acc[r][v] += a * b[v];
+            }
+        }
+    }
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int v = 0; v < NV; v++)
+            sums[r][v] += __builtin_convertvector(acc[r][v], vi);
+}
+#endif
+
+/* y = sums * (row scale * column scale) + bias; one code for all tiles, so that all round alike. */
+static __attribute__((noinline)) void write_scaled(const Int8Linear *l, int64_t p, int rows,
+                                                   const vi *sums, const float *row_scales,
+                                                   float *y) {
+    const vi *columns = (const vi *)(l->columns + p * NR);
+    const vf *scales = (const vf *)(l->scales + p * NR), *bias = (const vf *)(l->bias + p * NR);
+    size_t bytes = (size_t)min64(NR, l->n - p * NR) * sizeof(float);
+    for (int r = 0; r < rows; r++, sums += NV, y += l->n) {
+        vf out[NV];
+        for (int v = 0; v < NV; v++) {
+            vf whole = __builtin_convertvector(sums[v] - LEVEL_OFFSET * columns[v], vf);
+            out[v] = whole * (row_scales[r] * scales[v]) + bias[v];
+        }
+        memcpy(y + p * NR, out, bytes);
+    }
+}
+
+INLINE void int8_tile(const int rows, const Int8Linear *l, int64_t p, const Level *x,
+                      int64_t block_stride, const float *row_scales, float *y) {
+    vi sums[MR][NV];
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int v = 0; v < NV; v++) sums[r][v] = (vi){};
+    int64_t groups = ceil_div(l->k, 4);
+    const int8_t *panel = l->packed + p * groups * NR * 4;
+    for (int64_t g = 0; g < groups; g += QK / 4, x += block_stride)
+        dot4(rows, x, min64(QK / 4, groups - g), panel + g * NR * 4, sums);
+    vi flat[MR * NV];
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int v = 0; v < NV; v++) flat[r * NV + v] = sums[r][v];
+    write_scaled(l, p, rows, flat, row_scales, y);
+}
+
+static void int8_rows(int rows, const Int8Linear *l, int64_t p, const Level *x,
+                      int64_t block_stride, const float *row_scales, float *y) {
+#define CALL(n) int8_tile(n, l, p, x, block_stride, row_scales, y)
+    switch (rows) { ROW_CASES(CALL) }
+#undef CALL
+}
+
+/* All rows of one panel. */
+static void int8_panel(const Int8Linear *l, int64_t p, const Level *x, int64_t rows,
+                       const float *row_scales, float *y) {
+    int64_t tiles = ceil_div(rows, MR);
+    for (int64_t t = 0; t < tiles; t++) {
+        int64_t from = rows * t / tiles, to = rows * (t + 1) / tiles;
+        int8_rows((int)(to - from), l, p, x + from * QLD, rows * QLD, row_scales + from,
+                  y + from * l->n);
+    }
+}
+
+/* y[M, N] = x[M, K] @ W^T + bias, x rounded to 8 bits row by row. 0, or -1 when out of memory. */
+EXPORT int tw_int8_linear(const float *x, const int8_t *packed, const float *scales,
+                          const int32_t *columns, const float *bias, float *y, int64_t m,
+                          int64_t n, int64_t k, int num_threads) {
+    const Int8Linear l = {packed, scales, columns, bias, n, k};
+    int64_t panels = ceil_div(n, NR), chunk = min64(m, MC);
+    size_t scale_bytes = rounded((size_t)chunk * sizeof(float));
+    char *memory = scratch(scale_bytes + (size_t)(ceil_div(k, QK) * chunk * QLD) * sizeof(Level));
+    if (!memory) return -1;
+    float *row_scales = (float *)memory;
+    Level *levels = (Level *)(memory + scale_bytes);
+    if (m * n * k < 4 * SERIAL_WORK) num_threads = 1;
+    for (int64_t m0 = 0; m0 < m; m0 += chunk) {
+        atomic_int_fast64_t next = 0;
+        int64_t mc = min64(chunk, m - m0);
+        PARALLEL {
+            int64_t workers = num_workers(), id = thread_id(), p;
+            for (int64_t r = mc * id / workers; r < mc * (id + 1) / workers; r++)
+                row_scales[r] = quantize_row(x + (m0 + r) * k, k, levels + r * QLD, mc * QLD);
+            BARRIER
+            while ((p = atomic_fetch_add_explicit(&next, 1, memory_order_relaxed)) < panels)
+                int8_panel(&l, p, levels, mc, row_scales, y + m0 * n);
+        }
+    }
+    return 0;
+}
+
 /* ---- row-wise pieces ---------------------------------------------------------------------- */
 
 /* y = x / rms(x) * (offset + weight), row by row; x [rows, width] contiguous, y alike. */
@@ -487,6 +671,98 @@ EXPORT void tw_silu_and_mul(const float *gate, int64_t gate_stride, const float 
             for (; i < width; i++) out[i] = silu_v(splat(g[i]))[0] * u[i];
         }
     }
+}
+
+/* ---- statistics of score rows ------------------------------------------------------------- */
+/*
+ * A row is cut into slices at positions that depend on nothing else, and merged in their order: the
+ * result is the same for any number of threads and rows. A slice comes from memory once; its second
+ * and third reading find it in the first-level cache.
+ */
+
+typedef struct {
+    float top, sum; /* the maximum, and the sum of exp(score - top) */
+    int64_t index;  /* where the maximum stands first */
+} Peak;
+
+/* Vector i of n scores, filled up with minus infinity. */
+INLINE vf load_scores(const float *x, int64_t n, int64_t i) {
+    if ((i + 1) * W <= n) return load(x + i * W);
+    float lanes[W];
+    for (int64_t j = 0; j < W; j++) lanes[j] = i * W + j < n ? x[i * W + j] : -INFINITY;
+    return load(lanes);
+}
+
+/* NaN scores end up in the sum. */
+static Peak find_peak(const float *x, int64_t n) {
+    int64_t vectors = ceil_div(n, W);
+    vf tops[4];
+    UNROLL for (int v = 0; v < 4; v++) tops[v] = splat(-INFINITY);
+    for (int64_t i = 0; i < vectors; i += 4)
+        UNROLL for (int v = 0; v < 4; v++) tops[v] = larger(load_scores(x, n, i + v), tops[v]);
+    vf top = horizontal_max(larger(larger(tops[0], tops[1]), larger(tops[2], tops[3])));
+    vf shift = pick(top == -INFINITY, splat(0.0f), top);
+    vf sums[4] = {}; /* four, each of a quarter of the terms, round less than one of all */
+    vi lane = (vi){LANES}, first = (vi){} + INT32_MAX;
+    for (int64_t i = 0; i < vectors; i += 4)
+        UNROLL for (int v = 0; v < 4; v++, lane += W) {
+            vf score = load_scores(x, n, i + v);
+            sums[v] += exp_v(score - shift);
+            vi earlier = (score == top) & (lane < first);
+            first = (earlier & lane) | (~earlier & first);
+        }
+    vf sum = horizontal_sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
+    Peak peak = {top[0], sum[0], first[0]};
+    UNROLL for (int j = 1; j < W; j++) peak.index = min64(peak.index, first[j]);
+    return peak;
+}
+
+typedef struct {
+    float *max, *norm;
+    int64_t *argmax;
+} RowStatistics;
+
+/* As torch: NaN wins over all, the first of equals counts, and where the maximum is infinite the
+ * norm is NaN, since infinity minus infinity is. */
+static void merge_peaks(const Peak *peaks, int64_t slices, const float *x, int64_t n, int64_t row,
+                        RowStatistics out) {
+    int64_t best = 0;
+    for (int64_t s = 1; s < slices; s++)
+        if (peaks[s].top > peaks[best].top) best = s;
+    float top = peaks[best].top, sum = 0.0f;
+    for (int64_t s = 0; s < slices; s++) sum += peaks[s].sum * exp_1(peaks[s].top - top);
+    out.max[row] = top;
+    out.argmax[row] = best * SLICE + peaks[best].index;
+    out.norm[row] = logf(sum);
+    for (int64_t i = 0; isnan(sum) && i < n; i++)
+        if (isnan(x[i])) {
+            out.max[row] = NAN;
+            out.argmax[row] = i;
+            break;
+        }
+}
+
+/* Of scores [rows, n]: per row the maximum, where it stands, and log(sum(exp(score - maximum))).
+ * Returns 0, or -1 when out of memory. */
+EXPORT int tw_row_statistics(const float *scores, int64_t row_stride, int64_t rows, int64_t n,
+                             float *max, int64_t *argmax, float *norm, int num_threads) {
+    int64_t slices = ceil_div(n, SLICE);
+    Peak *peaks = scratch((size_t)(rows * slices) * sizeof(Peak));
+    if (!peaks) return -1;
+    if (rows * n < SERIAL_WORK / 8) num_threads = 1;
+    atomic_int_fast64_t next = 0;
+    PARALLEL {
+        int64_t workers = num_workers(), id = thread_id(), i;
+        while ((i = atomic_fetch_add_explicit(&next, 1, memory_order_relaxed)) < rows * slices) {
+            int64_t from = i % slices * SLICE;
+            peaks[i] = find_peak(scores + i / slices * row_stride + from, min64(SLICE, n - from));
+        }
+        BARRIER
+        for (int64_t r = rows * id / workers; r < rows * (id + 1) / workers; r++)
+            merge_peaks(peaks + r * slices, slices, scores + r * row_stride, n, r,
+                        (RowStatistics){max, norm, argmax});
+    }
+    return 0;
 }
 
 /* ---- paged attention ---------------------------------------------------------------------- */

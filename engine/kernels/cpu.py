@@ -1,8 +1,8 @@
 """Typed access to the C kernels: checks and pointers, no arithmetic of its own.
 
-Everything is fp32. The KV cache is logically [num_blocks, block_size, num_kv_heads, head_size];
-any strides will do as long as a head row is contiguous. `empty_kv_cache` is the one place that
-chooses them.
+Everything is fp32, but for the weights of `int8_linear`. The KV cache is logically
+[num_blocks, block_size, num_kv_heads, head_size]; any strides will do as long as a head row is
+contiguous. `empty_kv_cache` is the one place that chooses them.
 """
 
 import ctypes
@@ -38,6 +38,8 @@ _SIGNATURES: dict[str, tuple[type[ctypes.c_int] | None, list[type[Any]]]] = {
     "tw_pack_weight": (None, [_POINTER, _SIZE, _SIZE, _SIZE, _POINTER, _INT]),
     "tw_unpack_weight": (None, [_POINTER, _SIZE, _SIZE, _POINTER]),
     "tw_linear": (_INT, [*[_POINTER] * 4, *[_SIZE] * 3, _INT]),
+    "tw_int8_linear": (_INT, [*[_POINTER] * 6, *[_SIZE] * 3, _INT]),
+    "tw_row_statistics": (_INT, [_POINTER, *[_SIZE] * 3, *[_POINTER] * 3, _INT]),
     "tw_rms_norm": (None, [*[_POINTER] * 3, *[_SIZE] * 2, _FLOAT, _FLOAT, _INT]),
     "tw_silu_and_mul": (
         None,
@@ -98,6 +100,8 @@ class CpuKernels:
             function.restype, function.argtypes = result, arguments
         self._library = library
         self._linear = library.tw_linear
+        self._int8_linear = library.tw_int8_linear
+        self._row_statistics = library.tw_row_statistics
         self._attention = library.tw_paged_attention
         self._write_kv = library.tw_write_kv
         self._rms_norm = library.tw_rms_norm
@@ -317,6 +321,79 @@ class CpuKernels:
             raise MemoryError("linear: out of memory")
         return output
 
+    def int8_linear(self, x: Tensor, weight: "Int8Weight", out_features: int) -> Tensor:
+        """Return x [..., K] times the weight, plus its bias: fp32 [..., N].
+
+        A row of x is rounded to 8 bits by its own largest magnitude. A row of the result does not
+        depend on the other rows, bit for bit; it is NaN where the row of x is not finite.
+        """
+        in_features = x.shape[-1]
+        if x.dtype != torch.float32 or -(-in_features // 4) != weight.packed.shape[1]:
+            raise ValueError(f"expected fp32 input of width {4 * weight.packed.shape[1]}")
+        x = x.contiguous()
+        output = x.new_empty(*x.shape[:-1], out_features)
+        status = self._int8_linear(
+            x.data_ptr(),
+            weight.packed.data_ptr(),
+            weight.scales.data_ptr(),
+            weight.columns.data_ptr(),
+            weight.bias.data_ptr(),
+            output.data_ptr(),
+            x.numel() // in_features,
+            out_features,
+            in_features,
+            torch.get_num_threads(),
+        )
+        if status:
+            raise MemoryError("int8_linear: out of memory")
+        return output
+
+    def row_statistics(self, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what a sampler asks of every row of scores, read once from memory.
+
+        A row's result depends on nothing but the row. NaN and infinities are treated as torch does:
+        a row with a NaN has it for its maximum, found at the first NaN; where the maximum is NaN or
+        infinite, so is the norm NaN.
+
+        Args:
+            scores: fp32 [rows, V] with contiguous rows, V at least 1.
+
+        Returns:
+            fp32 [rows], the maximum; int64 [rows], where it stands first; fp32 [rows], the
+            logarithm of the sum of exp(score - maximum).
+        """
+        rows, width = scores.shape
+        if scores.dtype != torch.float32 or scores.stride(1) != 1 or not width:
+            raise ValueError("expected fp32 scores with contiguous rows")
+        maxima, norms = scores.new_empty(rows), scores.new_empty(rows)
+        argmax = torch.empty(rows, dtype=torch.int64)
+        status = self._row_statistics(
+            scores.data_ptr(),
+            scores.stride(0),
+            rows,
+            width,
+            maxima.data_ptr(),
+            argmax.data_ptr(),
+            norms.data_ptr(),
+            torch.get_num_threads(),
+        )
+        if status:
+            raise MemoryError("row_statistics: out of memory")
+        return maxima, argmax, norms
+
+
+class Int8Weight(NamedTuple):
+    """A weight [N, K] in whole numbers of 8 bits and a bias, laid out for `int8_linear`.
+
+    N is rounded up to whole panels everywhere; `packed` is int8 [panels, K / 4, width, 4], `scales`
+    and `bias` are fp32 [panels * width], `columns` int32: the sums over K of each output's levels.
+    """
+
+    packed: Tensor
+    scales: Tensor
+    columns: Tensor
+    bias: Tensor
+
 
 class PackedLinear(nn.Module):
     """Replaces nn.Linear for inference; holds panels of the weight instead of the weight."""
@@ -389,30 +466,39 @@ def pack_model(model: nn.Module, kernels: CpuKernels) -> PackReport:
         key = id(layer.weight)
         packed = shared.get(key)
         if packed is None:
-            packed = kernels.pack_weight(_output_rows(layer))
+            packed = kernels.pack_weight(output_rows(layer))
             packed_bytes += packed.nbytes
             extra_bytes += packed.nbytes - (0 if key in kept else layer.weight.nbytes)
         if uses[key] > 1:
             shared[key] = packed
         bias = None if layer.bias is None else layer.bias.detach().contiguous()
-        replacement = PackedLinear(kernels, packed, bias, _output_rows(layer).shape[0])
+        replacement = PackedLinear(kernels, packed, bias, output_rows(layer).shape[0])
         setattr(parent, name, replacement.train(layer.training))
         del layer  # the last reference to an untied weight
     return PackReport(len(slots), packed_bytes, extra_bytes)
 
 
-def _can_pack(module: nn.Module) -> bool:
-    """Exactly nn.Linear: subclasses tend to have their weight read by others."""
+def is_linear(module: nn.Module) -> bool:
+    """Whether it is exactly nn.Linear or GPT-2's Conv1D.
+
+    Subclasses tend to have their weight read by others.
+    """
     if type(module) is not nn.Linear and type(module).__name__ != "Conv1D":
         return False
     weight = getattr(module, "weight", None)
-    if not isinstance(weight, Tensor) or weight.dim() != 2:
+    return isinstance(weight, Tensor) and weight.dim() == 2
+
+
+def _can_pack(module: nn.Module) -> bool:
+    if not is_linear(module):
         return False
+    weight = module.weight
+    assert isinstance(weight, Tensor)
     return weight.dtype == torch.float32 and weight.device.type == "cpu"
 
 
-def _output_rows(layer: nn.Module) -> Tensor:
-    """The weight as [N, K]; Conv1D keeps it as [K, N]."""
+def output_rows(layer: nn.Module) -> Tensor:
+    """Return the weight as [N, K]; Conv1D keeps it as [K, N]."""
     weight = layer.weight
     assert isinstance(weight, Tensor)
     return weight if type(layer) is nn.Linear else weight.t()

@@ -1,0 +1,86 @@
+"""A linear layer in whole numbers of 8 bits: weights and activations, multiplied exactly.
+
+Weights have one scale per output channel, activations one per row, found as the row comes in. It
+knows how weights are rounded and laid out; the product itself is in `cpu.c`.
+"""
+
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from .cpu import CpuKernels, Int8Weight, load, output_rows
+
+MAX_LEVEL = 127  # -128 is left out: with it, scales would not be symmetric
+MAX_IN_FEATURES = 2**17  # sums of more products than this could leave int32
+_LEAST_SCALE = 1e-30  # rows of smaller magnitude count as zeros; `cpu.c` has the same bound
+
+
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Round every row [..., K] to 8 bits by its largest magnitude.
+
+    Returns:
+        int8 [..., K], the levels, and fp32 [..., 1], the scales; levels times scale is about x. The
+        scale of a row that is not finite is not finite.
+    """
+    top = x.abs().amax(dim=-1, keepdim=True).float()
+    scales = (top / MAX_LEVEL).clamp(min=_LEAST_SCALE)
+    return (x / scales).round().to(torch.int8), scales
+
+
+class PackedInt8Linear(nn.Module):
+    """Replaces an fp32 nn.Linear on the CPU; holds panels of 8-bit levels instead of the weight."""
+
+    def __init__(
+        self, kernels: CpuKernels, quantized: Int8Weight, in_features: int, out_features: int
+    ) -> None:
+        """Take over a weight made by `pack_int8`."""
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.quantized = quantized
+        self._kernels = kernels
+
+    @classmethod
+    def from_linear(cls, linear: nn.Module, kernels: CpuKernels | None = None) -> Self:
+        """Quantise the weight of an fp32 layer; the layer itself is left as it is."""
+        kernels = kernels or load()
+        if kernels is None:
+            raise RuntimeError("native CPU kernels are not available")
+        weight, bias = output_rows(linear).detach(), linear.bias
+        assert bias is None or isinstance(bias, Tensor)
+        out_features, in_features = weight.shape
+        return cls(kernels, pack_int8(weight, bias, kernels), in_features, out_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x @ weight.T + bias, with x and weight rounded to 8 bits."""
+        return self._kernels.int8_linear(x, self.quantized, self.out_features)
+
+    def extra_repr(self) -> str:
+        """Describe the layer as nn.Linear does."""
+        return f"in_features={self.in_features}, out_features={self.out_features}"
+
+
+def pack_int8(weight: Tensor, bias: Tensor | None, kernels: CpuKernels) -> Int8Weight:
+    """Quantise a weight [N, K] and lay it out for the kernel.
+
+    Raises:
+        ValueError: K is too large for exact sums in int32.
+    """
+    out_features, in_features = weight.shape
+    if in_features > MAX_IN_FEATURES:
+        raise ValueError(f"int8 layers have at most {MAX_IN_FEATURES} inputs. Given: {in_features}")
+    width = kernels.panel_width
+    panels, groups = -(-out_features // width), -(-in_features // 4)
+    levels, scales = quantize_rows(weight)
+    padded = levels.new_zeros(panels * width, groups * 4)
+    padded[:out_features, :in_features] = levels
+    packed = torch.empty(panels, groups, width, 4, dtype=torch.int8)
+    kernels.advise_huge_pages(packed)
+    packed.copy_(padded.view(panels, width, groups, 4).transpose(1, 2))
+    outputs = torch.zeros(2, panels * width)
+    outputs[0, :out_features] = scales.squeeze(1)
+    if bias is not None:
+        outputs[1, :out_features] = bias.detach()
+    columns = padded.sum(dim=1, dtype=torch.int32)
+    return Int8Weight(packed, outputs[0].clone(), columns, outputs[1].clone())

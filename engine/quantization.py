@@ -1,0 +1,211 @@
+"""Which quantisation a name asks for, whether it can be had here, and doing it to a loaded model.
+
+Some names quantise any checkpoint after it was loaded; the layers are in `quantized_linear.py` and
+`kernels/int8.py`. The others say how a checkpoint was quantised already, and transformers loads it.
+Why it is done this way: docs/decisions/2026-11-23-quantised-weights.md.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+
+from .config import EngineConfig
+from .kernels import cpu as cpu_kernels
+from .kernels.int8 import MAX_IN_FEATURES, PackedInt8Linear
+from .quantized_linear import Fp8Linear, Int4Linear, Int8Linear
+
+logger = logging.getLogger(__name__)
+
+# TGI's names for quantising while loading, and which of ours gives the same size.
+_MEANT = {
+    "eetq": "int8",
+    "bitsandbytes": "int8",
+    "bitsandbytes-nf4": "int4",
+    "bitsandbytes-fp4": "int4",
+}
+_ON_LOADING = frozenset({"int8", "int4", "fp8", *_MEANT})
+# The `quant_method` of checkpoints that a name stands for; the name itself, unless it is here.
+_METHODS = {
+    "fp8": frozenset({"fp8", "fbgemm_fp8"}),
+    "marlin": frozenset({"marlin", "gptq"}),
+    "bitsandbytes-nf4": frozenset({"bitsandbytes"}),
+    "bitsandbytes-fp4": frozenset({"bitsandbytes"}),
+}
+_PACKAGES = {
+    "awq": ("accelerate", "gptqmodel"),
+    "bitsandbytes": ("accelerate", "bitsandbytes"),
+    "compressed-tensors": ("compressed_tensors",),
+    "gptq": ("gptqmodel", "optimum"),
+}
+_FP8_CAPABILITY = (8, 9)  # Ada; Hopper is 9.0
+
+
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """A way to quantise linear layers.
+
+    Attributes:
+        name: one of ours: int8, int4, fp8.
+        make: the layer that replaces another.
+        fits: whether a weight [N, K] can be multiplied in this format.
+        has_output: whether the output layer is quantised as well. Embeddings never are.
+    """
+
+    name: str
+    make: Callable[[nn.Module], nn.Module]
+    fits: Callable[[Tensor], bool]
+    has_output: bool = False
+
+
+def choose(
+    config: EngineConfig, model_config: Any, device: torch.device, dtype: torch.dtype
+) -> Scheme | None:
+    """What has to be done to a model after loading; None where nothing is.
+
+    Args:
+        config: `quantize` counts.
+        model_config: of transformers, before the weights are loaded; for a checkpoint that is
+            quantised it may be changed, so that the loading suits the device.
+        device: where the model will run.
+        dtype: the format of what is not quantised.
+
+    Raises:
+        ValueError: it cannot be had; the message is one line and says what is missing.
+    """
+    described = getattr(model_config, "quantization_config", None)
+    if described is not None:
+        described = described if isinstance(described, dict) else described.to_dict()
+        _check_checkpoint(config.quantize, _method(described))
+        if _method(described) == "compressed-tensors":
+            model_config.quantization_config = described | _loading_options(described, device)
+        return None
+    if config.quantize is None:
+        return None
+    if config.quantize not in _ON_LOADING:
+        raise ValueError(
+            f"quantize={config.quantize} is for checkpoints that were quantised with it, and the "
+            "config.json of this one has no quantization_config; use int8, int4 or fp8"
+        )
+    name = _MEANT.get(config.quantize, config.quantize)
+    if name != config.quantize:
+        logger.warning("--quantize %s: served with %s, our own", config.quantize, name)
+    return _scheme(name, config, device, dtype)
+
+
+def apply(model: PreTrainedModel, scheme: Scheme) -> None:
+    """Replaces a model's linear layers in place, freeing weights as it goes.
+
+    A weight that another module holds too (tied embeddings) stays there beside its copy. Experts of
+    mixtures, which are no linear layers in transformers, stay as they are.
+
+    Raises:
+        ValueError: there is nothing that could be quantised.
+    """
+    slots: dict[nn.Module, list[tuple[nn.Module, str]]] = defaultdict(list)
+    for parent in model.modules():
+        for name, child in parent.named_children():
+            slots[child].append((parent, name))
+    output = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    chosen = [
+        layer
+        for layer in slots
+        if cpu_kernels.is_linear(layer)
+        and (scheme.has_output or layer is not output)
+        and scheme.fits(cpu_kernels.output_rows(layer))
+    ]
+    if not chosen:
+        raise ValueError(f"{type(model).__name__} has no layer that fits {scheme.name}")
+    num_weights = sum(cpu_kernels.output_rows(layer).numel() for layer in chosen)
+    while chosen:
+        layer = chosen.pop()
+        replacement = scheme.make(layer).train(layer.training)
+        for parent, name in slots.pop(layer):
+            setattr(parent, name, replacement)
+    num_others = sum(parameter.numel() for parameter in model.parameters())
+    logger.info(
+        "quantised to %s: %.1f million weights; others: %.1f million",
+        scheme.name,
+        num_weights / 1e6,
+        num_others / 1e6,
+    )
+
+
+def _scheme(name: str, config: EngineConfig, device: torch.device, dtype: torch.dtype) -> Scheme:
+    if name == "int8":
+        return _int8(config, device, dtype)
+    if name == "int4":
+        return Scheme("int4", Int4Linear.from_linear, Int4Linear.fits)
+    if not _multiplies_fp8(device):
+        raise ValueError(
+            "quantize=fp8 needs a GPU that multiplies it (Ada, Hopper or later); use int8"
+        )
+    return Scheme("fp8", Fp8Linear.from_linear, Fp8Linear.fits)
+
+
+def _int8(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> Scheme:
+    """The compiled layer where it runs, torch's otherwise; both give the same whole numbers."""
+    native = config.enable_native_kernels and device.type == "cpu" and dtype is torch.float32
+    kernels = cpu_kernels.load() if native else None
+    if kernels is None:
+        return Scheme("int8", Int8Linear.from_linear, Int8Linear.fits, has_output=True)
+
+    def make(layer: nn.Module) -> nn.Module:
+        return PackedInt8Linear.from_linear(layer, kernels)
+
+    def fits(weight: Tensor) -> bool:
+        return weight.shape[1] <= MAX_IN_FEATURES
+
+    return Scheme("int8", make, fits, has_output=True)
+
+
+def _method(described: dict[str, Any]) -> str:
+    if described.get("load_in_8bit") or described.get("load_in_4bit"):
+        return "bitsandbytes"  # whose configurations may lack a method
+    return str(described.get("quant_method"))
+
+
+def _check_checkpoint(name: str | None, method: str) -> None:
+    """Whether a quantised checkpoint is what was asked for, and can be loaded."""
+    if name is not None and method not in _METHODS.get(name, {name}):
+        raise ValueError(f"the checkpoint is quantised already ({method}), not with {name}")
+    # transformers has bitsandbytes twice, with suffixes.
+    if not any(
+        known == method or known.startswith(f"{method}_") for known in AUTO_QUANTIZER_MAPPING
+    ):
+        raise ValueError(
+            f"transformers does not load checkpoints that were quantised with {method}"
+        )
+    missing = [package for package in _PACKAGES.get(method, ()) if find_spec(package) is None]
+    if missing:
+        raise ValueError(
+            f"the checkpoint was quantised with {method}, and packages that are needed to load it "
+            f"are not installed: {', '.join(missing)}"
+        )
+
+
+def _loading_options(described: dict[str, Any], device: torch.device) -> dict[str, bool]:
+    """Weights stay in 8 bits where the device multiplies them, and are widened otherwise.
+
+    Left alone, transformers widens them as well, in the first step. The GPU's way was not tried.
+    """
+    groups = [group.get("weights") or {} for group in described.get("config_groups", {}).values()]
+    is_fp8 = all(group.get("type") == "float" and group.get("num_bits") == 8 for group in groups)
+    if is_fp8 and _multiplies_fp8(device):
+        return {"use_optimized_inference": True}
+    return {"dequantize": True}
+
+
+def _multiplies_fp8(device: torch.device) -> bool:
+    if device.type != "cuda":
+        return False
+    return torch.cuda.get_device_capability(device) >= _FP8_CAPABILITY

@@ -1,0 +1,173 @@
+"""Linear layers over quantised weights whose products torch has itself, on CPU and GPU.
+
+They know how weights and activations are rounded, not which layers of a model they replace. All
+three are tested on the CPU; none has been run on a GPU yet. `kernels/int8.py` has the layer that is
+faster than `Int8Linear` on the CPU.
+"""
+
+from __future__ import annotations
+
+from typing import Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .kernels.cpu import output_rows
+from .kernels.int8 import MAX_IN_FEATURES, quantize_rows
+
+_FLOAT8 = torch.float8_e4m3fn
+_MAX_FLOAT8 = torch.finfo(_FLOAT8).max
+_LEAST = 1e-30  # magnitudes below count as zeros
+_INT8_ROWS = 32  # torch._int_mm wants more than 16 on a GPU
+_GROUP_SIZE = 64  # weights that share a scale and an offset: 4.5 bits per weight in all
+_MAX_INT4 = 15
+_INNER_K_TILES = 8  # of the GPU's layout; K has to be a multiple of 16 times this
+
+
+class QuantizedLinear(nn.Module):
+    """What the layers have in common: sizes, the bias, and rows instead of leading dimensions."""
+
+    def __init__(self, linear: nn.Module) -> None:
+        """Take over the sizes and the bias of a layer."""
+        super().__init__()
+        self.out_features, self.in_features = output_rows(linear).shape
+        bias = linear.bias
+        assert bias is None or isinstance(bias, Tensor)
+        self.bias = None if bias is None else nn.Buffer(bias.detach().clone(), persistent=False)
+
+    @classmethod
+    def from_linear(cls, linear: nn.Module) -> Self:
+        """Quantise the weight of a layer; the layer itself is left as it is."""
+        return cls(linear)
+
+    @staticmethod
+    def fits(weight: Tensor) -> bool:
+        """Whether torch multiplies a weight [N, K] of this shape, on the device it is on."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return x [..., K] times the weight, plus bias: [..., N] in the format of x."""
+        rows = x.reshape(-1, self.in_features).contiguous()
+        if not len(rows):  # not all of torch's products take none
+            return x.new_empty(*x.shape[:-1], self.out_features)
+        y = self._multiply(rows).to(x.dtype)
+        if self.bias is not None:
+            y = y + self.bias
+        return y.view(*x.shape[:-1], self.out_features)
+
+    def _multiply(self, rows: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        """Describe the layer as nn.Linear does."""
+        sizes = f"in_features={self.in_features}, out_features={self.out_features}"
+        return f"{sizes}, bias={self.bias is not None}"
+
+
+class Int8Linear(QuantizedLinear):
+    """W8A8: whole numbers of 8 bits on both sides, exact sums, a scale per channel and per row."""
+
+    def __init__(self, linear: nn.Module) -> None:
+        """Quantise a layer."""
+        super().__init__(linear)
+        levels, scales = quantize_rows(output_rows(linear).detach())
+        self.levels = nn.Buffer(levels, persistent=False)  # int8 [N, K]
+        self.scales = nn.Buffer(scales.t().contiguous(), persistent=False)  # fp32 [1, N]
+
+    @staticmethod
+    def fits(weight: Tensor) -> bool:
+        """Whether torch multiplies a weight of this shape."""
+        out_features, in_features = weight.shape
+        return out_features % 8 == 0 and in_features % 8 == 0 and in_features <= MAX_IN_FEATURES
+
+    def _multiply(self, rows: Tensor) -> Tensor:
+        num_rows = rows.shape[0]
+        levels, scales = quantize_rows(rows)
+        if num_rows < _INT8_ROWS:
+            levels = F.pad(levels, (0, 0, 0, _INT8_ROWS - num_rows))
+        sums = torch._int_mm(levels, self.levels.t())[:num_rows]
+        return sums.float() * (scales * self.scales)
+
+
+class Int4Linear(QuantizedLinear):
+    """Weight-only, 4 bits: 16 evenly spaced values between the extremes of every 64 weights.
+
+    Products are in bfloat16, whatever the model's format: on a GPU torch has no others, on the CPU
+    those of float32 are a hundred times slower.
+    """
+
+    def __init__(self, linear: nn.Module) -> None:
+        """Quantise a layer."""
+        super().__init__(linear)
+        levels, scales = _quantize_groups(output_rows(linear).detach())
+        self.levels = nn.Buffer(_pack_int4(levels), persistent=False)
+        self.scales = nn.Buffer(scales.bfloat16(), persistent=False)
+
+    @staticmethod
+    def fits(weight: Tensor) -> bool:
+        """Whether torch multiplies a weight of this shape, on the device it is on."""
+        out_features, in_features = weight.shape
+        depth = 16 * _INNER_K_TILES if weight.is_cuda else _GROUP_SIZE
+        return out_features % 16 == 0 and in_features % depth == 0
+
+    def _multiply(self, rows: Tensor) -> Tensor:
+        aten = torch.ops.aten
+        multiply = aten._weight_int4pack_mm if rows.is_cuda else aten._weight_int4pack_mm_for_cpu
+        product = multiply(rows.bfloat16(), self.levels, _GROUP_SIZE, self.scales)
+        assert isinstance(product, Tensor)
+        return product
+
+
+class Fp8Linear(QuantizedLinear):
+    """W8A8 in float8 (e4m3): a scale per output channel and per row, as Ada and Hopper have it."""
+
+    def __init__(self, linear: nn.Module) -> None:
+        """Quantise a layer."""
+        super().__init__(linear)
+        values, scales = _float8_rows(output_rows(linear).detach())
+        self.values = nn.Buffer(values, persistent=False)  # float8 [N, K]
+        self.scales = nn.Buffer(scales.t().contiguous(), persistent=False)  # fp32 [1, N]
+
+    @staticmethod
+    def fits(weight: Tensor) -> bool:
+        """Whether torch multiplies a weight of this shape."""
+        return weight.shape[0] % 16 == 0 and weight.shape[1] % 16 == 0
+
+    def _multiply(self, rows: Tensor) -> Tensor:
+        values, scales = _float8_rows(rows)
+        # Row-wise scales come with this output format only.
+        return torch._scaled_mm(
+            values, self.values.t(), scales, self.scales, out_dtype=torch.bfloat16
+        )
+
+
+def _float8_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """float8 [rows, K] and fp32 scales [rows, 1]; a row that is not finite becomes NaN."""
+    scales = x.abs().amax(dim=-1, keepdim=True).float().clamp(min=_LEAST) / _MAX_FLOAT8
+    return (x / scales).clamp(-_MAX_FLOAT8, _MAX_FLOAT8).to(_FLOAT8), scales
+
+
+def _quantize_groups(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Levels 0 … 15 as int32 [N, K], and scales with offsets [K / group, N, 2].
+
+    torch reads a weight as (level - 8) * scale + offset.
+    """
+    groups = weight.float().reshape(len(weight), -1, _GROUP_SIZE)
+    low, high = groups.aminmax(dim=-1, keepdim=True)
+    scales = ((high - low) / _MAX_INT4).clamp(min=_LEAST)
+    levels = ((groups - low) / scales).round().clamp(0, _MAX_INT4).int()
+    pairs = torch.cat([scales, low + 8 * scales], dim=-1)  # [N, K / group, 2]
+    return levels.flatten(1), pairs.transpose(0, 1).contiguous()
+
+
+def _pack_int4(levels: Tensor) -> Tensor:
+    """The layout that torch's kernel for the device wants."""
+    aten = torch.ops.aten
+    if levels.is_cuda:
+        pairs = (levels[:, ::2] << 4 | levels[:, 1::2]).to(torch.uint8)
+        packed = aten._convert_weight_to_int4pack(pairs, _INNER_K_TILES)
+    else:
+        packed = aten._convert_weight_to_int4pack_for_cpu(levels, 1)
+    assert isinstance(packed, Tensor)
+    return packed

@@ -1,0 +1,115 @@
+"""Rotating query and key in attention: which models allow it, and that their logits stay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import CohereConfig
+
+from engine.attention import AttentionBackend, ReferenceAttention
+from engine.model_loader import LoadedModel, _paged_logits, fuse_rotation, prepare_model, warm_up
+from engine.rotary import defer_rotation, restore_rotation
+from tests.engine.test_models import _SMALL, ARCHITECTURES, CPU, build_model
+
+FUSED = ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi3"]
+REFUSED = {
+    "of neighbours, not of halves": lambda: CohereConfig(**_SMALL),
+    "of a part that is put together again afterwards": ARCHITECTURES["phi"],
+    "that does not exist": ARCHITECTURES["gpt2"],
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """The models are so small that threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+class RotatingAttention(ReferenceAttention):
+    """The reference, with the rotation written out."""
+
+    calls = 0
+
+    def rotary_write_kv(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        slot_mapping: Tensor,
+    ) -> Tensor:
+        self.calls += 1
+        half = cos.shape[1] // 2
+
+        def rotate(states: Tensor) -> Tensor:
+            first, second, rest = states.tensor_split([half, 2 * half], dim=-1)
+            rotated = torch.cat([first, second], -1) * cos[:, None]
+            return torch.cat([rotated + torch.cat([-second, first], -1) * sin[:, None], rest], -1)
+
+        self.write_kv(rotate(key), value, key_cache, value_cache, slot_mapping)
+        return rotate(query)
+
+
+def load(name: str) -> LoadedModel:
+    return prepare_model(build_model(ARCHITECTURES[name]()), CPU, torch.float32)
+
+
+def logits(loaded: LoadedModel, backend: AttentionBackend) -> Tensor:
+    return _paged_logits(loaded.model, loaded.layers, torch.float32, backend)
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_usual_models_leave_their_rotation_to_attention(name: str) -> None:
+    loaded, backend = load(name), RotatingAttention()
+    expected = logits(loaded, ReferenceAttention())
+    assert fuse_rotation(loaded, backend)
+    backend.calls = 0
+    torch.testing.assert_close(logits(loaded, backend), expected, atol=1e-4, rtol=1e-4)
+    assert backend.calls == 2 * len(loaded.layers), "in both steps of the check"
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_rotation_stays_in_the_model(kind: str) -> None:
+    loaded = prepare_model(build_model(REFUSED[kind]()), CPU, torch.float32)
+    backend = RotatingAttention()
+    expected = logits(loaded, ReferenceAttention())
+    assert not fuse_rotation(loaded, backend)
+    backend.calls = 0
+    assert torch.equal(logits(loaded, backend), expected)
+    assert backend.calls == 0
+
+
+def test_a_backend_that_cannot_rotate_is_not_asked_to() -> None:
+    loaded = load("llama")
+    assert not fuse_rotation(loaded, ReferenceAttention())
+    expected = logits(loaded, ReferenceAttention())
+    assert defer_rotation(loaded.model) == len(loaded.layers)
+    assert torch.equal(logits(loaded, ReferenceAttention()), expected), "it is done before"
+
+
+def test_deferring_changes_one_model_and_can_be_taken_back() -> None:
+    loaded, other = load("llama"), load("llama")
+    expected = logits(loaded, ReferenceAttention())
+    defer_rotation(loaded.model)
+    backend = RotatingAttention()
+    assert torch.equal(logits(other, backend), expected)
+    restore_rotation(loaded.model)
+    assert torch.equal(logits(loaded, backend), expected)
+    assert backend.calls == 0
+
+
+def test_warming_up_takes_steps_of_each_kind() -> None:
+    loaded, backend = load("llama"), RotatingAttention()
+    fuse_rotation(loaded, backend)
+    backend.calls = 0
+    warm_up(loaded, backend, 16, torch.float8_e5m2)
+    assert backend.calls == 4 * len(loaded.layers)
