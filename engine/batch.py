@@ -20,6 +20,7 @@ from torch import Tensor
 
 from .scheduler import ScheduledBatch
 from .sequence import Sequence
+from .transfer import upload
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +67,17 @@ class ModelInput:
     prompt_rows: list[PromptRows]
 
 
-def pack(batch: ScheduledBatch, block_size: int, device: torch.device) -> ModelInput:
-    """Lays the tokens of a scheduled batch out as tensors on `device`."""
+def pack(
+    batch: ScheduledBatch,
+    block_size: int,
+    device: torch.device,
+    promised_ids: Tensor | None = None,
+) -> ModelInput:
+    """Lays the tokens of a scheduled batch out as tensors on `device`.
+
+    `promised_ids` int64 [rows of the last step], on the device: the tokens that sequences were
+    promised and the host does not know yet.
+    """
     counts = np.fromiter(batch.num_tokens.values(), dtype=np.int64)
     starts = np.concatenate([[0], np.cumsum(counts)])
     computed = np.array([s.num_computed_tokens for s in batch.num_tokens], dtype=np.int64)
@@ -76,20 +86,20 @@ def pack(batch: ScheduledBatch, block_size: int, device: torch.device) -> ModelI
     positions = np.arange(starts[-1]) - np.repeat(starts[:-1] - computed, counts)
     slots = tables[owners, positions // block_size].astype(np.int64) * block_size
     rows, sampled, prompt_rows = _logits_rows(batch, starts)
-
-    def to_device(array: np.ndarray, dtype: torch.dtype) -> Tensor:
-        return torch.from_numpy(array).to(device=device, dtype=dtype, non_blocking=True)
-
+    input_ids = upload(_input_ids(batch), device)
+    if promised_ids is not None:
+        promised = promised_ids[(-1 - input_ids).clamp(min=0)]  # see `Sequence.promise`
+        input_ids = torch.where(input_ids < 0, promised, input_ids)
     return ModelInput(
-        input_ids=to_device(_input_ids(batch), torch.int64),
-        positions=to_device(positions, torch.int64),
+        input_ids=input_ids,
+        positions=upload(positions, device),
         attention=AttentionInput(
-            slot_mapping=to_device(slots + positions % block_size, torch.int64),
-            block_tables=to_device(tables, torch.int32),
-            query_start_loc=to_device(starts, torch.int32),
-            context_lens=to_device(computed + counts, torch.int32),
+            slot_mapping=upload(slots + positions % block_size, device, torch.int64),
+            block_tables=upload(tables, device, torch.int32),
+            query_start_loc=upload(starts, device, torch.int32),
+            context_lens=upload(computed + counts, device, torch.int32),
         ),
-        logits_rows=to_device(rows, torch.int64),
+        logits_rows=upload(rows, device, torch.int64),
         sampled=sampled,
         prompt_rows=prompt_rows,
     )

@@ -89,7 +89,8 @@ class BlockManager:
         """Names the blocks that the computed tokens of a sequence fill, so others can find them."""
         if not self.enable_prefix_caching:
             return
-        num_full = sequence.num_computed_tokens // self.block_size
+        num_known = min(sequence.num_computed_tokens, sequence.num_tokens - sequence.has_promise)
+        num_full = num_known // self.block_size
         for index in range(sequence.num_committed_blocks, num_full):
             name = self._block_hash(sequence, index)
             if name not in self._block_of:  # else a twin was computed in the same step

@@ -7,26 +7,39 @@ import logging
 import torch
 from transformers import AutoTokenizer
 
+from . import cache_size
 from .attention import AttentionBackend, ReferenceAttention
 from .block_manager import BlockManager
 from .config import EngineConfig, EngineInfo
 from .constraints import Constraints
 from .engine import Engine
 from .errors import ModelLoadError
+from .executor import Executor, Forward
 from .grammar import GrammarCompiler, TokenMasks
+from .graphs import DecodeGraphs, cuda_recorder
 from .kernels import cpu as cpu_kernels
-from .kv_cache import KVCache, bytes_per_token, free_memory
-from .model_loader import LoadedModel, load_model
+from .kv_cache import KVCache, bytes_per_token
+from .model_loader import (
+    LoadedModel,
+    backend_agrees,
+    fuse_layers,
+    fuse_rotation,
+    load_model,
+    quantize_model,
+    warm_up,
+)
 from .model_runner import ModelRunner
 from .scheduler import Scheduler
 from .threads import num_processors
 from .watermark import Watermark
+from .worst_step import StepBounds
 
 logger = logging.getLogger(__name__)
 
 _DEFAULT_MAX_TOTAL_TOKENS = 4096  # TGI's bound on what it takes from the model's own
-_CPU_CACHE_TOKENS = 16_384  # on the CPU, unless told otherwise: TGI's floor of 16,000, in blocks
-_CPU_CACHE_FRACTION = 0.5  # … but never more of the free memory than this
+_MAX_LOGPROB_ROWS = 256  # in a step, of prompts; each is a vocabulary of logits
+_CACHE_DTYPES = {"fp8_e4m3fn": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}  # TGI's names
+_E4M3_CAPABILITY = (8, 9)  # the first GPUs with fp8_e4m3fn; fp8_e5m2 is half an fp16 and no problem
 
 
 def build_engine(config: EngineConfig) -> tuple[Engine, EngineInfo]:
@@ -37,46 +50,98 @@ def build_engine(config: EngineConfig) -> tuple[Engine, EngineInfo]:
     """
     torch.set_num_threads(config.num_threads or num_processors())
     loaded = load_model(config)
-    backend, attention = _choose_backend(config, loaded)
+    cache_dtype = _cache_dtype(config, loaded)
+    backend, attention = _choose_backend(config, loaded, cache_dtype)
+    if config.enable_native_kernels:
+        fuse_layers(loaded)
+    quantize_model(loaded)
+    if (kernels := _native_kernels(config, loaded)) is not None:
+        cpu_kernels.pack_model(loaded.model, kernels)
+    if loaded.device.type == "cuda":  # kernels are compiled now, and not while someone waits
+        warm_up(loaded, backend, config.block_size, cache_dtype)
     limit = _max_total_tokens(config, loaded)
-    num_blocks = _num_blocks(config, loaded, limit)
-    cache = KVCache(loaded.layers, num_blocks, config.block_size, loaded.dtype, loaded.device)
-    runner = ModelRunner(loaded, cache, backend)
+    vocab_size = int(loaded.model.config.get_text_config().vocab_size)
+    watermark = Watermark(
+        vocab_size, loaded.device, gamma=config.watermark_gamma, delta=config.watermark_delta
+    )
+    bounds = _bounds(config, limit)
+    runner = ModelRunner(loaded, _cache(config, loaded, cache_dtype, 1), backend)
+    executor = Executor(runner.forward, loaded.device, config.block_size, watermark)
+    num_blocks = cache_size.num_blocks(
+        config,
+        cache_size.room_for_cache(config, executor, bounds, loaded.device),
+        bytes_per_token(loaded.layers, cache_dtype),
+        limit,
+        loaded.device,
+    )
+    runner.cache = _cache(config, loaded, cache_dtype, num_blocks)
     blocks = BlockManager(
         num_blocks, config.block_size, enable_prefix_caching=config.enable_prefix_caching
     )
     scheduler = Scheduler(
         blocks,
-        max_step_tokens=config.max_step_tokens,
-        max_num_seqs=config.max_num_seqs,
-        max_draft_tokens=config.speculate,
+        max_step_tokens=bounds.max_step_tokens,
+        max_num_seqs=bounds.max_num_seqs,
+        max_logprob_rows=bounds.max_logprob_rows,
+        max_draft_tokens=bounds.max_draft_tokens,
     )
     info = EngineInfo(
         model_id=config.model_id,
         model_sha=getattr(loaded.model.config, "_commit_hash", None),
         dtype=str(loaded.dtype),
         device=loaded.device.type,
-        vocab_size=int(loaded.model.config.get_text_config().vocab_size),
+        vocab_size=vocab_size,
         max_total_tokens=limit,
         max_batch_total_tokens=num_blocks * config.block_size,
         block_size=config.block_size,
         attention=attention,
     )
-    watermark = Watermark(
-        info.vocab_size,
-        loaded.device,
-        gamma=config.watermark_gamma,
-        delta=config.watermark_delta,
-    )
+    is_gpu = loaded.device.type == "cuda"
     engine = Engine(
-        runner.forward,
+        _recorded(config, runner, limit, vocab_size) if is_gpu else runner.forward,
         scheduler,
         loaded.device,
-        vocab_size=info.vocab_size,
+        vocab_size=vocab_size,
         watermark=watermark,
-        constraints=_constraints(config, info.vocab_size),
+        constraints=_constraints(config, vocab_size),
+        runs_ahead=is_gpu if config.run_ahead is None else config.run_ahead,
     )
     return engine, info
+
+
+def _bounds(config: EngineConfig, max_total_tokens: int) -> StepBounds:
+    return StepBounds(
+        max_total_tokens=max_total_tokens,
+        max_step_tokens=config.max_step_tokens,
+        max_num_seqs=config.max_num_seqs,
+        max_logprob_rows=_MAX_LOGPROB_ROWS,
+        max_draft_tokens=config.speculate,
+        block_size=config.block_size,
+    )
+
+
+def _cache(
+    config: EngineConfig, loaded: LoadedModel, dtype: torch.dtype, num_blocks: int
+) -> KVCache:
+    return KVCache(loaded.layers, num_blocks, config.block_size, dtype, loaded.device)
+
+
+def _recorded(
+    config: EngineConfig, runner: ModelRunner, max_total_tokens: int, vocab_size: int
+) -> Forward:
+    """The model's forward, with decode steps recorded; only our own kernels allow that."""
+    sizes = [size for size in config.graph_sizes if 0 < size <= config.max_num_seqs]
+    if not sizes or isinstance(runner.backend, ReferenceAttention):
+        return runner.forward
+    graphs = DecodeGraphs(
+        runner.forward,
+        sizes,
+        max_blocks=-(-max_total_tokens // config.block_size),
+        vocab_size=vocab_size,
+        device=runner.device,
+    )
+    graphs.record(cuda_recorder(runner.device))
+    return graphs
 
 
 def _constraints(config: EngineConfig, vocab_size: int) -> Constraints | None:
@@ -92,16 +157,64 @@ def _constraints(config: EngineConfig, vocab_size: int) -> Constraints | None:
     return Constraints(GrammarCompiler(text, vocab_size), TokenMasks(vocab_size))
 
 
-def _choose_backend(config: EngineConfig, loaded: LoadedModel) -> tuple[AttentionBackend, str]:
+def _cache_dtype(config: EngineConfig, loaded: LoadedModel) -> torch.dtype:
+    if config.kv_cache_dtype is None:
+        return loaded.dtype
+    if config.kv_cache_dtype not in _CACHE_DTYPES:
+        raise ModelLoadError(
+            f"kv_cache_dtype must be one of {', '.join(_CACHE_DTYPES)}. "
+            f"Given: {config.kv_cache_dtype}"
+        )
+    return _CACHE_DTYPES[config.kv_cache_dtype]
+
+
+def _choose_backend(
+    config: EngineConfig, loaded: LoadedModel, cache_dtype: torch.dtype
+) -> tuple[AttentionBackend, str]:
     """The fastest attention that can compute this model, and its name."""
+    if config.enable_native_kernels and loaded.device.type == "cuda":
+        triton = _triton_attention(config, loaded, cache_dtype)
+        if triton is not None:
+            return triton, "Triton kernels"
     dims = {(shape.key_dim, shape.value_dim) for shape in loaded.layers.values()}
     fits = all(key == value and key % 8 == 0 and key <= 256 for key, value in dims)
-    if config.enable_native_kernels and loaded.device.type == "cpu" and fits:
-        kernels = cpu_kernels.load() if loaded.dtype is torch.float32 else None
-        if kernels is not None:
-            cpu_kernels.pack_model(loaded.model, kernels)
-            return kernels, "native CPU kernels"
+    kernels = _native_kernels(config, loaded)
+    if kernels is not None and fits and cache_dtype is torch.float32:
+        return kernels, "native CPU kernels"
     return ReferenceAttention(), "reference attention"
+
+
+def _native_kernels(config: EngineConfig, loaded: LoadedModel) -> cpu_kernels.CpuKernels | None:
+    if not config.enable_native_kernels or loaded.device.type != "cpu":
+        return None
+    return cpu_kernels.load() if loaded.dtype is torch.float32 else None
+
+
+def _triton_attention(
+    config: EngineConfig, loaded: LoadedModel, cache_dtype: torch.dtype
+) -> AttentionBackend | None:
+    """The GPU kernels, where Triton is installed, can compile them and they compute this model."""
+    try:
+        # Not at the top: Triton is large, and of no use on a CPU.
+        from .kernels.triton_attention import MAX_HEAD_DIM, TritonAttention
+    except ImportError:
+        logger.warning("Triton is not installed: attention will be slow")
+        return None
+    dims = [max(shape.key_dim, shape.value_dim) for shape in loaded.layers.values()]
+    if max(dims) > MAX_HEAD_DIM:
+        logger.warning("heads of %d are too wide for the GPU kernels", max(dims))
+        return None
+    if cache_dtype is torch.float8_e4m3fn and loaded.device.type == "cuda":
+        capability = torch.cuda.get_device_capability(loaded.device)
+        if capability < _E4M3_CAPABILITY:
+            logger.warning("this GPU lacks fp8_e4m3fn: attention will be slow; use fp8_e5m2")
+            return None
+    backend = TritonAttention()
+    if not backend_agrees(loaded, backend):
+        return None
+    if config.enable_fused_rotation:
+        fuse_rotation(loaded, backend)
+    return backend
 
 
 def _max_total_tokens(config: EngineConfig, loaded: LoadedModel) -> int:
@@ -114,26 +227,3 @@ def _max_total_tokens(config: EngineConfig, loaded: LoadedModel) -> int:
             f"Given: {wanted}"
         )
     return wanted
-
-
-def _num_blocks(config: EngineConfig, loaded: LoadedModel, max_total_tokens: int) -> int:
-    """Blocks of the cache, which is never grown later."""
-    per_token = bytes_per_token(loaded.layers, loaded.dtype)
-    free = free_memory(loaded.device)
-    if config.max_batch_total_tokens is not None:
-        num_tokens = config.max_batch_total_tokens
-    elif loaded.device.type == "cpu":
-        wanted = max(_CPU_CACHE_TOKENS, max_total_tokens)
-        num_tokens = min(wanted, int(free * _CPU_CACHE_FRACTION) // per_token)
-    else:
-        num_tokens = int(free * config.memory_fraction) // per_token
-    num_blocks = -(-num_tokens // config.block_size)
-    if (
-        num_blocks * config.block_size < max_total_tokens
-        or num_blocks * config.block_size * per_token > free
-    ):
-        raise ModelLoadError(
-            f"Not enough memory to handle `max_total_tokens={max_total_tokens}`: the KV cache "
-            f"would hold {num_tokens} tokens of {per_token} bytes, and {free} bytes are free"
-        )
-    return num_blocks

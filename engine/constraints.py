@@ -15,6 +15,7 @@ from .grammar import GrammarCompiler, Matcher, TokenMasks
 from .logits import RowMasks
 from .request import Request
 from .sequence import SampledSequence, Sequence
+from .transfer import upload
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +27,7 @@ class PendingMasks:
 
     def wait(self, device: torch.device) -> RowMasks:
         """The masks, once they are there."""
-        packed = torch.from_numpy(self.filled.result().view(np.uint8))
-        return RowMasks(self.rows, packed.to(device, non_blocking=True))
+        return RowMasks(self.rows, upload(self.filled.result().view(np.uint8), device))
 
 
 class Constraints:

@@ -5,7 +5,6 @@ The caller feeds it with `add` and `abort` between steps. Nothing here waits for
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 import time
@@ -13,21 +12,16 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
-from .batch import ModelInput, pack
 from .constraints import Constraints
 from .errors import CapacityError, GrammarError
-from .logits import RowMasks
+from .executor import Executor, Forward, LaunchedStep
 from .request import EngineStats, Request, SequenceOutput, StepOutput, Token
-from .sampler import prompt_logprobs, sample
-from .scheduler import ScheduledBatch, Scheduler
-from .sequence import DraftedSequence, SampledSequence, Sequence
+from .scheduler import Scheduler
+from .sequence import Sequence, SequenceStatus
 from .watermark import Watermark
 
 logger = logging.getLogger(__name__)
-
-Forward = Callable[[ModelInput], Tensor]
 
 
 class Engine:
@@ -40,6 +34,9 @@ class Engine:
         vocab_size: token ids are below this.
         watermark: for requests that ask for one; without it they are refused.
         constraints: for requests with a grammar; without it they are refused.
+        runs_ahead: whether a step is launched before the tokens of the one before are known. The
+            device then never waits for the host; a sequence that ends has one token too many
+            computed, which nobody sees.
     """
 
     def __init__(
@@ -51,10 +48,14 @@ class Engine:
         vocab_size: int = 1 << 32,
         watermark: Watermark | None = None,
         constraints: Constraints | None = None,
+        runs_ahead: bool = False,
     ) -> None:
-        self._forward = forward
+        self._executor = Executor(
+            forward, device, scheduler.blocks.block_size, watermark, constraints
+        )
         self._scheduler = scheduler
-        self._device = device
+        self._runs_ahead = runs_ahead
+        self._ahead: LaunchedStep | None = None
         self._vocab_size = vocab_size
         self._watermark = watermark
         self._constraints = constraints
@@ -67,7 +68,7 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether a step would compute anything."""
-        return self._scheduler.has_work
+        return self._ahead is not None or self._scheduler.has_work
 
     def prepare(self, request: Request, done: Callable[[], object]) -> bool:
         """Makes ready what a request needs before `add`, in the background if it takes time.
@@ -117,28 +118,25 @@ class Engine:
                 self._constraints.drop(request_id)
 
     def step(self) -> StepOutput:
-        """Computes one step for everybody who is in it."""
+        """Computes one step for everybody who is in it.
+
+        Running ahead, the next step is on the device before this one's tokens are read.
+        """
         started = time.perf_counter()
-        batch = self._scheduler.schedule()
-        if not batch.num_tokens:
+        step, self._ahead = self._ahead or self._launch(None), None
+        if step is None:
             return StepOutput(stats=self.stats())
-        num_prefill_tokens = batch.num_prefill_tokens
-        try:
-            outputs, forward_s, sample_s = self._compute(batch)
-        except Exception:
-            # Which row is to blame is not known, and memory may be short: the step's rows go, the
-            # waiting ones and the engine stay.
-            logger.exception("a step of %d sequences failed", len(batch.num_tokens))
-            outputs = [self._fail(s, "the model failed on this batch") for s in batch.num_tokens]
-            forward_s = sample_s = 0.0
+        if self._runs_ahead and step.can_run_ahead:
+            self._ahead = self._launch(step)
+        outputs = self._collect(step)
         self._num_steps += 1
         return StepOutput(
             outputs=tuple(outputs),
             stats=self.stats(),
-            num_scheduled_tokens=batch.total_tokens,
-            num_prefill_tokens=num_prefill_tokens,
-            forward_s=forward_s,
-            sample_s=sample_s,
+            num_scheduled_tokens=step.batch.total_tokens,
+            num_prefill_tokens=step.num_prefill_tokens,
+            forward_s=step.forward_s,
+            sample_s=step.sample_s,
             duration_s=time.perf_counter() - started,
         )
 
@@ -161,27 +159,39 @@ class Engine:
         """Asserts that no block was lost or given twice."""
         self._scheduler.blocks.check_integrity([*self._scheduler.running, *self._scheduler.waiting])
 
-    @torch.inference_mode()  # logits come from it, and filters write into them
-    def _compute(self, batch: ScheduledBatch) -> tuple[list[SequenceOutput], float, float]:
-        model_input = pack(batch, self._scheduler.blocks.block_size, self._device)
-        rows = _sampled_rows(model_input)
-        pending = self._constraints.start(rows) if self._constraints is not None else None
-        started = time.perf_counter()
-        logits = self._forward(model_input)
-        forwarded = time.perf_counter()
-        prompts = self._prompt_logprobs(logits, model_input)
-        masks = None if pending is None else pending.wait(logits.device)
-        tokens = self._sample(logits, model_input, rows, masks)
-        sampled = time.perf_counter()
-        self._scheduler.advance(batch)
-        outputs = [
+    def _launch(self, previous: LaunchedStep | None) -> LaunchedStep | None:
+        """Begins the next step, behind one whose tokens nobody knows yet; None without work."""
+        if previous is not None:
+            for row, sequence in enumerate(previous.sampled):
+                if sequence.status is not SequenceStatus.FINISHED:
+                    sequence.promise(row)
+        batch = self._scheduler.schedule()
+        if not batch.num_tokens:
+            return None
+        step = self._executor.launch(batch, previous)
+        if not step.has_failed:
+            self._scheduler.advance(batch)
+        return step
+
+    def _collect(self, step: LaunchedStep) -> list[SequenceOutput]:
+        """Waits for a step, and publishes what it brought to those who are still there."""
+        living = [s for s in step.batch.num_tokens if s.status is not SequenceStatus.FINISHED]
+        try:
+            result = None if step.has_failed else step.wait()
+        except Exception:  # of the device, which reports late
+            logger.exception("a step of %d sequences failed", len(step.batch.num_tokens))
+            result = None
+        if result is None:
+            return [self._fail(s, "the model failed on this batch") for s in living]
+        return [
             output
-            for sequence in batch.num_tokens
+            for sequence in living
             for output in self._publish(
-                sequence, tokens.get(sequence, []), prompts.get(sequence, ())
+                sequence,
+                result.tokens.get(sequence, []),
+                result.prompt_logprobs.get(sequence, ()),
             )
         ]
-        return outputs, forwarded - started, sampled - forwarded
 
     def _publish(
         self, sequence: Sequence, chosen: list[Token], logprobs: tuple[float | None, ...]
@@ -202,7 +212,6 @@ class Engine:
             if self._constraints is not None:  # before the logits: a dead end masks all of them
                 self._constraints.check(sequence)
             if math.isnan(chosen[0].logprob):
-                self._scheduler.blocks.forget(sequence)
                 return [self._fail(sequence, "the model gave no valid logits")]
             tokens = self._append(sequence, chosen)
         except GrammarError as error:
@@ -236,66 +245,10 @@ class Engine:
         self._num_generated_tokens += len(tokens)
         return tokens
 
-    def _sample(
-        self,
-        logits: Tensor,
-        model_input: ModelInput,
-        sampled: list[SampledSequence],
-        masks: RowMasks | None,
-    ) -> dict[Sequence, list[Token]]:
-        """The next tokens of each sequence: one, and one more for each guess that was right."""
-        if not sampled:
-            return {}
-        if len(sampled) != logits.shape[0]:
-            rows = [row for part in model_input.sampled.values() for row in part]
-            logits = logits[torch.tensor(rows, device=logits.device)]
-        tokens = iter(sample(logits, sampled, self._watermark, masks))
-        return {
-            sequence: _verified(list(itertools.islice(tokens, len(part))), sequence.draft_ids)
-            for sequence, part in model_input.sampled.items()
-        }
-
-    def _prompt_logprobs(
-        self, logits: Tensor, model_input: ModelInput
-    ) -> dict[Sequence, tuple[float | None, ...]]:
-        result: dict[Sequence, tuple[float | None, ...]] = {}
-        for rows in model_input.prompt_rows:
-            sequence = rows.sequence
-            end = rows.start + len(rows.target_ids)
-            values: list[float | None] = [
-                *prompt_logprobs(logits[rows.start : end], rows.target_ids)
-            ]
-            known = sequence.num_computed_tokens + 1  # the first target's place in the prompt
-            if known == 1:
-                values.insert(0, None)
-                known = 0
-            new = values[max(0, sequence.num_prompt_logprobs - known) :]
-            sequence.num_prompt_logprobs += len(new)
-            result[sequence] = tuple(new)
-        return result
-
     def _fail(self, sequence: Sequence, reason: str) -> SequenceOutput:
+        self._scheduler.blocks.forget(sequence)  # what is in them may be wrong
         self.abort(sequence.request_id)
         return _failed(sequence.request_id, reason)
-
-
-def _sampled_rows(model_input: ModelInput) -> list[SampledSequence]:
-    """Whose token each sampled row gives."""
-    return [
-        DraftedSequence(sequence, num_drafts) if num_drafts else sequence
-        for sequence, part in model_input.sampled.items()
-        for num_drafts in range(len(part))
-    ]
-
-
-def _verified(tokens: list[Token], draft_ids: list[int]) -> list[Token]:
-    """The tokens up to the first that is not what was guessed: later rows saw a wrong text."""
-    num_right = 0
-    for token, guess in zip(tokens, draft_ids, strict=False):
-        if token.token_id != guess or math.isnan(tokens[num_right + 1].logprob):
-            break
-        num_right += 1
-    return tokens[: num_right + 1]
 
 
 def _certain(token_id: int, sequence: Sequence) -> Token:

@@ -19,6 +19,7 @@ from torch import Tensor
 from .packed_bits import byte_table, spread
 from .request import SamplingParams
 from .sequence import SampledSequence
+from .transfer import upload
 
 _NEVER = float("-inf")
 _TOP_P_TOKENS = 256
@@ -56,7 +57,7 @@ def _mask(scores: Tensor, masks: RowMasks) -> None:
     if len(masks.rows) == scores.shape[0]:
         scores.add_(bias)
     else:
-        scores.index_add_(0, torch.tensor(masks.rows, device=scores.device), bias)
+        scores.index_add_(0, upload(masks.rows, scores.device), bias)
 
 
 @cache
@@ -68,7 +69,7 @@ def _repetition_penalty(scores: Tensor, sequences: list[SampledSequence]) -> Ten
     for row, sequence in enumerate(sequences):
         penalty = sequence.request.sampling.repetition_penalty
         if penalty != 1.0:
-            seen = torch.tensor(list(sequence.count_tokens()), device=scores.device)
+            seen = upload(list(sequence.count_tokens()), scores.device)
             old = scores[row, seen]
             scores[row, seen] = torch.where(old < 0, old * penalty, old / penalty)
     return scores
@@ -79,8 +80,8 @@ def _frequency_penalty(scores: Tensor, sequences: list[SampledSequence]) -> Tens
         penalty = sequence.request.sampling.frequency_penalty
         if penalty != 0.0:
             counts = sequence.count_tokens()
-            ids = torch.tensor(list(counts), device=scores.device)
-            shares = torch.tensor(list(counts.values()), device=scores.device) / sequence.num_tokens
+            ids = upload(list(counts), scores.device)
+            shares = upload(list(counts.values()), scores.device) / sequence.num_tokens
             scores[row, ids] -= penalty * shares
     return scores
 
@@ -89,14 +90,14 @@ def _temperature(scores: Tensor, sequences: list[SampledSequence]) -> Tensor:
     values = [sequence.request.sampling.temperature for sequence in sequences]
     if all(value == 1.0 for value in values):
         return scores
-    return scores / torch.tensor(values, device=scores.device).unsqueeze(1)
+    return scores / upload(values, scores.device).unsqueeze(1)
 
 
 def _top_k(scores: Tensor, sequences: list[SampledSequence]) -> Tensor:
     def mark(part: Tensor, ks: list[int]) -> Tensor:
         ks = [min(k, part.shape[1]) for k in ks]
         likeliest = torch.topk(part, max(ks)).values
-        kth = likeliest.gather(1, torch.tensor(ks, device=part.device).unsqueeze(1) - 1)
+        kth = likeliest.gather(1, upload(ks, part.device).unsqueeze(1) - 1)
         return part < kth  # ties with the k-th stay
 
     return _drop(scores, sequences, lambda params: params.top_k, mark)
@@ -104,16 +105,27 @@ def _top_k(scores: Tensor, sequences: list[SampledSequence]) -> Tensor:
 
 def _top_p(scores: Tensor, sequences: list[SampledSequence]) -> Tensor:
     def mark(part: Tensor, ps: list[float]) -> Tensor:
-        wanted = torch.tensor(ps, device=part.device).unsqueeze(1)
+        wanted = upload(ps, part.device).unsqueeze(1)
         probs = torch.softmax(part, dim=-1)
-        # Sorting a whole vocabulary is slow, and the likeliest tokens nearly always hold enough.
-        likeliest, order = torch.topk(probs, min(_TOP_P_TOKENS, part.shape[1]))
-        if bool((likeliest.sum(-1, keepdim=True) < wanted).any()):
-            likeliest, order = torch.sort(probs, descending=True)
+        likeliest, order = _likeliest(probs, wanted)
         before = likeliest.cumsum(-1) - likeliest  # the mass of all likelier tokens; first: 0
         return torch.ones_like(part, dtype=torch.bool).scatter(1, order, before >= wanted)
 
     return _drop(scores, sequences, lambda params: params.top_p, mark)
+
+
+def _likeliest(probs: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row's likeliest tokens in order, as many as hold the mass wanted [num_rows, 1].
+
+    On a CPU sorting a whole vocabulary is slow, and a few tokens nearly always hold enough. On a
+    GPU it takes less time than to ask whether they do.
+    """
+    if probs.device.type == "cpu":
+        few = torch.topk(probs, min(_TOP_P_TOKENS, probs.shape[1]))
+        if bool((few.values.sum(-1, keepdim=True) >= wanted).all()):
+            return few.values, few.indices
+    everything = torch.sort(probs, descending=True)
+    return everything.values, everything.indices
 
 
 def _typical_p(scores: Tensor, sequences: list[SampledSequence]) -> Tensor:
@@ -124,7 +136,7 @@ def _typical_p(scores: Tensor, sequences: list[SampledSequence]) -> Tensor:
         order = (-logprobs - entropy).abs().argsort(dim=-1)
         mass = probs.gather(1, order).cumsum(-1)
         # Everything behind the first token at which the mass reaches p goes.
-        reached = mass >= torch.tensor(ps, device=part.device).unsqueeze(1)
+        reached = mass >= upload(ps, part.device).unsqueeze(1)
         drop = reached.roll(1, dims=-1)
         drop[:, 0] = False
         return torch.zeros_like(drop).scatter(1, order, drop)
@@ -150,6 +162,6 @@ def _drop(
         return scores
     if len(rows) == len(sequences):
         return scores.masked_fill(mark(scores, values), _NEVER)
-    index = torch.tensor(rows, device=scores.device)
+    index = upload(rows, scores.device)
     part = scores[index]
     return scores.index_copy(0, index, part.masked_fill(mark(part, values), _NEVER))

@@ -8,10 +8,47 @@ from torch import Tensor
 from . import logits as logits_processing
 from .random_numbers import to_signed, uniform
 from .request import Token
+from .row_statistics import row_statistics
 from .sequence import SampledSequence
+from .transfer import Download, upload
 from .watermark import Watermark
 
 _MAX_TIES = 32  # beyond `top_n_tokens`: flat logits would otherwise report the whole vocabulary
+
+
+class SampledTokens:
+    """The next token of each row, on the device; on the host after `wait`.
+
+    Args:
+        ids: int64 [num_rows].
+        logprobs: float32 [num_rows], of the ids.
+        tops: for each row that asks, how many of the likeliest tokens it wants.
+        top_ids: int64 [num_rows, k]: the likeliest tokens, if some row asks.
+        top_logprobs: float32 [num_rows, k].
+    """
+
+    def __init__(
+        self,
+        ids: Tensor,
+        logprobs: Tensor,
+        tops: list[int],
+        top_ids: Tensor,
+        top_logprobs: Tensor,
+    ) -> None:
+        self.ids = ids
+        self._tops = tops
+        self._num_top = top_ids.shape[1]
+        # One copy for everything; float64 carries ids and log-probabilities exactly.
+        columns = [ids.unsqueeze(1), logprobs.unsqueeze(1), top_ids, top_logprobs]
+        self._packed = Download(torch.cat([part.double() for part in columns], dim=1))
+
+    def wait(self) -> list[Token]:
+        """One token per row. A row whose logits are not numbers has a NaN for a log-probability."""
+        k = self._num_top
+        return [
+            Token(int(row[0]), row[1], _top(row[2 : 2 + k], row[2 + k :], wanted))
+            for row, wanted in zip(self._packed.wait().tolist(), self._tops, strict=True)
+        ]
 
 
 def sample(
@@ -19,11 +56,11 @@ def sample(
     sequences: list[SampledSequence],
     watermark: Watermark | None = None,
     masks: logits_processing.RowMasks | None = None,
-) -> list[Token]:
+) -> SampledTokens:
     """One token per row.
 
     A row depends on its own logits, parameters, seed and position only. Log-probabilities are those
-    after all filters, as in TGI; a row whose logits are not numbers gets a NaN for one.
+    after all filters, as in TGI.
 
     Args:
         logits: float32 [num_rows, vocab_size]; may be overwritten.
@@ -34,42 +71,37 @@ def sample(
     if watermark is not None:
         watermark.apply(logits, sequences)
     scores = logits_processing.process(logits, sequences, masks)
-    # Shifted so that the likeliest is 0, which keeps log-probabilities near 0 exact. The norm is
-    # subtracted only where it is wanted: a full log-softmax would write the vocabulary once more.
-    scores.sub_(scores.amax(dim=-1, keepdim=True))
-    norms = torch.logsumexp(scores, dim=-1, keepdim=True)
-    ids = _choose(scores, norms, sequences)
-    chosen = (scores.gather(1, ids.unsqueeze(1)) - norms).squeeze(1)
-    tops = _top_tokens(scores, norms, sequences)
-    # Where the host waits for the device; float64 carries ids and log-probabilities exactly.
-    packed = torch.stack([ids.double(), chosen.double()]).tolist()
-    return [
-        Token(int(token_id), logprob, top)
-        for token_id, logprob, top in zip(*packed, tops, strict=True)
-    ]
+    largest, ids, norms = row_statistics(scores)
+    ids = _draw_where_asked(ids, scores, largest, norms, sequences)
+    # The likeliest comes to 0 before the norm goes off, which keeps log-probabilities near 0 exact.
+    logprobs = scores.gather(1, ids.unsqueeze(1)).squeeze(1) - largest - norms
+    tops = [sequence.request.sampling.top_n_tokens for sequence in sequences]
+    num_top = min(max(tops) + _MAX_TIES, scores.shape[1]) if any(tops) else 0
+    values, top_ids = torch.topk(scores, num_top)
+    values = values - largest.unsqueeze(1) - norms.unsqueeze(1)
+    return SampledTokens(ids, logprobs, tops, top_ids, values)
 
 
-def prompt_logprobs(logits: Tensor, target_ids: list[int]) -> list[float]:
+def prompt_logprobs(logits: Tensor, target_ids: list[int]) -> Download:
     """The log-probability of each target after its row: logits float32 [len(target_ids), vocab]."""
-    targets = torch.tensor(target_ids, device=logits.device).unsqueeze(1)
-    chosen = torch.log_softmax(logits, dim=-1).gather(1, targets).squeeze(1)
-    result: list[float] = chosen.tolist()
-    return result
+    targets = upload(target_ids, logits.device, torch.int64).unsqueeze(1)
+    return Download(torch.log_softmax(logits, dim=-1).gather(1, targets).squeeze(1))
 
 
-def _choose(scores: Tensor, norms: Tensor, sequences: list[SampledSequence]) -> Tensor:
+def _draw_where_asked(
+    ids: Tensor, scores: Tensor, largest: Tensor, norms: Tensor, sequences: list[SampledSequence]
+) -> Tensor:
     """Int64 [num_rows]: the likeliest token, or where sampling is on the one drawn."""
-    ids = scores.argmax(dim=-1)
     rows = [row for row, seq in enumerate(sequences) if seq.request.sampling.do_sample]
     if not rows:
         return ids
     seeds = [to_signed(sequences[row].request.sampling.seed) for row in rows]
     positions = [sequences[row].num_tokens for row in rows]
-    index = torch.tensor(rows, device=scores.device)
-    draws = uniform(
-        torch.tensor(seeds, device=scores.device), torch.tensor(positions, device=scores.device)
-    )
-    return ids.index_copy(0, index, _draw(scores[index] - norms[index], draws))
+    device = scores.device
+    index = upload(rows, device)
+    draws = uniform(upload(seeds, device), upload(positions, device))
+    shifted = scores[index] - largest[index].unsqueeze(1) - norms[index].unsqueeze(1)
+    return ids.index_copy(0, index, _draw(shifted, draws))
 
 
 def _draw(logprobs: Tensor, draws: Tensor) -> Tensor:
@@ -80,23 +112,14 @@ def _draw(logprobs: Tensor, draws: Tensor) -> Tensor:
     return torch.searchsorted(mass, goal, right=True).squeeze(1).clamp(max=mass.shape[1] - 1)
 
 
-def _top_tokens(
-    scores: Tensor, norms: Tensor, sequences: list[SampledSequence]
-) -> list[tuple[tuple[int, float], ...]]:
-    """The likeliest tokens of each row that asks, with those that tie with the last; never -inf."""
-    wanted = [sequence.request.sampling.top_n_tokens for sequence in sequences]
-    result: list[tuple[tuple[int, float], ...]] = [() for _ in sequences]
-    if not any(wanted):
-        return result
-    values, ids = torch.topk(scores, min(max(wanted) + _MAX_TIES, scores.shape[1]))
-    pairs = torch.stack([ids.double(), (values - norms).double()], dim=-1).tolist()
-    for row, count in enumerate(wanted):
-        if count:
-            threshold = pairs[row][min(count, len(pairs[row])) - 1][1]
-            likely = [
-                (int(token_id), logprob)
-                for token_id, logprob in pairs[row]
-                if logprob >= threshold and logprob > float("-inf")
-            ]
-            result[row] = tuple(sorted(likely, key=lambda pair: (-pair[1], pair[0])))
-    return result
+def _top(ids: list[float], logprobs: list[float], wanted: int) -> tuple[tuple[int, float], ...]:
+    """The likeliest tokens of a row, with those that tie with the last; never -inf."""
+    if not wanted:
+        return ()
+    threshold = logprobs[min(wanted, len(logprobs)) - 1]
+    likely = [
+        (int(token_id), logprob)
+        for token_id, logprob in zip(ids, logprobs, strict=True)
+        if logprob >= threshold and logprob > float("-inf")
+    ]
+    return tuple(sorted(likely, key=lambda pair: (-pair[1], pair[0])))

@@ -114,22 +114,21 @@ class Scheduler:
         return ScheduledBatch(planned)
 
     def advance(self, batch: ScheduledBatch) -> None:
-        """Notes that the step was computed."""
+        """Notes that the device computes the step before all that it is told later."""
         for sequence, num_tokens in batch.num_tokens.items():
             sequence.num_computed_tokens += num_tokens - len(sequence.draft_ids)
             self.blocks.commit(sequence)
 
     def accept(self, sequence: Sequence, num_drafts: int) -> None:
-        """Notes how many of the step's guessed tokens were right and have become the sequence's.
+        """Notes that a sequence has its tokens, and how many of the step's guesses are among them.
 
         The cache has their keys and values already; those of wrong guesses are overwritten later.
         """
         if sequence.drafter is not None and sequence.draft_ids:
             sequence.drafter.report(len(sequence.draft_ids), num_drafts)
         sequence.draft_ids = []
-        if num_drafts:
-            sequence.num_computed_tokens += num_drafts
-            self.blocks.commit(sequence)
+        sequence.num_computed_tokens += num_drafts
+        self.blocks.commit(sequence)
 
     def finish(self, sequence: Sequence) -> None:
         """Removes a sequence, wherever it stands; its blocks are free at once."""
@@ -173,7 +172,7 @@ class Scheduler:
         The whole prompt gets its blocks at once, and each running sequence keeps one in reserve:
         whoever is let in is not thrown out again by the very next step.
         """
-        if sequence.request.prompt_logprobs and not self._logprob_rows:
+        if sequence.has_promise or (sequence.request.prompt_logprobs and not self._logprob_rows):
             return 0
         num_cached = self.blocks.match_prefix(sequence)
         num_new = self.blocks.num_blocks_for(sequence.num_tokens) - len(sequence.block_table)

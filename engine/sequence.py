@@ -34,6 +34,7 @@ class Sequence:
         "draft_ids",
         "drafter",
         "finish_reason",
+        "has_promise",
         "num_cached_tokens",
         "num_committed_blocks",
         "num_computed_tokens",
@@ -61,6 +62,7 @@ class Sequence:
         self.started = False
         self.finish_reason: FinishReason | None = None
         self.drafter: Drafter | None = None
+        self.has_promise = False  # the last of token_ids stands for one that is being computed
         self.draft_ids: list[int] = []  # guessed tokens that the current step checks
 
     @property
@@ -93,14 +95,39 @@ class Sequence:
         """The length at which the sequence ends in any case."""
         return self.num_prompt_tokens + self.request.max_new_tokens
 
+    @property
+    def needs_its_tokens(self) -> bool:
+        """Whether the host must know a token before it can ask for the next one."""
+        sampling = self.request.sampling
+        return (
+            bool(self.request.grammar)
+            or self.drafter is not None
+            or sampling.watermark
+            or sampling.repetition_penalty != 1.0
+            or sampling.frequency_penalty != 0.0
+        )
+
+    def promise(self, row: int) -> None:
+        """Adds the token that a row of the running step will give, unless the sequence ends there.
+
+        Until it is known, its id is -1 - row.
+        """
+        if self.num_tokens + 1 < self.max_tokens:
+            self.token_ids.append(-1 - row)
+            self.has_promise = True
+
     def append(self, token_id: int) -> FinishReason | None:
-        """Adds a generated token, and says whether it is the last one.
+        """Adds a generated token, or keeps the promise of it; says whether it is the last one.
 
         A token that is both the last allowed and an end-of-text token counts as `LENGTH`: TGI
         checks in that order (server/text_generation_server/utils/tokens.py at v2.1.1,
         StoppingCriteria).
         """
-        self.token_ids.append(token_id)
+        if self.has_promise:
+            self.token_ids[-1] = token_id
+            self.has_promise = False
+        else:
+            self.token_ids.append(token_id)
         if self.token_counts is not None:
             self.token_counts[token_id] += 1
         if self.num_generated_tokens >= self.request.max_new_tokens:

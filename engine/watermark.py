@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .packed_bits import byte_table, spread
 from .sequence import SampledSequence
+from .transfer import upload
 
 _HASH_KEY = 15485863  # the millionth prime, as in TGI and transformers
 _CACHE_BYTES = 64 << 20  # of lists: all that a vocabulary of 23,000 has, 4,186 of 128,256's
@@ -55,7 +56,7 @@ class Watermark:
             return
         packed = torch.stack([self._green_bits(sequences[row].token_ids[-1]) for row in rows])
         bias = spread(packed, self._bias_of_byte, self._vocab_size)
-        index = torch.tensor(rows, device=scores.device)
+        index = upload(rows, scores.device)
         scores.index_add_(0, index, bias)
 
     def green_ids(self, last_token_id: int) -> Tensor:

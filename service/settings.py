@@ -13,16 +13,22 @@ import math
 import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from engine.config import EngineConfig
+from engine.config import GRAPH_SIZES, EngineConfig
 
 from .gateway import GatewayConfig
 from .unsupported import UNSUPPORTED, Refuse
 
 Dtype = Literal["float32", "float16", "bfloat16"]
+Quantization = Literal[
+    "int8", "int4", "fp8",
+    "awq", "bitsandbytes", "bitsandbytes-fp4", "bitsandbytes-nf4", "compressed-tensors", "eetq",
+    "exl2", "gptq", "marlin",
+]  # fmt: skip
+KvCacheDtype = Literal["fp8_e4m3fn", "fp8_e5m2"]
 Device = Literal["cpu", "cuda"]
 ToolCallFormat = Literal["auto", "tgi", "openai"]
 LogLevel = Literal["debug", "info", "warning", "error", "critical"]
@@ -81,6 +87,16 @@ class Settings:
     dtype: Annotated[
         Dtype | None,
         About("number format of the weights; otherwise float32 on a CPU, the model's own on a GPU"),
+    ] = None
+    quantize: Annotated[
+        Quantization | None,
+        About(
+            "weights in fewer bits: int8, int4, fp8; or how the checkpoint was quantised already"
+        ),
+    ] = None
+    kv_cache_dtype: Annotated[
+        KvCacheDtype | None,
+        About("number format of the KV cache, half the size; otherwise the model's"),
     ] = None
     trust_remote_code: Annotated[bool, About("let code that comes with the model run")] = False
     tokenizer_config_path: Annotated[
@@ -141,6 +157,13 @@ class Settings:
     max_waiting_tokens: Annotated[
         int, About("reported only: new work joins the batch at every step", low=0)
     ] = 20
+    cuda_graphs: Annotated[
+        tuple[int, ...], About("batch sizes recorded for decoding on a GPU; 0 for none", low=0)
+    ] = GRAPH_SIZES
+    run_ahead: Annotated[
+        bool | None,
+        About("launch a step before the last is read; otherwise on a GPU only", ours=True),
+    ] = None
     validation_workers: Annotated[int, About("tokenizer threads", low=1)] = 2
 
     # The device.
@@ -155,7 +178,7 @@ class Settings:
     prefix_caching: Annotated[bool, About("share the KV cache of equal beginnings", ours=True)] = (
         True
     )
-    native_kernels: Annotated[bool, About("use the compiled CPU kernels", ours=True)] = True
+    native_kernels: Annotated[bool, About("use the kernels for CPUs and GPUs", ours=True)] = True
 
     # The network.
     hostname: Annotated[
@@ -253,18 +276,24 @@ class Settings:
 
     def engine_config(self, socket_path: Path) -> EngineConfig:
         """Returns the engine's part."""
-        batch_size = {} if self.max_batch_size is None else {"max_num_seqs": self.max_batch_size}
+        batch_size: dict[str, Any] = (
+            {} if self.max_batch_size is None else {"max_num_seqs": self.max_batch_size}
+        )
         return EngineConfig(
             model_id=self.model_path,
             socket_path=socket_path,
             revision=self.revision,
             dtype=self.dtype,
+            quantize=self.quantize,
+            kv_cache_dtype=self.kv_cache_dtype,
             device=self.device,
             trust_remote_code=self.trust_remote_code,
             block_size=self.block_size,
             max_total_tokens=self.max_total_tokens,
             max_batch_total_tokens=self.max_batch_total_tokens,
             max_step_tokens=self.max_batch_prefill_tokens,
+            graph_sizes=self.cuda_graphs,
+            run_ahead=self.run_ahead,
             speculate=self.speculate,
             memory_fraction=self.cuda_memory_fraction,
             num_threads=self.num_threads,
@@ -358,6 +387,10 @@ class Option:
         Raises:
             SettingsError: it is outside.
         """
+        if isinstance(value, tuple):
+            for item in value:
+                self.check(item)
+            return
         low, high = self.about.low, self.about.high
         if not isinstance(value, int | float) or low <= value <= high:
             return
@@ -436,7 +469,11 @@ def _read(option: Option, given: str | Sequence[str], source: str) -> Any:
         assert isinstance(given, str)
         return option.read(given, source)
     parts = [given] if isinstance(given, str) else given
-    return tuple(item.strip() for part in parts for item in part.split(",") if item.strip())
+    (kind, _) = get_args(option.kind)
+    each = replace(option, kind=kind)
+    return tuple(
+        each.read(item, source) for part in parts for item in part.split(",") if item.strip()
+    )
 
 
 def _spell(value: Any) -> list[str]:
@@ -449,9 +486,8 @@ def _spell(value: Any) -> list[str]:
 
 
 def _help(option: Option) -> str:
-    default = "" if option.default in (None, ()) else f"default: {option.default}; "
-    if option.kind is bool:
-        default = default.lower()
+    spelt = ",".join(_spell(option.default))
+    default = f"default: {spelt}; " if spelt else ""
     more = ", repeatable" if option.is_list else ""
     return f"{option.about.text} ({default}env: {option.variables[0]}{more})".replace("%", "%%")
 

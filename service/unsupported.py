@@ -40,8 +40,6 @@ UNSUPPORTED: dict[str, Unsupported] = {
     "shard_uds_path": Unsupported("the engine's socket is set with --engine-socket"),
     "master_addr": _NO_SHARDS,
     "master_port": _NO_SHARDS,
-    "quantize": Unsupported("weights are used as the checkpoint has them; choose --dtype"),
-    "cuda_graphs": Unsupported("CUDA graphs are not available yet"),
     "disable_custom_kernels": Unsupported("use --native-kernels=false"),
     "rope_scaling": Unsupported(_NO_ROPE),
     "rope_factor": Unsupported(_NO_ROPE),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from contextvars import ContextVar
 from functools import cache
 from threading import Semaphore
 from zlib import crc32
@@ -14,6 +15,7 @@ from torch import Tensor
 from engine.batch import ModelInput
 from engine.block_manager import BlockManager
 from engine.engine import Engine
+from engine.executor import Forward
 from engine.request import Request, SequenceOutput
 from engine.scheduler import Scheduler
 from engine.watermark import Watermark
@@ -23,6 +25,7 @@ BLOCK_SIZE = 4
 POISON = VOCAB_SIZE - 1  # a context with this token has no valid logits
 FATAL = VOCAB_SIZE - 2  # a step with this token raises
 CPU = torch.device("cpu")
+RUNS_AHEAD = ContextVar("RUNS_AHEAD", default=False)  # of engines made by `make_engine`
 
 
 @cache
@@ -67,7 +70,8 @@ class FakeModel:
             assert self.gate.acquire(timeout=30), "the test lets no more steps through"
         if FATAL in batch.input_ids:
             raise RuntimeError("the device is on fire")
-        self.slots.view(-1)[batch.attention.slot_mapping] = batch.input_ids
+        slots = batch.attention.slot_mapping
+        self.slots.view(-1)[slots[slots >= 0]] = batch.input_ids[slots >= 0]
         rows: list[Tensor] = []
         starts = batch.attention.query_start_loc.tolist()
         for index, table in enumerate(batch.attention.block_tables.long()):
@@ -87,8 +91,14 @@ def make_engine(
     max_draft_tokens: int = 0,
     gate: Semaphore | None = None,
     logits_of: Callable[[tuple[int, ...]], Tensor] = next_logits,
+    runs_ahead: bool | None = None,
+    wrap: Callable[[FakeModel], Forward] = lambda model: model,
 ) -> Engine:
-    """An engine over a `FakeModel`; each step takes a permit of `gate`, if there is one."""
+    """An engine over a `FakeModel`; each step takes a permit of `gate`, if there is one.
+
+    `wrap` puts something around the model. Whether it runs ahead is what `RUNS_AHEAD` says, unless
+    it is said here.
+    """
     blocks = BlockManager(num_blocks, BLOCK_SIZE, enable_prefix_caching=enable_prefix_caching)
     scheduler = Scheduler(
         blocks,
@@ -98,7 +108,9 @@ def make_engine(
         max_draft_tokens=max_draft_tokens,
     )
     watermark = Watermark(VOCAB_SIZE, CPU)
-    return Engine(FakeModel(num_blocks, gate, logits_of), scheduler, CPU, watermark=watermark)
+    ahead = RUNS_AHEAD.get() if runs_ahead is None else runs_ahead
+    model = FakeModel(num_blocks, gate, logits_of)
+    return Engine(wrap(model), scheduler, CPU, watermark=watermark, runs_ahead=ahead)
 
 
 def run(

@@ -37,7 +37,7 @@ def noise(num_rows: int, seed: int = 0, size: int = VOCAB_SIZE) -> Tensor:
 
 def test_greedy_takes_the_likeliest_and_its_logprob() -> None:
     logits = noise(4)
-    tokens = sample(logits.clone(), [make_sequence() for _ in range(4)])
+    tokens = sample(logits.clone(), [make_sequence() for _ in range(4)]).wait()
     assert [token.token_id for token in tokens] == logits.argmax(-1).tolist()
     expected = logits.log_softmax(-1).max(-1).values.tolist()
     assert [token.logprob for token in tokens] == pytest.approx(expected, abs=1e-6)
@@ -50,7 +50,7 @@ def test_drawn_tokens_follow_the_softmax() -> None:
     counts = torch.zeros(size)
     for first in range(0, draws, 2000):
         sequences = [make_sequence(do_sample=True, seed=first + i) for i in range(2000)]
-        tokens = sample(logits.expand(2000, -1).clone(), sequences)
+        tokens = sample(logits.expand(2000, -1).clone(), sequences).wait()
         counts += torch.bincount(torch.tensor([t.token_id for t in tokens]), minlength=size)
     expected = logits[0].softmax(-1) * draws
     assert float(expected.min()) > 5
@@ -63,7 +63,7 @@ def test_successive_positions_of_one_seed_follow_the_softmax_too() -> None:
     size, draws = 8, 8000
     logits = noise(1, seed=3, size=size) / 3
     sequences = [make_sequence(1 + i % 1000, do_sample=True, seed=i // 1000) for i in range(draws)]
-    tokens = sample(logits.expand(draws, -1).clone(), sequences)
+    tokens = sample(logits.expand(draws, -1).clone(), sequences).wait()
     counts = torch.bincount(torch.tensor([t.token_id for t in tokens]), minlength=size)
     expected = logits[0].softmax(-1) * draws
     # Chi-square with 7 degrees of freedom exceeds 42 with probability 5e-7; seeds are fixed.
@@ -82,15 +82,19 @@ def test_same_seed_gives_the_same_token_alone_and_among_others(
         for i in range(33)
     ]
     others[row] = make_sequence(num_tokens, **options)
-    together = sample(logits.clone(), others)[row]
-    alone = sample(logits[row : row + 1].clone(), [make_sequence(num_tokens, **options)])[0]
+    together = sample(logits.clone(), others).wait()[row]
+    alone = sample(logits[row : row + 1].clone(), [make_sequence(num_tokens, **options)]).wait()[0]
     assert together == alone
 
 
 def test_seeds_and_positions_change_the_draw() -> None:
     logits = torch.zeros(64, VOCAB_SIZE)
-    by_seed = sample(logits.clone(), [make_sequence(do_sample=True, seed=i) for i in range(64)])
-    by_place = sample(logits.clone(), [make_sequence(i + 1, do_sample=True) for i in range(64)])
+    by_seed = sample(
+        logits.clone(), [make_sequence(do_sample=True, seed=i) for i in range(64)]
+    ).wait()
+    by_place = sample(
+        logits.clone(), [make_sequence(i + 1, do_sample=True) for i in range(64)]
+    ).wait()
     assert len({token.token_id for token in by_seed}) > 20
     assert len({token.token_id for token in by_place}) > 20
 
@@ -104,11 +108,11 @@ def test_a_row_without_numbers_gets_a_nan_logprob_and_spoils_no_other() -> None:
         {"do_sample": True},
     ]
     sequences = [make_sequence(**option) for option in options]
-    expected = sample(logits.clone(), sequences)
+    expected = sample(logits.clone(), sequences).wait()
     for bad in range(4):
         spoiled = logits.clone()
         spoiled[bad, 7] = float("nan")
-        tokens = sample(spoiled, sequences)
+        tokens = sample(spoiled, sequences).wait()
         assert math.isnan(tokens[bad].logprob)
         assert tokens[bad].top == ()
         assert 0 <= tokens[bad].token_id < VOCAB_SIZE
@@ -119,7 +123,7 @@ def test_a_row_without_numbers_gets_a_nan_logprob_and_spoils_no_other() -> None:
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf")])
 def test_a_row_of_infinities_counts_as_not_a_number(value: float) -> None:
-    tokens = sample(torch.full((1, VOCAB_SIZE), value), [make_sequence(do_sample=True)])
+    tokens = sample(torch.full((1, VOCAB_SIZE), value), [make_sequence(do_sample=True)]).wait()
     assert math.isnan(tokens[0].logprob)
 
 
@@ -128,14 +132,16 @@ def test_a_row_of_infinities_counts_as_not_a_number(value: float) -> None:
 def test_a_token_without_probability_is_never_drawn(allowed: set[int], seed: int) -> None:
     logits = torch.full((64, VOCAB_SIZE), float("-inf"))
     logits[:, list(allowed)] = noise(1, size=len(allowed))[0]
-    tokens = sample(logits, [make_sequence(do_sample=True, seed=seed + i) for i in range(64)])
+    tokens = sample(
+        logits, [make_sequence(do_sample=True, seed=seed + i) for i in range(64)]
+    ).wait()
     assert {token.token_id for token in tokens} <= allowed
     assert all(math.isfinite(token.logprob) for token in tokens)
 
 
 def test_top_tokens_come_in_order_with_their_logprobs() -> None:
     logits = noise(2)
-    tokens = sample(logits.clone(), [make_sequence(top_n_tokens=3), make_sequence()])
+    tokens = sample(logits.clone(), [make_sequence(top_n_tokens=3), make_sequence()]).wait()
     values, ids = logits[0].log_softmax(-1).topk(3)
     assert tokens[0].top == tuple(zip(ids.tolist(), values.tolist(), strict=True))
     assert tokens[1].top == ()
@@ -143,29 +149,29 @@ def test_top_tokens_come_in_order_with_their_logprobs() -> None:
 
 def test_top_tokens_include_all_that_tie_with_the_last() -> None:
     logits = torch.tensor([[1.0, 5.0, 3.0, 3.0, 3.0, 0.0]])
-    top = sample(logits, [make_sequence(top_n_tokens=2)])[0].top
+    top = sample(logits, [make_sequence(top_n_tokens=2)]).wait()[0].top
     assert [token_id for token_id, _ in top] == [1, 2, 3, 4]
 
 
 def test_top_tokens_leave_out_what_was_filtered() -> None:
-    top = sample(noise(1), [make_sequence(top_n_tokens=5, top_k=2)])[0].top
+    top = sample(noise(1), [make_sequence(top_n_tokens=5, top_k=2)]).wait()[0].top
     assert len(top) == 2
 
 
 def test_more_top_tokens_than_the_vocabulary_has_gives_all() -> None:
-    assert len(sample(noise(1), [make_sequence(top_n_tokens=99)])[0].top) == VOCAB_SIZE
+    assert len(sample(noise(1), [make_sequence(top_n_tokens=99)]).wait()[0].top) == VOCAB_SIZE
 
 
 def test_logprobs_are_those_after_all_filters() -> None:
-    token = sample(noise(1), [make_sequence(do_sample=True, top_k=1)])[0]
+    token = sample(noise(1), [make_sequence(do_sample=True, top_k=1)]).wait()[0]
     assert token.logprob == 0.0
 
 
 def test_prompt_logprobs_are_those_of_the_targets() -> None:
     logits = noise(3)
     expected = [float(logits.log_softmax(-1)[row, target]) for row, target in enumerate((4, 0, 9))]
-    assert prompt_logprobs(logits, [4, 0, 9]) == expected
+    assert prompt_logprobs(logits, [4, 0, 9]).wait().tolist() == expected
 
 
 def test_no_targets_give_no_prompt_logprobs() -> None:
-    assert prompt_logprobs(noise(3)[:0], []) == []
+    assert prompt_logprobs(noise(3)[:0], []).wait().tolist() == []

@@ -181,21 +181,21 @@ def test_the_watermark_comes_before_all_filters_and_does_not_switch_sampling_on(
     logits[0, best_green], logits[0, best_red] = 3.0, 4.0
     plain = make_sequence(top_k=1)
     marked = make_sequence(top_k=1, watermark=True)
-    assert sample(logits.clone(), [plain], watermark)[0].token_id == best_red
-    token = sample(logits.clone(), [marked], watermark)[0]
+    assert sample(logits.clone(), [plain], watermark).wait()[0].token_id == best_red
+    token = sample(logits.clone(), [marked], watermark).wait()[0]
     assert (token.token_id, token.logprob) == (best_green, 0.0)
     # Penalised first it would be -1 * 2 + 2 = 0; marked first it is (-1 + 2) / 2 = 0.5.
     logits = torch.full((1, 50), -9.0)
     logits[0, best_green], logits[0, best_red] = -1.0, 0.4
     marked = make_sequence((best_green, 2), repetition_penalty=2.0, watermark=True)
-    assert sample(logits, [marked], watermark)[0].token_id == best_green
+    assert sample(logits, [marked], watermark).wait()[0].token_id == best_green
 
 
 def test_a_row_without_numbers_spoils_no_other() -> None:
     logits = torch.zeros(2, 50)
     logits[0] = float("nan")
     sequences = [make_sequence(watermark=True), make_sequence(watermark=True)]
-    bad, good = sample(logits, sequences, Watermark(50, CPU))
+    bad, good = sample(logits, sequences, Watermark(50, CPU)).wait()
     assert bad.logprob != bad.logprob
     assert good.logprob == good.logprob
 

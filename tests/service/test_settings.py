@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.config import GRAPH_SIZES
 from service import cli
 from service.settings import (
     OPTIONS,
@@ -151,6 +152,7 @@ def test_kubernetes_service_links_are_not_taken_for_settings() -> None:
         (["--waiting-served-ratio", "nan"], "--waiting-served-ratio must be a number"),
         (["--json-output", "maybe"], "--json-output must be true or false"),
         (["--dtype", "int8"], "--dtype must be one of float32, float16, bfloat16"),
+        (["--kv-cache-dtype", "fp8"], "--kv-cache-dtype must be one of fp8_e4m3fn, fp8_e5m2"),
         (["--validation-workers", "0"], "`validation_workers` must be >= 1. Given: 0"),
         (["--max-batch-prefill-tokens", "0"], "`max_batch_prefill_tokens` must be >= 1"),
         (["--cuda-memory-fraction", "1.5"], "`cuda_memory_fraction` must be 0.01 to 1"),
@@ -167,9 +169,10 @@ def test_kubernetes_service_links_are_not_taken_for_settings() -> None:
         ),
         (["--tls-key", "k"], "`tls_certificate` and `tls_key` must be given together"),
         (["--engine-socket", "/" + "x" * 107], "`engine_socket` must be <= 107 bytes"),
-        (["--quantize", "awq"], "--quantize is not supported: "),
+        (["--quantize", "int3"], "--quantize must be one of "),
         (["--num-shard=2"], "--num-shard is not supported: "),
-        (["--cuda-graphs"], "--cuda-graphs is not supported: "),
+        (["--cuda-graphs", "8,few"], "--cuda-graphs must be a whole number. Given: few"),
+        (["--cuda-graphs", "8,-1"], "`cuda_graphs` must be >= 0. Given: -1"),
         (["--disable-custom-kernels"], "use --native-kernels=false"),
         (["--no-such-flag"], "unrecognized arguments: --no-such-flag"),
         (["--max-batch", "3"], "unrecognized arguments: --max-batch 3"),
@@ -200,10 +203,10 @@ def test_unsupported_flags_that_ask_for_what_is_done_anyway_are_taken() -> None:
 
 
 def test_leftover_tgi_variables_are_warned_of_but_do_not_stop_the_server() -> None:
-    leftovers = {"QUANTIZE": "awq", "NUM_SHARD": "2", "CUDA_GRAPHS": "0", "SPECULATE": "0"}
+    leftovers = {"ROPE_FACTOR": "2", "NUM_SHARD": "2", "LORA_ADAPTERS": "a", "SPECULATE": "0"}
     assert parse(**leftovers) == Settings()
     names = {warning.split(" ")[0] for warning in unsupported_variables(leftovers)}
-    assert names == {"QUANTIZE", "NUM_SHARD", "CUDA_GRAPHS"}
+    assert names == {"ROPE_FACTOR", "NUM_SHARD", "LORA_ADAPTERS"}
 
 
 def test_no_option_is_both_supported_and_not() -> None:
@@ -214,6 +217,8 @@ def test_children_get_exactly_the_same_settings() -> None:
     settings = Settings(
         model_id="-odd name",
         dtype="bfloat16",
+        cuda_graphs=(2, 3),
+        run_ahead=False,
         port=1,
         prefix_caching=False,
         json_output=True,
@@ -235,6 +240,17 @@ def test_engine_gets_its_part() -> None:
     assert config.memory_fraction == 0.5
     assert config.socket_path == Path("/run/engine.sock")
     assert (config.watermark_gamma, config.watermark_delta) == (0.5, 2.0)
+    assert (config.graph_sizes, config.run_ahead) == (GRAPH_SIZES, None)
+    assert config.kv_cache_dtype is None
+    config = parse(KV_CACHE_DTYPE="fp8_e5m2").engine_config(Path("/run/engine.sock"))
+    assert config.kv_cache_dtype == "fp8_e5m2"
+
+
+def test_sizes_of_recorded_steps_are_given_as_tgi_takes_them() -> None:
+    settings = parse("--cuda-graphs", "4,1", "--cuda-graphs=8", TOKENWIRE_RUN_AHEAD="true")
+    assert settings.cuda_graphs == (4, 1, 8)
+    assert settings.run_ahead is True
+    assert parse(CUDA_GRAPHS="0").engine_config(Path("/run/engine.sock")).graph_sizes == (0,)
 
 
 def test_the_watermark_s_settings_have_tgi_s_names() -> None:
@@ -290,12 +306,12 @@ def test_model_that_cannot_be_loaded_is_one_line_and_exit_code_1(tmp_path: Path)
 def test_json_output_logs_one_object_a_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("QUANTIZE", "awq")
+    monkeypatch.setenv("NUM_SHARD", "2")
     cli.main(["engine", "--json-output"])
     first, _ = capsys.readouterr().err.splitlines()
     line = json.loads(first)
     assert line["level"] == "WARN"
-    assert line["message"].startswith("QUANTIZE has no effect")
+    assert line["message"].startswith("NUM_SHARD has no effect")
 
 
 def test_help_needs_neither_torch_nor_grpc() -> None:

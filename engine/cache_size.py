@@ -1,0 +1,83 @@
+"""How many blocks the KV cache has: decided once, from what the largest step leaves."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from .config import EngineConfig
+from .errors import ModelLoadError
+from .executor import Executor
+from .kv_cache import free_memory
+from .worst_step import StepBounds, peak_bytes
+
+logger = logging.getLogger(__name__)
+
+_CPU_TOKENS = 16_384  # on the CPU, unless told otherwise: TGI's floor of 16,000, in blocks
+_CPU_FRACTION = 0.5  # … but never more of the free memory than this; the rest is for the steps
+
+
+def room_for_cache(
+    config: EngineConfig, executor: Executor, bounds: StepBounds, device: torch.device
+) -> int:
+    """Bytes that the cache may take beside the model and the largest steps there can be.
+
+    Such steps are computed to see what they take; on a GPU only, since a CPU needs minutes for that
+    with a large model. Recorded steps (`graphs.py`) keep their memory apart, that of a decode step.
+
+    Raises:
+        ModelLoadError: there is no memory for such a step.
+    """
+    if device.type != "cuda":
+        return free_memory(device)
+    try:
+        prefill = peak_bytes(executor, bounds.worst_prefill(), device)
+        decode = peak_bytes(executor, bounds.worst_decode(), device)
+    except RuntimeError as error:
+        raise ModelLoadError(
+            f"Not enough memory to handle {bounds.max_step_tokens} prefill tokens. You need to "
+            f"decrease `--max-batch-prefill-tokens`: {error}"
+        ) from error
+    steps = max(prefill, decode) + decode
+    logger.info("the largest step takes %d MiB beside the model", steps >> 20)
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info(device)
+    return int(total * config.memory_fraction) - (total - free) - steps
+
+
+def num_blocks(
+    config: EngineConfig,
+    room: int,
+    bytes_per_token: int,
+    max_total_tokens: int,
+    device: torch.device,
+) -> int:
+    """Blocks of the cache, which is never grown later.
+
+    Args:
+        config: says how many tokens it shall hold, or nothing.
+        room: bytes that it may take.
+        bytes_per_token: that a token takes in all layers.
+        max_total_tokens: tokens of the longest sequence.
+        device: without a wish, a GPU's memory is used to the last block and a CPU's is not.
+
+    Raises:
+        ModelLoadError: the longest sequence would not fit, or what is asked for does not.
+    """
+    fitting = max(0, room) // (bytes_per_token * config.block_size)
+    if config.max_batch_total_tokens is not None:
+        blocks = -(-config.max_batch_total_tokens // config.block_size)
+    elif device.type == "cuda":
+        blocks = fitting
+    else:
+        wanted = -(-max(_CPU_TOKENS, max_total_tokens) // config.block_size)
+        blocks = min(wanted, int(fitting * _CPU_FRACTION))
+    num_tokens = blocks * config.block_size
+    if num_tokens < max_total_tokens or blocks > fitting:
+        raise ModelLoadError(
+            f"Not enough memory to handle `max_total_tokens={max_total_tokens}`: the KV cache "
+            f"would hold {num_tokens} tokens of {bytes_per_token} bytes, and {max(0, room)} bytes "
+            "are free"
+        )
+    return blocks

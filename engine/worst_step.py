@@ -1,0 +1,111 @@
+"""The memory of the largest step there can be, so that the KV cache gets what is left and no more.
+
+The step is computed before the cache is sized: as many tokens as a step may have, the longest
+context, as many rows of logits as can be wanted, and every filter on them. All its blocks are the
+first block of a cache that has no other, since what is in them does not matter here.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import torch
+
+from .executor import Executor
+from .request import Request, SamplingParams
+from .scheduler import ScheduledBatch
+from .sequence import Sequence
+
+_EVERYTHING = SamplingParams(
+    do_sample=True,
+    temperature=0.5,
+    top_k=50,
+    top_p=0.999,
+    typical_p=0.999,
+    repetition_penalty=1.1,
+    frequency_penalty=0.1,
+    top_n_tokens=5,
+    watermark=True,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepBounds:
+    """What no step exceeds: see `Scheduler`. `max_total_tokens` bounds a sequence."""
+
+    max_total_tokens: int
+    max_step_tokens: int
+    max_num_seqs: int
+    max_logprob_rows: int
+    max_draft_tokens: int
+    block_size: int
+
+    def worst_decode(self) -> ScheduledBatch:
+        """As many sequences as can run, each with as many guesses as the budget leaves."""
+        planned: dict[Sequence, int] = {}
+        left = self.max_step_tokens
+        drafts = min(self.max_draft_tokens, self.max_total_tokens - 2)
+        for others in reversed(range(min(self.max_num_seqs, self.max_step_tokens))):
+            num_drafts = min(drafts, left - others - 1)
+            # One long context makes the block tables as wide for everybody.
+            length = 1 if planned else self.max_total_tokens - 1 - num_drafts
+            sequence = self._sequence(len(planned), length, length - 1)
+            sequence.draft_ids = [0] * num_drafts
+            planned[sequence] = 1 + num_drafts
+            left -= planned[sequence]
+        return ScheduledBatch(planned)
+
+    def worst_prefill(self) -> ScheduledBatch:
+        """A step full of prompts, some of whose log-probabilities are wanted."""
+        planned: dict[Sequence, int] = {}
+        left, rows = self.max_step_tokens, self.max_logprob_rows
+        longest = self.max_total_tokens - 1
+        for number in itertools.count():
+            if not left:
+                return ScheduledBatch(planned)
+            width = min(longest, left, rows or left)
+            sequence = self._sequence(number, longest, longest - width, prompt_logprobs=rows > 0)
+            planned[sequence] = width
+            left, rows = left - width, max(0, rows - width)
+        raise AssertionError("unreachable")
+
+    def _sequence(
+        self, number: int, length: int, num_computed: int, *, prompt_logprobs: bool = False
+    ) -> Sequence:
+        request = Request(
+            request_id=f"{number}",
+            prompt_token_ids=(0,) * length,
+            max_new_tokens=self.max_total_tokens - length,
+            sampling=_EVERYTHING,
+            prompt_logprobs=prompt_logprobs,
+        )
+        sequence = Sequence(request)
+        sequence.num_computed_tokens = num_computed
+        num_blocks = -(-(length + self.max_draft_tokens) // self.block_size)
+        sequence.block_table = [0] * num_blocks
+        return sequence
+
+
+def peak_bytes(executor: Executor, batch: ScheduledBatch, device: torch.device) -> int:
+    """Memory of a GPU that a step takes beside what it finds, in bytes.
+
+    Raises:
+        RuntimeError: the step fails, most likely for want of memory.
+    """
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    compute(executor, batch)
+    return torch.cuda.max_memory_allocated(device) - before
+
+
+def compute(executor: Executor, batch: ScheduledBatch) -> None:
+    """Computes a step that nobody asked for.
+
+    Raises:
+        RuntimeError: it fails.
+    """
+    step = executor.launch(batch)
+    if step.has_failed:
+        raise RuntimeError("the largest step there can be fails")
+    step.wait()

@@ -1,0 +1,119 @@
+"""The cache never gets more memory than there is, and always enough for the longest sequence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.batch import ModelInput
+from engine.cache_size import num_blocks, room_for_cache
+from engine.config import EngineConfig
+from engine.errors import ModelLoadError
+from engine.executor import Executor
+from engine.worst_step import StepBounds
+from tests.engine.fakes import CPU
+
+GPU = torch.device("cuda")
+MIB = 1024**2
+
+
+def config(**options: Any) -> EngineConfig:
+    return EngineConfig(model_id="m", socket_path=Path("s"), **options)
+
+
+@given(
+    room=st.integers(-MIB, 64 * MIB),
+    bytes_per_token=st.integers(1, 4096),
+    block_size=st.sampled_from([1, 16, 24, 128]),
+    limit=st.integers(2, 5000),
+    asked=st.none() | st.integers(1, 20_000),
+    device=st.sampled_from([CPU, GPU]),
+)
+def test_all_blocks_fit_and_the_longest_sequence_fits_into_them(
+    room: int,
+    bytes_per_token: int,
+    block_size: int,
+    limit: int,
+    asked: int | None,
+    device: torch.device,
+) -> None:
+    wanted = config(block_size=block_size, max_batch_total_tokens=asked)
+    try:
+        blocks = num_blocks(wanted, room, bytes_per_token, limit, device)
+    except ModelLoadError as error:
+        assert "Not enough memory" in str(error)  # noqa: PT017 - both outcomes are right
+        fitting = room // bytes_per_token
+        assert (
+            fitting < 4 * (limit + block_size)
+            or (asked is not None and asked < limit)
+            or (asked is not None and asked + block_size > fitting)
+        )
+        return
+    assert blocks * block_size * bytes_per_token <= room
+    assert blocks * block_size >= limit
+    if asked is not None:
+        assert asked <= blocks * block_size < asked + block_size
+
+
+def test_a_gpu_is_used_to_the_last_block_and_a_cpu_is_not() -> None:
+    room = 1000 * 16 * 1024
+    assert num_blocks(config(), room * 4, 1024, 64, GPU) == 4000
+    assert num_blocks(config(), room * 4, 1024, 64, CPU) == 1024
+
+
+class FakeGpu:
+    """A device of 1000 MiB, on which the model takes 200 and a step what it is asked to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.peak = 0
+        monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 200 * MIB)
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: self.peak + 200 * MIB)
+        monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (800 * MIB, 1000 * MIB))
+
+    def forward(self, batch: ModelInput) -> torch.Tensor:
+        """Takes 1 MiB for every ten tokens."""
+        self.peak = len(batch.input_ids) * MIB // 10
+        return torch.zeros(len(batch.logits_rows), 8)
+
+
+BOUNDS = StepBounds(
+    max_total_tokens=512,
+    max_step_tokens=1000,
+    max_num_seqs=50,
+    max_logprob_rows=16,
+    max_draft_tokens=0,
+    block_size=16,
+)
+
+
+def test_a_gpus_steps_keep_what_the_largest_of_them_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = FakeGpu(monkeypatch)
+    executor = Executor(gpu.forward, CPU, BOUNDS.block_size)
+    room = room_for_cache(config(memory_fraction=0.9), executor, BOUNDS, GPU)
+    model, prefill, recorded = 200, 100, 5
+    assert room == (900 - model - prefill - recorded) * MIB
+
+
+def test_a_gpu_too_small_for_a_step_is_refused_with_the_flag_that_helps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    FakeGpu(monkeypatch)
+
+    def exhausted(_: ModelInput) -> torch.Tensor:
+        raise torch.OutOfMemoryError("no room")
+
+    executor = Executor(exhausted, CPU, BOUNDS.block_size)
+    with pytest.raises(ModelLoadError, match="--max-batch-prefill-tokens"):
+        room_for_cache(config(), executor, BOUNDS, GPU)
+
+
+def test_a_cpu_lends_its_free_memory() -> None:
+    executor = Executor(lambda _: torch.zeros(0), CPU, BOUNDS.block_size)
+    assert room_for_cache(config(), executor, BOUNDS, CPU) > 64 * MIB

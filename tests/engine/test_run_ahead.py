@@ -1,0 +1,60 @@
+"""A step that is launched before the tokens of the one before are known changes no token."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.engine import Engine
+from engine.request import Request
+from tests.engine.fakes import greedy_tokens, make_engine, run, token_ids
+from tests.engine.loads import Arrival, arrivals, assert_same_answers, play
+
+
+def prompt_logprobs(engine: Engine, request: Request) -> list[float | None]:
+    return [value for output in run(engine, request)["0"] for value in output.prompt_logprobs]
+
+
+@given(load=arrivals(), num_blocks=st.integers(8, 24), max_step_tokens=st.integers(3, 40))
+def test_tokens_are_those_of_an_engine_that_waits(
+    load: list[Arrival], num_blocks: int, max_step_tokens: int
+) -> None:
+    """Also with preemptions, ends of text, and callers who leave."""
+    options = {"num_blocks": num_blocks, "max_step_tokens": max_step_tokens}
+    expected = play(make_engine(**options, runs_ahead=False), load)
+    actual = play(make_engine(**options, runs_ahead=True), load)
+    assert_same_answers(load, expected, actual)
+
+
+def test_the_next_step_is_launched_before_tokens_are_read() -> None:
+    engine = make_engine(runs_ahead=True)
+    engine.add(Request(request_id="a", prompt_token_ids=(1, 2, 3), max_new_tokens=3))
+    tokens = [engine.step().outputs for _ in range(3)]
+    assert [len(outputs) for outputs in tokens] == [1, 1, 1]
+    assert not engine.has_work  # none was launched behind the last token that is allowed
+
+
+def test_a_token_that_ends_a_text_is_the_last_one_heard_of() -> None:
+    ids = greedy_tokens((1, 2, 3), 8)
+    eos = ids[3]
+    request = Request(
+        request_id="a",
+        prompt_token_ids=(1, 2, 3),
+        max_new_tokens=8,
+        eos_token_ids=frozenset({eos}),
+    )
+    outputs = run(make_engine(runs_ahead=True), request)["a"]
+    assert token_ids(outputs) == ids[: ids.index(eos) + 1]
+    assert [output.is_last for output in outputs].count(True) == 1
+
+
+def test_log_probabilities_of_prompts_are_the_same() -> None:
+    request = Request(
+        request_id="0", prompt_token_ids=tuple(range(20)), max_new_tokens=4, prompt_logprobs=True
+    )
+    values = [
+        prompt_logprobs(make_engine(max_step_tokens=6, runs_ahead=ahead), request)
+        for ahead in (False, True)
+    ]
+    assert values[0] == values[1]
+    assert len(values[0]) == 20

@@ -1,0 +1,95 @@
+"""The largest step there can be is one, and can be computed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.batch import ModelInput, pack
+from engine.executor import Executor
+from engine.watermark import Watermark
+from engine.worst_step import StepBounds, compute
+from tests.engine.fakes import CPU
+
+VOCAB_SIZE = 64
+
+
+@st.composite
+def bounds(draw: st.DrawFn) -> StepBounds:
+    return StepBounds(
+        max_total_tokens=draw(st.integers(2, 80)),
+        max_step_tokens=draw(st.integers(1, 120)),
+        max_num_seqs=draw(st.integers(1, 40)),
+        max_logprob_rows=draw(st.integers(0, 60)),
+        max_draft_tokens=draw(st.integers(0, 6)),
+        block_size=draw(st.sampled_from([4, 16])),
+    )
+
+
+@given(bounds())
+def test_a_step_of_prompts_has_all_tokens_and_the_longest_context(limits: StepBounds) -> None:
+    batch = limits.worst_prefill()
+    assert batch.total_tokens == limits.max_step_tokens
+    packed = pack(batch, limits.block_size, CPU)
+    assert packed.attention.context_lens.max() == limits.max_total_tokens - 1
+    wanted = sum(len(part.target_ids) for part in packed.prompt_rows)
+    full = min(limits.max_logprob_rows, limits.max_step_tokens)
+    ends = len(packed.prompt_rows)  # the last token of a prompt has no next one in it
+    assert full - ends <= wanted <= full
+    assert not packed.attention.slot_mapping.max() >= limits.block_size
+
+
+@given(bounds())
+def test_a_step_of_decoding_has_all_rows_and_the_longest_context(limits: StepBounds) -> None:
+    batch = limits.worst_decode()
+    count = min(limits.max_num_seqs, limits.max_step_tokens)
+    assert len(batch.num_tokens) == count
+    drafts = min(limits.max_draft_tokens, limits.max_total_tokens - 2)
+    assert batch.total_tokens == min(limits.max_step_tokens, count * (1 + drafts))
+    packed = pack(batch, limits.block_size, CPU)
+    assert len(packed.logits_rows) == batch.total_tokens
+    assert packed.attention.context_lens.max() == limits.max_total_tokens - 1
+    assert not packed.attention.slot_mapping.max() >= limits.block_size
+
+
+class Model:
+    """Any logits, and the largest batch that was asked for."""
+
+    def __init__(self) -> None:
+        self.num_rows: list[int] = []
+
+    def __call__(self, batch: ModelInput) -> torch.Tensor:
+        self.num_rows.append(len(batch.logits_rows))
+        return torch.randn(len(batch.logits_rows), VOCAB_SIZE)
+
+
+LIMITS: dict[str, Any] = {
+    "max_total_tokens": 40,
+    "max_step_tokens": 30,
+    "max_num_seqs": 8,
+    "max_logprob_rows": 12,
+    "max_draft_tokens": 2,
+    "block_size": 16,
+}
+
+
+def test_both_can_be_computed_with_everything_switched_on() -> None:
+    model = Model()
+    limits = StepBounds(**LIMITS)
+    executor = Executor(model, CPU, limits.block_size, Watermark(VOCAB_SIZE, CPU))
+    compute(executor, limits.worst_decode())
+    compute(executor, limits.worst_prefill())
+    assert model.num_rows[0] == 24
+
+
+def test_one_that_fails_says_so() -> None:
+    def broken(_: ModelInput) -> torch.Tensor:
+        raise torch.OutOfMemoryError("no room")
+
+    limits = StepBounds(**LIMITS)
+    with pytest.raises(RuntimeError, match="largest step"):
+        compute(Executor(broken, CPU, limits.block_size), limits.worst_decode())
