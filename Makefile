@@ -31,9 +31,10 @@ format: $(VENV)/installed
 generate: $(VENV)/installed
 	$(BIN)/python protos/generate.py
 
-# Best on an otherwise idle machine.
+# Best on an otherwise idle machine. BENCH is a script of benchmarks/, e.g. make bench BENCH=peers.
+BENCH ?= engine_cpu
 bench: $(VENV)/installed
-	$(BIN)/python -m benchmarks.engine_cpu $(ARGS)
+	$(BIN)/python -m benchmarks.$(BENCH) $(ARGS)
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.kernels.cpu import CpuKernels, PackedLinear, load
+from engine.kernels.int8 import pack_int8, quantize_rows
 
 BLOCK_SIZE = 16
 LINEAR_SHAPES = ((768, 768), (768, 2048), (2048, 2048), (4096, 8192), (8192, 4096))
@@ -27,6 +28,8 @@ LINEAR_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 512, 2048)
 MODELS = (("125M", 12, 4, 64), ("1B", 32, 8, 64), ("8B", 32, 8, 128), ("MHA", 16, 16, 64))
 DECODE = ((1, 512), (1, 8192), (8, 512), (32, 512), (32, 2048))
 PREFILL = (128, 512, 2048)
+INT8_ROWS = (1, 8, 32, 128, 512)
+SCORES = (32_000, 128_256)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +41,7 @@ class Result:
     seconds: float
     gbytes_per_s: float
     gflops: float
+    note: str = ""
 
 
 def best_times(contenders: Mapping[str, Callable[[], object]], budget: float) -> dict[str, float]:
@@ -109,6 +113,61 @@ def bench_linear(kernels: CpuKernels, budget: float, quick: bool) -> Iterator[Re
                     seconds=seconds,
                     gbytes_per_s=moved / seconds / 1e9,
                     gflops=flops / seconds / 1e9,
+                )
+
+
+def bench_int8(kernels: CpuKernels, budget: float, read: float, quick: bool) -> Iterator[Result]:
+    """8-bit layers against the packed fp32 ones; `read` is the memory's rate in GB/s."""
+    for in_features, out_features in LINEAR_SHAPES[1:4] if quick else LINEAR_SHAPES:
+        weight = torch.randn(out_features, in_features)
+        packed, rounded = kernels.pack_weight(weight), pack_int8(weight, None, kernels)
+        columns = quantize_rows(weight)[0].t()
+        for rows in INT8_ROWS:
+            x = torch.randn(rows, in_features)
+            levels = quantize_rows(x)[0]
+            times = best_times(
+                {
+                    "packed fp32": partial(kernels.linear, x, packed, None, out_features),
+                    "packed int8": partial(kernels.int8_linear, x, rounded, out_features),
+                    "torch._int_mm alone": partial(torch._int_mm, levels, columns),
+                },
+                budget,
+            )
+            for name, seconds in times.items():
+                weight_bytes = weight.nbytes if name == "packed fp32" else weight.numel()
+                rate = (weight_bytes + 4 * rows * (in_features + out_features)) / seconds / 1e9
+                ratio = times["packed fp32"] / seconds
+                yield Result(
+                    case=f"int8 {in_features}x{out_features} M={rows}",
+                    name=name,
+                    seconds=seconds,
+                    gbytes_per_s=rate,
+                    gflops=2 * rows * in_features * out_features / seconds / 1e9,
+                    note=f"{ratio:.2f} x fp32, {rate / read:.0%} of memory's rate",
+                )
+
+
+def bench_row_statistics(kernels: CpuKernels, budget: float) -> Iterator[Result]:
+    """What the sampler asks of each row, in one pass and as torch's operations."""
+
+    def separate(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        top = scores.amax(dim=-1, keepdim=True)
+        return top, scores.argmax(dim=-1), torch.logsumexp(scores - top, dim=-1)
+
+    for width in SCORES:
+        for rows in (1, 8, 32):
+            scores = torch.randn(rows, width) * 4
+            contenders: dict[str, Callable[[], object]] = {
+                "row_statistics": partial(kernels.row_statistics, scores),
+                "torch": partial(separate, scores),
+            }
+            for name, seconds in best_times(contenders, budget).items():
+                yield Result(
+                    case=f"scores {rows}x{width}",
+                    name=name,
+                    seconds=seconds,
+                    gbytes_per_s=scores.nbytes / seconds / 1e9,
+                    gflops=0,
                 )
 
 
@@ -214,11 +273,13 @@ def bench_rowwise(kernels: CpuKernels, budget: float) -> Iterator[Result]:
             yield Result(case=case, name=name, seconds=seconds, gbytes_per_s=0, gflops=0)
 
 
-def collect(kernels: CpuKernels, budget: float, quick: bool) -> Iterator[Result]:
-    """Every case, in the order printed."""
+def collect(kernels: CpuKernels, budget: float, read: float, quick: bool) -> Iterator[Result]:
+    """Every case, in the order printed; `read` is the memory's rate in GB/s."""
     yield from bench_overhead(kernels, budget)
     yield from bench_rowwise(kernels, budget)
+    yield from bench_row_statistics(kernels, budget)
     yield from bench_linear(kernels, budget, quick)
+    yield from bench_int8(kernels, budget, read, quick)
     for shape in MODELS[:1] if quick else MODELS:
         for seqs, context in DECODE:
             yield from bench_attention(kernels, budget, shape, seqs, 1, context)
@@ -241,12 +302,13 @@ def main() -> None:
     with torch.inference_mode():
         limits = ceilings(3.0)
         print(f"threads {torch.get_num_threads()}, {limits}")
-        for result in collect(kernels, options.budget, options.quick):
+        for result in collect(kernels, options.budget, limits["read_gbytes_per_s"], options.quick):
             if not results or results[-1].case != result.case:
                 print(result.case)
             print(
                 f"    {result.name:<20} {result.seconds * 1e3:10.4f} ms "
-                f"{result.gbytes_per_s:8.2f} GB/s {result.gflops:8.1f} GFLOP/s",
+                f"{result.gbytes_per_s:8.2f} GB/s {result.gflops:8.1f} GFLOP/s "
+                f"{result.note}",
                 flush=True,
             )
             results.append(result)

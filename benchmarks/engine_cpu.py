@@ -1,312 +1,329 @@
-"""The engine on the CPU against transformers, and what the transports cost on top of it.
+"""The engine on the CPU against what the machine can do: memory, arithmetic, and its own targets.
 
-One run measures, on the same random 124 M Llama in float32 with the same threads:
+One run measures, on a random 124 M Llama in float32:
 
-* plain `transformers.generate`, static batches of 1, 8 and 32;
-* transformers' own continuous batching with as many requests;
-* the engine alone (the step loop in this process);
-* the whole server, over gRPC and over REST, with as many concurrent streams;
-* the time to first token of an idle server against the bare forward of the prompt.
+* the ceilings: memory read by as many threads, and matrix products of a prefill's shapes;
+* decoding at 1, 8 and 32 rows, as a share of the roofline;
+* prefill, as a share of the matrix products' rate;
+* what a step at 32 rows costs beside the forward;
+* the time to the first token of a second request with the same long prefix;
+* the time between tokens of running streams while long prompts come, computed whole and in chunks.
 
-Figures are generated tokens per second of wall clock, prefill included; the best of `--repeat`
-rounds, which take turns so that a disturbance hits everybody. Run it on a quiet machine:
+Ceilings and figures take turns, and the best round counts, so that a disturbance hits both. Run it
+on a quiet machine; it takes about four minutes:
 
     .venv/bin/python -m benchmarks.engine_cpu
 
-The last line is one JSON document.
+Peers are in `benchmarks.peers`. The last line is one JSON document.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import itertools
-import json
-import os
-import platform
-import signal
-import socket
-import subprocess
+import statistics
 import sys
 import tempfile
-import time
-import urllib.request
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import grpc
-import httpx
 import torch
-import transformers
 from tqdm import tqdm
 
-from benchmarks.random_model import llama_125m, prompt, save
-from engine.build import build_engine
+from benchmarks import machine
+from benchmarks.ceilings import matmul_rate, read_bandwidth
+from benchmarks.load import Item, uniform
+from benchmarks.local_engine import LocalEngine, Run, gaps, median_seconds
+from benchmarks.model_costs import ModelCosts, costs
+from benchmarks.random_model import llama_125m, prompt, save, shrunk
+from benchmarks.report import Target, last_line, percentile, table, targets_table
 from engine.config import EngineConfig
-from engine.request import Request
-from service.pb.tokenwire.v1 import GenerateParameters, GenerateRequest
 
-CONCURRENCY = (1, 8, 32)
-METHOD = "/tokenwire.v1.TextGenerationService/GenerateStream"
-
-
-class Load:
-    """What each of the concurrent streams asks for."""
-
-    def __init__(self, prompt_tokens: int, new_tokens: int) -> None:
-        self.prompt_tokens = prompt_tokens
-        self.new_tokens = new_tokens
-        self._salts = itertools.count()
-
-    def prompts(self, count: int) -> list[list[int]]:
-        """Prompts that nobody has seen, so that no prefix cache helps."""
-        return [prompt(self.prompt_tokens, next(self._salts)) for _ in range(count)]
-
-    def rate(self, count: int, seconds: float) -> float:
-        """Generated tokens per second."""
-        return count * self.new_tokens / seconds
+CPU = torch.device("cpu")
+BATCHES = (1, 8, 32)
+_FIRST_SALT = 1_000_000  # of prompts that are not part of a load
 
 
-def timed(work: Callable[[], Any]) -> float:
-    """Seconds that a call takes."""
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """How much is measured, in tokens."""
+
+    prompt: int = 128
+    answer: int = 64
+    prefill: tuple[int, ...] = (512, 2048)
+    prefix: int = 2048
+    suffix: int = 16
+    long_prompt: int = 3000
+    num_long: int = 3
+    stream_answer: int = 150
+    gemm_rows: tuple[int, ...] = (512, 2048)
 
 
-@torch.inference_mode()
-def run_generate(model: Any, load: Load, count: int) -> float:
-    """transformers.generate on a static batch."""
-    ids = torch.tensor(load.prompts(count))
-    seconds = timed(
-        lambda: model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=load.new_tokens,
-            min_new_tokens=load.new_tokens,
-            do_sample=False,
-        )
-    )
-    return load.rate(count, seconds)
+TINY = Sizes(
+    prompt=16,
+    answer=6,
+    prefill=(32,),
+    prefix=96,
+    suffix=4,
+    long_prompt=80,
+    num_long=1,
+    stream_answer=12,
+    gemm_rows=(64,),
+)
 
 
-def run_continuous(model: Any, load: Load, count: int) -> float | None:
-    """Continuous batching of transformers; None when it does not run here."""
-    config = transformers.GenerationConfig(
-        max_new_tokens=load.new_tokens, do_sample=False, eos_token_id=-1, pad_token_id=0
-    )
-    try:
-        inputs = load.prompts(count)
-        seconds = timed(lambda: model.generate_batch(inputs=inputs, generation_config=config))
-    except Exception as error:  # a peer that cannot be had is reported as absent
-        print(f"transformers continuous batching: {error!r}"[:300], file=sys.stderr)
-        return None
-    return load.rate(count, seconds)
+@dataclass(slots=True)
+class Best:
+    """The best of all rounds."""
+
+    read_bandwidth: float = 0.0  # bytes/s
+    matmul_rate: float = 0.0  # flop/s
+    step_s: dict[int, dict[str, float]] = field(default_factory=dict)  # batch -> part -> seconds
+    prefill_s: dict[int, float] = field(default_factory=dict)  # prompt tokens -> seconds
+    prefix_s: dict[str, float] = field(default_factory=dict)  # first and second request
 
 
-class EngineAlone:
-    """The step loop, in this process."""
+class Bench:
+    """All measurements on one engine.
 
-    def __init__(self, model_path: Path) -> None:
-        config = EngineConfig(model_id=str(model_path), socket_path=model_path / "unused.sock")
-        self.engine, self.info = build_engine(config)
-        self._ids = itertools.count()
+    Args:
+        config: the model's.
+        engine: computes whole prompts in a step.
+        chunked: computes long prompts in chunks.
+        sizes: how much to measure.
+    """
 
-    def run(self, load: Load, count: int) -> float:
-        """Tokens per second of `count` requests at once."""
-        requests = [
-            Request(
-                request_id=f"{next(self._ids)}",
-                prompt_token_ids=tuple(ids),
-                max_new_tokens=load.new_tokens,
-            )
-            for index, ids in enumerate(load.prompts(count))
+    def __init__(
+        self, config: Any, engine: LocalEngine, chunked: LocalEngine, sizes: Sizes
+    ) -> None:
+        self.costs: ModelCosts = costs(config, torch.float32)
+        self.best = Best()
+        self._config = config
+        self._engine = engine
+        self._chunked = chunked
+        self._sizes = sizes
+        self._load = uniform(sizes.prompt, sizes.answer, config.vocab_size)
+        self._salt = _FIRST_SALT
+
+    def round(self) -> None:
+        """Everything once, except for the long prompts."""
+        self._ceilings()
+        for batch in BATCHES:
+            self._decode(batch)
+        for length in self._sizes.prefill:
+            self._prefill(length)
+        self._prefix()
+        self._ceilings()
+
+    def stalls(self) -> dict[str, dict[str, float]]:
+        """Milliseconds between tokens of running streams, and to the long prompts' first tokens."""
+        num_long = self._sizes.num_long
+        arms = {
+            "no long prompts": (self._engine, 0),
+            "prompts computed whole": (self._engine, num_long),
+            "prompts computed in chunks": (self._chunked, num_long),
+        }
+        bar = tqdm(arms.items(), desc="long prompts", file=sys.stderr)
+        return {name: self._streams(*arm) for name, arm in bar}
+
+    def roofline_s(self, batch: int) -> float:
+        """Seconds that a decode step takes at least: by memory or by arithmetic."""
+        context = self._sizes.prompt + self._sizes.answer / 2
+        by_memory = self.costs.decode_bytes(batch, context) / self.best.read_bandwidth
+        by_arithmetic = self.costs.decode_flops(batch, context) / self.best.matmul_rate
+        return max(by_memory, by_arithmetic)
+
+    def prefill_share(self, length: int) -> float:
+        """Of the matrix products' rate."""
+        rate = self.costs.prefill_flops([length]) / self.best.prefill_s[length]
+        return rate / self.best.matmul_rate
+
+    def _ceilings(self) -> None:
+        hidden, inner = self._config.hidden_size, self._config.intermediate_size
+        shapes = [
+            (rows, *pair)
+            for rows in self._sizes.gemm_rows
+            for pair in ((hidden, hidden), (hidden, inner), (inner, hidden))
         ]
+        bandwidth = read_bandwidth(self.costs.weight_bytes, CPU)
+        rate = matmul_rate(shapes, torch.float32, CPU, repeats=3)
+        self.best.read_bandwidth = max(self.best.read_bandwidth, bandwidth)
+        self.best.matmul_rate = max(self.best.matmul_rate, rate)
 
-        def work() -> None:
-            for request in requests:
-                self.engine.add(request)
-            while self.engine.has_work:
-                self.engine.step()
-
-        return load.rate(count, timed(work))
-
-
-@asynccontextmanager
-async def server(model_path: Path) -> AsyncIterator[tuple[str, str]]:
-    """A running `tokenwire serve`; its REST URL and its gRPC address."""
-    port, grpc_port = free_port(), free_port()
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "service.cli", "serve"),
-            *(f"--model-id={model_path}", f"--port={port}", "--log-level=warning"),
-        ],
-        env={**os.environ, "TOKENWIRE_GRPC_PORT": str(grpc_port)},
-        stdout=subprocess.DEVNULL,
-    )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        await asyncio.to_thread(wait_until_ready, url, process)
-        yield url, f"127.0.0.1:{grpc_port}"
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait()
-
-
-def free_port() -> int:
-    """A port that nobody uses at the moment."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
-
-
-def wait_until_ready(url: str, process: subprocess.Popen[bytes]) -> None:
-    """Polls /health."""
-    deadline = time.monotonic() + 180
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise RuntimeError("the server did not start")
-        try:
-            urllib.request.urlopen(f"{url}/health", timeout=1)
-        except OSError:
-            time.sleep(0.2)
-        else:
+    def _decode(self, batch: int) -> None:
+        steps = self._engine.run(self._load.items(batch)).decode_steps(batch)
+        seconds = median_seconds(steps)
+        if batch in self.best.step_s and seconds >= self.best.step_s[batch]["step"]:
             return
-    raise TimeoutError("the server is not ready")
+        outputs = [step.output for step in steps]
+        self.best.step_s[batch] = {
+            "forward": statistics.median(output.forward_s for output in outputs),
+            "sampling": statistics.median(output.sample_s for output in outputs),
+            "step": seconds,
+        }
+
+    def _prefill(self, length: int) -> None:
+        run = self._engine.run([Item(self._prompt(length), 1)])
+        seconds = run.seconds
+        self.best.prefill_s[length] = min(self.best.prefill_s.get(length, seconds), seconds)
+
+    def _prefix(self) -> None:
+        prefix = self._prompt(self._sizes.prefix)
+        for name in ("first", "second"):
+            run = self._engine.run([Item(prefix + self._prompt(self._sizes.suffix), 1)])
+            seconds = run.seconds
+            self.best.prefix_s[name] = min(self.best.prefix_s.get(name, seconds), seconds)
+
+    def _streams(self, engine: LocalEngine, num_long: int) -> dict[str, float]:
+        """Streams run; long prompts come one after the other, each when the last has its token."""
+        load = uniform(self._sizes.prompt // 2, self._sizes.stream_answer, self._config.vocab_size)
+        run = engine.start(load.items(8))
+        streams = list(run.tokens)
+        waits: list[float] = []
+        while engine.engine.has_work:
+            engine.step(run)
+            if len(waits) < num_long and len(run.arrivals[streams[0]]) > 4:
+                waits.append(self._wait_for_long(engine, run))
+        found = gaps([run.arrivals[name] for name in streams])
+        row = {f"p{percent}": percentile(found, percent) * 1000 for percent in (50, 99)}
+        row["max"] = max(found) * 1000
+        return row | ({"first_token": statistics.median(waits) * 1000} if waits else {})
+
+    def _wait_for_long(self, engine: LocalEngine, run: Run) -> float:
+        """Sends a long prompt; returns the seconds to its token."""
+        item = Item(self._prompt(self._sizes.long_prompt), 1)
+        (name,) = engine.add(run, [item])
+        sent = run.steps[-1].ended
+        while not run.arrivals[name]:
+            engine.step(run)
+        return run.arrivals[name][0] - sent
+
+    def _prompt(self, length: int) -> list[int]:
+        self._salt += 1
+        return prompt(length, self._salt, self._config.vocab_size)
 
 
-def words(ids: list[int]) -> str:
-    """The text of a prompt."""
-    return " ".join(f"w{index}" for index in ids)
+def targets(bench: Bench) -> list[Target]:
+    """What this script can prove or disprove."""
+    best, largest, longest = bench.best, BATCHES[-1], max(bench.best.prefill_s)
+    parts = best.step_s[largest]
+    beside = (parts["step"] - parts["forward"]) / parts["step"]
+    share = bench.roofline_s(1) / best.step_s[1]["step"]
+    ratio = best.prefix_s["second"] / best.prefix_s["first"]
+    return [
+        Target("decode, 1 row, of the memory roofline", share, 0.85, percent=True),
+        Target(
+            f"prefill of {longest}, of the matmul rate",
+            bench.prefill_share(longest),
+            0.70,
+            percent=True,
+        ),
+        Target(f"step beside its forward, {largest} rows", beside, 0.03, False, True),
+        Target("first token behind a known prefix, of the first", ratio, 0.05, False, True),
+    ]
 
 
-async def grpc_stream(channel: grpc.aio.Channel, ids: list[int], new_tokens: int) -> list[float]:
-    """Arrival times of one native stream."""
-    request = GenerateRequest(
-        inputs=words(ids), parameters=GenerateParameters(max_new_tokens=new_tokens)
+def report(bench: Bench, stalls: dict[str, dict[str, float]]) -> str:
+    """Tables."""
+    best, parts = bench.best, bench.best.step_s[BATCHES[-1]]
+    rest = parts["step"] - parts["forward"] - parts["sampling"]
+    first, second = (best.prefix_s[name] * 1000 for name in ("first", "second"))
+    return "\n\n".join(
+        [
+            f"memory read {best.read_bandwidth / 1e9:.2f} GB/s, "
+            f"matrix products {best.matmul_rate / 1e9:.0f} GFLOP/s",
+            _decode_table(bench),
+            _prefill_table(bench),
+            f"a step of {BATCHES[-1]} rows: forward {parts['forward'] * 1000:.2f} ms, sampling "
+            f"{parts['sampling'] * 1000:.2f} ms ({parts['sampling'] / parts['step']:.1%}), "
+            f"everything else {rest * 1000:.2f} ms ({rest / parts['step']:.1%})",
+            f"first token behind a new prefix {first:.1f} ms, behind a known one {second:.1f} ms",
+            _stalls_table(stalls),
+            targets_table(targets(bench)),
+        ]
     )
-    call = channel.unary_stream(METHOD, None, None)(bytes(request))
-    return [time.perf_counter() async for _ in call]
 
 
-async def rest_stream(client: httpx.AsyncClient, ids: list[int], new_tokens: int) -> list[float]:
-    """Arrival times of one REST stream."""
-    body = {"inputs": words(ids), "parameters": {"max_new_tokens": new_tokens}}
-    arrivals = []
-    async with client.stream("POST", "/generate_stream", json=body) as response:
-        async for line in response.aiter_lines():
-            if line.startswith("data:"):
-                arrivals.append(time.perf_counter())
-    return arrivals
+def _decode_table(bench: Bench) -> str:
+    rows = []
+    for batch, parts in bench.best.step_s.items():
+        seconds, roof = parts["step"], bench.roofline_s(batch)
+        rates = (f"{seconds * 1000:.2f}", f"{batch / seconds:.1f}", f"{batch / roof:.1f}")
+        rows.append([str(batch), *rates, f"{roof / seconds:.1%}"])
+    return table(["decode, rows", "ms/step", "tokens/s", "roof", "of it"], rows)
 
 
-async def run_grpc(address: str, load: Load, count: int) -> float:
-    """Tokens per second of concurrent native streams."""
-    async with grpc.aio.insecure_channel(address) as channel:
-        started = time.perf_counter()
-        streams = [grpc_stream(channel, ids, load.new_tokens) for ids in load.prompts(count)]
-        arrivals = await asyncio.gather(*streams)
-        assert all(len(times) == load.new_tokens for times in arrivals)
-        return load.rate(count, time.perf_counter() - started)
+def _prefill_table(bench: Bench) -> str:
+    rows = [
+        [
+            str(length),
+            f"{seconds * 1000:.1f}",
+            f"{length / seconds:.0f}",
+            f"{bench.prefill_share(length):.1%}",
+        ]
+        for length, seconds in bench.best.prefill_s.items()
+    ]
+    return table(["prefill, tokens", "ms", "tokens/s", "of matmul rate"], rows)
 
 
-async def run_rest(url: str, load: Load, count: int) -> float:
-    """Tokens per second of concurrent REST streams."""
-    limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=url, timeout=None, limits=limits) as client:
-        started = time.perf_counter()
-        streams = [rest_stream(client, ids, load.new_tokens) for ids in load.prompts(count)]
-        arrivals = await asyncio.gather(*streams)
-        assert all(len(times) == load.new_tokens for times in arrivals)
-        return load.rate(count, time.perf_counter() - started)
+def _stalls_table(stalls: dict[str, dict[str, float]]) -> str:
+    keys = ("p50", "p99", "max", "first_token")
+    rows = [
+        [name, *(f"{row[key]:.1f}" if key in row else "-" for key in keys)]
+        for name, row in stalls.items()
+    ]
+    header = ["ms between tokens of 8 streams", "p50", "p99", "max", "long prompt's first token"]
+    return table(header, rows)
 
 
-async def first_token(address: str, load: Load) -> float:
-    """Milliseconds from the request to its first token, on an idle server, over gRPC."""
-    async with grpc.aio.insecure_channel(address) as channel:
-        await channel.channel_ready()
-        started = time.perf_counter()
-        arrivals = await grpc_stream(channel, load.prompts(1)[0], 2)
-        return (arrivals[0] - started) * 1000
-
-
-@torch.inference_mode()
-def bare_forward(model: Any, load: Load) -> float:
-    """Milliseconds of the model's forward for a prompt, logits of the last token only."""
-    ids = torch.tensor(load.prompts(1))
-    return timed(lambda: model(input_ids=ids, use_cache=True, logits_to_keep=1)) * 1000
-
-
-async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """All arms, in turns."""
-    load = Load(arguments.prompt_tokens, arguments.new_tokens)
-    best: dict[str, dict[int, float]] = {}
-    first: dict[str, list[float]] = {"forward": [], "server": []}
-
-    def note(arm: str, count: int, rate: float | None) -> None:
-        if rate is not None:
-            arms = best.setdefault(arm, {})
-            arms[count] = max(arms.get(count, 0.0), rate)
-
-    with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory)
-        model = save(llama_125m(), path)
-        alone = EngineAlone(path)
-        async with server(path) as (url, address):
-            for _ in tqdm(range(arguments.repeat), desc="rounds", file=sys.stderr):
-                for count in CONCURRENCY:
-                    note("transformers generate", count, run_generate(model, load, count))
-                    note("engine alone", count, alone.run(load, count))
-                    note("server, gRPC", count, await run_grpc(address, load, count))
-                    note("server, REST", count, await run_rest(url, load, count))
-                first["forward"].append(bare_forward(model, load))
-                first["server"].append(await first_token(address, load))
-        if not arguments.skip_continuous:
-            for count in CONCURRENCY:
-                note("transformers continuous batching", count, run_continuous(model, load, count))
-    return {
-        "prompt_tokens": load.prompt_tokens,
-        "new_tokens": load.new_tokens,
-        "tokens_per_second": best,
-        "first_token_ms": {arm: min(times) for arm, times in first.items()},
-    }
-
-
-def report(result: dict[str, Any]) -> None:
-    """A table of rates and of ratios to transformers.generate, and the JSON line."""
-    base = result["tokens_per_second"]["transformers generate"]
-    print(f"\n{'tokens/s (x transformers generate)':36}" + "".join(f"{n:>18}" for n in CONCURRENCY))
-    for arm, rates in result["tokens_per_second"].items():
-        cells = [f"{rates[n]:9.1f} ({rates[n] / base[n]:4.2f}x)" for n in CONCURRENCY if n in rates]
-        print(f"{arm:36}" + "".join(f"{cell:>18}" for cell in cells))
-    times = result["first_token_ms"]
-    ratio = times["server"] / times["forward"]
-    print(
-        f"first token: server {times['server']:.1f} ms, bare forward {times['forward']:.1f} ms: "
-        f"{ratio:.2f}x\n"
+def engine(folder: Path, step_tokens: int, max_tokens: int, num_threads: int | None) -> LocalEngine:
+    """An engine that computes at most so many tokens in a step."""
+    config = EngineConfig(
+        model_id=str(folder),
+        socket_path=folder / "unused.sock",
+        max_step_tokens=step_tokens,
+        max_total_tokens=max_tokens,
+        num_threads=num_threads,
     )
-    print(json.dumps(result))
+    return LocalEngine.build(config)
 
 
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--prompt-tokens", type=int, default=128)
-    parser.add_argument("--new-tokens", type=int, default=64)
-    parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--skip-continuous", action="store_true")
+    parser.add_argument("--repeat", type=int, default=5, help="rounds; the best counts")
+    parser.add_argument("--chunk", type=int, default=256, help="tokens per step with chunks")
+    parser.add_argument("--tiny", action="store_true", help="only to see that everything runs")
     arguments = parser.parse_args()
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
-    result = asyncio.run(measure(arguments))
-    result["machine"] = {
-        "cpu_threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
+    model, sizes = llama_125m(), Sizes()
+    if arguments.tiny:
+        model, sizes = shrunk(model), TINY
+    whole = 2 * max(sizes.long_prompt, sizes.prefix)
+    with tempfile.TemporaryDirectory() as folder:
+        save(model, Path(folder))
+        limit = model.max_position_embeddings
+        threads = 1 if arguments.tiny else None
+        at_once = engine(Path(folder), whole, limit, threads)
+        bench = Bench(model, at_once, engine(Path(folder), arguments.chunk, limit, threads), sizes)
+        described = machine.describe()
+        print(machine.line(described), flush=True)
+        for _ in tqdm(range(arguments.repeat), desc="rounds", file=sys.stderr):
+            bench.round()
+        stalls = bench.stalls()
+    print(f"\n{report(bench, stalls)}\n")
+    result = {
+        "machine": described,
+        "attention": at_once.attention,
+        "read_bytes_per_s": bench.best.read_bandwidth,
+        "matmul_flop_per_s": bench.best.matmul_rate,
+        "decode_roof_s": {batch: bench.roofline_s(batch) for batch in BATCHES},
+        "prefill_s": bench.best.prefill_s,
+        "decode_s": bench.best.step_s,
+        "prefix_s": bench.best.prefix_s,
+        "inter_token_ms": stalls,
+        "chunk_tokens": arguments.chunk,
     }
-    report(result)
+    print(last_line(result, targets(bench)))
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ import llguidance
 import torch
 from tqdm import tqdm
 
-from benchmarks.engine_cpu import METHOD, server
+from benchmarks.local_server import METHOD, server
 from engine.build import build_engine
 from engine.config import EngineConfig
 from engine.engine import Engine

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks.random_model import llama_125m, prompt, save
+from benchmarks.random_model import VOCAB_SIZE, llama_125m, prompt, save, shrunk
 from engine.build import build_engine
 from engine.config import EngineConfig
 from engine.engine import Engine
@@ -31,13 +31,16 @@ NEW_TOKENS = 128
 REPETITIVE, RANDOM = "repetitive", "random"
 
 
-def requests(kind: str, count: int, round_number: int) -> list[Request]:
+def requests(
+    kind: str, count: int, round_number: int, vocab_size: int = VOCAB_SIZE
+) -> list[Request]:
     """The requests of one measurement; no two rounds share a beginning."""
     sampling = SamplingParams(do_sample=kind == RANDOM, seed=7)
     made = []
     for number in range(count):
         salt = 1000 * round_number + 100 * (kind == RANDOM) + number
-        ids = prompt(32, salt) * 4 if kind == REPETITIVE else prompt(128, salt)
+        period, times = (32, 4) if kind == REPETITIVE else (128, 1)
+        ids = prompt(period, salt, vocab_size) * times
         request = Request(
             request_id=f"{kind}-{salt}",
             prompt_token_ids=tuple(ids),
@@ -65,7 +68,7 @@ def run(engine: Engine, todo: list[Request]) -> tuple[dict[str, list[int]], floa
     return tokens, len(todo) * (NEW_TOKENS - 1) / (time.perf_counter() - started), steps
 
 
-def measure(engines: dict[int, Engine], rounds: int) -> list[dict[str, object]]:
+def measure(engines: dict[int, Engine], rounds: int, vocab_size: int) -> list[dict[str, object]]:
     """One row per kind of text and number of streams."""
     rows: list[dict[str, object]] = []
     for kind in (REPETITIVE, RANDOM):
@@ -73,7 +76,7 @@ def measure(engines: dict[int, Engine], rounds: int) -> list[dict[str, object]]:
             best = dict.fromkeys(engines, 0.0)
             steps = dict.fromkeys(engines, 0)
             for round_number in tqdm(range(rounds), desc=f"{kind} {count}", leave=False):
-                todo = requests(kind, count, round_number)
+                todo = requests(kind, count, round_number, vocab_size)
                 seen = []
                 for size, engine in engines.items():
                     tokens, rate, steps[size] = run(engine, todo)
@@ -89,10 +92,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--speculate", type=int, default=6, help="tokens guessed at most")
+    parser.add_argument("--tiny", action="store_true", help="only to see that everything runs")
     options = parser.parse_args()
+    model = shrunk(llama_125m()) if options.tiny else llama_125m()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
-        save(llama_125m(), path)
+        save(model, path)
         engines = {}
         for size in (0, options.speculate):
             config = EngineConfig(
@@ -102,7 +107,7 @@ def main() -> None:
                 enable_prefix_caching=False,
             )
             engines[size], _ = build_engine(config)
-        rows = measure(engines, options.rounds)
+        rows = measure(engines, options.rounds, model.vocab_size)
     print(f"{'text':12} {'streams':>7} {'off':>9} {'on':>9} {'ratio':>6} {'steps':>12}")
     for row in rows:
         rates, steps = row["tokens_per_s"], row["steps"]

@@ -1,0 +1,415 @@
+"""The engine on a GPU: is it right, and how near is it to what the device can do?
+
+One call builds random models of real shapes, compares the engine with transformers' forward, and
+measures, beside the device's own ceilings (memory copied, bfloat16 matrix products):
+
+* Llama-3.1-8B's shape: decoding at 1, 64 and 256 rows behind 1,000 tokens, prefill of 8 prompts of
+  2,048 tokens, the device's idle time between steps of 64 rows, guessed tokens on repetitive text;
+* Qwen3-0.6B's shape: decoding at 1 row, where launching kernels is the problem;
+* transformers' continuous batching with the same 64 concurrent requests of mixed lengths.
+
+    .venv/bin/python -m benchmarks.engine_gpu
+
+A part that fails is reported and the others go on; the exit status is 1 then. `--only` runs some
+parts. `--tiny --device cpu` runs all of it within seconds, to see that it works. The last line is
+one JSON document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from benchmarks import machine, speculation, transformers_peers
+from benchmarks.ceilings import copy_bandwidth, matmul_rate
+from benchmarks.load import Item, Load, generated, uniform
+from benchmarks.local_engine import LocalEngine, Run, median_seconds
+from benchmarks.model_costs import ModelCosts, costs
+from benchmarks.random_engine import random_engine, release
+from benchmarks.random_model import build, llama_8b, prompt, qwen3_06b, shrunk
+from benchmarks.report import table
+from benchmarks.timeline import device_busy_s
+
+# How far log-probabilities may be from transformers'. The output layer of bfloat16 rounds logits
+# near 4 to multiples of 1/32; a wrong token of a random model is off by several units.
+TOLERANCE = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 0.25}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """How much is measured, in tokens unless it says otherwise."""
+
+    context: int = 1000
+    answer: int = 64
+    batches: tuple[int, ...] = (1, 64, 256)  # rows
+    idle_batch: int = 64  # rows
+    profiled_steps: int = 20  # steps
+    prefill: tuple[int, int] = (8, 2048)  # prompts, tokens of each
+    checked: tuple[int, ...] = (5, 17, 300, 700)  # tokens of each prompt
+    concurrent: int = 64  # requests
+    mixed_prompts: tuple[int, int] = (500, 1500)
+    mixed_answers: tuple[int, int] = (100, 300)
+    step_tokens: int = 8192
+    copied_bytes: int = 2**31  # bytes
+    matmul: int = 8192  # rows and columns
+    speculate: int = 6
+
+
+TINY = Sizes(
+    context=24,
+    answer=8,
+    batches=(1, 4),
+    idle_batch=4,
+    profiled_steps=3,
+    prefill=(2, 48),
+    checked=(5, 17, 40),
+    concurrent=4,
+    mixed_prompts=(10, 30),
+    mixed_answers=(4, 8),
+    step_tokens=64,
+    copied_bytes=2**20,
+    matmul=64,
+    speculate=3,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A rate, its ceiling, and the share of it; or a figure without one."""
+
+    name: str
+    value: float
+    unit: str
+    roof: float | None = None
+
+    def cells(self) -> list[str]:
+        """For a table."""
+        roof, share = "-", "-"
+        if self.roof:
+            roof, share = f"{self.roof:.6g}", f"{self.value / self.roof:.1%}"
+        return [self.name, f"{self.value:.6g}", self.unit, roof, share]
+
+
+@dataclass(slots=True)
+class Bench:
+    """The device, its ceilings, and what was found so far."""
+
+    device: torch.device
+    dtype: torch.dtype
+    sizes: Sizes
+    tiny: bool
+    attention: str = ""
+    copy_bytes_per_s: float = 0.0
+    matmul_flop_per_s: float = 0.0
+    figures: list[Figure] = field(default_factory=list)
+    errors: dict[str, str] = field(default_factory=dict)
+
+    def llama(self) -> Any:
+        """The large shape."""
+        return shrunk(llama_8b()) if self.tiny else llama_8b()
+
+    def qwen(self) -> Any:
+        """The small shape."""
+        return shrunk(qwen3_06b()) if self.tiny else qwen3_06b()
+
+    def note(self, figure: Figure) -> None:
+        """Prints a figure and keeps it."""
+        self.figures.append(figure)
+        tqdm.write("  ".join(figure.cells()), file=sys.stderr)
+
+    def engine(self, config: Any, tokens: int, **settings: Any) -> LocalEngine:
+        """An engine whose cache holds so many tokens."""
+        chosen = {
+            "max_total_tokens": min(4096, config.max_position_embeddings),
+            "max_batch_total_tokens": max(tokens, 4096),
+            "max_step_tokens": self.sizes.step_tokens,
+            "enable_prefix_caching": False,  # nothing may come from it; hashing costs little
+            "num_threads": 1 if self.tiny else None,
+        }
+        local = random_engine(config, self.device, self.dtype, **(chosen | settings))
+        self.attention = local.attention
+        return local
+
+    def decode_roof(self, shape: ModelCosts, batch: int, context: float) -> float:
+        """Tokens per second at most: by memory or by arithmetic."""
+        by_memory = shape.decode_bytes(batch, context) / self.copy_bytes_per_s
+        by_arithmetic = shape.decode_flops(batch, context) / self.matmul_flop_per_s
+        return batch / max(by_memory, by_arithmetic)
+
+
+def ceilings(bench: Bench) -> None:
+    """What the device can do at most; everything else is compared with it."""
+    size = bench.sizes.matmul
+    bench.copy_bytes_per_s = copy_bandwidth(bench.sizes.copied_bytes, bench.device)
+    shapes = [(size, size, size), (size, size // 2, 2 * size)]
+    bench.matmul_flop_per_s = matmul_rate(shapes, bench.dtype, bench.device, repeats=10)
+    bench.note(Figure("memory copied", bench.copy_bytes_per_s / 1e9, "GB/s"))
+    bench.note(Figure("matrix products", bench.matmul_flop_per_s / 1e12, "TFLOP/s"))
+
+
+def correct_large(bench: Bench) -> None:
+    """The 8B shape against transformers."""
+    _check(bench, bench.llama(), "8B")
+
+
+def correct_small(bench: Bench) -> None:
+    """The 0.6B shape against transformers."""
+    _check(bench, bench.qwen(), "0.6B")
+
+
+def _check(bench: Bench, config: Any, name: str) -> None:
+    """Raises ArithmeticError if the engine computes something else."""
+    worst, tolerance = max(_differences(bench, config)), TOLERANCE[bench.dtype]
+    bench.note(Figure(f"{name}: log-probabilities off by at most", worst, ""))
+    if not worst <= tolerance:  # also when it is not a number
+        raise ArithmeticError(f"{name}: log-probabilities are off by {worst} > {tolerance}")
+
+
+def _differences(bench: Bench, config: Any) -> Iterator[float]:
+    """How far each generated token's log-probability is from transformers', and from its best.
+
+    Prompts are computed in chunks and answers in a batch, so that every way through the cache is
+    taken. Transformers is shown what the engine said, hence a tie that falls the other way early
+    does not make the rest incomparable.
+    """
+    lengths, vocab = bench.sizes.checked, config.vocab_size
+    items = [Item(prompt(n, n, vocab), bench.sizes.answer) for n in lengths]
+    local = bench.engine(config, 8192, max_step_tokens=max(lengths) // 3)
+    run = local.run(items)
+    model = build(config, bench.device, bench.dtype)
+    found = zip(items, run.tokens.values(), run.logprobs.values(), strict=True)
+    for item, tokens, logprobs in found:
+        expected = _logprobs(model, item.prompt, tokens)  # [tokens, vocab]
+        chosen = expected.gather(1, torch.tensor(tokens).unsqueeze(1)).squeeze(1)
+        yield float((chosen - torch.tensor(logprobs)).abs().max())
+        yield float((expected.amax(dim=1) - chosen).max())
+
+
+@torch.inference_mode()
+def _logprobs(model: Any, prompt_ids: list[int], tokens: list[int]) -> torch.Tensor:
+    """Float32 [tokens, vocab]: transformers' log-probabilities at the places of these tokens."""
+    ids = torch.tensor([prompt_ids + tokens[:-1]], device=model.device)
+    logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt_ids) - 1 :]
+    return torch.log_softmax(logits.float(), dim=-1).cpu()
+
+
+def large_model(bench: Bench) -> None:
+    """Everything on the 8B shape that needs no second model."""
+    config, sizes = bench.llama(), bench.sizes
+    shape = costs(config, bench.dtype)
+    decode = max(
+        batch * (_decode_load(bench, config, batch).max_tokens + 16) for batch in sizes.batches
+    )
+    room = max(decode, sizes.prefill[0] * (sizes.prefill[1] + 16))
+    fitting = _fitting_tokens(bench, shape)
+    local = bench.engine(config, min(room, fitting))
+    _prefill(bench, local, config, shape)
+    for batch in sizes.batches:
+        if batch * _decode_load(bench, config, batch).max_tokens > fitting:
+            bench.errors[f"8B, {batch} rows"] = "its KV cache does not fit into memory"
+            continue
+        _decode(bench, local, config, shape, batch, "8B")
+    _idle(bench, local, config, sizes.idle_batch, "8B")
+
+
+def small_model(bench: Bench) -> None:
+    """One row on the 0.6B shape."""
+    config = bench.qwen()
+    local = bench.engine(config, 8192)
+    _decode(bench, local, config, costs(config, bench.dtype), 1, "0.6B")
+    _idle(bench, local, config, 1, "0.6B")
+
+
+def peer(bench: Bench) -> None:
+    """Transformers' continuous batching, the same requests on the same device."""
+    config, sizes = bench.llama(), bench.sizes
+    load = Load(sizes.mixed_prompts, sizes.mixed_answers, config.vocab_size)
+    ours = _ours(bench, config, load)
+    release(bench.device)
+    bench.note(Figure(f"8B, {sizes.concurrent} mixed requests", ours, "tokens/s"))
+    theirs = _theirs(bench, config, load)
+    bench.note(Figure("transformers continuous batching, the same", theirs, "tokens/s"))
+    bench.note(Figure("times as fast", ours / theirs, "x"))
+
+
+def _ours(bench: Bench, config: Any, load: Load) -> float:
+    """Tokens per second of the mixed load."""
+    count = bench.sizes.concurrent
+    local = bench.engine(config, count * (load.max_tokens + 16))
+    _warm_up(local, config, count)
+    items = load.items(count)
+    return generated(items) / local.run(items).seconds
+
+
+def _theirs(bench: Bench, config: Any, load: Load) -> float:
+    """The same with transformers."""
+    count = bench.sizes.concurrent
+    model = build(config, bench.device, bench.dtype)
+    limits = (load.prompt_tokens[1], load.new_tokens[1], count)
+    with transformers_peers.continuous(model, *limits) as manager:
+        warm_up = uniform(16, 4, config.vocab_size).items(count)
+        transformers_peers.run_continuous(manager, warm_up)
+        seconds, num_tokens = transformers_peers.run_continuous(manager, load.items(count))
+    return num_tokens / seconds
+
+
+def guesses(bench: Bench) -> None:
+    """What guessed tokens earn on repetitive text, at one row of the 8B shape."""
+    rates = {size: _guessing(bench, size) for size in (0, bench.sizes.speculate)}
+    off, on = rates.values()
+    bench.note(Figure("8B, 1 row, repetitive, no guesses", off, "tokens/s"))
+    bench.note(Figure(f"{bench.sizes.speculate} guessed tokens", on, "tokens/s"))
+    bench.note(Figure("times as fast", on / off, "x"))
+
+
+def _guessing(bench: Bench, size: int) -> float:
+    """Tokens per second of decoding; the better of two rounds behind one that does not count."""
+    config = bench.llama()
+    local = bench.engine(config, 8192, speculate=size)
+    rates = []
+    for number in range(3):
+        todo = speculation.requests(speculation.REPETITIVE, 1, number, config.vocab_size)
+        _, rate, _ = speculation.run(local.engine, todo)
+        rates.append(rate)
+    del local
+    release(bench.device)
+    return max(rates[1:])
+
+
+def _fitting_tokens(bench: Bench, shape: ModelCosts) -> int:
+    """Tokens of a cache beside the model, with a tenth of the memory left for everything else."""
+    if bench.device.type != "cuda":
+        return 10**6
+    free, total = torch.cuda.mem_get_info(bench.device)
+    embedding = shape.weight_bytes // 10  # what of the weights is not read in each step
+    return int(free - 0.1 * total - shape.weight_bytes - embedding) // shape.kv_bytes_per_token
+
+
+def _warm_up(local: LocalEngine, config: Any, count: int) -> None:
+    """Lets everything be compiled and captured that is at the first time."""
+    local.run(uniform(16, 6, config.vocab_size).items(count))
+
+
+def _decode(
+    bench: Bench, local: LocalEngine, config: Any, shape: ModelCosts, batch: int, name: str
+) -> None:
+    load = _decode_load(bench, config, batch)
+    _warm_up(local, config, batch)
+    seconds = median_seconds(local.run(load.items(batch)).decode_steps(batch))
+    roof = bench.decode_roof(shape, batch, bench.sizes.context + load.new_tokens[0] / 2)
+    bench.note(Figure(f"{name}, decode, {_rows(batch)}", batch / seconds, "tokens/s", roof))
+
+
+def _decode_load(bench: Bench, config: Any, batch: int) -> Load:
+    """Answers so long that the first is not over before the last prompt is computed."""
+    sizes = bench.sizes
+    num_steps = batch * sizes.context // max(1, sizes.step_tokens - batch) + 2
+    return uniform(sizes.context, sizes.answer + num_steps, config.vocab_size)
+
+
+def _rows(batch: int) -> str:
+    return "1 row" if batch == 1 else f"{batch} rows"
+
+
+def _prefill(bench: Bench, local: LocalEngine, config: Any, shape: ModelCosts) -> None:
+    count, length = bench.sizes.prefill
+    load = uniform(length, 1, config.vocab_size)
+    seconds = min(local.run(load.items(count)).seconds for _ in range(3))
+    flops = shape.prefill_flops([length] * count)
+    name = f"8B, prefill, {count} x {length}"
+    bench.note(Figure(f"{name}", count * length / seconds, "tokens/s"))
+    roof = bench.matmul_flop_per_s / 1e12
+    bench.note(Figure(f"{name}, computed", flops / seconds / 1e12, "TFLOP/s", roof))
+
+
+def _idle(bench: Bench, local: LocalEngine, config: Any, batch: int, name: str) -> None:
+    """How long the device waits in a decode step."""
+    count = bench.sizes.profiled_steps
+    load = uniform(min(bench.sizes.context, 512), 2 * count + 16, config.vocab_size)
+    run = local.start(load.items(batch))
+    while local.engine.has_work and len(run.decode_steps(batch)) < count + 2:
+        local.step(run)
+    steps = run.decode_steps(batch)[2:]
+    seconds = median_seconds(steps)
+    busy = device_busy_s(lambda: _some_steps(local, run, count), bench.device)
+    name = f"{name}, {_rows(batch)}"
+    bench.note(Figure(f"{name}, a step", seconds * 1000, "ms"))
+    if busy is None:  # no GPU: what the host does beside the forward
+        forward = statistics.median(step.output.forward_s for step in steps)
+        bench.note(Figure(f"{name}, beside the forward", (seconds - forward) * 1000, "ms"))
+    else:
+        idle = max(0.0, seconds - busy / count)
+        bench.note(Figure(f"{name}, device idle per step", idle * 1000, "ms", seconds * 1000))
+    while local.engine.has_work:
+        local.step(run)
+
+
+def _some_steps(local: LocalEngine, run: Run, count: int) -> None:
+    for _ in range(count):
+        local.step(run)
+
+
+PARTS: dict[str, Callable[[Bench], None]] = {
+    "correct_large": correct_large,
+    "correct_small": correct_small,
+    "large": large_model,
+    "small": small_model,
+    "guesses": guesses,
+    "peer": peer,
+}
+
+
+def measure(bench: Bench, parts: Sequence[str]) -> None:
+    """Runs the parts; one that fails leaves a line and does not end the others."""
+    ceilings(bench)
+    for name in tqdm(parts, desc="parts", file=sys.stderr):
+        started = time.perf_counter()
+        try:
+            PARTS[name](bench)
+        except Exception as error:
+            traceback.print_exc()
+            bench.errors[name] = f"{type(error).__name__}: {error}"[:500]
+            traceback.clear_frames(error.__traceback__)  # they hold the models
+        release(bench.device)
+        tqdm.write(f"{name}: {time.perf_counter() - started:.0f} s", file=sys.stderr)
+
+
+def main() -> None:
+    """Checks, measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
+    parser.add_argument("--dtype", choices=["bfloat16", "float16", "float32"])
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--tiny", action="store_true", help="only to see that everything runs")
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("there is no GPU; --tiny --device cpu shows that the script runs")
+    name = arguments.dtype or ("bfloat16" if device.type == "cuda" else "float32")
+    sizes = TINY if arguments.tiny else Sizes()
+    bench = Bench(device, getattr(torch, name), sizes, arguments.tiny)
+    described = machine.describe(device)
+    print(f"{machine.line(described)}, {name}", flush=True)
+    measure(bench, arguments.only)
+    print(f"\nattention: {bench.attention}\n")
+    print(table(["", "measured", "", "roof", "of it"], [item.cells() for item in bench.figures]))
+    for part, error in bench.errors.items():
+        print(f"FAILED: {part}: {error}")
+    figures = [asdict(figure) for figure in bench.figures]
+    result = {"dtype": name, "tiny": bench.tiny, "figures": figures, "errors": bench.errors}
+    print(json.dumps({"machine": described, "attention": bench.attention, **result}))
+    sys.exit(1 if bench.errors else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""Writes a Llama's float32 weights as a GGUF file, llama.cpp's format (version 3).
+
+The layout, from ggml's docs/gguf.md: a header, key-value pairs, the tensors' names and shapes, and
+their data, each part aligned to 32 bytes. Numbers are little-endian.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from torch import Tensor
+
+_ALIGNMENT = 32
+_F32 = 0  # the type of tensors, and of files that have no other
+_UINT32, _INT32, _FLOAT32, _BOOL, _STRING, _ARRAY = 4, 5, 6, 7, 8, 9
+_SCALARS = {_UINT32: "<I", _INT32: "<i", _FLOAT32: "<f", _BOOL: "<?"}
+_NORMAL_TOKEN, _UNKNOWN_TOKEN = 1, 2
+
+_LAYER_NAMES = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+_NAMES = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
+}
+
+
+def write(model: Any, path: Path) -> None:
+    """Writes a `LlamaForCausalLM` whose token number i is the word `wi`."""
+    tensors = dict(_tensors(model))
+    with path.open("wb") as file:
+        metadata = _metadata(model.config)
+        file.write(b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata)))
+        for key, (kind, value) in metadata.items():
+            file.write(_string(key) + struct.pack("<I", kind) + _value(kind, value))
+        offset = 0
+        for name, array in tensors.items():
+            shape = array.shape[::-1]  # the innermost dimension comes first
+            file.write(_string(name) + struct.pack(f"<I{len(shape)}Q", len(shape), *shape))
+            file.write(struct.pack("<IQ", _F32, offset))
+            offset += _padded(array.nbytes)
+        _align(file)
+        for array in tensors.values():
+            array.tofile(file)
+            _align(file)
+
+
+def _metadata(config: Any) -> dict[str, tuple[int, Any]]:
+    """Everything that llama.cpp asks of a Llama, with types."""
+    words = [f"\u2581w{index}" for index in range(config.vocab_size)]
+    kinds = [_UNKNOWN_TOKEN] + [_NORMAL_TOKEN] * (len(words) - 1)
+    return {
+        "general.architecture": (_STRING, "llama"),
+        "general.name": (_STRING, "random"),
+        "general.alignment": (_UINT32, _ALIGNMENT),
+        "general.file_type": (_UINT32, _F32),
+        "llama.vocab_size": (_UINT32, config.vocab_size),
+        "llama.context_length": (_UINT32, config.max_position_embeddings),
+        "llama.embedding_length": (_UINT32, config.hidden_size),
+        "llama.block_count": (_UINT32, config.num_hidden_layers),
+        "llama.feed_forward_length": (_UINT32, config.intermediate_size),
+        "llama.attention.head_count": (_UINT32, config.num_attention_heads),
+        "llama.attention.head_count_kv": (_UINT32, config.num_key_value_heads),
+        "llama.attention.layer_norm_rms_epsilon": (_FLOAT32, config.rms_norm_eps),
+        "llama.rope.dimension_count": (_UINT32, config.head_dim),
+        "llama.rope.freq_base": (_FLOAT32, config.rope_parameters["rope_theta"]),
+        "tokenizer.ggml.model": (_STRING, "llama"),
+        "tokenizer.ggml.tokens": (_ARRAY, (_STRING, words)),
+        "tokenizer.ggml.scores": (_ARRAY, (_FLOAT32, [0.0] * len(words))),
+        "tokenizer.ggml.token_type": (_ARRAY, (_INT32, kinds)),
+        "tokenizer.ggml.unknown_token_id": (_UINT32, 0),
+        "tokenizer.ggml.bos_token_id": (_UINT32, 1),
+        "tokenizer.ggml.eos_token_id": (_UINT32, 0),
+        "tokenizer.ggml.add_bos_token": (_BOOL, False),
+        "tokenizer.ggml.add_eos_token": (_BOOL, False),
+    }
+
+
+def _tensors(model: Any) -> Iterator[tuple[str, np.ndarray]]:
+    """Names and values as llama.cpp wants them."""
+    config = model.config
+    for name, tensor in model.state_dict().items():
+        if name in _NAMES:
+            yield _NAMES[name], _array(tensor)
+            continue
+        number, part = name.removeprefix("model.layers.").split(".", 1)
+        part = part.removesuffix(".weight")
+        if part == "self_attn.q_proj":
+            tensor = _interleaved(tensor, config.num_attention_heads)
+        elif part == "self_attn.k_proj":
+            tensor = _interleaved(tensor, config.num_key_value_heads)
+        yield f"blk.{number}.{_LAYER_NAMES[part]}.weight", _array(tensor)
+
+
+def _interleaved(weight: Tensor, num_heads: int) -> Tensor:
+    """Reorders a head's rows: llama.cpp rotates neighbours, transformers the two halves."""
+    halves = weight.reshape(num_heads, 2, -1, weight.shape[1])
+    return halves.transpose(1, 2).reshape(weight.shape)
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    array: np.ndarray = tensor.detach().float().contiguous().numpy()
+    return array
+
+
+def _value(kind: int, value: Any) -> bytes:
+    if kind == _STRING:
+        return _string(value)
+    if kind == _ARRAY:
+        inner, values = value
+        return struct.pack("<IQ", inner, len(values)) + b"".join(_value(inner, x) for x in values)
+    return struct.pack(_SCALARS[kind], value)
+
+
+def _string(text: str) -> bytes:
+    encoded = text.encode()
+    return struct.pack("<Q", len(encoded)) + encoded
+
+
+def _padded(num_bytes: int) -> int:
+    return -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
+
+
+def _align(file: BinaryIO) -> None:
+    file.write(bytes(-file.tell() % _ALIGNMENT))

@@ -1,0 +1,75 @@
+"""What concurrent streams ask for: prompts and answers of mixed lengths, for all peers alike."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from benchmarks.random_model import VOCAB_SIZE, prompt
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """A prompt, and how many tokens are wanted behind it."""
+
+    prompt: list[int]
+    new_tokens: int
+
+
+class Load:
+    """Makes items whose lengths are the same every time and whose prompts nobody has seen.
+
+    Lengths are spread evenly over a range, in an order that a fixed seed decides; a single item has
+    the middle of it. Prompts are numbered through, so that no prefix cache helps.
+
+    Args:
+        prompt_tokens: the shortest and the longest prompt.
+        new_tokens: the shortest and the longest answer.
+        vocab_size: ids are below this.
+    """
+
+    def __init__(
+        self,
+        prompt_tokens: tuple[int, int],
+        new_tokens: tuple[int, int],
+        vocab_size: int = VOCAB_SIZE,
+    ) -> None:
+        self.prompt_tokens = prompt_tokens
+        self.new_tokens = new_tokens
+        self._vocab_size = vocab_size
+        self._salts = itertools.count()
+
+    def items(self, count: int) -> list[Item]:
+        """As many items, with new prompts."""
+        shuffle = random.Random(count).shuffle
+        prompts, answers = _spread(*self.prompt_tokens, count), _spread(*self.new_tokens, count)
+        shuffle(prompts)
+        shuffle(answers)
+        return [
+            Item(prompt(length, next(self._salts), self._vocab_size), new_tokens)
+            for length, new_tokens in zip(prompts, answers, strict=True)
+        ]
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of the longest prompt with the longest answer."""
+        return self.prompt_tokens[1] + self.new_tokens[1]
+
+
+def uniform(prompt_tokens: int, new_tokens: int, vocab_size: int = VOCAB_SIZE) -> Load:
+    """A load of equal lengths."""
+    return Load((prompt_tokens, prompt_tokens), (new_tokens, new_tokens), vocab_size)
+
+
+def generated(items: Sequence[Item]) -> int:
+    """Tokens that are wanted in all."""
+    return sum(item.new_tokens for item in items)
+
+
+def _spread(low: int, high: int, count: int) -> list[int]:
+    """`count` numbers from low to high, evenly; the middle if there is only one."""
+    if count == 1:
+        return [(low + high) // 2]
+    return [low + (high - low) * index // (count - 1) for index in range(count)]

@@ -1,0 +1,135 @@
+"""The step loop in this process, with the moments at which tokens come."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Self
+
+from benchmarks.load import Item
+from engine.build import build_engine
+from engine.config import EngineConfig
+from engine.engine import Engine
+from engine.request import Request, StepOutput
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A step and when it began and ended; the clock's seconds."""
+
+    started: float
+    ended: float
+    output: StepOutput
+
+    @property
+    def seconds(self) -> float:
+        """How long it took, publishing included."""
+        return self.ended - self.started
+
+
+@dataclass(slots=True)
+class Run:
+    """What a load brought: tokens and their moments by request, in the order of its items."""
+
+    started: float
+    tokens: dict[str, list[int]] = field(default_factory=dict)
+    logprobs: dict[str, list[float]] = field(default_factory=dict)
+    arrivals: dict[str, list[float]] = field(default_factory=dict)
+    steps: list[Step] = field(default_factory=list)
+
+    @property
+    def seconds(self) -> float:
+        """From the first request to the last token."""
+        return max(times[-1] for times in self.arrivals.values()) - self.started
+
+    @property
+    def num_tokens(self) -> int:
+        """Generated in all."""
+        return sum(map(len, self.tokens.values()))
+
+    def decode_steps(self, batch: int) -> list[Step]:
+        """The steps in which exactly so many sequences got a token and no prompt was computed."""
+        return [
+            step
+            for step in self.steps
+            if step.output.num_scheduled_tokens == batch and not step.output.num_prefill_tokens
+        ]
+
+
+class LocalEngine:
+    """Runs loads on an engine.
+
+    Args:
+        engine: it must be idle.
+        attention: what computes its attention, for reports.
+    """
+
+    def __init__(self, engine: Engine, attention: str) -> None:
+        self.engine = engine
+        self.attention = attention
+        self._ids = itertools.count()
+
+    @classmethod
+    def build(cls, config: EngineConfig) -> Self:
+        """An engine that loads its model from where the configuration says."""
+        engine, info = build_engine(config)
+        return cls(engine, info.attention)
+
+    def run(self, items: Iterable[Item]) -> Run:
+        """All items at once, to their ends."""
+        run = self.start(items)
+        while self.engine.has_work:
+            self.step(run)
+        return run
+
+    def start(self, items: Iterable[Item]) -> Run:
+        """Adds items without computing anything."""
+        run = Run(time.perf_counter())
+        self.add(run, items)
+        return run
+
+    def add(self, run: Run, items: Iterable[Item]) -> list[str]:
+        """Adds more items to a run; returns their ids."""
+        ids = []
+        for item in items:
+            request_id = f"bench-{next(self._ids)}"
+            request = Request(
+                request_id=request_id,
+                prompt_token_ids=tuple(item.prompt),
+                max_new_tokens=item.new_tokens,
+            )
+            refused = self.engine.add(request)
+            if refused is not None:
+                raise RuntimeError(refused.error)
+            for notes in (run.tokens, run.logprobs, run.arrivals):
+                notes[request_id] = []
+            ids.append(request_id)
+        return ids
+
+    def step(self, run: Run) -> Step:
+        """One step."""
+        started = time.perf_counter()
+        output = self.engine.step()
+        step = Step(started, time.perf_counter(), output)
+        run.steps.append(step)
+        for part in output.outputs:
+            if part.error is not None:
+                raise RuntimeError(part.error)
+            if part.token is not None:
+                run.tokens[part.request_id].append(part.token.token_id)
+                run.logprobs[part.request_id].append(part.token.logprob)
+                run.arrivals[part.request_id].append(step.ended)
+        return step
+
+
+def median_seconds(steps: Iterable[Step]) -> float:
+    """Of a step's whole duration."""
+    return statistics.median(step.seconds for step in steps)
+
+
+def gaps(arrivals: Iterable[list[float]]) -> list[float]:
+    """Seconds between two tokens of a stream, for all streams together."""
+    return [later - earlier for times in arrivals for earlier, later in itertools.pairwise(times)]

@@ -1,0 +1,104 @@
+"""A `tokenwire serve` of our own on free ports, and streams that note when their tokens come."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import grpc
+import httpx
+
+from benchmarks.load import Item
+from service.pb.tokenwire.v1 import GenerateParameters, GenerateRequest
+
+METHOD = "/tokenwire.v1.TextGenerationService/GenerateStream"
+_READY_S = 180.0
+
+
+@asynccontextmanager
+async def server(model_path: Path) -> AsyncIterator[tuple[str, str]]:
+    """A running `tokenwire serve`; its REST URL and its gRPC address."""
+    port, grpc_port = free_port(), free_port()
+    command = [
+        *(sys.executable, "-m", "service.cli", "serve"),
+        *(f"--model-id={model_path}", f"--port={port}", "--log-level=warning"),
+    ]
+    environment = {**os.environ, "TOKENWIRE_GRPC_PORT": str(grpc_port)}
+    async with process(command, f"http://127.0.0.1:{port}", environment) as url:
+        yield url, f"127.0.0.1:{grpc_port}"
+
+
+@asynccontextmanager
+async def process(
+    command: list[str], url: str, environment: dict[str, str] | None = None
+) -> AsyncIterator[str]:
+    """A process that answers at `url`/health as long as the context lasts."""
+    running = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    try:
+        await asyncio.to_thread(wait_until_ready, url, running)
+        yield url
+    finally:
+        running.send_signal(signal.SIGTERM)
+        running.wait()
+
+
+def free_port() -> int:
+    """A port that nobody uses at the moment."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def wait_until_ready(url: str, running: subprocess.Popen[bytes]) -> None:
+    """Polls /health."""
+    deadline = time.monotonic() + _READY_S
+    while time.monotonic() < deadline:
+        if running.poll() is not None:
+            raise RuntimeError("the server did not start")
+        try:
+            urllib.request.urlopen(f"{url}/health", timeout=1)
+        except OSError:
+            time.sleep(0.2)
+        else:
+            return
+    raise TimeoutError("the server is not ready")
+
+
+def words(ids: list[int]) -> str:
+    """The text of a prompt."""
+    return " ".join(f"w{index}" for index in ids)
+
+
+async def grpc_stream(channel: grpc.aio.Channel, item: Item) -> list[float]:
+    """Arrival times of one native stream."""
+    request = GenerateRequest(
+        inputs=words(item.prompt), parameters=GenerateParameters(max_new_tokens=item.new_tokens)
+    )
+    call = channel.unary_stream(METHOD, None, None)(bytes(request))
+    return [time.perf_counter() async for _ in call]
+
+
+async def rest_stream(client: httpx.AsyncClient, item: Item) -> list[float]:
+    """Arrival times of one REST stream."""
+    body = {"inputs": words(item.prompt), "parameters": {"max_new_tokens": item.new_tokens}}
+    arrivals = []
+    async with client.stream("POST", "/generate_stream", json=body) as response:
+        async for line in response.aiter_lines():
+            if line.startswith("data:"):
+                arrivals.append(time.perf_counter())
+    return arrivals
+
+
+def http_client(url: str) -> httpx.AsyncClient:
+    """A client that holds as many connections as there are streams, for as long as they take."""
+    limits = httpx.Limits(max_connections=None)
+    return httpx.AsyncClient(base_url=url, timeout=None, limits=limits)

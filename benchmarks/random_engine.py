@@ -1,0 +1,45 @@
+"""An engine on a random model that was never on a disk: only its weights come another way."""
+
+from __future__ import annotations
+
+import gc
+import tempfile
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+import engine.build
+from benchmarks.local_engine import LocalEngine
+from benchmarks.random_model import build
+from engine.config import EngineConfig
+from engine.model_loader import prepare_model
+
+
+def random_engine(
+    config: Any, device: torch.device, dtype: torch.dtype, **settings: Any
+) -> LocalEngine:
+    """Builds one from a model's shape; settings are those of `EngineConfig`."""
+    model = build(config, device, dtype)
+    with tempfile.TemporaryDirectory() as folder:
+        config.save_pretrained(folder)
+        engine_config = EngineConfig(
+            model_id=folder,
+            socket_path=Path(folder) / "unused.sock",
+            device=device.type,
+            dtype=str(dtype).removeprefix("torch."),
+            **settings,
+        )
+        with patch.object(
+            engine.build, "load_model", lambda _: prepare_model(model, device, dtype)
+        ):
+            built, info = engine.build.build_engine(engine_config)
+            return LocalEngine(built, info.attention)
+
+
+def release(device: torch.device) -> None:
+    """Gives the device's memory back once nothing refers to it any more."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

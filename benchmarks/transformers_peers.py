@@ -1,0 +1,133 @@
+"""transformers as a peer: `generate` on a static batch, and its own continuous batching."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+from benchmarks.ceilings import synchronise
+from benchmarks.load import Item
+
+_PAD = 0
+_TIMEOUT_S = 600.0
+_PAGE_SIZE = 32  # tokens
+_CPU_STEP_TOKENS = 1024
+
+
+@torch.inference_mode()
+def generate(model: Any, items: Sequence[Item]) -> tuple[float, list[list[int]]]:
+    """A static batch, padded on the left, which runs as long as its longest answer.
+
+    Returns:
+        Seconds, and the tokens that were wanted.
+    """
+    ids, mask = _padded(items, model.device)
+    longest = max(item.new_tokens for item in items)
+    synchronise(model.device)
+    started = time.perf_counter()
+    output = model.generate(
+        ids,
+        attention_mask=mask,
+        max_new_tokens=longest,
+        min_new_tokens=longest,
+        do_sample=False,
+        pad_token_id=_PAD,
+    )
+    synchronise(model.device)
+    seconds = time.perf_counter() - started
+    rows = output[:, ids.shape[1] :].tolist()
+    return seconds, [row[: item.new_tokens] for row, item in zip(rows, items, strict=True)]
+
+
+@contextmanager
+def continuous(
+    model: Any, max_prompt: int, max_new_tokens: int, num_requests: int
+) -> Iterator[Any]:
+    """A manager of continuous batching, sized for a load and warmed up.
+
+    On a GPU it sizes itself; on a CPU it would take all of the memory, and be slow with it.
+    """
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=-1, pad_token_id=_PAD
+    )
+    attention = model.config._attn_implementation
+    try:
+        with model.continuous_batching_context_manager(
+            generation_config=config,
+            continuous_batching_config=_settings(model, max_prompt + max_new_tokens, num_requests),
+            block=True,
+            timeout=30,
+            **_hints(max_prompt, max_new_tokens, num_requests),
+        ) as manager:
+            yield manager
+    finally:
+        model.set_attn_implementation(attention)  # the manager puts its own in place
+
+
+def run_continuous(manager: Any, items: Sequence[Item]) -> tuple[float, int]:
+    """All items at once; seconds and tokens.
+
+    Raises:
+        RuntimeError: it ended with fewer tokens than were asked for.
+    """
+    started = time.perf_counter()
+    for item in items:
+        manager.add_request(item.prompt, max_new_tokens=item.new_tokens, eos_token_id=-1)
+    num_tokens, num_open = 0, len(items)
+    while num_open:
+        result = manager.get_result(timeout=1)
+        if result is None:
+            if not manager.is_running() or time.perf_counter() - started > _TIMEOUT_S:
+                raise RuntimeError("continuous batching came to an end, or to none at all")
+        elif result.is_finished():
+            if result.error is not None:
+                raise RuntimeError(result.error)
+            num_open -= 1
+            num_tokens += len(result.generated_tokens)
+    seconds = time.perf_counter() - started
+    if num_tokens != sum(item.new_tokens for item in items):
+        raise RuntimeError(f"continuous batching gave {num_tokens} tokens")
+    return seconds, num_tokens
+
+
+def _settings(model: Any, max_tokens: int, num_requests: int) -> Any:
+    """Sizes of the cache and of a step on a CPU; None on a GPU."""
+    if model.device.type != "cpu":
+        return None
+    from transformers import ContinuousBatchingConfig
+
+    pages = -(-max_tokens // _PAGE_SIZE) + 1
+    return ContinuousBatchingConfig(
+        page_size=_PAGE_SIZE,
+        num_blocks=num_requests * pages,
+        max_batch_tokens=_CPU_STEP_TOKENS,
+    )
+
+
+def _hints(max_prompt: int, max_new_tokens: int, num_requests: int) -> dict[str, Any]:
+    """What tells the manager its load, in the versions of transformers that want to know."""
+    try:
+        from transformers.generation.continuous_batching.utils import WorkloadHints
+    except ImportError:
+        return {}
+    return {
+        "workload_hints": WorkloadHints(
+            max_prompt_length=max_prompt,
+            max_generated_length=max_new_tokens,
+            num_requests=num_requests,
+        )
+    }
+
+
+def _padded(items: Sequence[Item], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids and mask int64 [rows, longest prompt]."""
+    longest = max(len(item.prompt) for item in items)
+    ids = [[_PAD] * (longest - len(item.prompt)) + item.prompt for item in items]
+    mask = [[0] * (longest - len(item.prompt)) + [1] * len(item.prompt) for item in items]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)

@@ -1,0 +1,60 @@
+"""Every script that figures come from still runs, on models so small that it takes seconds."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+ENGINE_GPU = {
+    "memory copied",
+    "matrix products",
+    "8B: log-probabilities off by at most",
+    "8B, decode, 1 row",
+    "8B, decode, 4 rows",
+    "8B, prefill, 2 x 48, computed",
+    "8B, 4 rows, a step",
+    "0.6B, decode, 1 row",
+    "transformers continuous batching, the same",
+    "3 guessed tokens",
+}
+
+
+def last_line(*arguments: str) -> Any:
+    """Runs a script; its result."""
+    command = [sys.executable, "-m", *arguments, "--tiny"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-4000:]
+    return json.loads(ended.stdout.splitlines()[-1])
+
+
+def test_engine_gpu_measures_all_its_parts_without_a_gpu() -> None:
+    result = last_line("benchmarks.engine_gpu", "--device", "cpu")
+    assert result["errors"] == {}
+    assert ENGINE_GPU - {figure["name"] for figure in result["figures"]} == set()
+
+
+def test_engine_cpu_measures_every_target() -> None:
+    result = last_line("benchmarks.engine_cpu", "--repeat", "1")
+    assert set(result["decode_s"]) == {"1", "8", "32"}
+    assert len(result["inter_token_ms"]) == 3
+    assert all(target["value"] is not None for target in result["targets"])
+
+
+def test_peers_compare_the_same_tokens() -> None:
+    result = last_line(
+        "benchmarks.peers", "--repeat=1", "--counts", "1", "2", "--without=llama.cpp"
+    )
+    assert list(result["absent"]) == ["llama.cpp server"]
+    assert set(result["agreement"].values()) == {32}
+    rates = result["tokens_per_second"]
+    assert len(rates) == 5
+    assert all(set(found) == {"1", "2"} for found in rates.values())
+
+
+def test_speculation_changes_no_token() -> None:
+    rows = last_line("benchmarks.speculation", "--rounds", "1")
+    assert [row["text"] for row in rows] == ["repetitive"] * 2 + ["random"] * 2
