@@ -276,12 +276,13 @@ def _stalls_table(stalls: dict[str, dict[str, float]]) -> str:
     return table(header, rows)
 
 
-def engine(folder: Path, step_tokens: int, max_tokens: int, num_threads: int | None) -> LocalEngine:
-    """An engine that computes at most so many tokens in a step."""
+def engine(folder: Path, chunk_tokens: int, max_tokens: int, num_threads: int | None) -> LocalEngine:
+    """An engine that computes at most so many tokens of prompts beside others' decoding."""
     config = EngineConfig(
         model_id=str(folder),
         socket_path=folder / "unused.sock",
-        max_step_tokens=step_tokens,
+        max_step_tokens=max_tokens,
+        max_chunk_tokens=chunk_tokens,
         max_total_tokens=max_tokens,
         num_threads=num_threads,
     )
@@ -292,7 +293,7 @@ def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeat", type=int, default=5, help="rounds; the best counts")
-    parser.add_argument("--chunk", type=int, default=256, help="tokens per step with chunks")
+    parser.add_argument("--chunk", type=int, default=256, help="tokens of prompts per step")
     parser.add_argument("--tiny", action="store_true", help="only to see that everything runs")
     arguments = parser.parse_args()
     model, sizes = llama_125m(), Sizes()

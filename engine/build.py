@@ -37,6 +37,8 @@ from .worst_step import StepBounds
 logger = logging.getLogger(__name__)
 
 _DEFAULT_MAX_TOTAL_TOKENS = 4096  # TGI's bound on what it takes from the model's own
+# By the arithmetic of a model of some size: the time of ten decode steps on a CPU, of five on a GPU.
+_CHUNK_TOKENS = {"cpu": 256, "cuda": 1024}
 _MAX_LOGPROB_ROWS = 256  # in a step, of prompts; each is a vocabulary of logits
 _CACHE_DTYPES = {"fp8_e4m3fn": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}  # TGI's names
 _E4M3_CAPABILITY = (8, 9)  # the first GPUs with fp8_e4m3fn; fp8_e5m2 is half an fp16 and no problem
@@ -82,6 +84,7 @@ def build_engine(config: EngineConfig) -> tuple[Engine, EngineInfo]:
         blocks,
         max_step_tokens=bounds.max_step_tokens,
         max_num_seqs=bounds.max_num_seqs,
+        max_chunk_tokens=config.max_chunk_tokens or _CHUNK_TOKENS[loaded.device.type],
         max_logprob_rows=bounds.max_logprob_rows,
         max_draft_tokens=bounds.max_draft_tokens,
     )

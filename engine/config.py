@@ -28,6 +28,7 @@ class EngineConfig:
         max_total_tokens: tokens of a prompt and its continuation at most; None asks the model.
         max_batch_total_tokens: tokens that the KV cache holds; None sizes it to the memory.
         max_step_tokens: tokens computed in one step at most.
+        max_chunk_tokens: of these, tokens of prompts beside decoding sequences; None: by device.
         max_num_seqs: sequences running at a time at most.
         run_ahead: whether a step is launched before the tokens of the one before are known; None
             does so on a GPU, where the device would wait otherwise.
@@ -55,6 +56,7 @@ class EngineConfig:
     max_total_tokens: int | None = None
     max_batch_total_tokens: int | None = None
     max_step_tokens: int = 2048
+    max_chunk_tokens: int | None = None
     max_num_seqs: int = 256
     run_ahead: bool | None = None
     graph_sizes: tuple[int, ...] = GRAPH_SIZES

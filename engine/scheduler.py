@@ -39,6 +39,8 @@ class Scheduler:
     Args:
         blocks: the cache's books.
         max_step_tokens: tokens computed in one step at most.
+        max_chunk_tokens: of these, tokens of prompts in a step in which others decode: as long as
+            such a step takes, they wait for their next tokens. None has no bound of its own.
         max_num_seqs: sequences running at a time at most.
         max_logprob_rows: tokens per step at most of prompts whose log-probabilities are wanted:
             each such row costs a vocabulary of logits.
@@ -52,18 +54,21 @@ class Scheduler:
         *,
         max_step_tokens: int,
         max_num_seqs: int,
+        max_chunk_tokens: int | None = None,
         max_logprob_rows: int = 256,
         max_draft_tokens: int = 0,
     ) -> None:
         self.blocks = blocks
         self.max_step_tokens = max_step_tokens
+        self.max_chunk_tokens = max_chunk_tokens or max_step_tokens
         self.max_num_seqs = min(max_num_seqs, max_step_tokens)  # each needs a token per step
         self.max_logprob_rows = max_logprob_rows
         self.max_draft_tokens = max_draft_tokens
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.num_preemptions = 0
-        self._logprob_rows = 0  # that this step may still have
+        self._chunk_tokens = 0  # of prompts, that this step may still have
+        self._logprob_rows = 0  # likewise
 
     @property
     def has_work(self) -> bool:
@@ -90,6 +95,8 @@ class Scheduler:
     def schedule(self) -> ScheduledBatch:
         """Plans a step: running sequences first, then as many waiting ones as fit."""
         budget = self.max_step_tokens
+        somebody_decodes = any(sequence.num_pending_tokens == 1 for sequence in self.running)
+        self._chunk_tokens = self.max_chunk_tokens if somebody_decodes else budget
         self._logprob_rows = self.max_logprob_rows
         planned: dict[Sequence, int] = {}
         for sequence in list(self.running):
@@ -142,11 +149,13 @@ class Scheduler:
 
     def _take(self, sequence: Sequence, budget: int) -> int:
         """How many of its pending tokens a sequence gets, out of what is left of the budgets."""
-        num_tokens = min(sequence.num_pending_tokens, budget)
-        if not sequence.request.prompt_logprobs or num_tokens == 1:
-            return num_tokens
-        num_tokens = min(num_tokens, self._logprob_rows)
-        self._logprob_rows -= num_tokens
+        if sequence.num_pending_tokens <= 1:
+            return min(sequence.num_pending_tokens, budget)
+        num_tokens = min(sequence.num_pending_tokens, budget, self._chunk_tokens)
+        if sequence.request.prompt_logprobs:
+            num_tokens = min(num_tokens, self._logprob_rows)
+            self._logprob_rows -= num_tokens
+        self._chunk_tokens -= num_tokens
         return num_tokens
 
     def _draft(self, sequence: Sequence, budget: int) -> int:
@@ -172,7 +181,8 @@ class Scheduler:
         The whole prompt gets its blocks at once, and each running sequence keeps one in reserve:
         whoever is let in is not thrown out again by the very next step.
         """
-        if sequence.has_promise or (sequence.request.prompt_logprobs and not self._logprob_rows):
+        rows_are_out = sequence.request.prompt_logprobs and not self._logprob_rows
+        if sequence.has_promise or not self._chunk_tokens or rows_are_out:
             return 0
         num_cached = self.blocks.match_prefix(sequence)
         num_new = self.blocks.num_blocks_for(sequence.num_tokens) - len(sequence.block_table)

@@ -147,6 +147,10 @@ class Settings:
         int | None,
         About("tokens that the KV cache holds; otherwise what fits into the memory", low=1),
     ] = None
+    prefill_chunk: Annotated[
+        int | None,
+        About("tokens of prompts in a step in which others decode; by device", ours=True, low=1),
+    ] = None
     max_batch_size: Annotated[int | None, About("sequences running at a time", low=1)] = None
     speculate: Annotated[
         int, About("tokens guessed from the text so far and checked in one step; 0 for none", low=0)
@@ -292,6 +296,7 @@ class Settings:
             max_total_tokens=self.max_total_tokens,
             max_batch_total_tokens=self.max_batch_total_tokens,
             max_step_tokens=self.max_batch_prefill_tokens,
+            max_chunk_tokens=self.prefill_chunk,
             graph_sizes=self.cuda_graphs,
             run_ahead=self.run_ahead,
             speculate=self.speculate,

@@ -18,13 +18,18 @@ LOGPROB_ROWS = 3
 
 
 def make_scheduler(
-    *, num_blocks: int = 16, max_step_tokens: int = 64, max_num_seqs: int = 8
+    *,
+    num_blocks: int = 16,
+    max_step_tokens: int = 64,
+    max_num_seqs: int = 8,
+    max_chunk_tokens: int | None = None,
 ) -> Scheduler:
     """A scheduler over small blocks."""
     return Scheduler(
         BlockManager(num_blocks, BLOCK_SIZE),
         max_step_tokens=max_step_tokens,
         max_num_seqs=max_num_seqs,
+        max_chunk_tokens=max_chunk_tokens,
         max_logprob_rows=LOGPROB_ROWS,
     )
 
@@ -56,7 +61,7 @@ def compute(scheduler: Scheduler, batch: ScheduledBatch) -> list[Sequence]:
 
 def steps_alone(scheduler: Scheduler, sequence: Sequence) -> int:
     """Steps that a sequence takes at most once it is the oldest."""
-    cap = scheduler.max_step_tokens
+    cap = min(scheduler.max_step_tokens, scheduler.max_chunk_tokens)
     if sequence.request.prompt_logprobs:
         cap = min(cap, scheduler.max_logprob_rows)
     return -(-sequence.max_tokens // cap) + sequence.request.max_new_tokens
@@ -87,11 +92,19 @@ class SchedulerMachine(RuleBasedStateMachine):
     """Requests come, run, and are aborted in any state, under budgets drawn at the start."""
 
     @initialize(
-        num_blocks=st.integers(2, 12), max_step_tokens=st.integers(1, 9), max_seqs=st.integers(1, 5)
+        num_blocks=st.integers(2, 12),
+        max_step_tokens=st.integers(1, 9),
+        max_seqs=st.integers(1, 5),
+        max_chunk_tokens=st.none() | st.integers(1, 5),
     )
-    def start(self, num_blocks: int, max_step_tokens: int, max_seqs: int) -> None:
+    def start(
+        self, num_blocks: int, max_step_tokens: int, max_seqs: int, max_chunk_tokens: int | None
+    ) -> None:
         self.scheduler = make_scheduler(
-            num_blocks=num_blocks, max_step_tokens=max_step_tokens, max_num_seqs=max_seqs
+            num_blocks=num_blocks,
+            max_step_tokens=max_step_tokens,
+            max_num_seqs=max_seqs,
+            max_chunk_tokens=max_chunk_tokens,
         )
         self.arrived: list[Sequence] = []  # in order; the finished ones are taken out
 
@@ -115,7 +128,10 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule()
     def step(self) -> None:
         had_work = self.scheduler.has_work
+        somebody_decodes = any(s.num_pending_tokens == 1 for s in self.scheduler.running)
         batch = self.scheduler.schedule()
+        if somebody_decodes:
+            assert batch.num_prefill_tokens <= self.scheduler.max_chunk_tokens
         check_batch(self.scheduler, batch)
         assert bool(batch.num_tokens) == had_work
         if had_work:
@@ -181,6 +197,31 @@ def test_decoding_sequences_go_on_beside_a_long_prompt() -> None:
     assert batch.num_tokens == {decoding: 1, long: 3}
     assert batch.total_tokens == 4
     assert batch.num_prefill_tokens == 3
+
+
+def test_prompts_take_no_more_than_a_chunk_of_a_step_in_which_others_decode() -> None:
+    scheduler = make_scheduler(num_blocks=40, max_step_tokens=20, max_chunk_tokens=3)
+    decoding, other = make_sequence([1] * 2, max_new_tokens=9), make_sequence([2] * 12)
+    scheduler.add(decoding)
+    scheduler.add(other)
+    batch = scheduler.schedule()
+    assert batch.num_tokens == {decoding: 2, other: 12}  # nobody waits for a next token
+    compute(scheduler, batch)
+    scheduler.finish(other)
+
+    long, late = make_sequence([3] * 4), make_sequence([4] * 5)
+    scheduler.add(long)
+    scheduler.add(late)
+    plans = []
+    for _ in range(3):
+        batch = scheduler.schedule()
+        plans.append(batch.num_tokens)
+        compute(scheduler, batch)
+    assert plans == [
+        {decoding: 1, long: 3},
+        {decoding: 1, long: 1, late: 3},
+        {decoding: 1, long: 1, late: 2},
+    ]
 
 
 def test_prompt_with_logprobs_is_computed_in_smaller_chunks() -> None:
