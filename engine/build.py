@@ -37,7 +37,7 @@ from .worst_step import StepBounds
 logger = logging.getLogger(__name__)
 
 _DEFAULT_MAX_TOTAL_TOKENS = 4096  # TGI's bound on what it takes from the model's own
-# By the arithmetic of a model of some size: the time of ten decode steps on a CPU, of five on a GPU.
+# By arithmetic, of a model of some size: ten decode steps on a CPU, five on a GPU.
 _CHUNK_TOKENS = {"cpu": 256, "cuda": 1024}
 _MAX_LOGPROB_ROWS = 256  # in a step, of prompts; each is a vocabulary of logits
 _CACHE_DTYPES = {"fp8_e4m3fn": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}  # TGI's names
@@ -54,7 +54,7 @@ def build_engine(config: EngineConfig) -> tuple[Engine, EngineInfo]:
     loaded = load_model(config)
     cache_dtype = _cache_dtype(config, loaded)
     backend, attention = _choose_backend(config, loaded, cache_dtype)
-    if config.enable_native_kernels:
+    if config.enable_native_kernels and config.enable_fusion:
         fuse_layers(loaded)
     quantize_model(loaded)
     if (kernels := _native_kernels(config, loaded)) is not None:

@@ -1,0 +1,295 @@
+"""Replaces layers of a loaded model by ones that compute the same in fewer steps.
+
+Two kinds: RMS norms, which transformers computes in six steps and a kernel of ours in one; and
+gated MLPs, whose gate and up projections become one product, followed by one kernel for
+act(gate) * up. What a layer computes is found out by trying: it is replaced by the form that gives
+its results on random input, and stays if none does. Names decide only where it is worth trying.
+
+Query, key and value stay three products: models call these layers by name in the middle of their
+attention, so one product would have to be remembered from one call to the next.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from copy import deepcopy
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeGuard, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .kernels import cpu as cpu_kernels
+
+logger = logging.getLogger(__name__)
+
+Norm = Callable[[Tensor, Tensor, float], Tensor]  # of x [..., width], weight [width], epsilon
+Gate = Callable[[Tensor], Tensor]  # [..., 2 * width], gate and up, to [..., width]
+_Layer = TypeVar("_Layer", bound=Callable[[Tensor], Tensor])
+
+_SEPARATE = {"gate_proj", "up_proj", "down_proj"}
+_MERGED = {"gate_up_proj", "down_proj"}
+# Sizes of rows of random input. The least makes an epsilon felt, and vanishes in products of fp16.
+_NORM_SCALES = (1e-3, 1.0, 4.0)
+_MLP_SCALES = (1.0, 4.0)
+_TOLERANCE = 1e-5  # of a row's size, or two roundings of half formats
+
+
+@dataclass(frozen=True, slots=True)
+class Forms:
+    """What there are kernels for; which of them a layer is shows when they are tried."""
+
+    norms: tuple[Norm, ...]
+    gates: tuple[Gate, ...]
+
+
+@dataclass(slots=True)
+class Fusion:
+    """What was replaced, until it has proved itself.
+
+    The layers that were there are held, with their weights: those of the new ones, not copies.
+    """
+
+    num_norms: int = 0
+    num_mlps: int = 0
+    replaced: list[tuple[nn.Module, str, nn.Module]] = field(default_factory=list)
+
+    def undo(self) -> None:
+        """Puts every layer back."""
+        for parent, name, layer in self.replaced:
+            setattr(parent, name, layer)
+
+
+class FusedRMSNorm(nn.Module):
+    """x / rms(x), times a weight."""
+
+    def __init__(self, norm: Norm, weight: Tensor, epsilon: float) -> None:
+        """Take over a weight [width]."""
+        super().__init__()
+        self.weight = weight
+        self.epsilon = epsilon
+        self._norm = norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the norm of x [..., width]."""
+        return self._norm(x, self.weight, self.epsilon)
+
+
+class FusedMLP(nn.Module):
+    """down(act(gate) * up), where gate and up come from one product.
+
+    Its products are plain layers, which may be packed or quantised.
+    """
+
+    def __init__(self, gate_up_proj: nn.Linear, down_proj: nn.Linear, gate: Gate) -> None:
+        """Take over the products."""
+        super().__init__()
+        self.gate_up_proj = gate_up_proj
+        self.down_proj = down_proj
+        self._gate = gate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the result for x [..., hidden_size], of the same shape."""
+        result = self.down_proj(self._gate(self.gate_up_proj(x)))
+        assert isinstance(result, Tensor)
+        return result
+
+
+def forms_for(device: torch.device, dtype: torch.dtype) -> Forms | None:
+    """The forms that a model on this device can have, if there are any."""
+    if device.type == "cuda":
+        return _triton_forms()
+    kernels = cpu_kernels.load() if dtype is torch.float32 else None
+    return None if kernels is None else _native_forms(kernels)
+
+
+@torch.no_grad()
+def fuse(model: nn.Module, forms: Forms) -> Fusion:
+    """Replaces what it can in a model that is in evaluation mode."""
+    fusion = Fusion()
+    slots: dict[nn.Module, list[tuple[nn.Module, str]]] = defaultdict(list)
+    for parent in model.modules():
+        for name, child in parent.named_children():
+            slots[child].append((parent, name))
+    uses = Counter(
+        id(parameter)
+        for layer, places in slots.items()
+        for parameter in layer.parameters(recurse=False)
+        for _ in places
+    )
+    for layer, places in slots.items():
+        if not _is_plain(layer) or any(uses[id(weight)] > 1 for weight in layer.parameters()):
+            continue
+        replacement: nn.Module | None
+        if (replacement := _fused_norm(layer, forms.norms)) is not None:
+            fusion.num_norms += 1
+        elif (replacement := _fused_mlp(layer, forms.gates)) is not None:
+            fusion.num_mlps += 1
+        else:
+            continue
+        replacement.train(layer.training)
+        for parent, name in places:
+            setattr(parent, name, replacement)
+            fusion.replaced.append((parent, name, layer))
+    return fusion
+
+
+def _native_forms(kernels: cpu_kernels.CpuKernels) -> Forms:
+    """All are fp32, where it does not matter what is rounded first."""
+
+    def silu(merged: Tensor) -> Tensor:
+        gate, up = merged.flatten(0, -2).chunk(2, dim=-1)
+        return kernels.silu_and_mul(gate, up).view(*merged.shape[:-1], gate.shape[1])
+
+    norms = (partial(kernels.rms_norm, weight_offset=offset) for offset in (0.0, 1.0))
+    return Forms(tuple(norms), (silu, _gelu_tanh))
+
+
+def _gelu_tanh(merged: Tensor) -> Tensor:
+    gate, up = merged.chunk(2, dim=-1)
+    return F.gelu(gate, approximate="tanh").mul_(up)
+
+
+def _triton_forms() -> Forms | None:
+    try:
+        # Not at the top: Triton is large, and of no use on a CPU.
+        from .kernels.triton_elementwise import ACTIVATIONS, gated, rms_norm
+    except ImportError:
+        logger.warning("Triton is not installed: norms and gates will be slow")
+        return None
+    return Forms(
+        norms=(
+            partial(rms_norm, weight_offset=0.0, rounds_early=True),  # Llama
+            partial(rms_norm, weight_offset=0.0, rounds_early=False),  # OLMo 2
+            partial(rms_norm, weight_offset=1.0, rounds_early=False),  # Gemma
+        ),
+        gates=tuple(partial(gated, activation=activation) for activation in ACTIVATIONS),
+    )
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether a layer takes one tensor and nothing else, and nobody listens in."""
+    hooks = layer._forward_hooks or layer._forward_pre_hooks
+    return not hooks and len(inspect.signature(layer.forward).parameters) == 1
+
+
+def _fused_norm(layer: nn.Module, forms: Iterable[Norm]) -> FusedRMSNorm | None:
+    """A replacement for a layer that has one weight, a vector, and some numbers."""
+    weight = getattr(layer, "weight", None)
+    if not isinstance(weight, nn.Parameter) or weight.dim() != 1 or not weight.is_floating_point():
+        return None
+    if len(list(layer.parameters())) > 1 or any(True for _ in layer.buffers()):
+        return None
+    epsilons = [value for value in vars(layer).values() if isinstance(value, float)]
+    x, exact = _random_rows(weight, _NORM_SCALES), deepcopy(layer).float()
+    candidates = [
+        FusedRMSNorm(form, weight, epsilon)
+        for form, epsilon in itertools.product(forms, epsilons)
+        # Forms that differ show it in fp32, and what they round first in the layer's own format.
+        if _closest(exact, [FusedRMSNorm(form, weight.float(), epsilon)], x.float()) is not None
+    ]
+    return _closest(layer, candidates, x)
+
+
+def _fused_mlp(layer: nn.Module, forms: Iterable[Gate]) -> FusedMLP | None:
+    """A replacement for a layer that has two or three products, an activation and nothing else."""
+    products = {name: child for name, child in layer.named_children() if _is_linear(child)}
+    others = [child for child in layer.children() if not _is_linear(child)]
+    num_tensors = sum(1 for product in products.values() for _ in product.parameters())
+    if len(others) != 1 or len([*layer.parameters(), *layer.buffers()]) != num_tensors:
+        return None
+    if products.keys() not in (_SEPARATE, _MERGED):
+        return None
+    down_proj = products["down_proj"]
+    gate = _gate_with(others[0], forms, down_proj.weight.device)
+    if gate is None:
+        return None
+    if products.keys() == _MERGED:
+        gate_up_proj = products["gate_up_proj"]
+    elif (merged := _merge(products["gate_proj"], products["up_proj"])) is not None:
+        gate_up_proj = merged
+    else:
+        return None
+    x = _random_rows(gate_up_proj.weight, _MLP_SCALES)
+    return _closest(layer, [FusedMLP(gate_up_proj, down_proj, gate)], x)
+
+
+def _is_linear(layer: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether it is exactly nn.Linear; those of quantised checkpoints are not, or have more."""
+    names = {name for name, _ in layer.named_parameters()}
+    return type(layer) is nn.Linear and names <= {"weight", "bias"} and _is_plain(layer)
+
+
+def _gate_with(activation: nn.Module, forms: Iterable[Gate], device: torch.device) -> Gate | None:
+    """The gate that has this activation. In fp32, since half formats hardly tell GELUs apart."""
+
+    def expected(merged: Tensor) -> Tensor:
+        gate, up = merged.chunk(2, dim=-1)
+        result = activation(gate) * up
+        assert isinstance(result, Tensor)
+        return result
+
+    slope = torch.linspace(-4.0, 4.0, 64, device=device)
+    return _closest(expected, forms, torch.cat([slope, 1.0 - slope]).unsqueeze(0))
+
+
+def _merge(gate: nn.Linear, up: nn.Linear) -> nn.Linear | None:
+    """One layer with the outputs of both, which share its weights from then on."""
+    has_bias = gate.bias is not None
+    if gate.weight.shape != up.weight.shape or gate.weight.dtype != up.weight.dtype:
+        return None
+    if has_bias != (up.bias is not None):
+        return None
+    merged = nn.Linear(gate.in_features, 2 * gate.out_features, bias=has_bias, device="meta")
+    for name in ("weight", "bias") if has_bias else ("weight",):
+        parts = [getattr(gate, name), getattr(up, name)]
+        whole = nn.Parameter(torch.cat(parts), requires_grad=parts[0].requires_grad)
+        setattr(merged, name, whole)
+        for part, share in zip(parts, whole.data.chunk(2), strict=True):
+            part.data = share
+    return merged
+
+
+def _closest(
+    layer: Callable[[Tensor], object], candidates: Iterable[_Layer], x: Tensor
+) -> _Layer | None:
+    """The candidate that computes from x what the layer does, if one does."""
+    try:
+        expected = layer(x.clone())
+    except Exception:  # it wants something else, and is not what it looked like
+        return None
+    if not isinstance(expected, Tensor):
+        return None
+    best: _Layer | None = None
+    least = max(_TOLERANCE, 2 * torch.finfo(x.dtype).eps)
+    for candidate in candidates:
+        try:
+            error = _error(candidate(x.clone()), expected)
+        except Exception:  # whatever a compiler can miss on a machine, the model is served
+            logger.debug("no kernel for %s", layer, exc_info=True)
+            continue
+        if error < least:
+            best, least = candidate, error
+    return best
+
+
+def _random_rows(weight: Tensor, scales: tuple[float, ...]) -> Tensor:
+    """Rows [1, rows, width] for a weight [..., width], whose means are not 0."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(1, len(scales), weight.shape[-1], generator=generator) + 0.5
+    return (rows * torch.tensor(scales).unsqueeze(1)).to(weight)
+
+
+def _error(actual: Tensor, expected: Tensor) -> float:
+    """The worst row's root mean square difference, as a share of the row's size."""
+    if actual.dtype != expected.dtype or actual.shape != expected.shape:
+        return float("inf")
+    expected = expected.float()
+    differences = (actual.float() - expected).norm(dim=-1)
+    return float((differences / expected.norm(dim=-1)).max())

@@ -1,0 +1,132 @@
+"""What lies between a model's products, on GPUs: RMS norms and gates, a kernel each.
+
+They round where transformers rounds, so that a model says what it says without them. Sizes depend
+on the width of a row alone: a row's result does not depend on how many there are.
+
+Compiled for GPUs and tested in Triton's interpreter; the sizes below are unmeasured.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+Activation = Literal["silu", "gelu_tanh"]
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
+MAX_WIDTH = 16_384  # of a row that is normalised; a program holds it in registers
+
+_NORM_ELEMENTS = 1024  # that a program normalises at least: many heads are narrow
+_GATE_TILE = 1024
+
+_LOG2_E = tl.constexpr(1.4426950408889634)
+_GELU_CUBE = tl.constexpr(0.044715)
+_GELU_SCALE = tl.constexpr(1.5957691216057308)  # 2 sqrt(2 / pi): (1 + tanh(y)) / 2 = sigmoid(2 y)
+
+
+def rms_norm(
+    x: Tensor, weight: Tensor, epsilon: float, *, weight_offset: float, rounds_early: bool
+) -> Tensor:
+    """Returns x / rms(x) * (weight_offset + weight) over the last dimension, computed in fp32.
+
+    Args:
+        x: [..., width]; fp32, bf16 or fp16, and so is the result.
+        weight: [width].
+        epsilon: added to the mean of the squares.
+        weight_offset: added to the weight.
+        rounds_early: whether x / rms(x) is rounded to the format of x before it is multiplied.
+
+    Raises:
+        ValueError: the rows are too wide.
+    """
+    width = x.shape[-1]
+    if width > MAX_WIDTH or weight.shape != (width,):
+        raise ValueError(f"rows of {width} do not fit")
+    output = torch.empty_like(x)
+    if x.stride(-1) != 1 or output.stride() != x.stride():  # rows do not fill the memory they span
+        x = x.contiguous()
+        output = torch.empty_like(x)
+    lanes = triton.next_power_of_2(width)
+    rows = max(1, _NORM_ELEMENTS // lanes)
+    num_rows = x.numel() // width
+    norm_rows[(triton.cdiv(num_rows, rows),)](
+        output,
+        x,
+        weight,
+        epsilon,
+        num_rows,
+        WIDTH=width,
+        LANES=lanes,
+        ROWS=rows,
+        WEIGHT_OFFSET=weight_offset,
+        ROUNDS_EARLY=rounds_early,
+        num_warps=min(max(lanes // 512, 4), 16),
+    )
+    return output
+
+
+def gated(merged: Tensor, *, activation: Activation) -> Tensor:
+    """Returns activation(gate) * up, where merged [..., 2 * width] is gate and up side by side."""
+    merged = merged.contiguous()
+    width = merged.shape[-1] // 2
+    output = merged.new_empty(*merged.shape[:-1], width)
+    gate_rows[(output.numel() // width, triton.cdiv(width, _GATE_TILE))](
+        output,
+        merged,
+        WIDTH=width,
+        TILE=_GATE_TILE,
+        IS_GELU=activation == "gelu_tanh",
+        num_warps=4,
+    )
+    return output
+
+
+# The number of rows differs from step to step, and must not have kernels compiled during one.
+@triton.jit(do_not_specialize=["num_rows"])
+def norm_rows(
+    output,
+    x,
+    weight,
+    epsilon,
+    num_rows,
+    WIDTH: tl.constexpr,
+    LANES: tl.constexpr,
+    ROWS: tl.constexpr,
+    WEIGHT_OFFSET: tl.constexpr,
+    ROUNDS_EARLY: tl.constexpr,
+):
+    """Normalises ROWS rows, which lie in memory one after the other."""
+    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    lanes = tl.arange(0, LANES)
+    is_lane = lanes < WIDTH
+    mask = (rows < num_rows)[:, None] & is_lane[None, :]
+    elements = rows[:, None] * WIDTH + lanes[None, :]
+    states = tl.load(x + elements, mask=mask, other=0.0).to(tl.float32)
+    scales = tl.rsqrt(tl.sum(states * states, 1) / WIDTH + epsilon)
+    states = states * scales[:, None]
+    if ROUNDS_EARLY:
+        states = states.to(output.dtype.element_ty).to(tl.float32)
+    weights = tl.load(weight + lanes, mask=is_lane, other=0.0).to(tl.float32) + WEIGHT_OFFSET
+    states = states * weights[None, :]
+    tl.store(output + elements, states.to(output.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def gate_rows(output, merged, WIDTH: tl.constexpr, TILE: tl.constexpr, IS_GELU: tl.constexpr):
+    """Computes a tile of one row; what the activation gives is rounded before it is multiplied."""
+    row = tl.program_id(0).to(tl.int64)
+    lanes = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    mask = lanes < WIDTH
+    source = merged + row * (2 * WIDTH) + lanes
+    gate = tl.load(source, mask=mask, other=0.0).to(tl.float32)
+    up = tl.load(source + WIDTH, mask=mask, other=0.0).to(tl.float32)
+    argument = gate
+    if IS_GELU:
+        argument = (gate + gate * gate * gate * _GELU_CUBE) * _GELU_SCALE
+    activated = gate / (1.0 + tl.exp2(argument * -_LOG2_E))
+    activated = activated.to(output.dtype.element_ty).to(tl.float32)
+    target = output + row * WIDTH + lanes
+    tl.store(target, (activated * up).to(output.dtype.element_ty), mask=mask)
