@@ -276,7 +276,9 @@ def _stalls_table(stalls: dict[str, dict[str, float]]) -> str:
     return table(header, rows)
 
 
-def engine(folder: Path, chunk_tokens: int, max_tokens: int, num_threads: int | None) -> LocalEngine:
+def engine(
+    folder: Path, chunk_tokens: int, max_tokens: int, num_threads: int | None
+) -> LocalEngine:
     """An engine that computes at most so many tokens of prompts beside others' decoding."""
     config = EngineConfig(
         model_id=str(folder),
