@@ -9,7 +9,8 @@ torch is always right and runs anywhere, faster ones are tested against it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from functools import cache
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -206,8 +207,8 @@ def _write_step(
     """Writes key and value into the caches; the query [num_tokens, num_heads, head_dim]."""
     backend, slots = attention_step.backend, attention_step.batch.slot_mapping
     rotation = pending_rotation(query)
-    if rotation is not None and isinstance(backend, RotaryBackend):
-        return backend.rotary_write_kv(
+    if rotation is not None and _rotates(type(backend)):
+        return cast("RotaryBackend", backend).rotary_write_kv(
             _token_major(query),
             _token_major(key),
             _token_major(value),
@@ -221,6 +222,12 @@ def _write_step(
         query, key = rotation.apply(query, key)
     backend.write_kv(_token_major(key), _token_major(value), key_cache, value_cache, slots)
     return _token_major(query)
+
+
+@cache
+def _rotates(kind: type[AttentionBackend]) -> bool:
+    """Whether a kind of backend is a `RotaryBackend`: to ask takes longer than to rotate."""
+    return issubclass(kind, RotaryBackend)
 
 
 def _token_major(states: Tensor) -> Tensor:

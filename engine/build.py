@@ -183,6 +183,8 @@ def _choose_backend(
     fits = all(key == value and key % 8 == 0 and key <= 256 for key, value in dims)
     kernels = _native_kernels(config, loaded)
     if kernels is not None and fits and cache_dtype is torch.float32:
+        if config.enable_fused_rotation:
+            fuse_rotation(loaded, kernels)
         return kernels, "native CPU kernels"
     return ReferenceAttention(), "reference attention"
 

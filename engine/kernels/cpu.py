@@ -23,6 +23,24 @@ _SIGNATURES: dict[str, tuple[type[ctypes.c_int] | None, list[type[Any]]]] = {
     "tw_max_head_size": (_INT, []),
     "tw_panel_width": (_INT, []),
     "tw_advise_huge": (None, [_POINTER, _SIZE]),
+    "tw_rotate_query": (
+        None,
+        [_POINTER, *[_SIZE] * 2, *[_POINTER] * 2, *[_SIZE] * 2, _POINTER, *[_SIZE] * 3, _INT],
+    ),
+    "tw_rotate_write_kv": (
+        None,
+        [
+            *[_POINTER] * 2,
+            *[_SIZE] * 4,
+            *[_POINTER] * 2,
+            *[_SIZE] * 2,
+            *[_POINTER] * 2,
+            *[_SIZE] * 3,
+            _POINTER,
+            *[_SIZE] * 4,
+            _INT,
+        ],
+    ),
     "tw_write_kv": (
         None,
         [
@@ -104,6 +122,8 @@ class CpuKernels:
         self._row_statistics = library.tw_row_statistics
         self._attention = library.tw_paged_attention
         self._write_kv = library.tw_write_kv
+        self._rotate_query = library.tw_rotate_query
+        self._rotate_write_kv = library.tw_rotate_write_kv
         self._rms_norm = library.tw_rms_norm
         self._silu_and_mul = library.tw_silu_and_mul
         self.has_openmp = bool(library.tw_has_openmp())
@@ -144,6 +164,80 @@ class CpuKernels:
             key_cache.shape[1],
             torch.get_num_threads(),
         )
+
+    def rotary_write_kv(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        slot_mapping: Tensor,
+    ) -> Tensor:
+        """Rotate query and key, store key and value, and return the rotated query.
+
+        Args:
+            query: [T, H, D].
+            key: [T, Hkv, D]; rows with a negative slot are skipped.
+            value: As key.
+            cos: [T, R], R even: of the first R elements of a head the first half pairs with the
+                second, the others stay.
+            sin: As cos.
+            key_cache: [num_blocks, block_size, Hkv, D].
+            value_cache: As key_cache.
+            slot_mapping: int64 [T].
+        """
+        block, token, head = _cache_strides(key_cache, value_cache)
+        num_tokens, num_kv_heads, head_size = key.shape
+        rotary = cos.shape[-1]
+        angles = (num_tokens, rotary)
+        if key.shape != value.shape or slot_mapping.numel() != num_tokens:
+            raise ValueError("key, value and slot_mapping disagree on the number of rows")
+        if key_cache.shape[2:] != key.shape[1:] or query.shape[::2] != key.shape[::2]:
+            raise ValueError("query and key do not fit the cache")
+        if cos.shape != angles or sin.shape != angles or rotary > head_size or rotary % 2:
+            raise ValueError("cos and sin do not fit the heads")
+        if cos.stride() != sin.stride() or cos.stride(1) != 1:
+            raise ValueError("cos and sin must be laid out alike, in contiguous rows")
+        if cos.dtype != torch.float32 or sin.dtype != torch.float32:
+            raise ValueError("expected fp32 cos and sin")
+        output = query.new_empty(query.shape)
+        turns = (cos.data_ptr(), sin.data_ptr(), cos.stride(0), rotary)
+        threads = torch.get_num_threads()
+        self._rotate_query(
+            _rows(query),
+            query.stride(0),
+            query.stride(1),
+            *turns,
+            output.data_ptr(),
+            num_tokens,
+            query.shape[1],
+            head_size,
+            threads,
+        )
+        self._rotate_write_kv(
+            _rows(key),
+            _rows(value),
+            key.stride(0),
+            key.stride(1),
+            value.stride(0),
+            value.stride(1),
+            *turns,
+            key_cache.data_ptr(),
+            value_cache.data_ptr(),
+            block,
+            token,
+            head,
+            _flat(slot_mapping, torch.int64),
+            num_tokens,
+            num_kv_heads,
+            head_size,
+            key_cache.shape[1],
+            threads,
+        )
+        return output
 
     def paged_attention(
         self,

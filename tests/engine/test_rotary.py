@@ -6,10 +6,13 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 from transformers import CohereConfig
 
 from engine.attention import AttentionBackend, ReferenceAttention
+from engine.kernels import cpu as cpu_kernels
 from engine.model_loader import LoadedModel, _paged_logits, fuse_rotation, prepare_model, warm_up
 from engine.rotary import defer_rotation, restore_rotation
 from tests.engine.test_models import _SMALL, ARCHITECTURES, CPU, build_model
@@ -20,6 +23,7 @@ REFUSED = {
     "of a part that is put together again afterwards": ARCHITECTURES["phi"],
     "that does not exist": ARCHITECTURES["gpt2"],
 }
+needs_kernels = pytest.mark.skipif(cpu_kernels.load() is None, reason="needs the CPU kernels")
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +69,49 @@ def load(name: str) -> LoadedModel:
 
 def logits(loaded: LoadedModel, backend: AttentionBackend) -> Tensor:
     return _paged_logits(loaded.model, loaded.layers, torch.float32, backend)
+
+
+@pytest.mark.parametrize("name", FUSED)
+@needs_kernels
+def test_the_cpu_kernels_rotate_for_usual_models(name: str) -> None:
+    loaded, kernels = load(name), cpu_kernels.load()
+    assert kernels is not None
+    expected = logits(loaded, ReferenceAttention())
+    assert fuse_rotation(loaded, kernels)
+    torch.testing.assert_close(logits(loaded, kernels), expected, atol=1e-4, rtol=1e-4)
+
+
+@needs_kernels
+@given(
+    num_tokens=st.integers(1, 5),
+    rotary=st.sampled_from([2, 8, 16, 24]),
+    seed=st.integers(0, 1000),
+)
+def test_the_cpu_kernels_rotate_parts_of_heads_and_skip_rows_of_nobody(
+    num_tokens: int, rotary: int, seed: int
+) -> None:
+    kernels = cpu_kernels.load()
+    assert kernels is not None
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    query, key, value = (noise(heads, num_tokens, 24).transpose(0, 1) for heads in (6, 2, 2))
+    cos, sin = noise(num_tokens, rotary), noise(num_tokens, rotary)
+    slots = torch.randperm(12, generator=generator)[:num_tokens]
+    slots[num_tokens // 2] = -1
+    before = [noise(3, 2, 4, 24).transpose(1, 2) for _ in range(2)]
+    expected_caches = [cache.clone() for cache in before]
+    kept = slots >= 0
+    expected = RotatingAttention().rotary_write_kv(
+        query[kept], key[kept], value[kept], cos[kept], sin[kept], *expected_caches, slots[kept]
+    )
+    caches = [cache.clone() for cache in before]
+    actual = kernels.rotary_write_kv(query, key, value, cos, sin, *caches, slots)
+    torch.testing.assert_close(actual[kept], expected)
+    for cache, reference in zip(caches, expected_caches, strict=True):
+        torch.testing.assert_close(cache, reference)
 
 
 @pytest.mark.parametrize("name", FUSED)
