@@ -1,7 +1,8 @@
 """Checks grammars before anything is queued: shape here, everything else in killable processes.
 
 A grammar costs nobody but its sender: it is tried out in a process with bounded memory and time,
-once however many ask for it at the same time, and the outcome is remembered.
+once however many ask for it at the same time, and the outcome is remembered. One that takes longer
+than usual lets others go before.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ _START_S = 60.0  # for a process to come up on a busy machine
 _NICENESS = 12  # of the processes' sessions; below it, those that give way stall others (measured)
 _NUM_TRIES, _RETRY_S = 50, 0.1  # to lower one
 _MIN_SHARE = 0.25  # of a processor, below which a late answer is not the grammar's fault
+_SOON_S = 1.0  # for a usual grammar, also on a busy machine; others give up their place
+_MAX_SLOW = 2  # of those at a time: more are put off
 _NUM_TRIALS = 2  # of a grammar whose process dies: somebody else may have killed it
 _FIELD = "parameters.grammar"
 
@@ -47,7 +50,7 @@ class GrammarChecker:
         enabled: whether grammars are taken at all.
         best_effort: whether keywords that cannot be enforced are ignored instead of refused.
         deadline_s: seconds that a grammar may take.
-        num_workers: processes at most.
+        num_workers: processes, beside those of slow trials.
     """
 
     def __init__(
@@ -64,10 +67,11 @@ class GrammarChecker:
         self._enabled = enabled
         self._best_effort = best_effort
         self._deadline_s = deadline_s
-        setup = frame([tokenizer, vocab_size, sorted(eos_token_ids)])
+        self._setup = frame([tokenizer, vocab_size, sorted(eos_token_ids)])
         self._workers: asyncio.Queue[_Worker] = asyncio.Queue()
         for _ in range(num_workers):
-            self._workers.put_nowait(_Worker(setup))
+            self._workers.put_nowait(_Worker(self._setup))
+        self._num_slow = 0  # trials that have given up their place
         self._known: OrderedDict[bytes, dict[str, str]] = OrderedDict()
         self._known_bytes = 0
         self._trials: dict[bytes, _Trial] = {}
@@ -145,10 +149,24 @@ class GrammarChecker:
 
     async def _try(self, key: bytes, request: dict[str, Any]) -> dict[str, str]:
         worker = await self._workers.get()
+        asking = asyncio.create_task(worker.ask(request, self._deadline_s))
+        is_slow = False
         try:
-            answer = await worker.ask(request, self._deadline_s)
+            if not await worker.answers_soon(asking):
+                if self._num_slow >= _MAX_SLOW:
+                    raise overloaded()
+                is_slow = True
+                self._num_slow += 1
+                self._workers.put_nowait(_Worker(self._setup))  # whoever waits need not wait for it
+            answer = await asking
         finally:
-            self._workers.put_nowait(worker)
+            asking.cancel()  # in vain if it is done; else its process is killed
+            await asyncio.gather(asking, return_exceptions=True)
+            if is_slow:
+                self._num_slow -= 1
+                await worker.stop()
+            else:
+                self._workers.put_nowait(worker)
         self._remember(key, answer)
         return answer
 
@@ -173,6 +191,17 @@ class _Worker:
     def __init__(self, setup: bytes) -> None:
         self._setup = setup
         self._process: asyncio.subprocess.Process | None = None
+        self._trying = asyncio.Event()  # the grammar's own time has begun
+
+    async def answers_soon(self, asking: asyncio.Task[dict[str, str]]) -> bool:
+        """Waits for what `ask` does, but not longer than a usual grammar takes."""
+        trying = asyncio.create_task(self._trying.wait())
+        try:
+            await asyncio.wait({asking, trying}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({asking}, timeout=_SOON_S)
+        finally:
+            trying.cancel()
+        return asking.done()
 
     async def ask(self, request: dict[str, Any], deadline_s: float) -> dict[str, str]:
         """The answer to a request; a process that gives none in time is killed.
@@ -181,10 +210,12 @@ class _Worker:
             ServiceError: it gave none, which is not remembered: it may be the machine's fault. So
                 it is for sure if the process had next to no processor time.
         """
+        self._trying.clear()
         for _ in range(_NUM_TRIALS):
             try:
                 process = self._process or await self._start()
                 before = _processor_s(process.pid)
+                self._trying.set()
                 async with asyncio.timeout(deadline_s):
                     return await _exchange(process, request)
             except TimeoutError:

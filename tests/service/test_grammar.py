@@ -56,6 +56,12 @@ def _command_line(process: psutil.Process) -> list[str]:
     return []
 
 
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No grammar counts as slow, however busy this machine is."""
+    monkeypatch.setattr(module, "_SOON_S", TIMEOUT_S)
+
+
 @asynccontextmanager
 async def checking(**options: Any) -> AsyncGenerator[GrammarChecker]:
     tokenizer = demo_tokenizer()
@@ -221,6 +227,26 @@ async def test_a_process_that_gets_no_processor_is_not_the_grammars_fault(
         error = await refusal(checker, schema(ENDLESS))
         assert (error.kind, error.message) == (ErrorKind.OVERLOADED, "Model is overloaded")
         assert workers() == []
+
+
+async def test_a_slow_grammar_makes_nobody_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_SOON_S", 0.05)
+    monkeypatch.setattr(module, "_MAX_SLOW", 1)
+    async with checking(num_workers=1) as checker:
+        slow = asyncio.create_task(checker.check(schema(ENDLESS)))
+        await eventually(lambda: checker._num_slow == 1)
+        monkeypatch.setattr(module, "_SOON_S", TIMEOUT_S)
+        assert await checker.check(regex("b")) == regex_source("b")
+        assert not slow.done()
+        monkeypatch.setattr(module, "_SOON_S", 0.05)
+        error = await refusal(checker, schema({**ENDLESS, "title": "another"}))
+        assert (error.kind, error.message) == (ErrorKind.OVERLOADED, "Model is overloaded")
+        assert not slow.done(), "who came first goes on"
+        slow.cancel()
+        await eventually(lambda: checker._num_slow == 0)
+        monkeypatch.setattr(module, "_SOON_S", TIMEOUT_S)
+        assert await checker.check(regex("c")) == regex_source("c")
+        assert len(workers()) == 1
 
 
 async def test_processes_give_way_to_everybody_else() -> None:
