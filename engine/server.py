@@ -279,7 +279,8 @@ def serve(config: EngineConfig) -> None:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     logger.info("engine ready: %s on %s, %s", info.model_id, info.device, info.attention)
-    pin(config.num_threads or num_processors())
+    if info.device == "cpu":
+        pin(config.num_threads or num_processors())
     gc.collect()
     gc.freeze()  # what is there now stays: a full collection walks through it for 200 ms
     server.run()

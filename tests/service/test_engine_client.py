@@ -97,7 +97,7 @@ def start_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[St
     yield start
     for server, thread, engine in running:
         server.stop()
-        gate = engine._forward.gate  # type: ignore[attr-defined]
+        gate = engine._executor._forward.gate  # type: ignore[attr-defined]
         if gate is not None:
             gate.release(1000)
         thread.join(TIMEOUT_S)
