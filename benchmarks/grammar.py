@@ -2,8 +2,8 @@
 
 On the bundled model, with everything that is compared in one run and in turns:
 
-* the time between tokens of 32 streams, without and with callers who keep sending grammars that are
-  made to hurt;
+* the time between tokens of 32 streams, alone, beside callers who keep sending ordinary grammars,
+  and beside as many who send grammars that are made to hurt;
 * a step of 1, 32 and 128 rows with a grammar, next to as many without, and their masks alone;
 * from a grammar to its first mask;
 * the tokens of usual answers that their grammar forces, which need no forward.
@@ -118,18 +118,25 @@ def poison() -> Iterator[tuple[GrammarType, str]]:
         yield GrammarType.json, json.dumps({"type": "object", "properties": keys})
 
 
+def ordinary() -> Iterator[tuple[GrammarType, str]]:
+    """Grammars as everybody sends them, each of them new."""
+    for number in itertools.count():
+        record = {**RECORD, "title": f"Record {number}"}
+        yield GrammarType.json, json.dumps(record)
+
+
 class Streams:
     """Streams over gRPC, and callers who disturb them."""
 
     def __init__(self, address: str, new_tokens: int) -> None:
         self._channel = grpc.aio.insecure_channel(address)
         self._new_tokens = new_tokens
-        self._grammars = poison()
-        self.outcomes: dict[str, int] = {}
+        self._grammars = {"ordinary": ordinary(), "poisoned": poison()}
+        self.outcomes: dict[str, dict[str, int]] = {arm: {} for arm in self._grammars}
 
-    async def gaps(self, num_senders: int) -> list[float]:
-        """Milliseconds between the tokens of all streams, while so many callers send poison."""
-        senders = [asyncio.create_task(self._send()) for _ in range(num_senders)]
+    async def gaps(self, arm: str, num_senders: int = 0) -> list[float]:
+        """Milliseconds between the tokens of all streams, while so many callers send grammars."""
+        senders = [asyncio.create_task(self._send(arm)) for _ in range(num_senders)]
         if senders:
             await asyncio.sleep(1.0)  # so that it has begun to hurt
         found = await asyncio.gather(*(self._stream(seed) for seed in range(NUM_STREAMS)))
@@ -152,9 +159,10 @@ class Streams:
         times = [time.perf_counter() async for _ in call]
         return [(b - a) * 1000 for a, b in itertools.pairwise(times)]
 
-    async def _send(self) -> None:
+    async def _send(self, arm: str) -> None:
+        outcomes = self.outcomes[arm]
         while True:
-            kind, text = next(self._grammars)
+            kind, text = next(self._grammars[arm])
             grammar = Grammar(type=kind, value=Value(string_value=text))
             parameters = GenerateParameters(grammar=grammar, max_new_tokens=50)
             request = GenerateRequest(inputs=PROMPT, parameters=parameters)
@@ -163,21 +171,22 @@ class Streams:
                 outcome = "OK"
             except grpc.aio.AioRpcError as error:
                 outcome = error.code().name
-            self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
+            outcomes[outcome] = outcomes.get(outcome, 0) + 1
 
 
 async def disturbance(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The time between tokens, with and without poison."""
-    gaps: dict[str, list[float]] = {"alone": [], "poisoned": []}
+    """The time between tokens: alone, beside ordinary callers, beside as many with poison."""
+    gaps: dict[str, list[float]] = {"alone": [], "ordinary": [], "poisoned": []}
     async with server(MODEL) as (_, address):
         streams = Streams(address, arguments.new_tokens)
-        await streams.gaps(0)  # warms up
+        await streams.gaps("alone")  # warms up
         for _ in tqdm(range(arguments.repeat), desc="streams", file=sys.stderr):
-            gaps["alone"] += await streams.gaps(0)
-            gaps["poisoned"] += await streams.gaps(arguments.senders)
+            gaps["alone"] += await streams.gaps("alone")
+            for arm in ("ordinary", "poisoned"):
+                gaps[arm] += await streams.gaps(arm, arguments.senders)
         await streams.close()
     result = {arm: quantiles(values) for arm, values in gaps.items()}
-    return {"inter_token_ms": result, "poison_outcomes": streams.outcomes}
+    return {"inter_token_ms": result, "outcomes": streams.outcomes}
 
 
 def quantiles(values: list[float]) -> dict[str, float]:
@@ -317,7 +326,7 @@ def report(result: dict[str, Any]) -> None:
     print(f"\n{f'ms between tokens, {NUM_STREAMS} streams':34}{'p50':>10}{'p99':>10}{'max':>10}")
     for arm, values in result["inter_token_ms"].items():
         print(f"{arm:34}" + "".join(f"{values[key]:10.2f}" for key in ("p50", "p99", "max")))
-    print(f"poison: {result['poison_outcomes']}")
+    print(f"answers: {result['outcomes']}")
     print(
         f"\n{'ms per step':34}" + "".join(f"{f'{count} rows':>12}" for count in result["step_ms"])
     )
@@ -339,7 +348,7 @@ def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--new-tokens", type=int, default=400, help="of each stream")
-    parser.add_argument("--senders", type=int, default=8, help="callers who send poison")
+    parser.add_argument("--senders", type=int, default=4, help="callers who send grammars")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--num-threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--repeat", type=int, default=3)
