@@ -9,7 +9,6 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 
@@ -197,32 +196,34 @@ class Engine:
         self, sequence: Sequence, chosen: list[Token], logprobs: tuple[float | None, ...]
     ) -> list[SequenceOutput]:
         """What a step brought: no token, one, or more where guesses were right or one is forced."""
-        output = SequenceOutput(
-            request_id=sequence.request_id,
-            prompt_logprobs=logprobs,
-            first_scheduled=not sequence.started,
-        )
-        if not sequence.started:
+        is_first = not sequence.started
+        if is_first:
             sequence.started = True
             self._num_prompt_tokens += sequence.num_prompt_tokens
             self._num_cached_tokens += sequence.num_cached_tokens
-        if not chosen:
-            return [output]
-        try:
-            if self._constraints is not None:  # before the logits: a dead end masks all of them
-                self._constraints.check(sequence)
-            if math.isnan(chosen[0].logprob):
-                return [self._fail(sequence, "the model gave no valid logits")]
-            tokens = self._append(sequence, chosen)
-        except GrammarError as error:
-            return [self._fail(sequence, f"grammar: {error}")]
-        outputs = [replace(output, token=tokens[0])]
-        outputs += [
-            SequenceOutput(request_id=sequence.request_id, token=token) for token in tokens[1:]
+        tokens: list[Token | None] = [None]
+        if chosen:
+            try:
+                if self._constraints is not None:  # before the logits: a dead end masks all of them
+                    self._constraints.check(sequence)
+                if math.isnan(chosen[0].logprob):
+                    return [self._fail(sequence, "the model gave no valid logits")]
+                tokens = [*self._append(sequence, chosen)]
+            except GrammarError as error:
+                return [self._fail(sequence, f"grammar: {error}")]
+        last = len(tokens) - 1
+        outputs = [
+            SequenceOutput(
+                request_id=sequence.request_id,
+                token=token,
+                finish_reason=sequence.finish_reason if index == last else None,
+                prompt_logprobs=() if index else logprobs,
+                first_scheduled=is_first and not index,
+            )
+            for index, token in enumerate(tokens)
         ]
         if sequence.finish_reason is not None:
             self.abort(sequence.request_id)
-            outputs[-1] = replace(outputs[-1], finish_reason=sequence.finish_reason)
         return outputs
 
     def _append(self, sequence: Sequence, chosen: list[Token]) -> list[Token]:
