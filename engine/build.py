@@ -29,6 +29,7 @@ from .model_loader import (
     warm_up,
 )
 from .model_runner import ModelRunner
+from .quantization import multiplies_fp8
 from .scheduler import Scheduler
 from .threads import num_processors
 from .watermark import Watermark
@@ -41,7 +42,6 @@ _DEFAULT_MAX_TOTAL_TOKENS = 4096  # TGI's bound on what it takes from the model'
 _CHUNK_TOKENS = {"cpu": 256, "cuda": 1024}
 _MAX_LOGPROB_ROWS = 256  # in a step, of prompts; each is a vocabulary of logits
 _CACHE_DTYPES = {"fp8_e4m3fn": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}  # TGI's names
-_E4M3_CAPABILITY = (8, 9)  # the first GPUs with fp8_e4m3fn; fp8_e5m2 is half an fp16 and no problem
 
 
 def build_engine(config: EngineConfig) -> tuple[Engine, EngineInfo]:
@@ -209,11 +209,10 @@ def _triton_attention(
     if max(dims) > MAX_HEAD_DIM:
         logger.warning("heads of %d are too wide for the GPU kernels", max(dims))
         return None
-    if cache_dtype is torch.float8_e4m3fn and loaded.device.type == "cuda":
-        capability = torch.cuda.get_device_capability(loaded.device)
-        if capability < _E4M3_CAPABILITY:
-            logger.warning("this GPU lacks fp8_e4m3fn: attention will be slow; use fp8_e5m2")
-            return None
+    is_gpu = loaded.device.type == "cuda"  # else Triton's interpreter, which has every format
+    if is_gpu and cache_dtype is torch.float8_e4m3fn and not multiplies_fp8(loaded.device):
+        logger.warning("this GPU lacks fp8_e4m3fn: attention will be slow; use fp8_e5m2")
+        return None
     backend = TritonAttention()
     if not backend_agrees(loaded, backend):
         return None

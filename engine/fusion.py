@@ -15,7 +15,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import logging
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .kernels import cpu as cpu_kernels
+from .layers import places
 
 logger = logging.getLogger(__name__)
 
@@ -114,17 +115,14 @@ def forms_for(device: torch.device, dtype: torch.dtype) -> Forms | None:
 def fuse(model: nn.Module, forms: Forms) -> Fusion:
     """Replaces what it can in a model that is in evaluation mode."""
     fusion = Fusion()
-    slots: dict[nn.Module, list[tuple[nn.Module, str]]] = defaultdict(list)
-    for parent in model.modules():
-        for name, child in parent.named_children():
-            slots[child].append((parent, name))
+    slots = places(model)
     uses = Counter(
         id(parameter)
-        for layer, places in slots.items()
+        for layer, homes in slots.items()
         for parameter in layer.parameters(recurse=False)
-        for _ in places
+        for _ in homes
     )
-    for layer, places in slots.items():
+    for layer, homes in slots.items():
         if not _is_plain(layer) or any(uses[id(weight)] > 1 for weight in layer.parameters()):
             continue
         replacement: nn.Module | None
@@ -135,7 +133,7 @@ def fuse(model: nn.Module, forms: Forms) -> Fusion:
         else:
             continue
         replacement.train(layer.training)
-        for parent, name in places:
+        for parent, name in homes:
             setattr(parent, name, replacement)
             fusion.replaced.append((parent, name, layer))
     return fusion

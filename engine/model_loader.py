@@ -125,8 +125,10 @@ def backend_agrees(loaded: LoadedModel, backend: AttentionBackend) -> bool:
 
 def fuse_rotation(loaded: LoadedModel, backend: AttentionBackend) -> bool:
     """Lets a backend rotate query and key, if it can and the model's logits stay what they are."""
+    if not isinstance(backend, RotaryBackend):
+        return False
     expected = _paged_logits(loaded.model, loaded.layers, loaded.dtype, ReferenceAttention())
-    if not isinstance(backend, RotaryBackend) or not defer_rotation(loaded.model):
+    if not defer_rotation(loaded.model):
         return False
     objection = _objection(loaded, backend, expected)
     if objection is not None:

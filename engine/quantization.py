@@ -8,7 +8,6 @@ Why it is done this way: docs/decisions/2026-11-23-quantised-weights.md.
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -22,6 +21,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from .config import EngineConfig
 from .kernels import cpu as cpu_kernels
 from .kernels.int8 import MAX_IN_FEATURES, PackedInt8Linear
+from .layers import places
 from .quantized_linear import Fp8Linear, Int4Linear, Int8Linear
 
 logger = logging.getLogger(__name__)
@@ -111,10 +111,7 @@ def apply(model: PreTrainedModel, scheme: Scheme) -> None:
     Raises:
         ValueError: there is nothing that could be quantised.
     """
-    slots: dict[nn.Module, list[tuple[nn.Module, str]]] = defaultdict(list)
-    for parent in model.modules():
-        for name, child in parent.named_children():
-            slots[child].append((parent, name))
+    slots = places(model)
     output = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     chosen = [
         layer
@@ -145,7 +142,7 @@ def _scheme(name: str, config: EngineConfig, device: torch.device, dtype: torch.
         return _int8(config, device, dtype)
     if name == "int4":
         return Scheme("int4", Int4Linear.from_linear, Int4Linear.fits)
-    if not _multiplies_fp8(device):
+    if not multiplies_fp8(device):
         raise ValueError(
             "quantize=fp8 needs a GPU that multiplies it (Ada, Hopper or later); use int8"
         )
@@ -200,12 +197,13 @@ def _loading_options(described: dict[str, Any], device: torch.device) -> dict[st
     """
     groups = [group.get("weights") or {} for group in described.get("config_groups", {}).values()]
     is_fp8 = all(group.get("type") == "float" and group.get("num_bits") == 8 for group in groups)
-    if is_fp8 and _multiplies_fp8(device):
+    if is_fp8 and multiplies_fp8(device):
         return {"use_optimized_inference": True}
     return {"dequantize": True}
 
 
-def _multiplies_fp8(device: torch.device) -> bool:
+def multiplies_fp8(device: torch.device) -> bool:
+    """Whether it is a GPU with instructions for fp8_e4m3fn."""
     if device.type != "cuda":
         return False
     return torch.cuda.get_device_capability(device) >= _FP8_CAPABILITY

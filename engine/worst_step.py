@@ -7,7 +7,6 @@ first block of a cache that has no other, since what is in them does not matter 
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 
 import torch
@@ -61,14 +60,13 @@ class StepBounds:
         planned: dict[Sequence, int] = {}
         left, rows = self.max_step_tokens, self.max_logprob_rows
         longest = self.max_total_tokens - 1
-        for number in itertools.count():
-            if not left:
-                return ScheduledBatch(planned)
+        while left:
             width = min(longest, left, rows or left)
-            sequence = self._sequence(number, longest, longest - width, prompt_logprobs=rows > 0)
+            first = longest - width
+            sequence = self._sequence(len(planned), longest, first, prompt_logprobs=rows > 0)
             planned[sequence] = width
             left, rows = left - width, max(0, rows - width)
-        raise AssertionError("unreachable")
+        return ScheduledBatch(planned)
 
     def _sequence(
         self, number: int, length: int, num_computed: int, *, prompt_logprobs: bool = False

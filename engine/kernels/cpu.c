@@ -310,17 +310,6 @@ EXPORT void tw_rotate_write_kv(const float *key, const float *value, int64_t key
     }
 }
 
-EXPORT void tw_write_kv(const float *key, const float *value, int64_t key_token, int64_t key_head,
-                        int64_t value_token, int64_t value_head, float *key_cache,
-                        float *value_cache, int64_t block_stride, int64_t token_stride,
-                        int64_t head_stride, const int64_t *slots, int64_t num_tokens,
-                        int64_t num_kv_heads, int64_t head_size, int64_t block_size,
-                        int num_threads) {
-    tw_rotate_write_kv(key, value, key_token, key_head, value_token, value_head, NULL, NULL, 0, 0,
-                       key_cache, value_cache, block_stride, token_stride, head_stride, slots,
-                       num_tokens, num_kv_heads, head_size, block_size, num_threads);
-}
-
 /* ---- linear layer over packed weights ----------------------------------------------------- */
 /*
  * Weights [N, K] are stored as panels of NR output columns, each panel [K, NR]:

@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from .build import load_library
 
 _POINTER, _SIZE, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
+# Of cos and sin: their addresses, the stride of their rows, and the elements of a head they turn.
+_Rotation = tuple[int | None, int | None, int, int]
+_NO_ROTATION: _Rotation = (None, None, 0, 0)
 _SIGNATURES: dict[str, tuple[type[ctypes.c_int] | None, list[type[Any]]]] = {
     "tw_has_openmp": (_INT, []),
     "tw_pin_threads": (None, [_POINTER, _INT]),
@@ -34,18 +37,6 @@ _SIGNATURES: dict[str, tuple[type[ctypes.c_int] | None, list[type[Any]]]] = {
             *[_SIZE] * 4,
             *[_POINTER] * 2,
             *[_SIZE] * 2,
-            *[_POINTER] * 2,
-            *[_SIZE] * 3,
-            _POINTER,
-            *[_SIZE] * 4,
-            _INT,
-        ],
-    ),
-    "tw_write_kv": (
-        None,
-        [
-            *[_POINTER] * 2,
-            *[_SIZE] * 4,
             *[_POINTER] * 2,
             *[_SIZE] * 3,
             _POINTER,
@@ -121,7 +112,6 @@ class CpuKernels:
         self._int8_linear = library.tw_int8_linear
         self._row_statistics = library.tw_row_statistics
         self._attention = library.tw_paged_attention
-        self._write_kv = library.tw_write_kv
         self._rotate_query = library.tw_rotate_query
         self._rotate_write_kv = library.tw_rotate_write_kv
         self._rms_norm = library.tw_rms_norm
@@ -139,31 +129,7 @@ class CpuKernels:
         slot_mapping: Tensor,
     ) -> None:
         """Store key and value rows [T, Hkv, D] in their slots; negative slots are skipped."""
-        block, token, head = _cache_strides(key_cache, value_cache)
-        num_tokens, num_kv_heads, head_size = key.shape
-        if key.shape != value.shape or slot_mapping.numel() != num_tokens:
-            raise ValueError("key, value and slot_mapping disagree on the number of rows")
-        if key_cache.shape[2:] != key.shape[1:]:
-            raise ValueError("key does not fit the cache")
-        self._write_kv(
-            _rows(key),
-            _rows(value),
-            key.stride(0),
-            key.stride(1),
-            value.stride(0),
-            value.stride(1),
-            key_cache.data_ptr(),
-            value_cache.data_ptr(),
-            block,
-            token,
-            head,
-            _flat(slot_mapping, torch.int64),
-            num_tokens,
-            num_kv_heads,
-            head_size,
-            key_cache.shape[1],
-            torch.get_num_threads(),
-        )
+        self._store(key, value, _NO_ROTATION, key_cache, value_cache, slot_mapping)
 
     def rotary_write_kv(
         self,
@@ -189,34 +155,49 @@ class CpuKernels:
             value_cache: As key_cache.
             slot_mapping: int64 [T].
         """
-        block, token, head = _cache_strides(key_cache, value_cache)
-        num_tokens, num_kv_heads, head_size = key.shape
+        num_tokens, _, head_size = key.shape
         rotary = cos.shape[-1]
         angles = (num_tokens, rotary)
-        if key.shape != value.shape or slot_mapping.numel() != num_tokens:
-            raise ValueError("key, value and slot_mapping disagree on the number of rows")
-        if key_cache.shape[2:] != key.shape[1:] or query.shape[::2] != key.shape[::2]:
-            raise ValueError("query and key do not fit the cache")
+        if query.shape[::2] != key.shape[::2]:
+            raise ValueError("query and key differ in rows or in size")
         if cos.shape != angles or sin.shape != angles or rotary > head_size or rotary % 2:
             raise ValueError("cos and sin do not fit the heads")
         if cos.stride() != sin.stride() or cos.stride(1) != 1:
             raise ValueError("cos and sin must be laid out alike, in contiguous rows")
         if cos.dtype != torch.float32 or sin.dtype != torch.float32:
             raise ValueError("expected fp32 cos and sin")
+        rotation = (cos.data_ptr(), sin.data_ptr(), cos.stride(0), rotary)
+        self._store(key, value, rotation, key_cache, value_cache, slot_mapping)
         output = query.new_empty(query.shape)
-        turns = (cos.data_ptr(), sin.data_ptr(), cos.stride(0), rotary)
-        threads = torch.get_num_threads()
         self._rotate_query(
             _rows(query),
             query.stride(0),
             query.stride(1),
-            *turns,
+            *rotation,
             output.data_ptr(),
             num_tokens,
             query.shape[1],
             head_size,
-            threads,
+            torch.get_num_threads(),
         )
+        return output
+
+    def _store(
+        self,
+        key: Tensor,
+        value: Tensor,
+        rotation: _Rotation,
+        key_cache: Tensor,
+        value_cache: Tensor,
+        slot_mapping: Tensor,
+    ) -> None:
+        """Check and store keys, rotated, and values."""
+        block, token, head = _cache_strides(key_cache, value_cache)
+        num_tokens, num_kv_heads, head_size = key.shape
+        if key.shape != value.shape or slot_mapping.numel() != num_tokens:
+            raise ValueError("key, value and slot_mapping disagree on the number of rows")
+        if key_cache.shape[2:] != key.shape[1:]:
+            raise ValueError("key does not fit the cache")
         self._rotate_write_kv(
             _rows(key),
             _rows(value),
@@ -224,7 +205,7 @@ class CpuKernels:
             key.stride(1),
             value.stride(0),
             value.stride(1),
-            *turns,
+            *rotation,
             key_cache.data_ptr(),
             value_cache.data_ptr(),
             block,
@@ -235,9 +216,8 @@ class CpuKernels:
             num_kv_heads,
             head_size,
             key_cache.shape[1],
-            threads,
+            torch.get_num_threads(),
         )
-        return output
 
     def paged_attention(
         self,
