@@ -105,6 +105,41 @@ def pack(
     )
 
 
+def blank(
+    num_tokens: int, num_seqs: int, num_rows: int, max_blocks: int, device: torch.device
+) -> ModelInput:
+    """Zeros to copy one batch after another into, for who computes at fixed addresses."""
+
+    def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
+        return torch.zeros(shape, dtype=dtype, device=device)
+
+    return ModelInput(
+        input_ids=zeros(num_tokens, dtype=torch.int64),
+        positions=zeros(num_tokens, dtype=torch.int64),
+        attention=AttentionInput(
+            slot_mapping=zeros(num_tokens, dtype=torch.int64),
+            block_tables=zeros(num_seqs, max_blocks, dtype=torch.int32),
+            query_start_loc=zeros(num_seqs + 1, dtype=torch.int32),
+            context_lens=zeros(num_seqs, dtype=torch.int32),
+        ),
+        logits_rows=zeros(num_rows, dtype=torch.int64),
+        sampled={},
+        prompt_rows=[],
+    )
+
+
+def copy_rows(rows: ModelInput, batch: ModelInput) -> None:
+    """Copies a batch's tokens and sequences into the first of at least as many rows."""
+    source, target = batch.attention, rows.attention
+    num_tokens, num_seqs = len(batch.input_ids), len(source.context_lens)
+    rows.input_ids[:num_tokens].copy_(batch.input_ids)
+    rows.positions[:num_tokens].copy_(batch.positions)
+    target.slot_mapping[:num_tokens].copy_(source.slot_mapping)
+    target.context_lens[:num_seqs].copy_(source.context_lens)
+    num_blocks = source.block_tables.shape[1]
+    target.block_tables[:num_seqs, :num_blocks].copy_(source.block_tables)
+
+
 def _input_ids(batch: ScheduledBatch) -> np.ndarray:
     ids: list[int] = []
     for sequence, num_tokens in batch.num_tokens.items():

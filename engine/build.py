@@ -31,6 +31,7 @@ from .model_loader import (
 from .model_runner import ModelRunner
 from .quantization import multiplies_fp8
 from .scheduler import Scheduler
+from .taped_steps import TapedSteps
 from .threads import num_processors
 from .watermark import Watermark
 from .worst_step import StepBounds
@@ -40,6 +41,7 @@ logger = logging.getLogger(__name__)
 _DEFAULT_MAX_TOTAL_TOKENS = 4096  # TGI's bound on what it takes from the model's own
 # By arithmetic, of a model of some size: ten decode steps on a CPU, five on a GPU.
 _CHUNK_TOKENS = {"cpu": 256, "cuda": 1024}
+_MAX_TAPED_TOKENS = 64  # in larger steps a CPU computes for ten times as long as Python takes
 _MAX_LOGPROB_ROWS = 256  # in a step, of prompts; each is a vocabulary of logits
 _CACHE_DTYPES = {"fp8_e4m3fn": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}  # TGI's names
 
@@ -101,7 +103,7 @@ def build_engine(config: EngineConfig) -> tuple[Engine, EngineInfo]:
     )
     is_gpu = loaded.device.type == "cuda"
     engine = Engine(
-        _recorded(config, runner, limit, vocab_size) if is_gpu else runner.forward,
+        _recorded(config, runner, limit, vocab_size) if is_gpu else _taped(config, runner, limit),
         scheduler,
         loaded.device,
         vocab_size=vocab_size,
@@ -145,6 +147,17 @@ def _recorded(
     )
     graphs.record(cuda_recorder(runner.device))
     return graphs
+
+
+def _taped(config: EngineConfig, runner: ModelRunner, max_total_tokens: int) -> Forward:
+    """The model's forward, with small steps repeated from tapes where our own kernels compute."""
+    max_tokens = min(max(config.graph_sizes, default=0), _MAX_TAPED_TOKENS)
+    if not max_tokens or not isinstance(runner.backend, cpu_kernels.CpuKernels):
+        return runner.forward
+    max_blocks = -(-max_total_tokens // config.block_size)
+    taped = TapedSteps(runner.forward, runner.backend, max_tokens=max_tokens, max_blocks=max_blocks)
+    taped.prove(max_total_tokens - 1, config.block_size)
+    return taped
 
 
 def _constraints(config: EngineConfig, vocab_size: int) -> Constraints | None:

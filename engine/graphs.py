@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .batch import AttentionInput, ModelInput
+from .batch import AttentionInput, ModelInput, blank, copy_rows
 
 logger = logging.getLogger(__name__)
 
@@ -130,20 +130,11 @@ class DecodeGraphs:
 
 def _nobodys_rows(size: int, max_blocks: int, device: torch.device) -> ModelInput:
     """A decode batch at fixed addresses, in which no row belongs to anybody."""
-    rows = torch.arange(size + 1, device=device)
-    return ModelInput(
-        input_ids=torch.zeros(size, dtype=torch.int64, device=device),
-        positions=torch.zeros(size, dtype=torch.int64, device=device),
-        attention=AttentionInput(
-            slot_mapping=torch.full((size,), _NOWHERE, dtype=torch.int64, device=device),
-            block_tables=torch.zeros(size, max_blocks, dtype=torch.int32, device=device),
-            query_start_loc=rows.int(),
-            context_lens=torch.zeros(size, dtype=torch.int32, device=device),
-        ),
-        logits_rows=rows[:size],
-        sampled={},
-        prompt_rows=[],
-    )
+    rows = blank(size, size, size, max_blocks, device)
+    rows.attention.slot_mapping.fill_(_NOWHERE)
+    torch.arange(size + 1, out=rows.attention.query_start_loc)
+    torch.arange(size, out=rows.logits_rows)
+    return rows
 
 
 def _first_rows(rows: ModelInput, size: int) -> ModelInput:
@@ -166,16 +157,11 @@ def _first_rows(rows: ModelInput, size: int) -> ModelInput:
 
 def _fill(rows: ModelInput, batch: ModelInput, num_rows: int) -> None:
     """Copies a batch in; what is left over belongs to nobody."""
-    source, target = batch.attention, rows.attention
-    rows.input_ids[:num_rows].copy_(batch.input_ids)
-    rows.positions[:num_rows].copy_(batch.positions)
-    target.slot_mapping[:num_rows].copy_(source.slot_mapping)
-    target.context_lens[:num_rows].copy_(source.context_lens)
-    target.block_tables[:num_rows, : source.block_tables.shape[1]].copy_(source.block_tables)
+    copy_rows(rows, batch)
     for padded, value in (
         (rows.input_ids, 0),
         (rows.positions, 0),
-        (target.slot_mapping, _NOWHERE),
-        (target.context_lens, 0),
+        (rows.attention.slot_mapping, _NOWHERE),
+        (rows.attention.context_lens, 0),
     ):
         padded[num_rows:].fill_(value)

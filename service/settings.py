@@ -162,7 +162,8 @@ class Settings:
         int, About("reported only: new work joins the batch at every step", low=0)
     ] = 20
     cuda_graphs: Annotated[
-        tuple[int, ...], About("batch sizes recorded for decoding on a GPU; 0 for none", low=0)
+        tuple[int, ...],
+        About("batch sizes recorded on a GPU; a CPU records all up to 64; 0 for none", low=0),
     ] = GRAPH_SIZES
     run_ahead: Annotated[
         bool | None,

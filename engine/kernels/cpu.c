@@ -52,6 +52,9 @@
 #define QLD (QK + 64)      /* its row stride: off powers of two, for the cache sets */
 #define LEAST_SCALE 1e-30f /* of int8 rows: those of smaller magnitude count as zeros */
 
+#define AHEAD 2048      /* bytes of a weight fetched ahead while few rows keep up with memory */
+#define AHEAD_ROWS 2    /* for no more rows than this */
+
 #define SLICE 4096 /* scores handled at once: they stay in the first-level cache */
 
 #define TILE 64            /* cache positions handled at once */
@@ -204,6 +207,35 @@ static void *scratch(size_t size) {
 
 INLINE size_t rounded(size_t bytes) { return (bytes + 63) & ~(size_t)63; }
 
+/* Work of a loop that every worker begins in its own run of, and goes on in others' when done: memory
+ * is read fastest front to back, and a worker whose processor is taken away holds nobody up. */
+typedef struct {
+    _Alignas(64) atomic_int_fast64_t next;
+    int64_t end;
+} Share;
+
+typedef struct {
+    int64_t from, to;
+} Range;
+
+static void deal(Share *shares, int64_t num_shares, int64_t count) {
+    for (int64_t i = 0; i < num_shares; i++) {
+        atomic_init(&shares[i].next, count * i / num_shares);
+        shares[i].end = count * (i + 1) / num_shares;
+    }
+}
+
+/* The next `step` of the worker's work; empty when nothing is left anywhere. */
+static Range claim(Share *shares, int64_t num_shares, int64_t worker, int64_t step) {
+    for (int64_t i = 0; i < num_shares; i++) {
+        Share *s = shares + (worker + i) % num_shares;
+        if (atomic_load_explicit(&s->next, memory_order_relaxed) >= s->end) continue;
+        int64_t from = atomic_fetch_add_explicit(&s->next, step, memory_order_relaxed);
+        if (from < s->end) return (Range){from, min64(from + step, s->end)};
+    }
+    return (Range){0, 0};
+}
+
 #ifdef _OPENMP
 #define PARALLEL _Pragma("omp parallel num_threads(num_threads) if (num_threads > 1)")
 #define BARRIER _Pragma("omp barrier")
@@ -268,7 +300,7 @@ INLINE void rotate_head(const float *x, const float *cosine, const float *sine, 
     memcpy(to + rotary, x + rotary, (size_t)(head_size - rotary) * sizeof(float));
 }
 
-EXPORT void tw_rotate_query(const float *query, int64_t token_stride, int64_t head_stride,
+EXPORT int tw_rotate_query(const float *query, int64_t token_stride, int64_t head_stride,
                             const float *cosine, const float *sine, int64_t angle_stride,
                             int64_t rotary, float *output, int64_t num_tokens, int64_t num_heads,
                             int64_t head_size, int num_threads) {
@@ -281,11 +313,12 @@ EXPORT void tw_rotate_query(const float *query, int64_t token_stride, int64_t he
                             sine + t * angle_stride, rotary, head_size,
                             output + (t * num_heads + h) * head_size);
     }
+    return 0;
 }
 
 /* key, value: [T, Hkv, D] with a token stride and a head stride; slots below zero are skipped.
  * cosine, sine: [T, rotary] with a token stride; a rotary of 0 stores the keys as they are. */
-EXPORT void tw_rotate_write_kv(const float *key, const float *value, int64_t key_token,
+EXPORT int tw_rotate_write_kv(const float *key, const float *value, int64_t key_token,
                                int64_t key_head, int64_t value_token, int64_t value_head,
                                const float *cosine, const float *sine, int64_t angle_stride,
                                int64_t rotary, float *key_cache, float *value_cache,
@@ -308,6 +341,7 @@ EXPORT void tw_rotate_write_kv(const float *key, const float *value, int64_t key
             }
         }
     }
+    return 0;
 }
 
 /* ---- linear layer over packed weights ----------------------------------------------------- */
@@ -367,6 +401,13 @@ static __attribute__((noinline)) void add_sums(int rows, const float *sums, Outp
     }
 }
 
+/* One step of a panel, NR times four bytes. Panels lie one behind the other, so that what is behind
+ * this one is needed next; hardware stops at the ends of pages. */
+INLINE void fetch_ahead(const void *weights) {
+    UNROLL for (int v = 0; v < NV; v++)
+        __builtin_prefetch((const char *)weights + AHEAD + v * W * 4, 0, 2);
+}
+
 INLINE void linear_tile(const int rows, const float *x, int64_t depth, const float *panel,
                         Output out) {
     vf acc[MR][NV];
@@ -375,7 +416,7 @@ INLINE void linear_tile(const int rows, const float *x, int64_t depth, const flo
     for (int64_t k = 0; k < depth; k++) {
         vf b[NV];
         UNROLL for (int v = 0; v < NV; v++) b[v] = *(const vf *)(panel + k * NR + v * W);
-
+        if (rows <= AHEAD_ROWS) fetch_ahead(panel + k * NR);
         UNROLL for (int r = 0; r < rows; r++) {
             vf a = splat(x[r * KLD + k]);
             UNROLL for (int v = 0; v < NV; v++) acc[r][v] += a * b[v];
@@ -459,7 +500,8 @@ EXPORT int tw_linear(const float *x, const float *packed, const float *bias, flo
     if (!rows) return -1;
     if (m * n * k < SERIAL_WORK) num_threads = 1;
     for (int64_t m0 = 0; m0 < m; m0 += chunk) {
-        atomic_int_fast64_t next = 0;
+        Share shares[num_threads];
+        deal(shares, num_threads, panels);
         int64_t mc = min64(chunk, m - m0), step = panels_at_once(mc, panels, num_threads);
         PARALLEL {
             const float *blocks = x + m0 * k;
@@ -470,11 +512,11 @@ EXPORT int tw_linear(const float *x, const float *packed, const float *bias, flo
                 x_block = mc * KLD;
                 BARRIER
             }
-            int64_t p;
-            while ((p = atomic_fetch_add_explicit(&next, step, memory_order_relaxed)) < panels)
+            Range r;
+            while ((r = claim(shares, num_threads, thread_id(), step)).to)
                 for (int64_t k0 = 0; k0 < k; k0 += KC)
-                    for (int64_t i = p; i < min64(p + step, panels); i++)
-                        linear_slab(&l, i, k0, blocks + k0 / KC * x_block, mc, y + m0 * n);
+                    for (int64_t p = r.from; p < r.to; p++)
+                        linear_slab(&l, p, k0, blocks + k0 / KC * x_block, mc, y + m0 * n);
         }
     }
     return 0;
@@ -542,6 +584,7 @@ INLINE void dot4(const int rows, const Level *x, int64_t groups, const int8_t *p
     for (int64_t g = 0; g < groups; g++) {
         vi b[NV];
         UNROLL for (int v = 0; v < NV; v++) b[v] = *(const vi *)(panel + (g * NR + v * W) * 4);
+        if (rows <= AHEAD_ROWS) fetch_ahead(panel + g * NR * 4);
         UNROLL for (int r = 0; r < rows; r++) {
             int32_t four;
             memcpy(&four, x + r * QLD + g * 4, sizeof four);
@@ -560,6 +603,7 @@ INLINE void dot4(const int rows, const Level *x, int64_t groups, const int8_t *p
     for (int64_t g = 0; g < groups; g++) {
         vi four[NV];
         UNROLL for (int v = 0; v < NV; v++) four[v] = *(const vi *)(panel + (g * NR + v * W) * 4);
+        if (rows <= AHEAD_ROWS) fetch_ahead(panel + g * NR * 4);
         UNROLL for (int i = 0; i < 4; i++) {
             vf b[NV];
             UNROLL for (int v = 0; v < NV; v++)
@@ -639,15 +683,17 @@ EXPORT int tw_int8_linear(const float *x, const int8_t *packed, const float *sca
     Level *levels = (Level *)(memory + scale_bytes);
     if (m * n * k < 4 * SERIAL_WORK) num_threads = 1;
     for (int64_t m0 = 0; m0 < m; m0 += chunk) {
-        atomic_int_fast64_t next = 0;
+        Share shares[num_threads];
+        deal(shares, num_threads, panels);
         int64_t mc = min64(chunk, m - m0);
         PARALLEL {
-            int64_t workers = num_workers(), id = thread_id(), p;
+            int64_t workers = num_workers(), id = thread_id();
+            Range r;
             for (int64_t r = mc * id / workers; r < mc * (id + 1) / workers; r++)
                 row_scales[r] = quantize_row(x + (m0 + r) * k, k, levels + r * QLD, mc * QLD);
             BARRIER
-            while ((p = atomic_fetch_add_explicit(&next, 1, memory_order_relaxed)) < panels)
-                int8_panel(&l, p, levels, mc, row_scales, y + m0 * n);
+            while ((r = claim(shares, num_threads, id, 1)).to)
+                int8_panel(&l, r.from, levels, mc, row_scales, y + m0 * n);
         }
     }
     return 0;
@@ -656,7 +702,7 @@ EXPORT int tw_int8_linear(const float *x, const int8_t *packed, const float *sca
 /* ---- row-wise pieces ---------------------------------------------------------------------- */
 
 /* y = x / rms(x) * (offset + weight), row by row; x [rows, width] contiguous, y alike. */
-EXPORT void tw_rms_norm(const float *x, const float *weight, float *y, int64_t rows, int64_t width,
+EXPORT int tw_rms_norm(const float *x, const float *weight, float *y, int64_t rows, int64_t width,
                         float epsilon, float offset, int num_threads) {
     if (rows * width < SERIAL_WORK) num_threads = 1;
     PARALLEL {
@@ -680,6 +726,17 @@ EXPORT void tw_rms_norm(const float *x, const float *weight, float *y, int64_t r
             for (; i < width; i++) out[i] = in[i] * scale * (weight[i] + offset);
         }
     }
+    return 0;
+}
+
+/* y = a + b, n numbers each */
+EXPORT int tw_add(const float *a, const float *b, float *y, int64_t n, int num_threads) {
+    if (n < SERIAL_WORK) num_threads = 1;
+    PARALLEL {
+        int64_t workers = num_workers(), id = thread_id();
+        for (int64_t i = n * id / workers; i < n * (id + 1) / workers; i++) y[i] = a[i] + b[i];
+    }
+    return 0;
 }
 
 INLINE vf silu_v(vf x) {
@@ -688,7 +745,7 @@ INLINE vf silu_v(vf x) {
 }
 
 /* y = silu(gate) * up; rows of gate and up may be slices of one wider tensor. */
-EXPORT void tw_silu_and_mul(const float *gate, int64_t gate_stride, const float *up,
+EXPORT int tw_silu_and_mul(const float *gate, int64_t gate_stride, const float *up,
                             int64_t up_stride, float *y, int64_t rows, int64_t width,
                             int num_threads) {
     if (rows * width < SERIAL_WORK / 8) num_threads = 1;
@@ -702,6 +759,7 @@ EXPORT void tw_silu_and_mul(const float *gate, int64_t gate_stride, const float 
             for (; i < width; i++) out[i] = silu_v(splat(g[i]))[0] * u[i];
         }
     }
+    return 0;
 }
 
 /* ---- statistics of score rows ------------------------------------------------------------- */
@@ -1280,5 +1338,51 @@ EXPORT int tw_paged_attention(float *out, const float *query, int64_t query_toke
                 if (plan.tiles[i].num_splits > 1) merge_splits(&a, &plan, w, i);
         }
     }
+    return 0;
+}
+
+/* ---- calls that were written down --------------------------------------------------------- */
+/*
+ * A step of a model is some 200 calls at the same addresses every time. Python, which needs longer
+ * for one of them than a small one takes, makes a list of them once; see kernel.py.
+ */
+
+typedef union {
+    int64_t i;
+    void *p;
+    double f;
+} Argument;
+
+#define MAX_ARGUMENTS 24
+
+typedef struct {
+    int (*player)(const Argument *arguments);
+    Argument arguments[MAX_ARGUMENTS];
+} Call;
+
+#define I(n) a[n].i
+#define P(n) a[n].p
+#define F(n) (float)a[n].f
+#define PLAYER(name, ...) \
+    EXPORT int tw_play_##name(const Argument *a) { return tw_##name(__VA_ARGS__); }
+
+PLAYER(linear, P(0), P(1), P(2), P(3), I(4), I(5), I(6), I(7))
+PLAYER(int8_linear, P(0), P(1), P(2), P(3), P(4), P(5), I(6), I(7), I(8), I(9))
+PLAYER(add, P(0), P(1), P(2), I(3), I(4))
+PLAYER(rms_norm, P(0), P(1), P(2), I(3), I(4), F(5), F(6), I(7))
+PLAYER(silu_and_mul, P(0), I(1), P(2), I(3), P(4), I(5), I(6), I(7))
+PLAYER(row_statistics, P(0), I(1), I(2), I(3), P(4), P(5), P(6), I(7))
+PLAYER(rotate_query, P(0), I(1), I(2), P(3), P(4), I(5), I(6), P(7), I(8), I(9), I(10), I(11))
+PLAYER(rotate_write_kv, P(0), P(1), I(2), I(3), I(4), I(5), P(6), P(7), I(8), I(9), P(10), P(11),
+       I(12), I(13), I(14), P(15), I(16), I(17), I(18), I(19), I(20))
+PLAYER(paged_attention, P(0), P(1), I(2), I(3), P(4), P(5), I(6), I(7), I(8), P(9), I(10), P(11),
+       P(12), I(13), I(14), I(15), I(16), I(17), F(18), I(19), F(20), P(21), I(22))
+
+EXPORT int tw_max_arguments(void) { return MAX_ARGUMENTS; }
+
+/* Makes the calls in order. Returns 0, or -1 at the first that is out of memory. */
+EXPORT int tw_play(const Call *calls, int64_t n) {
+    for (int64_t i = 0; i < n; i++)
+        if (calls[i].player(calls[i].arguments)) return -1;
     return 0;
 }

@@ -7,71 +7,57 @@ contiguous. `empty_kv_cache` is the one place that chooses them.
 
 import ctypes
 import functools
+import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from .build import load_library
+from .kernel import FLOAT, INT, POINTER, SIZE, Call, Kernel, Program, Types
 
-_POINTER, _SIZE, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 # Of cos and sin: their addresses, the stride of their rows, and the elements of a head they turn.
 _Rotation = tuple[int | None, int | None, int, int]
 _NO_ROTATION: _Rotation = (None, None, 0, 0)
-_SIGNATURES: dict[str, tuple[type[ctypes.c_int] | None, list[type[Any]]]] = {
-    "tw_has_openmp": (_INT, []),
-    "tw_pin_threads": (None, [_POINTER, _INT]),
-    "tw_max_head_size": (_INT, []),
-    "tw_panel_width": (_INT, []),
-    "tw_advise_huge": (None, [_POINTER, _SIZE]),
-    "tw_rotate_query": (
-        None,
-        [_POINTER, *[_SIZE] * 2, *[_POINTER] * 2, *[_SIZE] * 2, _POINTER, *[_SIZE] * 3, _INT],
+_ROOM_BYTES = 64 * 2**20  # asked of the system at once
+_ALIGNMENT = 64  # bytes: a cache line, and the longest vector
+
+_KERNELS: dict[str, Types] = {
+    "rotate_query": (
+        *(POINTER, SIZE, SIZE),
+        *(POINTER, POINTER, SIZE, SIZE),
+        *(POINTER, SIZE, SIZE, SIZE, INT),
     ),
-    "tw_rotate_write_kv": (
-        None,
-        [
-            *[_POINTER] * 2,
-            *[_SIZE] * 4,
-            *[_POINTER] * 2,
-            *[_SIZE] * 2,
-            *[_POINTER] * 2,
-            *[_SIZE] * 3,
-            _POINTER,
-            *[_SIZE] * 4,
-            _INT,
-        ],
+    "rotate_write_kv": (
+        *(POINTER, POINTER, SIZE, SIZE, SIZE, SIZE),
+        *(POINTER, POINTER, SIZE, SIZE),
+        *(POINTER, POINTER, SIZE, SIZE, SIZE),
+        *(POINTER, SIZE, SIZE, SIZE, SIZE, INT),
     ),
-    "tw_pack_weight": (None, [_POINTER, _SIZE, _SIZE, _SIZE, _POINTER, _INT]),
-    "tw_unpack_weight": (None, [_POINTER, _SIZE, _SIZE, _POINTER]),
-    "tw_linear": (_INT, [*[_POINTER] * 4, *[_SIZE] * 3, _INT]),
-    "tw_int8_linear": (_INT, [*[_POINTER] * 6, *[_SIZE] * 3, _INT]),
-    "tw_row_statistics": (_INT, [_POINTER, *[_SIZE] * 3, *[_POINTER] * 3, _INT]),
-    "tw_rms_norm": (None, [*[_POINTER] * 3, *[_SIZE] * 2, _FLOAT, _FLOAT, _INT]),
-    "tw_silu_and_mul": (
-        None,
-        [_POINTER, _SIZE, _POINTER, _SIZE, _POINTER, _SIZE, _SIZE, _INT],
+    "linear": (POINTER, POINTER, POINTER, POINTER, SIZE, SIZE, SIZE, INT),
+    "int8_linear": (*[POINTER] * 6, SIZE, SIZE, SIZE, INT),
+    "row_statistics": (POINTER, SIZE, SIZE, SIZE, POINTER, POINTER, POINTER, INT),
+    "add": (POINTER, POINTER, POINTER, SIZE, INT),
+    "rms_norm": (POINTER, POINTER, POINTER, SIZE, SIZE, FLOAT, FLOAT, INT),
+    "silu_and_mul": (POINTER, SIZE, POINTER, SIZE, POINTER, SIZE, SIZE, INT),
+    "paged_attention": (
+        *(POINTER, POINTER, SIZE, SIZE),
+        *(POINTER, POINTER, SIZE, SIZE, SIZE),
+        *(POINTER, SIZE, POINTER, POINTER),
+        *(SIZE, SIZE, SIZE, SIZE, SIZE),
+        *(FLOAT, SIZE, FLOAT, POINTER, INT),
     ),
-    "tw_paged_attention": (
-        _INT,
-        [
-            *[_POINTER] * 2,
-            *[_SIZE] * 2,
-            *[_POINTER] * 2,
-            *[_SIZE] * 3,
-            _POINTER,
-            _SIZE,
-            *[_POINTER] * 2,
-            *[_SIZE] * 5,
-            _FLOAT,
-            _SIZE,
-            _FLOAT,
-            _POINTER,
-            _INT,
-        ],
-    ),
+}
+_OTHERS: dict[str, tuple[type[Any] | None, Types]] = {
+    "tw_has_openmp": (INT, ()),
+    "tw_pin_threads": (None, (POINTER, INT)),
+    "tw_max_head_size": (INT, ()),
+    "tw_panel_width": (INT, ()),
+    "tw_advise_huge": (None, (POINTER, SIZE)),
+    "tw_pack_weight": (None, (POINTER, SIZE, SIZE, SIZE, POINTER, INT)),
+    "tw_unpack_weight": (None, (POINTER, SIZE, SIZE, POINTER)),
 }
 
 
@@ -104,18 +90,21 @@ class CpuKernels:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         """Declare the C signatures of a library made by `build.py`."""
-        for name, (result, arguments) in _SIGNATURES.items():
+        for name, (result, types) in _OTHERS.items():
             function = getattr(library, name)
-            function.restype, function.argtypes = result, arguments
+            function.restype, function.argtypes = result, types
         self._library = library
-        self._linear = library.tw_linear
-        self._int8_linear = library.tw_int8_linear
-        self._row_statistics = library.tw_row_statistics
-        self._attention = library.tw_paged_attention
-        self._rotate_query = library.tw_rotate_query
-        self._rotate_write_kv = library.tw_rotate_write_kv
-        self._rms_norm = library.tw_rms_norm
-        self._silu_and_mul = library.tw_silu_and_mul
+        kernels = {name: Kernel(library, name, types) for name, types in _KERNELS.items()}
+        self._linear = kernels["linear"]
+        self._int8_linear = kernels["int8_linear"]
+        self._row_statistics = kernels["row_statistics"]
+        self._attention = kernels["paged_attention"]
+        self._rotate_query = kernels["rotate_query"]
+        self._rotate_write_kv = kernels["rotate_write_kv"]
+        self._add = kernels["add"]
+        self._rms_norm = kernels["rms_norm"]
+        self._silu_and_mul = kernels["silu_and_mul"]
+        self._room = torch.empty(0, dtype=torch.uint8)  # for weights
         self.has_openmp = bool(library.tw_has_openmp())
         self.max_head_size: int = library.tw_max_head_size()
         self.panel_width: int = library.tw_panel_width()
@@ -263,7 +252,7 @@ class CpuKernels:
         if sinks is not None and sinks.numel() != num_heads:
             raise ValueError("one sink per query head expected")
         output = query.new_empty(num_tokens, num_heads, head_size)
-        status = self._attention(
+        self._attention(
             output.data_ptr(),
             _rows(query),
             query.stride(0),
@@ -288,9 +277,23 @@ class CpuKernels:
             None if sinks is None else _flat(sinks, torch.float32),
             torch.get_num_threads(),
         )
-        if status:
-            raise MemoryError("paged_attention: out of memory")
         return output
+
+    def add(self, a: Tensor, b: Tensor, output: Tensor) -> None:
+        """Write a + b into output; all three fp32 of one shape, contiguous."""
+        if a.shape != b.shape or a.shape != output.shape:
+            raise ValueError("a, b and output differ in shape")
+        self._add(
+            _flat(a, torch.float32),
+            _flat(b, torch.float32),
+            _flat(output, torch.float32),
+            a.numel(),
+            torch.get_num_threads(),
+        )
+
+    def program(self, calls: Iterable[Call]) -> Program:
+        """Return calls, as one that makes them all."""
+        return Program(self._library, calls)
 
     def rms_norm(
         self, x: Tensor, weight: Tensor, epsilon: float, *, weight_offset: float = 0.0
@@ -342,6 +345,20 @@ class CpuKernels:
         """Ask the system for huge pages behind a large tensor that has not been written yet."""
         self._library.tw_advise_huge(tensor.data_ptr(), tensor.nbytes)
 
+    def empty_weight(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Return an uninitialised tensor on huge pages, next to the one before.
+
+        A page is as large as a small layer: each on pages of its own, half of them would lie on
+        usual ones, and hardware would have to look up where they are all the time.
+        """
+        num_bytes = math.prod(shape) * dtype.itemsize
+        if num_bytes > self._room.nbytes:
+            self._room = torch.empty(max(num_bytes, _ROOM_BYTES), dtype=torch.uint8)
+            self.advise_huge_pages(self._room)
+        weight = self._room[:num_bytes].view(dtype).view(shape)
+        self._room = self._room[-(-num_bytes // _ALIGNMENT) * _ALIGNMENT :]
+        return weight
+
     def pack_weight(self, weight: Tensor) -> Tensor:
         """Return fp32 weight [N, K] as panels [N / width rounded up, K, width]."""
         out_features, in_features = weight.shape
@@ -351,8 +368,7 @@ class CpuKernels:
         weight = weight.detach()
         if weight.stride(1) != 1:
             weight = weight.contiguous()
-        packed = torch.empty(panels, in_features, self.panel_width)
-        self.advise_huge_pages(packed)
+        packed = self.empty_weight((panels, in_features, self.panel_width), torch.float32)
         self._library.tw_pack_weight(
             weight.data_ptr(),
             weight.stride(0),
@@ -381,7 +397,7 @@ class CpuKernels:
         x = x.contiguous()
         in_features = x.shape[-1]
         output = x.new_empty(*x.shape[:-1], out_features)
-        status = self._linear(
+        self._linear(
             x.data_ptr(),
             packed.data_ptr(),
             None if bias is None else bias.data_ptr(),
@@ -391,8 +407,6 @@ class CpuKernels:
             in_features,
             torch.get_num_threads(),
         )
-        if status:
-            raise MemoryError("linear: out of memory")
         return output
 
     def int8_linear(self, x: Tensor, weight: "Int8Weight", out_features: int) -> Tensor:
@@ -406,7 +420,7 @@ class CpuKernels:
             raise ValueError(f"expected fp32 input of width {4 * weight.packed.shape[1]}")
         x = x.contiguous()
         output = x.new_empty(*x.shape[:-1], out_features)
-        status = self._int8_linear(
+        self._int8_linear(
             x.data_ptr(),
             weight.packed.data_ptr(),
             weight.scales.data_ptr(),
@@ -418,8 +432,6 @@ class CpuKernels:
             in_features,
             torch.get_num_threads(),
         )
-        if status:
-            raise MemoryError("int8_linear: out of memory")
         return output
 
     def row_statistics(self, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -441,7 +453,7 @@ class CpuKernels:
             raise ValueError("expected fp32 scores with contiguous rows")
         maxima, norms = scores.new_empty(rows), scores.new_empty(rows)
         argmax = torch.empty(rows, dtype=torch.int64)
-        status = self._row_statistics(
+        self._row_statistics(
             scores.data_ptr(),
             scores.stride(0),
             rows,
@@ -451,8 +463,6 @@ class CpuKernels:
             norms.data_ptr(),
             torch.get_num_threads(),
         )
-        if status:
-            raise MemoryError("row_statistics: out of memory")
         return maxima, argmax, norms
 
 

@@ -75,8 +75,7 @@ def pack_int8(weight: Tensor, bias: Tensor | None, kernels: CpuKernels) -> Int8W
     levels, scales = quantize_rows(weight)
     padded = levels.new_zeros(panels * width, groups * 4)
     padded[:out_features, :in_features] = levels
-    packed = torch.empty(panels, groups, width, 4, dtype=torch.int8)
-    kernels.advise_huge_pages(packed)
+    packed = kernels.empty_weight((panels, groups, width, 4), torch.int8)
     packed.copy_(padded.view(panels, width, groups, 4).transpose(1, 2))
     outputs = torch.zeros(2, panels * width)
     outputs[0, :out_features] = scales.squeeze(1)

@@ -38,12 +38,14 @@ from engine.block_manager import BlockManager
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.errors import ModelLoadError
+from engine.executor import Forward
 from engine.kernels import cpu as cpu_kernels
 from engine.kv_cache import KVCache, LayerShape
-from engine.model_loader import load_model, prepare_model
+from engine.model_loader import fuse_rotation, load_model, prepare_model
 from engine.model_runner import ModelRunner
 from engine.request import Request, SamplingParams
 from engine.scheduler import Scheduler
+from engine.taped_steps import TapedSteps
 from tests.engine.fakes import run, token_ids
 
 CPU = torch.device("cpu")
@@ -168,8 +170,8 @@ def make_engine(
     """Our engine over the same model."""
     loaded = prepare_model(build_model(ARCHITECTURES[name]()), CPU, torch.float32)
     attention: AttentionBackend = ReferenceAttention()
-    if backend == "native":
-        kernels = cpu_kernels.load()
+    kernels = cpu_kernels.load() if backend != "reference" else None
+    if backend != "reference":
         if kernels is None:
             pytest.skip("no native kernels here")
         cpu_kernels.pack_model(loaded.model, kernels)
@@ -180,10 +182,18 @@ def make_engine(
         max_step_tokens=max_step_tokens,
         max_num_seqs=40,
     )
-    return Engine(ModelRunner(loaded, cache, attention).forward, scheduler, CPU)
+    forward: Forward = ModelRunner(loaded, cache, attention).forward
+    if backend == "taped":
+        assert kernels is not None
+        fuse_rotation(loaded, kernels)
+        steps = TapedSteps(forward, kernels, max_tokens=MAX_STEP_TOKENS, max_blocks=128)
+        steps.prove(511, BLOCK_SIZE)
+        assert steps.num_tapes == 1
+        forward = steps
+    return Engine(forward, scheduler, CPU)
 
 
-@pytest.mark.parametrize("backend", ["reference", "native"])
+@pytest.mark.parametrize("backend", ["reference", "native", "taped"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_greedy_tokens_are_those_of_transformers(name: str, backend: str) -> None:
     prompts, expected = make_prompts(), generate(name)
@@ -208,7 +218,7 @@ def test_greedy_tokens_are_those_of_transformers(name: str, backend: str) -> Non
     assert stats.num_preemptions > 0
 
 
-@pytest.mark.parametrize("backend", ["reference", "native"])
+@pytest.mark.parametrize("backend", ["reference", "native", "taped"])
 def test_prompt_logprobs_are_those_of_transformers(backend: str) -> None:
     prompt = make_prompts()[3]
     with torch.inference_mode():
@@ -223,7 +233,7 @@ def test_prompt_logprobs_are_those_of_transformers(backend: str) -> None:
     assert values == pytest.approx(expected.tolist(), abs=1e-3)
 
 
-@pytest.mark.parametrize("backend", ["reference", "native"])
+@pytest.mark.parametrize("backend", ["reference", "native", "taped"])
 def test_same_seed_gives_the_same_tokens_alone_in_a_batch_and_after_preemption(
     backend: str,
 ) -> None:

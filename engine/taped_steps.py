@@ -1,0 +1,150 @@
+"""Small steps on a CPU, each shape of which is recorded once and then repeated.
+
+A model is a few hundred operations, and a good part of the time of a small step goes into what
+Python does between them: modules, checks, views, conversions. All of that comes out the same as
+long as the step has the same shape, so it can be left out: `tape.py` is to a CPU what `graphs.py`
+is to a GPU. Nothing is padded, since a CPU computes every row it is given.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .batch import ModelInput, blank, copy_rows
+from .kernels.cpu import CpuKernels
+from .kernels.kernel import listening
+from .tape import Arena, NotRepeatableError, Tape, TapeRecorder, twin
+
+logger = logging.getLogger(__name__)
+
+_MAX_TAPES = 128  # the one that was not used for the longest time goes
+_MIN_SIGHTINGS = 2  # of a shape before it is recorded, which takes longer than computing it
+_CPU = torch.device("cpu")
+
+
+class _Shape(NamedTuple):
+    num_tokens: int
+    num_seqs: int
+    num_rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class _TapedStep:
+    """A tape, where it reads its rows, and where it leaves their logits."""
+
+    rows: ModelInput
+    logits: Tensor
+    tape: Tape
+
+
+class TapedSteps:
+    """Computes small steps from tapes, one for every shape that comes back; others as they are.
+
+    Args:
+        forward: computes logits, in CPU kernels and operations of torch.
+        kernels: those kernels.
+        max_tokens: of a step that is recorded; what Python takes does not matter in larger ones.
+        max_blocks: blocks of the longest sequence.
+    """
+
+    def __init__(
+        self,
+        forward: Callable[[ModelInput], Tensor],
+        kernels: CpuKernels,
+        *,
+        max_tokens: int,
+        max_blocks: int,
+    ) -> None:
+        self._forward = forward
+        self._kernels = kernels
+        self._max_tokens = max_tokens
+        self._max_blocks = max_blocks
+        self._arena = Arena()
+        self._steps: OrderedDict[_Shape, _TapedStep] = OrderedDict()
+        self._sightings: Counter[_Shape] = Counter()
+
+    @property
+    def num_tapes(self) -> int:
+        """Shapes that are recorded."""
+        return len(self._steps)
+
+    @torch.inference_mode()
+    def prove(self, last_position: int, block_size: int) -> None:
+        """Gives up for good unless a tape computes another token, elsewhere, as the model does.
+
+        Both are computed in the first block of the cache, in which nothing may be kept yet.
+        """
+        first, other = (
+            _one_token(number, position, block_size, self._max_blocks)
+            for number, position in ((0, 0), (1, last_position))
+        )
+        self._record(_shape(first), first)
+        expected = self._forward(other).clone()
+        if not torch.equal(self(other), expected):
+            logger.warning("small steps are not taped: the model keeps something between them")
+            self._give_up()
+
+    @torch.inference_mode()
+    def __call__(self, batch: ModelInput) -> Tensor:
+        """Logits [num_rows, vocab_size] of any batch; those of a tape hold until the next step."""
+        shape = _shape(batch)
+        if shape.num_tokens > self._max_tokens:
+            return self._forward(batch)
+        step = self._steps.get(shape)
+        if step is None:
+            self._sightings[shape] += 1
+            if self._sightings[shape] < _MIN_SIGHTINGS:
+                return self._forward(batch)
+            return self._record(shape, batch)
+        self._steps.move_to_end(shape)
+        _fill(step.rows, batch)
+        step.tape.play()
+        return step.logits
+
+    def _record(self, shape: _Shape, batch: ModelInput) -> Tensor:
+        rows = blank(*shape, self._max_blocks, _CPU)
+        _fill(rows, batch)
+        recorder = TapeRecorder(self._arena, self._kernels)
+        try:
+            with listening(recorder.heard), recorder:
+                logits = self._forward(rows)
+        except NotRepeatableError as error:
+            logger.warning("small steps are not taped: %s", error)
+            self._give_up()
+            return self._forward(batch)
+        self._steps[shape] = _TapedStep(rows, twin(logits), recorder.tape())
+        if len(self._steps) > _MAX_TAPES:
+            self._steps.popitem(last=False)
+        return logits
+
+    def _give_up(self) -> None:
+        self._max_tokens = 0
+        self._steps.clear()
+
+
+def _shape(batch: ModelInput) -> _Shape:
+    return _Shape(len(batch.input_ids), len(batch.attention.context_lens), len(batch.logits_rows))
+
+
+def _one_token(token_id: int, position: int, block_size: int, max_blocks: int) -> ModelInput:
+    """A sequence of which all blocks are the first of the cache, and one token is computed."""
+    rows = blank(1, 1, 1, max_blocks, _CPU)
+    rows.input_ids.fill_(token_id)
+    rows.positions.fill_(position)
+    rows.attention.slot_mapping.fill_(position % block_size)
+    rows.attention.query_start_loc[1] = 1
+    rows.attention.context_lens.fill_(position + 1)
+    return rows
+
+
+def _fill(rows: ModelInput, batch: ModelInput) -> None:
+    copy_rows(rows, batch)
+    rows.attention.query_start_loc.copy_(batch.attention.query_start_loc)
+    rows.logits_rows.copy_(batch.logits_rows)

@@ -1,0 +1,214 @@
+"""A tape computes what the program computes that it was recorded from, whatever its inputs hold."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from engine.kernels.cpu import CpuKernels, load
+from engine.kernels.kernel import Call, listening
+from engine.tape import Arena, NotRepeatableError, Tape, TapeRecorder
+
+SHAPE = (3, 4)
+WEIGHT = torch.randn(4, generator=torch.Generator().manual_seed(1))
+SQUARE = torch.randn(4, 4, generator=torch.Generator().manual_seed(2))
+KEPT = torch.ones(SHAPE)
+
+
+@pytest.fixture(scope="module")
+def kernels() -> CpuKernels:
+    found = load()
+    if found is None:
+        pytest.skip("no native kernels here")
+    return found
+
+
+def fixed_kernels() -> CpuKernels:
+    found = load()
+    assert found is not None
+    return found
+
+
+PACKED: Callable[[], Tensor] = lambda: fixed_kernels().pack_weight(SQUARE)  # noqa: E731
+
+# Each takes two tensors of SHAPE and gives one.
+OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "residual": lambda a, b: a + b,
+    "scaled sum": lambda a, b: torch.add(a, b, alpha=2),
+    "number": lambda a, b: a * 0.5 + 1.0,
+    "view": lambda a, b: a.contiguous().view(4, 3).t().reshape(SHAPE),
+    "strided": lambda a, b: a.t().contiguous().t() + b,
+    "in place": lambda a, b: a.clone().mul_(b),
+    "over an input": lambda a, b: a.tanh_(),
+    "over a part": lambda a, b: _over_a_part(a, b),
+    "seen otherwise": lambda a, b: a.clone().t_().clone().t_(),
+    "joined": lambda a, b: torch.cat([a, b])[1:4],
+    "halves": lambda a, b: torch.cat(a.chunk(2, dim=-1)[::-1], dim=-1),
+    "from nothing": lambda a, b: torch.arange(4.0).expand(SHAPE).clone().sub_(b),
+    "from a list": lambda a, b: torch.tensor([1.0, 2.0, 3.0, 4.0]) * a,
+    "zeros": lambda a, b: torch.zeros_like(a).add_(b),
+    "several results": lambda a, b: a.max(dim=-1, keepdim=True).values * b,
+    "layer norm": lambda a, b: F.layer_norm(a, (4,), WEIGHT),
+    "rows": lambda a, b: a[torch.tensor([2, 0, 1])],
+    "formats": lambda a, b: (a.double() * b.double()).float(),
+    "choice": lambda a, b: torch.where(a > b, a, b),
+    "product": lambda a, b: F.linear(a, SQUARE),
+    "nothing dropped": lambda a, b: F.dropout(a, 0.5, training=False),
+    "norm kernel": lambda a, b: fixed_kernels().rms_norm(a.tanh(), WEIGHT, 1e-5),
+    "linear kernel": lambda a, b: fixed_kernels().linear(a.cos(), PACKED(), None, 4),
+    "gate kernel": lambda a, b: fixed_kernels().silu_and_mul(a.contiguous(), b.contiguous()),
+}
+Program = list[tuple[str, int, int, bool]]  # operation, operands, whether the first is dropped
+
+
+def _over_a_part(a: Tensor, b: Tensor) -> Tensor:
+    result = a.clone()
+    result[1:].copy_(b[1:])
+    return result
+
+
+def execute(program: Program, x: Tensor, y: Tensor) -> Tensor:
+    """All tensors that are left at the end."""
+    pool = [x.clone(), y.clone()]
+    for name, first, second, drops in program:
+        pool.append(OPERATIONS[name](pool[first % len(pool)], pool[second % len(pool)]))
+        if drops:
+            del pool[first % len(pool)]
+    return torch.stack(pool)
+
+
+def record(
+    run: Callable[[], Tensor], kernels: CpuKernels, arena: Arena | None = None
+) -> tuple[Tape, Tensor]:
+    recorder = TapeRecorder(arena or Arena(), kernels)
+    with listening(recorder.heard), recorder:
+        result = run()
+    return recorder.tape(), result
+
+
+def values(seed: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(SHAPE, generator=generator), torch.randn(SHAPE, generator=generator)
+
+
+programs = st.lists(
+    st.tuples(
+        st.sampled_from(sorted(OPERATIONS)), st.integers(0, 9), st.integers(0, 9), st.booleans()
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+@torch.inference_mode()
+@given(program=programs, seed=st.integers(0, 99))
+def test_any_program_is_repeated_with_other_numbers(
+    kernels: CpuKernels, program: Program, seed: int
+) -> None:
+    x, y = values(seed)
+    tape, result = record(lambda: execute(program, x, y), kernels)
+    assert torch.equal(result, execute(program, x, y))
+    for later in (seed + 1, seed + 2):
+        for place, value in zip((x, y), values(later), strict=True):
+            place.copy_(value)
+        tape.play()
+        assert torch.equal(result, execute(program, x, y))
+
+
+@torch.inference_mode()
+@given(first=programs, second=programs)
+def test_programs_share_an_arena_when_they_take_turns(
+    kernels: CpuKernels, first: Program, second: Program
+) -> None:
+    arena, (x, y) = Arena(), values(0)
+    recorded = []
+    for program in (first, second):
+        tape, result = record(lambda p=program: execute(p, x, y), kernels, arena)  # type: ignore[misc]
+        recorded.append((program, tape, result.detach()))
+        del result
+    for seed in (1, 2):
+        for program, tape, result in recorded:
+            for place, value in zip((x, y), values(seed), strict=True):
+                place.copy_(value)
+            tape.play()
+            assert torch.equal(result, execute(program, x, y))
+
+
+@torch.inference_mode()
+def test_memory_is_used_again_within_a_tape_and_by_the_next(kernels: CpuKernels) -> None:
+    def deep(x: Tensor) -> Tensor:
+        for _ in range(50):
+            x = F.layer_norm(x * 2.0 + x, (4,))
+        return x
+
+    arena, (x, _) = Arena(), values(0)
+    record(lambda: deep(x), kernels, arena)
+    used = arena.num_bytes
+    assert used <= 10 * 64  # of 150 results of 48 bytes
+    record(lambda: deep(x), kernels, arena)
+    assert arena.num_bytes == used
+
+
+REFUSED: dict[str, Callable[[Tensor], Any]] = {
+    "a number is read": lambda x: x * x.sum().item(),
+    "a condition is read": lambda x: x if x.sum() > 0 else -x,
+    "places are looked for": lambda x: x.nonzero(),
+    "a mask chooses": lambda x: x[x > 0],
+    "chance": lambda x: torch.bernoulli(x.sigmoid()),
+    "dropout": lambda x: F.dropout(x, 0.5, training=True),
+    "a tensor grows": lambda x: x.clone().resize_(100, 100),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+@torch.inference_mode()
+def test_what_depends_on_more_than_shapes_is_refused(kernels: CpuKernels, name: str) -> None:
+    with pytest.raises(NotRepeatableError):
+        record(lambda: REFUSED[name](values(0)[0]), kernels)
+
+
+@torch.inference_mode()
+def test_what_only_the_program_had_is_kept(kernels: CpuKernels) -> None:
+    x, _ = values(0)
+
+    def program() -> Tensor:
+        weight = torch.tensor([1.0, 2.0, 3.0, 4.0])  # known to nobody but the kernel's call
+        return kernels.rms_norm(x, weight, 1e-5)
+
+    tape, result = record(program, kernels)
+    expected = result.clone()
+    gc.collect()
+    others = [torch.full((4,), 7.0) for _ in range(100)]
+    tape.play()
+    assert torch.equal(result, expected)
+    del others
+
+
+def test_a_kernel_without_memory_ends_a_tape_with_an_error(kernels: CpuKernels) -> None:
+    calls: list[Call] = []
+    x, packed = torch.ones(1, 4), kernels.pack_weight(SQUARE)
+    with listening(calls.append):
+        y = kernels.linear(x, packed, None, 4)
+    (call,) = calls
+    endless = (*call.arguments[:6], 2**50, call.arguments[7])  # so much scratch nobody has
+    with pytest.raises(MemoryError, match="linear"):
+        call.kernel(*endless)
+    with pytest.raises(MemoryError):
+        kernels.program([call, Call(call.kernel, endless)]).run()
+    assert torch.equal(y, kernels.linear(x, packed, None, 4))
+
+
+def test_nobody_listens_when_nobody_records(kernels: CpuKernels) -> None:
+    calls: list[Call] = []
+    with listening(calls.append):
+        kernels.rms_norm(KEPT, WEIGHT, 1e-5)
+    kernels.rms_norm(KEPT, WEIGHT, 1e-5)
+    assert len(calls) == 1
