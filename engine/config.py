@@ -32,8 +32,8 @@ class EngineConfig:
         max_num_seqs: sequences running at a time at most.
         run_ahead: whether a step is launched before the tokens of the one before are known; None
             does so on a GPU, where the device would wait otherwise.
-        graph_sizes: batch sizes for which decode steps are recorded on a GPU. A CPU records steps of
-            any shape up to the largest of these, 64 tokens at most. None records none.
+        graph_sizes: batch sizes for which decode steps are recorded on a GPU; a CPU records all
+            steps up to the largest of these, 64 tokens at most. None records none.
         speculate: guessed tokens per sequence and step at most; 0 guesses nothing.
         memory_fraction: share of the device's memory that may be used, 0 … 1.
         num_threads: CPU threads of the model; None takes all cores.
