@@ -12,15 +12,20 @@ All tokens of a step stand in one row, sequence after sequence, whatever phase e
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .scheduler import ScheduledBatch
 from .sequence import Sequence
 from .transfer import upload
+
+_ALIGNMENT = 64  # bytes
+_FORMATS = {np.dtype(np.int64): torch.int64, np.dtype(np.int32): torch.int32}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,28 +83,45 @@ def pack(
     `promised_ids` int64 [rows of the last step], on the device: the tokens that sequences were
     promised and the host does not know yet.
     """
-    counts = np.fromiter(batch.num_tokens.values(), dtype=np.int64)
-    starts = np.concatenate([[0], np.cumsum(counts)])
-    computed = np.array([s.num_computed_tokens for s in batch.num_tokens], dtype=np.int64)
-    tables = _block_tables(list(batch.num_tokens))
-    owners = np.repeat(np.arange(len(counts)), counts)
-    positions = np.arange(starts[-1]) - np.repeat(starts[:-1] - computed, counts)
-    slots = tables[owners, positions // block_size].astype(np.int64) * block_size
-    rows, sampled, prompt_rows = _logits_rows(batch, starts)
-    input_ids = upload(_input_ids(batch), device)
+    input_ids: list[int] = []
+    positions: list[int] = []
+    slots: list[int] = []
+    starts, contexts = [0], []
+    for sequence, num_tokens in batch.num_tokens.items():
+        first, table = sequence.num_computed_tokens, sequence.block_table
+        end = first + num_tokens
+        input_ids += sequence.token_ids[first:end]
+        input_ids += sequence.draft_ids
+        positions += range(first, end)
+        slots += [table[p // block_size] * block_size + p % block_size for p in range(first, end)]
+        starts.append(starts[-1] + num_tokens)
+        contexts.append(end)
+    rows, sampled, prompt_rows = _logits_rows(batch)
+    ids, *tensors = _together(
+        [
+            np.array(input_ids, dtype=np.int64),
+            np.array(positions, dtype=np.int64),
+            np.array(slots, dtype=np.int64),
+            np.array(rows, dtype=np.int64),
+            _block_tables(batch),
+            np.array(starts, dtype=np.int32),
+            np.array(contexts, dtype=np.int32),
+        ],
+        device,
+    )
     if promised_ids is not None:
-        promised = promised_ids[(-1 - input_ids).clamp(min=0)]  # see `Sequence.promise`
-        input_ids = torch.where(input_ids < 0, promised, input_ids)
+        promised = promised_ids[(-1 - ids).clamp(min=0)]  # see `Sequence.promise`
+        ids = torch.where(ids < 0, promised, ids)
     return ModelInput(
-        input_ids=input_ids,
-        positions=upload(positions, device),
+        input_ids=ids,
+        positions=tensors[0],
         attention=AttentionInput(
-            slot_mapping=upload(slots + positions % block_size, device, torch.int64),
-            block_tables=upload(tables, device, torch.int32),
-            query_start_loc=upload(starts, device, torch.int32),
-            context_lens=upload(computed + counts, device, torch.int32),
+            slot_mapping=tensors[1],
+            block_tables=tensors[3],
+            query_start_loc=tensors[4],
+            context_lens=tensors[5],
         ),
-        logits_rows=upload(rows, device, torch.int64),
+        logits_rows=tensors[2],
         sampled=sampled,
         prompt_rows=prompt_rows,
     )
@@ -140,38 +162,50 @@ def copy_rows(rows: ModelInput, batch: ModelInput) -> None:
     target.block_tables[:num_seqs, :num_blocks].copy_(source.block_tables)
 
 
-def _input_ids(batch: ScheduledBatch) -> np.ndarray:
-    ids: list[int] = []
-    for sequence, num_tokens in batch.num_tokens.items():
-        start = sequence.num_computed_tokens
-        ids += sequence.token_ids[start : start + num_tokens]
-        ids += sequence.draft_ids
-    return np.array(ids, dtype=np.int64)
-
-
-def _block_tables(sequences: list[Sequence]) -> np.ndarray:
-    tables = np.zeros((len(sequences), max(len(s.block_table) for s in sequences)), dtype=np.int32)
-    for row, sequence in zip(tables, sequences, strict=True):
-        row[: len(sequence.block_table)] = sequence.block_table
-    return tables
+def _block_tables(batch: ScheduledBatch) -> NDArray[np.int32]:
+    tables = [sequence.block_table for sequence in batch.num_tokens]
+    padded = np.zeros((len(tables), max(map(len, tables))), dtype=np.int32)
+    for row, table in zip(padded, tables, strict=True):
+        row[: len(table)] = table
+    return padded
 
 
 def _logits_rows(
-    batch: ScheduledBatch, starts: np.ndarray
-) -> tuple[np.ndarray, dict[Sequence, range], list[PromptRows]]:
+    batch: ScheduledBatch,
+) -> tuple[list[int], dict[Sequence, range], list[PromptRows]]:
     rows: list[int] = []
     sampled: dict[Sequence, range] = {}
     prompt_rows: list[PromptRows] = []
-    for (sequence, num_tokens), start in zip(batch.num_tokens.items(), starts, strict=False):
+    start = 0
+    for sequence, num_tokens in batch.num_tokens.items():
         first = sequence.num_computed_tokens
         end = first + num_tokens
         if sequence.request.prompt_logprobs and first < sequence.num_prompt_tokens:
             targets = sequence.token_ids[first + 1 : min(end + 1, sequence.num_prompt_tokens)]
             prompt_rows.append(PromptRows(sequence, len(rows), targets))
-            rows += range(int(start), int(start) + len(targets))
+            rows += range(start, start + len(targets))
         num_drafts = len(sequence.draft_ids)
         if end == sequence.num_tokens + num_drafts:
             sampled[sequence] = range(len(rows), len(rows) + 1 + num_drafts)
-            last = int(start) + num_tokens - 1
-            rows += range(last - num_drafts, last + 1)
-    return np.array(rows, dtype=np.int64), sampled, prompt_rows
+            rows += range(start + num_tokens - 1 - num_drafts, start + num_tokens)
+        start += num_tokens
+    return rows, sampled, prompt_rows
+
+
+def _together(
+    arrays: list[NDArray[np.int64] | NDArray[np.int32]], device: torch.device
+) -> list[Tensor]:
+    """The arrays on the device, brought there by one copy.
+
+    Each begins at a multiple of the longest vector that kernels load: Triton compiles others anew.
+    """
+    sizes = [-(-array.nbytes // _ALIGNMENT) * _ALIGNMENT for array in arrays]
+    buffer = np.empty(sum(sizes), dtype=np.uint8)
+    starts = [*itertools.accumulate(sizes, initial=0)]
+    for array, start in zip(arrays, starts, strict=False):
+        buffer[start : start + array.nbytes].view(array.dtype)[:] = array.ravel()
+    uploaded = upload(buffer, device)
+    return [
+        uploaded[start : start + array.nbytes].view(_FORMATS[array.dtype]).view(array.shape)
+        for array, start in zip(arrays, starts, strict=False)
+    ]

@@ -32,14 +32,17 @@ class SampledTokens:
         ids: Tensor,
         logprobs: Tensor,
         tops: list[int],
-        top_ids: Tensor,
-        top_logprobs: Tensor,
+        top_ids: Tensor | None = None,
+        top_logprobs: Tensor | None = None,
     ) -> None:
         self.ids = ids
         self._tops = tops
-        self._num_top = top_ids.shape[1]
+        self._num_top = 0
+        columns = [ids.unsqueeze(1), logprobs.unsqueeze(1)]
+        if top_ids is not None and top_logprobs is not None:
+            self._num_top = top_ids.shape[1]
+            columns += [top_ids, top_logprobs]
         # One copy for everything; float64 carries ids and log-probabilities exactly.
-        columns = [ids.unsqueeze(1), logprobs.unsqueeze(1), top_ids, top_logprobs]
         self._packed = Download(torch.cat([part.double() for part in columns], dim=1))
 
     def wait(self) -> list[Token]:
@@ -72,12 +75,16 @@ def sample(
         watermark.apply(logits, sequences)
     scores = logits_processing.process(logits, sequences, masks)
     largest, ids, norms = row_statistics(scores)
-    ids = _draw_where_asked(ids, scores, largest, norms, sequences)
-    # The likeliest comes to 0 before the norm goes off, which keeps log-probabilities near 0 exact.
-    logprobs = scores.gather(1, ids.unsqueeze(1)).squeeze(1) - largest - norms
+    if any(sequence.request.sampling.do_sample for sequence in sequences):
+        ids = _draw_where_asked(ids, scores, largest, norms, sequences)
+        # The likeliest comes to 0 before the norm goes off, which keeps small values exact.
+        logprobs = scores.gather(1, ids.unsqueeze(1)).squeeze(1) - largest - norms
+    else:
+        logprobs = 0.0 - norms
     tops = [sequence.request.sampling.top_n_tokens for sequence in sequences]
-    num_top = min(max(tops) + _MAX_TIES, scores.shape[1]) if any(tops) else 0
-    values, top_ids = torch.topk(scores, num_top)
+    if not any(tops):
+        return SampledTokens(ids, logprobs, tops)
+    values, top_ids = torch.topk(scores, min(max(tops) + _MAX_TIES, scores.shape[1]))
     values = values - largest.unsqueeze(1) - norms.unsqueeze(1)
     return SampledTokens(ids, logprobs, tops, top_ids, values)
 
@@ -93,8 +100,6 @@ def _draw_where_asked(
 ) -> Tensor:
     """Int64 [num_rows]: the likeliest token, or where sampling is on the one drawn."""
     rows = [row for row, seq in enumerate(sequences) if seq.request.sampling.do_sample]
-    if not rows:
-        return ids
     seeds = [to_signed(sequences[row].request.sampling.seed) for row in rows]
     positions = [sequences[row].num_tokens for row in rows]
     device = scores.device

@@ -29,6 +29,7 @@ _UNREPEATABLE = {
     torch.Tag.nondeterministic_seeded,
 }
 _EMPTY = ("aten::empty", "aten::new_empty")  # also empty_like, empty_strided
+_COPIES = {"aten::to", "aten::_to_copy", "aten::clone", "aten::contiguous", "aten::float"}
 
 _aten = torch.ops.aten
 
@@ -163,8 +164,8 @@ class TapeRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """
         operation = _Operation(op, args, kwargs or {})
         operation.check()
-        if operation.is_plain_addition:
-            return self._add(*args)
+        if not kwargs and (taken := self._in_a_kernel(op, args)) is not None:
+            return taken
         inputs = {_address(tensor) for tensor in operation.inputs}
         result = op(*args, **operation.kwargs)
         if torch.Tag.inplace_view in op.tags:  # it does something to Python's object only
@@ -186,11 +187,32 @@ class TapeRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._parts.append(operation.into(targets, constants))
         return kept
 
-    def _add(self, a: Tensor, b: Tensor) -> Tensor:
-        """The residual connections: what torch needs to find out takes longer than to add."""
-        total = self._arena.like(a)
-        self._kernels.add(a, b, total)
-        return total
+    def _in_a_kernel(self, op: OpOverload, args: tuple[Any, ...]) -> Tensor | None:
+        """Computes what is small and in every model, if it is that.
+
+        It takes torch longer to find out what to do than to do it.
+        """
+        if op is _aten.add.Tensor and len(args) == 2 and all(map(_is_plain, args)):
+            a, b = args
+            if a.shape == b.shape:
+                total = self._arena.like(a)
+                self._kernels.add(a, b, total)
+                return total
+        if op is _aten.embedding.default and _is_plain(args[0]):
+            return self._taken(args[0], args[1])
+        if op is _aten.index.Tensor and _is_plain(args[0]) and args[0].dim() == 3:
+            x, index = args
+            if len(x) == 1 and len(index) == 2 and index[0] is None and index[1].dim() == 1:
+                return self._taken(x[0], index[1].unsqueeze(0))
+        return None
+
+    def _taken(self, x: Tensor, index: Tensor) -> Tensor | None:
+        """Rows of x [N, width]: [..., width] for an index [...]."""
+        if index.dtype is not torch.int64 or not index.is_contiguous():
+            return None
+        rows = self._arena.like(x.new_empty(*index.shape, x.shape[1]))
+        self._kernels.take_rows(x, index.view(-1), rows.view(-1, x.shape[1]))
+        return rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,16 +232,6 @@ class _Operation:
         """Whether it changes one of its arguments."""
         return bool(self.op._schema.is_mutable)
 
-    @property
-    def is_plain_addition(self) -> bool:
-        """Whether it is one of two tensors that lie alike."""
-        if self.op is not _aten.add.Tensor or len(self.inputs) != 2 or self.kwargs:
-            return False
-        a, b = self.inputs
-        return a.shape == b.shape and all(
-            x.dtype is torch.float32 and x.is_contiguous() for x in (a, b)
-        )
-
     def check(self) -> None:
         """Refuses what may come out differently."""
         has_mask = any(tensor.dtype is torch.bool for tensor in self.inputs)
@@ -238,8 +250,9 @@ class _Operation:
     def into(self, targets: list[Tensor], constants: list[Tensor] | None) -> Callable[[], object]:
         """Does it and leaves the results in `targets`; what has no inputs is copied from before."""
         op, (args, kwargs) = self.op, self._twins()
-        out = _out_variant(op)
-        if constants is None and out is not None:
+        if op._schema.name in _COPIES:
+            return lambda: targets[0].copy_(args[0])
+        if constants is None and (out := _out_variant(op)) is not None:
             return lambda: out(*args, **kwargs, out=targets[0])
 
         def run() -> None:
@@ -276,6 +289,11 @@ def _out_variant(op: OpOverload) -> OpOverload | None:
 
 def _tensors(tree: Any) -> Iterator[Tensor]:
     return (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether our kernels can read it."""
+    return isinstance(value, Tensor) and value.dtype is torch.float32 and value.is_contiguous()
 
 
 def _address(tensor: Tensor) -> int:

@@ -729,6 +729,20 @@ EXPORT int tw_rms_norm(const float *x, const float *weight, float *y, int64_t ro
     return 0;
 }
 
+/* y[i] = x[index[i]], rows of `width` numbers. Returns 0, or -2 if there is no such row. */
+EXPORT int tw_take_rows(const float *x, int64_t row_stride, int64_t num_rows, const int64_t *index,
+                        float *y, int64_t n, int64_t width, int num_threads) {
+    for (int64_t i = 0; i < n; i++)
+        if (index[i] < 0 || index[i] >= num_rows) return -2;
+    if (n * width < SERIAL_WORK) num_threads = 1;
+    PARALLEL {
+        int64_t workers = num_workers(), id = thread_id();
+        for (int64_t i = n * id / workers; i < n * (id + 1) / workers; i++)
+            memcpy(y + i * width, x + index[i] * row_stride, (size_t)width * sizeof(float));
+    }
+    return 0;
+}
+
 /* y = a + b, n numbers each */
 EXPORT int tw_add(const float *a, const float *b, float *y, int64_t n, int num_threads) {
     if (n < SERIAL_WORK) num_threads = 1;
@@ -1368,6 +1382,7 @@ typedef struct {
 
 PLAYER(linear, P(0), P(1), P(2), P(3), I(4), I(5), I(6), I(7))
 PLAYER(int8_linear, P(0), P(1), P(2), P(3), P(4), P(5), I(6), I(7), I(8), I(9))
+PLAYER(take_rows, P(0), I(1), I(2), P(3), P(4), I(5), I(6), I(7))
 PLAYER(add, P(0), P(1), P(2), I(3), I(4))
 PLAYER(rms_norm, P(0), P(1), P(2), I(3), I(4), F(5), F(6), I(7))
 PLAYER(silu_and_mul, P(0), I(1), P(2), I(3), P(4), I(5), I(6), I(7))
@@ -1380,9 +1395,9 @@ PLAYER(paged_attention, P(0), P(1), I(2), I(3), P(4), P(5), I(6), I(7), I(8), P(
 
 EXPORT int tw_max_arguments(void) { return MAX_ARGUMENTS; }
 
-/* Makes the calls in order. Returns 0, or -1 at the first that is out of memory. */
+/* Makes the calls in order. Returns 0, or what the first that failed returned. */
 EXPORT int tw_play(const Call *calls, int64_t n) {
-    for (int64_t i = 0; i < n; i++)
-        if (calls[i].player(calls[i].arguments)) return -1;
-    return 0;
+    int status = 0;
+    for (int64_t i = 0; i < n && !status; i++) status = calls[i].player(calls[i].arguments);
+    return status;
 }

@@ -39,6 +39,7 @@ _KERNELS: dict[str, Types] = {
     "linear": (POINTER, POINTER, POINTER, POINTER, SIZE, SIZE, SIZE, INT),
     "int8_linear": (*[POINTER] * 6, SIZE, SIZE, SIZE, INT),
     "row_statistics": (POINTER, SIZE, SIZE, SIZE, POINTER, POINTER, POINTER, INT),
+    "take_rows": (POINTER, SIZE, SIZE, POINTER, POINTER, SIZE, SIZE, INT),
     "add": (POINTER, POINTER, POINTER, SIZE, INT),
     "rms_norm": (POINTER, POINTER, POINTER, SIZE, SIZE, FLOAT, FLOAT, INT),
     "silu_and_mul": (POINTER, SIZE, POINTER, SIZE, POINTER, SIZE, SIZE, INT),
@@ -101,6 +102,7 @@ class CpuKernels:
         self._attention = kernels["paged_attention"]
         self._rotate_query = kernels["rotate_query"]
         self._rotate_write_kv = kernels["rotate_write_kv"]
+        self._take_rows = kernels["take_rows"]
         self._add = kernels["add"]
         self._rms_norm = kernels["rms_norm"]
         self._silu_and_mul = kernels["silu_and_mul"]
@@ -278,6 +280,25 @@ class CpuKernels:
             torch.get_num_threads(),
         )
         return output
+
+    def take_rows(self, x: Tensor, index: Tensor, output: Tensor) -> None:
+        """Write the rows of x [N, width] that are named by int64 [n] into output [n, width].
+
+        Raises:
+            IndexError: there is no such row.
+        """
+        if x.dtype != torch.float32 or x.stride(1) != 1 or output.shape != (len(index), x.shape[1]):
+            raise ValueError("expected fp32 rows, and room for as many as there are indices")
+        self._take_rows(
+            x.data_ptr(),
+            x.stride(0),
+            len(x),
+            _flat(index, torch.int64),
+            _flat(output, torch.float32),
+            len(index),
+            x.shape[1],
+            torch.get_num_threads(),
+        )
 
     def add(self, a: Tensor, b: Tensor, output: Tensor) -> None:
         """Write a + b into output; all three fp32 of one shape, contiguous."""

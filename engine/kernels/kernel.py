@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 POINTER, SIZE, INT, FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 _FIELDS: dict[type[Any], str] = {POINTER: "p", SIZE: "i", INT: "i", FLOAT: "f"}
-_MAX_ARGUMENTS = 24  # as in cpu.c
+_MAX_ARGUMENTS = 24  # as in cpu.c, and so is the next
+_NO_MEMORY = -1
 
 Types = tuple[type[Any], ...]
 
@@ -40,7 +41,7 @@ def listening(listener: Callable[[Call], None]) -> Iterator[None]:
 
 
 class Kernel:
-    """A function of the library that may be out of memory, and does nothing else wrong.
+    """A function of the library that says whether it succeeded.
 
     Args:
         library: made by `build.py`.
@@ -62,11 +63,11 @@ class Kernel:
 
         Raises:
             MemoryError: there was none for its scratch.
+            IndexError: it was told to take what is not there.
         """
         if (listener := _listener.get()) is not None:
             listener(Call(self, arguments))
-        if self._function(*arguments):
-            raise MemoryError(f"{self.name}: out of memory")
+        _check(self._function(*arguments), self.name)
 
 
 class _Argument(ctypes.Union):
@@ -95,10 +96,17 @@ class Program:
         """Makes the calls.
 
         Raises:
-            MemoryError: one of them found none, and the others were not made.
+            MemoryError: as one of them, and those behind it were not made.
+            IndexError: likewise.
         """
-        if self._play(self._calls, len(self._calls)):
-            raise MemoryError("a kernel of a program is out of memory")
+        _check(self._play(self._calls, len(self._calls)), "a program")
+
+
+def _check(status: int, name: str) -> None:
+    if status == _NO_MEMORY:
+        raise MemoryError(f"{name} is out of memory")
+    if status:
+        raise IndexError(f"{name} was given an index out of range")
 
 
 def _converted(call: Call) -> _Call:
