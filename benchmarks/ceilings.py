@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 
@@ -30,19 +31,38 @@ def best_seconds(work: Callable[[], object], device: torch.device, repeats: int)
     return best
 
 
-@torch.inference_mode()
-def read_bandwidth(num_bytes: int, device: torch.device, repeats: int = 5) -> float:
-    """Bytes per second of reading a float32 buffer of this size once.
+class Reader:
+    """Reads a float32 buffer of a size again and again.
 
-    Both a sum and a matrix-vector product read everything and write next to nothing; whichever the
-    library does better counts.
+    A machine's memory may be twice as fast in one second as in the next: who is compared with it
+    has to take turns with it.
+
+    Args:
+        num_bytes: of the buffer.
+        device: where it is.
     """
-    columns = 4096
-    matrix = torch.ones(max(1, num_bytes // (4 * columns)), columns, device=device)
-    vector = torch.ones(columns, device=device)
-    by_sum = best_seconds(matrix.sum, device, repeats)
-    by_product = best_seconds(lambda: torch.mv(matrix, vector), device, repeats)
-    return matrix.nbytes / min(by_sum, by_product)
+
+    @torch.inference_mode()
+    def __init__(self, num_bytes: int, device: torch.device) -> None:
+        columns = 4096
+        self._device = device
+        self._matrix = torch.ones(max(1, num_bytes // (4 * columns)), columns, device=device)
+        vector = torch.ones(columns, device=device)
+        # Both read everything and write next to nothing; whichever the library does better counts.
+        by_sum, by_product = self._matrix.sum, partial(torch.mv, self._matrix, vector)
+        self._read = min(by_sum, by_product, key=lambda work: best_seconds(work, device, 3))
+
+    @torch.inference_mode()
+    def bandwidth(self, repeats: int = 1) -> float:
+        """Bytes per second of the fastest of so many times."""
+        return self._matrix.nbytes / min(self._seconds() for _ in range(repeats))
+
+    def _seconds(self) -> float:
+        synchronise(self._device)
+        started = time.perf_counter()
+        self._read()
+        synchronise(self._device)
+        return time.perf_counter() - started
 
 
 @torch.inference_mode()

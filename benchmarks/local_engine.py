@@ -29,6 +29,11 @@ class Step:
         """How long it took, publishing included."""
         return self.ended - self.started
 
+    def is_decode(self, batch: int) -> bool:
+        """Whether exactly so many sequences got a token and no prompt was computed."""
+        output = self.output
+        return output.num_scheduled_tokens == batch and not output.num_prefill_tokens
+
 
 @dataclass(slots=True)
 class Run:
@@ -51,12 +56,8 @@ class Run:
         return sum(map(len, self.tokens.values()))
 
     def decode_steps(self, batch: int) -> list[Step]:
-        """The steps in which exactly so many sequences got a token and no prompt was computed."""
-        return [
-            step
-            for step in self.steps
-            if step.output.num_scheduled_tokens == batch and not step.output.num_prefill_tokens
-        ]
+        """The steps that are decoding of so many sequences."""
+        return [step for step in self.steps if step.is_decode(batch)]
 
 
 class LocalEngine:

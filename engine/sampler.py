@@ -49,7 +49,7 @@ class SampledTokens:
         """One token per row. A row whose logits are not numbers has a NaN for a log-probability."""
         k = self._num_top
         return [
-            Token(int(row[0]), row[1], _top(row[2 : 2 + k], row[2 + k :], wanted))
+            Token(int(row[0]), row[1] + 0.0, _top(row[2 : 2 + k], row[2 + k :], wanted))  # no -0.0
             for row, wanted in zip(self._packed.wait().tolist(), self._tops, strict=True)
         ]
 
@@ -80,7 +80,7 @@ def sample(
         # The likeliest comes to 0 before the norm goes off, which keeps small values exact.
         logprobs = scores.gather(1, ids.unsqueeze(1)).squeeze(1) - largest - norms
     else:
-        logprobs = 0.0 - norms
+        logprobs = -norms
     tops = [sequence.request.sampling.top_n_tokens for sequence in sequences]
     if not any(tops):
         return SampledTokens(ids, logprobs, tops)

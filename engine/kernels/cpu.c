@@ -1270,25 +1270,29 @@ static void finish_row(const Attention *a, const Tile *t, int64_t r, const float
     for (int64_t i = 0; i < d; i++) out[i] = values[i] * factor;
 }
 
-static void run_item(const Attention *a, const Plan *plan, Worker *w, int64_t index) {
-    Item item = plan->items[index];
-    const Tile *t = plan->tiles + item.tile;
+/* The last of the items that nobody has taken, or NULL: later tiles of a sequence see more and go
+ * first. */
+static const Item *take_item(const Plan *plan, atomic_int_fast64_t *taken) {
+    int64_t i = atomic_fetch_add_explicit(taken, 1, memory_order_relaxed);
+    return i < plan->num_items ? plan->items + plan->num_items - 1 - i : NULL;
+}
+
+static Range item_range(const Plan *plan, const Item *item) {
+    const Tile *t = plan->tiles + item->tile;
+    int64_t from = t->low + item->split * t->split;
+    return (Range){from, min64(t->high, from + t->split)};
+}
+
+static void find_first_rows(const Attention *a, const Plan *plan, const Item *item, Worker *w) {
+    Range r = item_range(plan, item);
+    find_rows(a, plan->tiles + item->tile, r.from, min64(TILE, r.to - r.from), w);
+}
+
+/* What an item has found: into the output, or aside to be merged. */
+static void finish_item(const Attention *a, const Plan *plan, const Worker *w, const Item *item) {
+    const Tile *t = plan->tiles + item->tile;
     int64_t rows = t->count * group(a), width = padded(a->head_size);
-    int64_t from = t->low + item.split * t->split;
-    int64_t to = min64(t->high, from + t->split);
-    load_queries(a, t, w);
-    int64_t n = min64(TILE, to - from);
-    find_rows(a, t, from, n, w);
-    prefetch_rows(w->next_keys, n, a->head_size);
-    while (n > 0) {
-        int64_t after = from + n, num_next = min64(TILE, to - after);
-        advance(a, n, w);
-        find_rows(a, t, after, num_next, w);
-        attend(a, t, w, from, n);
-        from = after;
-        n = num_next;
-    }
-    float *partial = plan->partials + t->partial + item.split * partial_size(a, rows);
+    float *partial = plan->partials + t->partial + item->split * partial_size(a, rows);
     for (int64_t r = 0; r < rows; r++) {
         const float *values = w->values + r * DLD;
         if (t->num_splits == 1) {
@@ -1299,6 +1303,34 @@ static void run_item(const Attention *a, const Plan *plan, Worker *w, int64_t in
         to_row[0] = w->top[r];
         to_row[1] = w->sum[r];
         memcpy(to_row + 2, values, (size_t)width * sizeof(float));
+    }
+}
+
+/* Works until no item is left. The next one is taken at the last run of positions of the one before:
+ * few rows wait for memory, and so its first keys are on their way. */
+static void run_items(const Attention *a, const Plan *plan, Worker *w,
+                      atomic_int_fast64_t *taken) {
+    const Item *item = take_item(plan, taken), *next;
+    if (item) find_first_rows(a, plan, item, w);
+    for (; item; item = next) {
+        const Tile *t = plan->tiles + item->tile;
+        Range r = item_range(plan, item);
+        load_queries(a, t, w);
+        int64_t from = r.from, n = min64(TILE, r.to - from);
+        prefetch_rows(w->next_keys, n, a->head_size);
+        do {
+            int64_t after = from + n, num_next = min64(TILE, r.to - after);
+            advance(a, n, w);
+            next = num_next > 0 ? item : take_item(plan, taken);
+            if (next && next != item)
+                find_first_rows(a, plan, next, w);
+            else
+                find_rows(a, t, after, num_next, w);
+            if (n > 0) attend(a, t, w, from, n);
+            from = after;
+            n = num_next;
+        } while (n > 0);
+        finish_item(a, plan, w, item);
     }
 }
 
@@ -1340,13 +1372,10 @@ EXPORT int tw_paged_attention(float *out, const float *query, int64_t query_toke
     atomic_int_fast64_t next_item = 0, next_tile = 0;
     PARALLEL {
         Worker *w = make_worker(&a, &plan);
-        int64_t i;
-        /* from the end: the later tiles of a sequence see more and go first */
-        while ((i = atomic_fetch_add_explicit(&next_item, 1, memory_order_relaxed)) <
-               plan.num_items)
-            run_item(&a, &plan, w, plan.num_items - 1 - i);
+        run_items(&a, &plan, w, &next_item);
         if (plan.num_partials) {
             BARRIER
+            int64_t i;
             while ((i = atomic_fetch_add_explicit(&next_tile, 1, memory_order_relaxed)) <
                    plan.num_tiles)
                 if (plan.tiles[i].num_splits > 1) merge_splits(&a, &plan, w, i);
