@@ -9,6 +9,8 @@ from dataclasses import dataclass
 
 from benchmarks.random_model import VOCAB_SIZE, prompt
 
+_SALTS = itertools.count()
+
 
 @dataclass(frozen=True, slots=True)
 class Item:
@@ -22,7 +24,8 @@ class Load:
     """Makes items whose lengths are the same every time and whose prompts nobody has seen.
 
     Lengths are spread evenly over a range, in an order that a fixed seed decides; a single item has
-    the middle of it. Prompts are numbered through, so that no prefix cache helps.
+    the middle of it. Prompts are numbered through, those of all loads, so that no prefix cache
+    helps.
 
     Args:
         prompt_tokens: the shortest and the longest prompt.
@@ -39,7 +42,6 @@ class Load:
         self.prompt_tokens = prompt_tokens
         self.new_tokens = new_tokens
         self._vocab_size = vocab_size
-        self._salts = itertools.count()
 
     def items(self, count: int) -> list[Item]:
         """As many items, with new prompts."""
@@ -48,7 +50,7 @@ class Load:
         shuffle(prompts)
         shuffle(answers)
         return [
-            Item(prompt(length, next(self._salts), self._vocab_size), new_tokens)
+            Item(prompt(length, next(_SALTS), self._vocab_size), new_tokens)
             for length, new_tokens in zip(prompts, answers, strict=True)
         ]
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+
 import torch
 from torch import Tensor
 
 from .kernels import cpu as cpu_kernels
 
+Statistics = tuple[Tensor, Tensor, Tensor]
 
-def row_statistics(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+
+def row_statistics(scores: Tensor) -> Statistics:
     """The largest score of each row, where it stands, and the row's log-sum-exp above it.
 
     Args:
@@ -18,8 +23,24 @@ def row_statistics(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         Float32 [num_rows], int64 [num_rows] (the first of equals), float32 [num_rows]. In a row
         with a NaN the last is a NaN.
     """
-    kernels = cpu_kernels.load() if scores.device.type == "cpu" else None
-    if kernels is not None:  # one pass over the vocabulary instead of four
-        return kernels.row_statistics(scores)
+    kernel = _kernel(scores.device.type)
+    return in_torch(scores) if kernel is None else kernel(scores)
+
+
+def in_torch(scores: Tensor) -> Statistics:
+    """The same in four passes over the vocabulary, where there is no kernel for it."""
     largest, ids = scores.max(dim=-1)
     return largest, ids, torch.logsumexp(scores - largest.unsqueeze(1), dim=-1)
+
+
+@cache
+def _kernel(device: str) -> Callable[[Tensor], Statistics] | None:
+    if device == "cpu":
+        kernels = cpu_kernels.load()
+        return None if kernels is None else kernels.row_statistics
+    try:
+        # Not at the top: Triton is large, and of no use on a CPU.
+        from .kernels.triton_sampling import row_statistics as in_triton
+    except ImportError:
+        return None
+    return in_triton

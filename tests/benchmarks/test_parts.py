@@ -28,6 +28,11 @@ def test_lengths_are_the_same_every_time_and_prompts_are_not() -> None:
     )
 
 
+def test_two_loads_have_no_prompt_in_common() -> None:
+    first, second = uniform(40, 2), uniform(24, 2)
+    assert first.items(1)[0].prompt[:8] != second.items(1)[0].prompt[:8]
+
+
 def test_lengths_cover_their_range() -> None:
     items = Load((10, 50), (2, 9)).items(5)
     assert sorted(len(item.prompt) for item in items) == [10, 20, 30, 40, 50]

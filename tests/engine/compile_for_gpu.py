@@ -18,7 +18,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from engine.kernels import triton_elementwise, triton_paged, triton_store
+from engine.kernels import triton_elementwise, triton_paged, triton_sampling, triton_store
 from engine.kernels.triton_attention import TritonAttention
 from engine.kv_cache import KVCache, LayerShape
 
@@ -33,7 +33,7 @@ _TYPES = {
 
 KERNELS = {
     (module, name): kernel
-    for module in (triton_elementwise, triton_paged, triton_store)
+    for module in (triton_elementwise, triton_paged, triton_sampling, triton_store)
     for name, kernel in vars(module).items()
     if isinstance(kernel, triton.JITFunction) and not name.startswith("_")
 }
@@ -95,6 +95,7 @@ def compile_all(capability: int, cache_dtype: torch.dtype) -> None:
         )
     for activation in triton_elementwise.ACTIVATIONS:
         triton_elementwise.gated(states, activation=activation)
+    triton_sampling.row_statistics(torch.zeros(2, 128_256))
 
 
 if __name__ == "__main__":

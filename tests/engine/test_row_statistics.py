@@ -6,15 +6,18 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from engine.row_statistics import Statistics, in_torch
 from tests.engine.native import TARGETS, kernels_for
 
 NAN, INF = math.nan, math.inf
+WAYS = [*TARGETS, "triton", "torch"]
 
 
 @contextmanager
@@ -33,15 +36,23 @@ def expected(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return top, scores.argmax(dim=-1), norm
 
 
-def check(target: str, scores: Tensor) -> None:
-    for got, wanted in zip(
-        kernels_for(target).row_statistics(scores), expected(scores), strict=True
-    ):
+def compute(way: str, scores: Tensor) -> Statistics:
+    if way == "torch":
+        return in_torch(scores)
+    if way == "triton":
+        module = pytest.importorskip("engine.kernels.triton_sampling")
+        with np.errstate(over="ignore"):  # of the interpreter; a GPU has no warnings
+            return module.row_statistics(scores)  # type: ignore[no-any-return]
+    return kernels_for(way).row_statistics(scores)
+
+
+def check(way: str, scores: Tensor) -> None:
+    for got, wanted in zip(compute(way, scores), expected(scores), strict=True):
         assert got.dtype == wanted.dtype
         torch.testing.assert_close(got, wanted, atol=3e-6, rtol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("way", WAYS)
 @settings(max_examples=60)
 @given(
     rows=st.integers(0, 5),
@@ -54,7 +65,7 @@ def check(target: str, scores: Tensor) -> None:
     seed=st.integers(0, 2**16),
 )
 def test_are_those_of_torch(
-    target: str,
+    way: str,
     rows: int,
     width: int,
     spread: float,
@@ -66,12 +77,12 @@ def test_are_those_of_torch(
     for row, column, value in special:
         if row < rows:
             scores[row, column % width] = value
-    check(target, scores)
+    check(way, scores)
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("width", [1, 17, 5000])
-def test_of_rows_without_a_finite_maximum(target: str, width: int) -> None:
+def test_of_rows_without_a_finite_maximum(way: str, width: int) -> None:
     rows = [
         torch.full((width,), -INF),
         torch.full((width,), INF),
@@ -80,13 +91,14 @@ def test_of_rows_without_a_finite_maximum(target: str, width: int) -> None:
         torch.full((width,), INF).index_fill(0, torch.tensor([width // 2]), NAN),
         torch.full((width,), -3e38).index_fill(0, torch.tensor([width - 1]), 3e38),
     ]
-    check(target, torch.stack(rows))
+    check(way, torch.stack(rows))
 
 
-def test_of_one_token_that_is_allowed_are_exact() -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_of_one_token_that_is_allowed_are_exact(way: str) -> None:
     scores = torch.full((1, 32_000), -INF)
     scores[0, 31_999] = -7.5
-    top, argmax, norm = kernels_for("whole").row_statistics(scores)
+    top, argmax, norm = compute(way, scores)
     assert (top.item(), argmax.item(), norm.item()) == (-7.5, 31_999, 0.0)
 
 
@@ -103,13 +115,14 @@ def test_depend_on_the_row_alone(target: str) -> None:
                     assert torch.equal(part, whole[row : row + 1])
 
 
-def test_of_slices_of_wider_rows() -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_of_slices_of_wider_rows(way: str) -> None:
     wide = torch.randn(4, 10_000)
-    check("whole", wide[1:3, 77:9000])
+    check(way, wide[1:3, 77:9000])
 
 
-def test_refuse_what_cannot_be_read() -> None:
-    kernels = kernels_for("whole")
+@pytest.mark.parametrize("way", ["whole", "triton"])
+def test_refuse_what_cannot_be_read(way: str) -> None:
     for scores in (torch.randn(4, 8).t(), torch.randn(2, 8).double(), torch.empty(2, 0)):
         with pytest.raises(ValueError, match="fp32"):
-            kernels.row_statistics(scores)
+            compute(way, scores)

@@ -298,6 +298,7 @@ def test_compiles_for_gpus(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr
     sizes = [line.split() for line in ended.stdout.splitlines()]
     names = ["attend_splits", "attend_tiles", "merge_splits", "rotary_write_kv", "write_kv"]
+    names += ["merge_peaks", "slice_peaks"]
     names += 2 * ["gate_rows", "norm_rows"]  # in two variants
     assert sorted(name for name, _ in sizes) == sorted(2 * names)
     # What a block of threads may have on the smaller GPUs of this kind (8.6, 8.9): 99 KiB.
