@@ -58,3 +58,9 @@ def test_peers_compare_the_same_tokens() -> None:
 def test_speculation_changes_no_token() -> None:
     rows = last_line("benchmarks.speculation", "--rounds", "1")
     assert [row["text"] for row in rows] == ["repetitive"] * 2 + ["random"] * 2
+
+
+def test_quantised_weights_are_measured_at_every_batch() -> None:
+    rates = last_line("benchmarks.quantized", "--rounds", "1")["tokens_per_second"]
+    assert set(rates) == {"float32", "int8", "int4"}
+    assert all(set(found) == {"1", "8", "32"} for found in rates.values())

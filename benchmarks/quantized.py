@@ -1,0 +1,77 @@
+"""What weights of 8 and 4 bits earn while decoding, on this machine's CPU.
+
+One run, the same random 124 M Llama, the same requests; engines take turns, and of each the best
+round's median step counts. Random weights say nothing about what rounding costs in answers.
+
+    .venv/bin/python -m benchmarks.quantized
+
+The last line is one JSON document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from tqdm import tqdm
+
+from benchmarks import machine
+from benchmarks.load import uniform
+from benchmarks.local_engine import LocalEngine, median_seconds
+from benchmarks.random_model import llama_125m, save, shrunk
+from benchmarks.report import table
+from engine.config import EngineConfig
+
+FORMATS = (None, "int8", "int4")
+BATCHES = (1, 8, 32)
+
+
+def engine(folder: Path, quantize: str | None) -> LocalEngine:
+    """One with weights of this format."""
+    config = EngineConfig(
+        model_id=str(folder), socket_path=folder / "unused.sock", device="cpu", quantize=quantize
+    )
+    return LocalEngine.build(config)
+
+
+def measure(
+    engines: dict[str, LocalEngine], rounds: int, answer: int, vocab_size: int
+) -> dict[str, dict[int, float]]:
+    """Tokens per second of each format and batch."""
+    rates: dict[str, dict[int, float]] = {name: {} for name in engines}
+    load = uniform(answer, answer, vocab_size)
+    for _ in tqdm(range(rounds), desc="rounds", file=sys.stderr):
+        for batch in BATCHES:
+            for name, engine in engines.items():
+                steps = engine.run(load.items(batch)).decode_steps(batch)
+                rate = batch / median_seconds(steps)
+                rates[name][batch] = max(rates[name].get(batch, 0.0), rate)
+    return rates
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tiny", action="store_true", help="only to see that everything runs")
+    options = parser.parse_args()
+    config = shrunk(llama_125m()) if options.tiny else llama_125m()
+    with tempfile.TemporaryDirectory() as folder:
+        save(config, Path(folder))
+        engines = {name or "float32": engine(Path(folder), name) for name in FORMATS}
+    described = machine.describe()
+    rates = measure(engines, options.rounds, 8 if options.tiny else 48, config.vocab_size)
+    print(machine.line(described))
+    rows = [
+        [name, *(f"{rate:.0f} ({rate / rates['float32'][n]:.2f})" for n, rate in found.items())]
+        for name, found in rates.items()
+    ]
+    print(table(["tokens/s (times float32)", *map(str, BATCHES)], rows))
+    print(json.dumps({"machine": described, "tokens_per_second": rates}))
+
+
+if __name__ == "__main__":
+    main()
