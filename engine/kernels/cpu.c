@@ -1,5 +1,5 @@
 /* The CPU kernels: paged attention, KV scatter, linear layers over prepacked weights in fp32 and in
- * int8, statistics of score rows.
+ * int8, statistics of score rows; and lists of their calls.
  *
  * Plain C11 with GCC/Clang vector extensions; the vector width follows the compile target, nothing
  * here is written for one instruction set but dot4, which has a portable twin. Built and loaded by
@@ -729,16 +729,18 @@ EXPORT int tw_rms_norm(const float *x, const float *weight, float *y, int64_t ro
     return 0;
 }
 
-/* y[i] = x[index[i]], rows of `width` numbers. Returns 0, or -2 if there is no such row. */
+/* y[i] = x[index[i]], rows of `width` numbers; below zero counts from the end. Returns 0, or -2 if
+ * there is no such row. */
 EXPORT int tw_take_rows(const float *x, int64_t row_stride, int64_t num_rows, const int64_t *index,
                         float *y, int64_t n, int64_t width, int num_threads) {
     for (int64_t i = 0; i < n; i++)
-        if (index[i] < 0 || index[i] >= num_rows) return -2;
+        if (index[i] < -num_rows || index[i] >= num_rows) return -2;
     if (n * width < SERIAL_WORK) num_threads = 1;
     PARALLEL {
         int64_t workers = num_workers(), id = thread_id();
         for (int64_t i = n * id / workers; i < n * (id + 1) / workers; i++)
-            memcpy(y + i * width, x + index[i] * row_stride, (size_t)width * sizeof(float));
+            memcpy(y + i * width, x + (index[i] + (index[i] < 0) * num_rows) * row_stride,
+                   (size_t)width * sizeof(float));
     }
     return 0;
 }
@@ -1421,8 +1423,6 @@ PLAYER(rotate_write_kv, P(0), P(1), I(2), I(3), I(4), I(5), P(6), P(7), I(8), I(
        I(12), I(13), I(14), P(15), I(16), I(17), I(18), I(19), I(20))
 PLAYER(paged_attention, P(0), P(1), I(2), I(3), P(4), P(5), I(6), I(7), I(8), P(9), I(10), P(11),
        P(12), I(13), I(14), I(15), I(16), I(17), F(18), I(19), F(20), P(21), I(22))
-
-EXPORT int tw_max_arguments(void) { return MAX_ARGUMENTS; }
 
 /* Makes the calls in order. Returns 0, or what the first that failed returned. */
 EXPORT int tw_play(const Call *calls, int64_t n) {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import json
 import re
-from collections.abc import Iterator
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -47,6 +46,8 @@ from tests.engine.grammars import (
     spell,
     tokenizer,
 )
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 MODELS = ("random", "demo")
 NUM_SEEDS = 2
@@ -97,15 +98,6 @@ def is_duration(value: object) -> bool:
 def is_uri(value: object) -> bool:
     """A scheme and something."""
     return not isinstance(value, str) or bool(urlsplit(value).scheme and value.isascii())
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The models are so small that threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def request_of(kind: str, name: str, seed: int, **options: Any) -> Request:

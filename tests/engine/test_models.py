@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,8 @@ from engine.request import Request, SamplingParams
 from engine.scheduler import Scheduler
 from engine.taped_steps import TapedSteps
 from tests.engine.fakes import run, token_ids
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
 BLOCK_SIZE = 4
@@ -111,15 +113,6 @@ UNSUPPORTED: dict[str, Callable[[], Any]] = {
         **_TINY, **_ATTENTION, layer_types=["conv", "full_attention", "conv", "full_attention"]
     ),
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The models are so small that threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def build_model(config: Any, scale: float = 3.0) -> PreTrainedModel:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
@@ -32,6 +31,8 @@ from tests.engine.fakes import run, token_ids
 from tests.engine.native import kernels_for
 from tests.engine.test_models import ARCHITECTURES, build_model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 DEMO = Path(__file__).parents[2] / "models" / "demo"
 CPU = torch.device("cpu")
 LAYERS: tuple[type[QuantizedLinear], ...] = (Int8Linear, Int4Linear, Fp8Linear)
@@ -43,15 +44,6 @@ QUESTIONS = {
     "What is 3 plus 4?": "7",
     "Hello": "",
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The models are so small that threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def config(path: Path, quantize: str | None, **options: Any) -> EngineConfig:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from hypothesis import given
@@ -17,6 +15,8 @@ from engine.model_loader import LoadedModel, _paged_logits, fuse_rotation, prepa
 from engine.rotary import defer_rotation, restore_rotation
 from tests.engine.test_models import _SMALL, ARCHITECTURES, CPU, build_model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FUSED = ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi3"]
 REFUSED = {
     "of neighbours, not of halves": lambda: CohereConfig(**_SMALL),
@@ -24,15 +24,6 @@ REFUSED = {
     "that does not exist": ARCHITECTURES["gpt2"],
 }
 needs_kernels = pytest.mark.skipif(cpu_kernels.load() is None, reason="needs the CPU kernels")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The models are so small that threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class RotatingAttention(ReferenceAttention):

@@ -58,6 +58,8 @@ OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "several results": lambda a, b: a.max(dim=-1, keepdim=True).values * b,
     "layer norm": lambda a, b: F.layer_norm(a, (4,), WEIGHT),
     "rows": lambda a, b: a[torch.tensor([2, 0, 1])],
+    "rows of a batch": lambda a, b: a.contiguous()[None][:, torch.tensor([2, -1, 0])][0],
+    "embedding": lambda a, b: F.embedding(torch.tensor([[3, 0, 1]]), SQUARE)[0] * b,
     "formats": lambda a, b: (a.double() * b.double()).float(),
     "choice": lambda a, b: torch.where(a > b, a, b),
     "product": lambda a, b: F.linear(a, SQUARE),
@@ -155,6 +157,16 @@ def test_memory_is_used_again_within_a_tape_and_by_the_next(kernels: CpuKernels)
     assert used <= 10 * 64  # of 150 results of 48 bytes
     record(lambda: deep(x), kernels, arena)
     assert arena.num_bytes == used
+
+
+@torch.inference_mode()
+def test_a_row_that_is_not_there_ends_a_tape_with_an_error(kernels: CpuKernels) -> None:
+    index = torch.tensor([1, 2])
+    tape, rows = record(lambda: F.embedding(index, SQUARE), kernels)
+    assert torch.equal(rows, SQUARE[1:3])
+    index[0] = len(SQUARE)
+    with pytest.raises(IndexError):
+        tape.play()
 
 
 REFUSED: dict[str, Callable[[Tensor], Any]] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -33,19 +33,12 @@ from tests.engine.loads import Arrival, arrivals, assert_same_answers, play
 from tests.engine.native import kernels_for
 from tests.engine.test_models import build_model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 BLOCK_SIZE = 4
 MAX_BLOCKS = 8
 NUM_BLOCKS = 16
 VOCAB_SIZE = 64
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The model is so small that threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module", autouse=True)

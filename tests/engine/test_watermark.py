@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,8 @@ from engine.sampler import sample
 from engine.sequence import Sequence
 from engine.watermark import Watermark
 from tests.engine.fakes import BLOCK_SIZE, FakeModel, make_engine, run, token_ids
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
 HASH_KEY = 15485863
@@ -81,15 +82,6 @@ def z_score(token_ids: list[int], gamma: float = 0.5, delta: float = 2.0) -> flo
     )
     found = WatermarkDetector(MODEL, "cpu", config)(torch.tensor([token_ids]), return_dict=True)
     return float(found.z_score[0])
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """The model is so small that threads only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("gamma", [0.5, 0.25, 0.9])
