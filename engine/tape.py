@@ -18,7 +18,7 @@ from torch import Tensor
 from torch._C import DispatchKey
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from .kernels.cpu import CpuKernels
 from .kernels.kernel import Call
@@ -162,20 +162,21 @@ class TapeRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         Raises:
             NotRepeatableError: the operation cannot be repeated.
         """
-        operation = _Operation(op, args, kwargs or {})
+        inputs = list(_tensors((args, kwargs)))
+        operation = _Operation(op, args, kwargs or {}, inputs)
         operation.check()
         if not kwargs and (taken := self._in_a_kernel(op, args)) is not None:
             return taken
-        inputs = {_address(tensor) for tensor in operation.inputs}
         result = op(*args, **operation.kwargs)
+        places = set(map(_address, inputs))
         if torch.Tag.inplace_view in op.tags:  # it does something to Python's object only
-            if _address(result) not in inputs:
+            if _address(result) not in places:
                 raise NotRepeatableError(f"{op} gives a tensor other memory")
             return result
         if operation.writes:
             self._parts.append(operation.again())
             return result
-        if all(_address(tensor) in inputs for tensor in _tensors(result)):  # views, or none at all
+        if all(_address(tensor) in places for tensor in _tensors(result)):  # views, or none at all
             for tensor in _tensors(result):
                 if not self._arena.watch(tensor):
                     self._constants[_address(tensor)] = twin(tensor)
@@ -217,15 +218,12 @@ class TapeRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @dataclass(frozen=True, slots=True)
 class _Operation:
-    """An operation of torch with its arguments."""
+    """An operation of torch with its arguments, of which `inputs` are tensors."""
 
     op: OpOverload
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-
-    @property
-    def inputs(self) -> list[Tensor]:
-        return list(_tensors((self.args, self.kwargs)))
+    inputs: list[Tensor]
 
     @property
     def writes(self) -> bool:
@@ -288,7 +286,14 @@ def _out_variant(op: OpOverload) -> OpOverload | None:
 
 
 def _tensors(tree: Any) -> Iterator[Tensor]:
-    return (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
+    """All tensors in a tree of lists, tuples and dictionaries."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, list | tuple):
+        for branch in tree:
+            yield from _tensors(branch)
+    elif isinstance(tree, dict):
+        yield from _tensors(list(tree.values()))
 
 
 def _is_plain(value: Any) -> bool:

@@ -25,7 +25,10 @@ from .tape import Arena, NotRepeatableError, Tape, TapeRecorder, twin
 logger = logging.getLogger(__name__)
 
 _MAX_TAPES = 128  # the one that was not used for the longest time goes
-_MIN_SIGHTINGS = 2  # of a shape before it is recorded, which takes longer than computing it
+# Sightings of a shape before it is recorded, which takes as long as a few steps: when there is
+# room, and when another one has to go. So too many shapes do not push each other out all the time.
+_MIN_SIGHTINGS = 2
+_MIN_SIGHTINGS_WHEN_FULL = 32
 _CPU = torch.device("cpu")
 
 
@@ -100,8 +103,11 @@ class TapedSteps:
         step = self._steps.get(shape)
         if step is None:
             self._sightings[shape] += 1
-            if self._sightings[shape] < _MIN_SIGHTINGS:
+            is_full = len(self._steps) >= _MAX_TAPES
+            wanted = _MIN_SIGHTINGS_WHEN_FULL if is_full else _MIN_SIGHTINGS
+            if self._sightings[shape] < wanted:
                 return self._forward(batch)
+            del self._sightings[shape]
             return self._record(shape, batch)
         self._steps.move_to_end(shape)
         _fill(step.rows, batch)

@@ -153,20 +153,37 @@ def test_only_small_steps_are_recorded(kernels: cpu_kernels.CpuKernels) -> None:
     assert steps.num_tapes == 1
 
 
-def test_the_shape_that_was_longest_unused_is_forgotten(
+def test_the_shape_that_was_longest_unused_makes_room(
+    kernels: cpu_kernels.CpuKernels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(taped_steps, "_MAX_TAPES", 2)
+    monkeypatch.setattr(taped_steps, "_MIN_SIGHTINGS_WHEN_FULL", 3)
+    model = Counting(make_forward(packed_model(), kernels))
+    steps = taped(model)
+    for size in (1, 2, 1, 2, 1, 3, 3, 3):  # 1 was used after 2
+        steps(decode(size))
+    assert steps.num_tapes == 2
+    calls = []
+    for size in (1, 3, 2):
+        before = model.num_calls
+        steps(decode(size))
+        calls.append(model.num_calls - before)
+    assert calls == [0, 0, 1]
+
+
+def test_shapes_that_are_too_many_are_rarely_recorded(
     kernels: cpu_kernels.CpuKernels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(taped_steps, "_MAX_TAPES", 2)
     model = Counting(make_forward(packed_model(), kernels))
     steps = taped(model)
-    for size in (1, 2, 1, 2, 1, 3, 3):  # 1 was used after 2
-        steps(decode(size))
-    assert steps.num_tapes == 2
-    before = model.num_calls
-    steps(decode(1))
-    assert model.num_calls == before
-    steps(decode(2))
-    assert model.num_calls == before + 1
+    recorded = []
+    record = steps._record
+    monkeypatch.setattr(steps, "_record", lambda *args: recorded.append(args[0]) or record(*args))
+    for _ in range(70):
+        for size in (1, 2, 3):
+            steps(decode(size))
+    assert len(recorded) <= 2 + 3 * 70 // taped_steps._MIN_SIGHTINGS_WHEN_FULL
 
 
 def scheme(name: str) -> Scheme:
