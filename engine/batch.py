@@ -24,7 +24,8 @@ from .scheduler import ScheduledBatch
 from .sequence import Sequence
 from .transfer import upload
 
-_ALIGNMENT = 64  # bytes
+ALIGNMENT = 64  # bytes
+_Integers = NDArray[np.int64] | NDArray[np.int32]
 _FORMATS = {np.dtype(np.int64): torch.int64, np.dtype(np.int32): torch.int32}
 
 
@@ -93,22 +94,26 @@ def pack(
         input_ids += sequence.token_ids[first:end]
         input_ids += sequence.draft_ids
         positions += range(first, end)
-        slots += [table[p // block_size] * block_size + p % block_size for p in range(first, end)]
+        if num_tokens == 1:
+            slots.append(table[first // block_size] * block_size + first % block_size)
+        else:
+            slots += [
+                table[p // block_size] * block_size + p % block_size for p in range(first, end)
+            ]
         starts.append(starts[-1] + num_tokens)
         contexts.append(end)
     rows, sampled, prompt_rows = _logits_rows(batch)
-    ids, *tensors = _together(
-        [
-            np.array(input_ids, dtype=np.int64),
-            np.array(positions, dtype=np.int64),
-            np.array(slots, dtype=np.int64),
-            np.array(rows, dtype=np.int64),
-            _block_tables(batch),
-            np.array(starts, dtype=np.int32),
-            np.array(contexts, dtype=np.int32),
-        ],
-        device,
-    )
+    arrays: list[_Integers] = [
+        np.array(input_ids, dtype=np.int64),
+        np.array(positions, dtype=np.int64),
+        np.array(slots, dtype=np.int64),
+        np.array(rows, dtype=np.int64),
+        _block_tables(batch),
+        np.array(starts, dtype=np.int32),
+        np.array(contexts, dtype=np.int32),
+    ]
+    is_there = device.type == "cpu"
+    ids, *tensors = map(torch.from_numpy, arrays) if is_there else upload_together(arrays, device)
     if promised_ids is not None:
         promised = promised_ids[(-1 - ids).clamp(min=0)]  # see `Sequence.promise`
         ids = torch.where(ids < 0, promised, ids)
@@ -192,14 +197,12 @@ def _logits_rows(
     return rows, sampled, prompt_rows
 
 
-def _together(
-    arrays: list[NDArray[np.int64] | NDArray[np.int32]], device: torch.device
-) -> list[Tensor]:
+def upload_together(arrays: list[_Integers], device: torch.device) -> list[Tensor]:
     """The arrays on the device, brought there by one copy.
 
     Each begins at a multiple of the longest vector that kernels load: Triton compiles others anew.
     """
-    sizes = [-(-array.nbytes // _ALIGNMENT) * _ALIGNMENT for array in arrays]
+    sizes = [(array.nbytes // ALIGNMENT + 1) * ALIGNMENT for array in arrays]
     buffer = np.empty(sum(sizes), dtype=np.uint8)
     starts = [*itertools.accumulate(sizes, initial=0)]
     for array, start in zip(arrays, starts, strict=False):

@@ -183,8 +183,10 @@ def _sampled_rows(model_input: ModelInput) -> list[SampledSequence]:
 
 def _rows_of(logits: Tensor, model_input: ModelInput) -> Tensor:
     """The logits that tokens are sampled from, without those that only a prompt needs."""
+    if sum(map(len, model_input.sampled.values())) == logits.shape[0]:
+        return logits
     rows = [row for part in model_input.sampled.values() for row in part]
-    return logits if len(rows) == logits.shape[0] else logits[upload(rows, logits.device)]
+    return logits[upload(rows, logits.device)]
 
 
 def _verified(tokens: list[Token], draft_ids: list[int]) -> list[Token]:

@@ -47,10 +47,12 @@ class SampledTokens:
 
     def wait(self) -> list[Token]:
         """One token per row. A row whose logits are not numbers has a NaN for a log-probability."""
-        k = self._num_top
+        k, rows = self._num_top, self._packed.wait().tolist()
+        if not k:
+            return [Token(int(token_id), logprob + 0.0) for token_id, logprob in rows]  # no -0.0
         return [
-            Token(int(row[0]), row[1] + 0.0, _top(row[2 : 2 + k], row[2 + k :], wanted))  # no -0.0
-            for row, wanted in zip(self._packed.wait().tolist(), self._tops, strict=True)
+            Token(int(row[0]), row[1] + 0.0, _top(row[2 : 2 + k], row[2 + k :], wanted))
+            for row, wanted in zip(rows, self._tops, strict=True)
         ]
 
 

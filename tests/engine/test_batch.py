@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.batch import pack
+from engine.batch import ALIGNMENT, pack, upload_together
 from engine.request import Request
 from engine.scheduler import ScheduledBatch
 from engine.sequence import Sequence
@@ -159,3 +160,19 @@ def test_guesses_are_computed_behind_the_last_token_and_each_has_a_row() -> None
     assert packed.attention.context_lens.tolist() == [7, 2]
     assert packed.logits_rows.tolist() == [0, 1, 2]
     assert [list(rows) for rows in packed.sampled.values()] == [[0, 1, 2]]
+
+
+@given(
+    arrays=st.lists(
+        st.tuples(st.lists(st.integers(0, 2**30), max_size=20), st.booleans()), min_size=1
+    )
+)
+def test_arrays_that_are_copied_together_stay_as_they_are(
+    arrays: list[tuple[list[int], bool]],
+) -> None:
+    given = [np.array(values, dtype=np.int64 if wide else np.int32) for values, wide in arrays]
+    copies = upload_together(given, CPU)
+    for copy, array in zip(copies, given, strict=True):
+        assert copy.numpy().dtype == array.dtype
+        assert copy.tolist() == array.tolist()
+        assert copy.storage_offset() * copy.itemsize % ALIGNMENT == 0
