@@ -87,6 +87,8 @@ class BlockManager:
 
     def commit(self, sequence: Sequence) -> None:
         """Names the blocks that the computed tokens of a sequence fill, so others can find them."""
+        if sequence.num_computed_tokens // self.block_size == sequence.num_committed_blocks:
+            return  # as after nearly every token
         if not self.enable_prefix_caching:
             return
         num_known = min(sequence.num_computed_tokens, sequence.num_tokens - sequence.has_promise)

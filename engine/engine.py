@@ -204,8 +204,8 @@ class Engine:
         tokens: list[Token | None] = [None]
         if chosen:
             try:
-                if self._constraints is not None:  # before the logits: a dead end masks all of them
-                    self._constraints.check(sequence)
+                if (constraints := self._constraints_of(sequence)) is not None:
+                    constraints.check(sequence)  # before the logits: a dead end masks all of them
                 if math.isnan(chosen[0].logprob):
                     return [self._fail(sequence, "the model gave no valid logits")]
                 tokens = [*self._append(sequence, chosen)]
@@ -238,13 +238,17 @@ class Engine:
             if sequence.append(token.token_id) is not None:
                 break
         self._scheduler.accept(sequence, len(tokens) - 1)
-        if sequence.finish_reason is None and self._constraints is not None:
-            for token_id in self._constraints.advance(sequence, tokens[-1].token_id):
+        constraints = self._constraints_of(sequence)
+        if sequence.finish_reason is None and constraints is not None:
+            for token_id in constraints.advance(sequence, tokens[-1].token_id):
                 tokens.append(_certain(token_id, sequence))
                 if sequence.append(token_id) is not None:
                     break
         self._num_generated_tokens += len(tokens)
         return tokens
+
+    def _constraints_of(self, sequence: Sequence) -> Constraints | None:
+        return self._constraints if sequence.request.grammar else None
 
     def _fail(self, sequence: Sequence, reason: str) -> SequenceOutput:
         self._scheduler.blocks.forget(sequence)  # what is in them may be wrong
