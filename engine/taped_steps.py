@@ -98,7 +98,8 @@ class TapedSteps:
     def __call__(self, batch: ModelInput) -> Tensor:
         """Logits [num_rows, vocab_size] of any batch; those of a tape hold until the next step."""
         shape = _shape(batch)
-        if shape.num_tokens > self._max_tokens:
+        num_blocks = batch.attention.block_tables.shape[1]
+        if shape.num_tokens > self._max_tokens or num_blocks > self._max_blocks:
             return self._forward(batch)
         step = self._steps.get(shape)
         if step is None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import LlamaConfig
 
 from engine import taped_steps
-from engine.batch import ModelInput, blank
+from engine.batch import ModelInput, blank, copy_rows
 from engine.block_manager import BlockManager
 from engine.engine import Engine
 from engine.executor import Forward
@@ -151,6 +151,19 @@ def test_only_small_steps_are_recorded(kernels: cpu_kernels.CpuKernels) -> None:
         for _ in range(3):
             steps(decode(size))
     assert steps.num_tapes == 1
+
+
+def test_a_context_that_no_tape_has_room_for_is_computed_as_it_is(
+    kernels: cpu_kernels.CpuKernels,
+) -> None:
+    forward = make_forward(packed_model(), kernels)
+    steps = taped(forward)
+    for _ in range(2):
+        steps(decode(1))
+    wide = blank(1, 1, 1, MAX_BLOCKS + 1, CPU)
+    copy_rows(wide, decode(1, token_id=5))
+    wide.attention.query_start_loc[1] = 1
+    assert torch.equal(steps(wide), forward(wide))
 
 
 def test_the_shape_that_was_longest_unused_makes_room(
