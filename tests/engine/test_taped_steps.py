@@ -20,6 +20,7 @@ from engine.block_manager import BlockManager
 from engine.engine import Engine
 from engine.executor import Forward
 from engine.kernels import cpu as cpu_kernels
+from engine.kernels.int8 import PackedInt8Linear
 from engine.kv_cache import KVCache
 from engine.model_loader import LoadedModel, fuse_layers, fuse_rotation, prepare_model
 from engine.model_runner import ModelRunner
