@@ -203,7 +203,6 @@ def test_shapes_that_are_too_many_are_rarely_recorded(
 def scheme(name: str) -> Scheme:
     if name == "int4":
         return Scheme(name, Int4Linear.from_linear, Int4Linear.fits)
-    from engine.kernels.int8 import PackedInt8Linear
 
     return Scheme(name, PackedInt8Linear.from_linear, lambda weight: True, has_output=True)
 
