@@ -21,14 +21,15 @@ def synchronise(device: torch.device) -> None:
 def best_seconds(work: Callable[[], object], device: torch.device, repeats: int) -> float:
     """Seconds of the fastest run, after one that does not count."""
     work()
-    best = float("inf")
-    for _ in range(repeats):
-        synchronise(device)
-        started = time.perf_counter()
-        work()
-        synchronise(device)
-        best = min(best, time.perf_counter() - started)
-    return best
+    return min(_seconds(work, device) for _ in range(repeats))
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    synchronise(device)
+    started = time.perf_counter()
+    work()
+    synchronise(device)
+    return time.perf_counter() - started
 
 
 class Reader:
@@ -55,14 +56,8 @@ class Reader:
     @torch.inference_mode()
     def bandwidth(self, repeats: int = 1) -> float:
         """Bytes per second of the fastest of so many times."""
-        return self._matrix.nbytes / min(self._seconds() for _ in range(repeats))
-
-    def _seconds(self) -> float:
-        synchronise(self._device)
-        started = time.perf_counter()
-        self._read()
-        synchronise(self._device)
-        return time.perf_counter() - started
+        seconds = min(_seconds(self._read, self._device) for _ in range(repeats))
+        return self._matrix.nbytes / seconds
 
 
 @torch.inference_mode()

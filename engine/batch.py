@@ -94,15 +94,10 @@ def pack(
         input_ids += sequence.token_ids[first:end]
         input_ids += sequence.draft_ids
         positions += range(first, end)
-        if num_tokens == 1:
-            slots.append(table[first // block_size] * block_size + first % block_size)
-        else:
-            slots += [
-                table[p // block_size] * block_size + p % block_size for p in range(first, end)
-            ]
+        slots += [table[p // block_size] * block_size + p % block_size for p in range(first, end)]
         starts.append(starts[-1] + num_tokens)
         contexts.append(end)
-    rows, sampled, prompt_rows = _logits_rows(batch)
+    rows, sampled, prompt_rows = _logits_rows(batch, starts)
     arrays: list[_Integers] = [
         np.array(input_ids, dtype=np.int64),
         np.array(positions, dtype=np.int64),
@@ -113,20 +108,21 @@ def pack(
         np.array(contexts, dtype=np.int32),
     ]
     is_there = device.type == "cpu"
-    ids, *tensors = map(torch.from_numpy, arrays) if is_there else upload_together(arrays, device)
+    tensors = map(torch.from_numpy, arrays) if is_there else upload_together(arrays, device)
+    ids, position_ids, slot_mapping, logits_rows, tables, start_loc, context_lens = tensors
     if promised_ids is not None:
         promised = promised_ids[(-1 - ids).clamp(min=0)]  # see `Sequence.promise`
         ids = torch.where(ids < 0, promised, ids)
     return ModelInput(
         input_ids=ids,
-        positions=tensors[0],
+        positions=position_ids,
         attention=AttentionInput(
-            slot_mapping=tensors[1],
-            block_tables=tensors[3],
-            query_start_loc=tensors[4],
-            context_lens=tensors[5],
+            slot_mapping=slot_mapping,
+            block_tables=tables,
+            query_start_loc=start_loc,
+            context_lens=context_lens,
         ),
-        logits_rows=tensors[2],
+        logits_rows=logits_rows,
         sampled=sampled,
         prompt_rows=prompt_rows,
     )
@@ -176,13 +172,12 @@ def _block_tables(batch: ScheduledBatch) -> NDArray[np.int32]:
 
 
 def _logits_rows(
-    batch: ScheduledBatch,
+    batch: ScheduledBatch, starts: list[int]
 ) -> tuple[list[int], dict[Sequence, range], list[PromptRows]]:
     rows: list[int] = []
     sampled: dict[Sequence, range] = {}
     prompt_rows: list[PromptRows] = []
-    start = 0
-    for sequence, num_tokens in batch.num_tokens.items():
+    for (sequence, num_tokens), start in zip(batch.num_tokens.items(), starts, strict=False):
         first = sequence.num_computed_tokens
         end = first + num_tokens
         if sequence.request.prompt_logprobs and first < sequence.num_prompt_tokens:
@@ -193,7 +188,6 @@ def _logits_rows(
         if end == sequence.num_tokens + num_drafts:
             sampled[sequence] = range(len(rows), len(rows) + 1 + num_drafts)
             rows += range(start + num_tokens - 1 - num_drafts, start + num_tokens)
-        start += num_tokens
     return rows, sampled, prompt_rows
 
 

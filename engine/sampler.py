@@ -77,8 +77,9 @@ def sample(
         watermark.apply(logits, sequences)
     scores = logits_processing.process(logits, sequences, masks)
     largest, ids, norms = row_statistics(scores)
-    if any(sequence.request.sampling.do_sample for sequence in sequences):
-        ids = _draw_where_asked(ids, scores, largest, norms, sequences)
+    drawn = [row for row, seq in enumerate(sequences) if seq.request.sampling.do_sample]
+    if drawn:
+        ids = _draw_rows(drawn, ids, scores, largest, norms, sequences)
         # The likeliest comes to 0 before the norm goes off, which keeps small values exact.
         logprobs = scores.gather(1, ids.unsqueeze(1)).squeeze(1) - largest - norms
     else:
@@ -97,11 +98,15 @@ def prompt_logprobs(logits: Tensor, target_ids: list[int]) -> Download:
     return Download(torch.log_softmax(logits, dim=-1).gather(1, targets).squeeze(1))
 
 
-def _draw_where_asked(
-    ids: Tensor, scores: Tensor, largest: Tensor, norms: Tensor, sequences: list[SampledSequence]
+def _draw_rows(
+    rows: list[int],
+    ids: Tensor,
+    scores: Tensor,
+    largest: Tensor,
+    norms: Tensor,
+    sequences: list[SampledSequence],
 ) -> Tensor:
-    """Int64 [num_rows]: the likeliest token, or where sampling is on the one drawn."""
-    rows = [row for row, seq in enumerate(sequences) if seq.request.sampling.do_sample]
+    """Int64 [num_rows]: `ids`, the likeliest tokens, but in some rows the one drawn."""
     seeds = [to_signed(sequences[row].request.sampling.seed) for row in rows]
     positions = [sequences[row].num_tokens for row in rows]
     device = scores.device

@@ -29,7 +29,7 @@ _UNREPEATABLE = {
     torch.Tag.nondeterministic_seeded,
 }
 _EMPTY = ("aten::empty", "aten::new_empty")  # also empty_like, empty_strided
-_COPIES = {"aten::to", "aten::_to_copy", "aten::clone", "aten::contiguous", "aten::float"}
+_COPIES = {"aten::to", "aten::_to_copy", "aten::clone", "aten::contiguous"}
 
 _aten = torch.ops.aten
 

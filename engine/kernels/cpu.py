@@ -58,6 +58,7 @@ _OTHERS: dict[str, tuple[type[Any] | None, Types]] = {
     "tw_panel_width": (INT, ()),
     "tw_advise_huge": (None, (POINTER, SIZE)),
     "tw_pack_weight": (None, (POINTER, SIZE, SIZE, SIZE, POINTER, INT)),
+    "tw_play": (INT, (POINTER, SIZE)),
     "tw_unpack_weight": (None, (POINTER, SIZE, SIZE, POINTER)),
 }
 

@@ -90,7 +90,6 @@ class Program:
         converted = [_converted(call) for call in calls]
         self._calls = (_Call * len(converted))(*converted)
         self._play = library.tw_play
-        self._play.restype, self._play.argtypes = INT, (POINTER, SIZE)
 
     def run(self) -> None:
         """Makes the calls.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -13,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from engine.kernels.cpu import CpuKernels, load
+from engine.kernels.cpu import CpuKernels
 from engine.kernels.kernel import Call, listening
 from engine.tape import Arena, NotRepeatableError, Tape, TapeRecorder
+from tests.engine.native import kernels_for
 
 SHAPE = (3, 4)
 WEIGHT = torch.randn(4, generator=torch.Generator().manual_seed(1))
@@ -25,19 +27,14 @@ KEPT = torch.ones(SHAPE)
 
 @pytest.fixture(scope="module")
 def kernels() -> CpuKernels:
-    found = load()
-    if found is None:
-        pytest.skip("no native kernels here")
-    return found
+    packed_square()  # not while something is recorded
+    return kernels_for("whole")
 
 
-def fixed_kernels() -> CpuKernels:
-    found = load()
-    assert found is not None
-    return found
+@cache
+def packed_square() -> Tensor:
+    return kernels_for("whole").pack_weight(SQUARE)
 
-
-PACKED: Callable[[], Tensor] = lambda: fixed_kernels().pack_weight(SQUARE)  # noqa: E731
 
 # Each takes two tensors of SHAPE and gives one.
 OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -64,9 +61,9 @@ OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "choice": lambda a, b: torch.where(a > b, a, b),
     "product": lambda a, b: F.linear(a, SQUARE),
     "nothing dropped": lambda a, b: F.dropout(a, 0.5, training=False),
-    "norm kernel": lambda a, b: fixed_kernels().rms_norm(a.tanh(), WEIGHT, 1e-5),
-    "linear kernel": lambda a, b: fixed_kernels().linear(a.cos(), PACKED(), None, 4),
-    "gate kernel": lambda a, b: fixed_kernels().silu_and_mul(a.contiguous(), b.contiguous()),
+    "norm kernel": lambda a, b: kernels_for("whole").rms_norm(a.tanh(), WEIGHT, 1e-5),
+    "linear kernel": lambda a, b: kernels_for("whole").linear(a.cos(), packed_square(), None, 4),
+    "gate kernel": lambda a, b: kernels_for("whole").silu_and_mul(a.contiguous(), b.contiguous()),
 }
 Program = list[tuple[str, int, int, bool]]  # operation, operands, whether the first is dropped
 

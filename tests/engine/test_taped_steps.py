@@ -189,8 +189,7 @@ def test_shapes_that_are_too_many_are_rarely_recorded(
     kernels: cpu_kernels.CpuKernels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(taped_steps, "_MAX_TAPES", 2)
-    model = Counting(make_forward(packed_model(), kernels))
-    steps = taped(model)
+    steps = taped(make_forward(packed_model(), kernels))
     recorded = []
     record = steps._record
     monkeypatch.setattr(steps, "_record", lambda *args: recorded.append(args[0]) or record(*args))
@@ -203,7 +202,6 @@ def test_shapes_that_are_too_many_are_rarely_recorded(
 def scheme(name: str) -> Scheme:
     if name == "int4":
         return Scheme(name, Int4Linear.from_linear, Int4Linear.fits)
-
     return Scheme(name, PackedInt8Linear.from_linear, lambda weight: True, has_output=True)
 
 
@@ -249,7 +247,7 @@ def test_a_model_that_reads_a_number_gives_its_own_logits_while_it_is_recorded(
         assert torch.equal(steps(decode(1)), model(decode(1)))
 
 
-def test_a_batch_with_a_wider_block_table_than_before_leaves_nothing_behind(
+def test_a_batch_with_a_narrower_block_table_than_before_gives_its_own_logits(
     kernels: cpu_kernels.CpuKernels,
 ) -> None:
     forward = make_forward(packed_model(), kernels)
