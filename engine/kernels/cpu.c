@@ -790,6 +790,17 @@ typedef struct {
     int64_t index;  /* where the maximum stands first */
 } Peak;
 
+typedef struct {
+    const float *scores;
+    int64_t n;
+} Slice;
+
+/* Slice i of rows of n scores each, counted row after row. */
+static Slice nth_slice(const float *scores, int64_t row_stride, int64_t n, int64_t i) {
+    int64_t slices = ceil_div(n, SLICE), from = i % slices * SLICE;
+    return (Slice){scores + i / slices * row_stride + from, min64(SLICE, n - from)};
+}
+
 /* Vector i of n scores, filled up with minus infinity. */
 INLINE vf load_scores(const float *x, int64_t n, int64_t i) {
     if ((i + 1) * W <= n) return load(x + i * W);
@@ -798,8 +809,10 @@ INLINE vf load_scores(const float *x, int64_t n, int64_t i) {
     return load(lanes);
 }
 
-/* NaN scores end up in the sum. */
-static Peak find_peak(const float *x, int64_t n) {
+/* NaN scores end up in the sum. `ahead` is fetched meanwhile: as much as fits beside a slice. */
+static Peak find_peak(Slice slice, Slice ahead) {
+    const float *x = slice.scores;
+    int64_t n = slice.n;
     int64_t vectors = ceil_div(n, W);
     vf tops[4];
     UNROLL for (int v = 0; v < 4; v++) tops[v] = splat(-INFINITY);
@@ -812,6 +825,7 @@ static Peak find_peak(const float *x, int64_t n) {
     for (int64_t i = 0; i < vectors; i += 4)
         UNROLL for (int v = 0; v < 4; v++, lane += W) {
             vf score = load_scores(x, n, i + v);
+            if ((i + v) * W < ahead.n) __builtin_prefetch(ahead.scores + (i + v) * W);
             sums[v] += exp_v(score - shift);
             vi earlier = (score == top) & (lane < first);
             first = (earlier & lane) | (~earlier & first);
@@ -855,12 +869,15 @@ EXPORT int tw_row_statistics(const float *scores, int64_t row_stride, int64_t ro
     Peak *peaks = scratch((size_t)(rows * slices) * sizeof(Peak));
     if (!peaks) return -1;
     if (rows * n < SERIAL_WORK / 8) num_threads = 1;
-    atomic_int_fast64_t next = 0;
+    Share shares[num_threads];
+    deal(shares, num_threads, rows * slices);
     PARALLEL {
-        int64_t workers = num_workers(), id = thread_id(), i;
-        while ((i = atomic_fetch_add_explicit(&next, 1, memory_order_relaxed)) < rows * slices) {
-            int64_t from = i % slices * SLICE;
-            peaks[i] = find_peak(scores + i / slices * row_stride + from, min64(SLICE, n - from));
+        int64_t workers = num_workers(), id = thread_id();
+        Range r;
+        while ((r = claim(shares, num_threads, id, 1)).to) {
+            int64_t next = min64(r.to, rows * slices - 1);
+            peaks[r.from] = find_peak(nth_slice(scores, row_stride, n, r.from),
+                                      nth_slice(scores, row_stride, n, next));
         }
         BARRIER
         for (int64_t r = rows * id / workers; r < rows * (id + 1) / workers; r++)
