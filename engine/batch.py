@@ -13,6 +13,7 @@ All tokens of a step stand in one row, sequence after sequence, whatever phase e
 from __future__ import annotations
 
 import itertools
+from array import array
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,12 +90,12 @@ def pack(
     slots: list[int] = []
     starts, contexts = [0], []
     for sequence, num_tokens in batch.num_tokens.items():
-        first, table = sequence.num_computed_tokens, sequence.block_table
+        first = sequence.num_computed_tokens
         end = first + num_tokens
         input_ids += sequence.token_ids[first:end]
         input_ids += sequence.draft_ids
         positions += range(first, end)
-        slots += [table[p // block_size] * block_size + p % block_size for p in range(first, end)]
+        slots += _slots(sequence.block_table, first, end, block_size)
         starts.append(starts[-1] + num_tokens)
         contexts.append(end)
     rows, sampled, prompt_rows = _logits_rows(batch, starts)
@@ -163,12 +164,21 @@ def copy_rows(rows: ModelInput, batch: ModelInput) -> None:
     target.block_tables[:num_seqs, :num_blocks].copy_(source.block_tables)
 
 
+def _slots(table: array[int], first: int, end: int, block_size: int) -> list[int]:
+    """Where the tokens at the positions from `first` to `end` go."""
+    index, offset = divmod(first, block_size)
+    if end == first + 1:  # as in nearly every row
+        return [table[index] * block_size + offset]
+    starts = [block * block_size for block in table[index : -(-end // block_size)]]
+    slots = [slot for start in starts for slot in range(start, start + block_size)]
+    return slots[offset : offset + end - first]
+
+
 def _block_tables(batch: ScheduledBatch) -> NDArray[np.int32]:
-    tables = [sequence.block_table for sequence in batch.num_tokens]
-    padded = np.zeros((len(tables), max(map(len, tables))), dtype=np.int32)
-    for row, table in zip(padded, tables, strict=True):
-        row[: len(table)] = table
-    return padded
+    tables = [sequence.block_table.tobytes() for sequence in batch.num_tokens]
+    width = max(map(len, tables))
+    padded = bytearray().join([table.ljust(width, b"\0") for table in tables])  # zeros
+    return np.frombuffer(padded, dtype=np.int32).reshape(len(tables), -1)
 
 
 def _logits_rows(
@@ -196,13 +206,13 @@ def upload_together(arrays: list[_Integers], device: torch.device) -> list[Tenso
 
     Each begins at a multiple of the longest vector that kernels load: Triton compiles others anew.
     """
-    sizes = [(array.nbytes // ALIGNMENT + 1) * ALIGNMENT for array in arrays]
+    sizes = [(values.nbytes // ALIGNMENT + 1) * ALIGNMENT for values in arrays]
     buffer = np.empty(sum(sizes), dtype=np.uint8)
     starts = [*itertools.accumulate(sizes, initial=0)]
-    for array, start in zip(arrays, starts, strict=False):
-        buffer[start : start + array.nbytes].view(array.dtype)[:] = array.ravel()
+    for values, start in zip(arrays, starts, strict=False):
+        buffer[start : start + values.nbytes].view(values.dtype)[:] = values.ravel()
     uploaded = upload(buffer, device)
     return [
-        uploaded[start : start + array.nbytes].view(_FORMATS[array.dtype]).view(array.shape)
-        for array, start in zip(arrays, starts, strict=False)
+        uploaded[start : start + values.nbytes].view(_FORMATS[values.dtype]).view(values.shape)
+        for values, start in zip(arrays, starts, strict=False)
     ]

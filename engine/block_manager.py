@@ -107,7 +107,7 @@ class BlockManager:
             self._ref_counts[block] -= 1
             if self._ref_counts[block] == 0:
                 self._free[block] = None
-        sequence.block_table.clear()
+        del sequence.block_table[:]
         sequence.num_committed_blocks = 0
 
     def forget(self, sequence: Sequence) -> None:

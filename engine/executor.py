@@ -130,7 +130,7 @@ class Executor:
         masks = None if pending is None else pending.wait(logits.device)
         tokens = None
         if rows:
-            chosen = _rows_of(logits, model_input)
+            chosen = logits if len(rows) == len(logits) else _rows_of(logits, model_input)
             tokens = sample(chosen, rows, self._watermark, masks)
         return LaunchedStep(
             batch=batch,
@@ -183,8 +183,6 @@ def _sampled_rows(model_input: ModelInput) -> list[SampledSequence]:
 
 def _rows_of(logits: Tensor, model_input: ModelInput) -> Tensor:
     """The logits that tokens are sampled from, without those that only a prompt needs."""
-    if sum(map(len, model_input.sampled.values())) == logits.shape[0]:
-        return logits
     rows = [row for part in model_input.sampled.values() for row in part]
     return logits[upload(rows, logits.device)]
 

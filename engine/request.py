@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 
 class FinishReason(StrEnum):
@@ -56,8 +57,7 @@ class Request:
     resumed_token_ids: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
+class Token(NamedTuple):
     """One generated token: its id, its log-probability, and the likeliest ids with theirs."""
 
     token_id: int
@@ -65,8 +65,7 @@ class Token:
     top: tuple[tuple[int, float], ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SequenceOutput:
+class SequenceOutput(NamedTuple):
     """What one step brought for one request.
 
     `prompt_logprobs` continues the list of earlier steps; its first entry of all is None. `token`

@@ -37,22 +37,26 @@ class SampledTokens:
     ) -> None:
         self.ids = ids
         self._tops = tops
-        self._num_top = 0
-        columns = [ids.unsqueeze(1), logprobs.unsqueeze(1)]
-        if top_ids is not None and top_logprobs is not None:
-            self._num_top = top_ids.shape[1]
-            columns += [top_ids, top_logprobs]
         # One copy for everything, in float32: it has all whole numbers up to 2^24, and so all ids.
-        self._packed = Download(torch.cat(columns, dim=1))
+        packed = torch.stack([ids, logprobs])
+        if top_ids is not None and top_logprobs is not None:
+            packed = torch.cat([packed, top_ids.T, top_logprobs.T])
+        self._packed = Download(packed)
 
     def wait(self) -> list[Token]:
         """One token per row. A row whose logits are not numbers has a NaN for a log-probability."""
-        k, rows = self._num_top, self._packed.wait().tolist()
-        if not k:
-            return [Token(int(token_id), logprob + 0.0) for token_id, logprob in rows]  # no -0.0
+        ids, logprobs, *top = self._packed.wait().tolist()
+        chosen = [
+            Token(int(token_id), logprob + 0.0)  # no -0.0
+            for token_id, logprob in zip(ids, logprobs, strict=True)
+        ]
+        if not top:
+            return chosen
+        middle = len(top) // 2
+        rows = zip(*top, strict=True)
         return [
-            Token(int(row[0]), row[1] + 0.0, _top(row[2 : 2 + k], row[2 + k :], wanted))
-            for row, wanted in zip(rows, self._tops, strict=True)
+            token._replace(top=_top(row[:middle], row[middle:], wanted))
+            for token, row, wanted in zip(chosen, rows, self._tops, strict=True)
         ]
 
 
@@ -124,7 +128,9 @@ def _draw(logprobs: Tensor, draws: Tensor) -> Tensor:
     return torch.searchsorted(mass, goal, right=True).squeeze(1).clamp(max=mass.shape[1] - 1)
 
 
-def _top(ids: list[float], logprobs: list[float], wanted: int) -> tuple[tuple[int, float], ...]:
+def _top(
+    ids: tuple[float, ...], logprobs: tuple[float, ...], wanted: int
+) -> tuple[tuple[int, float], ...]:
     """The likeliest tokens of a row, with those that tie with the last; never -inf."""
     if not wanted:
         return ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from enum import Enum, auto
 
@@ -40,6 +41,7 @@ class Sequence:
         "num_computed_tokens",
         "num_preemptions",
         "num_prompt_logprobs",
+        "num_prompt_tokens",
         "request",
         "started",
         "status",
@@ -49,11 +51,12 @@ class Sequence:
 
     def __init__(self, request: Request) -> None:
         self.request = request
+        self.num_prompt_tokens = len(request.prompt_token_ids)
         self.token_ids: list[int] = [*request.prompt_token_ids, *request.resumed_token_ids]
         self.token_counts: Counter[int] | None = None  # of token_ids; kept once a penalty asked
         self.num_computed_tokens = 0
         self.num_cached_tokens = 0  # of those computed: how many came from the prefix cache
-        self.block_table: list[int] = []
+        self.block_table = array("i")  # as kernels read it: a step copies it, however long it is
         self.block_hashes: list[bytes] = []  # of the full blocks hashed so far, in order
         self.num_committed_blocks = 0  # of block_table: how many others can find by their hash
         self.status = SequenceStatus.WAITING
@@ -74,11 +77,6 @@ class Sequence:
     def num_tokens(self) -> int:
         """Tokens known: the prompt's and the generated ones."""
         return len(self.token_ids)
-
-    @property
-    def num_prompt_tokens(self) -> int:
-        """Tokens of the prompt."""
-        return len(self.request.prompt_token_ids)
 
     @property
     def num_generated_tokens(self) -> int:

@@ -115,7 +115,7 @@ def step(output: StepOutput) -> bytes:
     """A frame with the outcome of a step."""
     return frame(
         Kind.STEP,
-        [_pack_output(item) for item in output.outputs],
+        output.outputs,
         astuple(output.stats),
         output.num_scheduled_tokens,
         output.num_prefill_tokens,
@@ -137,18 +137,6 @@ def parse_step(fields: list[Any]) -> StepOutput:
         sample_s=sample_s,
         duration_s=duration_s,
     )
-
-
-def _pack_output(output: SequenceOutput) -> list[Any]:
-    token = output.token
-    return [
-        output.request_id,
-        None if token is None else (token.token_id, token.logprob, token.top),
-        output.finish_reason,
-        output.prompt_logprobs,
-        output.error,
-        output.first_scheduled,
-    ]
 
 
 def _parse_output(item: list[Any]) -> SequenceOutput:

@@ -81,7 +81,7 @@ class StepBounds:
         sequence = Sequence(request)
         sequence.num_computed_tokens = num_computed
         num_blocks = -(-(length + self.max_draft_tokens) // self.block_size)
-        sequence.block_table = [0] * num_blocks
+        sequence.block_table.extend([0] * num_blocks)
         return sequence
 
 

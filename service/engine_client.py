@@ -49,7 +49,7 @@ class _Stream:
             fresh = output.prompt_logprobs[self.num_repeated_logprobs :]
             self.num_repeated_logprobs -= len(output.prompt_logprobs) - len(fresh)
             self.num_prompt_logprobs += len(fresh)
-            output = replace(output, prompt_logprobs=fresh)
+            output = output._replace(prompt_logprobs=fresh)
         if output.token is not None:
             self.token_ids.append(output.token.token_id)
         self.ended |= output.is_last

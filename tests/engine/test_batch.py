@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,7 +56,7 @@ def make_batch(works: list[Work], block_size: int) -> ScheduledBatch:
         sequence = Sequence(request)
         sequence.num_computed_tokens = work.num_computed
         num_blocks = -(-(work.num_computed + work.num_tokens) // block_size)
-        sequence.block_table = [next_block - i for i in range(num_blocks)]
+        sequence.block_table = array("i", [next_block - i for i in range(num_blocks)])
         next_block -= num_blocks
         num_tokens[sequence] = work.num_tokens
     return ScheduledBatch(num_tokens)
@@ -85,7 +86,7 @@ def test_tensors_match_a_loop_over_tokens(todo: list[Work], block_size: int) -> 
     assert attention.context_lens.tolist() == contexts
     widest = max(len(sequence.block_table) for sequence in batch.num_tokens)
     assert attention.block_tables.tolist() == [
-        sequence.block_table + [0] * (widest - len(sequence.block_table))
+        [*sequence.block_table] + [0] * (widest - len(sequence.block_table))
         for sequence in batch.num_tokens
     ]
 
@@ -153,7 +154,7 @@ def test_guesses_are_computed_behind_the_last_token_and_each_has_a_row() -> None
     guessing = next(iter(batch.num_tokens))
     guessing.draft_ids = [90, 91]
     batch.num_tokens[guessing] += 2
-    guessing.block_table += [7] * 2
+    guessing.block_table.extend([7] * 2)
     packed = pack(batch, 4, CPU)
     assert packed.input_ids.tolist()[:3] == [guessing.token_ids[-1], 90, 91]
     assert packed.positions.tolist() == [4, 5, 6, 0, 1]
@@ -172,7 +173,7 @@ def test_arrays_that_are_copied_together_stay_as_they_are(
 ) -> None:
     given = [np.array(values, dtype=np.int64 if wide else np.int32) for values, wide in arrays]
     copies = upload_together(given, CPU)
-    for copy, array in zip(copies, given, strict=True):
-        assert copy.numpy().dtype == array.dtype
-        assert copy.tolist() == array.tolist()
+    for copy, values in zip(copies, given, strict=True):
+        assert copy.numpy().dtype == values.dtype
+        assert copy.tolist() == values.tolist()
         assert copy.storage_offset() * copy.itemsize % ALIGNMENT == 0

@@ -86,7 +86,7 @@ class BlockManagerMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def refuse_what_does_not_fit(self, data: st.DataObject) -> None:
         sequence = data.draw(st.sampled_from(self.living))
-        table = list(sequence.block_table)
+        table = sequence.block_table[:]
         assert not self.blocks.allocate(sequence, NUM_BLOCKS * BLOCK_SIZE + 1)
         assert sequence.block_table == table
 
@@ -98,7 +98,7 @@ class BlockManagerMachine(RuleBasedStateMachine):
         assert self.blocks.allocate(sequence, num_tokens) == fits
         if not fits:
             return False
-        new = sequence.block_table[num_old:]
+        new = [*sequence.block_table[num_old:]]
         assert new == self.free_order[: len(new)], "the longest free blocks are reused first"
         del self.free_order[: len(new)]
         self.content.update((block, []) for block in new)
@@ -112,7 +112,7 @@ class BlockManagerMachine(RuleBasedStateMachine):
 
     def release(self, sequence: Sequence) -> None:
         """Frees a sequence; its last block becomes the first to be reused."""
-        table = list(sequence.block_table)
+        table = sequence.block_table[:]
         self.blocks.free(sequence)
         assert not sequence.block_table
         used = {block for other in self.living for block in other.block_table}
