@@ -26,6 +26,7 @@ from .model_loader import (
     fuse_rotation,
     load_model,
     quantize_model,
+    use_angle_tables,
     warm_up,
 )
 from .model_runner import ModelRunner
@@ -54,16 +55,17 @@ def build_engine(config: EngineConfig) -> tuple[Engine, EngineInfo]:
     """
     torch.set_num_threads(config.num_threads or num_processors())
     loaded = load_model(config)
+    limit = _max_total_tokens(config, loaded)
     cache_dtype = _cache_dtype(config, loaded)
     backend, attention = _choose_backend(config, loaded, cache_dtype)
     if config.enable_native_kernels and config.enable_fusion:
         fuse_layers(loaded)
+        use_angle_tables(loaded, limit)
     quantize_model(loaded)
     if (kernels := _native_kernels(config, loaded)) is not None:
         cpu_kernels.pack_model(loaded.model, kernels)
     if loaded.device.type == "cuda":  # kernels are compiled now, and not while someone waits
         warm_up(loaded, backend, config.block_size, cache_dtype)
-    limit = _max_total_tokens(config, loaded)
     vocab_size = int(loaded.model.config.get_text_config().vocab_size)
     watermark = Watermark(
         vocab_size, loaded.device, gamma=config.watermark_gamma, delta=config.watermark_delta
@@ -107,6 +109,7 @@ def build_engine(config: EngineConfig) -> tuple[Engine, EngineInfo]:
         scheduler,
         loaded.device,
         vocab_size=vocab_size,
+        max_total_tokens=limit,
         watermark=watermark,
         constraints=_constraints(config, vocab_size),
         runs_ahead=is_gpu if config.run_ahead is None else config.run_ahead,

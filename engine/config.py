@@ -41,7 +41,8 @@ class EngineConfig:
         enable_native_kernels: whether kernels of our own are used: compiled C on a CPU, Triton on a
             GPU.
         enable_fused_rotation: whether kernels may rotate query and key for the model.
-        enable_fusion: whether kernels of our own may replace norms and gated MLPs.
+        enable_fusion: whether kernels of our own may replace norms and gated MLPs, and tables the
+            angles of rotary embeddings.
         watermark_gamma: the share of the vocabulary that a watermark favours, between 0 and 1.
         watermark_delta: what a watermark adds to the logits of those tokens.
     """

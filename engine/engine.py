@@ -31,6 +31,7 @@ class Engine:
         scheduler: decides what each step computes.
         device: where `forward` wants its input.
         vocab_size: token ids are below this.
+        max_total_tokens: of a sequence; the model may know no position behind it.
         watermark: for requests that ask for one; without it they are refused.
         constraints: for requests with a grammar; without it they are refused.
         runs_ahead: whether a step is launched before the tokens of the one before are known. The
@@ -45,6 +46,7 @@ class Engine:
         device: torch.device,
         *,
         vocab_size: int = 1 << 32,
+        max_total_tokens: int = 1 << 32,
         watermark: Watermark | None = None,
         constraints: Constraints | None = None,
         runs_ahead: bool = False,
@@ -56,6 +58,7 @@ class Engine:
         self._runs_ahead = runs_ahead
         self._ahead: LaunchedStep | None = None
         self._vocab_size = vocab_size
+        self._max_total_tokens = max_total_tokens
         self._watermark = watermark
         self._constraints = constraints
         self._sequences: dict[str, Sequence] = {}
@@ -96,6 +99,10 @@ class Engine:
         if request.grammar and self._constraints is None:
             return _failed(request.request_id, "this engine has no grammars")
         sequence = Sequence(request)
+        num_tokens, limit = sequence.max_tokens, self._max_total_tokens
+        if num_tokens > limit:
+            reason = f"{num_tokens} tokens are more than max_total_tokens, which is {limit}"
+            return _failed(request.request_id, reason)
         try:
             self._scheduler.add(sequence)
             if request.grammar and self._constraints is not None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from . import fusion, quantization
+from . import angles, fusion, quantization
 from .attention import (
     IMPLEMENTATION,
     AttentionBackend,
@@ -151,6 +151,27 @@ def fuse_layers(loaded: LoadedModel) -> None:
         logger.warning("norms and MLPs stay as they are: %s", objection)
         fused.undo()
     del fused  # and the weights in it that nobody else has
+    if loaded.device.type == "cuda":
+        torch.cuda.empty_cache()  # the cache is sized by what the device has free
+
+
+def use_angle_tables(loaded: LoadedModel, num_positions: int) -> None:
+    """Has angles looked up that the model computes, if its logits stay what they are."""
+    model = loaded.model
+    expected = _paged_logits(model, loaded.layers, loaded.dtype, ReferenceAttention())
+    like = torch.empty(0, dtype=loaded.dtype, device=loaded.device)
+    tables = angles.tabulate_angles(model, like, _SELF_CHECK_TOKENS)
+    if not tables:
+        return
+    objection = _objection(loaded, ReferenceAttention(), expected)
+    if objection is not None:
+        logger.warning("angles are computed in every step: %s", objection)
+        angles.restore_angles(model)
+        return
+    num_positions = max(num_positions, _SELF_CHECK_TOKENS)
+    stay = [table.extend(num_positions) for table in tables]
+    if not all(stay):
+        logger.warning("angles depend on a text's length: they are those of %d", num_positions)
     if loaded.device.type == "cuda":
         torch.cuda.empty_cache()  # the cache is sized by what the device has free
 
