@@ -18,6 +18,7 @@ from .executor import Executor, Forward
 from .grammar import GrammarCompiler, TokenMasks
 from .graphs import DecodeGraphs, cuda_recorder
 from .kernels import cpu as cpu_kernels
+from .kernels import has_triton
 from .kv_cache import KVCache, bytes_per_token
 from .model_loader import (
     LoadedModel,
@@ -215,12 +216,10 @@ def _triton_attention(
     config: EngineConfig, loaded: LoadedModel, cache_dtype: torch.dtype
 ) -> AttentionBackend | None:
     """The GPU kernels, where Triton is installed, can compile them and they compute this model."""
-    try:
-        # Not at the top: Triton is large, and of no use on a CPU.
-        from .kernels.triton_attention import MAX_HEAD_DIM, TritonAttention
-    except ImportError:
-        logger.warning("Triton is not installed: attention will be slow")
+    if not has_triton():
         return None
+    from .kernels.triton_attention import MAX_HEAD_DIM, TritonAttention
+
     dims = [max(shape.key_dim, shape.value_dim) for shape in loaded.layers.values()]
     if max(dims) > MAX_HEAD_DIM:
         logger.warning("heads of %d are too wide for the GPU kernels", max(dims))

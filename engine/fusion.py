@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .kernels import cpu as cpu_kernels
+from .kernels import has_triton
 from .layers import places
 
 logger = logging.getLogger(__name__)
@@ -157,12 +158,10 @@ def _gelu_tanh(merged: Tensor) -> Tensor:
 
 
 def _triton_forms() -> Forms | None:
-    try:
-        # Not at the top: Triton is large, and of no use on a CPU.
-        from .kernels.triton_elementwise import ACTIVATIONS, gated, rms_norm
-    except ImportError:
-        logger.warning("Triton is not installed: norms and gates will be slow")
+    if not has_triton():
         return None
+    from .kernels.triton_elementwise import ACTIVATIONS, gated, rms_norm
+
     return Forms(
         norms=(
             partial(rms_norm, weight_offset=0.0, rounds_early=True),  # Llama

@@ -138,12 +138,19 @@ def fuse_rotation(loaded: LoadedModel, backend: AttentionBackend) -> bool:
 
 
 def fuse_layers(loaded: LoadedModel) -> None:
-    """Replaces norms and gated MLPs by faster ones, if the model's logits stay what they are."""
+    """Replaces norms and gated MLPs by faster ones, if the model's logits stay what they are.
+
+    Raises:
+        ModelLoadError: there is no memory to do it in.
+    """
     forms = fusion.forms_for(loaded.device, loaded.dtype)
     if forms is None:
         return
     expected = _paged_logits(loaded.model, loaded.layers, loaded.dtype, ReferenceAttention())
-    fused = fusion.fuse(loaded.model, forms)
+    try:
+        fused = fusion.fuse(loaded.model, forms)
+    except torch.OutOfMemoryError as error:
+        raise ModelLoadError(f"not enough memory to merge layers: {_first_line(error)}") from error
     objection = _objection(loaded, ReferenceAttention(), expected)
     if objection is None:
         logger.info("fused %d norms and %d MLPs", fused.num_norms, fused.num_mlps)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .kernels import cpu as cpu_kernels
+from .kernels import has_triton
 
 Statistics = tuple[Tensor, Tensor, Tensor]
 
@@ -38,9 +39,8 @@ def _kernel(device: str) -> Callable[[Tensor], Statistics] | None:
     if device == "cpu":
         kernels = cpu_kernels.load()
         return None if kernels is None else kernels.row_statistics
-    try:
-        # Not at the top: Triton is large, and of no use on a CPU.
-        from .kernels.triton_sampling import row_statistics as in_triton
-    except ImportError:
+    if not has_triton():
         return None
+    from .kernels.triton_sampling import row_statistics as in_triton
+
     return in_triton

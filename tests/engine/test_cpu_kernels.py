@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from engine.kernels import build
 from engine.kernels.cpu import CpuKernels, PackedLinear, empty_kv_cache, load, pack_model
+from tests.engine.native import threads
 
 ROOT = Path(__file__).parents[2]
 
@@ -275,9 +276,7 @@ def test_attention_of_a_sequence_depends_on_nothing_else(
 ) -> None:
     batch = make_batch([(1, 1300), (50, 170), (1, 40)], 6, 2, 64, 16)
     together = run(kernels, batch, 0.125)
-    before = torch.get_num_threads()
-    torch.set_num_threads(num_threads)
-    try:
+    with threads(num_threads):
         starts = batch.query_start_loc.tolist()
         for row, (start, end) in enumerate(pairwise(starts)):
             alone = kernels.paged_attention(
@@ -290,8 +289,6 @@ def test_attention_of_a_sequence_depends_on_nothing_else(
                 0.125,
             )
             assert torch.equal(alone, together[start:end])
-    finally:
-        torch.set_num_threads(before)
 
 
 @needs_compiler

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -21,14 +22,16 @@ from transformers.models.phi3.modeling_phi3 import Phi3MLP
 from engine import build, fusion, model_loader
 from engine.build import build_engine
 from engine.config import EngineConfig
-from engine.fusion import Forms, FusedMLP, FusedRMSNorm, fuse
+from engine.errors import ModelLoadError
+from engine.fusion import Forms, FusedMLP, FusedRMSNorm, forms_for, fuse
 from engine.kernels import cpu as cpu_kernels
+from engine.kernels import has_triton
 from engine.kernels.int8 import PackedInt8Linear
 from engine.model_loader import fuse_layers, prepare_model
 from engine.model_runner import ModelRunner
 from engine.request import Request
 from tests.engine.fakes import run, token_ids
-from tests.engine.native import kernels_for
+from tests.engine.native import kernels_for, threads
 from tests.engine.test_models import (
     ARCHITECTURES,
     NUM_NEW_TOKENS,
@@ -204,6 +207,25 @@ class TestModels:
         assert "stay as they are" in caplog.text
         assert torch.equal(logits_of(loaded), expected)
 
+    def test_stay_as_they_are_on_a_gpu_without_triton(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "triton", None)  # importing it fails
+        monkeypatch.setattr(fusion, "has_triton", has_triton.__wrapped__)
+        assert forms_for(torch.device("cuda"), torch.float16) is None
+        assert "Triton is not installed" in caplog.text
+
+    def test_for_which_memory_is_short_are_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        kernels_for("whole")
+        loaded = prepare_model(build_model(ARCHITECTURES["llama"]()), CPU, torch.float32)
+
+        def no_room(*_: object) -> None:
+            raise torch.OutOfMemoryError("tried to allocate 2 GiB")
+
+        monkeypatch.setattr(fusion, "_merge", no_room)
+        with pytest.raises(ModelLoadError, match="not enough memory to merge layers: tried"):
+            fuse_layers(loaded)
+
     def test_do_not_mix_rows(self) -> None:
         """A row's result is the same bits alone and among others."""
         model = build_model(ARCHITECTURES["qwen3"]())
@@ -212,8 +234,7 @@ class TestModels:
         norm = model.model.layers[0].input_layernorm
         mlp = model.model.layers[0].mlp
         rows = torch.randn(1, 600, 64, generator=torch.Generator().manual_seed(0))
-        torch.set_num_threads(2)
-        with torch.inference_mode():
+        with torch.inference_mode(), threads(2):
             for layer in (norm, mlp):
                 together = layer(rows)
                 for index in (0, 7, 599):

@@ -18,7 +18,7 @@ from engine.kernels.int8 import (
     quantize_rows,
 )
 from engine.quantized_linear import Int8Linear
-from tests.engine.native import TARGETS, kernels_for
+from tests.engine.native import TARGETS, kernels_for, threads
 
 Floats = np.ndarray[tuple[int, int], np.dtype[np.float32]]
 
@@ -88,14 +88,10 @@ def test_sums_at_their_limits_do_not_overflow() -> None:
 def test_rows_do_not_depend_on_threads(target: str) -> None:
     layer = PackedInt8Linear.from_linear(nn.Linear(1500, 300), kernels_for(target))
     x = torch.randn(250, 1500)
-    before = torch.get_num_threads()
-    try:
-        results = []
-        for count in (1, 2, 3):
-            torch.set_num_threads(count)
+    results = []
+    for count in (1, 2, 3):
+        with threads(count):
             results.append(layer(x))
-    finally:
-        torch.set_num_threads(before)
     assert torch.equal(results[0], results[1])
     assert torch.equal(results[0], results[2])
 

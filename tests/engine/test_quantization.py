@@ -28,7 +28,7 @@ from engine.request import Request, SamplingParams
 from service.settings import Quantization
 from service.settings import load as load_settings
 from tests.engine.fakes import run, token_ids
-from tests.engine.native import kernels_for
+from tests.engine.native import kernels_for, threads
 from tests.engine.test_models import ARCHITECTURES, build_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -381,9 +381,8 @@ class TestLoading:
         loaded = load_model(config(checkpoint, quantize))
         assert loaded.scheme is None
         ids = torch.arange(3, 60).unsqueeze(0)
-        before = torch.get_num_threads()
-        engine, _ = build_engine(config(checkpoint, quantize))
-        torch.set_num_threads(before)
+        with threads(1):  # an engine takes those that it wants
+            engine, _ = build_engine(config(checkpoint, quantize))
         assert token_ids(run(engine, request("r", (3, 4, 5)))["r"])
         exact.set_attn_implementation("sdpa")
         loaded.model.set_attn_implementation("sdpa")
@@ -419,9 +418,8 @@ def request(name: str, prompt: tuple[int, ...], **options: Any) -> Request:
 
 
 def demo_engine(quantize: str | None) -> Engine:
-    before = torch.get_num_threads()
-    engine, _ = build_engine(config(DEMO, quantize))
-    torch.set_num_threads(before)
+    with threads(1):  # an engine takes those that it wants
+        engine, _ = build_engine(config(DEMO, quantize))
     return engine
 
 

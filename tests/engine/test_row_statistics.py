@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -14,20 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from engine.row_statistics import Statistics, in_torch
-from tests.engine.native import TARGETS, kernels_for
+from tests.engine.native import TARGETS, kernels_for, threads
 
 NAN, INF = math.nan, math.inf
 WAYS = [*TARGETS, "triton", "torch"]
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def expected(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
