@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine.choice import in_torch
 from engine.kernels.cpu import CpuKernels, PackedLinear, load
 from engine.kernels.int8 import pack_int8, quantize_rows
 
@@ -147,19 +148,15 @@ def bench_int8(kernels: CpuKernels, budget: float, read: float, quick: bool) -> 
                 )
 
 
-def bench_row_statistics(kernels: CpuKernels, budget: float) -> Iterator[Result]:
-    """What the sampler asks of each row, in one pass and as torch's operations."""
-
-    def separate(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        top = scores.amax(dim=-1, keepdim=True)
-        return top, scores.argmax(dim=-1), torch.logsumexp(scores - top, dim=-1)
-
+def bench_choice(kernels: CpuKernels, budget: float) -> Iterator[Result]:
+    """Tokens and what else is asked of each row, in one pass and as torch's operations."""
     for width in SCORES:
         for rows in (1, 8, 32):
             scores = torch.randn(rows, width) * 4
             contenders: dict[str, Callable[[], object]] = {
-                "row_statistics": partial(kernels.row_statistics, scores),
-                "torch": partial(separate, scores),
+                "choose": partial(kernels.choose, scores),
+                "choose, drawn": partial(kernels.choose, scores, torch.rand(rows).double()),
+                "torch": partial(in_torch, scores),
             }
             for name, seconds in best_times(contenders, budget).items():
                 yield Result(
@@ -277,7 +274,7 @@ def collect(kernels: CpuKernels, budget: float, read: float, quick: bool) -> Ite
     """Every case, in the order printed; `read` is the memory's rate in GB/s."""
     yield from bench_overhead(kernels, budget)
     yield from bench_rowwise(kernels, budget)
-    yield from bench_row_statistics(kernels, budget)
+    yield from bench_choice(kernels, budget)
     yield from bench_linear(kernels, budget, quick)
     yield from bench_int8(kernels, budget, read, quick)
     for shape in MODELS[:1] if quick else MODELS:

@@ -8,22 +8,22 @@ depends on the rows beside it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from .packed_bits import byte_table, spread
-from .request import SamplingParams
 from .sequence import SampledSequence
+from .token_counts import TokenCounts
 from .transfer import upload
+from .truncation import truncate
 
 _NEVER = float("-inf")
-_TOP_P_TOKENS = 256
-_Value = TypeVar("_Value", int, float)
+_EVERYTHING = float("inf")  # for a top-k
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +46,7 @@ def process(
         scores = penalty(scores, sequences)
     if masks is not None:
         _mask(scores, masks)
-    for step in (_temperature, _top_k, _top_p, _typical_p):
-        scores = step(scores, sequences)
-    return scores
+    return _typical_p(_truncate(scores, sequences), sequences)
 
 
 def _mask(scores: Tensor, masks: RowMasks) -> None:
@@ -66,102 +64,72 @@ def _mask_table(device: torch.device) -> Tensor:
 
 
 def _repetition_penalty(scores: Tensor, sequences: list[SampledSequence]) -> Tensor:
-    for row, sequence in enumerate(sequences):
-        penalty = sequence.request.sampling.repetition_penalty
-        if penalty != 1.0:
-            seen = upload(list(sequence.count_tokens()), scores.device)
-            old = scores[row, seen]
-            scores[row, seen] = torch.where(old < 0, old * penalty, old / penalty)
+    penalties = [sequence.request.sampling.repetition_penalty for sequence in sequences]
+    rows = [row for row, penalty in enumerate(penalties) if penalty != 1.0]
+    if rows:
+        counts = [sequences[row].count_tokens() for row in rows]
+        seen = _places(rows, counts, scores.device)
+        strengths = _repeated([penalties[row] for row in rows], counts)
+        penalty = upload(strengths, scores.device)
+        old = scores[seen]
+        scores[seen] = torch.where(old < 0, old * penalty, old / penalty)
     return scores
 
 
 def _frequency_penalty(scores: Tensor, sequences: list[SampledSequence]) -> Tensor:
-    for row, sequence in enumerate(sequences):
-        penalty = sequence.request.sampling.frequency_penalty
-        if penalty != 0.0:
-            counts = sequence.count_tokens()
-            ids = upload(list(counts), scores.device)
-            shares = upload(list(counts.values()), scores.device) / sequence.num_tokens
-            scores[row, ids] -= penalty * shares
+    penalties = [sequence.request.sampling.frequency_penalty for sequence in sequences]
+    rows = [row for row, penalty in enumerate(penalties) if penalty != 0.0]
+    if rows:
+        counts = [sequences[row].count_tokens() for row in rows]
+        lengths = _repeated([sequences[row].num_tokens for row in rows], counts)
+        shares = np.concatenate([count.counts for count in counts]) / lengths
+        strengths = _repeated([penalties[row] for row in rows], counts)
+        scores[_places(rows, counts, scores.device)] -= upload(strengths * shares, scores.device)
     return scores
 
 
-def _temperature(scores: Tensor, sequences: list[SampledSequence]) -> Tensor:
-    values = [sequence.request.sampling.temperature for sequence in sequences]
-    if all(value == 1.0 for value in values):
+def _places(
+    rows: list[int], counts: list[TokenCounts], device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Where the scores of rows' tokens stand, those of all rows together: no place twice."""
+    owners = np.repeat(np.array(rows), [len(count.ids) for count in counts])
+    places = np.stack([owners, np.concatenate([count.ids for count in counts])])
+    row, column = upload(places, device)
+    return row, column
+
+
+def _repeated(values: list[float] | list[int], counts: list[TokenCounts]) -> NDArray[np.float32]:
+    """A number of each row, for each of the row's tokens."""
+    return np.repeat(np.array(values, dtype=np.float32), [len(count.ids) for count in counts])
+
+
+def _truncate(scores: Tensor, sequences: list[SampledSequence]) -> Tensor:
+    params = [sequence.request.sampling for sequence in sequences]
+    limits = [
+        [p.temperature for p in params],
+        [_EVERYTHING if p.top_k is None else float(p.top_k) for p in params],
+        [1.0 if p.top_p is None else p.top_p for p in params],
+    ]
+    if limits == [[1.0] * len(params), [_EVERYTHING] * len(params), [1.0] * len(params)]:
         return scores
-    return scores / upload(values, scores.device).unsqueeze(1)
-
-
-def _top_k(scores: Tensor, sequences: list[SampledSequence]) -> Tensor:
-    def mark(part: Tensor, ks: list[int]) -> Tensor:
-        ks = [min(k, part.shape[1]) for k in ks]
-        likeliest = torch.topk(part, max(ks)).values
-        kth = likeliest.gather(1, upload(ks, part.device).unsqueeze(1) - 1)
-        return part < kth  # ties with the k-th stay
-
-    return _drop(scores, sequences, lambda params: params.top_k, mark)
-
-
-def _top_p(scores: Tensor, sequences: list[SampledSequence]) -> Tensor:
-    def mark(part: Tensor, ps: list[float]) -> Tensor:
-        wanted = upload(ps, part.device).unsqueeze(1)
-        probs = torch.softmax(part, dim=-1)
-        likeliest, order = _likeliest(probs, wanted)
-        before = likeliest.cumsum(-1) - likeliest  # the mass of all likelier tokens; first: 0
-        return torch.ones_like(part, dtype=torch.bool).scatter(1, order, before >= wanted)
-
-    return _drop(scores, sequences, lambda params: params.top_p, mark)
-
-
-def _likeliest(probs: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """Each row's likeliest tokens in order, as many as hold the mass wanted [num_rows, 1].
-
-    On a CPU sorting a whole vocabulary is slow, and a few tokens nearly always hold enough. On a
-    GPU it takes less time than to ask whether they do.
-    """
-    if probs.device.type == "cpu":
-        few = torch.topk(probs, min(_TOP_P_TOKENS, probs.shape[1]))
-        if bool((few.values.sum(-1, keepdim=True) >= wanted).all()):
-            return few.values, few.indices
-    everything = torch.sort(probs, descending=True)
-    return everything.values, everything.indices
+    return truncate(scores, upload(np.array(limits, dtype=np.float32), scores.device))
 
 
 def _typical_p(scores: Tensor, sequences: list[SampledSequence]) -> Tensor:
-    def mark(part: Tensor, ps: list[float]) -> Tensor:
-        logprobs = torch.log_softmax(part, dim=-1)
-        probs = logprobs.exp()
-        entropy = -(probs * logprobs).nansum(-1, keepdim=True)
-        order = (-logprobs - entropy).abs().argsort(dim=-1)
-        mass = probs.gather(1, order).cumsum(-1)
-        # Everything behind the first token at which the mass reaches p goes.
-        reached = mass >= upload(ps, part.device).unsqueeze(1)
-        drop = reached.roll(1, dims=-1)
-        drop[:, 0] = False
-        return torch.zeros_like(drop).scatter(1, order, drop)
-
-    return _drop(scores, sequences, lambda params: params.typical_p, mark)
-
-
-def _drop(
-    scores: Tensor,
-    sequences: list[SampledSequence],
-    parameter: Callable[[SamplingParams], _Value | None],
-    mark: Callable[[Tensor, list[_Value]], Tensor],
-) -> Tensor:
-    """Sets to -inf what `mark` says, in those rows only that have the parameter."""
-    rows: list[int] = []
-    values: list[_Value] = []
-    for row, sequence in enumerate(sequences):
-        value = parameter(sequence.request.sampling)
-        if value is not None:
-            rows.append(row)
-            values.append(value)
+    shares = [sequence.request.sampling.typical_p for sequence in sequences]
+    rows = [row for row, share in enumerate(shares) if share is not None]
     if not rows:
         return scores
-    if len(rows) == len(sequences):
-        return scores.masked_fill(mark(scores, values), _NEVER)
+    wanted = upload([share for share in shares if share is not None], scores.device).unsqueeze(1)
     index = upload(rows, scores.device)
     part = scores[index]
-    return scores.index_copy(0, index, part.masked_fill(mark(part, values), _NEVER))
+    logprobs = torch.log_softmax(part, dim=-1)
+    probs = logprobs.exp()
+    entropy = -(probs * logprobs).nansum(-1, keepdim=True)
+    order = (-logprobs - entropy).abs().argsort(dim=-1)
+    mass = probs.gather(1, order).cumsum(-1)
+    # Everything behind the first token at which the mass reaches its share goes.
+    drop = (mass >= wanted).roll(1, dims=-1)
+    drop[:, 0] = False
+    part = part.masked_fill(torch.zeros_like(drop).scatter(1, order, drop), _NEVER)
+    return scores.index_copy(0, index, part)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from . import logits as logits_processing
-from .random_numbers import to_signed, uniform
+from .choice import choose
+from .random_numbers import uniform
 from .request import Token
-from .row_statistics import row_statistics
 from .sequence import SampledSequence
 from .transfer import Download, upload
 from .watermark import Watermark
@@ -80,20 +81,13 @@ def sample(
     if watermark is not None:
         watermark.apply(logits, sequences)
     scores = logits_processing.process(logits, sequences, masks)
-    largest, ids, norms = row_statistics(scores)
-    drawn = [row for row, seq in enumerate(sequences) if seq.request.sampling.do_sample]
-    if drawn:
-        ids = _draw_rows(drawn, ids, scores, largest, norms, sequences)
-        # The likeliest comes to 0 before the norm goes off, which keeps small values exact.
-        logprobs = scores.gather(1, ids.unsqueeze(1)).squeeze(1) - largest - norms
-    else:
-        logprobs = -norms
+    choice = choose(scores, _draws(sequences, scores.device))
     tops = [sequence.request.sampling.top_n_tokens for sequence in sequences]
     if not any(tops):
-        return SampledTokens(ids, logprobs, tops)
+        return SampledTokens(choice.ids, choice.logprobs, tops)
     values, top_ids = torch.topk(scores, min(max(tops) + _MAX_TIES, scores.shape[1]))
-    values = values - largest.unsqueeze(1) - norms.unsqueeze(1)
-    return SampledTokens(ids, logprobs, tops, top_ids, values)
+    values = values - choice.largest.unsqueeze(1) - choice.norms.unsqueeze(1)
+    return SampledTokens(choice.ids, choice.logprobs, tops, top_ids, values)
 
 
 def prompt_logprobs(logits: Tensor, target_ids: list[int]) -> Download:
@@ -102,30 +96,16 @@ def prompt_logprobs(logits: Tensor, target_ids: list[int]) -> Download:
     return Download(torch.log_softmax(logits, dim=-1).gather(1, targets).squeeze(1))
 
 
-def _draw_rows(
-    rows: list[int],
-    ids: Tensor,
-    scores: Tensor,
-    largest: Tensor,
-    norms: Tensor,
-    sequences: list[SampledSequence],
-) -> Tensor:
-    """Int64 [num_rows]: `ids`, the likeliest tokens, but in some rows the one drawn."""
-    seeds = [to_signed(sequences[row].request.sampling.seed) for row in rows]
-    positions = [sequences[row].num_tokens for row in rows]
-    device = scores.device
-    index = upload(rows, device)
-    draws = uniform(upload(seeds, device), upload(positions, device))
-    shifted = scores[index] - largest[index].unsqueeze(1) - norms[index].unsqueeze(1)
-    return ids.index_copy(0, index, _draw(shifted, draws))
+def _draws(sequences: list[SampledSequence], device: torch.device) -> Tensor | None:
+    """Float64 [num_rows]: random numbers for the rows that draw, -1 for others; None if none does.
 
-
-def _draw(logprobs: Tensor, draws: Tensor) -> Tensor:
-    """Inverts the cumulative distribution: float64, since 128k terms would not survive float32."""
-    mass = logprobs.exp().cumsum(-1, dtype=torch.float64)
-    # Strictly above the draw: an id without probability does not raise the sum and is never hit.
-    goal = (draws * mass[:, -1]).unsqueeze(1)
-    return torch.searchsorted(mass, goal, right=True).squeeze(1).clamp(max=mass.shape[1] - 1)
+    They are functions of a sequence's seed and length.
+    """
+    params = [sequence.request.sampling for sequence in sequences]
+    if not any(p.do_sample for p in params):
+        return None
+    draws = uniform([p.seed for p in params], [sequence.num_tokens for sequence in sequences])
+    return upload(np.where([p.do_sample for p in params], draws, -1.0), device)
 
 
 def _top(

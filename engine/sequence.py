@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from array import array
-from collections import Counter
 from enum import Enum, auto
 
 from .drafts import Drafter
 from .request import FinishReason, Request
+from .token_counts import TokenCounts
 
 
 class SequenceStatus(Enum):
@@ -53,7 +53,7 @@ class Sequence:
         self.request = request
         self.num_prompt_tokens = len(request.prompt_token_ids)
         self.token_ids: list[int] = [*request.prompt_token_ids, *request.resumed_token_ids]
-        self.token_counts: Counter[int] | None = None  # of token_ids; kept once a penalty asked
+        self.token_counts: TokenCounts | None = None  # of token_ids; kept once a penalty asked
         self.num_computed_tokens = 0
         self.num_cached_tokens = 0  # of those computed: how many came from the prefix cache
         self.block_table = array("i")  # as kernels read it: a step copies it, however long it is
@@ -127,17 +127,17 @@ class Sequence:
         else:
             self.token_ids.append(token_id)
         if self.token_counts is not None:
-            self.token_counts[token_id] += 1
+            self.token_counts.add(token_id)
         if self.num_generated_tokens >= self.request.max_new_tokens:
             self.finish_reason = FinishReason.LENGTH
         elif token_id in self.request.eos_token_ids:
             self.finish_reason = FinishReason.EOS_TOKEN
         return self.finish_reason
 
-    def count_tokens(self) -> Counter[int]:
+    def count_tokens(self) -> TokenCounts:
         """How often each token occurs in the prompt and in what was generated."""
         if self.token_counts is None:
-            self.token_counts = Counter(self.token_ids)
+            self.token_counts = TokenCounts(self.token_ids)
         return self.token_counts
 
     def reset(self) -> None:
@@ -172,11 +172,10 @@ class DraftedSequence:
         """All of them."""
         return self._sequence.token_ids + self._sequence.draft_ids[: self._num_drafts]
 
-    def count_tokens(self) -> Counter[int]:
+    def count_tokens(self) -> TokenCounts:
         """How often each token occurs."""
-        counts = self._sequence.count_tokens().copy()
-        counts.update(self._sequence.draft_ids[: self._num_drafts])
-        return counts
+        drafts = self._sequence.draft_ids[: self._num_drafts]
+        return self._sequence.count_tokens().extended(drafts)
 
 
 SampledSequence = Sequence | DraftedSequence

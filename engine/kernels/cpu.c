@@ -1,5 +1,5 @@
 /* The CPU kernels: paged attention, KV scatter, linear layers over prepacked weights in fp32 and in
- * int8, statistics of score rows; and lists of their calls.
+ * int8, choosing tokens; and lists of their calls.
  *
  * Plain C11 with GCC/Clang vector extensions; the vector width follows the compile target, nothing
  * here is written for one instruction set but dot4, which has a portable twin. Built and loaded by
@@ -56,6 +56,8 @@
 #define AHEAD_ROWS 2    /* for no more rows than this */
 
 #define SLICE 4096 /* scores handled at once: they stay in the first-level cache */
+#define GROUP 64   /* scores that have a maximum of their own when the largest are looked for */
+#define FEW 32     /* scores that hold most of nearly any distribution */
 
 #define TILE 64            /* cache positions handled at once */
 #define BURST 4            /* rows prefetched at once */
@@ -778,7 +780,7 @@ EXPORT int tw_silu_and_mul(const float *gate, int64_t gate_stride, const float *
     return 0;
 }
 
-/* ---- statistics of score rows ------------------------------------------------------------- */
+/* ---- choosing tokens ---------------------------------------------------------------------- */
 /*
  * A row is cut into slices at positions that depend on nothing else, and merged in their order: the
  * result is the same for any number of threads and rows. A slice comes from memory once; its second
@@ -836,35 +838,91 @@ static Peak find_peak(Slice slice, Slice ahead) {
     return peak;
 }
 
+/* A share of what a slice adds to the sum of a row whose maximum is `top`. */
+INLINE double mass_of(Peak peak, float top) {
+    return peak.top == -INFINITY ? 0.0 : (double)(peak.sum * exp_1(peak.top - top));
+}
+
+/* exp(score - top) of vector i, exactly 0 where that is next to nothing. */
+INLINE vf load_weights(Slice slice, float top, int64_t i) {
+    vf difference = load_scores(slice.scores, slice.n, i) - top;
+    return pick(difference >= -87.0f, exp_v(difference), splat(0.0f));
+}
+
+/* Where the running sum of a slice's weights first exceeds `goal`; the last that has any if rounding
+ * keeps it below. */
+static int64_t find_in_slice(Slice slice, float top, double goal) {
+    int64_t last = 0;
+    double sum = 0.0;
+    for (int64_t i = 0; i < ceil_div(slice.n, W); i++) {
+        vf weights = load_weights(slice, top, i);
+        double next = sum + (double)horizontal_sum(weights)[0];
+        if (next == sum) continue;
+        for (int j = 0; j < W; j++) {
+            if (weights[j] == 0.0f) continue;
+            last = i * W + j;
+            sum += (double)weights[j];
+            if (sum > goal) return last;
+        }
+    }
+    return last;
+}
+
 typedef struct {
-    float *max, *norm;
-    int64_t *argmax;
-} RowStatistics;
+    const float *scores;
+    int64_t row_stride, n;
+    const double *draws; /* in [0, 1); below 0 the likeliest is chosen. NULL: it is for all rows */
+    int64_t *ids;
+    float *logprobs, *max, *norm;
+} Choice;
+
+/* The token at which the distribution exceeds the row's draw. */
+static int64_t draw(const Choice *c, const Peak *peaks, int64_t slices, int64_t row, float top) {
+    double total = 0.0, before = 0.0, mass = 0.0;
+    for (int64_t s = 0; s < slices; s++) total += mass_of(peaks[s], top);
+    double goal = total * c->draws[row];
+    int64_t last = 0; /* that has any mass, should rounding keep the sum below the goal */
+    for (int64_t s = 0; s < slices; s++) {
+        double more = mass_of(peaks[s], top);
+        if (more == 0.0) continue;
+        before += mass;
+        mass = more;
+        last = s;
+        if (before + mass > goal) break;
+    }
+    Slice slice = nth_slice(c->scores, c->row_stride, c->n, row * slices + last);
+    return last * SLICE + find_in_slice(slice, top, goal - before);
+}
 
 /* As torch: NaN wins over all, the first of equals counts, and where the maximum is infinite the
  * norm is NaN, since infinity minus infinity is. */
-static void merge_peaks(const Peak *peaks, int64_t slices, const float *x, int64_t n, int64_t row,
-                        RowStatistics out) {
+static void choose_in_row(const Choice *c, const Peak *peaks, int64_t slices, int64_t row) {
+    const float *x = c->scores + row * c->row_stride;
     int64_t best = 0;
     for (int64_t s = 1; s < slices; s++)
         if (peaks[s].top > peaks[best].top) best = s;
     float top = peaks[best].top, sum = 0.0f;
     for (int64_t s = 0; s < slices; s++) sum += peaks[s].sum * exp_1(peaks[s].top - top);
-    out.max[row] = top;
-    out.argmax[row] = best * SLICE + peaks[best].index;
-    out.norm[row] = logf(sum);
-    for (int64_t i = 0; isnan(sum) && i < n; i++)
+    int64_t id = best * SLICE + peaks[best].index;
+    for (int64_t i = 0; isnan(sum) && i < c->n; i++)
         if (isnan(x[i])) {
-            out.max[row] = NAN;
-            out.argmax[row] = i;
+            top = NAN;
+            id = i;
             break;
         }
+    if (c->draws && c->draws[row] >= 0.0 && !isnan(sum)) id = draw(c, peaks, slices, row, top);
+    c->ids[row] = id;
+    c->max[row] = top;
+    c->norm[row] = logf(sum);
+    c->logprobs[row] = x[id] - top - c->norm[row];
 }
 
-/* Of scores [rows, n]: per row the maximum, where it stands, and log(sum(exp(score - maximum))).
- * Returns 0, or -1 when out of memory. */
-EXPORT int tw_row_statistics(const float *scores, int64_t row_stride, int64_t rows, int64_t n,
-                             float *max, int64_t *argmax, float *norm, int num_threads) {
+/* Of scores [rows, n]: per row a token and its log-probability, the maximum, and
+ * log(sum(exp(score - maximum))). Returns 0, or -1 when out of memory. */
+EXPORT int tw_choose(const float *scores, int64_t row_stride, int64_t rows, int64_t n,
+                     const double *draws, int64_t *ids, float *logprobs, float *max, float *norm,
+                     int num_threads) {
+    const Choice choice = {scores, row_stride, n, draws, ids, logprobs, max, norm};
     int64_t slices = ceil_div(n, SLICE);
     Peak *peaks = scratch((size_t)(rows * slices) * sizeof(Peak));
     if (!peaks) return -1;
@@ -881,8 +939,224 @@ EXPORT int tw_row_statistics(const float *scores, int64_t row_stride, int64_t ro
         }
         BARRIER
         for (int64_t r = rows * id / workers; r < rows * (id + 1) / workers; r++)
-            merge_peaks(peaks + r * slices, slices, scores + r * row_stride, n, r,
-                        (RowStatistics){max, norm, argmax});
+            choose_in_row(&choice, peaks + r * slices, slices, r);
+    }
+    return 0;
+}
+
+/* ---- truncating distributions ------------------------------------------------------------- */
+/*
+ * Tokens are dropped from the least likely on, so a row's result is a threshold. The maximum of every
+ * GROUP of scores says where to look: at least k scores reach the k-th largest of these maxima.
+ */
+
+typedef struct {
+    float *x;     /* scores */
+    float *tops;  /* of each group of them the maximum */
+    float *found; /* room for n + groups numbers */
+    int64_t n, groups;
+    float top; /* the maximum */
+} Row;
+
+typedef struct {
+    float least;     /* scores below are dropped ... */
+    int64_t of_least; /* ... and of those that equal it all but the first so many */
+} Cut;
+
+/* Divides by a temperature and finds the maxima. Returns 0 for rows without a finite one. */
+static int prepare_row(Row *row, float temperature) {
+    int64_t vectors = GROUP / W;
+    float top = -INFINITY;
+    int has_nan = 0;
+    for (int64_t g = 0; g < row->groups; g++) {
+        float *x = row->x + g * GROUP;
+        int64_t n = min64(GROUP, row->n - g * GROUP), i = 0;
+        vf tops = splat(-INFINITY);
+        vi nans = (vi){};
+        for (; i < vectors && (i + 1) * W <= n; i++) {
+            vf score = load(x + i * W);
+            if (temperature != 1.0f) store(x + i * W, score /= temperature);
+            tops = larger(score, tops);
+            nans |= score != score;
+        }
+        float most = horizontal_max(tops)[0];
+        for (int j = 0; j < W; j++) has_nan |= nans[j];
+        for (i *= W; i < n; i++) {
+            x[i] /= temperature;
+            if (x[i] > most) most = x[i];
+            has_nan |= isnan(x[i]);
+        }
+        row->tops[g] = most;
+        if (most > top) top = most;
+    }
+    row->top = top;
+    return !has_nan && isfinite(top);
+}
+
+/* The k-th largest of n numbers, which it puts into another order. Hoare's selection. */
+static float kth_largest(float *x, int64_t n, int64_t k) {
+    int64_t from = 0, to = n - 1, at = k - 1;
+    while (from < to) {
+        float pivot = x[(from + to) / 2];
+        int64_t i = from, j = to;
+        while (i <= j) {
+            while (x[i] > pivot) i++;
+            while (x[j] < pivot) j--;
+            if (i <= j) {
+                float swapped = x[i];
+                x[i++] = x[j];
+                x[j--] = swapped;
+            }
+        }
+        if (at <= j) to = j;
+        else if (at >= i) from = i;
+        else break;
+    }
+    return x[at];
+}
+
+/* Copies the scores that reach a threshold to `found`; returns how many they are. */
+static int64_t find_above(const Row *row, float threshold) {
+    int64_t count = 0;
+    for (int64_t g = 0; g < row->groups; g++) {
+        if (row->tops[g] < threshold) continue;
+        const float *x = row->x + g * GROUP;
+        int64_t n = min64(GROUP, row->n - g * GROUP);
+        for (int64_t i = 0; i < n; i++) {
+            row->found[count] = x[i]; /* without a branch: which ones do is hard to foresee */
+            count += x[i] >= threshold;
+        }
+    }
+    return count;
+}
+
+/* The largest k scores and some more: how many there are in `found`. */
+static int64_t find_largest(const Row *row, int64_t k) {
+    if (k >= row->groups) return find_above(row, -INFINITY);
+    memcpy(row->found, row->tops, (size_t)row->groups * sizeof(float));
+    return find_above(row, kth_largest(row->found, row->groups, k));
+}
+
+static float cut_at_k(const Row *row, int64_t k) {
+    return kth_largest(row->found, find_largest(row, k), k);
+}
+
+typedef struct {
+    double mass; /* the sum of exp(score - top) */
+    int64_t count;
+} Weight;
+
+/* Of the scores from `low` on, below `high`. */
+static Weight weigh(const Row *row, float low, float high) {
+    double mass = 0.0;
+    vi counts = (vi){};
+    for (int64_t from = 0; from < row->groups; from += SLICE / GROUP) {
+        int64_t to = min64(from + SLICE / GROUP, row->groups);
+        vf sums = splat(0.0f); /* of no more terms than a slice has, for the sake of rounding */
+        for (int64_t g = from; g < to; g++) {
+            if (row->tops[g] < low) continue;
+            Slice group = {row->x + g * GROUP, min64(GROUP, row->n - g * GROUP)};
+            for (int64_t i = 0; i < ceil_div(group.n, W); i++) {
+                vf score = load_scores(group.scores, group.n, i);
+                vi is_in = (score >= low) & (score < high); /* -1 where it is so */
+                sums += pick(is_in, load_weights(group, row->top, i), splat(0.0f));
+                counts -= is_in;
+            }
+        }
+        mass += (double)horizontal_sum(sums)[0];
+    }
+    Weight weight = {mass, 0};
+    UNROLL for (int j = 0; j < W; j++) weight.count += counts[j];
+    return weight;
+}
+
+/* The scores from `low` on, below `high`, as a row without room. */
+static Row narrow(const Row *row, float low, float high) {
+    int64_t n = 0;
+    for (int64_t g = 0; g < row->groups; g++) {
+        if (row->tops[g] < low) continue;
+        const float *x = row->x + g * GROUP;
+        for (int64_t i = 0; i < min64(GROUP, row->n - g * GROUP); i++) {
+            row->found[n] = x[i];
+            n += x[i] >= low && x[i] < high;
+        }
+    }
+    Row part = {row->found, row->found + n, NULL, n, ceil_div(n, GROUP), row->top};
+    for (int64_t g = 0; g < part.groups; g++) part.tops[g] = high;
+    return part;
+}
+
+/* The fewest of the largest scores, none below `least`, that hold a share of their mass. The score
+ * at the edge is in [low, high), which gets smaller until no other one is. */
+static Cut cut_at_mass(const Row *whole, float least, float share) {
+    Row row = *whole;
+    float low = larger(splat(least), splat(row.top - 87.0f))[0]; /* below is no mass */
+    float high = nextafterf(row.top, INFINITY);
+    Weight between = weigh(&row, low, high);
+    double left = between.mass * (double)share; /* of the goal, below `high` */
+    memcpy(row.found, row.tops, (size_t)row.groups * sizeof(float));
+    float middle = kth_largest(row.found, row.groups, min64(FEW, row.groups)); /* may hold most */
+    while (between.count > 1) {
+        if (middle <= low || middle >= high) middle = low + (high - low) / 2;
+        if (middle <= low || middle >= high) { /* all of them are equal */
+            int64_t count = (int64_t)ceil(left / (double)exp_1(low - row.top));
+            return (Cut){low, max64(1, count)};
+        }
+        Weight upper = weigh(&row, middle, high);
+        if (upper.mass >= left) {
+            low = middle;
+            between = upper;
+        } else {
+            high = middle;
+            left -= upper.mass;
+            between.count -= upper.count;
+        }
+        if (row.found && between.count < row.n / 8) row = narrow(&row, low, high);
+        middle = low;
+    }
+    return (Cut){low, whole->n};
+}
+
+static void drop_below(const Row *row, Cut cut) {
+    int64_t equals = 0;
+    for (int64_t g = 0; g < row->groups; g++) {
+        float *x = row->x + g * GROUP;
+        int64_t n = min64(GROUP, row->n - g * GROUP);
+        if (row->tops[g] < cut.least) {
+            for (int64_t i = 0; i < n; i++) x[i] = -INFINITY;
+            continue;
+        }
+        for (int64_t i = 0; i < n; i++) {
+            int is_equal = x[i] == cut.least, is_out = x[i] < cut.least;
+            equals += is_equal;
+            x[i] = is_out || (is_equal && equals > cut.of_least) ? -INFINITY : x[i];
+        }
+    }
+}
+
+/* Of scores [rows, n]: divided by a temperature, then -inf but for the top_k largest, then but for the
+ * fewest of these that hold the share top_p. What equals the k-th largest stays; at the share the
+ * first of equals do. Rows with a NaN or without a finite maximum keep all scores. A top_k of at
+ * least n and a top_p of at least 1 drop nothing. Returns 0, or -1 when out of memory. */
+EXPORT int tw_truncate(float *scores, int64_t row_stride, int64_t rows, int64_t n,
+                       const float *temperature, const float *top_k, const float *top_p,
+                       int num_threads) {
+    int64_t groups = ceil_div(n, GROUP), room = n + 2 * groups;
+    if (rows * n < SERIAL_WORK / 8) num_threads = 1;
+    float *memory = scratch((size_t)(room * num_threads) * sizeof(float));
+    if (!memory) return -1;
+    atomic_int_fast64_t next = 0;
+    PARALLEL {
+        float *own = memory + room * thread_id();
+        int64_t r;
+        while ((r = atomic_fetch_add_explicit(&next, 1, memory_order_relaxed)) < rows) {
+            Row row = {scores + r * row_stride, own, own + groups, n, groups, 0.0f};
+            if (!prepare_row(&row, temperature[r])) continue;
+            Cut cut = {-INFINITY, n};
+            if (top_k[r] < (float)n) cut.least = cut_at_k(&row, max64(1, (int64_t)top_k[r]));
+            if (top_p[r] < 1.0f) cut = cut_at_mass(&row, cut.least, top_p[r]);
+            if (cut.least > -INFINITY) drop_below(&row, cut);
+        }
     }
     return 0;
 }
@@ -1434,7 +1708,8 @@ PLAYER(take_rows, P(0), I(1), I(2), P(3), P(4), I(5), I(6), I(7))
 PLAYER(add, P(0), P(1), P(2), I(3), I(4))
 PLAYER(rms_norm, P(0), P(1), P(2), I(3), I(4), F(5), F(6), I(7))
 PLAYER(silu_and_mul, P(0), I(1), P(2), I(3), P(4), I(5), I(6), I(7))
-PLAYER(row_statistics, P(0), I(1), I(2), I(3), P(4), P(5), P(6), I(7))
+PLAYER(choose, P(0), I(1), I(2), I(3), P(4), P(5), P(6), P(7), P(8), I(9))
+PLAYER(truncate, P(0), I(1), I(2), I(3), P(4), P(5), P(6), I(7))
 PLAYER(rotate_query, P(0), I(1), I(2), P(3), P(4), I(5), I(6), P(7), I(8), I(9), I(10), I(11))
 PLAYER(rotate_write_kv, P(0), P(1), I(2), I(3), I(4), I(5), P(6), P(7), I(8), I(9), P(10), P(11),
        I(12), I(13), I(14), P(15), I(16), I(17), I(18), I(19), I(20))

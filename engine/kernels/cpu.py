@@ -38,7 +38,8 @@ _KERNELS: dict[str, Types] = {
     ),
     "linear": (POINTER, POINTER, POINTER, POINTER, SIZE, SIZE, SIZE, INT),
     "int8_linear": (*[POINTER] * 6, SIZE, SIZE, SIZE, INT),
-    "row_statistics": (POINTER, SIZE, SIZE, SIZE, POINTER, POINTER, POINTER, INT),
+    "choose": (POINTER, SIZE, SIZE, SIZE, *[POINTER] * 5, INT),
+    "truncate": (POINTER, SIZE, SIZE, SIZE, *[POINTER] * 3, INT),
     "take_rows": (POINTER, SIZE, SIZE, POINTER, POINTER, SIZE, SIZE, INT),
     "add": (POINTER, POINTER, POINTER, SIZE, INT),
     "rms_norm": (POINTER, POINTER, POINTER, SIZE, SIZE, FLOAT, FLOAT, INT),
@@ -99,7 +100,8 @@ class CpuKernels:
         kernels = {name: Kernel(library, name, types) for name, types in _KERNELS.items()}
         self._linear = kernels["linear"]
         self._int8_linear = kernels["int8_linear"]
-        self._row_statistics = kernels["row_statistics"]
+        self._choose = kernels["choose"]
+        self._truncate = kernels["truncate"]
         self._attention = kernels["paged_attention"]
         self._rotate_query = kernels["rotate_query"]
         self._rotate_write_kv = kernels["rotate_write_kv"]
@@ -456,36 +458,74 @@ class CpuKernels:
         )
         return output
 
-    def row_statistics(self, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what a sampler asks of every row of scores, read once from memory.
+    def choose(
+        self, scores: Tensor, draws: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return a token for every row of scores, read once from memory.
 
         A row's result depends on nothing but the row. NaN and infinities are treated as torch does:
         a row with a NaN has it for its maximum, found at the first NaN; where the maximum is NaN or
-        infinite, so is the norm NaN.
+        infinite, so is the norm NaN, and nothing is drawn.
 
         Args:
             scores: fp32 [rows, V] with contiguous rows, V at least 1.
+            draws: fp64 [rows] in [0, 1), where the cumulative distribution is to be cut; below 0
+                the likeliest token is wanted, the first of equals. None: everywhere.
 
         Returns:
-            fp32 [rows], the maximum; int64 [rows], where it stands first; fp32 [rows], the
-            logarithm of the sum of exp(score - maximum).
+            int64 [rows], the tokens; fp32 [rows], their log-probabilities; fp32 [rows], the
+            maximum; fp32 [rows], the logarithm of the sum of exp(score - maximum).
         """
         rows, width = scores.shape
-        if scores.dtype != torch.float32 or scores.stride(1) != 1 or not width:
-            raise ValueError("expected fp32 scores with contiguous rows")
-        maxima, norms = scores.new_empty(rows), scores.new_empty(rows)
-        argmax = torch.empty(rows, dtype=torch.int64)
-        self._row_statistics(
+        self._check_scores(scores)
+        if draws is not None and (draws.shape != (rows,) or draws.dtype != torch.float64):
+            raise ValueError("expected an fp64 draw for each row")
+        logprobs, maxima, norms = (scores.new_empty(rows) for _ in range(3))
+        ids = torch.empty(rows, dtype=torch.int64)
+        self._choose(
             scores.data_ptr(),
             scores.stride(0),
             rows,
             width,
+            draws.contiguous().data_ptr() if draws is not None else None,
+            ids.data_ptr(),
+            logprobs.data_ptr(),
             maxima.data_ptr(),
-            argmax.data_ptr(),
             norms.data_ptr(),
             torch.get_num_threads(),
         )
-        return maxima, argmax, norms
+        return ids, logprobs, maxima, norms
+
+    def truncate(self, scores: Tensor, limits: Tensor) -> None:
+        """Divide rows by their temperatures and set to -inf what is too unlikely, in place.
+
+        Rows with a NaN or without a finite maximum are only divided.
+
+        Args:
+            scores: fp32 [rows, V] with contiguous rows, V at least 1.
+            limits: fp32 [3, rows]. Temperatures; how many of the largest scores stay, and those
+                that equal the last of them: V or more keeps all; the share of the probability that
+                the fewest of these must hold, the first of equals: 1 or more keeps all.
+        """
+        rows, width = scores.shape
+        self._check_scores(scores)
+        if limits.shape != (3, rows) or limits.dtype != torch.float32:
+            raise ValueError("expected three fp32 limits for each row")
+        temperature, top_k, top_p = limits.contiguous()
+        self._truncate(
+            scores.data_ptr(),
+            scores.stride(0),
+            rows,
+            width,
+            temperature.data_ptr(),
+            top_k.data_ptr(),
+            top_p.data_ptr(),
+            torch.get_num_threads(),
+        )
+
+    def _check_scores(self, scores: Tensor) -> None:
+        if scores.dtype != torch.float32 or scores.stride(1) != 1 or not scores.shape[1]:
+            raise ValueError("expected fp32 scores with contiguous rows")
 
 
 class Int8Weight(NamedTuple):

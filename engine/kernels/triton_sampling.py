@@ -1,7 +1,8 @@
-"""What choosing tokens asks of rows of scores, on GPUs: one pass over the vocabulary.
+"""Choosing tokens on GPUs: what torch needs a dozen passes over the vocabulary for, or a sort.
 
-Torch needs four passes and writes the scores anew in one of them. A row is cut into slices of a
-fixed size, which are then merged: its result does not depend on the rows beside it.
+`choose` cuts rows into slices of a fixed size, which are then merged. `truncate` has a program for
+each row, which looks for the score at the edge by halving the interval it must be in. Either way a
+row's result does not depend on the rows beside it.
 
 Compiled for GPUs and tested in Triton's interpreter; the sizes below are unmeasured.
 """
@@ -13,48 +14,87 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_SLICE = 4096  # scores of a program
+_SLICE = 4096  # scores of a program that chooses
+_BLOCK = 16384  # scores that a program that truncates has in its registers
 
 _NO_INDEX = tl.constexpr(2**31 - 1)
+_FEW = tl.constexpr(32)  # scores that hold most of nearly any distribution
+_LEAST_EXPONENT = tl.constexpr(-87.0)  # of a score's weight: others have next to none
 
 
-def row_statistics(scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns the maximum of each row, where it stands first, and the log-sum-exp above it.
+def choose(scores: Tensor, draws: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns a token for every row, its log-probability, the row's maximum and log-sum-exp above.
 
     Args:
         scores: fp32 [rows, V] with contiguous rows, V at least 1.
+        draws: fp64 [rows] in [0, 1), where the cumulative distribution is to be cut; below 0 the
+            likeliest token is wanted, the first of equals. None: everywhere.
 
     Returns:
-        fp32 [rows]; int64 [rows]; fp32 [rows]. A row with a NaN has it for its maximum, found at
-        the first NaN; where the maximum is NaN or infinite, the last is NaN.
+        int64 [rows]; fp32 [rows] three times. A row with a NaN has it for its maximum, found at the
+        first NaN; where the maximum is NaN or infinite, the last is NaN, and nothing is drawn.
 
     Raises:
         ValueError: other scores.
     """
-    rows, width = scores.shape
-    if scores.dtype != torch.float32 or scores.stride(1) != 1 or not width:
-        raise ValueError("expected fp32 scores with contiguous rows")
-    maxima, norms = scores.new_empty(rows), scores.new_empty(rows)
-    argmax = torch.empty(rows, dtype=torch.int64, device=scores.device)
+    rows, width = _checked(scores)
+    logprobs, maxima, norms = (scores.new_empty(rows) for _ in range(3))
+    ids = torch.empty(rows, dtype=torch.int64, device=scores.device)
     if not rows:
-        return maxima, argmax, norms
+        return ids, logprobs, maxima, norms
     num_slices = triton.cdiv(width, _SLICE)
     peaks = scores.new_empty(rows, 2, num_slices)  # maximum and sum of a slice
     places = torch.empty(rows, num_slices, dtype=torch.int32, device=scores.device)
     slice_peaks[(rows, num_slices)](
         peaks, places, scores, scores.stride(0), num_slices, WIDTH=width, SLICE=_SLICE, num_warps=8
     )
-    merge_peaks[(rows,)](
+    choose_rows[(rows,)](
+        ids,
+        logprobs,
         maxima,
-        argmax,
         norms,
         peaks,
         places,
+        scores,
+        ids if draws is None else draws,
+        scores.stride(0),
         num_slices,
+        WIDTH=width,
+        SLICE=_SLICE,
         LANES=triton.next_power_of_2(num_slices),
-        num_warps=1,
+        DRAWS=draws is not None,
+        num_warps=8,
     )
-    return maxima, argmax, norms
+    return ids, logprobs, maxima, norms
+
+
+def truncate(scores: Tensor, limits: Tensor) -> None:
+    """Divides rows by their temperatures and sets to -inf what is too unlikely, in place.
+
+    Rows with a NaN or without a finite maximum are only divided.
+
+    Args:
+        scores: fp32 [rows, V] with contiguous rows, V at least 1.
+        limits: fp32 [3, rows], contiguous. Temperatures; how many of the largest scores stay, and
+            those that equal the last of them: V or more keeps all; the share of the probability
+            that the fewest of these must hold, the first of equals: 1 or more keeps all.
+
+    Raises:
+        ValueError: other scores.
+    """
+    rows, width = _checked(scores)
+    if rows:
+        block = min(_BLOCK, triton.next_power_of_2(width))
+        truncate_rows[(rows,)](
+            scores, limits, scores.stride(0), rows, WIDTH=width, BLOCK=block, num_warps=16
+        )
+
+
+def _checked(scores: Tensor) -> tuple[int, int]:
+    rows, width = scores.shape
+    if scores.dtype != torch.float32 or scores.stride(1) != 1 or not width:
+        raise ValueError("expected fp32 scores with contiguous rows")
+    return rows, width
 
 
 @triton.jit(do_not_specialize=["row_stride"])
@@ -88,8 +128,23 @@ def slice_peaks(
     tl.store(places + row * num_slices + part, tl.where(has_nan, nan_place, place))
 
 
-@triton.jit
-def merge_peaks(maxima, argmax, norms, peaks, places, num_slices, LANES: tl.constexpr):
+@triton.jit(do_not_specialize=["row_stride"])
+def choose_rows(
+    ids,
+    logprobs,
+    maxima,
+    norms,
+    peaks,
+    places,
+    scores,
+    draws,
+    row_stride,
+    num_slices,
+    WIDTH: tl.constexpr,
+    SLICE: tl.constexpr,
+    LANES: tl.constexpr,
+    DRAWS: tl.constexpr,
+):
     """One row out of its slices."""
     row = tl.program_id(0).to(tl.int64)
     lanes = tl.arange(0, LANES)
@@ -106,8 +161,170 @@ def merge_peaks(maxima, argmax, norms, peaks, places, num_slices, LANES: tl.cons
     has_nan = nan_column != _NO_INDEX
     is_finite = (tl.abs(top) < float("inf")) & (nan_column == _NO_INDEX)
     differences = tl.where(is_finite, tops - tl.where(is_finite, top, 0.0), minus_infinity)
-    total = tl.where(is_finite, tl.sum(sums * tl.exp(differences), 0), 1.0)
-    tl.store(maxima + row, tl.where(has_nan, float("nan"), top))
-    tl.store(argmax + row, tl.where(has_nan, nan_column, column).to(tl.int64))
+    masses = sums * tl.exp(differences)
+    total = tl.where(is_finite, tl.sum(masses, 0), 1.0)
+    token = tl.where(has_nan, nan_column, column)
+    row_start = scores + row * row_stride
+    if DRAWS:
+        draw = tl.load(draws + row)
+        if (draw >= 0) & is_finite:
+            token = _drawn(row_start, masses, top, draw, WIDTH, SLICE, LANES)
     # Infinity minus infinity is a NaN in torch.
-    tl.store(norms + row, tl.where(is_finite, tl.log(total), float("nan")))
+    norm = tl.where(is_finite, tl.log(total), float("nan"))
+    maximum = tl.where(has_nan, float("nan"), top)
+    tl.store(ids + row, token.to(tl.int64))
+    tl.store(logprobs + row, tl.load(row_start + token) - maximum - norm)
+    tl.store(maxima + row, maximum)
+    tl.store(norms + row, norm)
+
+
+@triton.jit
+def _drawn(
+    row_start, masses, top, draw, WIDTH: tl.constexpr, SLICE: tl.constexpr, LANES: tl.constexpr
+):
+    """The first token up to which the weights sum up to more than a share of all.
+
+    Of the slices and then of a slice's tokens it is the first that has any weight and is beyond the
+    goal; should rounding keep the sums below, the last that has any weight.
+    """
+    lanes = tl.arange(0, LANES)
+    masses = masses.to(tl.float64)
+    goal = tl.sum(masses, 0) * draw
+    is_beyond = (tl.cumsum(masses, 0) > goal) & (masses > 0)
+    last = tl.max(tl.where(masses > 0, lanes, 0), 0)
+    part = tl.minimum(tl.min(tl.where(is_beyond, lanes, LANES), 0), last)
+    left = (goal - tl.sum(tl.where(lanes < part, masses, 0.0), 0)).to(tl.float32)
+    offsets = tl.arange(0, SLICE)
+    columns = part * SLICE + offsets
+    x = tl.load(row_start + columns, mask=columns < WIDTH, other=float("-inf"))
+    weights = tl.exp(x - top)
+    is_beyond = (tl.cumsum(weights, 0) > left) & (weights > 0)
+    last = tl.max(tl.where(weights > 0, offsets, 0), 0)
+    return part * SLICE + tl.minimum(tl.min(tl.where(is_beyond, offsets, SLICE), 0), last)
+
+
+@triton.jit(do_not_specialize=["row_stride", "num_rows"])
+def truncate_rows(scores, limits, row_stride, num_rows, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """One row, which is read a few times: it stays in the second-level cache."""
+    row = tl.program_id(0).to(tl.int64)
+    x = scores + row * row_stride
+    temperature = tl.load(limits + row)
+    top_k = tl.load(limits + num_rows + row)
+    top_p = tl.load(limits + 2 * num_rows + row)
+    lane_tops = tl.full([BLOCK], float("-inf"), tl.float32)
+    bottom = float("inf")
+    num_nans = 0
+    num_finite = 0
+    for first in range(0, WIDTH, BLOCK):
+        columns = first + tl.arange(0, BLOCK)
+        is_score = columns < WIDTH
+        score = tl.load(x + columns, mask=is_score, other=float("-inf"))
+        score = tl.div_rn(score, temperature)
+        tl.store(x + columns, score, mask=is_score)
+        num_nans += tl.sum((score != score).to(tl.int32), 0)
+        score = tl.where(score == score, score, float("-inf"))
+        is_there = score > float("-inf")
+        num_finite += tl.sum(is_there.to(tl.int32), 0)
+        bottom = tl.minimum(bottom, tl.min(tl.where(is_there, score, float("inf")), 0))
+        lane_tops = tl.maximum(lane_tops, score)
+    tl.debug_barrier()  # what a thread wrote may be read by another one
+    top = tl.max(lane_tops, 0)
+    is_usual = (num_nans == 0) & (tl.abs(top) < float("inf"))
+    if is_usual & ((top_k < WIDTH) | (top_p < 1.0)):
+        above = top + tl.abs(top) * 1e-6 + 1e-6  # no score is as large as that
+        least = bottom
+        if top_k < num_finite:
+            least = _edge_of_count(x, lane_tops, bottom, above, top_k, WIDTH, BLOCK)
+        allowed = WIDTH
+        if top_p < 1.0:
+            least, allowed = _edge_of_mass(x, lane_tops, least, above, top, top_p, WIDTH, BLOCK)
+        _drop_below(x, least, allowed, WIDTH, BLOCK)
+
+
+@triton.jit
+def _middle(low, high):
+    """Halfway; not between them if there is no number between them."""
+    return low * 0.5 + high * 0.5  # the difference may be infinite
+
+
+@triton.jit
+def _kth_largest(numbers, low, high, k):
+    """The largest threshold, or nearly, that k of the numbers reach; `low` if fewer reach that."""
+    middle = _middle(low, high)
+    count = tl.sum((numbers >= low).to(tl.int32), 0)
+    while (count > k) & (middle > low) & (middle < high):
+        num_above = tl.sum((numbers >= middle).to(tl.int32), 0)
+        is_enough = num_above >= k
+        low = tl.where(is_enough, middle, low)
+        count = tl.where(is_enough, num_above, count)
+        high = tl.where(is_enough, high, middle)
+        middle = _middle(low, high)
+    return low
+
+
+@triton.jit
+def _edge_of_count(x, lane_tops, low, high, wanted, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """A threshold that the k largest scores reach, and others only if they equal the last one."""
+    k = tl.maximum(wanted, 1.0).to(tl.int32)
+    # Each lane has seen many scores: if k of their maxima reach a threshold, so do k scores.
+    low = _kth_largest(lane_tops, low, high, k)
+    count, _ = _weigh(x, low, high, high, WIDTH, BLOCK)
+    middle = _middle(low, high)
+    while (count > k) & (middle > low) & (middle < high):
+        num_above, _ = _weigh(x, middle, high, high, WIDTH, BLOCK)
+        # Those from `high` on are not in this count.
+        is_enough = num_above >= k
+        low = tl.where(is_enough, middle, low)
+        count = tl.where(is_enough, num_above, count - num_above)
+        k = tl.where(is_enough, k, k - num_above)
+        high = tl.where(is_enough, high, middle)
+        middle = _middle(low, high)
+    return low
+
+
+@triton.jit
+def _edge_of_mass(x, lane_tops, least, high, top, share, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """A threshold above which a share of the mass is, and how many that equal it are needed."""
+    low = tl.maximum(least, top + _LEAST_EXPONENT)
+    count, mass = _weigh(x, low, high, top, WIDTH, BLOCK)
+    left = mass * share  # of the goal, below `high`
+    middle = _kth_largest(lane_tops, low, high, _FEW)  # few scores may hold most of it
+    middle = tl.where(middle > low, middle, _middle(low, high))
+    while (count > 1) & (middle > low) & (middle < high):
+        num_above, mass_above = _weigh(x, middle, high, top, WIDTH, BLOCK)
+        is_enough = mass_above >= left
+        low = tl.where(is_enough, middle, low)
+        high = tl.where(is_enough, high, middle)
+        count = tl.where(is_enough, num_above, count - num_above)
+        left = tl.where(is_enough, left, left - mass_above)
+        middle = _middle(low, high)
+    needed = tl.maximum(tl.ceil(left / tl.exp(low - top)), 1.0)  # if all of them are equal
+    return low, tl.where(count > 1, tl.minimum(needed, WIDTH).to(tl.int32), WIDTH)
+
+
+@triton.jit
+def _weigh(x, low, high, top, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """How many scores are in [low, high), and the sum of exp(score - top) over them."""
+    counts = tl.zeros([BLOCK], tl.int32)
+    masses = tl.zeros([BLOCK], tl.float32)
+    for first in range(0, WIDTH, BLOCK):
+        columns = first + tl.arange(0, BLOCK)
+        score = tl.load(x + columns, mask=columns < WIDTH, other=float("-inf"))
+        is_in = (score >= low) & (score < high)
+        counts += is_in.to(tl.int32)
+        masses += tl.where(is_in, tl.exp(score - top), 0.0)
+    return tl.sum(counts, 0), tl.sum(masses, 0)
+
+
+@triton.jit
+def _drop_below(x, least, allowed, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """Sets to -inf what is below, and of what equals it all but the first so many."""
+    num_equal = 0
+    for first in range(0, WIDTH, BLOCK):
+        columns = first + tl.arange(0, BLOCK)
+        score = tl.load(x + columns, mask=columns < WIDTH, other=float("-inf"))
+        equals = (score == least).to(tl.int32)
+        is_late = (equals == 1) & (num_equal + tl.cumsum(equals, 0) > allowed)
+        is_out = (score < least) | is_late
+        tl.store(x + columns, float("-inf"), mask=is_out & (columns < WIDTH))
+        num_equal += tl.sum(equals, 0)

@@ -64,3 +64,11 @@ def test_quantised_weights_are_measured_at_every_batch() -> None:
     rates = last_line("benchmarks.quantized", "--rounds", "1")["tokens_per_second"]
     assert set(rates) == {"float32", "int8", "int4"}
     assert all(set(found) == {"1", "8", "32"} for found in rates.values())
+
+
+def test_every_kind_of_sampling_is_measured() -> None:
+    figures = last_line("benchmarks.sampling", "--repeat", "1")["figures"]
+    assert len(figures) == 2 * len({figure["kind"] for figure in figures}) == 18
+    assert all(figure["ours_ms"] > 0 for figure in figures)
+    alone = {figure["kind"] for figure in figures if figure["transformers_ms"] is None}
+    assert alone == {"frequency_penalty 0.5"}

@@ -1,0 +1,71 @@
+"""A token for each row of scores, in one pass over them where there is a kernel for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .kernels import cpu as cpu_kernels
+from .kernels import has_triton
+
+
+class Choice(NamedTuple):
+    """What was chosen, and what the log-probability of any other token takes.
+
+    `ids` int64 [num_rows]; `logprobs` float32 [num_rows], theirs; `largest` and `norms` float32
+    [num_rows], to be taken off a score. In a row with a NaN, and in one whose largest score is
+    infinite, `norms` and `logprobs` are NaN.
+    """
+
+    ids: Tensor
+    logprobs: Tensor
+    largest: Tensor
+    norms: (
+        Tensor  # log-sum-exp above the largest, which is taken off first: small values stay exact
+    )
+
+
+def choose(scores: Tensor, draws: Tensor | None = None) -> Choice:
+    """Chooses a token in every row.
+
+    Args:
+        scores: float32 [num_rows, vocab_size].
+        draws: float64 [num_rows] in [0, 1): the first token is chosen up to which the probabilities
+            sum up to more. Below 0, and without any draws, the likeliest is: the first of equals.
+    """
+    kernel = _kernel(scores.device.type)
+    return in_torch(scores, draws) if kernel is None else Choice(*kernel(scores, draws))
+
+
+def in_torch(scores: Tensor, draws: Tensor | None = None) -> Choice:
+    """The same in several passes over the vocabulary, where there is no kernel for it."""
+    largest, ids = scores.max(dim=-1)
+    shifted = scores - largest.unsqueeze(1)
+    norms = torch.logsumexp(shifted, dim=-1)
+    if draws is not None:
+        # In float64, since 128k terms would not survive float32. Strictly above the draw: an id
+        # without probability does not raise the sum and is never hit.
+        mass = shifted.exp().cumsum(-1, dtype=torch.float64)
+        goal = (draws * mass[:, -1]).unsqueeze(1)
+        drawn = torch.searchsorted(mass, goal, right=True).squeeze(1).clamp(max=mass.shape[1] - 1)
+        ids = torch.where((draws < 0) | norms.isnan(), ids, drawn)
+    logprobs = shifted.gather(1, ids.unsqueeze(1)).squeeze(1) - norms
+    return Choice(ids, logprobs, largest, norms)
+
+
+@cache
+def _kernel(
+    device: str,
+) -> Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor, Tensor, Tensor]] | None:
+    if device == "cpu":
+        kernels = cpu_kernels.load()
+        return None if kernels is None else kernels.choose
+    if not has_triton():
+        return None
+    from .kernels.triton_sampling import choose as in_triton
+
+    return in_triton

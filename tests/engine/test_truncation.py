@@ -1,0 +1,190 @@
+"""Temperature, top-k and top-p: every way against a sort in double precision."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from engine.truncation import in_torch
+from tests.engine.native import TARGETS, kernels_for, threads
+
+NAN, INF = math.nan, math.inf
+WAYS = [*TARGETS, "triton", "torch"]
+
+
+def truncate(way: str, scores: Tensor, limits: list[tuple[float, float, float]]) -> Tensor:
+    """Limits are temperature, top-k and top-p of each row."""
+    rows = torch.tensor(limits).T.contiguous()
+    scores = scores.clone()
+    if way == "torch":
+        return in_torch(scores, rows)
+    if way == "triton":
+        module = pytest.importorskip("engine.kernels.triton_sampling")
+        with np.errstate(all="ignore"):  # of the interpreter; a GPU has no warnings
+            module.truncate(scores, rows)
+    else:
+        kernels_for(way).truncate(scores, rows)
+    return scores
+
+
+def kept(scores: Tensor) -> list[int]:
+    """Of one row, the ids that are left."""
+    return (scores > -INF).nonzero().flatten().tolist()
+
+
+def check(scores: Tensor, actual: Tensor, temperature: float, top_k: float, top_p: float) -> None:
+    """One row; at the share itself either side is right, since sums round."""
+    scores = scores / torch.tensor(temperature)
+    ordered = scores.sort(descending=True, stable=True)
+    if top_k < len(scores):
+        kth = ordered.values[max(int(top_k), 1) - 1]
+        scores = torch.where(scores < kth, -INF, scores)
+    left = torch.tensor(kept(actual), dtype=torch.int64)
+    assert torch.equal(actual[left], scores[left]), "what stays is only divided"
+    if top_p >= 1:
+        assert left.tolist() == kept(scores)
+        return
+    probs = scores.double().softmax(0)
+    likeliest = probs[ordered.indices]
+    before = likeliest.cumsum(0) - likeliest
+    certainly = (likeliest > 0) & (before < min(top_p, 1) - 1e-5)
+    possibly = (likeliest > 0) & (before < top_p + 1e-5)
+    certainly[0] = True
+    assert set(ordered.indices[certainly].tolist()) <= set(left.tolist())
+    assert set(left.tolist()) <= set(ordered.indices[possibly].tolist())
+    assert len(left) >= 1
+
+
+@dataclass(frozen=True)
+class Case:
+    """Rows with their limits."""
+
+    scores: Tensor
+    limits: list[tuple[float, float, float]]
+
+    def check(self, way: str) -> None:
+        result = truncate(way, self.scores, self.limits)
+        for row, limit in enumerate(self.limits):
+            check(self.scores[row], result[row], *limit)
+
+
+temperatures = st.sampled_from([1.0, 0.3, 1.7])
+top_ks = st.one_of(st.sampled_from([INF, 1.0, 2.0, 50.0]), st.integers(1, 4000).map(float))
+top_ps = st.one_of(st.sampled_from([1.0, 1e-6, 0.5, 0.95]), st.floats(0.01, 0.999))
+
+
+@st.composite
+def cases(draw: st.DrawFn, max_rows: int = 5) -> Case:
+    """Flat and peaked ones, with and without ties, and with some tokens that are not allowed."""
+    limits = draw(st.lists(st.tuples(temperatures, top_ks, top_ps), min_size=1, max_size=max_rows))
+    width = draw(st.one_of(st.integers(1, 300), st.sampled_from([4096, 4097, 20_003])))
+    seed = draw(st.integers(0, 2**16))
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn(len(limits), width, generator=generator)
+    scores *= draw(st.sampled_from([0.0, 0.1, 3.0, 30.0, 1e4]))
+    if draw(st.booleans()):
+        scores = scores.round()
+    scores[torch.rand(scores.shape, generator=generator) > draw(st.floats(0.001, 1.0))] = -INF
+    scores[:, seed % width] = 0.5
+    return Case(scores, limits)
+
+
+@pytest.mark.parametrize("way", [*TARGETS, "torch"])
+@settings(max_examples=80)
+@given(case=cases())
+def test_what_stays_is_what_a_sort_would_leave(way: str, case: Case) -> None:
+    case.check(way)
+
+
+@settings(max_examples=15)
+@given(case=cases(max_rows=2))
+def test_what_stays_on_a_gpu_is_the_same(case: Case) -> None:
+    case.check("triton")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_of_equals_at_the_share_the_first_stay(way: str) -> None:
+    scores = torch.zeros(2, 1000)
+    scores[1, 500] = 2.0
+    result = truncate(way, scores, [(1.0, INF, 0.0995), (1.0, INF, 0.05)])
+    assert kept(result[0]) == [*range(100)]
+    # The one holds 0.73 % of the mass, so 43 of the others are needed.
+    assert kept(result[1]) == [*range(43), 500]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_equals_the_last_of_the_largest_stays(way: str) -> None:
+    scores = torch.tensor([[1.0, 3.0, 2.0, 2.0, 2.0, 0.0]])
+    assert kept(truncate(way, scores, [(1.0, 2.0, 1.0)])[0]) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_limits_that_drop_nothing_change_nothing(way: str) -> None:
+    scores = torch.randn(3, 5000)
+    assert torch.equal(truncate(way, scores, [(1.0, INF, 1.0)] * 3), scores)
+    assert torch.equal(truncate(way, scores, [(1.0, 5000.0, 1.5)] * 3), scores)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("value", [NAN, INF])
+def test_rows_that_are_not_numbers_stay_so_and_alone(way: str, value: float) -> None:
+    scores = torch.randn(3, 700)
+    good = truncate(way, scores, [(0.5, 3.0, 0.9)] * 3)
+    scores[1, 13] = value
+    result = truncate(way, scores, [(0.5, 3.0, 0.9)] * 3)
+    assert result[1].log_softmax(0).isnan().any()
+    assert torch.equal(result[::2], good[::2])
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_rows_without_anything_allowed_stay_so(way: str) -> None:
+    scores = torch.full((1, 700), -INF)
+    assert torch.equal(truncate(way, scores, [(0.5, 3.0, 0.9)]), scores)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_scores_may_be_as_large_as_numbers_get(way: str) -> None:
+    scores = torch.arange(-300, 300).unsqueeze(0) * 1e36
+    assert kept(truncate(way, scores, [(1.0, 5.0, 1.0)])[0]) == [*range(595, 600)]
+    assert kept(truncate(way, scores, [(1.0, INF, 0.5)])[0]) == [599]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_row_depends_on_itself_alone(target: str) -> None:
+    kernels = kernels_for(target)
+    scores = torch.randn(7, 12_345) * 3
+    limits = torch.tensor([[0.7, 1.0] * 3 + [2.0], [50.0, INF] * 3 + [9.0], [0.9] * 7])
+    together = scores.clone()
+    kernels.truncate(together, limits)
+    for count in (1, 2, 3):
+        with threads(count):
+            for row in range(len(scores)):
+                alone = scores[row : row + 1].clone()
+                kernels.truncate(alone, limits[:, row : row + 1])
+                assert torch.equal(alone[0], together[row])
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_rows_may_be_parts_of_wider_ones(way: str) -> None:
+    wide = torch.randn(4, 10_000)
+    part = wide[1:3, 77:9000]
+    result = truncate(way, part, [(0.7, 50.0, 0.9)] * 2)
+    for row in range(2):
+        check(part[row], result[row], 0.7, 50.0, 0.9)
+
+
+def test_what_cannot_be_read_is_refused() -> None:
+    kernels = kernels_for("whole")
+    for scores in (torch.randn(4, 8).t(), torch.randn(2, 8).double(), torch.empty(2, 0)):
+        with pytest.raises(ValueError, match="fp32 scores"):
+            kernels.truncate(scores, torch.ones(3, len(scores)))
+    for limits in (torch.ones(2, 4), torch.ones(3, 2), torch.ones(3, 4).double()):
+        with pytest.raises(ValueError, match="three fp32 limits"):
+            kernels.truncate(torch.randn(4, 8), limits)
