@@ -229,7 +229,7 @@ def _triton_attention(
         logger.warning("this GPU lacks fp8_e4m3fn: attention will be slow; use fp8_e5m2")
         return None
     backend = TritonAttention()
-    if not backend_agrees(loaded, backend):
+    if not backend_agrees(loaded, backend, config.block_size, cache_dtype):
         return None
     if config.enable_fused_rotation:
         fuse_rotation(loaded, backend)

@@ -49,7 +49,7 @@ def longrope() -> LoadedModel:
 
 
 def logits(loaded: LoadedModel) -> Tensor:
-    return _paged_logits(loaded.model, loaded.layers, torch.float32, ReferenceAttention())
+    return _paged_logits(loaded, ReferenceAttention())
 
 
 def tables_of(model: nn.Module) -> list[AngleTable]:

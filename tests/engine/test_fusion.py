@@ -250,9 +250,7 @@ def num_bytes(model: nn.Module) -> int:
 
 
 def logits_of(loaded: model_loader.LoadedModel) -> Tensor:
-    return model_loader._paged_logits(
-        loaded.model, loaded.layers, loaded.dtype, model_loader.ReferenceAttention()
-    )
+    return model_loader._paged_logits(loaded, model_loader.ReferenceAttention())
 
 
 class Around(nn.Module):

@@ -59,7 +59,7 @@ def load(name: str) -> LoadedModel:
 
 
 def logits(loaded: LoadedModel, backend: AttentionBackend) -> Tensor:
-    return _paged_logits(loaded.model, loaded.layers, torch.float32, backend)
+    return _paged_logits(loaded, backend)
 
 
 @pytest.mark.parametrize("name", FUSED)
@@ -112,7 +112,7 @@ def test_usual_models_leave_their_rotation_to_attention(name: str) -> None:
     assert fuse_rotation(loaded, backend)
     backend.calls = 0
     torch.testing.assert_close(logits(loaded, backend), expected, atol=1e-4, rtol=1e-4)
-    assert backend.calls == 2 * len(loaded.layers), "in both steps of the check"
+    assert backend.calls == 3 * len(loaded.layers), "in all steps of the check"
 
 
 @pytest.mark.parametrize("kind", REFUSED)
