@@ -46,7 +46,7 @@ def process(
         scores = penalty(scores, sequences)
     if masks is not None:
         _mask(scores, masks)
-    return _typical_p(_truncate(scores, sequences), sequences)
+    return _truncate(scores, sequences)
 
 
 def _mask(scores: Tensor, masks: RowMasks) -> None:
@@ -109,27 +109,8 @@ def _truncate(scores: Tensor, sequences: list[SampledSequence]) -> Tensor:
         [p.temperature for p in params],
         [_EVERYTHING if p.top_k is None else float(p.top_k) for p in params],
         [1.0 if p.top_p is None else p.top_p for p in params],
+        [1.0 if p.typical_p is None else p.typical_p for p in params],
     ]
-    if limits == [[1.0] * len(params), [_EVERYTHING] * len(params), [1.0] * len(params)]:
+    if limits == [[value] * len(params) for value in (1.0, _EVERYTHING, 1.0, 1.0)]:
         return scores
     return truncate(scores, upload(np.array(limits, dtype=np.float32), scores.device))
-
-
-def _typical_p(scores: Tensor, sequences: list[SampledSequence]) -> Tensor:
-    shares = [sequence.request.sampling.typical_p for sequence in sequences]
-    rows = [row for row, share in enumerate(shares) if share is not None]
-    if not rows:
-        return scores
-    wanted = upload([share for share in shares if share is not None], scores.device).unsqueeze(1)
-    index = upload(rows, scores.device)
-    part = scores[index]
-    logprobs = torch.log_softmax(part, dim=-1)
-    probs = logprobs.exp()
-    entropy = -(probs * logprobs).nansum(-1, keepdim=True)
-    order = (-logprobs - entropy).abs().argsort(dim=-1)
-    mass = probs.gather(1, order).cumsum(-1)
-    # Everything behind the first token at which the mass reaches its share goes.
-    drop = (mass >= wanted).roll(1, dims=-1)
-    drop[:, 0] = False
-    part = part.masked_fill(torch.zeros_like(drop).scatter(1, order, drop), _NEVER)
-    return scores.index_copy(0, index, part)

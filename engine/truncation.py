@@ -1,7 +1,10 @@
-"""What is too unlikely to be chosen: temperature, top-k and top-p, which most requests have.
+"""What is too unlikely to be chosen: temperature, top-k, top-p and typical-p.
 
 The scores of a row are divided by its temperature; the largest `top_k` of them stay, and those that
-equal the last; of these the fewest stay that hold the share `top_p` of their probability.
+equal the last; of these the fewest stay that hold the share `top_p` of their probability; and of
+these the fewest that hold the share `typical_p`, beginning with those that are as surprising as the
+average (Meister, Pimentel, Wiher, Cotterell: Locally typical sampling, TACL 2023): a token is that
+where its score is the mean of the scores under their own distribution.
 """
 
 from __future__ import annotations
@@ -24,8 +27,8 @@ def truncate(scores: Tensor, limits: Tensor) -> Tensor:
 
     Args:
         scores: float32 [num_rows, vocab_size].
-        limits: float32 [3, num_rows], for each row its temperature, top-k and top-p. A top-k of the
-            vocabulary's size and a top-p of 1 drop nothing.
+        limits: float32 [4, num_rows], for each row its temperature, top-k, top-p and typical-p. A
+            top-k of the vocabulary's size and shares of 1 drop nothing.
     """
     kernel = _kernel(scores.device.type)
     if kernel is None:
@@ -36,7 +39,7 @@ def truncate(scores: Tensor, limits: Tensor) -> Tensor:
 
 def in_torch(scores: Tensor, limits: Tensor) -> Tensor:
     """The same in several passes over the vocabulary, where there is no kernel for it."""
-    temperatures, top_ks, top_ps = limits.unsqueeze(2)
+    temperatures, top_ks, top_ps, typical_ps = limits.unsqueeze(2)
     scores = scores / temperatures
     vocab_size = scores.shape[1]
     if bool((top_ks < vocab_size).any()):
@@ -44,13 +47,22 @@ def in_torch(scores: Tensor, limits: Tensor) -> Tensor:
         ordered = torch.sort(scores, descending=True).values
         scores = scores.masked_fill(scores < ordered.gather(1, ks - 1), _NEVER)
     if bool((top_ps < 1).any()):
+        order = torch.sort(scores, descending=True, stable=True).indices
+        scores = _first_of(order, scores, top_ps)
+    if bool((typical_ps < 1).any()):
         probs = torch.softmax(scores, dim=-1)
-        likeliest, order = torch.sort(probs, descending=True, stable=True)
-        before = likeliest.cumsum(-1) - likeliest  # the mass of all likelier tokens; first: 0
-        drop = torch.zeros_like(scores, dtype=torch.bool)
-        drop.scatter_(1, order, (before >= top_ps) & (top_ps < 1))
-        scores = scores.masked_fill(drop, _NEVER)
+        mean = (probs * scores).nansum(-1, keepdim=True)  # 0 times -inf is a NaN
+        order = torch.sort((scores - mean).abs(), stable=True).indices
+        scores = _first_of(order, scores, typical_ps)
     return scores
+
+
+def _first_of(order: Tensor, scores: Tensor, shares: Tensor) -> Tensor:
+    """Keeps the tokens that come first in an order and hold a share of the probability."""
+    probs = torch.softmax(scores, dim=-1).gather(1, order)
+    before = probs.cumsum(-1) - probs  # the first has none before it
+    drop = torch.zeros_like(scores, dtype=torch.bool)
+    return scores.masked_fill(drop.scatter_(1, order, (before >= shares) & (shares < 1)), _NEVER)
 
 
 @cache

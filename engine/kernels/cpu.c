@@ -926,7 +926,7 @@ EXPORT int tw_choose(const float *scores, int64_t row_stride, int64_t rows, int6
     int64_t slices = ceil_div(n, SLICE);
     Peak *peaks = scratch((size_t)(rows * slices) * sizeof(Peak));
     if (!peaks) return -1;
-    if (rows * n < SERIAL_WORK / 8) num_threads = 1;
+    if (rows * n < SERIAL_WORK) num_threads = 1;
     Share shares[num_threads];
     deal(shares, num_threads, rows * slices);
     PARALLEL {
@@ -946,8 +946,8 @@ EXPORT int tw_choose(const float *scores, int64_t row_stride, int64_t rows, int6
 
 /* ---- truncating distributions ------------------------------------------------------------- */
 /*
- * Tokens are dropped from the least likely on, so a row's result is a threshold. The maximum of every
- * GROUP of scores says where to look: at least k scores reach the k-th largest of these maxima.
+ * What stays of a row is what has scores in a window, of which only the edges are looked for. The
+ * maximum of every GROUP of scores says where: at least k scores reach the k-th largest of these.
  */
 
 typedef struct {
@@ -959,8 +959,12 @@ typedef struct {
 } Row;
 
 typedef struct {
-    float least;     /* scores below are dropped ... */
-    int64_t of_least; /* ... and of those that equal it all but the first so many */
+    float low, high; /* scores in [low, high) */
+} Window;
+
+typedef struct {
+    Window all, sure; /* nothing outside of the first stays, everything inside of the second does; */
+    double left;      /* of what is between them the first scores that have this mass */
 } Cut;
 
 /* Divides by a temperature and finds the maxima. Returns 0 for rows without a finite one. */
@@ -1046,19 +1050,18 @@ typedef struct {
     int64_t count;
 } Weight;
 
-/* Of the scores from `low` on, below `high`. */
-static Weight weigh(const Row *row, float low, float high) {
+static Weight weigh(const Row *row, Window window) {
     double mass = 0.0;
     vi counts = (vi){};
     for (int64_t from = 0; from < row->groups; from += SLICE / GROUP) {
         int64_t to = min64(from + SLICE / GROUP, row->groups);
         vf sums = splat(0.0f); /* of no more terms than a slice has, for the sake of rounding */
         for (int64_t g = from; g < to; g++) {
-            if (row->tops[g] < low) continue;
+            if (row->tops[g] < window.low) continue;
             Slice group = {row->x + g * GROUP, min64(GROUP, row->n - g * GROUP)};
             for (int64_t i = 0; i < ceil_div(group.n, W); i++) {
                 vf score = load_scores(group.scores, group.n, i);
-                vi is_in = (score >= low) & (score < high); /* -1 where it is so */
+                vi is_in = (score >= window.low) & (score < window.high); /* -1 where it is so */
                 sums += pick(is_in, load_weights(group, row->top, i), splat(0.0f));
                 counts -= is_in;
             }
@@ -1070,79 +1073,133 @@ static Weight weigh(const Row *row, float low, float high) {
     return weight;
 }
 
-/* The scores from `low` on, below `high`, as a row without room. */
-static Row narrow(const Row *row, float low, float high) {
+/* The scores in a window, as a row without room. */
+static Row narrow(const Row *row, Window window) {
     int64_t n = 0;
     for (int64_t g = 0; g < row->groups; g++) {
-        if (row->tops[g] < low) continue;
+        if (row->tops[g] < window.low) continue;
         const float *x = row->x + g * GROUP;
         for (int64_t i = 0; i < min64(GROUP, row->n - g * GROUP); i++) {
             row->found[n] = x[i];
-            n += x[i] >= low && x[i] < high;
+            n += x[i] >= window.low && x[i] < window.high;
         }
     }
     Row part = {row->found, row->found + n, NULL, n, ceil_div(n, GROUP), row->top};
-    for (int64_t g = 0; g < part.groups; g++) part.tops[g] = high;
+    for (int64_t g = 0; g < part.groups; g++) part.tops[g] = window.high;
     return part;
 }
 
+/* Everything that has any mass. */
+INLINE Window whole_window(const Row *row) {
+    return (Window){row->top - 87.0f, nextafterf(row->top, INFINITY)};
+}
+
 /* The fewest of the largest scores, none below `least`, that hold a share of their mass. The score
- * at the edge is in [low, high), which gets smaller until no other one is. */
+ * at the edge is in a window, which gets smaller until no other one is. */
 static Cut cut_at_mass(const Row *whole, float least, float share) {
     Row row = *whole;
-    float low = larger(splat(least), splat(row.top - 87.0f))[0]; /* below is no mass */
-    float high = nextafterf(row.top, INFINITY);
-    Weight between = weigh(&row, low, high);
-    double left = between.mass * (double)share; /* of the goal, below `high` */
+    Window edge = whole_window(whole);
+    if (least > edge.low) edge.low = least;
+    Weight between = weigh(&row, edge);
+    double left = between.mass * (double)share; /* of the goal, below the window's end */
     memcpy(row.found, row.tops, (size_t)row.groups * sizeof(float));
     float middle = kth_largest(row.found, row.groups, min64(FEW, row.groups)); /* may hold most */
     while (between.count > 1) {
-        if (middle <= low || middle >= high) middle = low + (high - low) / 2;
-        if (middle <= low || middle >= high) { /* all of them are equal */
-            int64_t count = (int64_t)ceil(left / (double)exp_1(low - row.top));
-            return (Cut){low, max64(1, count)};
-        }
-        Weight upper = weigh(&row, middle, high);
+        if (middle <= edge.low || middle >= edge.high)
+            middle = edge.low + (edge.high - edge.low) / 2;
+        if (middle <= edge.low || middle >= edge.high) break; /* all of them are equal */
+        Weight upper = weigh(&row, (Window){middle, edge.high});
         if (upper.mass >= left) {
-            low = middle;
+            edge.low = middle;
             between = upper;
         } else {
-            high = middle;
+            edge.high = middle;
             left -= upper.mass;
             between.count -= upper.count;
         }
-        if (row.found && between.count < row.n / 8) row = narrow(&row, low, high);
-        middle = low;
+        if (row.found && between.count < row.n / 8) row = narrow(&row, edge);
+        middle = edge.low;
     }
-    return (Cut){low, whole->n};
+    return (Cut){{edge.low, INFINITY}, {edge.high, INFINITY}, left};
 }
 
-static void drop_below(const Row *row, Cut cut) {
-    int64_t equals = 0;
+/* The mean of the scores under their own distribution. A token is as surprising as the distribution
+ * is on average where its score is this. */
+static float mean_score(const Row *row) {
+    double mass = 0.0, moment = 0.0;
+    for (int64_t from = 0; from < row->n; from += SLICE) {
+        Slice slice = {row->x + from, min64(SLICE, row->n - from)};
+        vf sums = splat(0.0f), moments = splat(0.0f);
+        for (int64_t i = 0; i < ceil_div(slice.n, W); i++) {
+            vf weights = load_weights(slice, row->top, i);
+            vf score = load_scores(slice.scores, slice.n, i);
+            sums += weights;
+            moments += weights * pick(weights > 0.0f, score - row->top, splat(0.0f));
+        }
+        mass += (double)horizontal_sum(sums)[0];
+        moment += (double)horizontal_sum(moments)[0];
+    }
+    return row->top + (float)(moment / mass);
+}
+
+/* The fewest of the scores nearest to the mean that hold a share of the mass. */
+static Cut cut_around_mean(const Row *row, float share) {
+    float centre = mean_score(row), near = 0.0f, far = 88.0f;
+    Cut cut = {whole_window(row), {INFINITY, -INFINITY}, 0.0};
+    Weight all = weigh(row, cut.all), sure = {0.0, 0};
+    double goal = all.mass * (double)share;
+    while (all.count - sure.count > 1) {
+        float middle = near + (far - near) / 2;
+        if (middle <= near || middle >= far) break; /* all at the edges are equally far */
+        Window window = {centre - middle, nextafterf(centre + middle, INFINITY)};
+        int is_all = window.low == cut.all.low && window.high == cut.all.high;
+        int is_sure = window.low == cut.sure.low && window.high == cut.sure.high;
+        Weight weight = is_all ? all : is_sure ? sure : weigh(row, window);
+        if (weight.mass >= goal) {
+            far = middle;
+            cut.all = window;
+            all = weight;
+        } else {
+            near = middle;
+            cut.sure = window;
+            sure = weight;
+        }
+    }
+    cut.left = goal - sure.mass;
+    return cut;
+}
+
+/* Sets to -inf what does not stay. */
+static void apply_cut(const Row *row, Cut cut) {
+    double left = cut.left;
     for (int64_t g = 0; g < row->groups; g++) {
         float *x = row->x + g * GROUP;
         int64_t n = min64(GROUP, row->n - g * GROUP);
-        if (row->tops[g] < cut.least) {
+        if (row->tops[g] < cut.all.low) {
             for (int64_t i = 0; i < n; i++) x[i] = -INFINITY;
             continue;
         }
         for (int64_t i = 0; i < n; i++) {
-            int is_equal = x[i] == cut.least, is_out = x[i] < cut.least;
-            equals += is_equal;
-            x[i] = is_out || (is_equal && equals > cut.of_least) ? -INFINITY : x[i];
+            int stays = x[i] >= cut.all.low && x[i] < cut.all.high;
+            if (stays && !(x[i] >= cut.sure.low && x[i] < cut.sure.high)) {
+                stays = left > 0.0;
+                left -= (double)exp_1(x[i] - row->top);
+            }
+            x[i] = stays ? x[i] : -INFINITY;
         }
     }
 }
 
 /* Of scores [rows, n]: divided by a temperature, then -inf but for the top_k largest, then but for the
- * fewest of these that hold the share top_p. What equals the k-th largest stays; at the share the
- * first of equals do. Rows with a NaN or without a finite maximum keep all scores. A top_k of at
- * least n and a top_p of at least 1 drop nothing. Returns 0, or -1 when out of memory. */
+ * fewest of the largest that hold the share top_p, then but for the fewest of those nearest to the mean
+ * that hold the share typical_p. What equals the k-th largest stays; at a share the first of equals
+ * do. Rows with a NaN or without a finite maximum keep all scores. A top_k of at least n and shares
+ * of at least 1 drop nothing. Returns 0, or -1 when out of memory. */
 EXPORT int tw_truncate(float *scores, int64_t row_stride, int64_t rows, int64_t n,
                        const float *temperature, const float *top_k, const float *top_p,
-                       int num_threads) {
+                       const float *typical_p, int num_threads) {
     int64_t groups = ceil_div(n, GROUP), room = n + 2 * groups;
-    if (rows * n < SERIAL_WORK / 8) num_threads = 1;
+    if (rows * n < SERIAL_WORK) num_threads = 1;
     float *memory = scratch((size_t)(room * num_threads) * sizeof(float));
     if (!memory) return -1;
     atomic_int_fast64_t next = 0;
@@ -1152,10 +1209,12 @@ EXPORT int tw_truncate(float *scores, int64_t row_stride, int64_t rows, int64_t 
         while ((r = atomic_fetch_add_explicit(&next, 1, memory_order_relaxed)) < rows) {
             Row row = {scores + r * row_stride, own, own + groups, n, groups, 0.0f};
             if (!prepare_row(&row, temperature[r])) continue;
-            Cut cut = {-INFINITY, n};
-            if (top_k[r] < (float)n) cut.least = cut_at_k(&row, max64(1, (int64_t)top_k[r]));
-            if (top_p[r] < 1.0f) cut = cut_at_mass(&row, cut.least, top_p[r]);
-            if (cut.least > -INFINITY) drop_below(&row, cut);
+            Cut cut = {{-INFINITY, INFINITY}, {-INFINITY, INFINITY}, 0.0};
+            if (top_k[r] < (float)n)
+                cut.all.low = cut.sure.low = cut_at_k(&row, max64(1, (int64_t)top_k[r]));
+            if (top_p[r] < 1.0f) cut = cut_at_mass(&row, cut.all.low, top_p[r]);
+            if (cut.all.low > -INFINITY) apply_cut(&row, cut);
+            if (typical_p[r] < 1.0f) apply_cut(&row, cut_around_mean(&row, typical_p[r]));
         }
     }
     return 0;
@@ -1709,7 +1768,7 @@ PLAYER(add, P(0), P(1), P(2), I(3), I(4))
 PLAYER(rms_norm, P(0), P(1), P(2), I(3), I(4), F(5), F(6), I(7))
 PLAYER(silu_and_mul, P(0), I(1), P(2), I(3), P(4), I(5), I(6), I(7))
 PLAYER(choose, P(0), I(1), I(2), I(3), P(4), P(5), P(6), P(7), P(8), I(9))
-PLAYER(truncate, P(0), I(1), I(2), I(3), P(4), P(5), P(6), I(7))
+PLAYER(truncate, P(0), I(1), I(2), I(3), P(4), P(5), P(6), P(7), I(8))
 PLAYER(rotate_query, P(0), I(1), I(2), P(3), P(4), I(5), I(6), P(7), I(8), I(9), I(10), I(11))
 PLAYER(rotate_write_kv, P(0), P(1), I(2), I(3), I(4), I(5), P(6), P(7), I(8), I(9), P(10), P(11),
        I(12), I(13), I(14), P(15), I(16), I(17), I(18), I(19), I(20))

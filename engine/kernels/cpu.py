@@ -39,7 +39,7 @@ _KERNELS: dict[str, Types] = {
     "linear": (POINTER, POINTER, POINTER, POINTER, SIZE, SIZE, SIZE, INT),
     "int8_linear": (*[POINTER] * 6, SIZE, SIZE, SIZE, INT),
     "choose": (POINTER, SIZE, SIZE, SIZE, *[POINTER] * 5, INT),
-    "truncate": (POINTER, SIZE, SIZE, SIZE, *[POINTER] * 3, INT),
+    "truncate": (POINTER, SIZE, SIZE, SIZE, *[POINTER] * 4, INT),
     "take_rows": (POINTER, SIZE, SIZE, POINTER, POINTER, SIZE, SIZE, INT),
     "add": (POINTER, POINTER, POINTER, SIZE, INT),
     "rms_norm": (POINTER, POINTER, POINTER, SIZE, SIZE, FLOAT, FLOAT, INT),
@@ -503,23 +503,22 @@ class CpuKernels:
 
         Args:
             scores: fp32 [rows, V] with contiguous rows, V at least 1.
-            limits: fp32 [3, rows]. Temperatures; how many of the largest scores stay, and those
+            limits: fp32 [4, rows]. Temperatures; how many of the largest scores stay, and those
                 that equal the last of them: V or more keeps all; the share of the probability that
-                the fewest of these must hold, the first of equals: 1 or more keeps all.
+                the fewest of the largest must hold, the first of equals: 1 or more keeps all; the
+                same of those nearest to the mean score.
         """
         rows, width = scores.shape
         self._check_scores(scores)
-        if limits.shape != (3, rows) or limits.dtype != torch.float32:
-            raise ValueError("expected three fp32 limits for each row")
-        temperature, top_k, top_p = limits.contiguous()
+        if limits.shape != (4, rows) or limits.dtype != torch.float32:
+            raise ValueError("expected four fp32 limits for each row")
+        limits = limits.contiguous()
         self._truncate(
             scores.data_ptr(),
             scores.stride(0),
             rows,
             width,
-            temperature.data_ptr(),
-            top_k.data_ptr(),
-            top_p.data_ptr(),
+            *(limit.data_ptr() for limit in limits),
             torch.get_num_threads(),
         )
 

@@ -75,9 +75,10 @@ def truncate(scores: Tensor, limits: Tensor) -> None:
 
     Args:
         scores: fp32 [rows, V] with contiguous rows, V at least 1.
-        limits: fp32 [3, rows], contiguous. Temperatures; how many of the largest scores stay, and
+        limits: fp32 [4, rows], contiguous. Temperatures; how many of the largest scores stay, and
             those that equal the last of them: V or more keeps all; the share of the probability
-            that the fewest of these must hold, the first of equals: 1 or more keeps all.
+            that the fewest of the largest must hold, the first of equals: 1 or more keeps all; the
+            same of those nearest to the mean score.
 
     Raises:
         ValueError: other scores.
@@ -211,6 +212,7 @@ def truncate_rows(scores, limits, row_stride, num_rows, WIDTH: tl.constexpr, BLO
     temperature = tl.load(limits + row)
     top_k = tl.load(limits + num_rows + row)
     top_p = tl.load(limits + 2 * num_rows + row)
+    typical_p = tl.load(limits + 3 * num_rows + row)
     lane_tops = tl.full([BLOCK], float("-inf"), tl.float32)
     bottom = float("inf")
     num_nans = 0
@@ -230,15 +232,22 @@ def truncate_rows(scores, limits, row_stride, num_rows, WIDTH: tl.constexpr, BLO
     tl.debug_barrier()  # what a thread wrote may be read by another one
     top = tl.max(lane_tops, 0)
     is_usual = (num_nans == 0) & (tl.abs(top) < float("inf"))
+    above = top + tl.abs(top) * 1e-6 + 1e-6  # no score is as large as that
     if is_usual & ((top_k < WIDTH) | (top_p < 1.0)):
-        above = top + tl.abs(top) * 1e-6 + 1e-6  # no score is as large as that
-        least = bottom
+        low = bottom
+        high = bottom
+        left = 0.0
         if top_k < num_finite:
-            least = _edge_of_count(x, lane_tops, bottom, above, top_k, WIDTH, BLOCK)
-        allowed = WIDTH
+            low = _edge_of_count(x, lane_tops, bottom, above, top_k, WIDTH, BLOCK)
+            high = low
         if top_p < 1.0:
-            least, allowed = _edge_of_mass(x, lane_tops, least, above, top, top_p, WIDTH, BLOCK)
-        _drop_below(x, least, allowed, WIDTH, BLOCK)
+            low, high, left = _edge_of_mass(x, lane_tops, low, above, top, top_p, WIDTH, BLOCK)
+        _keep(x, low, above, high, above, left, top, WIDTH, BLOCK)
+        tl.debug_barrier()
+    if is_usual & (typical_p < 1.0):
+        centre = top + _mean_difference(x, top, WIDTH, BLOCK)
+        far, near, left = _edges_around(x, centre, above, top, typical_p, WIDTH, BLOCK)
+        _keep(x, centre - far, centre + far, centre - near, centre + near, left, top, WIDTH, BLOCK)
 
 
 @triton.jit
@@ -298,8 +307,47 @@ def _edge_of_mass(x, lane_tops, least, high, top, share, WIDTH: tl.constexpr, BL
         count = tl.where(is_enough, num_above, count - num_above)
         left = tl.where(is_enough, left, left - mass_above)
         middle = _middle(low, high)
-    needed = tl.maximum(tl.ceil(left / tl.exp(low - top)), 1.0)  # if all of them are equal
-    return low, tl.where(count > 1, tl.minimum(needed, WIDTH).to(tl.int32), WIDTH)
+    return low, high, left
+
+
+@triton.jit
+def _mean_difference(x, top, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """The mean of score - top under the scores' own distribution."""
+    masses = tl.zeros([BLOCK], tl.float32)
+    moments = tl.zeros([BLOCK], tl.float32)
+    for first in range(0, WIDTH, BLOCK):
+        columns = first + tl.arange(0, BLOCK)
+        score = tl.load(x + columns, mask=columns < WIDTH, other=float("-inf"))
+        weights = tl.exp(score - top)
+        masses += weights
+        moments += tl.where(weights > 0, weights * (score - top), 0.0)
+    return tl.sum(moments, 0) / tl.sum(masses, 0)
+
+
+@triton.jit
+def _edges_around(x, centre, above, top, share, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """How near to the centre scores are that stay, how far others may be, and the mass these need.
+
+    Windows are [centre - distance, centre + distance).
+    """
+    near = 0.0
+    far = tl.maximum(above - centre, centre - top - _LEAST_EXPONENT)
+    count, mass = _weigh(x, centre - far, centre + far, top, WIDTH, BLOCK)
+    goal = mass * share
+    count_near = 0
+    mass_near = 0.0
+    middle = far * 0.5
+    # Halves of less than a rounding of the edges do not tell scores apart any more.
+    while (count - count_near > 1) & (centre - middle < centre - near) & (middle < far):
+        num_within, mass_within = _weigh(x, centre - middle, centre + middle, top, WIDTH, BLOCK)
+        is_enough = mass_within >= goal
+        far = tl.where(is_enough, middle, far)
+        count = tl.where(is_enough, num_within, count)
+        near = tl.where(is_enough, near, middle)
+        count_near = tl.where(is_enough, count_near, num_within)
+        mass_near = tl.where(is_enough, mass_near, mass_within)
+        middle = (near + far) * 0.5
+    return far, near, goal - mass_near
 
 
 @triton.jit
@@ -317,14 +365,19 @@ def _weigh(x, low, high, top, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _drop_below(x, least, allowed, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """Sets to -inf what is below, and of what equals it all but the first so many."""
-    num_equal = 0
+def _keep(x, low, high, sure_low, sure_high, left, top, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """Sets to -inf what is not in [low, high).
+
+    Of what is not in [sure_low, sure_high) either, the first stay that have a mass of `left`.
+    """
+    used = 0.0
     for first in range(0, WIDTH, BLOCK):
         columns = first + tl.arange(0, BLOCK)
         score = tl.load(x + columns, mask=columns < WIDTH, other=float("-inf"))
-        equals = (score == least).to(tl.int32)
-        is_late = (equals == 1) & (num_equal + tl.cumsum(equals, 0) > allowed)
-        is_out = (score < least) | is_late
+        is_in = (score >= low) & (score < high)
+        is_edge = is_in & ((score < sure_low) | (score >= sure_high))
+        masses = tl.where(is_edge, tl.exp(score - top), 0.0)
+        before = used + tl.cumsum(masses, 0) - masses
+        is_out = ((score < low) | (score >= high)) | (is_edge & (before >= left))
         tl.store(x + columns, float("-inf"), mask=is_out & (columns < WIDTH))
-        num_equal += tl.sum(equals, 0)
+        used += tl.sum(masses, 0)

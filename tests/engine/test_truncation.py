@@ -1,4 +1,4 @@
-"""Temperature, top-k and top-p: every way against a sort in double precision."""
+"""Temperature, top-k, top-p and typical-p: every way against a sort in double precision."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ NAN, INF = math.nan, math.inf
 WAYS = [*TARGETS, "triton", "torch"]
 
 
-def truncate(way: str, scores: Tensor, limits: list[tuple[float, float, float]]) -> Tensor:
-    """Limits are temperature, top-k and top-p of each row."""
+Limits = tuple[float, float, float, float]  # temperature, top-k, top-p, typical-p
+
+
+def truncate(way: str, scores: Tensor, limits: list[Limits]) -> Tensor:
+    """Each row has its limits."""
     rows = torch.tensor(limits).T.contiguous()
     scores = scores.clone()
     if way == "torch":
@@ -39,27 +42,49 @@ def kept(scores: Tensor) -> list[int]:
     return (scores > -INF).nonzero().flatten().tolist()
 
 
-def check(scores: Tensor, actual: Tensor, temperature: float, top_k: float, top_p: float) -> None:
-    """One row; at the share itself either side is right, since sums round."""
+def check(scores: Tensor, actual: Tensor, limits: Limits) -> None:
+    """One row; at the shares themselves either side is right, since sums round."""
+    temperature, top_k, top_p, typical_p = limits
     scores = scores / torch.tensor(temperature)
-    ordered = scores.sort(descending=True, stable=True)
-    if top_k < len(scores):
-        kth = ordered.values[max(int(top_k), 1) - 1]
-        scores = torch.where(scores < kth, -INF, scores)
     left = torch.tensor(kept(actual), dtype=torch.int64)
     assert torch.equal(actual[left], scores[left]), "what stays is only divided"
-    if top_p >= 1:
-        assert left.tolist() == kept(scores)
-        return
-    probs = scores.double().softmax(0)
-    likeliest = probs[ordered.indices]
-    before = likeliest.cumsum(0) - likeliest
-    certainly = (likeliest > 0) & (before < min(top_p, 1) - 1e-5)
-    possibly = (likeliest > 0) & (before < top_p + 1e-5)
-    certainly[0] = True
-    assert set(ordered.indices[certainly].tolist()) <= set(left.tolist())
-    assert set(left.tolist()) <= set(ordered.indices[possibly].tolist())
+    if top_k < len(scores):
+        kth = scores.sort(descending=True).values[max(int(top_k), 1) - 1]
+        scores = torch.where(scores < kth, -INF, scores)
+    certain = possible = scores
+    if top_p < 1:
+        certain, possible = cut(scores, -scores, top_p)
+    if typical_p < 1:
+        if kept(certain) != kept(possible):
+            return  # the mean depends on which of them stay
+        double = certain.double()
+        mean = (double.softmax(0) * double).nansum()
+        certain, possible = cut(certain, (double - mean).abs(), typical_p)
+    assert set(kept(certain)) <= set(left.tolist()) <= set(kept(possible))
     assert len(left) >= 1
+
+
+def cut(scores: Tensor, order: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """The scores that must stay, and those that may: the first in an order that hold a share.
+
+    Of those that are next to the edge, in the order as well, any may stay.
+    """
+    indices = order.sort(stable=True).indices
+    probs = scores.double().softmax(0)[indices]
+    before = probs.cumsum(0) - probs
+    must = (probs > 1e-30) & (before < share - 1e-5)
+    may = (probs > 0) & (before < share + 1e-5)
+    must[0] = may[0] = True
+    edges = order[indices[must != may]]
+    if len(edges):
+        near = (order[indices] - edges.min()).abs() < 1e-4 * (1 + edges.min().abs())
+        must &= ~near | (torch.arange(len(must)) == 0)
+        may |= near & (probs > 0)
+    return keep(scores, indices[must]), keep(scores, indices[may])
+
+
+def keep(scores: Tensor, ids: Tensor) -> Tensor:
+    return torch.full_like(scores, -INF).index_copy(0, ids, scores[ids])
 
 
 @dataclass(frozen=True)
@@ -67,23 +92,25 @@ class Case:
     """Rows with their limits."""
 
     scores: Tensor
-    limits: list[tuple[float, float, float]]
+    limits: list[Limits]
 
     def check(self, way: str) -> None:
         result = truncate(way, self.scores, self.limits)
         for row, limit in enumerate(self.limits):
-            check(self.scores[row], result[row], *limit)
+            check(self.scores[row], result[row], limit)
 
 
 temperatures = st.sampled_from([1.0, 0.3, 1.7])
 top_ks = st.one_of(st.sampled_from([INF, 1.0, 2.0, 50.0]), st.integers(1, 4000).map(float))
-top_ps = st.one_of(st.sampled_from([1.0, 1e-6, 0.5, 0.95]), st.floats(0.01, 0.999))
+shares = st.one_of(st.sampled_from([1.0, 1e-6, 0.5, 0.95]), st.floats(0.01, 0.999))
 
 
 @st.composite
 def cases(draw: st.DrawFn, max_rows: int = 5) -> Case:
     """Flat and peaked ones, with and without ties, and with some tokens that are not allowed."""
-    limits = draw(st.lists(st.tuples(temperatures, top_ks, top_ps), min_size=1, max_size=max_rows))
+    limits = draw(
+        st.lists(st.tuples(temperatures, top_ks, shares, shares), min_size=1, max_size=max_rows)
+    )
     width = draw(st.one_of(st.integers(1, 300), st.sampled_from([4096, 4097, 20_003])))
     seed = draw(st.integers(0, 2**16))
     generator = torch.Generator().manual_seed(seed)
@@ -113,7 +140,7 @@ def test_what_stays_on_a_gpu_is_the_same(case: Case) -> None:
 def test_of_equals_at_the_share_the_first_stay(way: str) -> None:
     scores = torch.zeros(2, 1000)
     scores[1, 500] = 2.0
-    result = truncate(way, scores, [(1.0, INF, 0.0995), (1.0, INF, 0.05)])
+    result = truncate(way, scores, [(1.0, INF, 0.0995, 1.0), (1.0, INF, 0.05, 1.0)])
     assert kept(result[0]) == [*range(100)]
     # The one holds 0.73 % of the mass, so 43 of the others are needed.
     assert kept(result[1]) == [*range(43), 500]
@@ -122,23 +149,23 @@ def test_of_equals_at_the_share_the_first_stay(way: str) -> None:
 @pytest.mark.parametrize("way", WAYS)
 def test_what_equals_the_last_of_the_largest_stays(way: str) -> None:
     scores = torch.tensor([[1.0, 3.0, 2.0, 2.0, 2.0, 0.0]])
-    assert kept(truncate(way, scores, [(1.0, 2.0, 1.0)])[0]) == [1, 2, 3, 4]
+    assert kept(truncate(way, scores, [(1.0, 2.0, 1.0, 1.0)])[0]) == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_limits_that_drop_nothing_change_nothing(way: str) -> None:
     scores = torch.randn(3, 5000)
-    assert torch.equal(truncate(way, scores, [(1.0, INF, 1.0)] * 3), scores)
-    assert torch.equal(truncate(way, scores, [(1.0, 5000.0, 1.5)] * 3), scores)
+    assert torch.equal(truncate(way, scores, [(1.0, INF, 1.0, 1.0)] * 3), scores)
+    assert torch.equal(truncate(way, scores, [(1.0, 5000.0, 1.5, 1.5)] * 3), scores)
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("value", [NAN, INF])
 def test_rows_that_are_not_numbers_stay_so_and_alone(way: str, value: float) -> None:
     scores = torch.randn(3, 700)
-    good = truncate(way, scores, [(0.5, 3.0, 0.9)] * 3)
+    good = truncate(way, scores, [(0.5, 3.0, 0.9, 0.9)] * 3)
     scores[1, 13] = value
-    result = truncate(way, scores, [(0.5, 3.0, 0.9)] * 3)
+    result = truncate(way, scores, [(0.5, 3.0, 0.9, 0.9)] * 3)
     assert result[1].log_softmax(0).isnan().any()
     assert torch.equal(result[::2], good[::2])
 
@@ -146,21 +173,21 @@ def test_rows_that_are_not_numbers_stay_so_and_alone(way: str, value: float) -> 
 @pytest.mark.parametrize("way", WAYS)
 def test_rows_without_anything_allowed_stay_so(way: str) -> None:
     scores = torch.full((1, 700), -INF)
-    assert torch.equal(truncate(way, scores, [(0.5, 3.0, 0.9)]), scores)
+    assert torch.equal(truncate(way, scores, [(0.5, 3.0, 0.9, 0.9)]), scores)
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_scores_may_be_as_large_as_numbers_get(way: str) -> None:
     scores = torch.arange(-300, 300).unsqueeze(0) * 1e36
-    assert kept(truncate(way, scores, [(1.0, 5.0, 1.0)])[0]) == [*range(595, 600)]
-    assert kept(truncate(way, scores, [(1.0, INF, 0.5)])[0]) == [599]
+    assert kept(truncate(way, scores, [(1.0, 5.0, 1.0, 1.0)])[0]) == [*range(595, 600)]
+    assert kept(truncate(way, scores, [(1.0, INF, 0.5, 1.0)])[0]) == [599]
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_a_row_depends_on_itself_alone(target: str) -> None:
     kernels = kernels_for(target)
     scores = torch.randn(7, 12_345) * 3
-    limits = torch.tensor([[0.7, 1.0] * 3 + [2.0], [50.0, INF] * 3 + [9.0], [0.9] * 7])
+    limits = torch.tensor([[0.7, 1, 2, 1, 1, 1, 1], [50, INF] * 3 + [9], [0.9] * 7, [0.8] * 7])
     together = scores.clone()
     kernels.truncate(together, limits)
     for count in (1, 2, 3):
@@ -175,16 +202,16 @@ def test_a_row_depends_on_itself_alone(target: str) -> None:
 def test_rows_may_be_parts_of_wider_ones(way: str) -> None:
     wide = torch.randn(4, 10_000)
     part = wide[1:3, 77:9000]
-    result = truncate(way, part, [(0.7, 50.0, 0.9)] * 2)
+    result = truncate(way, part, [(0.7, 50.0, 0.9, 0.9)] * 2)
     for row in range(2):
-        check(part[row], result[row], 0.7, 50.0, 0.9)
+        check(part[row], result[row], (0.7, 50.0, 0.9, 0.9))
 
 
 def test_what_cannot_be_read_is_refused() -> None:
     kernels = kernels_for("whole")
     for scores in (torch.randn(4, 8).t(), torch.randn(2, 8).double(), torch.empty(2, 0)):
         with pytest.raises(ValueError, match="fp32 scores"):
-            kernels.truncate(scores, torch.ones(3, len(scores)))
-    for limits in (torch.ones(2, 4), torch.ones(3, 2), torch.ones(3, 4).double()):
-        with pytest.raises(ValueError, match="three fp32 limits"):
+            kernels.truncate(scores, torch.ones(4, len(scores)))
+    for limits in (torch.ones(3, 4), torch.ones(4, 2), torch.ones(4, 4).double()):
+        with pytest.raises(ValueError, match="four fp32 limits"):
             kernels.truncate(torch.randn(4, 8), limits)
