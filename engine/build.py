@@ -148,6 +148,7 @@ def _recorded(
         max_blocks=-(-max_total_tokens // config.block_size),
         vocab_size=vocab_size,
         device=runner.device,
+        with_drafts=config.speculate > 0,
     )
     graphs.record(cuda_recorder(runner.device))
     return graphs

@@ -10,7 +10,7 @@ from .config import EngineConfig
 from .errors import ModelLoadError
 from .executor import Executor
 from .kv_cache import free_memory
-from .worst_step import StepBounds, peak_bytes
+from .worst_step import StepBounds, peak_bytes, recorded_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -24,26 +24,34 @@ def room_for_cache(
     """Bytes that the cache may take beside the model and the largest steps there can be.
 
     Such steps are computed to see what they take; on a GPU only, since a CPU needs minutes for that
-    with a large model. Recorded steps (`graphs.py`) keep their memory apart, that of a decode step.
+    with a large model. Recorded steps (`graphs.py`) share memory of their own, that of the largest.
 
     Raises:
         ModelLoadError: there is no memory for such a step.
     """
     if device.type != "cuda":
         return free_memory(device)
+    worst = (bounds.worst_prefill(), bounds.worst_decode(), bounds.worst_mixed())
+    sizes = [size for size in config.graph_sizes if 0 < size <= bounds.max_num_seqs]
+    recorded = bounds.recorded(max(sizes)) if sizes else []
     try:
-        prefill = peak_bytes(executor, bounds.worst_prefill(), device)
-        decode = peak_bytes(executor, bounds.worst_decode(), device)
+        largest = max(peak_bytes(executor, batch, device) for batch in worst)
+        kept = max((recorded_bytes(executor, batch, device) for batch in recorded), default=0)
+    except torch.AcceleratorError:
+        raise  # the device itself fails, whatever memory it has
     except RuntimeError as error:
         raise ModelLoadError(
             f"Not enough memory to handle {bounds.max_step_tokens} prefill tokens. You need to "
             f"decrease `--max-batch-prefill-tokens`: {error}"
         ) from error
-    steps = max(prefill, decode) + decode
-    logger.info("the largest step takes %d MiB beside the model", steps >> 20)
+    logger.info(
+        "beside the model the largest step takes %d MiB, and what is recorded %d MiB",
+        largest >> 20,
+        kept >> 20,
+    )
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device)
-    return int(total * config.memory_fraction) - (total - free) - steps
+    return int(total * config.memory_fraction) - (total - free) - largest - kept
 
 
 def num_blocks(

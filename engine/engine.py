@@ -127,6 +127,10 @@ class Engine:
         """Computes one step for everybody who is in it.
 
         Running ahead, the next step is on the device before this one's tokens are read.
+
+        Raises:
+            AcceleratorError: the device cannot be used any more: an illegal access or a failed
+                assertion makes all later calls of the process fail.
         """
         started = time.perf_counter()
         step, self._ahead = self._ahead or self._launch(None), None
@@ -180,10 +184,16 @@ class Engine:
         return step
 
     def _collect(self, step: LaunchedStep) -> list[SequenceOutput]:
-        """Waits for a step, and publishes what it brought to those who are still there."""
+        """Waits for a step, and publishes what it brought to those who are still there.
+
+        Raises:
+            AcceleratorError: the device cannot be used any more; only a new process can.
+        """
         living = [s for s in step.batch.num_tokens if s.status is not SequenceStatus.FINISHED]
         try:
             result = None if step.has_failed else step.wait()
+        except torch.AcceleratorError:
+            raise
         except Exception:  # of the device, which reports late
             logger.exception("a step of %d sequences failed", len(step.batch.num_tokens))
             result = None

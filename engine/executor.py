@@ -43,14 +43,16 @@ class StepResult:
 class LaunchedStep:
     """A step on the device.
 
-    `sampled` says how many tokens each sequence gets at most, in the order of `tokens`. Durations
-    are seconds of the host: on a GPU the device goes on afterwards.
+    `sampled` says how many tokens each sequence gets at most, in the order of `tokens`; a step
+    without tokens has an `end` to wait for. Durations are seconds of the host: on a GPU the device
+    goes on afterwards.
     """
 
     batch: ScheduledBatch
     num_prefill_tokens: int
     sampled: dict[Sequence, int] = field(default_factory=dict)
     tokens: SampledTokens | None = None
+    end: Download | None = None
     prompts: list[_PromptLogprobs] = field(default_factory=list)
     forward_s: float = 0.0
     sample_s: float = 0.0
@@ -63,6 +65,8 @@ class LaunchedStep:
 
     def wait(self) -> StepResult:
         """What was computed, once the device is done with it."""
+        if self.end is not None:
+            self.end.wait()
         tokens = iter(self.tokens.wait() if self.tokens is not None else ())
         return StepResult(
             tokens={
@@ -77,7 +81,8 @@ class Executor:
     """Runs batches on one device.
 
     Args:
-        forward: computes logits for a packed batch: `ModelRunner.forward`, or a test's table.
+        forward: computes logits of any format for a packed batch: `ModelRunner.forward`, or a
+            test's table.
         device: where `forward` wants its input.
         block_size: tokens per block of the KV cache.
         watermark: for requests that ask for one.
@@ -107,14 +112,24 @@ class Executor:
 
         Returns:
             The step; one that has failed if anything went wrong.
+
+        Raises:
+            AcceleratorError: the device cannot be used any more; only a new process can.
         """
         try:
             return self._launch(batch, previous)
+        except torch.AcceleratorError:
+            raise
         except Exception:
             # Which row is to blame is not known, and memory may be short: the step's rows go, the
             # waiting ones and the engine stay.
             logger.exception("a step of %d sequences failed", len(batch.num_tokens))
             return LaunchedStep(batch=batch, num_prefill_tokens=0, has_failed=True)
+
+    @torch.inference_mode()
+    def forward(self, batch: ScheduledBatch) -> Tensor:
+        """The logits of a batch as the model gives them, of which no token is chosen."""
+        return self._forward(pack(batch, self._block_size, self._device))
 
     @torch.inference_mode()  # logits come from it, and filters write into them
     def _launch(self, batch: ScheduledBatch, previous: LaunchedStep | None) -> LaunchedStep:
@@ -124,19 +139,22 @@ class Executor:
         rows = _sampled_rows(model_input)
         pending = self._constraints.start(rows) if self._constraints is not None else None
         started = time.perf_counter()
-        logits = self._forward(model_input)
+        logits = self._forward(model_input).float()
         forwarded = time.perf_counter()
         prompts = [_begin_prompt(logits, part) for part in model_input.prompt_rows]
         masks = None if pending is None else pending.wait(logits.device)
-        tokens = None
+        tokens = end = None
         if rows:
             chosen = logits if len(rows) == len(logits) else _rows_of(logits, model_input)
             tokens = sample(chosen, rows, self._watermark, masks)
+        else:  # a part of a prompt: many of them could pile up on the device, and others behind
+            end = Download(model_input.input_ids[:1])
         return LaunchedStep(
             batch=batch,
             num_prefill_tokens=num_prefill_tokens,
             sampled={sequence: len(part) for sequence, part in model_input.sampled.items()},
             tokens=tokens,
+            end=end,
             prompts=prompts,
             forward_s=forwarded - started,
             sample_s=time.perf_counter() - forwarded,

@@ -82,7 +82,7 @@ def _frequency_penalty(scores: Tensor, sequences: list[SampledSequence]) -> Tens
     if rows:
         counts = [sequences[row].count_tokens() for row in rows]
         lengths = _repeated([sequences[row].num_tokens for row in rows], counts)
-        shares = np.concatenate([count.counts for count in counts]) / lengths
+        shares = np.frombuffer(b"".join(count.counts for count in counts), np.float32) / lengths
         strengths = _repeated([penalties[row] for row in rows], counts)
         scores[_places(rows, counts, scores.device)] -= upload(strengths * shares, scores.device)
     return scores
@@ -93,7 +93,8 @@ def _places(
 ) -> tuple[Tensor, Tensor]:
     """Where the scores of rows' tokens stand, those of all rows together: no place twice."""
     owners = np.repeat(np.array(rows), [len(count.ids) for count in counts])
-    places = np.stack([owners, np.concatenate([count.ids for count in counts])])
+    ids = np.frombuffer(b"".join(count.ids for count in counts), dtype=np.int64)
+    places = np.stack([owners, ids])
     row, column = upload(places, device)
     return row, column
 

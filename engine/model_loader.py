@@ -230,6 +230,8 @@ def _objection(
     """Why a backend cannot be used for a model, if it cannot."""
     try:
         actual = _paged_logits(loaded, backend, trial)
+    except torch.AcceleratorError:  # nothing else will run on this device
+        raise
     except Exception as error:  # whatever a compiler can miss on a machine, the model is served
         return f"it does not run here: {_first_line(error)}"
     difference = _difference(actual, expected)

@@ -31,7 +31,8 @@ class ModelRunner:
         """Computes all tokens of a step.
 
         Returns:
-            Logits float32 [num_rows, vocab_size], one row for each of `batch.logits_rows`.
+            Logits [num_rows, vocab_size] in the model's own format, one row for each of
+            `batch.logits_rows`.
         """
         step = AttentionStep(self.cache.layers, batch.attention, self.backend)
         output = self.model(
@@ -43,4 +44,4 @@ class ModelRunner:
         )
         logits = output.logits
         assert isinstance(logits, Tensor)
-        return logits[0].float()
+        return logits[0]

@@ -68,4 +68,4 @@ class Watermark:
         """The same as bits, the first token's lowest: uint8 [ceil(vocab_size / 8)]."""
         is_green = np.zeros(self._vocab_size, dtype=np.bool_)
         is_green[self.green_ids(last_token_id).numpy()] = True
-        return torch.from_numpy(np.packbits(is_green, bitorder="little")).to(self._device)
+        return upload(np.packbits(is_green, bitorder="little"), self._device)

@@ -1,7 +1,8 @@
 """The memory of the largest step there can be, so that the KV cache gets what is left and no more.
 
 The step is computed before the cache is sized: as many tokens as a step may have, the longest
-context, as many rows of logits as can be wanted, and every filter on them. All its blocks are the
+context, as many rows of logits as can be wanted, and every filter on them. Which kind of step takes
+most depends on the model and on the attention, so there is one of each. All their blocks are the
 first block of a cache that has no other, since what is in them does not matter here.
 """
 
@@ -42,10 +43,34 @@ class StepBounds:
 
     def worst_decode(self) -> ScheduledBatch:
         """As many sequences as can run, each with as many guesses as the budget leaves."""
+        num_seqs = min(self.max_num_seqs, self.max_step_tokens)
+        return ScheduledBatch(self._decoding(num_seqs, self.max_step_tokens))
+
+    def worst_prefill(self) -> ScheduledBatch:
+        """A step full of prompts, some of whose log-probabilities are wanted."""
+        return ScheduledBatch(self._filled_with_prompts({}))
+
+    def worst_mixed(self) -> ScheduledBatch:
+        """Sequences that decode, and beside them as much of prompts as the budget leaves.
+
+        It is as large as a step of prompts, and attention keeps parts of results for each sequence
+        in it. They are a few more than can run: nobody gives way to the prompts.
+        """
+        return ScheduledBatch(self._filled_with_prompts(self.worst_decode().num_tokens))
+
+    def recorded(self, num_tokens: int) -> list[ScheduledBatch]:
+        """Decode steps of so many tokens as they are recorded, without guesses and with them."""
+        batches = [self._decoding(num_tokens, num_tokens)]
+        if self.max_draft_tokens and num_tokens > 1:
+            batches.append(self._decoding(num_tokens - 1, num_tokens))
+        return [ScheduledBatch(planned) for planned in batches]
+
+    def _decoding(self, num_seqs: int, num_tokens: int) -> dict[Sequence, int]:
+        """So many sequences, each with as many guesses as the tokens are enough for."""
         planned: dict[Sequence, int] = {}
-        left = self.max_step_tokens
+        left = num_tokens
         drafts = min(self.max_draft_tokens, self.max_total_tokens - 2)
-        for others in reversed(range(min(self.max_num_seqs, self.max_step_tokens))):
+        for others in reversed(range(num_seqs)):
             num_drafts = min(drafts, left - others - 1)
             # One long context makes the block tables as wide for everybody.
             length = 1 if planned else self.max_total_tokens - 1 - num_drafts
@@ -53,12 +78,10 @@ class StepBounds:
             sequence.draft_ids = [0] * num_drafts
             planned[sequence] = 1 + num_drafts
             left -= planned[sequence]
-        return ScheduledBatch(planned)
+        return planned
 
-    def worst_prefill(self) -> ScheduledBatch:
-        """A step full of prompts, some of whose log-probabilities are wanted."""
-        planned: dict[Sequence, int] = {}
-        left, rows = self.max_step_tokens, self.max_logprob_rows
+    def _filled_with_prompts(self, planned: dict[Sequence, int]) -> dict[Sequence, int]:
+        left, rows = self.max_step_tokens - sum(planned.values()), self.max_logprob_rows
         longest = self.max_total_tokens - 1
         while left:
             width = min(longest, left, rows or left)
@@ -66,7 +89,7 @@ class StepBounds:
             sequence = self._sequence(len(planned), longest, first, prompt_logprobs=rows > 0)
             planned[sequence] = width
             left, rows = left - width, max(0, rows - width)
-        return ScheduledBatch(planned)
+        return planned
 
     def _sequence(
         self, number: int, length: int, num_computed: int, *, prompt_logprobs: bool = False
@@ -95,6 +118,19 @@ def peak_bytes(executor: Executor, batch: ScheduledBatch, device: torch.device) 
     before = torch.cuda.memory_allocated(device)
     compute(executor, batch)
     return torch.cuda.max_memory_allocated(device) - before
+
+
+def recorded_bytes(executor: Executor, batch: ScheduledBatch, device: torch.device) -> int:
+    """Memory that a recording of the step's forward keeps: its logits are float32 (`graphs.py`).
+
+    Raises:
+        RuntimeError: the forward fails.
+    """
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    logits = executor.forward(batch)
+    forward = torch.cuda.max_memory_allocated(device) - before
+    return forward + logits.numel() * torch.float32.itemsize
 
 
 def compute(executor: Executor, batch: ScheduledBatch) -> None:

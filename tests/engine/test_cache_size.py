@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from tests.engine.fakes import CPU
 
 GPU = torch.device("cuda")
 MIB = 1024**2
+VOCAB_SIZE = 2**16
 
 
 def config(**options: Any) -> EngineConfig:
@@ -67,10 +69,11 @@ def test_a_gpu_is_used_to_the_last_block_and_a_cpu_is_not() -> None:
 
 
 class FakeGpu:
-    """A device of 1000 MiB, on which the model takes 200 and a step what it is asked to."""
+    """A device of 1000 MiB, on which the model takes 200 and a step what `cost` says, in MiB."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.peak = 0
+        self.cost: Callable[[int, int], int] = lambda num_tokens, _: num_tokens // 10
         monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
         monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 200 * MIB)
         monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: self.peak + 200 * MIB)
@@ -78,9 +81,10 @@ class FakeGpu:
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (800 * MIB, 1000 * MIB))
 
     def forward(self, batch: ModelInput) -> torch.Tensor:
-        """Takes 1 MiB for every ten tokens."""
-        self.peak = len(batch.input_ids) * MIB // 10
-        return torch.zeros(len(batch.logits_rows), 8)
+        """Takes what a step of so many tokens and sequences costs."""
+        num_tokens, num_seqs = len(batch.input_ids), len(batch.attention.context_lens)
+        self.peak = self.cost(num_tokens, num_seqs) * MIB
+        return torch.zeros(len(batch.logits_rows), VOCAB_SIZE)
 
 
 BOUNDS = StepBounds(
@@ -96,9 +100,31 @@ BOUNDS = StepBounds(
 def test_a_gpus_steps_keep_what_the_largest_of_them_take(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = FakeGpu(monkeypatch)
     executor = Executor(gpu.forward, CPU, BOUNDS.block_size)
-    room = room_for_cache(config(memory_fraction=0.9), executor, BOUNDS, GPU)
-    model, prefill, recorded = 200, 100, 5
-    assert room == (900 - model - prefill - recorded) * MIB
+    room = room_for_cache(config(memory_fraction=0.9, graph_sizes=()), executor, BOUNDS, GPU)
+    model, prefill = 200, 100
+    assert room == (900 - model - prefill) * MIB
+
+
+def test_a_step_of_prompts_beside_many_who_decode_may_be_the_largest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gpu = FakeGpu(monkeypatch)
+    gpu.cost = lambda num_tokens, num_seqs: (num_tokens + num_seqs) // 10
+    executor = Executor(gpu.forward, CPU, BOUNDS.block_size)
+    room = room_for_cache(config(memory_fraction=0.9, graph_sizes=()), executor, BOUNDS, GPU)
+    model, mixed = 200, (1000 + 50 + 2) // 10
+    assert room == (900 - model - mixed) * MIB
+
+
+def test_recorded_steps_keep_what_a_forward_of_the_largest_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gpu = FakeGpu(monkeypatch)
+    executor = Executor(gpu.forward, CPU, BOUNDS.block_size)
+    wanted = config(memory_fraction=0.9, graph_sizes=(1, 32, 64))  # there are never 64 sequences
+    room = room_for_cache(wanted, executor, BOUNDS, GPU)
+    model, prefill, recorded, logits = 200, 100, 3, 32 * 4 * VOCAB_SIZE // MIB
+    assert room == (900 - model - prefill - recorded - logits) * MIB
 
 
 def test_a_gpu_too_small_for_a_step_is_refused_with_the_flag_that_helps(
@@ -111,6 +137,17 @@ def test_a_gpu_too_small_for_a_step_is_refused_with_the_flag_that_helps(
 
     executor = Executor(exhausted, CPU, BOUNDS.block_size)
     with pytest.raises(ModelLoadError, match="--max-batch-prefill-tokens"):
+        room_for_cache(config(), executor, BOUNDS, GPU)
+
+
+def test_a_device_that_fails_is_not_said_to_be_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeGpu(monkeypatch)
+
+    def broken(_: ModelInput) -> torch.Tensor:
+        raise torch.AcceleratorError("an illegal memory access was encountered")
+
+    executor = Executor(broken, CPU, BOUNDS.block_size)
+    with pytest.raises(torch.AcceleratorError, match="illegal"):
         room_for_cache(config(), executor, BOUNDS, GPU)
 
 

@@ -9,9 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from engine import executor
+from engine.batch import ModelInput
 from engine.engine import Engine
+from engine.executor import LaunchedStep
 from engine.request import FinishReason, Request, SamplingParams, SequenceOutput
+from engine.transfer import Download
 from tests.engine.fakes import (
     BLOCK_SIZE,
     FATAL,
@@ -70,6 +75,15 @@ def random_prompts(count: int, *, longest: int = 24, seed: int = 0) -> list[tupl
 def reasons(outputs: list[SequenceOutput]) -> list[FinishReason | None]:
     """The finish reasons of a request's outputs."""
     return [output.finish_reason for output in outputs]
+
+
+def report_late(patch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Lets every step fail when it is waited for, as a device does."""
+
+    def wait(_: LaunchedStep) -> None:
+        raise error
+
+    patch.setattr(LaunchedStep, "wait", wait)
 
 
 def test_greedy_stream_gives_one_token_a_step_and_ends_once() -> None:
@@ -280,6 +294,34 @@ class TestFailure:
         assert engine.stats().num_running == 0
         assert token_ids(run(engine)["waits"]) == greedy_tokens((1, 2, 3), 5)
 
+    def test_a_lost_device_ends_the_engine(self) -> None:
+        def lost(_: ModelInput) -> Tensor:
+            raise torch.AcceleratorError("an illegal memory access was encountered")
+
+        engine = make_engine(wrap=lambda _: lost)
+        engine.add(make_request())
+        with pytest.raises(torch.AcceleratorError, match="illegal"):
+            engine.step()
+
+    def test_a_lost_device_ends_the_engine_when_it_says_so_late(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        engine = make_engine()
+        engine.add(make_request())
+        report_late(monkeypatch, torch.AcceleratorError("device-side assert triggered"))
+        with pytest.raises(torch.AcceleratorError, match="assert"):
+            engine.step()
+
+    def test_another_failure_that_comes_late_ends_the_rows_of_its_step_only(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        engine = make_engine()
+        engine.add(make_request("bad"))
+        with monkeypatch.context() as patched:
+            report_late(patched, torch.OutOfMemoryError("no room"))
+            assert [bool(output.error) for output in engine.step().outputs] == [True]
+        assert token_ids(run(engine, make_request("good"))["good"]) == greedy_tokens((1, 2, 3), 5)
+
     def test_row_without_valid_logits_fails_alone(self) -> None:
         requests = [make_request("bad", (1, POISON)), make_request("good"), make_request("also")]
         outputs = run(make_engine(), *requests)
@@ -351,6 +393,27 @@ class TestPromptLogprobs:
         sampling = {"do_sample": True, "top_k": 1, "repetition_penalty": 1.5, "temperature": 0.5}
         request = make_request(prompt=prompt, prompt_logprobs=True, sampling=sampling)
         self.check(prompt, run(make_engine(), request)["r"])
+
+
+def test_a_step_that_gives_nobody_a_token_is_waited_for_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waited: list[int] = []
+
+    class Noted(Download):
+        def wait(self) -> Tensor:
+            waited.append(1)
+            return super().wait()
+
+    monkeypatch.setattr(executor, "Download", Noted)
+    engine = make_engine(max_step_tokens=5)
+    engine.add(make_request(prompt=tuple(range(14))))
+    assert [(engine.step().outputs[0].token, len(waited)) for _ in range(2)] == [
+        (None, 1),
+        (None, 2),
+    ]
+    assert engine.step().outputs[0].token
+    assert len(waited) == 2  # the tokens are what was waited for
 
 
 def test_stats_count_what_happened() -> None:

@@ -1,28 +1,42 @@
 """Recorded decode steps give the tokens of unrecorded ones.
 
 Without a GPU a recording is a call at the same addresses, which is what a replay computes: what a
-GPU adds is that Python is not asked again.
+GPU adds is that Python is not asked again. Of the recorder for GPUs itself, a fake says what it
+leaves behind.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
+from engine.attention import AttentionBackend, ReferenceAttention
 from engine.batch import ModelInput
-from engine.graphs import DecodeGraphs, Replay
+from engine.block_manager import BlockManager
+from engine.engine import Engine
+from engine.executor import Forward
+from engine.graphs import DecodeGraphs, Replay, cuda_recorder
+from engine.kv_cache import KVCache
+from engine.model_loader import prepare_model
+from engine.model_runner import ModelRunner
 from engine.request import Request
+from engine.scheduler import Scheduler
 from tests.engine.fakes import (
     CPU,
     VOCAB_SIZE,
     FakeModel,
+    counting_logits,
     greedy_tokens,
     make_engine,
+    next_logits,
     run,
     token_ids,
 )
@@ -50,10 +64,37 @@ class Recorder:
         return replay
 
 
-def graphs(model: Callable[[ModelInput], Tensor], recorder: Recorder) -> DecodeGraphs:
-    recorded = DecodeGraphs(model, SIZES, max_blocks=MAX_BLOCKS, vocab_size=VOCAB_SIZE, device=CPU)
+def graphs(
+    model: Callable[[ModelInput], Tensor],
+    recorder: Callable[[Callable[[], object]], Replay],
+    *,
+    with_drafts: bool = False,
+) -> DecodeGraphs:
+    recorded = DecodeGraphs(
+        model,
+        SIZES,
+        max_blocks=MAX_BLOCKS,
+        vocab_size=VOCAB_SIZE,
+        device=CPU,
+        with_drafts=with_drafts,
+    )
     recorded.record(recorder)
     return recorded
+
+
+def padded(model: FakeModel) -> Callable[[ModelInput], Tensor]:
+    """The same model, which may be given tokens that no sequence owns, as a real one may."""
+
+    def forward(batch: ModelInput) -> Tensor:
+        owned = int(batch.attention.query_start_loc[-1])
+        assert (batch.attention.slot_mapping[owned:] < 0).all(), "nobody's tokens are stored"
+        logits = torch.full((len(batch.logits_rows), VOCAB_SIZE), float("nan"))
+        if owned:
+            assert (batch.logits_rows[owned:] >= owned).all()
+            logits[:owned] = model(replace(batch, logits_rows=batch.logits_rows[:owned]))
+        return logits
+
+    return forward
 
 
 @given(load=arrivals(), runs_ahead=st.booleans())
@@ -64,6 +105,45 @@ def test_tokens_are_those_of_an_engine_without(load: list[Arrival], runs_ahead: 
         num_blocks=16, runs_ahead=runs_ahead, wrap=lambda model: graphs(model, recorder)
     )
     assert_same_answers(load, expected, play(engine, load))
+
+
+def cycling_logits(token_ids: tuple[int, ...]) -> Tensor:
+    """Float32 [VOCAB_SIZE]: 0, 1, 2 and again, but not always."""
+    logits = next_logits(token_ids).clone()
+    logits[(token_ids[-1] + 1) % 3] += 9.0
+    return logits
+
+
+@given(load=arrivals())
+def test_guesses_that_are_checked_in_a_recorded_step_change_no_token(load: list[Arrival]) -> None:
+    expected = play(make_engine(num_blocks=16, logits_of=cycling_logits), load)
+    engine = make_engine(
+        num_blocks=16,
+        max_draft_tokens=3,
+        logits_of=cycling_logits,
+        wrap=lambda model: graphs(padded(model), Recorder(), with_drafts=True),
+    )
+    assert_same_answers(load, expected, play(engine, load))
+
+
+@pytest.mark.parametrize(
+    ("max_draft_tokens", "num_replays"), [(1, 2), (2, 2), (4, 2), (5, 0)], ids=str
+)
+def test_a_step_with_guesses_takes_the_next_larger_size_if_there_is_one(
+    max_draft_tokens: int, num_replays: int
+) -> None:
+    recorder = Recorder()
+    engine = make_engine(
+        max_draft_tokens=max_draft_tokens,
+        logits_of=counting_logits,
+        wrap=lambda model: graphs(padded(model), recorder, with_drafts=True),
+    )
+    prompt = (*range(10), *range(5))
+    num_tokens = 1 + 2 * (1 + max_draft_tokens)  # of the prompt and two steps: no guess is wrong
+    request = Request(request_id="0", prompt_token_ids=prompt, max_new_tokens=num_tokens)
+    assert token_ids(run(engine, request)["0"]) == [(5 + i) % 10 for i in range(num_tokens)]
+    assert recorder.num_recorded == 2 * len(SIZES) - 1  # one token leaves no room for a guess
+    assert recorder.num_replays == num_replays
 
 
 def requests(count: int, prompt_tokens: int = 3) -> list[Request]:
@@ -89,6 +169,17 @@ def test_a_batch_takes_the_next_larger_size_if_there_is_one(
     for request in requests(num_requests):
         tokens = token_ids(outputs[request.request_id])
         assert tokens == greedy_tokens(request.prompt_token_ids, 4)
+
+
+def test_logits_of_any_format_become_those_of_a_step_that_is_not_recorded() -> None:
+    def coarse(model: FakeModel) -> Callable[[ModelInput], Tensor]:
+        return lambda batch: model(batch).bfloat16()
+
+    (request,) = requests(1)
+    expected = run(make_engine(wrap=coarse), request)
+    recorder = Recorder()
+    assert run(make_engine(wrap=lambda model: graphs(coarse(model), recorder)), request) == expected
+    assert recorder.num_replays == 3
 
 
 def test_a_context_that_no_recording_has_room_for_is_computed_as_it_is() -> None:
@@ -120,3 +211,171 @@ def test_rows_that_belong_to_nobody_store_nothing() -> None:
     before = model.slots.clone()
     graphs(model, Recorder())
     assert torch.equal(model.slots, before)
+
+
+TINY = LlamaConfig(
+    vocab_size=48,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=128,
+    pad_token_id=0,
+)
+REPETITIVE = [(3, 4, 5, 6, 3, 4, 5), (9, 8, 9, 8, 9), (7,) * 20]
+
+
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+@pytest.mark.usefixtures("one_thread")
+def test_a_model_on_our_kernels_says_the_same_when_its_steps_are_recorded() -> None:
+    """On a GPU, otherwise in Triton's interpreter; the cache is full of what others left there."""
+    triton = pytest.importorskip("triton")
+    from engine.kernels.triton_attention import TritonAttention
+
+    device = torch.device("cpu" if triton.knobs.runtime.interpret else "cuda")
+    played = Recorder()
+    torch.manual_seed(0)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(TINY)
+    loaded = prepare_model(model.to(device).eval(), device, torch.float32)
+
+    def answers(
+        backend: AttentionBackend, wrap: Callable[[Forward], Forward], max_draft_tokens: int
+    ) -> list[list[int]]:
+        cache = KVCache(loaded.layers, 20, 16, torch.float32, device)
+        if max_draft_tokens:
+            for key, value in cache.layers.values():
+                key.fill_(float("nan"))
+                value.fill_(float("nan"))
+        blocks = BlockManager(20, 16)
+        scheduler = Scheduler(
+            blocks, max_step_tokens=40, max_num_seqs=8, max_draft_tokens=max_draft_tokens
+        )
+        engine = Engine(wrap(ModelRunner(loaded, cache, backend).forward), scheduler, device)
+        requests = [
+            Request(request_id=f"{index}", prompt_token_ids=prompt, max_new_tokens=6)
+            for index, prompt in enumerate(REPETITIVE)
+        ]
+        outputs = run(engine, *requests)
+        return [token_ids(outputs[request.request_id]) for request in requests]
+
+    def recorded(forward: Forward) -> Forward:
+        steps = DecodeGraphs(
+            forward, (2, 6, 12), max_blocks=8, vocab_size=48, device=device, with_drafts=True
+        )
+        steps.record(played if device.type == "cpu" else cuda_recorder(device))
+        return steps
+
+    expected = answers(ReferenceAttention(), lambda forward: forward, 0)
+    assert answers(TritonAttention(), recorded, 3) == expected
+    assert device.type != "cpu" or played.num_replays >= 2
+
+
+class FakeGpu:
+    """Keeps what `torch.cuda` keeps: the stream that is current, and whether waiting is allowed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.stream = self.default = FakeStream()
+        self.mode: int | str = 0
+        self.is_capturing = False
+        self.streams = [self.default]
+        self.recorded_on: list[FakeStream] = []
+        replaced = {
+            "graph_pool_handle": lambda: (0, 1),
+            "Stream": self._new_stream,
+            "current_stream": lambda _: self.stream,
+            "set_stream": self._set_stream,
+            "stream": self._on,
+            "CUDAGraph": FakeGraph,
+            "graph": self._capture,
+            "get_sync_debug_mode": lambda: self.mode,
+            "set_sync_debug_mode": self._set_mode,
+        }
+        for name, value in replaced.items():
+            monkeypatch.setattr(torch.cuda, name, value)
+
+    def wait(self) -> None:
+        """What a model does that reads a value from the device."""
+        if self.mode == "error":
+            raise RuntimeError("called a synchronizing CUDA operation")
+        if self.is_capturing:
+            raise torch.AcceleratorError("operation not permitted when stream is capturing")
+
+    def _new_stream(self, _: torch.device) -> FakeStream:
+        self.streams.append(FakeStream())
+        return self.streams[-1]
+
+    def _set_stream(self, stream: FakeStream) -> None:
+        self.stream = stream
+
+    def _set_mode(self, mode: int | str) -> None:
+        self.mode = mode
+
+    @contextmanager
+    def _on(self, stream: FakeStream) -> Iterator[None]:
+        before, self.stream = self.stream, stream
+        try:
+            yield
+        finally:
+            self.stream = before
+
+    @contextmanager
+    def _capture(self, _: FakeGraph, pool: tuple[int, int], stream: FakeStream) -> Iterator[None]:
+        before, self.stream = self.stream, stream
+        self.recorded_on.append(stream)
+        self.is_capturing = True
+        yield  # a failure leaves everything as it is, as in torch
+        self.stream, self.is_capturing = before, False
+
+
+class FakeStream:
+    def wait_stream(self, _: FakeStream) -> None:
+        pass
+
+
+class FakeGraph:
+    def replay(self) -> None:
+        pass
+
+
+def test_a_gpu_records_everything_on_one_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = FakeGpu(monkeypatch)
+    graphs(FakeModel(num_blocks=4), cuda_recorder(torch.device("cuda")))
+    assert len(gpu.streams) == 2
+    assert gpu.recorded_on == [gpu.streams[1]] * len(SIZES)
+    assert gpu.stream is gpu.default
+    assert gpu.mode == 0
+
+
+def test_a_model_that_waits_for_the_device_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = FakeGpu(monkeypatch)
+    engine = make_engine(wrap=lambda model: on_gpu(model, gpu.wait))
+    assert gpu.recorded_on == []
+    assert gpu.stream is gpu.default
+    assert gpu.mode == 0
+    (request,) = requests(1)
+    assert token_ids(run(engine, request)["0"]) == greedy_tokens((0, 1, 2), 4)
+
+
+def test_a_recording_that_fails_leaves_the_thread_on_its_own_stream(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gpu = FakeGpu(monkeypatch)
+
+    def unnoticed() -> None:
+        if gpu.is_capturing:
+            raise torch.AcceleratorError("operation failed due to a previous error")
+
+    make_engine(wrap=lambda model: on_gpu(model, unnoticed))
+    assert len(gpu.recorded_on) == 1
+    assert gpu.stream is gpu.default
+
+
+def on_gpu(model: FakeModel, before: Callable[[], object]) -> DecodeGraphs:
+    """Graphs of a model that does something else first, recorded as on a GPU."""
+
+    def forward(batch: ModelInput) -> Tensor:
+        before()
+        return model(batch)
+
+    return graphs(forward, cuda_recorder(torch.device("cuda")))

@@ -56,6 +56,31 @@ def test_a_step_of_decoding_has_all_rows_and_the_longest_context(limits: StepBou
     assert not packed.attention.slot_mapping.max() >= limits.block_size
 
 
+@given(bounds())
+def test_a_mixed_step_has_all_tokens_beside_all_who_can_decode(limits: StepBounds) -> None:
+    batch = limits.worst_mixed()
+    assert batch.total_tokens == limits.max_step_tokens
+    decode = limits.worst_decode()
+    assert len(batch.num_tokens) >= len(decode.num_tokens)
+    packed = pack(batch, limits.block_size, CPU)
+    assert len(packed.logits_rows) >= decode.total_tokens
+    assert not packed.attention.slot_mapping.max() >= limits.block_size
+
+
+@given(bounds(), st.integers(1, 40))
+def test_a_recorded_step_has_its_tokens_and_the_longest_context(
+    limits: StepBounds, num_tokens: int
+) -> None:
+    plain, *drafted = (pack(batch, limits.block_size, CPU) for batch in limits.recorded(num_tokens))
+    assert len(plain.input_ids) == len(plain.attention.context_lens) == num_tokens
+    assert plain.attention.context_lens.max() == limits.max_total_tokens - 1
+    can_guess = limits.max_draft_tokens and limits.max_total_tokens > 2
+    for packed in drafted:
+        assert len(packed.attention.context_lens) == num_tokens - 1
+        assert len(packed.logits_rows) == num_tokens - (not can_guess)
+    assert len(drafted) == (limits.max_draft_tokens > 0 and num_tokens > 1)
+
+
 class Model:
     """Any logits, and the largest batch that was asked for."""
 
@@ -77,13 +102,15 @@ LIMITS: dict[str, Any] = {
 }
 
 
-def test_both_can_be_computed_with_everything_switched_on() -> None:
+def test_all_can_be_computed_with_everything_switched_on() -> None:
     model = Model()
     limits = StepBounds(**LIMITS)
     executor = Executor(model, CPU, limits.block_size, Watermark(VOCAB_SIZE, CPU))
     compute(executor, limits.worst_decode())
     compute(executor, limits.worst_prefill())
+    compute(executor, limits.worst_mixed())
     assert model.num_rows[0] == 24
+    assert model.num_rows[2] == 30
 
 
 def test_one_that_fails_says_so() -> None:
