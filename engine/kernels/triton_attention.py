@@ -4,13 +4,16 @@ What depends on the batch's contents (lengths, tables, slots) is read by the pro
 the grid depends on shapes alone. So a decode step can be captured in a CUDA graph, where a row of
 padding is a sequence with a context of 0 and a negative slot.
 
-The sizes below are unmeasured: they follow from what fits into shared memory and registers.
+All sizes here are unmeasured. They follow from what fits into registers and shared memory, also of
+GPUs that have 99 KiB for a program (8.6, 8.9). Where a sequence is cut follows from itself and the
+model alone, so that its sums have the same order in every batch.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -23,11 +26,18 @@ from . import triton_paged, triton_store
 
 MAX_HEAD_DIM = 256
 
-_LEAST_SPLIT = 256  # keys of a split; more, in contexts that would have more splits than this:
-_DECODE_SPLITS, _MIXED_SPLITS = 32, 8  # powers of 2; each takes memory, for all rows of a step
-_DECODE_ROWS = 16  # the least that tensor cores take
-_MIXED_ROWS = 32  # leaves room for guessed tokens
+_LEAST_SPLIT = 128  # keys of a split; more, in contexts that would have too many splits
+_FEWEST_SPLITS, _MOST_SPLITS = 32, 128  # bounds of how many a model's sequences may have
+_BUSY_SPLITS = 256  # of all key heads together: they keep a GPU busy with one sequence
+_PARTS_BYTES = 2**20  # that the splits of a sequence may write, unless they are the fewest
+_SPLIT_ROWS = 32  # the most of a sequence that is split: leaves room for guessed tokens
+_PROGRAMS_PER_UNIT = 4  # about as many as a multiprocessor has room for
+_LEAST_PROGRAMS = 4  # for the splits of a sequence, which may be much longer than the others
 _TILE_BYTES = 16_384  # of keys, and of values, that a program has at hand at a time
+
+# Keys are where the block table says, so to load them ahead takes twice the stages: with 3 only the
+# table is read while the tile before is computed, with 5 keys and values are, if there is room.
+_STAGES, _FEWER_STAGES = 5, 3
 
 
 class TritonAttention:
@@ -46,7 +56,8 @@ class TritonAttention:
         slot_mapping: Tensor,
     ) -> None:
         """See `AttentionBackend.write_kv`. Negative slots are skipped."""
-        _check_heads(key, value, key_cache, value_cache)
+        _check_heads(key, value)
+        _check_caches(key_cache, value_cache)
         triton_store.write_kv[(key.shape[0],)](
             key,
             value,
@@ -55,8 +66,6 @@ class TritonAttention:
             slot_mapping,
             *key.stride()[:2],
             *value.stride()[:2],
-            *key_cache.stride()[:3],
-            *value_cache.stride()[:3],
             **_store_constants(key, value, key_cache),
             num_warps=4,
         )
@@ -73,10 +82,11 @@ class TritonAttention:
         slot_mapping: Tensor,
     ) -> Tensor:
         """See `RotaryBackend.rotary_write_kv`. Tokens with a negative slot are not stored."""
-        _check_heads(query, key, value, cos, sin, key_cache, value_cache)
+        _check_heads(query, key, value, cos, sin)
+        _check_caches(key_cache, value_cache)
         half = cos.shape[1] // 2
         output = query.new_empty(query.shape)
-        triton_store.rotary_write_kv[(query.shape[0],)](
+        triton_store.rotary_write_kv[(query.shape[0], 3)](
             output,
             query,
             key,
@@ -91,8 +101,6 @@ class TritonAttention:
             *value.stride()[:2],
             cos.stride(0),
             sin.stride(0),
-            *key_cache.stride()[:3],
-            *value_cache.stride()[:3],
             QUERY_HEADS=query.shape[1],
             QUERY_HEAD_LANES=triton.next_power_of_2(query.shape[1]),
             **_store_constants(key, value, key_cache),
@@ -120,7 +128,8 @@ class TritonAttention:
 
         As many query tokens as sequences count as a decode step, in which row i is sequence i's.
         """
-        _check_heads(query, key_cache, value_cache)
+        _check_heads(query)
+        _check_caches(key_cache, value_cache)
         call = _Call(
             query,
             key_cache,
@@ -136,12 +145,11 @@ class TritonAttention:
         shape = (*query.shape[:2], value_cache.shape[3])
         if call.is_decode:
             output = query.new_empty(shape)
-            _attend_splits(call, output, _power_of_2(call.group, _DECODE_ROWS))
+            _attend_splits(call, output)
         else:
-            output = query.new_zeros(shape)  # rows that no sequence owns
-            split_rows = _power_of_2(call.group, _MIXED_ROWS)
-            _attend_splits(call, output, split_rows)
-            _attend_tiles(call, output, split_rows)
+            output = query.new_zeros(shape)  # tokens of padding may belong to no sequence
+            _attend_splits(call, output)
+            _attend_tiles(call, output)
         return output
 
 
@@ -191,20 +199,34 @@ class _Call:
         return _power_of_2(self.key_cache.shape[3], 16)
 
     @property
-    def tile(self) -> int:
-        """Keys at hand at a time."""
-        row_bytes = max(self.key_lanes, self.value_lanes) * self.query.element_size()
-        return min(max(_TILE_BYTES // row_bytes, 16), 64)
+    def table_and_query_strides(self) -> tuple[int, ...]:
+        """In the order in which the programs take them."""
+        return self.block_tables.stride(0), *self.query.stride()[:2]
 
     @property
-    def strides(self) -> tuple[int, ...]:
-        """Of query, key cache and value cache, in the order in which the programs take them."""
-        return (
-            self.block_tables.stride(0),
-            *self.query.stride()[:2],
-            *self.key_cache.stride()[:3],
-            *self.value_cache.stride()[:3],
-        )
+    def split_tokens(self) -> int:
+        """The most query tokens of a sequence that is split."""
+        return 1 if self.is_decode else max(min(_SPLIT_ROWS // self.group, self.max_splits), 1)
+
+    @property
+    def max_splits(self) -> int:
+        """The most splits of a sequence, times its query tokens; a power of 2, and the model's."""
+        part_bytes = self.query.shape[1] * self.value_cache.shape[3] * 4
+        splits = min(_BUSY_SPLITS // self.kv_heads, _PARTS_BYTES // part_bytes, _MOST_SPLITS)
+        return 1 << max(splits, _FEWEST_SPLITS).bit_length() - 1
+
+    @property
+    def num_splits(self) -> int:
+        """The splits that any sequence of the batch may need."""
+        bound = self.block_tables.shape[1] * self.key_cache.shape[1]
+        if self.window:  # what the rows of a sequence see, from the edge of a split on
+            bound = min(bound, self.window + self.split_tokens + _LEAST_SPLIT)
+        return min(-(-bound // _LEAST_SPLIT), self.max_splits)
+
+    def tile(self, element_size: int) -> int:
+        """Keys at hand at a time, if elements take so many bytes."""
+        row_bytes = max(self.key_lanes, self.value_lanes) * element_size
+        return min(max(_TILE_BYTES // row_bytes, 16), 128 // element_size)
 
     @property
     def constants(self) -> dict[str, Any]:
@@ -217,38 +239,33 @@ class _Call:
             "VALUE_DIM": self.value_cache.shape[3],
             "KEY_LANES": self.key_lanes,
             "VALUE_LANES": self.value_lanes,
-            "TILE": self.tile,
             "WINDOW": self.window,
             "SOFTCAP": self.softcap,
             "HAS_SINKS": self.sinks is not None,
         }
 
-    @property
-    def max_splits(self) -> int:
-        """The most splits of a sequence, whatever its context."""
-        return _DECODE_SPLITS if self.is_decode else _MIXED_SPLITS
 
-    def num_splits(self, rows: int) -> int:
-        """The splits that any sequence may need."""
-        bound = self.block_tables.shape[1] * self.key_cache.shape[1]
-        if self.window:  # what the rows of a sequence see, from the edge of a split on
-            bound = min(bound, self.window + rows // self.group + _LEAST_SPLIT)
-        return min(-(-bound // _LEAST_SPLIT), self.max_splits)
-
-
-def _attend_splits(call: _Call, output: Tensor, rows: int) -> None:
-    """Computes the sequences whose query tokens fit into a program's rows."""
-    num_splits = call.num_splits(rows)
-    part_rows = call.group if call.is_decode else rows
+def _attend_splits(call: _Call, output: Tensor) -> None:
+    """Computes the sequences that have few query tokens."""
+    split_tokens, num_splits, max_splits = call.split_tokens, call.num_splits, call.max_splits
+    rows = _power_of_2(split_tokens * call.group, 16)  # the least that tensor cores take
+    element_size = call.query.element_size()
+    if element_size == 2:  # fp32 has too few registers for what it converts
+        element_size = call.key_cache.element_size()
     is_whole = num_splits == 1
+    num_parts = call.group * (num_splits if call.is_decode else max_splits)
     parts = largest = total = None
     if not is_whole:
-        shape = (call.num_seqs, call.kv_heads, part_rows, num_splits)
+        shape = (call.num_seqs, call.kv_heads, num_parts)
         parts, largest, total = (
             call.query.new_empty(*shape, *last, dtype=torch.float32)
             for last in ((call.value_cache.shape[3],), (), ())
         )
-    triton_paged.attend_splits[(call.num_seqs, call.kv_heads, num_splits)](
+    # A recorded step allows for the longest context, so nearly all of its splits are empty. Hence
+    # there are only as many programs as fit into the GPU; they take one split after the other.
+    room = _PROGRAMS_PER_UNIT * _num_units(output.device) // (call.num_seqs * call.kv_heads)
+    num_programs = min(num_splits, max(room, _LEAST_PROGRAMS))
+    triton_paged.attend_splits[(call.num_seqs, call.kv_heads, num_programs)](
         output,
         parts,
         largest,
@@ -261,21 +278,22 @@ def _attend_splits(call: _Call, output: Tensor, rows: int) -> None:
         call.context_lens,
         call.sinks,
         call.scale,
-        num_splits,
-        *call.strides,
+        num_parts,
+        *call.table_and_query_strides,
         **call.constants,
         ROWS=rows,
-        PART_ROWS=part_rows,
+        SPLIT_TOKENS=split_tokens,
+        TILE=call.tile(element_size),
         LEAST_SPLIT=_LEAST_SPLIT,
-        MAX_SPLITS=call.max_splits,
+        MAX_SPLITS=max_splits,
         IS_DECODE=call.is_decode,
         IS_WHOLE=is_whole,
-        num_warps=4,
-        num_stages=2,
+        num_warps=4 if rows == 16 else 8,
+        num_stages=_STAGES if rows <= 32 else _FEWER_STAGES,
     )
     if is_whole:
         return
-    triton_paged.merge_splits[(call.num_seqs, part_rows, call.kv_heads)](
+    triton_paged.merge_splits[(call.num_seqs, call.group, call.kv_heads)](
         output,
         parts,
         largest,
@@ -283,28 +301,31 @@ def _attend_splits(call: _Call, output: Tensor, rows: int) -> None:
         call.query_start_loc,
         call.context_lens,
         call.sinks,
-        num_splits,
+        num_parts,
         KV_HEADS=call.kv_heads,
         GROUP=call.group,
         VALUE_DIM=call.value_cache.shape[3],
         VALUE_LANES=call.value_lanes,
-        ROWS=rows,
-        PART_ROWS=part_rows,
+        SPLIT_TOKENS=split_tokens,
         LEAST_SPLIT=_LEAST_SPLIT,
-        MAX_SPLITS=call.max_splits,
+        MAX_SPLITS=max_splits,
         WINDOW=call.window,
         HAS_SINKS=call.sinks is not None,
         IS_DECODE=call.is_decode,
-        num_warps=4,
+        num_warps=4 if max_splits == _FEWEST_SPLITS else 8,
     )
 
 
-def _attend_tiles(call: _Call, output: Tensor, split_rows: int) -> None:
-    """Computes the sequences that have more query tokens than `split_rows` has room for."""
+def _attend_tiles(call: _Call, output: Tensor) -> None:
+    """Computes the sequences that have more query tokens than those that are split."""
+    num_tokens, split_tokens = call.query.shape[0], call.split_tokens
     is_wide = max(call.key_lanes, call.value_lanes) > 128
-    rows = 32 if call.query.element_size() > 2 else 64 if is_wide else 128
-    rows = _power_of_2(call.group, rows)
-    num_tiles = call.query.shape[0] // (rows // call.group) + call.num_seqs
+    element_size = call.query.element_size()
+    rows = _power_of_2(call.group, 32 if element_size > 2 else 64 if is_wide else 128)
+    most_seqs = min(call.num_seqs, num_tokens // (split_tokens + 1))
+    if not most_seqs:
+        return
+    num_tiles = num_tokens // (rows // call.group) + most_seqs  # whose last tiles are not full
     triton_paged.attend_tiles[(num_tiles, call.kv_heads)](
         output,
         call.query,
@@ -316,12 +337,13 @@ def _attend_tiles(call: _Call, output: Tensor, split_rows: int) -> None:
         call.sinks,
         call.scale,
         call.num_seqs,
-        *call.strides,
+        *call.table_and_query_strides,
         **call.constants,
         ROWS=rows,
-        SPLIT_ROWS=split_rows,
-        num_warps=8 if rows >= 128 else 4,
-        num_stages=2,
+        SPLIT_TOKENS=split_tokens,
+        TILE=call.tile(element_size),
+        num_warps=8,
+        num_stages=_FEWER_STAGES if is_wide else _STAGES,
     )
 
 
@@ -345,6 +367,14 @@ def _power_of_2(number: int, least: int) -> int:
     return max(least, int(triton.next_power_of_2(number)))
 
 
+@cache
+def _num_units(device: torch.device) -> int:
+    """Multiprocessors of a GPU; the interpreter has one."""
+    if device.type != "cuda":
+        return 1
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
 def _check_heads(*tensors: Tensor) -> None:
     """The programs take any strides but this one.
 
@@ -353,3 +383,13 @@ def _check_heads(*tensors: Tensor) -> None:
     """
     if any(tensor.stride(-1) != 1 for tensor in tensors):
         raise ValueError("the elements of a head must lie side by side")
+
+
+def _check_caches(*caches: Tensor) -> None:
+    """The programs are compiled for the layout that `KVCache` has.
+
+    Raises:
+        ValueError: a cache has another.
+    """
+    if not all(cache.transpose(1, 2).is_contiguous() for cache in caches):
+        raise ValueError("the cache must be contiguous in the order of block, head, slot, element")

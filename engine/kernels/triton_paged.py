@@ -5,9 +5,12 @@ has rows, and row r is the query token r // GROUP with the head r % GROUP of its
 with few query tokens (decode, guessed tokens) have one set of rows and many keys, and are split
 along the keys; all others are cut into tiles of rows::
 
-    attend_splits   (sequence, key head, split)  rows x the split's keys -> a part of the result
-    merge_splits    (sequence, row, key head)    the parts of a row      -> its result
-    attend_tiles    (tile, key head)             rows x all their keys   -> the result
+    attend_splits  (sequence, key head, split)          rows x keys of splits  -> parts of results
+    merge_splits   (sequence, head of group, key head)  the parts of a row     -> its result
+    attend_tiles   (tile, key head)                     rows x all their keys  -> the results
+
+In memory a cache is [num_blocks, KV_HEADS, BLOCK_SIZE, head size]. Programs are compiled for that:
+with strides as arguments, heads of 72 or 120 would be loaded two bytes at a time.
 
 Logits carry a factor of log2(e), because GPUs have exp2 and not exp. Sums are fp32. A row that sees
 nothing gives zeros.
@@ -19,6 +22,7 @@ import triton
 import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
+SEQUENCES_AT_HAND = tl.constexpr(256)  # in the search for a tile's owner
 
 
 @triton.jit
@@ -48,13 +52,11 @@ def _attend(
     begin,
     end,
     table,
+    kv_head,
     key_cache,
     value_cache,
-    key_block_stride,
-    key_slot_stride,
-    value_block_stride,
-    value_slot_stride,
     scale,
+    KV_HEADS: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     KEY_DIM: tl.constexpr,
     VALUE_DIM: tl.constexpr,
@@ -66,13 +68,15 @@ def _attend(
 ):
     """Attends from query [ROWS, KEY_LANES] to the key positions begin … end - 1.
 
-    `positions` [ROWS] are those of the rows; `table` and the caches point to the sequence's blocks
-    and to the key head. Slots outside are never used: they may hold anything, even NaN.
+    `positions` [ROWS] are those of the rows, `table` points to the sequence's blocks. Slots outside
+    are never used: they may hold anything, even NaN.
 
     Returns:
         The weighted sum of values [ROWS, VALUE_LANES], the largest logit and the sum of the weights
         exp2(logit - largest) [ROWS], all fp32.
     """
+    key_cache += kv_head.to(tl.int64) * BLOCK_SIZE * KEY_DIM
+    value_cache += kv_head.to(tl.int64) * BLOCK_SIZE * VALUE_DIM
     key_lanes = tl.arange(0, KEY_LANES)
     value_lanes = tl.arange(0, VALUE_LANES)
     largest = tl.full([query.shape[0]], float("-inf"), tl.float32)
@@ -82,11 +86,9 @@ def _attend(
         keys = start + tl.arange(0, TILE)
         is_key = keys < end
         blocks = tl.load(table + keys // BLOCK_SIZE, mask=is_key, other=0).to(tl.int64)
-        slots = keys % BLOCK_SIZE
-        key_rows = blocks * key_block_stride + slots * key_slot_stride
-        value_rows = blocks * value_block_stride + slots * value_slot_stride
+        rows = blocks * (KV_HEADS * BLOCK_SIZE) + keys % BLOCK_SIZE
         key = tl.load(
-            key_cache + key_rows[None, :] + key_lanes[:, None],
+            key_cache + rows[None, :] * KEY_DIM + key_lanes[:, None],
             mask=is_key[None, :] & (key_lanes < KEY_DIM)[:, None],
             other=0.0,
         ).to(query.dtype)
@@ -105,7 +107,7 @@ def _attend(
         weights = tl.exp2(logits - base[:, None])
         decay = tl.exp2(largest - base)
         value = tl.load(
-            value_cache + value_rows[:, None] + value_lanes[None, :],
+            value_cache + rows[:, None] * VALUE_DIM + value_lanes[None, :],
             mask=is_key[:, None] & (value_lanes < VALUE_DIM)[None, :],
             other=0.0,
         ).to(query.dtype)
@@ -161,16 +163,19 @@ def _query_span(query_start_loc, sequence, IS_DECODE: tl.constexpr):
 def _splits(
     context, num_query, LEAST_SPLIT: tl.constexpr, MAX_SPLITS: tl.constexpr, WINDOW: tl.constexpr
 ):
-    """Where the first split of a sequence begins, and how many keys each has.
+    """Where the first split of a sequence begins, how many keys each has, and how many there are.
 
-    It follows from the sequence alone. So its sums have the same order in every batch.
+    It follows from the sequence alone. So its sums have the same order in every batch. A head has
+    at most MAX_SPLITS parts, which more query tokens share among them.
     """
     begin = _visible_from(context - num_query, WINDOW) // LEAST_SPLIT * LEAST_SPLIT
-    size = LEAST_SPLIT * tl.cdiv(context - begin, LEAST_SPLIT * MAX_SPLITS)
-    return begin, tl.maximum(size, LEAST_SPLIT)
+    most = MAX_SPLITS // tl.maximum(num_query, 1)
+    size = LEAST_SPLIT * tl.cdiv(context - begin, LEAST_SPLIT * most)
+    size = tl.maximum(size, LEAST_SPLIT)
+    return begin, size, tl.cdiv(context - begin, size)
 
 
-@triton.jit(do_not_specialize=["num_splits", "table_stride"])
+@triton.jit(do_not_specialize=["num_parts", "table_stride"])
 def attend_splits(
     output,
     parts,
@@ -184,16 +189,10 @@ def attend_splits(
     context_lens,
     sinks,
     scale,
-    num_splits,
+    num_parts,
     table_stride,
     query_token_stride,
     query_head_stride,
-    key_block_stride,
-    key_slot_stride,
-    key_head_stride,
-    value_block_stride,
-    value_slot_stride,
-    value_head_stride,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
@@ -202,7 +201,7 @@ def attend_splits(
     KEY_LANES: tl.constexpr,
     VALUE_LANES: tl.constexpr,
     ROWS: tl.constexpr,
-    PART_ROWS: tl.constexpr,
+    SPLIT_TOKENS: tl.constexpr,
     TILE: tl.constexpr,
     LEAST_SPLIT: tl.constexpr,
     MAX_SPLITS: tl.constexpr,
@@ -212,22 +211,22 @@ def attend_splits(
     IS_DECODE: tl.constexpr,
     IS_WHOLE: tl.constexpr,
 ):
-    """Attends from the few query tokens of a sequence to a split of its keys.
+    """Attends from the few query tokens of a sequence to every `num_programs(2)`-th of its splits.
 
-    With IS_WHOLE there is but one split, and its result goes to the output. Otherwise it goes to
-    `parts` fp32 [num_seqs, KV_HEADS, PART_ROWS, num_splits, VALUE_DIM] and to `part_largest` and
-    `part_total` fp32 [num_seqs, KV_HEADS, PART_ROWS, num_splits].
+    With IS_WHOLE there is but one split, and its result goes to the output. Otherwise results go to
+    `parts` fp32 [num_seqs, KV_HEADS, num_parts, VALUE_DIM], and to `part_largest` and `part_total`
+    fp32 [num_seqs, KV_HEADS, num_parts]: the parts of a row side by side, row after row.
     """
-    sequence, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    sequence, kv_head = tl.program_id(0), tl.program_id(1)
     first, num_query = _query_span(query_start_loc, sequence, IS_DECODE)
-    if num_query * GROUP > ROWS:
+    if num_query > SPLIT_TOKENS:
         return  # attend_tiles has it
     context = tl.load(context_lens + sequence)
-    begin, size = _splits(context, num_query, LEAST_SPLIT, MAX_SPLITS, WINDOW)
-    begin += split * size
-    end = tl.minimum(begin + size, context)
-    if (not IS_WHOLE) and begin >= end:
-        return  # merge_splits knows how many there are
+    begin, size, count = _splits(context, num_query, LEAST_SPLIT, MAX_SPLITS, WINDOW)
+    if IS_WHOLE:
+        count = 1  # even where nothing is to be seen
+    if tl.program_id(2) >= count:
+        return
 
     rows = tl.arange(0, ROWS)
     is_row = rows < num_query * GROUP
@@ -235,45 +234,45 @@ def attend_splits(
     tile = _load_query(
         query, tokens, heads, is_row, query_token_stride, query_head_stride, KEY_DIM, KEY_LANES
     )
-    result, largest, total = _attend(
-        tile,
-        context - num_query + rows // GROUP,
-        begin,
-        end,
-        block_tables + sequence.to(tl.int64) * table_stride,
-        key_cache + kv_head.to(tl.int64) * key_head_stride,
-        value_cache + kv_head.to(tl.int64) * value_head_stride,
-        key_block_stride,
-        key_slot_stride,
-        value_block_stride,
-        value_slot_stride,
-        scale,
-        BLOCK_SIZE,
-        KEY_DIM,
-        VALUE_DIM,
-        KEY_LANES,
-        VALUE_LANES,
-        TILE,
-        WINDOW,
-        SOFTCAP,
-    )
-    if IS_WHOLE:
-        result = _finish(result, largest, total, sinks, heads, is_row, HAS_SINKS)
-        _store_rows(output, result, tokens, heads, is_row, KV_HEADS * GROUP, VALUE_DIM, VALUE_LANES)
-    else:
-        lanes = tl.arange(0, VALUE_LANES)
-        part = (sequence.to(tl.int64) * KV_HEADS + kv_head) * PART_ROWS + rows
-        part = part * num_splits + split
-        tl.store(part_largest + part, largest, mask=is_row)
-        tl.store(part_total + part, total, mask=is_row)
-        tl.store(
-            parts + part[:, None] * VALUE_DIM + lanes[None, :],
-            result,
-            mask=is_row[:, None] & (lanes < VALUE_DIM)[None, :],
+    for split in range(tl.program_id(2), count, tl.num_programs(2)):
+        result, largest, total = _attend(
+            tile,
+            context - num_query + rows // GROUP,
+            begin + split * size,
+            tl.minimum(begin + (split + 1) * size, context),
+            block_tables + sequence.to(tl.int64) * table_stride,
+            kv_head,
+            key_cache,
+            value_cache,
+            scale,
+            KV_HEADS,
+            BLOCK_SIZE,
+            KEY_DIM,
+            VALUE_DIM,
+            KEY_LANES,
+            VALUE_LANES,
+            TILE,
+            WINDOW,
+            SOFTCAP,
         )
+        if IS_WHOLE:
+            result = _finish(result, largest, total, sinks, heads, is_row, HAS_SINKS)
+            _store_rows(
+                output, result, tokens, heads, is_row, KV_HEADS * GROUP, VALUE_DIM, VALUE_LANES
+            )
+        else:
+            lanes = tl.arange(0, VALUE_LANES)
+            part = (sequence.to(tl.int64) * KV_HEADS + kv_head) * num_parts + rows * count + split
+            tl.store(part_largest + part, largest, mask=is_row)
+            tl.store(part_total + part, total, mask=is_row)
+            tl.store(
+                parts + part[:, None] * VALUE_DIM + lanes[None, :],
+                result,
+                mask=is_row[:, None] & (lanes < VALUE_DIM)[None, :],
+            )
 
 
-@triton.jit(do_not_specialize=["num_splits"])
+@triton.jit(do_not_specialize=["num_parts"])
 def merge_splits(
     output,
     parts,
@@ -282,73 +281,78 @@ def merge_splits(
     query_start_loc,
     context_lens,
     sinks,
-    num_splits,
+    num_parts,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     VALUE_DIM: tl.constexpr,
     VALUE_LANES: tl.constexpr,
-    ROWS: tl.constexpr,
-    PART_ROWS: tl.constexpr,
+    SPLIT_TOKENS: tl.constexpr,
     LEAST_SPLIT: tl.constexpr,
     MAX_SPLITS: tl.constexpr,
     WINDOW: tl.constexpr,
     HAS_SINKS: tl.constexpr,
     IS_DECODE: tl.constexpr,
 ):
-    """Puts the parts of one row together."""
-    sequence, row, kv_head = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    """Puts the parts of a head's rows together."""
+    sequence, kv_head = tl.program_id(0), tl.program_id(2)
     first, num_query = _query_span(query_start_loc, sequence, IS_DECODE)
-    if num_query * GROUP > ROWS or row >= num_query * GROUP:
+    if num_query > SPLIT_TOKENS:
         return
     context = tl.load(context_lens + sequence)
-    begin, size = _splits(context, num_query, LEAST_SPLIT, MAX_SPLITS, WINDOW)
+    _, _, count = _splits(context, num_query, LEAST_SPLIT, MAX_SPLITS, WINDOW)
 
     splits, lanes = tl.arange(0, MAX_SPLITS), tl.arange(0, VALUE_LANES)
-    is_split = splits < tl.cdiv(context - begin, size)
-    part = (sequence.to(tl.int64) * KV_HEADS + kv_head) * PART_ROWS + row
-    part = part * num_splits + splits
-    largest = tl.load(part_largest + part, mask=is_split, other=float("-inf"))
-    total = tl.load(part_total + part, mask=is_split, other=0.0)
-    values = tl.load(
-        parts + part[:, None] * VALUE_DIM + lanes[None, :],
-        mask=is_split[:, None] & (lanes < VALUE_DIM)[None, :],
-        other=0.0,
-    )
-    overall = tl.max(largest, 0)
-    weights = tl.exp2(largest - tl.where(overall == float("-inf"), 0.0, overall))
+    is_split = splits < count
+    for row in range(tl.program_id(1), num_query * GROUP, GROUP):
+        part = (sequence.to(tl.int64) * KV_HEADS + kv_head) * num_parts + row * count + splits
+        largest = tl.load(part_largest + part, mask=is_split, other=float("-inf"))
+        total = tl.load(part_total + part, mask=is_split, other=0.0)
+        values = tl.load(
+            parts + part[:, None] * VALUE_DIM + lanes[None, :],
+            mask=is_split[:, None] & (lanes < VALUE_DIM)[None, :],
+            other=0.0,
+        )
+        overall = tl.max(largest, 0)
+        weights = tl.exp2(largest - tl.where(overall == float("-inf"), 0.0, overall))
 
-    # The row as a set of one, which is what the helpers take.
-    zero = tl.zeros([1], tl.int32)
-    tokens, heads = zero + first + row // GROUP, zero + kv_head * GROUP + row % GROUP
-    is_row = zero == 0
-    result = _finish(
-        tl.sum(values * weights[:, None], 0)[None, :],
-        zero + overall,
-        zero + tl.sum(total * weights, 0),
-        sinks,
-        heads,
-        is_row,
-        HAS_SINKS,
-    )
-    _store_rows(output, result, tokens, heads, is_row, KV_HEADS * GROUP, VALUE_DIM, VALUE_LANES)
+        # The row as a set of one, which is what the helpers take.
+        zero = tl.zeros([1], tl.int32)
+        tokens, heads = zero + first + row // GROUP, zero + kv_head * GROUP + row % GROUP
+        is_row = zero == 0
+        result = _finish(
+            tl.sum(values * weights[:, None], 0)[None, :],
+            zero + overall,
+            zero + tl.sum(total * weights, 0),
+            sinks,
+            heads,
+            is_row,
+            HAS_SINKS,
+        )
+        _store_rows(output, result, tokens, heads, is_row, KV_HEADS * GROUP, VALUE_DIM, VALUE_LANES)
 
 
 @triton.jit
-def _owner(query_start_loc, num_seqs, tile, TOKENS: tl.constexpr):
-    """The sequence that a tile belongs to, and the number of its first tile.
+def _owner(query_start_loc, num_seqs, tile, SPLIT_TOKENS: tl.constexpr, TOKENS: tl.constexpr):
+    """The sequence that a tile belongs to, or -1, and how many of its tiles stand before this one.
 
-    Sequence i has the tiles from start(i) // TOKENS + i up to those of the next one: at least as
-    many as it needs, and at most one too many. So the grid needs no number that only the device
-    knows.
+    Sequences that are not split get their tiles one after the other, each from its end on: the last
+    rows see the most keys, so they start first. Tiles that are left over belong to none.
     """
-    low = tile * 0
-    high = low + num_seqs
-    while high - low > 1:
-        middle = (low + high) // 2
-        is_before = tl.load(query_start_loc + middle) // TOKENS + middle <= tile
-        low = tl.where(is_before, middle, low)
-        high = tl.where(is_before, high, middle)
-    return low, tl.load(query_start_loc + low) // TOKENS + low
+    owner, skipped = tile * 0 - 1, tile * 0
+    dealt = tile * 0
+    for begin in tl.range(0, num_seqs, SEQUENCES_AT_HAND, num_stages=1):
+        sequences = begin + tl.arange(0, SEQUENCES_AT_HAND)
+        starts = query_start_loc + sequences
+        is_sequence = sequences < num_seqs
+        first = tl.load(starts, mask=is_sequence, other=0)
+        num_query = tl.load(starts + 1, mask=is_sequence, other=0) - first
+        tiles = tl.where(num_query > SPLIT_TOKENS, tl.cdiv(num_query, TOKENS), 0)
+        ends = dealt + tl.cumsum(tiles, 0)
+        is_owner = (ends - tiles <= tile) & (tile < ends)
+        owner += tl.sum(tl.where(is_owner, sequences + 1, 0), 0)
+        skipped += tl.sum(tl.where(is_owner, ends - 1 - tile, 0), 0)
+        dealt += tl.sum(tiles, 0)
+    return owner, skipped
 
 
 @triton.jit(do_not_specialize=["num_seqs", "table_stride"])
@@ -366,12 +370,6 @@ def attend_tiles(
     table_stride,
     query_token_stride,
     query_head_stride,
-    key_block_stride,
-    key_slot_stride,
-    key_head_stride,
-    value_block_stride,
-    value_slot_stride,
-    value_head_stride,
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
@@ -380,7 +378,7 @@ def attend_tiles(
     KEY_LANES: tl.constexpr,
     VALUE_LANES: tl.constexpr,
     ROWS: tl.constexpr,
-    SPLIT_ROWS: tl.constexpr,
+    SPLIT_TOKENS: tl.constexpr,
     TILE: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
@@ -388,15 +386,15 @@ def attend_tiles(
 ):
     """Attends from a tile of query tokens to all keys that they see.
 
-    Sequences whose rows fit into SPLIT_ROWS are left to attend_splits.
+    Sequences of up to SPLIT_TOKENS query tokens are left to attend_splits.
     """
-    tile, kv_head = tl.program_id(0), tl.program_id(1)
     TOKENS: tl.constexpr = ROWS // GROUP
-    sequence, first_tile = _owner(query_start_loc, num_seqs, tile, TOKENS)
-    first, num_query = _query_span(query_start_loc, sequence, False)
-    skipped = (tile - first_tile) * TOKENS
-    if num_query * GROUP <= SPLIT_ROWS or skipped >= num_query:
+    kv_head = tl.program_id(1)
+    sequence, skipped = _owner(query_start_loc, num_seqs, tl.program_id(0), SPLIT_TOKENS, TOKENS)
+    if sequence < 0:
         return
+    first, num_query = _query_span(query_start_loc, sequence, False)
+    skipped *= TOKENS
     context = tl.load(context_lens + sequence)
     num_tokens = tl.minimum(num_query - skipped, TOKENS)
     position = context - num_query + skipped
@@ -413,13 +411,11 @@ def attend_tiles(
         _visible_from(position, WINDOW) // TILE * TILE,
         position + num_tokens,
         block_tables + sequence.to(tl.int64) * table_stride,
-        key_cache + kv_head.to(tl.int64) * key_head_stride,
-        value_cache + kv_head.to(tl.int64) * value_head_stride,
-        key_block_stride,
-        key_slot_stride,
-        value_block_stride,
-        value_slot_stride,
+        kv_head,
+        key_cache,
+        value_cache,
         scale,
+        KV_HEADS,
         BLOCK_SIZE,
         KEY_DIM,
         VALUE_DIM,

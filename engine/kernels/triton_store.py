@@ -1,7 +1,7 @@
 """Triton programs that put keys and values into the paged cache, rotated on the way if asked.
 
-One program has one token, with all of its heads. A cache in an 8-bit format takes what is beyond
-its range as its largest number, see `engine.kv_cache.to_cache_format`.
+A program has all heads of one token. A cache in an 8-bit format takes what is beyond its range as
+its largest number, see `engine.kv_cache.to_cache_format`.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ def _store(target, states, mask, LARGEST: tl.constexpr):
 def _store_heads(
     target,
     states,
-    target_head_stride,
     token_stride,
     head_stride,
+    TARGET_STRIDE: tl.constexpr,
     FIRST: tl.constexpr,
     HEADS: tl.constexpr,
     HEAD_LANES: tl.constexpr,
@@ -40,7 +40,7 @@ def _store_heads(
     mask = (heads < HEADS) & (lanes >= FIRST) & (lanes < DIM)
     source = states + token * token_stride + heads * head_stride + lanes
     rows = tl.load(source, mask=mask, other=0.0).to(tl.float32)
-    _store(target + heads * target_head_stride + lanes, rows, mask, LARGEST)
+    _store(target + heads * TARGET_STRIDE + lanes, rows, mask, LARGEST)
 
 
 @triton.jit
@@ -49,11 +49,11 @@ def _store_rotated(
     states,
     cos,
     sin,
-    target_head_stride,
     token_stride,
     head_stride,
     cos_stride,
     sin_stride,
+    TARGET_STRIDE: tl.constexpr,
     HEADS: tl.constexpr,
     HEAD_LANES: tl.constexpr,
     HALF: tl.constexpr,
@@ -75,16 +75,16 @@ def _store_rotated(
     first_sin = tl.load(sines, mask=is_lane, other=0.0).to(tl.float32)
     second_cos = tl.load(cosines + HALF, mask=is_lane, other=0.0).to(tl.float32)
     second_sin = tl.load(sines + HALF, mask=is_lane, other=0.0).to(tl.float32)
-    rows = target + heads * target_head_stride + lanes
+    rows = target + heads * TARGET_STRIDE + lanes
     _store(rows, first * first_cos - second * first_sin, mask, LARGEST)
     _store(rows + HALF, second * second_cos + first * second_sin, mask, LARGEST)
     if 2 * HALF < DIM:
         _store_heads(
             target,
             states,
-            target_head_stride,
             token_stride,
             head_stride,
+            TARGET_STRIDE,
             2 * HALF,
             HEADS,
             HEAD_LANES,
@@ -95,9 +95,9 @@ def _store_rotated(
 
 
 @triton.jit
-def _slot_row(cache, slot, block_stride, slot_stride, BLOCK_SIZE: tl.constexpr):
-    """Where a slot begins."""
-    return cache + slot // BLOCK_SIZE * block_stride + slot % BLOCK_SIZE * slot_stride
+def _slot_row(cache, slot, HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr):
+    """Where a slot's first head is; the next is BLOCK_SIZE * DIM further."""
+    return cache + (slot // BLOCK_SIZE * HEADS * BLOCK_SIZE + slot % BLOCK_SIZE) * DIM
 
 
 @triton.jit
@@ -111,12 +111,6 @@ def write_kv(
     key_head_stride,
     value_token_stride,
     value_head_stride,
-    key_block_stride,
-    key_slot_stride,
-    key_cache_head_stride,
-    value_block_stride,
-    value_slot_stride,
-    value_cache_head_stride,
     HEADS: tl.constexpr,
     HEAD_LANES: tl.constexpr,
     KEY_DIM: tl.constexpr,
@@ -131,11 +125,11 @@ def write_kv(
     if slot < 0:
         return
     _store_heads(
-        _slot_row(key_cache, slot, key_block_stride, key_slot_stride, BLOCK_SIZE),
+        _slot_row(key_cache, slot, HEADS, KEY_DIM, BLOCK_SIZE),
         key,
-        key_cache_head_stride,
         key_token_stride,
         key_head_stride,
+        BLOCK_SIZE * KEY_DIM,
         0,
         HEADS,
         HEAD_LANES,
@@ -144,11 +138,11 @@ def write_kv(
         LARGEST,
     )
     _store_heads(
-        _slot_row(value_cache, slot, value_block_stride, value_slot_stride, BLOCK_SIZE),
+        _slot_row(value_cache, slot, HEADS, VALUE_DIM, BLOCK_SIZE),
         value,
-        value_cache_head_stride,
         value_token_stride,
         value_head_stride,
+        BLOCK_SIZE * VALUE_DIM,
         0,
         HEADS,
         HEAD_LANES,
@@ -177,12 +171,6 @@ def rotary_write_kv(
     value_head_stride,
     cos_stride,
     sin_stride,
-    key_block_stride,
-    key_slot_stride,
-    key_cache_head_stride,
-    value_block_stride,
-    value_slot_stride,
-    value_cache_head_stride,
     QUERY_HEADS: tl.constexpr,
     QUERY_HEAD_LANES: tl.constexpr,
     HEADS: tl.constexpr,
@@ -198,57 +186,63 @@ def rotary_write_kv(
 ):
     """Rotates a token's query and key, and stores its key and value unless its slot is negative.
 
-    The query goes to `output`, contiguous [num_tokens, QUERY_HEADS, KEY_DIM].
+    The query goes to `output`, contiguous [num_tokens, QUERY_HEADS, KEY_DIM]. Of the programs of a
+    token the first has the query, the second the key and the third the value.
     """
-    _store_rotated(
-        output + tl.program_id(0).to(tl.int64) * QUERY_HEADS * KEY_DIM,
-        query,
-        cos,
-        sin,
-        KEY_DIM,
-        query_token_stride,
-        query_head_stride,
-        cos_stride,
-        sin_stride,
-        QUERY_HEADS,
-        QUERY_HEAD_LANES,
-        HALF,
-        HALF_LANES,
-        KEY_DIM,
-        KEY_LANES,
-        0.0,
-    )
-    slot = tl.load(slot_mapping + tl.program_id(0)).to(tl.int64)
+    token, part = tl.program_id(0), tl.program_id(1)
+    if part == 0:
+        _store_rotated(
+            output + token.to(tl.int64) * QUERY_HEADS * KEY_DIM,
+            query,
+            cos,
+            sin,
+            query_token_stride,
+            query_head_stride,
+            cos_stride,
+            sin_stride,
+            KEY_DIM,
+            QUERY_HEADS,
+            QUERY_HEAD_LANES,
+            HALF,
+            HALF_LANES,
+            KEY_DIM,
+            KEY_LANES,
+            0.0,
+        )
+        return
+    slot = tl.load(slot_mapping + token).to(tl.int64)
     if slot < 0:
         return
-    _store_rotated(
-        _slot_row(key_cache, slot, key_block_stride, key_slot_stride, BLOCK_SIZE),
-        key,
-        cos,
-        sin,
-        key_cache_head_stride,
-        key_token_stride,
-        key_head_stride,
-        cos_stride,
-        sin_stride,
-        HEADS,
-        HEAD_LANES,
-        HALF,
-        HALF_LANES,
-        KEY_DIM,
-        KEY_LANES,
-        LARGEST,
-    )
-    _store_heads(
-        _slot_row(value_cache, slot, value_block_stride, value_slot_stride, BLOCK_SIZE),
-        value,
-        value_cache_head_stride,
-        value_token_stride,
-        value_head_stride,
-        0,
-        HEADS,
-        HEAD_LANES,
-        VALUE_DIM,
-        VALUE_LANES,
-        LARGEST,
-    )
+    if part == 1:
+        _store_rotated(
+            _slot_row(key_cache, slot, HEADS, KEY_DIM, BLOCK_SIZE),
+            key,
+            cos,
+            sin,
+            key_token_stride,
+            key_head_stride,
+            cos_stride,
+            sin_stride,
+            BLOCK_SIZE * KEY_DIM,
+            HEADS,
+            HEAD_LANES,
+            HALF,
+            HALF_LANES,
+            KEY_DIM,
+            KEY_LANES,
+            LARGEST,
+        )
+    else:
+        _store_heads(
+            _slot_row(value_cache, slot, HEADS, VALUE_DIM, BLOCK_SIZE),
+            value,
+            value_token_stride,
+            value_head_stride,
+            BLOCK_SIZE * VALUE_DIM,
+            0,
+            HEADS,
+            HEAD_LANES,
+            VALUE_DIM,
+            VALUE_LANES,
+            LARGEST,
+        )
