@@ -2,17 +2,21 @@
 
 They know how weights and activations are rounded, not which layers of a model they replace. All
 three are tested on the CPU; none has been run on a GPU yet. `kernels/int8.py` has the layer that is
-faster than `Int8Linear` on the CPU.
+faster than `Int8Linear` on the CPU. On a GPU with Triton, what lies around the products of 8 bits
+is a kernel each instead of torch's many; results are the same.
 """
 
 from __future__ import annotations
 
-from typing import Self
+from collections.abc import Callable
+from functools import cache, partial
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .kernels import has_triton
 from .kernels.cpu import output_rows
 from .kernels.int8 import MAX_IN_FEATURES, quantize_rows
 
@@ -51,12 +55,10 @@ class QuantizedLinear(nn.Module):
         rows = x.reshape(-1, self.in_features).contiguous()
         if not len(rows):  # not all of torch's products take none
             return x.new_empty(*x.shape[:-1], self.out_features)
-        y = self._multiply(rows).to(x.dtype)
-        if self.bias is not None:
-            y = y + self.bias
-        return y.view(*x.shape[:-1], self.out_features)
+        return self._multiply(rows).view(*x.shape[:-1], self.out_features)
 
     def _multiply(self, rows: Tensor) -> Tensor:
+        """Return rows [num_rows, K] times the weight, plus bias, in the format of the rows."""
         raise NotImplementedError
 
     def extra_repr(self) -> str:
@@ -71,7 +73,8 @@ class Int8Linear(QuantizedLinear):
     def __init__(self, linear: nn.Module) -> None:
         """Quantise a layer."""
         super().__init__(linear)
-        levels, scales = quantize_rows(output_rows(linear).detach())
+        weight = output_rows(linear).detach()
+        levels, scales = _steps(weight.device.type).to_int8(weight, 0)
         self.levels = nn.Buffer(levels, persistent=False)  # int8 [N, K]
         self.scales = nn.Buffer(scales.t().contiguous(), persistent=False)  # fp32 [1, N]
 
@@ -82,12 +85,10 @@ class Int8Linear(QuantizedLinear):
         return out_features % 8 == 0 and in_features % 8 == 0 and in_features <= MAX_IN_FEATURES
 
     def _multiply(self, rows: Tensor) -> Tensor:
-        num_rows = rows.shape[0]
-        levels, scales = quantize_rows(rows)
-        if num_rows < _INT8_ROWS:
-            levels = F.pad(levels, (0, 0, 0, _INT8_ROWS - num_rows))
-        sums = torch._int_mm(levels, self.levels.t())[:num_rows]
-        return sums.float() * (scales * self.scales)
+        steps = _steps(rows.device.type)
+        levels, scales = steps.to_int8(rows, _INT8_ROWS)
+        sums = torch._int_mm(levels, self.levels.t())
+        return steps.scale(sums, scales, self.scales, self.bias, rows.dtype)
 
 
 class Int4Linear(QuantizedLinear):
@@ -116,7 +117,7 @@ class Int4Linear(QuantizedLinear):
         multiply = aten._weight_int4pack_mm if rows.is_cuda else aten._weight_int4pack_mm_for_cpu
         product = multiply(rows.bfloat16(), self.levels, _GROUP_SIZE, self.scales)
         assert isinstance(product, Tensor)
-        return product
+        return _finish(product, self.bias, rows.dtype)
 
 
 class Fp8Linear(QuantizedLinear):
@@ -125,7 +126,8 @@ class Fp8Linear(QuantizedLinear):
     def __init__(self, linear: nn.Module) -> None:
         """Quantise a layer."""
         super().__init__(linear)
-        values, scales = _float8_rows(output_rows(linear).detach())
+        weight = output_rows(linear).detach()
+        values, scales = _steps(weight.device.type).to_float8(weight)
         self.values = nn.Buffer(values, persistent=False)  # float8 [N, K]
         self.scales = nn.Buffer(scales.t().contiguous(), persistent=False)  # fp32 [1, N]
 
@@ -135,17 +137,62 @@ class Fp8Linear(QuantizedLinear):
         return weight.shape[0] % 16 == 0 and weight.shape[1] % 16 == 0
 
     def _multiply(self, rows: Tensor) -> Tensor:
-        values, scales = _float8_rows(rows)
-        # Row-wise scales come with this output format only.
-        return torch._scaled_mm(
+        values, scales = _steps(rows.device.type).to_float8(rows)
+        # Row-wise scales come with this output format only. It would take the bias too, and round
+        # once instead of twice where the GPU's library does, but only in models of this format.
+        product = torch._scaled_mm(
             values, self.values.t(), scales, self.scales, out_dtype=torch.bfloat16
         )
+        return _finish(product, self.bias, rows.dtype)
+
+
+class _Steps(NamedTuple):
+    """What lies around the products of 8 bits.
+
+    Attributes:
+        to_int8: from rows [num_rows, K], and how many rows the product wants at least, to levels
+            with so many and scales [num_rows, 1]; rows that were added hold anything.
+        to_float8: from rows to values and scales.
+        scale: from sums, the scales of rows and columns, bias and a format to the layer's output.
+    """
+
+    to_int8: Callable[[Tensor, int], tuple[Tensor, Tensor]]
+    to_float8: Callable[[Tensor], tuple[Tensor, Tensor]]
+    scale: Callable[[Tensor, Tensor, Tensor, Tensor | None, torch.dtype], Tensor]
+
+
+@cache
+def _steps(device: str) -> _Steps:
+    if device == "cpu" or not has_triton():
+        return _Steps(_int8_rows, _float8_rows, _scaled)
+    from .kernels.triton_quantize import quantize_rows as in_triton
+    from .kernels.triton_quantize import scale_sums
+
+    return _Steps(partial(in_triton, torch.int8), partial(in_triton, _FLOAT8), scale_sums)
+
+
+def _int8_rows(x: Tensor, min_rows: int) -> tuple[Tensor, Tensor]:
+    levels, scales = quantize_rows(x)
+    missing = max(0, min_rows - len(x))
+    return (F.pad(levels, (0, 0, 0, missing)) if missing else levels), scales
 
 
 def _float8_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """float8 [rows, K] and fp32 scales [rows, 1]; a row that is not finite becomes NaN."""
     scales = x.abs().amax(dim=-1, keepdim=True).float().clamp(min=_LEAST) / _MAX_FLOAT8
     return (x / scales).clamp(-_MAX_FLOAT8, _MAX_FLOAT8).to(_FLOAT8), scales
+
+
+def _scaled(
+    sums: Tensor, row_scales: Tensor, column_scales: Tensor, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    sums = sums[: len(row_scales)]
+    return _finish(sums.float() * (row_scales * column_scales), bias, dtype)
+
+
+def _finish(y: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    y = y.to(dtype)
+    return y if bias is None else y + bias
 
 
 def _quantize_groups(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,13 +20,20 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
-from engine.kernels import triton_elementwise, triton_paged, triton_sampling, triton_store
+from engine.kernels import (
+    triton_elementwise,
+    triton_paged,
+    triton_quantize,
+    triton_sampling,
+    triton_store,
+)
 from engine.kernels.triton_attention import TritonAttention
 from engine.kv_cache import KVCache, LayerShape
 
+MODULES = (triton_elementwise, triton_paged, triton_quantize, triton_sampling, triton_store)
 KERNELS = {
     (module, name): kernel
-    for module in (triton_elementwise, triton_paged, triton_sampling, triton_store)
+    for module in MODULES
     for name, kernel in vars(module).items()
     if isinstance(kernel, triton.JITFunction) and not name.startswith("_")
 }
@@ -95,7 +102,7 @@ def attend(dtype: torch.dtype, cache_dtype: torch.dtype, head_dim: int) -> None:
         )
 
 
-def compute_the_rest() -> None:
+def compute_the_rest(capability: int) -> None:
     """Starts the kernels that are not attention's."""
     states = torch.zeros(6, 8, 128, dtype=torch.bfloat16)
     for early in (False, True):
@@ -107,7 +114,14 @@ def compute_the_rest() -> None:
     scores = torch.zeros(2, 128_256)
     triton_sampling.choose(scores, torch.zeros(2, dtype=torch.float64))
     triton_sampling.choose(scores)
-    triton_sampling.truncate(scores, torch.ones(3, 2))
+    triton_sampling.truncate(scores, torch.ones(4, 2))
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        rows = torch.zeros(3, 14_336, dtype=dtype)
+        levels, scales = triton_quantize.quantize_rows(torch.int8, rows, 32)
+        if capability >= 89:  # others have no instructions for fp8_e4m3fn
+            triton_quantize.quantize_rows(torch.float8_e4m3fn, rows)
+        for bias in (None, rows[0]):
+            triton_quantize.scale_sums(levels.int(), scales, rows[:1].float(), bias, dtype)
 
 
 if __name__ == "__main__":
@@ -117,5 +131,5 @@ if __name__ == "__main__":
         compile_for(int(capability))
         attend(*(getattr(torch, dtype) for dtype in dtypes), int(head_dim))
         if capability not in capabilities:
-            compute_the_rest()
+            compute_the_rest(int(capability))
         capabilities.add(capability)
