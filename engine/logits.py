@@ -1,7 +1,7 @@
-"""What happens to the logits before a token is chosen: one function per parameter, in TGI's order.
+"""What happens to the logits before a token is chosen, in TGI's order.
 
-Each takes float32 scores [num_rows, vocab_size] and the rows' sequences, and returns scores. It
-does nothing, and builds nothing, when no row asks for it. Order and formulas are those of TGI
+Each step takes float32 scores [num_rows, vocab_size] and the rows' sequences, and returns scores.
+It does nothing, and builds nothing, when no row asks for it. Order and formulas are those of TGI
 2.1.1, server/text_generation_server/utils/tokens.py and logits_process.py, except that a row never
 depends on the rows beside it.
 """
@@ -24,6 +24,7 @@ from .truncation import truncate
 
 _NEVER = float("-inf")
 _EVERYTHING = float("inf")  # for a top-k
+_LEAST = 1e-30  # of temperatures and shares: smaller ones may come to 0 in float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,4 +115,5 @@ def _truncate(scores: Tensor, sequences: list[SampledSequence]) -> Tensor:
     ]
     if limits == [[value] * len(params) for value in (1.0, _EVERYTHING, 1.0, 1.0)]:
         return scores
-    return truncate(scores, upload(np.array(limits, dtype=np.float32), scores.device))
+    rows = np.maximum(np.array(limits, dtype=np.float32), np.float32(_LEAST))
+    return truncate(scores, upload(rows, scores.device))

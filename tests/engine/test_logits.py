@@ -190,6 +190,12 @@ def test_penalties_count_generated_tokens_too() -> None:
     assert process(torch.tensor([[2.0, 2.0, 2.0]]), [sequence]).tolist() == [[1.0, 1.0, 2.0]]
 
 
+@pytest.mark.parametrize("temperature", [1e-300, 1e-20])
+def test_a_temperature_next_to_nothing_leaves_the_likeliest_alone(temperature: float) -> None:
+    scores = torch.tensor(apply([1.0, 3.0, 2.0, -1.0], temperature=temperature))
+    assert scores.softmax(0).tolist() == [0.0, 1.0, 0.0, 0.0]
+
+
 def test_top_k_keeps_all_that_tie_with_the_last() -> None:
     assert kept(apply([1.0, 3.0, 2.0, 2.0, 2.0, 0.0], top_k=2)) == {1, 2, 3, 4}
 
@@ -198,7 +204,7 @@ def test_top_k_larger_than_the_vocabulary_keeps_everything() -> None:
     assert kept(apply([1.0, 3.0, 2.0], top_k=1000)) == {0, 1, 2}
 
 
-@pytest.mark.parametrize("share", [1e-12, 1e-6, 0.01])
+@pytest.mark.parametrize("share", [1e-300, 1e-12, 1e-6, 0.01])
 def test_top_p_and_typical_p_keep_at_least_one(share: float) -> None:
     scores = [0.0] * VOCAB_SIZE
     assert len(kept(apply(scores, top_p=share))) == 1
