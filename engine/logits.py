@@ -24,7 +24,7 @@ from .truncation import truncate
 
 _NEVER = float("-inf")
 _EVERYTHING = float("inf")  # for a top-k
-_LEAST = 1e-30  # of temperatures and shares: smaller ones may come to 0 in float32
+_LEAST_SHARE = 1e-30  # smaller ones may be 0 in float32, and leave no token at all
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,5 +115,6 @@ def _truncate(scores: Tensor, sequences: list[SampledSequence]) -> Tensor:
     ]
     if limits == [[value] * len(params) for value in (1.0, _EVERYTHING, 1.0, 1.0)]:
         return scores
-    rows = np.maximum(np.array(limits, dtype=np.float32), np.float32(_LEAST))
+    rows = np.array(limits, dtype=np.float32)
+    rows[2:] = rows[2:].clip(min=_LEAST_SHARE)
     return truncate(scores, upload(rows, scores.device))
