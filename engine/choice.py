@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .kernels import cpu as cpu_kernels
-from .kernels import has_triton
+from .kernels.sampling import sampling_kernels
 
 
 class Choice(NamedTuple):
     """What was chosen, and what the log-probability of any other token takes.
 
     `ids` int64 [num_rows]; `logprobs` float32 [num_rows], theirs; `largest` and `norms` float32
-    [num_rows], to be taken off a score. In a row with a NaN, and in one whose largest score is
-    infinite, `norms` and `logprobs` are NaN.
+    [num_rows], to be taken off a score: the log-sum-exp above the largest comes second, which keeps
+    small values exact. In a row with a NaN, and in one whose largest score is infinite, `norms` and
+    `logprobs` are NaN.
     """
 
     ids: Tensor
     logprobs: Tensor
     largest: Tensor
-    norms: (
-        Tensor  # log-sum-exp above the largest, which is taken off first: small values stay exact
-    )
+    norms: Tensor
 
 
 def choose(scores: Tensor, draws: Tensor | None = None) -> Choice:
@@ -37,8 +33,8 @@ def choose(scores: Tensor, draws: Tensor | None = None) -> Choice:
         draws: float64 [num_rows] in [0, 1): the first token is chosen up to which the probabilities
             sum up to more. Below 0, and without any draws, the likeliest is: the first of equals.
     """
-    kernel = _kernel(scores.device.type)
-    return in_torch(scores, draws) if kernel is None else Choice(*kernel(scores, draws))
+    kernels = sampling_kernels(scores.device.type)
+    return in_torch(scores, draws) if kernels is None else Choice(*kernels.choose(scores, draws))
 
 
 def in_torch(scores: Tensor, draws: Tensor | None = None) -> Choice:
@@ -55,17 +51,3 @@ def in_torch(scores: Tensor, draws: Tensor | None = None) -> Choice:
         ids = torch.where((draws < 0) | norms.isnan(), ids, drawn)
     logprobs = shifted.gather(1, ids.unsqueeze(1)).squeeze(1) - norms
     return Choice(ids, logprobs, largest, norms)
-
-
-@cache
-def _kernel(
-    device: str,
-) -> Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor, Tensor, Tensor]] | None:
-    if device == "cpu":
-        kernels = cpu_kernels.load()
-        return None if kernels is None else kernels.choose
-    if not has_triton():
-        return None
-    from .kernels.triton_sampling import choose as in_triton
-
-    return in_triton

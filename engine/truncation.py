@@ -9,17 +9,12 @@ where its score is the mean of the scores under their own distribution.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
-
 import torch
 from torch import Tensor
 
-from .kernels import cpu as cpu_kernels
-from .kernels import has_triton
+from .kernels.sampling import sampling_kernels
 
 _NEVER = float("-inf")
-_LIKELY_TOKENS = 256
 
 
 def truncate(scores: Tensor, limits: Tensor) -> Tensor:
@@ -30,10 +25,10 @@ def truncate(scores: Tensor, limits: Tensor) -> Tensor:
         limits: float32 [4, num_rows], for each row its temperature, top-k, top-p and typical-p. A
             top-k of the vocabulary's size and shares of 1 drop nothing.
     """
-    kernel = _kernel(scores.device.type)
-    if kernel is None:
+    kernels = sampling_kernels(scores.device.type)
+    if kernels is None:
         return in_torch(scores, limits)
-    kernel(scores, limits)
+    kernels.truncate(scores, limits)
     return scores
 
 
@@ -63,15 +58,3 @@ def _first_of(order: Tensor, scores: Tensor, shares: Tensor) -> Tensor:
     before = probs.cumsum(-1) - probs  # the first has none before it
     drop = torch.zeros_like(scores, dtype=torch.bool)
     return scores.masked_fill(drop.scatter_(1, order, (before >= shares) & (shares < 1)), _NEVER)
-
-
-@cache
-def _kernel(device: str) -> Callable[[Tensor, Tensor], None] | None:
-    if device == "cpu":
-        kernels = cpu_kernels.load()
-        return None if kernels is None else kernels.truncate
-    if not has_triton():
-        return None
-    from .kernels.triton_sampling import truncate as in_triton
-
-    return in_triton

@@ -843,9 +843,8 @@ INLINE double mass_of(Peak peak, float top) {
     return peak.top == -INFINITY ? 0.0 : (double)(peak.sum * exp_1(peak.top - top));
 }
 
-/* exp(score - top) of vector i, exactly 0 where that is next to nothing. */
-INLINE vf load_weights(Slice slice, float top, int64_t i) {
-    vf difference = load_scores(slice.scores, slice.n, i) - top;
+/* exp(difference), exactly 0 where that is next to nothing. */
+INLINE vf weight_v(vf difference) {
     return pick(difference >= -87.0f, exp_v(difference), splat(0.0f));
 }
 
@@ -855,7 +854,7 @@ static int64_t find_in_slice(Slice slice, float top, double goal) {
     int64_t last = 0;
     double sum = 0.0;
     for (int64_t i = 0; i < ceil_div(slice.n, W); i++) {
-        vf weights = load_weights(slice, top, i);
+        vf weights = weight_v(load_scores(slice.scores, slice.n, i) - top);
         double next = sum + (double)horizontal_sum(weights)[0];
         if (next == sum) continue;
         for (int j = 0; j < W; j++) {
@@ -1019,16 +1018,16 @@ static float kth_largest(float *x, int64_t n, int64_t k) {
     return x[at];
 }
 
-/* Copies the scores that reach a threshold to `found`; returns how many they are. */
-static int64_t find_above(const Row *row, float threshold) {
+/* Copies the scores in a window to `found`; returns how many they are. */
+static int64_t find(const Row *row, Window window) {
     int64_t count = 0;
     for (int64_t g = 0; g < row->groups; g++) {
-        if (row->tops[g] < threshold) continue;
+        if (row->tops[g] < window.low) continue;
         const float *x = row->x + g * GROUP;
         int64_t n = min64(GROUP, row->n - g * GROUP);
         for (int64_t i = 0; i < n; i++) {
-            row->found[count] = x[i]; /* without a branch: which ones do is hard to foresee */
-            count += x[i] >= threshold;
+            row->found[count] = x[i]; /* without a branch: which ones are is hard to foresee */
+            count += (x[i] >= window.low) & (x[i] < window.high);
         }
     }
     return count;
@@ -1036,9 +1035,12 @@ static int64_t find_above(const Row *row, float threshold) {
 
 /* The largest k scores and some more: how many there are in `found`. */
 static int64_t find_largest(const Row *row, int64_t k) {
-    if (k >= row->groups) return find_above(row, -INFINITY);
-    memcpy(row->found, row->tops, (size_t)row->groups * sizeof(float));
-    return find_above(row, kth_largest(row->found, row->groups, k));
+    Window window = {-INFINITY, INFINITY};
+    if (k < row->groups) {
+        memcpy(row->found, row->tops, (size_t)row->groups * sizeof(float));
+        window.low = kth_largest(row->found, row->groups, k);
+    }
+    return find(row, window);
 }
 
 static float cut_at_k(const Row *row, int64_t k) {
@@ -1062,7 +1064,7 @@ static Weight weigh(const Row *row, Window window) {
             for (int64_t i = 0; i < ceil_div(group.n, W); i++) {
                 vf score = load_scores(group.scores, group.n, i);
                 vi is_in = (score >= window.low) & (score < window.high); /* -1 where it is so */
-                sums += pick(is_in, load_weights(group, row->top, i), splat(0.0f));
+                sums += pick(is_in, weight_v(score - row->top), splat(0.0f));
                 counts -= is_in;
             }
         }
@@ -1075,15 +1077,7 @@ static Weight weigh(const Row *row, Window window) {
 
 /* The scores in a window, as a row without room. */
 static Row narrow(const Row *row, Window window) {
-    int64_t n = 0;
-    for (int64_t g = 0; g < row->groups; g++) {
-        if (row->tops[g] < window.low) continue;
-        const float *x = row->x + g * GROUP;
-        for (int64_t i = 0; i < min64(GROUP, row->n - g * GROUP); i++) {
-            row->found[n] = x[i];
-            n += x[i] >= window.low && x[i] < window.high;
-        }
-    }
+    int64_t n = find(row, window);
     Row part = {row->found, row->found + n, NULL, n, ceil_div(n, GROUP), row->top};
     for (int64_t g = 0; g < part.groups; g++) part.tops[g] = window.high;
     return part;
@@ -1131,10 +1125,10 @@ static float mean_score(const Row *row) {
         Slice slice = {row->x + from, min64(SLICE, row->n - from)};
         vf sums = splat(0.0f), moments = splat(0.0f);
         for (int64_t i = 0; i < ceil_div(slice.n, W); i++) {
-            vf weights = load_weights(slice, row->top, i);
-            vf score = load_scores(slice.scores, slice.n, i);
+            vf difference = load_scores(slice.scores, slice.n, i) - row->top;
+            vf weights = weight_v(difference);
             sums += weights;
-            moments += weights * pick(weights > 0.0f, score - row->top, splat(0.0f));
+            moments += weights * pick(weights > 0.0f, difference, splat(0.0f));
         }
         mass += (double)horizontal_sum(sums)[0];
         moment += (double)horizontal_sum(moments)[0];

@@ -480,6 +480,7 @@ class CpuKernels:
         self._check_scores(scores)
         if draws is not None and (draws.shape != (rows,) or draws.dtype != torch.float64):
             raise ValueError("expected an fp64 draw for each row")
+        draws = None if draws is None else draws.contiguous()  # held until the kernel has read it
         logprobs, maxima, norms = (scores.new_empty(rows) for _ in range(3))
         ids = torch.empty(rows, dtype=torch.int64)
         self._choose(
@@ -487,7 +488,7 @@ class CpuKernels:
             scores.stride(0),
             rows,
             width,
-            draws.contiguous().data_ptr() if draws is not None else None,
+            None if draws is None else draws.data_ptr(),
             ids.data_ptr(),
             logprobs.data_ptr(),
             maxima.data_ptr(),

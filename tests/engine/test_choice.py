@@ -163,6 +163,12 @@ def test_rows_may_be_parts_of_wider_ones(way: str) -> None:
     check(way, wide[1:3, 77:9000])
 
 
+def test_draws_may_be_a_column_of_others() -> None:
+    scores, wide = torch.randn(5, 900), torch.rand(5, 4, dtype=torch.float64)
+    apart = choose("whole", scores, wide[:, 1])
+    assert torch.equal(apart.ids, choose("whole", scores, wide[:, 1].clone()).ids)
+
+
 @pytest.mark.parametrize("way", ["whole", "triton"])
 def test_what_cannot_be_read_is_refused(way: str) -> None:
     for scores in (torch.randn(4, 8).t(), torch.randn(2, 8).double(), torch.empty(2, 0)):
