@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import subprocess
-import sys
 import sysconfig
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from protos.generate import OUTPUT, PROTOS, generate
+from protos.generate import OUTPUT, PROTOS, compile_protos, generate
 
 ROOT = PROTOS.parent
 
@@ -31,26 +31,34 @@ def test_the_generated_package_is_up_to_date(tmp_path: Path) -> None:
     assert stale == [], "run protos/generate.py"
 
 
+@pytest.mark.parametrize(
+    "settings", ["line-length = 60\n", 'extend-exclude = ["*"]\n', "not settings at all"]
+)
+def test_settings_that_lie_around_do_not_change_what_is_generated(
+    settings: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    around = tmp_path / "tmp"
+    around.mkdir()
+    (around / "ruff.toml").write_text(settings)
+    monkeypatch.setattr(tempfile, "tempdir", str(around))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(around))
+    generate(tmp_path / "pb")
+    assert files(tmp_path / "pb") == files(OUTPUT)
+
+
+def test_of_googles_types_only_those_that_messages_use_are_generated() -> None:
+    from service.pb.google import api, protobuf
+
+    assert api.__all__ == ("HttpBody",)
+    assert protobuf.__all__ == ("Any", "ListValue", "NullValue", "Struct", "Value")
+
+
 def test_the_protos_are_clean(tmp_path: Path) -> None:
     image = tmp_path / "image.binpb"
-    scripts, packages = (sysconfig.get_path(name) for name in ("scripts", "purelib"))
-    protos = sorted(str(path) for path in PROTOS.rglob("*.proto"))
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "grpc_tools.protoc",
-            f"-I{PROTOS}",
-            f"-I{packages}",
-            "--include_imports",
-            "--include_source_info",
-            f"--descriptor_set_out={image}",
-            *protos,
-        ],
-        check=True,
-    )
+    compile_protos(image, "--include_source_info")
+    buf = Path(sysconfig.get_path("scripts")) / "buf"
     lint = subprocess.run(
-        [str(Path(scripts) / "buf"), "lint", str(image), "--config", str(ROOT / "buf.yaml")],
+        [str(buf), "lint", str(image), "--config", str(ROOT / "buf.yaml")],
         capture_output=True,
         text=True,
         check=False,
