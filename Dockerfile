@@ -21,6 +21,10 @@ RUN pip install --no-cache-dir --no-deps --no-build-isolation --editable .
 # The socket's directory is private to the user that both processes run as.
 RUN useradd --create-home --uid 1000 tokenwire \
  && install --directory --owner tokenwire --mode 700 /run/tokenwire
+# What /info says of the build: docker build --build-arg BUILD_SHA=$(git rev-parse HEAD) …
+ARG BUILD_SHA=""
+ARG BUILD_LABEL=""
+ENV TOKENWIRE_BUILD_SHA=$BUILD_SHA TOKENWIRE_BUILD_LABEL=$BUILD_LABEL
 USER tokenwire
 VOLUME /run/tokenwire
 

@@ -38,10 +38,15 @@ class Kind(IntEnum):
     STEP = 4  # from the engine: StepOutput; empty ones are the idle engine's heartbeat
 
 
-def frame(kind: Kind, *fields: Any) -> bytes:
-    """A message as bytes, with its length in front."""
-    body = msgpack.packb([kind, *fields])
+def framed(message: Any) -> bytes:
+    """Anything that msgpack takes as bytes, with its length in front."""
+    body = msgpack.packb(message)
     return HEADER.pack(len(body)) + bytes(body)
+
+
+def frame(kind: Kind, *fields: Any) -> bytes:
+    """A message between service and engine as bytes, with its length in front."""
+    return framed([kind, *fields])
 
 
 def parse(body: bytes) -> tuple[Kind, list[Any]]:

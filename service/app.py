@@ -22,6 +22,7 @@ from .interceptor import CallInterceptor
 from .limits import Limits
 from .metrics import Metrics
 from .pipeline import Pipeline
+from .routes import SERVICE
 from .server_info import ServerInfo
 from .servicer import TextGenerationServicer
 from .settings import Settings
@@ -93,8 +94,15 @@ class App:
         server_info = ServerInfo(
             engine=info,
             limits=limits,
-            settings=settings,
+            model_id=settings.model_id,
             compute_type=settings.compute_type or f"1-{info.device}",
+            tool_call_format=settings.tool_call_format,
+            waiting_served_ratio=settings.waiting_served_ratio,
+            max_waiting_tokens=settings.max_waiting_tokens,
+            max_batch_size=settings.max_batch_size,
+            validation_workers=settings.validation_workers,
+            sha=settings.build_sha,
+            docker_label=settings.build_label,
         )
         servicer = TextGenerationServicer(pipeline, tokenizer, self._client, server_info, metrics)
         self._server = aio.server(
@@ -149,14 +157,14 @@ class App:
             pool.AddSerializedFile(module.DESCRIPTOR.serialized_pb)
         self._server.add_generic_rpc_handlers((rpc.handlers(servicer, pool),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = (rpc.SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server, pool=pool)
 
     async def _watch_health(self) -> None:
         """Keeps grpc.health.v1 at what the engine's messages say."""
         while True:
             status = _SERVING if self._client.is_healthy else _NOT_SERVING
-            for name in ("", rpc.SERVICE):
+            for name in ("", SERVICE):
                 await self._health.set(name, status)
             await asyncio.sleep(_HEALTH_INTERVAL_S)
 

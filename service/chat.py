@@ -11,7 +11,8 @@ from typing import Any, Literal
 from . import tool_calls
 from .errors import ErrorKind, ServiceError, missing_field
 from .generation import Generation, Token, TokenEvent
-from .parameters import Grammar, Parameters
+from .grammar_spec import Grammar
+from .parameters import Parameters
 from .server_info import ServerInfo
 from .tool_calls import CallReader, ToolCall, ToolCallDelta
 from .tools import Tool, Toolbox

@@ -15,7 +15,8 @@ from .chat import ChatAnswer, ChatDelta, ChatRequest, Message, ToolCallFormat, n
 from .completions import CompletionAnswer, CompletionDelta, CompletionsRequest
 from .errors import ErrorKind, ServiceError, missing_field
 from .generation import Generation, PrefillToken, Token, TokenEvent
-from .parameters import DEFAULT_MAX_NEW_TOKENS, Grammar, Parameters
+from .grammar_spec import Grammar
+from .parameters import DEFAULT_MAX_NEW_TOKENS, Parameters
 from .pb.google.protobuf import ListValue, NullValue, Struct, Value
 from .pb.tokenwire import v1 as pb
 from .server_info import ServerInfo

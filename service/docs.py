@@ -14,7 +14,7 @@ import orjson
 import swagger_ui_bundle
 
 from .errors import ErrorKind, ServiceError
-from .gateway import DOCS_ASSETS
+from .routes import DOCS_ASSETS
 
 JSON_TYPE = "application/json"
 

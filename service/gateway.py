@@ -15,44 +15,7 @@ from pathlib import Path
 
 import jinja2
 
-SERVICE = "tokenwire.v1.TextGenerationService"
-
-# The files of Swagger UI that its page asks for.
-DOCS_ASSETS = (
-    "swagger-ui.css",
-    "swagger-ui-bundle.js",
-    "favicon-32x32.png",
-)
-
-# Every REST path with its methods; the protos bind them to RPCs. A POST needs a JSON body and may
-# last for ever, a GET has no body and 5 s.
-REST_ROUTES: dict[str, tuple[str, ...]] = {
-    "/": ("GET", "POST"),
-    "/generate": ("POST",),
-    "/generate_stream": ("POST",),
-    "/v1/chat/completions": ("POST",),
-    "/v1/completions": ("POST",),
-    "/invocations": ("POST",),
-    "/tokenize": ("POST",),
-    "/chat_tokenize": ("POST",),
-    "/v1/models": ("GET",),
-    "/health": ("GET",),
-    "/ping": ("GET",),
-    "/info": ("GET",),
-    "/metrics": ("GET",),
-    "/openapi.json": ("GET",),
-    "/api-doc/openapi.json": ("GET",),
-    "/docs": ("GET",),
-    **{f"/docs/{name}": ("GET",) for name in DOCS_ASSETS},
-}
-
-# What native gRPC callers may reach; everything else is unknown to them as well.
-GRPC_SERVICES = (
-    SERVICE,
-    "grpc.health.v1.Health",
-    "grpc.reflection.v1.ServerReflection",
-    "grpc.reflection.v1alpha.ServerReflection",
-)
+from .routes import GRPC_SERVICES, REST_ROUTES, SERVICE
 
 # The errors that Envoy makes itself: HTTP status -> (error, error_type). Where TGI has the case,
 # the text is TGI's (router at v2.1.1, and axum 0.7's body extractors for 413 and 415).

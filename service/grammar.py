@@ -20,11 +20,10 @@ from typing import Any
 import msgpack
 import psutil
 
-from engine.wire import HEADER
+from engine.wire import HEADER, framed
 
 from .errors import ErrorKind, ServiceError, overloaded
-from .grammar_worker import frame
-from .parameters import Grammar
+from .grammar_spec import Grammar
 
 MAX_GRAMMAR_BYTES = 256 * 1024  # of its JSON text
 _MAX_DEPTH = 60  # of objects and lists in a schema: what the library takes
@@ -67,7 +66,7 @@ class GrammarChecker:
         self._enabled = enabled
         self._best_effort = best_effort
         self._deadline_s = deadline_s
-        self._setup = frame([tokenizer, vocab_size, sorted(eos_token_ids)])
+        self._setup = framed([tokenizer, vocab_size, sorted(eos_token_ids)])
         self._workers: asyncio.Queue[_Worker] = asyncio.Queue()
         for _ in range(num_workers):
             self._workers.put_nowait(_Worker(self._setup))
@@ -293,7 +292,7 @@ def _processor_s(pid: int) -> float:
 async def _exchange(process: asyncio.subprocess.Process, request: Any) -> dict[str, str]:
     assert process.stdin is not None
     assert process.stdout is not None
-    process.stdin.write(frame(request))
+    process.stdin.write(framed(request))
     await process.stdin.drain()
     (size,) = HEADER.unpack(await process.stdout.readexactly(HEADER.size))
     answer: dict[str, str] = msgpack.unpackb(await process.stdout.readexactly(size))

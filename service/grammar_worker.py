@@ -18,7 +18,7 @@ import numpy as np
 
 from engine.errors import GrammarError
 from engine.grammar import GrammarCompiler, Matcher, TokenMasks, json_source, regex_source
-from engine.wire import HEADER
+from engine.wire import HEADER, framed
 
 from .parent import die_with_parent
 
@@ -46,7 +46,7 @@ def main() -> None:
         request = _read(source)
         if request is None:
             return
-        sink.write(frame(_answer(request, compiler, masks, eos)))
+        sink.write(framed(_answer(request, compiler, masks, eos)))
         sink.flush()
 
 
@@ -102,12 +102,6 @@ def _read(stream: BinaryIO) -> Any:
     if len(header) < HEADER.size:
         return None
     return msgpack.unpackb(stream.read(HEADER.unpack(header)[0]), strict_map_key=False)
-
-
-def frame(message: Any) -> bytes:
-    """A message of either direction as bytes, with its length in front."""
-    body = msgpack.packb(message)
-    return HEADER.pack(len(body)) + bytes(body)
 
 
 if __name__ == "__main__":

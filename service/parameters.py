@@ -6,23 +6,13 @@ Both transports and all generation endpoints end up here, so there is one set of
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from engine.request import SamplingParams
 
+from .grammar_spec import Grammar
+
 DEFAULT_MAX_NEW_TOKENS: Final = 100
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Grammar:
-    """A constraint on the text: `kind` is "json" (`value` is a JSON Schema), "regex", or unknown.
-
-    With `or_text` a text that does not begin with a brace is free.
-    """
-
-    kind: str
-    value: Any
-    or_text: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import gateway
+from .routes import SERVICE
 from .settings import Settings, reachable
 
 _ROOT = Path(__file__).parents[1]
@@ -136,7 +137,7 @@ async def is_serving(host: str, port: int) -> bool:
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
     async with grpc.aio.insecure_channel(_address(host, port)) as channel:
-        request = health_pb2.HealthCheckRequest(service=gateway.SERVICE)
+        request = health_pb2.HealthCheckRequest(service=SERVICE)
         try:
             reply = await health_pb2_grpc.HealthStub(channel).Check(request, timeout=_PROBE_S)
         except grpc.aio.AioRpcError:
@@ -196,7 +197,7 @@ Try it:
     -d '{json.dumps(chat)}'
 
   grpcurl -plaintext -d '{json.dumps(generate)}' \\
-    {direct} {gateway.SERVICE}/Generate
+    {direct} {SERVICE}/Generate
 
 or in Python: python examples/grpc_client.py
 

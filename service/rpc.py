@@ -22,12 +22,12 @@ from google.protobuf.message import DecodeError, Message
 from grpc import aio
 
 from .errors import ErrorKind, ServiceError
-from .gateway import SERVICE as SERVICE
 from .grammar import MAX_GRAMMAR_BYTES
 from .pb.google import api as _api  # noqa: F401  the pool knows a package once it is imported
 from .pb.message_pool import default_message_pool
 from .pb.tokenwire import v1 as _v1  # noqa: F401
 from .presenter import Presenter, Reply, RestPresenter, TypedPresenter
+from .routes import SERVICE
 
 _MAX_LOOP_BYTES = 4 * 1024  # of a message that the event loop parses itself: some milliseconds
 _ORIGINAL_PATH = "x-envoy-original-path"  # set by the gateway's transcoder, and by nothing else

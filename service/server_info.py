@@ -8,27 +8,40 @@ from typing import Any
 from engine.config import EngineInfo
 
 from .limits import Limits
-from .settings import Settings
 
 ROUTER = "text-generation-router"  # what TGI's clients look for
 VERSION = "2.1.2-dev0"  # the contract that is served
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerInfo:
-    """The model, the limits and the build."""
+    """The model, the limits and the build.
+
+    Attributes:
+        engine: what the engine said of itself.
+        limits: those in force.
+        model_id: the model's hub id or directory, as it was configured.
+        compute_type: what the header `x-compute-type` says.
+        tool_call_format: the form of tool calls, unless the caller's header says otherwise.
+        waiting_served_ratio: TGI's setting; reported, since clients print it.
+        max_waiting_tokens: likewise.
+        max_batch_size: sequences running at a time at most, if that was configured.
+        validation_workers: threads that tokenise.
+        sha: the commit that was built, if the build said so.
+        docker_label: the image that was built, likewise.
+    """
 
     engine: EngineInfo
     limits: Limits
-    settings: Settings
+    model_id: str
     compute_type: str
+    tool_call_format: str
+    waiting_served_ratio: float
+    max_waiting_tokens: int
+    max_batch_size: int | None
+    validation_workers: int
     sha: str | None = None
     docker_label: str | None = None
-
-    @property
-    def model_id(self) -> str:
-        """The model's hub id or directory, as it was configured."""
-        return self.settings.model_id
 
     @property
     def system_fingerprint(self) -> str:
@@ -48,11 +61,11 @@ class ServerInfo:
             "max_stop_sequences": self.limits.max_stop_sequences,
             "max_input_tokens": self.limits.max_input_tokens,
             "max_total_tokens": self.limits.max_total_tokens,
-            "waiting_served_ratio": self.settings.waiting_served_ratio,
+            "waiting_served_ratio": self.waiting_served_ratio,
             "max_batch_total_tokens": self.engine.max_batch_total_tokens,
-            "max_waiting_tokens": self.settings.max_waiting_tokens,
-            "max_batch_size": self.settings.max_batch_size,
-            "validation_workers": self.settings.validation_workers,
+            "max_waiting_tokens": self.max_waiting_tokens,
+            "max_batch_size": self.max_batch_size,
+            "validation_workers": self.validation_workers,
             "max_client_batch_size": self.limits.max_client_batch_size,
             "router": ROUTER,
             "version": VERSION,

@@ -177,7 +177,7 @@ class TextGenerationServicer:
         Raises:
             ServiceError: it is malformed, or the model's template refuses it.
         """
-        call_format = tool_call_format(self._server.settings.tool_call_format, call.metadata)
+        call_format = tool_call_format(self._server.tool_call_format, call.metadata)
         wanted = convert.chat_request(request, call_format)
         wanted.check()
         toolbox = wanted.toolbox()

@@ -235,6 +235,13 @@ class Settings:
     compute_type: Annotated[
         str | None, About("what x-compute-type says; otherwise 1- and the device")
     ] = None
+    build_sha: Annotated[
+        str | None, About("the commit that runs, for /info; images set it", ours=True)
+    ] = None
+    build_label: Annotated[
+        str | None,
+        About("the image that runs, for /info and fingerprints; images set it", ours=True),
+    ] = None
 
     def __post_init__(self) -> None:
         for option in OPTIONS:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import ErrorKind, ServiceError
-from .parameters import Grammar
+from .grammar_spec import Grammar
 
 # TGI's default: router/src/lib.rs at v2.1.1, default_tool_prompt.
 DEFAULT_TOOL_PROMPT = (

@@ -11,9 +11,9 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 from grpc import aio
 
-from ..gateway import SERVICE
 from ..pb.google.api import HttpBody
 from ..pb.tokenwire import v1 as pb
+from ..routes import SERVICE
 from .target import Target
 from .transport import INCOMPLETE, TEMPERATURE, UNARY_TIMEOUT_S, Failure, RequestFailed, Task
 

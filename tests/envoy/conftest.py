@@ -28,7 +28,8 @@ from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
 
 from service import gateway as gateway_module
-from service.gateway import SERVICE, GatewayConfig
+from service.gateway import GatewayConfig
+from service.routes import SERVICE
 
 DESCRIPTORS = Path(gateway_module.__file__).parent / "pb" / "descriptors.binpb"
 DEADLINE = 20.0  # seconds that anything may take to come about on a busy machine

@@ -17,7 +17,7 @@ import yaml
 from google.api import annotations_pb2
 from google.protobuf import descriptor_pb2
 
-from service import gateway
+from service import gateway, routes
 from service.gateway import GatewayConfig
 
 if TYPE_CHECKING:
@@ -127,9 +127,9 @@ def test_rest_routes_are_exactly_the_http_rules_of_the_protos() -> None:
                 verb = binding.WhichOneof("pattern")
                 assert verb is not None, f"{method.name} has no path"
                 bound.add((verb.upper(), getattr(binding, verb)))
-    routed = {(verb, path) for path, verbs in gateway.REST_ROUTES.items() for verb in verbs}
+    routed = {(verb, path) for path, verbs in routes.REST_ROUTES.items() for verb in verbs}
     # The template of the documentation's files stands for a list of them.
-    files_bound = {("GET", f"/docs/{name}") for name in gateway.DOCS_ASSETS}
+    files_bound = {("GET", f"/docs/{name}") for name in routes.DOCS_ASSETS}
     assert routed == bound - {("GET", "/docs/{asset}")} | files_bound
 
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
-from service.gateway import REST_ROUTES, SERVICE_STATUSES
+from service.gateway import SERVICE_STATUSES
+from service.routes import REST_ROUTES
 
 if TYPE_CHECKING:
     from tests.envoy.conftest import Gateway, StartGateway

@@ -15,7 +15,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
 
-from service.gateway import SERVICE
+from service.routes import SERVICE
 
 if TYPE_CHECKING:
     from tests.envoy.conftest import Gateway

@@ -31,7 +31,6 @@ from service.limits import Limits
 from service.metrics import Metrics
 from service.parameters import GenerationRequest
 from service.server_info import ServerInfo
-from service.settings import Settings
 from service.tokenizer import TextTokenizer
 
 MODEL = Path(__file__).parents[2] / "models" / "demo"
@@ -60,7 +59,15 @@ INFO = EngineInfo(
 )
 
 SERVER = ServerInfo(
-    engine=INFO, limits=LIMITS, settings=Settings(model_id="some/model"), compute_type="1-cpu"
+    engine=INFO,
+    limits=LIMITS,
+    model_id="some/model",
+    compute_type="1-cpu",
+    tool_call_format="auto",
+    waiting_served_ratio=0.3,
+    max_waiting_tokens=20,
+    max_batch_size=None,
+    validation_workers=2,
 )
 
 

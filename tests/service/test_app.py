@@ -21,6 +21,7 @@ from engine.server import EngineServer
 from service import rpc
 from service.app import App, make_limits
 from service.pb.tokenwire import v1 as pb
+from service.routes import SERVICE
 from service.settings import Settings
 from tests.engine.fakes import make_engine
 
@@ -36,7 +37,14 @@ async def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     app = App(
-        Settings(model_id=str(MODEL), engine_socket=path, grpc_port=0, drain_seconds=TIMEOUT_S)
+        Settings(
+            model_id=str(MODEL),
+            engine_socket=path,
+            grpc_port=0,
+            drain_seconds=TIMEOUT_S,
+            build_sha="c0ffee",
+            build_label="a-label",
+        )
     )
     await app.start()
     running = asyncio.create_task(app.run())
@@ -56,10 +64,11 @@ async def channel(app: App) -> AsyncGenerator[aio.Channel]:
 
 
 async def test_the_info_has_the_engine_s_limits(app: App, channel: aio.Channel) -> None:
-    ask = channel.unary_unary(f"/{rpc.SERVICE}/Info", bytes, pb.InfoResponse.parse)
+    ask = channel.unary_unary(f"/{SERVICE}/Info", bytes, pb.InfoResponse.parse)
     info = await ask(pb.InfoRequest())
     assert (info.max_total_tokens, info.max_input_tokens) == (200, 199)
     assert info.max_batch_total_tokens == 400
+    assert (info.sha, info.docker_label) == ("c0ffee", "a-label")
 
 
 async def test_services_can_be_listed_and_described(app: App) -> None:
@@ -67,7 +76,7 @@ async def test_services_can_be_listed_and_described(app: App) -> None:
         with grpc.insecure_channel(f"127.0.0.1:{app.port}") as channel:
             database = ProtoReflectionDescriptorDatabase(channel)
             pool = DescriptorPool(database)
-            service = pool.FindServiceByName(rpc.SERVICE)
+            service = pool.FindServiceByName(SERVICE)
             request = pool.FindMessageTypeByName("tokenwire.v1.GenerateRequest")
             kind = request.fields_by_name["parameters"].message_type.full_name
             names = {method.name for method in service.methods}
@@ -75,16 +84,16 @@ async def test_services_can_be_listed_and_described(app: App) -> None:
 
     services, methods, kind = await asyncio.to_thread(describe)
     assert services == {
-        rpc.SERVICE,
+        SERVICE,
         "grpc.health.v1.Health",
         "grpc.reflection.v1alpha.ServerReflection",
     }
-    known = rpc.load_pool().FindServiceByName(rpc.SERVICE).methods
+    known = rpc.load_pool().FindServiceByName(SERVICE).methods
     assert methods == {method.name for method in known}
     assert kind == "tokenwire.v1.GenerateParameters"
 
 
-@pytest.mark.parametrize("service", ["", rpc.SERVICE])
+@pytest.mark.parametrize("service", ["", SERVICE])
 async def test_health_is_what_the_engine_shows(
     app: App, channel: aio.Channel, service: str
 ) -> None:
@@ -127,7 +136,7 @@ async def test_a_port_in_use_is_said_to_be(app: App, tmp_path: Path) -> None:
 async def test_a_server_that_stops_says_so(tmp_path: Path, app: App, channel: aio.Channel) -> None:
     app.stop()
     await app.stopped()
-    ask = channel.unary_unary(f"/{rpc.SERVICE}/Health", bytes)
+    ask = channel.unary_unary(f"/{SERVICE}/Health", bytes)
 
     async def refused() -> bool:
         try:

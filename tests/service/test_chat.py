@@ -13,7 +13,8 @@ from service import chat
 from service.chat import ChatDelta, ChatRequest, ChatStream, Message
 from service.errors import ErrorKind, ServiceError
 from service.generation import Token, TokenEvent
-from service.parameters import Grammar, Parameters
+from service.grammar_spec import Grammar
+from service.parameters import Parameters
 from service.tokenizer import TextTokenizer
 from service.tool_calls import ToolCall
 from service.tools import Tool, Toolbox

@@ -17,7 +17,8 @@ from service import convert, framing, render
 from service.chat import ChatAnswer, ChatDelta, Message
 from service.completions import CompletionAnswer, CompletionDelta
 from service.generation import Generation, PrefillToken, Token, TokenEvent, shortest_float32
-from service.parameters import Grammar, Parameters
+from service.grammar_spec import Grammar
+from service.parameters import Parameters
 from service.pb.google.protobuf import ListValue, NullValue, Struct, Value
 from service.pb.tokenwire import v1 as pb
 from service.tokenizer import TokenSpan

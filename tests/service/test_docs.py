@@ -12,7 +12,7 @@ import pytest
 
 from service import docs
 from service.errors import ErrorKind, ServiceError
-from service.gateway import DOCS_ASSETS, REST_ROUTES
+from service.routes import DOCS_ASSETS, REST_ROUTES
 
 # Target, patch, result: RFC 7396, appendix A.
 RFC_7396: list[tuple[Any, Any, Any]] = [

@@ -20,7 +20,7 @@ from engine.grammar import json_source, regex_source
 from service import grammar as module
 from service.errors import ErrorKind, ServiceError
 from service.grammar import MAX_GRAMMAR_BYTES, GrammarChecker
-from service.parameters import Grammar
+from service.grammar_spec import Grammar
 from tests.service.fakes import MODEL, TIMEOUT_S, demo_tokenizer, eventually
 
 VOCAB_SIZE = json.loads((MODEL / "config.json").read_text())["vocab_size"]
@@ -483,7 +483,7 @@ class TestTheEnd:
 
 SERVICE = """
 import asyncio, sys
-from service.parameters import Grammar
+from service.grammar_spec import Grammar
 from tests.service.test_grammar import ENDLESS, checking
 
 async def main():
@@ -529,3 +529,12 @@ def _is_alive(process: psutil.Process) -> bool:
     with suppress(psutil.NoSuchProcess):
         return bool(process.status() != psutil.STATUS_ZOMBIE)
     return False
+
+
+def test_the_service_never_loads_the_grammar_library() -> None:
+    """It belongs to the processes that try grammars out, which may be killed."""
+    code = "import sys, service.app; print(*{'llguidance', 'engine.grammar'} & sys.modules.keys())"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert loaded.stdout.split() == []

@@ -13,9 +13,10 @@ from contextlib import aclosing
 import pytest
 
 from engine.request import FinishReason
-from service import rpc, servicer
+from service import servicer
 from service.keep_alive import with_keep_alive
 from service.pb.tokenwire import v1 as pb
+from service.routes import SERVICE
 
 from .fakes import TIMEOUT_S, demo_ids, eventually, script, step
 from .test_servicer import REPLIES, REST, Service, service
@@ -192,7 +193,7 @@ async def test_rest_callers_hear_comments_and_grpc_callers_nothing(
         "Chat": pb.ChatRequest(messages=[pb.Message.from_dict(SAID)], stream=True),
         "Completions": pb.CompletionsRequest(prompt=["a"], stream=True),
     }[name]
-    path = f"/{rpc.SERVICE}/{name}"
+    path = f"/{SERVICE}/{name}"
     for metadata in (REST, None):
         silence = asyncio.Event()
         service.plays(script(silence, step(demo_ids("x")[0], finish=FinishReason.LENGTH)))

@@ -16,7 +16,8 @@ from service.pb.google.api import HttpBody
 from service.pb.google.protobuf import Struct, Value
 from service.pb.tokenwire import v1 as pb
 from service.presenter import RestPresenter, TypedPresenter
-from service.rpc import SERVICE, Call
+from service.routes import SERVICE
+from service.rpc import Call
 
 from .fakes import FakeContext, serving, trailers
 
@@ -129,12 +130,6 @@ def test_a_missing_method_is_noticed_at_the_start() -> None:
 
     with pytest.raises(AttributeError, match=r"generate_stream|compat_generate"):
         rpc.handlers(Incomplete(), POOL)
-
-
-def test_the_gateway_knows_the_service_by_the_same_name() -> None:
-    from service import gateway  # the two files share no import
-
-    assert gateway.SERVICE == SERVICE
 
 
 INPUTS = bytes(pb.GenerateRequest(inputs="hello"))

@@ -20,6 +20,7 @@ from service.pb.google.api import HttpBody
 from service.pb.google.protobuf import Value
 from service.pb.tokenwire import v1 as pb
 from service.pipeline import Pipeline
+from service.routes import SERVICE
 from service.servicer import TextGenerationServicer
 from service.validation import Validator
 
@@ -43,7 +44,7 @@ from .test_convert import assert_agree
 
 TEXT = " Grüße, 😀 said the fox.\n"
 POOL = rpc.load_pool()
-METHODS = {method.name: method for method in POOL.FindServiceByName(rpc.SERVICE).methods}
+METHODS = {method.name: method for method in POOL.FindServiceByName(SERVICE).methods}
 REPLIES: dict[str, Any] = {
     name: getattr(pb, method.output_type.name, HttpBody) for name, method in METHODS.items()
 }
@@ -114,7 +115,7 @@ class Service:
         self.client.script = play
 
     async def ask(self, name: str, request: Any, *, rest: bool) -> Answer:
-        path, kind = f"/{rpc.SERVICE}/{name}", REPLIES[name]
+        path, kind = f"/{SERVICE}/{name}", REPLIES[name]
         make = self.channel.unary_unary
         if METHODS[name].server_streaming:
             make = self.channel.unary_stream
@@ -544,7 +545,7 @@ async def test_one_prompt_may_fail_and_the_other_streams_on(service: Service) ->
 @pytest.mark.parametrize("rest", [False, True], ids=["grpc", "rest"])
 async def test_who_leaves_frees_the_engine(service: Service, name: str, rest: bool) -> None:
     service.plays(script(step(demo_ids("x")[0]), asyncio.Event()))
-    ask = service.channel.unary_stream(f"/{rpc.SERVICE}/{name}", bytes, REPLIES[name].parse)
+    ask = service.channel.unary_stream(f"/{SERVICE}/{name}", bytes, REPLIES[name].parse)
     call = ask(streamed(name), metadata=REST if rest else None)
     async with asyncio.timeout(TIMEOUT_S):
         await call.read()
@@ -556,7 +557,7 @@ async def test_who_leaves_frees_the_engine(service: Service, name: str, rest: bo
 
 async def test_a_deadline_frees_the_engine(service: Service) -> None:
     service.plays(script(asyncio.Event()))
-    call = service.channel.unary_unary(f"/{rpc.SERVICE}/Generate", bytes)
+    call = service.channel.unary_unary(f"/{SERVICE}/Generate", bytes)
     with pytest.raises(aio.AioRpcError) as failed:
         await call(generate_request({}), timeout=0.2)
     assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED

@@ -25,8 +25,8 @@ from grpc_health.v1.health import aio as health
 
 from service import plan as plan_module
 from service import supervisor as supervisor_module
-from service.gateway import SERVICE
 from service.plan import Plan, Stage, make_plan
+from service.routes import SERVICE
 from service.settings import Settings
 from service.supervisor import RestartPolicy, Supervisor, SupervisorError
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from engine.request import SamplingParams
 from service.errors import ErrorKind, ServiceError
-from service.parameters import GenerationRequest, Grammar, Parameters
+from service.grammar_spec import Grammar
+from service.parameters import GenerationRequest, Parameters
 from service.tokenizer import TextTokenizer
 from service.validation import Validator, random_seed
 

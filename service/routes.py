@@ -1,0 +1,42 @@
+"""What can be called: the gRPC services by name, and the REST paths with their methods."""
+
+from __future__ import annotations
+
+SERVICE = "tokenwire.v1.TextGenerationService"
+
+# The files of Swagger UI that its page asks for.
+DOCS_ASSETS = (
+    "swagger-ui.css",
+    "swagger-ui-bundle.js",
+    "favicon-32x32.png",
+)
+
+# Every REST path with its methods; the protos bind them to RPCs. A POST needs a JSON body and may
+# last for ever, a GET has no body and 5 s.
+REST_ROUTES: dict[str, tuple[str, ...]] = {
+    "/": ("GET", "POST"),
+    "/generate": ("POST",),
+    "/generate_stream": ("POST",),
+    "/v1/chat/completions": ("POST",),
+    "/v1/completions": ("POST",),
+    "/invocations": ("POST",),
+    "/tokenize": ("POST",),
+    "/chat_tokenize": ("POST",),
+    "/v1/models": ("GET",),
+    "/health": ("GET",),
+    "/ping": ("GET",),
+    "/info": ("GET",),
+    "/metrics": ("GET",),
+    "/openapi.json": ("GET",),
+    "/api-doc/openapi.json": ("GET",),
+    "/docs": ("GET",),
+    **{f"/docs/{name}": ("GET",) for name in DOCS_ASSETS},
+}
+
+# What native gRPC callers may reach; everything else is unknown to them as well.
+GRPC_SERVICES = (
+    SERVICE,
+    "grpc.health.v1.Health",
+    "grpc.reflection.v1.ServerReflection",
+    "grpc.reflection.v1alpha.ServerReflection",
+)
