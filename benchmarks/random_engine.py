@@ -14,7 +14,7 @@ import engine.build
 from benchmarks.local_engine import LocalEngine
 from benchmarks.random_model import build
 from engine.config import EngineConfig
-from engine.model_loader import prepare_model
+from engine.self_check import attach_paged_attention
 
 
 def random_engine(
@@ -32,7 +32,7 @@ def random_engine(
             **settings,
         )
         with patch.object(
-            engine.build, "load_model", lambda _: prepare_model(model, device, dtype)
+            engine.build, "load_model", lambda _: attach_paged_attention(model, device, dtype)
         ):
             built, info = engine.build.build_engine(engine_config)
             return LocalEngine(built, info.attention)

@@ -8,30 +8,19 @@ import torch
 from transformers import AutoTokenizer
 
 from . import cache_size
-from .attention import AttentionBackend, ReferenceAttention
+from .attention import ReferenceAttention
 from .block_manager import BlockManager
 from .config import EngineConfig, EngineInfo
 from .constraints import Constraints
 from .engine import Engine
-from .errors import ModelLoadError
 from .executor import Executor, Forward
 from .grammar import GrammarCompiler, TokenMasks
 from .graphs import DecodeGraphs, cuda_recorder
 from .kernels import cpu as cpu_kernels
-from .kernels import has_triton
 from .kv_cache import KVCache, bytes_per_token
-from .model_loader import (
-    LoadedModel,
-    backend_agrees,
-    fuse_layers,
-    fuse_rotation,
-    load_model,
-    quantize_model,
-    use_angle_tables,
-    warm_up,
-)
+from .loaded import LoadedModel
 from .model_runner import ModelRunner
-from .quantization import multiplies_fp8
+from .prepare import prepare
 from .scheduler import Scheduler
 from .taped_steps import TapedSteps
 from .threads import num_processors
@@ -40,12 +29,10 @@ from .worst_step import StepBounds
 
 logger = logging.getLogger(__name__)
 
-_DEFAULT_MAX_TOTAL_TOKENS = 4096  # TGI's bound on what it takes from the model's own
 # By arithmetic, of a model of some size: ten decode steps on a CPU, five on a GPU.
 _CHUNK_TOKENS = {"cpu": 256, "cuda": 1024}
 _MAX_TAPED_TOKENS = 64  # in larger steps a CPU computes for ten times as long as Python takes
 _MAX_LOGPROB_ROWS = 256  # in a step, of prompts; each is a vocabulary of logits
-_CACHE_DTYPES = {"fp8_e4m3fn": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}  # TGI's names
 
 
 def build_engine(config: EngineConfig) -> tuple[Engine, EngineInfo]:
@@ -55,24 +42,14 @@ def build_engine(config: EngineConfig) -> tuple[Engine, EngineInfo]:
         ModelLoadError: the model cannot be served with this configuration.
     """
     torch.set_num_threads(config.num_threads or num_processors())
-    loaded = load_model(config)
-    limit = _max_total_tokens(config, loaded)
-    cache_dtype = _cache_dtype(config, loaded)
-    backend, attention = _choose_backend(config, loaded, cache_dtype)
-    if config.enable_native_kernels and config.enable_fusion:
-        fuse_layers(loaded)
-        use_angle_tables(loaded, limit)
-    quantize_model(loaded)
-    if (kernels := _native_kernels(config, loaded)) is not None:
-        cpu_kernels.pack_model(loaded.model, kernels)
-    if loaded.device.type == "cuda":  # kernels are compiled now, and not while someone waits
-        warm_up(loaded, backend, config.block_size, cache_dtype)
+    model = prepare(config)
+    loaded, limit, cache_dtype = model.loaded, model.max_total_tokens, model.cache_dtype
     vocab_size = int(loaded.model.config.get_text_config().vocab_size)
     watermark = Watermark(
         vocab_size, loaded.device, gamma=config.watermark_gamma, delta=config.watermark_delta
     )
     bounds = _bounds(config, limit)
-    runner = ModelRunner(loaded, _cache(config, loaded, cache_dtype, 1), backend)
+    runner = ModelRunner(loaded, _cache(config, loaded, cache_dtype, 1), model.backend)
     executor = Executor(runner.forward, loaded.device, config.block_size, watermark)
     num_blocks = cache_size.num_blocks(
         config,
@@ -102,7 +79,7 @@ def build_engine(config: EngineConfig) -> tuple[Engine, EngineInfo]:
         max_total_tokens=limit,
         max_batch_total_tokens=num_blocks * config.block_size,
         block_size=config.block_size,
-        attention=attention,
+        attention=model.attention,
     )
     is_gpu = loaded.device.type == "cuda"
     engine = Engine(
@@ -176,74 +153,3 @@ def _constraints(config: EngineConfig, vocab_size: int) -> Constraints | None:
         return None
     text = tokenizer.backend_tokenizer.to_str()
     return Constraints(GrammarCompiler(text, vocab_size), TokenMasks(vocab_size))
-
-
-def _cache_dtype(config: EngineConfig, loaded: LoadedModel) -> torch.dtype:
-    if config.kv_cache_dtype is None:
-        return loaded.dtype
-    if config.kv_cache_dtype not in _CACHE_DTYPES:
-        raise ModelLoadError(
-            f"kv_cache_dtype must be one of {', '.join(_CACHE_DTYPES)}. "
-            f"Given: {config.kv_cache_dtype}"
-        )
-    return _CACHE_DTYPES[config.kv_cache_dtype]
-
-
-def _choose_backend(
-    config: EngineConfig, loaded: LoadedModel, cache_dtype: torch.dtype
-) -> tuple[AttentionBackend, str]:
-    """The fastest attention that can compute this model, and its name."""
-    if config.enable_native_kernels and loaded.device.type == "cuda":
-        triton = _triton_attention(config, loaded, cache_dtype)
-        if triton is not None:
-            return triton, "Triton kernels"
-    dims = {(shape.key_dim, shape.value_dim) for shape in loaded.layers.values()}
-    fits = all(key == value and key % 8 == 0 and key <= 256 for key, value in dims)
-    kernels = _native_kernels(config, loaded)
-    if kernels is not None and fits and cache_dtype is torch.float32:
-        if config.enable_fused_rotation:
-            fuse_rotation(loaded, kernels)
-        return kernels, "native CPU kernels"
-    return ReferenceAttention(), "reference attention"
-
-
-def _native_kernels(config: EngineConfig, loaded: LoadedModel) -> cpu_kernels.CpuKernels | None:
-    if not config.enable_native_kernels or loaded.device.type != "cpu":
-        return None
-    return cpu_kernels.load() if loaded.dtype is torch.float32 else None
-
-
-def _triton_attention(
-    config: EngineConfig, loaded: LoadedModel, cache_dtype: torch.dtype
-) -> AttentionBackend | None:
-    """The GPU kernels, where Triton is installed, can compile them and they compute this model."""
-    if not has_triton():
-        return None
-    from .kernels.triton_attention import MAX_HEAD_DIM, TritonAttention
-
-    dims = [max(shape.key_dim, shape.value_dim) for shape in loaded.layers.values()]
-    if max(dims) > MAX_HEAD_DIM:
-        logger.warning("heads of %d are too wide for the GPU kernels", max(dims))
-        return None
-    is_gpu = loaded.device.type == "cuda"  # else Triton's interpreter, which has every format
-    if is_gpu and cache_dtype is torch.float8_e4m3fn and not multiplies_fp8(loaded.device):
-        logger.warning("this GPU lacks fp8_e4m3fn: attention will be slow; use fp8_e5m2")
-        return None
-    backend = TritonAttention()
-    if not backend_agrees(loaded, backend, config.block_size, cache_dtype):
-        return None
-    if config.enable_fused_rotation:
-        fuse_rotation(loaded, backend)
-    return backend
-
-
-def _max_total_tokens(config: EngineConfig, loaded: LoadedModel) -> int:
-    text_config = loaded.model.config.get_text_config()
-    trained = int(getattr(text_config, "max_position_embeddings", _DEFAULT_MAX_TOTAL_TOKENS))
-    wanted = config.max_total_tokens or min(trained, _DEFAULT_MAX_TOTAL_TOKENS)
-    if wanted > trained:
-        raise ModelLoadError(
-            f"max_total_tokens must be <= {trained}, the positions that {config.model_id} has. "
-            f"Given: {wanted}"
-        )
-    return wanted

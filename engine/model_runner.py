@@ -8,7 +8,7 @@ from torch import Tensor
 from .attention import AttentionBackend, AttentionStep
 from .batch import ModelInput
 from .kv_cache import KVCache
-from .model_loader import LoadedModel
+from .loaded import LoadedModel
 
 
 class ModelRunner:

@@ -21,6 +21,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from .config import EngineConfig
 from .kernels import cpu as cpu_kernels
 from .kernels.int8 import MAX_IN_FEATURES, PackedInt8Linear
+from .kernels.packed_linear import is_linear, output_rows
 from .layers import places
 from .quantized_linear import Fp8Linear, Int4Linear, Int8Linear
 
@@ -116,13 +117,13 @@ def apply(model: PreTrainedModel, scheme: Scheme) -> None:
     chosen = [
         layer
         for layer in slots
-        if cpu_kernels.is_linear(layer)
+        if is_linear(layer)
         and (scheme.has_output or layer is not output)
-        and scheme.fits(cpu_kernels.output_rows(layer))
+        and scheme.fits(output_rows(layer))
     ]
     if not chosen:
         raise ValueError(f"{type(model).__name__} has no layer that fits {scheme.name}")
-    num_weights = sum(cpu_kernels.output_rows(layer).numel() for layer in chosen)
+    num_weights = sum(output_rows(layer).numel() for layer in chosen)
     while chosen:
         layer = chosen.pop()
         replacement = scheme.make(layer).train(layer.training)

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .kernels import has_triton
-from .kernels.cpu import output_rows
 from .kernels.int8 import MAX_IN_FEATURES, quantize_rows
+from .kernels.packed_linear import output_rows
 
 _FLOAT8 = torch.float8_e4m3fn
 _MAX_FLOAT8 = torch.finfo(_FLOAT8).max

@@ -24,8 +24,10 @@ from engine.errors import EngineError
 
 from .bench.options import add_arguments as add_bench_arguments
 from .bench.options import from_arguments as bench_options
+from .options import SettingsError
 from .plan import envoy_command, envoy_configuration, is_serving
-from .settings import Settings, SettingsError, add_arguments, load
+from .settings import Settings
+from .sources import add_arguments, load
 from .supervisor import Supervisor, SupervisorError
 from .unsupported import unsupported_variables
 

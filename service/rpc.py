@@ -8,8 +8,7 @@ implementation fails there and not at the first call.
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from importlib import resources
 from typing import Any
 
@@ -21,38 +20,16 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import DecodeError, Message
 from grpc import aio
 
+from .call import Call
 from .errors import ErrorKind, ServiceError
 from .grammar import MAX_GRAMMAR_BYTES
 from .pb.google import api as _api  # noqa: F401  the pool knows a package once it is imported
 from .pb.message_pool import default_message_pool
 from .pb.tokenwire import v1 as _v1  # noqa: F401
-from .presenter import Presenter, Reply, RestPresenter, TypedPresenter
+from .presenter import Reply
 from .routes import SERVICE
 
 _MAX_LOOP_BYTES = 4 * 1024  # of a message that the event loop parses itself: some milliseconds
-_ORIGINAL_PATH = "x-envoy-original-path"  # set by the gateway's transcoder, and by nothing else
-
-
-class Call:
-    """One call: who made it, and the headers of its reply."""
-
-    def __init__(self, context: aio.ServicerContext[Any, Any]) -> None:
-        self._context = context
-        self.received = time.monotonic()
-        self.metadata = {
-            key: value
-            for key, value in context.invocation_metadata() or ()
-            if isinstance(value, str)
-        }
-        self.is_rest = _ORIGINAL_PATH in self.metadata
-        self.presenter: Presenter = RestPresenter() if self.is_rest else TypedPresenter()
-
-    async def send_headers(self, headers: Mapping[str, str]) -> None:
-        """Sends response headers (gRPC: initial metadata).
-
-        Only ever before a good message: an error after them has no status of its own any more.
-        """
-        await self._context.send_initial_metadata(tuple(headers.items()))
 
 
 def load_pool() -> DescriptorPool:

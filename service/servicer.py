@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from . import chat, completions, convert, docs, headers, presenter
+from .call import Call
 from .chat import ChatRequest, ChatStream, tool_call_format
 from .completions import CompletionAnswer, CompletionDelta, CompletionsRequest, round_robin
 from .engine_client import EngineClient
@@ -26,7 +27,6 @@ from .parameters import Parameters
 from .pb.tokenwire import v1 as pb
 from .pipeline import Pipeline
 from .presenter import InvocationKind, Reply
-from .rpc import Call
 from .server_info import ServerInfo
 from .tokenizer import TextTokenizer
 from .usage import StreamUsage, Usage

@@ -1,26 +1,17 @@
-"""What a server is started with: every option once. Only here settings are read from variables.
-
-Options that TGI has keep TGI's names, as flags and as variables; our own variables start with
-TOKENWIRE_. A flag wins over its variable, and an empty variable counts as absent.
-"""
+"""What a server is started with: every option once, with its default, its bounds and its help."""
 
 from __future__ import annotations
 
-import argparse
-import difflib
-import ipaddress
-import math
-import re
 import types
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from engine.config import GRAPH_SIZES, EngineConfig
 
 from .gateway import GatewayConfig
-from .unsupported import UNSUPPORTED, Refuse
+from .options import About, Option, SettingsError, is_ip_address, spell
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 Quantization = Literal[
@@ -33,13 +24,8 @@ Device = Literal["cpu", "cuda"]
 ToolCallFormat = Literal["auto", "tgi", "openai"]
 LogLevel = Literal["debug", "info", "warning", "error", "critical"]
 
-_PREFIX = "TOKENWIRE_"
 _MAX_SOCKET_PATH = 107  # bytes; Linux has 108 for the path of a Unix socket and its final zero
 _MAX_PORT = 65535
-
-
-class SettingsError(ValueError):
-    """A setting is wrong; `str()` is one line that names it."""
 
 
 BUNDLED_MODEL = "tokenwire/demo"  # not a hub id: the model that comes with the server
@@ -50,25 +36,6 @@ def _bundled_model() -> str:
     installed = Path(__file__).with_name("models") / "demo"
     checkout = Path(__file__).parents[1] / "models" / "demo"
     return str(installed if installed.exists() else checkout)
-
-
-@dataclass(frozen=True, slots=True)
-class About:
-    """What an option's type does not say.
-
-    Attributes:
-        text: one line of help.
-        ours: whether TGI lacks it, so that its variable starts with TOKENWIRE_.
-        low: the least value, inclusive.
-        high: the greatest value, inclusive.
-        alias: an older name that TGI takes as well.
-    """
-
-    text: str
-    ours: bool = False
-    low: float = -math.inf
-    high: float = math.inf
-    alias: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,7 +218,7 @@ class Settings:
             raise SettingsError(
                 f"`watermark_gamma` must be > 0 and < 1. Given: {self.watermark_gamma}"
             )
-        if not _is_ip_address(self.hostname):
+        if not is_ip_address(self.hostname):
             raise SettingsError(f"`hostname` must be an IP address. Given: {self.hostname}")
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise SettingsError("`tls_certificate` and `tls_key` must be given together")
@@ -339,133 +306,13 @@ class Settings:
         return [
             f"{option.flags[0]}={item}"
             for option in OPTIONS
-            for item in _spell(getattr(self, option.name))
+            for item in spell(getattr(self, option.name))
         ]
-
-
-@dataclass(frozen=True, slots=True)
-class Option:
-    """One option as the outside sees it. `kind` is the declared type without None."""
-
-    name: str
-    kind: Any
-    default: Any
-    about: About
-
-    @property
-    def variables(self) -> tuple[str, ...]:
-        """The environment variables, the one that wins first."""
-        prefix = _PREFIX if self.about.ours else ""
-        return tuple(prefix + name.upper() for name in self._names)
-
-    @property
-    def flags(self) -> tuple[str, ...]:
-        """The flags, with dashes as TGI has them, the current one first."""
-        return tuple(_flag(name) for name in self._names)
-
-    @property
-    def is_list(self) -> bool:
-        """Whether it may be given more than once."""
-        return get_origin(self.kind) is tuple
-
-    @property
-    def _names(self) -> tuple[str, ...]:
-        return (self.name,) if self.about.alias is None else (self.name, self.about.alias)
-
-    @property
-    def choices(self) -> tuple[str, ...]:
-        """The values that are allowed, if they can be counted."""
-        return get_args(self.kind) if get_origin(self.kind) is Literal else ()
-
-    def read(self, raw: str, source: str) -> Any:
-        """Returns the value that `raw` spells; `source` is the flag or variable it came from.
-
-        Raises:
-            SettingsError: it spells none.
-        """
-        raw = raw.strip()
-        if self.name == "log_level":
-            raw = _python_level(raw)
-        if self.choices:
-            return self._read_choice(raw, source)
-        try:
-            return _READERS.get(self.kind, str)(raw)
-        except ValueError:
-            expected = _EXPECTED[self.kind]
-            raise SettingsError(f"{source} must be {expected}. Given: {raw}") from None
-
-    def check(self, value: Any) -> None:
-        """Checks the bounds of a value.
-
-        Raises:
-            SettingsError: it is outside.
-        """
-        if isinstance(value, tuple):
-            for item in value:
-                self.check(item)
-            return
-        low, high = self.about.low, self.about.high
-        if not isinstance(value, int | float) or low <= value <= high:
-            return
-        bounds = f">= {low}" if high == math.inf else f"{low} to {high}"
-        raise SettingsError(f"`{self.name}` must be {bounds}. Given: {value}")
-
-    def _read_choice(self, raw: str, source: str) -> str:
-        if raw not in self.choices:
-            raise SettingsError(f"{source} must be one of {', '.join(self.choices)}. Given: {raw}")
-        return raw
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds every option as a flag; none has a default, so that the environment has its say."""
-    for option in OPTIONS:
-        keywords: dict[str, Any] = {"dest": option.name, "help": _help(option)}
-        if option.kind is bool:
-            keywords |= {"nargs": "?", "const": "true", "metavar": "true|false"}
-        elif option.choices:
-            keywords["metavar"] = "|".join(option.choices)
-        if option.is_list:
-            keywords["action"] = "append"
-        parser.add_argument(*option.flags, **keywords)
-    for name in UNSUPPORTED:
-        parser.add_argument(
-            _flag(name), dest=name, nargs="?", const="true", action=Refuse, help=argparse.SUPPRESS
-        )
-
-
-def load(
-    arguments: Mapping[str, str | Sequence[str] | None], environment: Mapping[str, str]
-) -> Settings:
-    """Returns the settings that flags (by option name) and environment make together.
-
-    Raises:
-        SettingsError: a value is wrong, or a TOKENWIRE_ variable is unknown.
-    """
-    _reject_unknown(environment)
-    values: dict[str, Any] = {}
-    for option in OPTIONS:
-        given = arguments.get(option.name)
-        if given is not None:
-            values[option.name] = _read(option, given, option.flags[0])
-            continue
-        for variable in option.variables:
-            raw = environment.get(variable, "")
-            if raw.strip() and not _is_foreign(variable, raw):
-                values[option.name] = _read(option, raw, variable)
-                break
-    return Settings(**values)
 
 
 def reachable(host: str) -> str:
     """Returns an address to call, for one to listen on that means all of them."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
-
-
-def without_settings(environment: Mapping[str, str]) -> dict[str, str]:
-    """Returns the environment for a child that gets its settings as flags."""
-    known = {variable for option in OPTIONS for variable in option.variables}
-    known |= {name.upper() for name, entry in UNSUPPORTED.items() if entry.warns}
-    return {name: value for name, value in environment.items() if name not in known}
 
 
 def _options() -> Iterator[Option]:
@@ -477,98 +324,4 @@ def _options() -> Iterator[Option]:
         yield Option(name=item.name, kind=kind, default=item.default, about=about)
 
 
-def _read(option: Option, given: str | Sequence[str], source: str) -> Any:
-    if not option.is_list:
-        assert isinstance(given, str)
-        return option.read(given, source)
-    parts = [given] if isinstance(given, str) else given
-    (kind, _) = get_args(option.kind)
-    each = replace(option, kind=kind)
-    return tuple(
-        each.read(item, source) for part in parts for item in part.split(",") if item.strip()
-    )
-
-
-def _spell(value: Any) -> list[str]:
-    """The flag values that `value` is read back from; none for None."""
-    if value is None:
-        return []
-    if isinstance(value, tuple):
-        return [str(item) for item in value]
-    return [str(value).lower() if isinstance(value, bool) else str(value)]
-
-
-def _help(option: Option) -> str:
-    spelt = ",".join(_spell(option.default))
-    default = f"default: {spelt}; " if spelt else ""
-    more = ", repeatable" if option.is_list else ""
-    return f"{option.about.text} ({default}env: {option.variables[0]}{more})".replace("%", "%%")
-
-
-def _reject_unknown(environment: Mapping[str, str]) -> None:
-    known = {variable for option in OPTIONS for variable in option.variables}
-    for name, value in environment.items():
-        if not name.startswith(_PREFIX) or name in known or _is_foreign(name, value):
-            continue
-        without_prefix = name.removeprefix(_PREFIX)
-        if without_prefix in known:  # one of TGI's, which have no prefix
-            raise SettingsError(f"unknown variable {name}; did you mean {without_prefix}?")
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise SettingsError(f"unknown variable {name}{hint}")
-
-
-# Kubernetes describes every Service to every pod; one named `tokenwire` or `tokenwire-grpc` looks
-# like settings of ours: TOKENWIRE_SERVICE_HOST=10.0.0.7, TOKENWIRE_GRPC_PORT=tcp://10.0.0.7:50051.
-_SERVICE_LINK = re.compile(
-    r"_SERVICE_(HOST|PORT(_[A-Z0-9_]+)?)$|_PORT_\d+_(TCP|UDP|SCTP)(_[A-Z]+)?$"
-)
-
-
-def _is_foreign(variable: str, raw: str) -> bool:
-    """Whether a variable that has one of our names was set by someone else for another purpose."""
-    if variable == "HOSTNAME":  # shells and container runtimes put the machine's name there
-        return not _is_ip_address(raw.strip())
-    if not variable.startswith(_PREFIX):
-        return False
-    return raw.startswith(("tcp://", "udp://", "sctp://")) or bool(_SERVICE_LINK.search(variable))
-
-
-def _python_level(raw: str) -> str:
-    """Turns TGI's log filters, such as `info,h2=off`, into the level of everything else."""
-    plain = [part.strip().lower() for part in raw.split(",") if "=" not in part]
-    level = plain[0] if plain else raw.lower()
-    return {"trace": "debug", "warn": "warning", "off": "critical"}.get(level, level)
-
-
-def _read_bool(raw: str) -> bool:
-    lowered = raw.lower()
-    if lowered in ("true", "1", "yes", "on"):
-        return True
-    if lowered in ("false", "0", "no", "off"):
-        return False
-    raise ValueError(raw)
-
-
-def _read_float(raw: str) -> float:
-    value = float(raw)
-    if not math.isfinite(value):
-        raise ValueError(raw)
-    return value
-
-
-def _is_ip_address(raw: str) -> bool:
-    try:
-        ipaddress.ip_address(raw)
-    except ValueError:
-        return False
-    return True
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-_READERS: dict[Any, Any] = {bool: _read_bool, int: int, float: _read_float, Path: Path}
-_EXPECTED = {bool: "true or false", int: "a whole number", float: "a number"}
 OPTIONS = tuple(_options())

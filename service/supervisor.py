@@ -22,7 +22,8 @@ from typing import Any
 
 from .child import Child
 from .plan import Plan, Stage, make_plan, with_ports
-from .settings import Settings, without_settings
+from .settings import Settings
+from .sources import without_settings
 
 logger = logging.getLogger(__name__)
 

@@ -8,12 +8,11 @@ contiguous. `empty_kv_cache` is the one place that chooses them.
 import ctypes
 import functools
 import math
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .build import load_library
 from .kernel import FLOAT, INT, POINTER, SIZE, Call, Kernel, Program, Types
@@ -539,115 +538,6 @@ class Int8Weight(NamedTuple):
     scales: Tensor
     columns: Tensor
     bias: Tensor
-
-
-class PackedLinear(nn.Module):
-    """Replaces nn.Linear for inference; holds panels of the weight instead of the weight."""
-
-    packed: Tensor
-    bias: Tensor | None
-
-    def __init__(
-        self, kernels: CpuKernels, packed: Tensor, bias: Tensor | None, out_features: int
-    ) -> None:
-        """Take over panels made by `CpuKernels.pack_weight`."""
-        super().__init__()
-        self.in_features = packed.shape[1]
-        self.out_features = out_features
-        self._kernels = kernels
-        self.register_buffer("packed", packed, persistent=False)
-        self.register_buffer("bias", bias, persistent=False)
-
-    @classmethod
-    def from_linear(cls, linear: nn.Linear, kernels: CpuKernels | None = None) -> Self:
-        """Pack the weight of an fp32 layer; the layer itself is left as it is."""
-        kernels = kernels or load()
-        if kernels is None:
-            raise RuntimeError("native CPU kernels are not available")
-        bias = None if linear.bias is None else linear.bias.detach().contiguous()
-        return cls(kernels, kernels.pack_weight(linear.weight), bias, linear.out_features)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return x @ weight.T + bias."""
-        return self._kernels.linear(x, self.packed, self.bias, self.out_features)
-
-    def extra_repr(self) -> str:
-        """Describe the layer as nn.Linear does."""
-        sizes = f"in_features={self.in_features}, out_features={self.out_features}"
-        return f"{sizes}, bias={self.bias is not None}"
-
-
-class PackReport(NamedTuple):
-    """What `pack_model` did; sizes in bytes."""
-
-    num_layers: int
-    packed_bytes: int
-    # weights that also live on elsewhere (an embedding tied to the output layer), plus padding
-    extra_bytes: int
-
-
-def pack_model(model: nn.Module, kernels: CpuKernels) -> PackReport:
-    """Replace every fp32 nn.Linear (and GPT-2's Conv1D) in place, freeing weights as it goes.
-
-    A weight that another module holds too (tied embeddings) stays there beside its packed copy.
-    Layers that share one weight share one packed copy.
-    """
-    slots = [
-        (parent, name)
-        for parent in model.modules()
-        for name, child in parent.named_children()
-        if _can_pack(child)
-    ]
-    uses = Counter(id(getattr(parent, name).weight) for parent, name in slots)
-    kept = {
-        id(parameter)
-        for module in model.modules()
-        if not _can_pack(module)
-        for parameter in module.parameters(recurse=False)
-    }
-    shared: dict[int, Tensor] = {}
-    packed_bytes = extra_bytes = 0
-    for parent, name in slots:
-        layer = getattr(parent, name)
-        key = id(layer.weight)
-        packed = shared.get(key)
-        if packed is None:
-            packed = kernels.pack_weight(output_rows(layer))
-            packed_bytes += packed.nbytes
-            extra_bytes += packed.nbytes - (0 if key in kept else layer.weight.nbytes)
-        if uses[key] > 1:
-            shared[key] = packed
-        bias = None if layer.bias is None else layer.bias.detach().contiguous()
-        replacement = PackedLinear(kernels, packed, bias, output_rows(layer).shape[0])
-        setattr(parent, name, replacement.train(layer.training))
-        del layer  # the last reference to an untied weight
-    return PackReport(len(slots), packed_bytes, extra_bytes)
-
-
-def is_linear(module: nn.Module) -> bool:
-    """Whether it is exactly nn.Linear or GPT-2's Conv1D.
-
-    Subclasses tend to have their weight read by others.
-    """
-    if type(module) is not nn.Linear and type(module).__name__ != "Conv1D":
-        return False
-    weight = getattr(module, "weight", None)
-    return isinstance(weight, Tensor) and weight.dim() == 2
-
-
-def _can_pack(module: nn.Module) -> bool:
-    if not is_linear(module):
-        return False
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    return weight.dtype == torch.float32 and weight.device.type == "cpu"
-
-
-def output_rows(layer: nn.Module) -> Tensor:
-    """Return the weight as [N, K]; Conv1D keeps it as [K, N]."""
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
-    return weight if type(layer) is nn.Linear else weight.t()
 
 
 def _cache_strides(key_cache: Tensor, value_cache: Tensor) -> tuple[int, int, int]:

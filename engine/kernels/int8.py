@@ -9,7 +9,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from .cpu import CpuKernels, Int8Weight, load, output_rows
+from .cpu import CpuKernels, Int8Weight, load
+from .packed_linear import output_rows
 
 MAX_LEVEL = 127  # -128 is left out: with it, scales would not be symmetric
 MAX_IN_FEATURES = 2**17  # sums of more products than this could leave int32

@@ -17,7 +17,7 @@ import grpc
 import httpx
 import psutil
 
-from service.settings import without_settings
+from service.sources import without_settings
 
 REPOSITORY = Path(__file__).parents[2]
 SERVICE = "tokenwire.v1.TextGenerationService"

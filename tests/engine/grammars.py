@@ -22,10 +22,11 @@ from engine.constraints import Constraints
 from engine.engine import Engine
 from engine.grammar import GrammarCompiler, Matcher, TokenMasks
 from engine.kv_cache import KVCache
-from engine.model_loader import LoadedModel, prepare_model
+from engine.loaded import LoadedModel
 from engine.model_runner import ModelRunner
 from engine.request import FinishReason, Request, SamplingParams
 from engine.scheduler import Scheduler
+from engine.self_check import attach_paged_attention
 from tests.engine.fakes import run, token_ids
 
 DEMO = Path(__file__).parents[2] / "models" / "demo"
@@ -174,7 +175,7 @@ def _random_model(kind: str) -> LoadedModel:
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     for parameter in model.parameters():
         parameter.data.mul_(3.0)
-    return prepare_model(model, _CPU, torch.float32)
+    return attach_paged_attention(model, _CPU, torch.float32)
 
 
 def random_engine(kind: str = "demo", *, num_blocks: int = 4000) -> Engine:

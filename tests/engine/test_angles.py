@@ -12,13 +12,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import Phi3Config
 
-from engine import build
+from engine import prepare
 from engine.angles import AngleTable, restore_angles, tabulate_angles
 from engine.attention import ReferenceAttention
 from engine.build import build_engine
 from engine.config import EngineConfig
-from engine.model_loader import LoadedModel, _paged_logits, prepare_model, use_angle_tables
+from engine.loaded import LoadedModel
+from engine.passes import use_angle_tables
 from engine.request import Request
+from engine.self_check import attach_paged_attention, paged_logits
 from tests.engine.fakes import run
 from tests.engine.test_models import _SMALL, ARCHITECTURES, CPU, build_model
 
@@ -30,7 +32,7 @@ WITH_ANGLES = sorted(ARCHITECTURES.keys() - {"gpt2"})
 
 
 def load(name: str) -> LoadedModel:
-    return prepare_model(build_model(ARCHITECTURES[name]()), CPU, torch.float32)
+    return attach_paged_attention(build_model(ARCHITECTURES[name]()), CPU, torch.float32)
 
 
 def longrope() -> LoadedModel:
@@ -45,11 +47,11 @@ def longrope() -> LoadedModel:
             **factors,
         },
     )
-    return prepare_model(build_model(config), CPU, torch.float32)
+    return attach_paged_attention(build_model(config), CPU, torch.float32)
 
 
 def logits(loaded: LoadedModel) -> Tensor:
-    return _paged_logits(loaded, ReferenceAttention())
+    return paged_logits(loaded, ReferenceAttention())
 
 
 def tables_of(model: nn.Module) -> list[AngleTable]:
@@ -201,5 +203,5 @@ def test_a_built_engine_knows_every_position_it_takes(tmp_path: Path) -> None:
 def test_a_built_engine_has_no_tables_where_they_are_not_wanted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "use_angle_tables", lambda *_: pytest.fail("tabulated"))
+    monkeypatch.setattr(prepare, "use_angle_tables", lambda *_: pytest.fail("tabulated"))
     build_engine(config(tmp_path, enable_fusion=False))

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from engine.kernels import build
-from engine.kernels.cpu import CpuKernels, PackedLinear, empty_kv_cache, load, pack_model
+from engine.kernels.cpu import CpuKernels, empty_kv_cache, load
+from engine.kernels.packed_linear import PackedLinear, pack_model
 from tests.engine.native import threads
 
 ROOT = Path(__file__).parents[2]

@@ -19,17 +19,20 @@ from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 from transformers.models.phi3.modeling_phi3 import Phi3MLP
 
-from engine import build, fusion, model_loader
+from engine import build, fusion, prepare
+from engine.attention import ReferenceAttention
 from engine.build import build_engine
 from engine.config import EngineConfig
 from engine.errors import ModelLoadError
 from engine.fusion import Forms, FusedMLP, FusedRMSNorm, forms_for, fuse
-from engine.kernels import cpu as cpu_kernels
 from engine.kernels import has_triton
 from engine.kernels.int8 import PackedInt8Linear
-from engine.model_loader import fuse_layers, prepare_model
+from engine.kernels.packed_linear import PackedLinear, pack_model
+from engine.loaded import LoadedModel
 from engine.model_runner import ModelRunner
+from engine.passes import fuse_layers
 from engine.request import Request
+from engine.self_check import attach_paged_attention, paged_logits
 from tests.engine.fakes import run, token_ids
 from tests.engine.native import kernels_for, threads
 from tests.engine.test_models import (
@@ -161,9 +164,9 @@ class TestModels:
         self, name: str, quantize: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         kernels_for("whole")
-        seen: list[model_loader.LoadedModel] = []
+        seen: list[LoadedModel] = []
 
-        def make_runner(loaded: model_loader.LoadedModel, *rest: Any) -> ModelRunner:
+        def make_runner(loaded: LoadedModel, *rest: Any) -> ModelRunner:
             seen.append(loaded)
             return ModelRunner(loaded, *rest)
 
@@ -172,7 +175,7 @@ class TestModels:
         build_engine(config(tmp_path, quantize=quantize, max_batch_total_tokens=512))
         mlps = [layer for layer in seen[0].model.modules() if isinstance(layer, FusedMLP)]
         assert len(mlps) == NUM_LAYERS
-        kind = cpu_kernels.PackedLinear if quantize is None else PackedInt8Linear
+        kind = PackedLinear if quantize is None else PackedInt8Linear
         assert {type(mlp.gate_up_proj) for mlp in mlps} == {kind}
 
     @pytest.mark.parametrize("name", NUM_NORMS)
@@ -191,7 +194,7 @@ class TestModels:
     def test_stay_as_they_are_where_that_is_wanted(
         self, switch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(build, "fuse_layers", lambda _: pytest.fail("fused"))
+        monkeypatch.setattr(prepare, "fuse_layers", lambda _: pytest.fail("fused"))
         build_model(ARCHITECTURES["llama"]()).save_pretrained(tmp_path)
         build_engine(config(tmp_path, max_batch_total_tokens=512, **{switch: False}))
 
@@ -199,7 +202,7 @@ class TestModels:
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         kernels_for("whole")
-        loaded = prepare_model(build_model(ARCHITECTURES["llama"]()), CPU, torch.float32)
+        loaded = attach_paged_attention(build_model(ARCHITECTURES["llama"]()), CPU, torch.float32)
         expected = logits_of(loaded)
         monkeypatch.setattr(FusedMLP, "forward", lambda self, x: x)
         monkeypatch.setattr(fusion, "_error", lambda *_: 0.0)
@@ -217,7 +220,7 @@ class TestModels:
 
     def test_for_which_memory_is_short_are_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
         kernels_for("whole")
-        loaded = prepare_model(build_model(ARCHITECTURES["llama"]()), CPU, torch.float32)
+        loaded = attach_paged_attention(build_model(ARCHITECTURES["llama"]()), CPU, torch.float32)
 
         def no_room(*_: object) -> None:
             raise torch.OutOfMemoryError("tried to allocate 2 GiB")
@@ -230,7 +233,7 @@ class TestModels:
         """A row's result is the same bits alone and among others."""
         model = build_model(ARCHITECTURES["qwen3"]())
         fuse(model, native_forms())
-        cpu_kernels.pack_model(model, kernels_for("whole"))
+        pack_model(model, kernels_for("whole"))
         norm = model.model.layers[0].input_layernorm
         mlp = model.model.layers[0].mlp
         rows = torch.randn(1, 600, 64, generator=torch.Generator().manual_seed(0))
@@ -249,8 +252,8 @@ def num_bytes(model: nn.Module) -> int:
     return sum(storages.values())
 
 
-def logits_of(loaded: model_loader.LoadedModel) -> Tensor:
-    return model_loader._paged_logits(loaded, model_loader.ReferenceAttention())
+def logits_of(loaded: LoadedModel) -> Tensor:
+    return paged_logits(loaded, ReferenceAttention())
 
 
 class Around(nn.Module):

@@ -25,10 +25,10 @@ from engine.engine import Engine
 from engine.executor import Forward
 from engine.graphs import DecodeGraphs, Replay, cuda_recorder
 from engine.kv_cache import KVCache
-from engine.model_loader import prepare_model
 from engine.model_runner import ModelRunner
 from engine.request import Request
 from engine.scheduler import Scheduler
+from engine.self_check import attach_paged_attention
 from tests.engine.fakes import (
     CPU,
     VOCAB_SIZE,
@@ -237,7 +237,7 @@ def test_a_model_on_our_kernels_says_the_same_when_its_steps_are_recorded() -> N
     played = Recorder()
     torch.manual_seed(0)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(TINY)
-    loaded = prepare_model(model.to(device).eval(), device, torch.float32)
+    loaded = attach_paged_attention(model.to(device).eval(), device, torch.float32)
 
     def answers(
         backend: AttentionBackend, wrap: Callable[[Forward], Forward], max_draft_tokens: int

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from engine.attention import ReferenceAttention
-from engine.build import _choose_backend, build_engine
+from engine.build import build_engine
 from engine.config import EngineConfig
 from engine.errors import ModelLoadError
 from engine.kv_cache import KVCache, LayerShape, bytes_per_token, to_cache_format
-from engine.model_loader import prepare_model
+from engine.prepare import _choose_backend
 from engine.request import Request
+from engine.self_check import attach_paged_attention
 from tests.engine.fakes import run, token_ids
 from tests.engine.test_models import ARCHITECTURES, CPU, build_model
 
@@ -52,7 +53,7 @@ def test_only_formats_of_8_bits_have_a_bound() -> None:
     [(torch.float32, "native CPU kernels"), (torch.float8_e4m3fn, "reference attention")],
 )
 def test_cpu_kernels_get_the_cache_they_can_read(cache_dtype: torch.dtype, name: str) -> None:
-    loaded = prepare_model(build_model(ARCHITECTURES["llama"]()), CPU, torch.float32)
+    loaded = attach_paged_attention(build_model(ARCHITECTURES["llama"]()), CPU, torch.float32)
     backend, actual = _choose_backend(config_with(None), loaded, cache_dtype)
     if name == "native CPU kernels" and isinstance(backend, ReferenceAttention):
         pytest.skip("no native kernels here")

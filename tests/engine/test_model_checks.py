@@ -13,7 +13,9 @@ from transformers import LlamaConfig
 from engine.attention import ReferenceAttention
 from engine.config import EngineConfig
 from engine.errors import ModelLoadError
-from engine.model_loader import LoadedModel, backend_agrees, load_model, prepare_model
+from engine.loaded import LoadedModel
+from engine.model_loader import load_model
+from engine.self_check import attach_paged_attention, backend_agrees
 from tests.engine.test_models import _SMALL, ARCHITECTURES, CPU, build_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -35,7 +37,7 @@ def test_the_bundled_model_is_served_in_half_formats(dtype: torch.dtype) -> None
 def test_roundings_of_many_layers_are_no_objection(dtype: torch.dtype) -> None:
     """Their largest error is a tenth of the logits' spread in bfloat16, and more in wide models."""
     deep = LlamaConfig(**{**_SMALL, "num_hidden_layers": 32, "initializer_range": 0.125})
-    prepare_model(build_model(deep, scale=1.0).to(dtype), CPU, dtype)
+    attach_paged_attention(build_model(deep, scale=1.0).to(dtype), CPU, dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF_FORMATS])
@@ -47,7 +49,7 @@ def test_a_model_that_computes_something_else_is_refused(
 
     monkeypatch.setattr(ReferenceAttention, "paged_attention", forgetful)
     with pytest.raises(ModelLoadError, match="its logits on paged attention differ by"):
-        prepare_model(build_model(ARCHITECTURES["llama"]()).to(dtype), CPU, dtype)
+        attach_paged_attention(build_model(ARCHITECTURES["llama"]()).to(dtype), CPU, dtype)
 
 
 class FailingAttention(ReferenceAttention):
@@ -71,7 +73,7 @@ class FailingAttention(ReferenceAttention):
 
 @pytest.fixture
 def llama() -> LoadedModel:
-    return prepare_model(build_model(ARCHITECTURES["llama"]()), CPU, torch.float32)
+    return attach_paged_attention(build_model(ARCHITECTURES["llama"]()), CPU, torch.float32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float8_e5m2])

@@ -40,11 +40,14 @@ from engine.engine import Engine
 from engine.errors import ModelLoadError
 from engine.executor import Forward
 from engine.kernels import cpu as cpu_kernels
+from engine.kernels.packed_linear import pack_model
 from engine.kv_cache import KVCache, LayerShape
-from engine.model_loader import fuse_rotation, load_model, prepare_model
+from engine.model_loader import load_model
 from engine.model_runner import ModelRunner
+from engine.passes import fuse_rotation
 from engine.request import Request, SamplingParams
 from engine.scheduler import Scheduler
+from engine.self_check import attach_paged_attention
 from engine.taped_steps import TapedSteps
 from tests.engine.fakes import run, token_ids
 
@@ -161,13 +164,13 @@ def make_engine(
     name: str, backend: str, *, num_blocks: int, max_step_tokens: int = MAX_STEP_TOKENS
 ) -> Engine:
     """Our engine over the same model."""
-    loaded = prepare_model(build_model(ARCHITECTURES[name]()), CPU, torch.float32)
+    loaded = attach_paged_attention(build_model(ARCHITECTURES[name]()), CPU, torch.float32)
     attention: AttentionBackend = ReferenceAttention()
     kernels = cpu_kernels.load() if backend != "reference" else None
     if backend != "reference":
         if kernels is None:
             pytest.skip("no native kernels here")
-        cpu_kernels.pack_model(loaded.model, kernels)
+        pack_model(loaded.model, kernels)
         attention = kernels
     cache = KVCache(loaded.layers, num_blocks, BLOCK_SIZE, torch.float32, CPU)
     scheduler = Scheduler(
@@ -255,7 +258,7 @@ def test_same_seed_gives_the_same_tokens_alone_in_a_batch_and_after_preemption(
 def test_what_does_not_fit_a_paged_cache_is_refused(name: str, scale: float) -> None:
     model = build_model(UNSUPPORTED[name](), scale)
     with pytest.raises(ModelLoadError, match=type(model).__name__) as caught:
-        prepare_model(model, CPU, torch.float32)
+        attach_paged_attention(model, CPU, torch.float32)
     assert "\n" not in str(caught.value)
 
 

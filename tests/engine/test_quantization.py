@@ -14,19 +14,22 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, GPT2Config
 from transformers.pytorch_utils import Conv1D
 
-from engine import model_loader, quantization
+from engine import quantization
 from engine.build import build_engine
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.errors import ModelLoadError
-from engine.kernels.cpu import PackedLinear
 from engine.kernels.int8 import PackedInt8Linear
-from engine.model_loader import load_model, prepare_model, quantize_model
+from engine.kernels.packed_linear import PackedLinear
+from engine.loaded import LoadedModel
+from engine.model_loader import load_model
+from engine.passes import quantize_model
 from engine.quantization import Scheme
 from engine.quantized_linear import Fp8Linear, Int4Linear, Int8Linear, QuantizedLinear
 from engine.request import Request, SamplingParams
+from engine.self_check import attach_paged_attention
 from service.settings import Quantization
-from service.settings import load as load_settings
+from service.sources import load as load_settings
 from tests.engine.fakes import run, token_ids
 from tests.engine.native import kernels_for, threads
 from tests.engine.test_models import ARCHITECTURES, build_model
@@ -278,11 +281,11 @@ class TestModels:
     """Schemes on whole models."""
 
     @staticmethod
-    def loaded(name: str, scheme: Scheme | None) -> model_loader.LoadedModel:
-        loaded = prepare_model(build_model(ARCHITECTURES[name](), scale=1.0), CPU, torch.float32)
-        return model_loader.LoadedModel(
-            loaded.model, loaded.layers, loaded.device, loaded.dtype, scheme
+    def loaded(name: str, scheme: Scheme | None) -> LoadedModel:
+        loaded = attach_paged_attention(
+            build_model(ARCHITECTURES[name](), scale=1.0), CPU, torch.float32
         )
+        return LoadedModel(loaded.model, loaded.layers, loaded.device, loaded.dtype, scheme)
 
     @pytest.mark.parametrize("name", ARCHITECTURES)
     def test_int8_changes_logits_little(self, name: str) -> None:

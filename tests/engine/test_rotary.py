@@ -11,8 +11,10 @@ from transformers import CohereConfig
 
 from engine.attention import AttentionBackend, ReferenceAttention
 from engine.kernels import cpu as cpu_kernels
-from engine.model_loader import LoadedModel, _paged_logits, fuse_rotation, prepare_model, warm_up
+from engine.loaded import LoadedModel
+from engine.passes import fuse_rotation, warm_up
 from engine.rotary import defer_rotation, restore_rotation
+from engine.self_check import attach_paged_attention, paged_logits
 from tests.engine.test_models import _SMALL, ARCHITECTURES, CPU, build_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -55,11 +57,11 @@ class RotatingAttention(ReferenceAttention):
 
 
 def load(name: str) -> LoadedModel:
-    return prepare_model(build_model(ARCHITECTURES[name]()), CPU, torch.float32)
+    return attach_paged_attention(build_model(ARCHITECTURES[name]()), CPU, torch.float32)
 
 
 def logits(loaded: LoadedModel, backend: AttentionBackend) -> Tensor:
-    return _paged_logits(loaded, backend)
+    return paged_logits(loaded, backend)
 
 
 @pytest.mark.parametrize("name", FUSED)
@@ -117,7 +119,7 @@ def test_usual_models_leave_their_rotation_to_attention(name: str) -> None:
 
 @pytest.mark.parametrize("kind", REFUSED)
 def test_a_rotation_stays_in_the_model(kind: str) -> None:
-    loaded = prepare_model(build_model(REFUSED[kind]()), CPU, torch.float32)
+    loaded = attach_paged_attention(build_model(REFUSED[kind]()), CPU, torch.float32)
     backend = RotatingAttention()
     expected = logits(loaded, ReferenceAttention())
     assert not fuse_rotation(loaded, backend)

@@ -21,12 +21,15 @@ from engine.engine import Engine
 from engine.executor import Forward
 from engine.kernels import cpu as cpu_kernels
 from engine.kernels.int8 import PackedInt8Linear
+from engine.kernels.packed_linear import pack_model
 from engine.kv_cache import KVCache
-from engine.model_loader import LoadedModel, fuse_layers, fuse_rotation, prepare_model
+from engine.loaded import LoadedModel
 from engine.model_runner import ModelRunner
+from engine.passes import fuse_layers, fuse_rotation
 from engine.quantization import Scheme, apply
 from engine.quantized_linear import Int4Linear
 from engine.scheduler import Scheduler
+from engine.self_check import attach_paged_attention
 from engine.taped_steps import TapedSteps
 from engine.watermark import Watermark
 from tests.engine.fakes import CPU
@@ -57,7 +60,7 @@ def make_model(kernels: cpu_kernels.CpuKernels) -> LoadedModel:
         num_key_value_heads=2,
         max_position_embeddings=64,
     )
-    loaded = prepare_model(build_model(config), CPU, torch.float32)
+    loaded = attach_paged_attention(build_model(config), CPU, torch.float32)
     fuse_rotation(loaded, kernels)
     fuse_layers(loaded)
     return loaded
@@ -72,7 +75,7 @@ def make_forward(loaded: LoadedModel, kernels: cpu_kernels.CpuKernels) -> Forwar
 def packed_model() -> LoadedModel:
     kernels = kernels_for("whole")
     loaded = make_model(kernels)
-    cpu_kernels.pack_model(loaded.model, kernels)
+    pack_model(loaded.model, kernels)
     return loaded
 
 
@@ -209,7 +212,7 @@ def scheme(name: str) -> Scheme:
 def test_quantised_layers_are_repeated_too(kernels: cpu_kernels.CpuKernels, name: str) -> None:
     loaded = make_model(kernels)
     apply(loaded.model, scheme(name))
-    cpu_kernels.pack_model(loaded.model, kernels)
+    pack_model(loaded.model, kernels)
     steps = taped(make_forward(loaded, kernels))
     steps.prove(MAX_BLOCKS * BLOCK_SIZE - 1, BLOCK_SIZE)
     assert steps.num_tapes == 1

@@ -18,14 +18,15 @@ from transformers import AutoModelForCausalLM, Gemma2Config, PreTrainedModel
 
 from engine.attention import AttentionBackend, ReferenceAttention
 from engine.block_manager import BlockManager
-from engine.build import _triton_attention
 from engine.config import EngineConfig
 from engine.engine import Engine
 from engine.kv_cache import KVCache, LayerShape
-from engine.model_loader import LoadedModel, prepare_model
+from engine.loaded import LoadedModel
 from engine.model_runner import ModelRunner
+from engine.prepare import _triton_attention
 from engine.request import Request
 from engine.scheduler import Scheduler
+from engine.self_check import attach_paged_attention
 from tests.engine.fakes import run, token_ids
 
 triton = pytest.importorskip("triton")
@@ -412,7 +413,7 @@ def load() -> LoadedModel:
     model.eval()
     for parameter in model.parameters():
         parameter.data.mul_(3.0)
-    return prepare_model(model.to(DEVICE), DEVICE, torch.float32)
+    return attach_paged_attention(model.to(DEVICE), DEVICE, torch.float32)
 
 
 def greedy_tokens(loaded: LoadedModel, backend: AttentionBackend) -> list[list[int]]:

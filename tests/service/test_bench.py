@@ -32,9 +32,9 @@ from service.bench.sample import Sample
 from service.bench.summary import Percentiles, percentiles, summarise
 from service.bench.target import Target, TargetError, parse_target
 from service.bench.transport import INCOMPLETE, Failure, RequestFailed, Task
+from service.options import SettingsError
 from service.pb.google.api import HttpBody
 from service.pb.tokenwire import v1 as pb
-from service.settings import SettingsError
 
 OVERLOADED = Failure("overloaded", "429", "Model is overloaded")
 TASK = Task("hello", 2, 7)

@@ -12,12 +12,12 @@ from google.protobuf import descriptor_pb2
 from grpc import aio
 
 from service import convert, framing, rpc
+from service.call import Call
 from service.pb.google.api import HttpBody
 from service.pb.google.protobuf import Struct, Value
 from service.pb.tokenwire import v1 as pb
 from service.presenter import RestPresenter, TypedPresenter
 from service.routes import SERVICE
-from service.rpc import Call
 
 from .fakes import FakeContext, serving, trailers
 

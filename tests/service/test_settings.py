@@ -15,14 +15,9 @@ import pytest
 
 from engine.config import GRAPH_SIZES
 from service import cli
-from service.settings import (
-    OPTIONS,
-    Settings,
-    SettingsError,
-    add_arguments,
-    load,
-    without_settings,
-)
+from service.options import SettingsError
+from service.settings import OPTIONS, Settings
+from service.sources import add_arguments, load, without_settings
 from service.unsupported import UNSUPPORTED, unsupported_variables
 
 

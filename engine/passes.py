@@ -1,0 +1,143 @@
+"""Makes a loaded model faster; a change is kept only if the model's logits stay what they are."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from . import angles, fusion, quantization
+from .attention import (
+    AttentionBackend,
+    AttentionStep,
+    ReferenceAttention,
+    RotaryBackend,
+)
+from .batch import AttentionInput
+from .errors import ModelLoadError
+from .kv_cache import KVCache
+from .loaded import LoadedModel, first_line
+from .rotary import defer_rotation, restore_rotation
+from .self_check import SELF_CHECK_TOKENS, objection, paged_logits
+
+logger = logging.getLogger(__name__)
+
+
+# Of the logits' spread. int4 comes to 0.15 in the bundled model, to 0.4 in one of random weights.
+_MAX_QUANTIZATION_ERROR = 0.9
+
+
+def fuse_rotation(loaded: LoadedModel, backend: AttentionBackend) -> bool:
+    """Lets a backend rotate query and key, if it can and the model's logits stay what they are."""
+    if not isinstance(backend, RotaryBackend):
+        return False
+    expected = paged_logits(loaded, ReferenceAttention())
+    if not defer_rotation(loaded.model):
+        return False
+    reason = objection(loaded, backend, expected)
+    if reason is not None:
+        logger.debug("the rotation stays where it is: %s", reason)
+        restore_rotation(loaded.model)
+    return reason is None
+
+
+def fuse_layers(loaded: LoadedModel) -> None:
+    """Replaces norms and gated MLPs by faster ones, if the model's logits stay what they are.
+
+    Raises:
+        ModelLoadError: there is no memory to do it in.
+    """
+    forms = fusion.forms_for(loaded.device, loaded.dtype)
+    if forms is None:
+        return
+    expected = paged_logits(loaded, ReferenceAttention())
+    try:
+        fused = fusion.fuse(loaded.model, forms)
+    except torch.OutOfMemoryError as error:
+        raise ModelLoadError(f"not enough memory to merge layers: {first_line(error)}") from error
+    reason = objection(loaded, ReferenceAttention(), expected)
+    if reason is None:
+        logger.info("fused %d norms and %d MLPs", fused.num_norms, fused.num_mlps)
+    else:
+        logger.warning("norms and MLPs stay as they are: %s", reason)
+        fused.undo()
+    del fused  # and the weights in it that nobody else has
+    if loaded.device.type == "cuda":
+        torch.cuda.empty_cache()  # the cache is sized by what the device has free
+
+
+def use_angle_tables(loaded: LoadedModel, num_positions: int) -> None:
+    """Has angles looked up that the model computes, if its logits stay what they are."""
+    model = loaded.model
+    expected = paged_logits(loaded, ReferenceAttention())
+    like = torch.empty(0, dtype=loaded.dtype, device=loaded.device)
+    tables = angles.tabulate_angles(model, like, SELF_CHECK_TOKENS)
+    if not tables:
+        return
+    reason = objection(loaded, ReferenceAttention(), expected)
+    if reason is not None:
+        logger.warning("angles are computed in every step: %s", reason)
+        angles.restore_angles(model)
+        return
+    num_positions = max(num_positions, SELF_CHECK_TOKENS)
+    stay = [table.extend(num_positions) for table in tables]
+    if not all(stay):
+        logger.warning("angles depend on a text's length: they are those of %d", num_positions)
+    if loaded.device.type == "cuda":
+        torch.cuda.empty_cache()  # the cache is sized by what the device has free
+
+
+@torch.inference_mode()
+def warm_up(
+    loaded: LoadedModel, backend: AttentionBackend, block_size: int, cache_dtype: torch.dtype
+) -> None:
+    """Runs a step of each kind, for which a backend may have to compile kernels.
+
+    Steps differ in whether sequences have one token each, and in whether contexts may be long.
+    """
+    cache = KVCache(loaded.layers, 1, block_size, cache_dtype, loaded.device)
+    for num_tokens in (1, 2):
+        for max_context in (1, 4096):
+            positions = torch.zeros(num_tokens, dtype=torch.int64, device=loaded.device)
+            batch = AttentionInput(
+                slot_mapping=positions,
+                block_tables=positions.new_zeros(1, -(-max_context // block_size)).int(),
+                query_start_loc=torch.tensor([0, num_tokens], device=loaded.device).int(),
+                context_lens=torch.tensor([1], device=loaded.device).int(),
+            )
+            loaded.model(
+                input_ids=positions.unsqueeze(0),
+                position_ids=positions.unsqueeze(0),
+                use_cache=False,
+                attention_step=AttentionStep(cache.layers, batch, backend),
+            )
+
+
+def quantize_model(loaded: LoadedModel) -> None:
+    """Quantises a model's weights, as its scheme says; nothing without one.
+
+    Closer comparisons of logits come before this: rounded activations turn small differences into
+    larger ones. What is checked here is that the model has not become another one.
+
+    Raises:
+        ModelLoadError: the scheme does not run on this device, or spoils the model.
+    """
+    if loaded.scheme is None:
+        return
+    name = loaded.scheme.name
+    expected = paged_logits(loaded, ReferenceAttention())
+    try:
+        quantization.apply(loaded.model, loaded.scheme)
+        actual = paged_logits(loaded, ReferenceAttention())
+    except torch.OutOfMemoryError as error:
+        raise ModelLoadError(f"not enough memory for quantize={name}: {error}") from error
+    except Exception as error:  # what a device or a version of torch lacks
+        raise ModelLoadError(f"quantize={name} does not run here: {first_line(error)}") from error
+    change = float((actual - expected).std() / expected.std())
+    if not change <= _MAX_QUANTIZATION_ERROR:  # also when it is not a number
+        raise ModelLoadError(
+            f"quantize={name} spoils this model: its logits change by {change:.0%}"
+        )
+    logger.info("logits change by %.1f %% of their spread", 100 * change)
+    if loaded.device.type == "cuda":
+        torch.cuda.empty_cache()  # the cache is sized by what the device has free

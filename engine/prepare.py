@@ -1,0 +1,157 @@
+"""Makes a checkpoint a model that serves: the passes over it, and the order they go in.
+
+Each pass is tried and undone, or refused, by its own check in `passes.py` and `self_check.py`.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import torch
+
+from .attention import AttentionBackend, ReferenceAttention
+from .config import EngineConfig
+from .errors import ModelLoadError
+from .kernels import cpu as cpu_kernels
+from .kernels import has_triton
+from .kernels.packed_linear import pack_model
+from .loaded import LoadedModel
+from .model_loader import load_model
+from .passes import fuse_layers, fuse_rotation, quantize_model, use_angle_tables, warm_up
+from .quantization import multiplies_fp8
+from .self_check import backend_agrees
+
+logger = logging.getLogger(__name__)
+
+
+_DEFAULT_MAX_TOTAL_TOKENS = 4096  # TGI's bound on what it takes from the model's own
+_CACHE_DTYPES = {"fp8_e4m3fn": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}  # TGI's names
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedModel:
+    """A model as it serves.
+
+    Attributes:
+        loaded: the model, after all passes.
+        backend: the attention that it computes with.
+        attention: that attention's name, for people.
+        cache_dtype: of keys and values in the KV cache.
+        max_total_tokens: of a sequence; the model has no position after that.
+    """
+
+    loaded: LoadedModel
+    backend: AttentionBackend
+    attention: str
+    cache_dtype: torch.dtype
+    max_total_tokens: int
+
+
+def prepare(config: EngineConfig) -> PreparedModel:
+    """Loads a model and makes it as fast as its device allows.
+
+    The order matters:
+
+    1. Load, and compare logits on the paged attention with transformers' own: everything after
+       this is compared with the paged reference.
+    2. Choose the attention. Its check needs the layers' own shapes and their full precision; the
+       rotation moves into its write of keys and values, which only this attention can do.
+    3. Fuse layers, and tabulate the rotary embedding: comparisons of full precision as well.
+    4. Quantise. From here on logits differ from the checkpoint's, so no closer check comes later.
+    5. Pack what is still a linear layer in full precision: it gives its weight away.
+    6. Warm up: kernels are compiled for the layers as they are now, before anyone waits.
+
+    Raises:
+        ModelLoadError: the model cannot be served with this configuration.
+    """
+    loaded = load_model(config)
+    max_total_tokens = _max_total_tokens(config, loaded)
+    cache_dtype = _cache_dtype(config, loaded)
+    backend, attention = _choose_backend(config, loaded, cache_dtype)
+    if config.enable_native_kernels and config.enable_fusion:
+        fuse_layers(loaded)
+        use_angle_tables(loaded, max_total_tokens)
+    quantize_model(loaded)
+    if (kernels := _native_kernels(config, loaded)) is not None:
+        pack_model(loaded.model, kernels)
+    if loaded.device.type == "cuda":
+        warm_up(loaded, backend, config.block_size, cache_dtype)
+    return PreparedModel(
+        loaded=loaded,
+        backend=backend,
+        attention=attention,
+        cache_dtype=cache_dtype,
+        max_total_tokens=max_total_tokens,
+    )
+
+
+def _cache_dtype(config: EngineConfig, loaded: LoadedModel) -> torch.dtype:
+    if config.kv_cache_dtype is None:
+        return loaded.dtype
+    if config.kv_cache_dtype not in _CACHE_DTYPES:
+        raise ModelLoadError(
+            f"kv_cache_dtype must be one of {', '.join(_CACHE_DTYPES)}. "
+            f"Given: {config.kv_cache_dtype}"
+        )
+    return _CACHE_DTYPES[config.kv_cache_dtype]
+
+
+def _choose_backend(
+    config: EngineConfig, loaded: LoadedModel, cache_dtype: torch.dtype
+) -> tuple[AttentionBackend, str]:
+    """The fastest attention that can compute this model, and its name."""
+    if config.enable_native_kernels and loaded.device.type == "cuda":
+        triton = _triton_attention(config, loaded, cache_dtype)
+        if triton is not None:
+            return triton, "Triton kernels"
+    dims = {(shape.key_dim, shape.value_dim) for shape in loaded.layers.values()}
+    fits = all(key == value and key % 8 == 0 and key <= 256 for key, value in dims)
+    kernels = _native_kernels(config, loaded)
+    if kernels is not None and fits and cache_dtype is torch.float32:
+        if config.enable_fused_rotation:
+            fuse_rotation(loaded, kernels)
+        return kernels, "native CPU kernels"
+    return ReferenceAttention(), "reference attention"
+
+
+def _native_kernels(config: EngineConfig, loaded: LoadedModel) -> cpu_kernels.CpuKernels | None:
+    if not config.enable_native_kernels or loaded.device.type != "cpu":
+        return None
+    return cpu_kernels.load() if loaded.dtype is torch.float32 else None
+
+
+def _triton_attention(
+    config: EngineConfig, loaded: LoadedModel, cache_dtype: torch.dtype
+) -> AttentionBackend | None:
+    """The GPU kernels, where Triton is installed, can compile them and they compute this model."""
+    if not has_triton():
+        return None
+    from .kernels.triton_attention import MAX_HEAD_DIM, TritonAttention
+
+    dims = [max(shape.key_dim, shape.value_dim) for shape in loaded.layers.values()]
+    if max(dims) > MAX_HEAD_DIM:
+        logger.warning("heads of %d are too wide for the GPU kernels", max(dims))
+        return None
+    is_gpu = loaded.device.type == "cuda"  # else Triton's interpreter, which has every format
+    if is_gpu and cache_dtype is torch.float8_e4m3fn and not multiplies_fp8(loaded.device):
+        logger.warning("this GPU lacks fp8_e4m3fn: attention will be slow; use fp8_e5m2")
+        return None
+    backend = TritonAttention()
+    if not backend_agrees(loaded, backend, config.block_size, cache_dtype):
+        return None
+    if config.enable_fused_rotation:
+        fuse_rotation(loaded, backend)
+    return backend
+
+
+def _max_total_tokens(config: EngineConfig, loaded: LoadedModel) -> int:
+    text_config = loaded.model.config.get_text_config()
+    trained = int(getattr(text_config, "max_position_embeddings", _DEFAULT_MAX_TOTAL_TOKENS))
+    wanted = config.max_total_tokens or min(trained, _DEFAULT_MAX_TOTAL_TOKENS)
+    if wanted > trained:
+        raise ModelLoadError(
+            f"max_total_tokens must be <= {trained}, the positions that {config.model_id} has. "
+            f"Given: {wanted}"
+        )
+    return wanted
