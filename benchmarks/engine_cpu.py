@@ -38,7 +38,7 @@ from benchmarks.local_engine import LocalEngine, Run, gaps, median_seconds
 from benchmarks.model_costs import ModelCosts, costs
 from benchmarks.random_model import llama_125m, prompt, save, shrunk
 from benchmarks.report import Target, last_line, percentile, table, targets_table
-from engine.config import EngineConfig
+from engine.protocol.config import EngineConfig
 
 CPU = torch.device("cpu")
 BATCHES = (1, 8, 32)

@@ -38,10 +38,16 @@ from tqdm import tqdm
 
 from benchmarks.local_server import METHOD, server
 from engine.build import build_engine
-from engine.config import EngineConfig
 from engine.engine import Engine
-from engine.grammar import GrammarCompiler, Matcher, TokenMasks, json_source, regex_source
-from engine.request import Request, SamplingParams
+from engine.grammar import (
+    GrammarCompiler,
+    Matcher,
+    TokenMasks,
+    json_source,
+    regex_source,
+)
+from engine.protocol.config import EngineConfig
+from engine.protocol.request import Request, SamplingParams
 from service.pb.google.protobuf import Value
 from service.pb.tokenwire.v1 import GenerateParameters, GenerateRequest, Grammar, GrammarType
 from service.tokenizer import TextTokenizer

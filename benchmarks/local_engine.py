@@ -11,9 +11,9 @@ from typing import Self
 
 from benchmarks.load import Item
 from engine.build import build_engine
-from engine.config import EngineConfig
 from engine.engine import Engine
-from engine.request import Request, StepOutput
+from engine.protocol.config import EngineConfig
+from engine.protocol.request import Request, StepOutput
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,7 +44,7 @@ from benchmarks.local_engine import LocalEngine
 from benchmarks.local_server import grpc_stream, http_client, rest_stream, server
 from benchmarks.random_model import llama_125m, save, shrunk
 from benchmarks.report import Target, last_line, table, targets_table
-from engine.config import EngineConfig
+from engine.protocol.config import EngineConfig
 
 GENERATE, CONTINUOUS = "transformers generate", "transformers continuous batching"
 LLAMA, ALONE = "llama.cpp server", "engine alone"

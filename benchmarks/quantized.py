@@ -23,7 +23,7 @@ from benchmarks.load import uniform
 from benchmarks.local_engine import LocalEngine, median_seconds
 from benchmarks.random_model import llama_125m, save, shrunk
 from benchmarks.report import table
-from engine.config import EngineConfig
+from engine.protocol.config import EngineConfig
 
 FORMATS = (None, "int8", "int4")
 BATCHES = (1, 8, 32)

@@ -13,7 +13,7 @@ import torch
 import engine.build
 from benchmarks.local_engine import LocalEngine
 from benchmarks.random_model import build
-from engine.config import EngineConfig
+from engine.protocol.config import EngineConfig
 from engine.self_check import attach_paged_attention
 
 

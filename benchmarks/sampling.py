@@ -49,7 +49,7 @@ from benchmarks import machine
 from benchmarks.ceilings import Reader, synchronise
 from benchmarks.random_model import VOCAB_SIZE
 from benchmarks.report import table
-from engine.request import Request, SamplingParams
+from engine.protocol.request import Request, SamplingParams
 from engine.sampler import sample
 from engine.sequence import Sequence
 from engine.threads import num_processors

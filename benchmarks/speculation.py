@@ -22,9 +22,9 @@ from tqdm import tqdm
 
 from benchmarks.random_model import VOCAB_SIZE, llama_125m, prompt, save, shrunk
 from engine.build import build_engine
-from engine.config import EngineConfig
 from engine.engine import Engine
-from engine.request import Request, SamplingParams
+from engine.protocol.config import EngineConfig
+from engine.protocol.request import Request, SamplingParams
 
 CONCURRENCY = (1, 8)
 NEW_TOKENS = 128

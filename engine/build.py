@@ -10,7 +10,6 @@ from transformers import AutoTokenizer
 from . import cache_size
 from .attention import ReferenceAttention
 from .block_manager import BlockManager
-from .config import EngineConfig, EngineInfo
 from .constraints import Constraints
 from .engine import Engine
 from .executor import Executor, Forward
@@ -21,6 +20,7 @@ from .kv_cache import KVCache, bytes_per_token
 from .loaded import LoadedModel
 from .model_runner import ModelRunner
 from .prepare import prepare
+from .protocol.config import EngineConfig, EngineInfo
 from .scheduler import Scheduler
 from .taped_steps import TapedSteps
 from .threads import num_processors

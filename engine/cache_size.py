@@ -6,10 +6,10 @@ import logging
 
 import torch
 
-from .config import EngineConfig
-from .errors import ModelLoadError
 from .executor import Executor
 from .kv_cache import free_memory
+from .protocol.config import EngineConfig
+from .protocol.errors import ModelLoadError
 from .worst_step import StepBounds, peak_bytes, recorded_bytes
 
 logger = logging.getLogger(__name__)

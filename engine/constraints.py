@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .errors import GrammarError
 from .grammar import GrammarCompiler, Matcher, TokenMasks
 from .logits import RowMasks
-from .request import Request
+from .protocol.errors import GrammarError
+from .protocol.request import Request
 from .sequence import SampledSequence, Sequence
 from .transfer import upload
 

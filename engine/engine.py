@@ -13,9 +13,9 @@ from collections.abc import Callable
 import torch
 
 from .constraints import Constraints
-from .errors import CapacityError, GrammarError
 from .executor import Executor, Forward, LaunchedStep
-from .request import EngineStats, Request, SequenceOutput, StepOutput, Token
+from .protocol.errors import CapacityError, GrammarError
+from .protocol.request import EngineStats, Request, SequenceOutput, StepOutput, Token
 from .scheduler import Scheduler
 from .sequence import Sequence, SequenceStatus
 from .watermark import Watermark

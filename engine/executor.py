@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .batch import ModelInput, PromptRows, pack
 from .constraints import Constraints
-from .request import Token
+from .protocol.request import Token
 from .sampler import SampledTokens, prompt_logprobs, sample
 from .scheduler import ScheduledBatch
 from .sequence import DraftedSequence, SampledSequence, Sequence

@@ -23,7 +23,7 @@ import numpy as np
 from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
 from numpy.typing import NDArray
 
-from .errors import GrammarError
+from .protocol.errors import GrammarError
 from .threads import unpin
 
 logger = logging.getLogger(__name__)

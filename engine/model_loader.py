@@ -11,9 +11,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from . import quantization
-from .config import EngineConfig
-from .errors import ModelLoadError
 from .loaded import LoadedModel, first_line
+from .protocol.config import EngineConfig
+from .protocol.errors import ModelLoadError
 from .self_check import attach_paged_attention
 
 logger = logging.getLogger(__name__)

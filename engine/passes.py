@@ -14,9 +14,9 @@ from .attention import (
     RotaryBackend,
 )
 from .batch import AttentionInput
-from .errors import ModelLoadError
 from .kv_cache import KVCache
 from .loaded import LoadedModel, first_line
+from .protocol.errors import ModelLoadError
 from .rotary import defer_rotation, restore_rotation
 from .self_check import SELF_CHECK_TOKENS, objection, paged_logits
 

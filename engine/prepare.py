@@ -11,14 +11,20 @@ from dataclasses import dataclass
 import torch
 
 from .attention import AttentionBackend, ReferenceAttention
-from .config import EngineConfig
-from .errors import ModelLoadError
 from .kernels import cpu as cpu_kernels
 from .kernels import has_triton
 from .kernels.packed_linear import pack_model
 from .loaded import LoadedModel
 from .model_loader import load_model
-from .passes import fuse_layers, fuse_rotation, quantize_model, use_angle_tables, warm_up
+from .passes import (
+    fuse_layers,
+    fuse_rotation,
+    quantize_model,
+    use_angle_tables,
+    warm_up,
+)
+from .protocol.config import EngineConfig
+from .protocol.errors import ModelLoadError
 from .quantization import multiplies_fp8
 from .self_check import backend_agrees
 

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from . import logits as logits_processing
 from .choice import choose
+from .protocol.request import Token
 from .random_numbers import uniform
-from .request import Token
 from .sequence import SampledSequence
 from .transfer import Download, upload
 from .watermark import Watermark

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from .block_manager import BlockManager
 from .drafts import Drafter
-from .errors import CapacityError
+from .protocol.errors import CapacityError
 from .sequence import Sequence, SequenceStatus
 
 

@@ -19,9 +19,9 @@ from .attention import (
     install,
 )
 from .batch import AttentionInput
-from .errors import ModelLoadError
 from .kv_cache import KVCache, LayerShape
 from .loaded import LoadedModel, first_line
+from .protocol.errors import ModelLoadError
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from array import array
 from enum import Enum, auto
 
 from .drafts import Drafter
-from .request import FinishReason, Request
+from .protocol.request import FinishReason, Request
 from .token_counts import TokenCounts
 
 

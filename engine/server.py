@@ -21,10 +21,10 @@ from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-from . import wire
-from .config import EngineConfig, EngineInfo
 from .engine import Engine
-from .request import Request, SequenceOutput, StepOutput
+from .protocol import wire
+from .protocol.config import EngineConfig, EngineInfo
+from .protocol.request import Request, SequenceOutput, StepOutput
 from .threads import num_processors, pin, unpin
 
 logger = logging.getLogger(__name__)

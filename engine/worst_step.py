@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from .executor import Executor
-from .request import Request, SamplingParams
+from .protocol.request import Request, SamplingParams
 from .scheduler import ScheduledBatch
 from .sequence import Sequence
 

@@ -11,7 +11,7 @@ from grpc import aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from engine.config import EngineInfo
+from engine.protocol.config import EngineInfo
 
 from . import rpc
 from .admission import Admission

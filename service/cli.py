@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
-from engine.errors import EngineError
+from engine.protocol.errors import EngineError
 
 from .bench.options import add_arguments as add_bench_arguments
 from .bench.options import from_arguments as bench_options

@@ -11,7 +11,14 @@ from contextlib import suppress
 from dataclasses import fields
 from typing import Any
 
-from .chat import ChatAnswer, ChatDelta, ChatRequest, Message, ToolCallFormat, new_call_id
+from .chat import (
+    ChatAnswer,
+    ChatDelta,
+    ChatRequest,
+    Message,
+    ToolCallFormat,
+    new_call_id,
+)
 from .completions import CompletionAnswer, CompletionDelta, CompletionsRequest
 from .errors import ErrorKind, ServiceError, missing_field
 from .generation import Generation, PrefillToken, Token, TokenEvent

@@ -17,9 +17,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from engine import wire
-from engine.config import EngineInfo
-from engine.request import EngineStats, Request, SequenceOutput, StepOutput
+from engine.protocol import wire
+from engine.protocol.config import EngineInfo
+from engine.protocol.request import EngineStats, Request, SequenceOutput, StepOutput
 
 from .errors import unhealthy
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from engine import request as engine
+from engine.protocol import request as engine
 
 from .detokenizer import Detokenizer
 from .engine_client import EngineClient

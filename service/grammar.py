@@ -20,7 +20,7 @@ from typing import Any
 import msgpack
 import psutil
 
-from engine.wire import HEADER, framed
+from engine.protocol.wire import HEADER, framed
 
 from .errors import ErrorKind, ServiceError, overloaded
 from .grammar_spec import Grammar

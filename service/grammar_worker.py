@@ -16,9 +16,15 @@ from typing import Any, BinaryIO
 import msgpack
 import numpy as np
 
-from engine.errors import GrammarError
-from engine.grammar import GrammarCompiler, Matcher, TokenMasks, json_source, regex_source
-from engine.wire import HEADER, framed
+from engine.grammar import (
+    GrammarCompiler,
+    Matcher,
+    TokenMasks,
+    json_source,
+    regex_source,
+)
+from engine.protocol.errors import GrammarError
+from engine.protocol.wire import HEADER, framed
 
 from .parent import die_with_parent
 

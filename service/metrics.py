@@ -13,7 +13,7 @@ from prometheus_client import (
     generate_latest,
 )
 
-from engine.request import StepOutput
+from engine.protocol.request import StepOutput
 
 from .generation import Generation
 from .limits import Limits

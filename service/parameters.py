@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from engine.request import SamplingParams
+from engine.protocol.request import SamplingParams
 
 from .grammar_spec import Grammar
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from engine.config import EngineInfo
+from engine.protocol.config import EngineInfo
 
 from .limits import Limits
 

@@ -16,7 +16,12 @@ from typing import Any
 from . import chat, completions, convert, docs, headers, presenter
 from .call import Call
 from .chat import ChatRequest, ChatStream, tool_call_format
-from .completions import CompletionAnswer, CompletionDelta, CompletionsRequest, round_robin
+from .completions import (
+    CompletionAnswer,
+    CompletionDelta,
+    CompletionsRequest,
+    round_robin,
+)
 from .engine_client import EngineClient
 from .errors import ServiceError, fields_named, missing_field, unhealthy
 from .gather import gather

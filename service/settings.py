@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from engine.config import GRAPH_SIZES, EngineConfig
+from engine.protocol.config import GRAPH_SIZES, EngineConfig
 
 from .gateway import GatewayConfig
 from .options import About, Option, SettingsError, is_ip_address, spell

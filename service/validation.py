@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import secrets
 
-from engine.request import SamplingParams
+from engine.protocol.request import SamplingParams
 
 from .errors import ErrorKind, ServiceError
 from .grammar import GrammarChecker
-from .limits import BEST_OF_RULES, INPUT_RULES, RULES, STREAM_RULES, Limits, check, check_lengths
+from .limits import (
+    BEST_OF_RULES,
+    INPUT_RULES,
+    RULES,
+    STREAM_RULES,
+    Limits,
+    check,
+    check_lengths,
+)
 from .parameters import GenerationRequest, Parameters
 from .tokenizer import TextTokenizer
 

@@ -20,8 +20,7 @@ import torch
 import triton
 from torch import Tensor
 
-from engine.kv_cache import largest_value
-
+from ..kv_cache import largest_value
 from . import triton_paged, triton_store
 
 MAX_HEAD_DIM = 256

@@ -15,7 +15,14 @@ from ..pb.google.api import HttpBody
 from ..pb.tokenwire import v1 as pb
 from ..routes import SERVICE
 from .target import Target
-from .transport import INCOMPLETE, TEMPERATURE, UNARY_TIMEOUT_S, Failure, RequestFailed, Task
+from .transport import (
+    INCOMPLETE,
+    TEMPERATURE,
+    UNARY_TIMEOUT_S,
+    Failure,
+    RequestFailed,
+    Task,
+)
 
 _OPTIONS = (
     ("grpc.enable_http_proxy", 0),

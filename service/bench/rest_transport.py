@@ -10,7 +10,14 @@ from typing import Any
 import httpx
 
 from .target import Target
-from .transport import INCOMPLETE, TEMPERATURE, UNARY_TIMEOUT_S, Failure, RequestFailed, Task
+from .transport import (
+    INCOMPLETE,
+    TEMPERATURE,
+    UNARY_TIMEOUT_S,
+    Failure,
+    RequestFailed,
+    Task,
+)
 
 _OK = 200
 

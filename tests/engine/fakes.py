@@ -16,7 +16,7 @@ from engine.batch import ModelInput
 from engine.block_manager import BlockManager
 from engine.engine import Engine
 from engine.executor import Forward
-from engine.request import Request, SequenceOutput
+from engine.protocol.request import Request, SequenceOutput
 from engine.scheduler import Scheduler
 from engine.watermark import Watermark
 

@@ -17,14 +17,14 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from engine.attention import ReferenceAttention
 from engine.block_manager import BlockManager
 from engine.build import build_engine
-from engine.config import EngineConfig
 from engine.constraints import Constraints
 from engine.engine import Engine
 from engine.grammar import GrammarCompiler, Matcher, TokenMasks
 from engine.kv_cache import KVCache
 from engine.loaded import LoadedModel
 from engine.model_runner import ModelRunner
-from engine.request import FinishReason, Request, SamplingParams
+from engine.protocol.config import EngineConfig
+from engine.protocol.request import FinishReason, Request, SamplingParams
 from engine.scheduler import Scheduler
 from engine.self_check import attach_paged_attention
 from tests.engine.fakes import run, token_ids

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from engine.engine import Engine
-from engine.request import Request, SamplingParams
+from engine.protocol.request import Request, SamplingParams
 from tests.engine.fakes import VOCAB_SIZE
 
 _TOKENS = st.integers(0, VOCAB_SIZE - 3)

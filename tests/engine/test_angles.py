@@ -16,10 +16,10 @@ from engine import prepare
 from engine.angles import AngleTable, restore_angles, tabulate_angles
 from engine.attention import ReferenceAttention
 from engine.build import build_engine
-from engine.config import EngineConfig
 from engine.loaded import LoadedModel
 from engine.passes import use_angle_tables
-from engine.request import Request
+from engine.protocol.config import EngineConfig
+from engine.protocol.request import Request
 from engine.self_check import attach_paged_attention, paged_logits
 from tests.engine.fakes import run
 from tests.engine.test_models import _SMALL, ARCHITECTURES, CPU, build_model

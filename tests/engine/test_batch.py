@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.batch import ALIGNMENT, pack, upload_together
-from engine.request import Request
+from engine.protocol.request import Request
 from engine.scheduler import ScheduledBatch
 from engine.sequence import Sequence
 

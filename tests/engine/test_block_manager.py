@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from engine.block_manager import BlockManager, hash_block
-from engine.request import Request
+from engine.protocol.request import Request
 from engine.sequence import Sequence
 
 NUM_BLOCKS = 10

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from engine.batch import ModelInput
 from engine.cache_size import num_blocks, room_for_cache
-from engine.config import EngineConfig
-from engine.errors import ModelLoadError
 from engine.executor import Executor
+from engine.protocol.config import EngineConfig
+from engine.protocol.errors import ModelLoadError
 from engine.worst_step import StepBounds
 from tests.engine.fakes import CPU
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.drafts import Drafter
-from engine.request import Request, SamplingParams, SequenceOutput
+from engine.protocol.request import Request, SamplingParams, SequenceOutput
 from tests.engine.fakes import (
     BLOCK_SIZE,
     VOCAB_SIZE,

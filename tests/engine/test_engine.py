@@ -15,7 +15,7 @@ from engine import executor
 from engine.batch import ModelInput
 from engine.engine import Engine
 from engine.executor import LaunchedStep
-from engine.request import FinishReason, Request, SamplingParams, SequenceOutput
+from engine.protocol.request import FinishReason, Request, SamplingParams, SequenceOutput
 from engine.transfer import Download
 from tests.engine.fakes import (
     BLOCK_SIZE,

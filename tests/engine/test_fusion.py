@@ -22,8 +22,6 @@ from transformers.models.phi3.modeling_phi3 import Phi3MLP
 from engine import build, fusion, prepare
 from engine.attention import ReferenceAttention
 from engine.build import build_engine
-from engine.config import EngineConfig
-from engine.errors import ModelLoadError
 from engine.fusion import Forms, FusedMLP, FusedRMSNorm, forms_for, fuse
 from engine.kernels import has_triton
 from engine.kernels.int8 import PackedInt8Linear
@@ -31,7 +29,9 @@ from engine.kernels.packed_linear import PackedLinear, pack_model
 from engine.loaded import LoadedModel
 from engine.model_runner import ModelRunner
 from engine.passes import fuse_layers
-from engine.request import Request
+from engine.protocol.config import EngineConfig
+from engine.protocol.errors import ModelLoadError
+from engine.protocol.request import Request
 from engine.self_check import attach_paged_attention, paged_logits
 from tests.engine.fakes import run, token_ids
 from tests.engine.native import kernels_for, threads

@@ -17,10 +17,16 @@ from hypothesis import strategies as st
 
 from engine import grammar as grammar_module
 from engine.constraints import Constraints
-from engine.errors import GrammarError
-from engine.grammar import GrammarCompiler, Matcher, TokenMasks, json_source, regex_source
+from engine.grammar import (
+    GrammarCompiler,
+    Matcher,
+    TokenMasks,
+    json_source,
+    regex_source,
+)
 from engine.logits import RowMasks, process
-from engine.request import Request, SamplingParams
+from engine.protocol.errors import GrammarError
+from engine.protocol.request import Request, SamplingParams
 from engine.sequence import Sequence
 from tests.engine.grammar_cases import (
     BOOLEAN,

@@ -26,7 +26,7 @@ from engine.executor import Forward
 from engine.graphs import DecodeGraphs, Replay, cuda_recorder
 from engine.kv_cache import KVCache
 from engine.model_runner import ModelRunner
-from engine.request import Request
+from engine.protocol.request import Request
 from engine.scheduler import Scheduler
 from engine.self_check import attach_paged_attention
 from tests.engine.fakes import (

@@ -11,12 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from engine.kernels.int8 import (
-    MAX_IN_FEATURES,
-    PackedInt8Linear,
-    pack_int8,
-    quantize_rows,
-)
+from engine.kernels.int8 import MAX_IN_FEATURES, PackedInt8Linear, pack_int8, quantize_rows
 from engine.quantized_linear import Int8Linear
 from tests.engine.native import TARGETS, kernels_for, threads
 

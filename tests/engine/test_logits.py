@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from engine.logits import process
-from engine.request import Request, SamplingParams
+from engine.protocol.request import Request, SamplingParams
 from engine.sequence import Sequence
 
 VOCAB_SIZE = 12

@@ -11,10 +11,10 @@ from torch import Tensor
 from transformers import LlamaConfig
 
 from engine.attention import ReferenceAttention
-from engine.config import EngineConfig
-from engine.errors import ModelLoadError
 from engine.loaded import LoadedModel
 from engine.model_loader import load_model
+from engine.protocol.config import EngineConfig
+from engine.protocol.errors import ModelLoadError
 from engine.self_check import attach_paged_attention, backend_agrees
 from tests.engine.test_models import _SMALL, ARCHITECTURES, CPU, build_model
 

@@ -35,9 +35,7 @@ from transformers import (
 
 from engine.attention import AttentionBackend, ReferenceAttention
 from engine.block_manager import BlockManager
-from engine.config import EngineConfig
 from engine.engine import Engine
-from engine.errors import ModelLoadError
 from engine.executor import Forward
 from engine.kernels import cpu as cpu_kernels
 from engine.kernels.packed_linear import pack_model
@@ -45,7 +43,9 @@ from engine.kv_cache import KVCache, LayerShape
 from engine.model_loader import load_model
 from engine.model_runner import ModelRunner
 from engine.passes import fuse_rotation
-from engine.request import Request, SamplingParams
+from engine.protocol.config import EngineConfig
+from engine.protocol.errors import ModelLoadError
+from engine.protocol.request import Request, SamplingParams
 from engine.scheduler import Scheduler
 from engine.self_check import attach_paged_attention
 from engine.taped_steps import TapedSteps

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.engine import Engine
-from engine.request import Request
+from engine.protocol.request import Request
 from tests.engine.fakes import greedy_tokens, make_engine, run, token_ids
 from tests.engine.loads import Arrival, arrivals, assert_same_answers, play
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from engine.request import Request, SamplingParams
+from engine.protocol.request import Request, SamplingParams
 from engine.sampler import prompt_logprobs, sample
 from engine.sequence import Sequence
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.request import FinishReason, Request
+from engine.protocol.request import FinishReason, Request
 from engine.sequence import Sequence, SequenceStatus
 
 

@@ -13,10 +13,16 @@ from typing import Self
 import msgpack
 import pytest
 
-from engine import wire
-from engine.config import EngineInfo
 from engine.engine import Engine
-from engine.request import EngineStats, FinishReason, Request, SequenceOutput, StepOutput
+from engine.protocol import wire
+from engine.protocol.config import EngineInfo
+from engine.protocol.request import (
+    EngineStats,
+    FinishReason,
+    Request,
+    SequenceOutput,
+    StepOutput,
+)
 from engine.server import EngineServer
 from tests.engine.fakes import VOCAB_SIZE, greedy_tokens, make_engine, token_ids
 

@@ -11,9 +11,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, WatermarkDetector, Water
 from transformers.generation.logits_process import WatermarkLogitsProcessor
 
 from engine.build import build_engine
-from engine.config import EngineConfig
 from engine.engine import Engine
-from engine.request import Request, SamplingParams
+from engine.protocol.config import EngineConfig
+from engine.protocol.request import Request, SamplingParams
 from engine.sampler import sample
 from engine.sequence import Sequence
 from engine.watermark import Watermark

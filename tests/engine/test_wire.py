@@ -10,9 +10,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from engine import wire
-from engine.config import EngineInfo
-from engine.request import (
+from engine.protocol import wire
+from engine.protocol.config import EngineInfo
+from engine.protocol.request import (
     EngineStats,
     FinishReason,
     Request,

@@ -14,8 +14,8 @@ import grpc
 from grpc import aio
 from tokenizers import Tokenizer
 
-from engine.config import EngineInfo
-from engine.request import (
+from engine.protocol.config import EngineInfo
+from engine.protocol.request import (
     EngineStats,
     FinishReason,
     Request,
@@ -23,7 +23,7 @@ from engine.request import (
     SequenceOutput,
     StepOutput,
 )
-from engine.request import Token as RawToken
+from engine.protocol.request import Token as RawToken
 from service.generation import Generation, PrefillToken, Timings, Token
 from service.grammar import GrammarChecker
 from service.interceptor import CallInterceptor

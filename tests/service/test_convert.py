@@ -16,7 +16,13 @@ from hypothesis import strategies as st
 from service import convert, framing, render
 from service.chat import ChatAnswer, ChatDelta, Message
 from service.completions import CompletionAnswer, CompletionDelta
-from service.generation import Generation, PrefillToken, Token, TokenEvent, shortest_float32
+from service.generation import (
+    Generation,
+    PrefillToken,
+    Token,
+    TokenEvent,
+    shortest_float32,
+)
 from service.grammar_spec import Grammar
 from service.parameters import Parameters
 from service.pb.google.protobuf import ListValue, NullValue, Struct, Value

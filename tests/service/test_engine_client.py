@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from engine import wire
 from engine.engine import Engine
-from engine.request import (
+from engine.protocol import wire
+from engine.protocol.request import (
     EngineStats,
     FinishReason,
     Request,

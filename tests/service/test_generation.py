@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.request import FinishReason, Request, SamplingParams, SequenceOutput
+from engine.protocol.request import FinishReason, Request, SamplingParams, SequenceOutput
 from service.errors import ErrorKind, ServiceError
 from service.generation import (
     Generation,

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from google.protobuf import json_format, message_factory
 
-from engine.request import FinishReason, Request, SequenceOutput
+from engine.protocol.request import FinishReason, Request, SequenceOutput
 from service import rpc, servicer
 from service.admission import Admission
 from service.generation import Generator

@@ -13,7 +13,13 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 from grpc import aio
 
-from service.errors import ErrorKind, ServiceError, missing_field, overloaded, unhealthy
+from service.errors import (
+    ErrorKind,
+    ServiceError,
+    missing_field,
+    overloaded,
+    unhealthy,
+)
 from service.metrics import Metrics
 
 from .fakes import LIMITS, TIMEOUT_S, eventually, sample, serving, trailers

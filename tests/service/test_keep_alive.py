@@ -12,7 +12,7 @@ from contextlib import aclosing
 
 import pytest
 
-from engine.request import FinishReason
+from engine.protocol.request import FinishReason
 from service import servicer
 from service.keep_alive import with_keep_alive
 from service.pb.tokenwire import v1 as pb

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from engine.request import StepOutput
+from engine.protocol.request import StepOutput
 from service.metrics import Metrics
 
 from .fakes import LIMITS, engine_step, generation, sample

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from engine.request import FinishReason
+from engine.protocol.request import FinishReason
 from service.admission import Admission
 from service.errors import ErrorKind, ServiceError
 from service.generation import Generator

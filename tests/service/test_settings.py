@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.config import GRAPH_SIZES
+from engine.protocol.config import GRAPH_SIZES
 from service import cli
 from service.options import SettingsError
 from service.settings import OPTIONS, Settings

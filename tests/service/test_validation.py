@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.request import SamplingParams
+from engine.protocol.request import SamplingParams
 from service.errors import ErrorKind, ServiceError
 from service.grammar_spec import Grammar
 from service.parameters import GenerationRequest, Parameters
