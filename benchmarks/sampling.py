@@ -51,7 +51,7 @@ from benchmarks.random_model import VOCAB_SIZE
 from benchmarks.report import table
 from engine.protocol.request import Request, SamplingParams
 from engine.sampler import sample
-from engine.sequence import Sequence
+from engine.scheduling.sequence import Sequence
 from engine.threads import num_processors
 
 CHAT = SamplingParams(do_sample=True, temperature=0.7, top_k=50, top_p=0.95)

@@ -21,8 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .scheduler import ScheduledBatch
-from .sequence import Sequence
+from .scheduling.scheduler import ScheduledBatch
+from .scheduling.sequence import Sequence
 from .transfer import upload
 
 ALIGNMENT = 64  # bytes

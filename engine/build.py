@@ -7,25 +7,25 @@ import logging
 import torch
 from transformers import AutoTokenizer
 
-from . import cache_size
-from .attention import ReferenceAttention
-from .block_manager import BlockManager
+from .attention.kv_cache import KVCache, bytes_per_token
+from .attention.paged import ReferenceAttention
 from .constraints import Constraints
 from .engine import Engine
 from .executor import Executor, Forward
 from .grammar import GrammarCompiler, TokenMasks
-from .graphs import DecodeGraphs, cuda_recorder
 from .kernels import cpu as cpu_kernels
-from .kv_cache import KVCache, bytes_per_token
 from .loaded import LoadedModel
+from .memory import cache_size
+from .memory.worst_step import StepBounds
 from .model_runner import ModelRunner
 from .prepare import prepare
 from .protocol.config import EngineConfig, EngineInfo
-from .scheduler import Scheduler
-from .taped_steps import TapedSteps
+from .replay.cpu_graphs import TapedSteps
+from .replay.cuda_graphs import DecodeGraphs, cuda_recorder
+from .scheduling.block_manager import BlockManager
+from .scheduling.scheduler import Scheduler
 from .threads import num_processors
 from .watermark import Watermark
-from .worst_step import StepBounds
 
 logger = logging.getLogger(__name__)
 

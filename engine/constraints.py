@@ -14,7 +14,7 @@ from .grammar import GrammarCompiler, Matcher, TokenMasks
 from .logits import RowMasks
 from .protocol.errors import GrammarError
 from .protocol.request import Request
-from .sequence import SampledSequence, Sequence
+from .scheduling.sequence import SampledSequence, Sequence
 from .transfer import upload
 
 

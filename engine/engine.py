@@ -16,8 +16,8 @@ from .constraints import Constraints
 from .executor import Executor, Forward, LaunchedStep
 from .protocol.errors import CapacityError, GrammarError
 from .protocol.request import EngineStats, Request, SequenceOutput, StepOutput, Token
-from .scheduler import Scheduler
-from .sequence import Sequence, SequenceStatus
+from .scheduling.scheduler import Scheduler
+from .scheduling.sequence import Sequence, SequenceStatus
 from .watermark import Watermark
 
 logger = logging.getLogger(__name__)

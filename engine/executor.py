@@ -21,8 +21,8 @@ from .batch import ModelInput, PromptRows, pack
 from .constraints import Constraints
 from .protocol.request import Token
 from .sampler import SampledTokens, prompt_logprobs, sample
-from .scheduler import ScheduledBatch
-from .sequence import DraftedSequence, SampledSequence, Sequence
+from .scheduling.scheduler import ScheduledBatch
+from .scheduling.sequence import DraftedSequence, SampledSequence, Sequence
 from .transfer import Download, upload
 from .watermark import Watermark
 

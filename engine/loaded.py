@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from . import quantization
-from .kv_cache import LayerShape
+from .attention.kv_cache import LayerShape
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .packed_bits import byte_table, spread
-from .sequence import SampledSequence
-from .token_counts import TokenCounts
+from .scheduling.sequence import SampledSequence
+from .scheduling.token_counts import TokenCounts
 from .transfer import upload
 from .truncation import truncate
 

@@ -7,17 +7,17 @@ import logging
 import torch
 
 from . import angles, fusion, quantization
-from .attention import (
+from .attention.deferred_rope import defer_rotation, restore_rotation
+from .attention.kv_cache import KVCache
+from .attention.paged import (
     AttentionBackend,
     AttentionStep,
     ReferenceAttention,
     RotaryBackend,
 )
 from .batch import AttentionInput
-from .kv_cache import KVCache
 from .loaded import LoadedModel, first_line
 from .protocol.errors import ModelLoadError
-from .rotary import defer_rotation, restore_rotation
 from .self_check import SELF_CHECK_TOKENS, objection, paged_logits
 
 logger = logging.getLogger(__name__)

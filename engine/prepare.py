@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .attention import AttentionBackend, ReferenceAttention
+from .attention.paged import AttentionBackend, ReferenceAttention
 from .kernels import cpu as cpu_kernels
 from .kernels import has_triton
 from .kernels.packed_linear import pack_model

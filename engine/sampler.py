@@ -10,7 +10,7 @@ from . import logits as logits_processing
 from .choice import choose
 from .protocol.request import Token
 from .random_numbers import uniform
-from .sequence import SampledSequence
+from .scheduling.sequence import SampledSequence
 from .transfer import Download, upload
 from .watermark import Watermark
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from .attention import (
+from .attention.kv_cache import KVCache, LayerShape
+from .attention.paged import (
     IMPLEMENTATION,
     AttentionBackend,
     AttentionStep,
@@ -19,7 +20,6 @@ from .attention import (
     install,
 )
 from .batch import AttentionInput
-from .kv_cache import KVCache, LayerShape
 from .loaded import LoadedModel, first_line
 from .protocol.errors import ModelLoadError
 

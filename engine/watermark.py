@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .packed_bits import byte_table, spread
-from .sequence import SampledSequence
+from .scheduling.sequence import SampledSequence
 from .transfer import upload
 
 _HASH_KEY = 15485863  # the millionth prime, as in TGI and transformers

@@ -20,7 +20,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ..kv_cache import largest_value
+from ..attention.kv_cache import largest_value
 from . import triton_paged, triton_store
 
 MAX_HEAD_DIM = 256
@@ -40,7 +40,7 @@ _STAGES, _FEWER_STAGES = 5, 3
 
 
 class TritonAttention:
-    """Triton kernels behind the seam of `engine.attention.AttentionBackend`.
+    """Triton kernels behind the seam of `engine.attention.paged.AttentionBackend`.
 
     They take fp32, bf16 and fp16, caches in these or in 8-bit formats, any block size, and head
     sizes up to `MAX_HEAD_DIM`, if the elements of a head lie side by side.

@@ -1,7 +1,7 @@
 """Triton programs that put keys and values into the paged cache, rotated on the way if asked.
 
 A program has all heads of one token. A cache in an 8-bit format takes what is beyond its range as
-its largest number, see `engine.kv_cache.to_cache_format`.
+its largest number, see `engine.attention.kv_cache.to_cache_format`.
 """
 
 from __future__ import annotations

@@ -13,9 +13,9 @@ from benchmarks.engine_gpu import BLOCK_SIZE, Bench, Sizes
 from benchmarks.local_engine import LocalEngine
 from benchmarks.model_costs import costs
 from engine.batch import ModelInput
-from engine.block_manager import BlockManager
 from engine.engine import Engine
-from engine.scheduler import Scheduler
+from engine.scheduling.block_manager import BlockManager
+from engine.scheduling.scheduler import Scheduler
 
 CPU = torch.device("cpu")
 NUM_TOKENS = 350_000  # that a GPU of 80 GB has room for

@@ -20,6 +20,7 @@ import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
+from engine.attention.kv_cache import KVCache, LayerShape
 from engine.kernels import (
     triton_elementwise,
     triton_paged,
@@ -28,7 +29,6 @@ from engine.kernels import (
     triton_store,
 )
 from engine.kernels.triton_attention import TritonAttention
-from engine.kv_cache import KVCache, LayerShape
 
 MODULES = (triton_elementwise, triton_paged, triton_quantize, triton_sampling, triton_store)
 KERNELS = {

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from engine.batch import ModelInput
-from engine.block_manager import BlockManager
 from engine.engine import Engine
 from engine.executor import Forward
 from engine.protocol.request import Request, SequenceOutput
-from engine.scheduler import Scheduler
+from engine.scheduling.block_manager import BlockManager
+from engine.scheduling.scheduler import Scheduler
 from engine.watermark import Watermark
 
 VOCAB_SIZE = 32

@@ -14,18 +14,18 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from engine.attention import ReferenceAttention
-from engine.block_manager import BlockManager
+from engine.attention.kv_cache import KVCache
+from engine.attention.paged import ReferenceAttention
 from engine.build import build_engine
 from engine.constraints import Constraints
 from engine.engine import Engine
 from engine.grammar import GrammarCompiler, Matcher, TokenMasks
-from engine.kv_cache import KVCache
 from engine.loaded import LoadedModel
 from engine.model_runner import ModelRunner
 from engine.protocol.config import EngineConfig
 from engine.protocol.request import FinishReason, Request, SamplingParams
-from engine.scheduler import Scheduler
+from engine.scheduling.block_manager import BlockManager
+from engine.scheduling.scheduler import Scheduler
 from engine.self_check import attach_paged_attention
 from tests.engine.fakes import run, token_ids
 

@@ -14,7 +14,7 @@ from transformers import Phi3Config
 
 from engine import prepare
 from engine.angles import AngleTable, restore_angles, tabulate_angles
-from engine.attention import ReferenceAttention
+from engine.attention.paged import ReferenceAttention
 from engine.build import build_engine
 from engine.loaded import LoadedModel
 from engine.passes import use_angle_tables

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from engine.attention import AttentionStep, ReferenceAttention, paged_attention_forward
+from engine.attention.paged import AttentionStep, ReferenceAttention, paged_attention_forward
 from engine.batch import AttentionInput
 
 BLOCK_SIZE = 4

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from engine.batch import ALIGNMENT, pack, upload_together
 from engine.protocol.request import Request
-from engine.scheduler import ScheduledBatch
-from engine.sequence import Sequence
+from engine.scheduling.scheduler import ScheduledBatch
+from engine.scheduling.sequence import Sequence
 
 CPU = torch.device("cpu")
 

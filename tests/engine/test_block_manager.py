@@ -7,9 +7,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from engine.block_manager import BlockManager, hash_block
 from engine.protocol.request import Request
-from engine.sequence import Sequence
+from engine.scheduling.block_manager import BlockManager, hash_block
+from engine.scheduling.sequence import Sequence
 
 NUM_BLOCKS = 10
 BLOCK_SIZE = 2

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.batch import ModelInput
-from engine.cache_size import num_blocks, room_for_cache
 from engine.executor import Executor
+from engine.memory.cache_size import num_blocks, room_for_cache
+from engine.memory.worst_step import StepBounds
 from engine.protocol.config import EngineConfig
 from engine.protocol.errors import ModelLoadError
-from engine.worst_step import StepBounds
 from tests.engine.fakes import CPU
 
 GPU = torch.device("cuda")

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.drafts import Drafter
 from engine.protocol.request import Request, SamplingParams, SequenceOutput
+from engine.scheduling.prompt_lookup import Drafter
 from tests.engine.fakes import (
     BLOCK_SIZE,
     VOCAB_SIZE,

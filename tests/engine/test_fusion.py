@@ -20,7 +20,7 @@ from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 from transformers.models.phi3.modeling_phi3 import Phi3MLP
 
 from engine import build, fusion, prepare
-from engine.attention import ReferenceAttention
+from engine.attention.paged import ReferenceAttention
 from engine.build import build_engine
 from engine.fusion import Forms, FusedMLP, FusedRMSNorm, forms_for, fuse
 from engine.kernels import has_triton

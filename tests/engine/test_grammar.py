@@ -27,7 +27,7 @@ from engine.grammar import (
 from engine.logits import RowMasks, process
 from engine.protocol.errors import GrammarError
 from engine.protocol.request import Request, SamplingParams
-from engine.sequence import Sequence
+from engine.scheduling.sequence import Sequence
 from tests.engine.grammar_cases import (
     BOOLEAN,
     INSTANCES,

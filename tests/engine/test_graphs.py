@@ -18,16 +18,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from engine.attention import AttentionBackend, ReferenceAttention
+from engine.attention.kv_cache import KVCache
+from engine.attention.paged import AttentionBackend, ReferenceAttention
 from engine.batch import ModelInput
-from engine.block_manager import BlockManager
 from engine.engine import Engine
 from engine.executor import Forward
-from engine.graphs import DecodeGraphs, Replay, cuda_recorder
-from engine.kv_cache import KVCache
 from engine.model_runner import ModelRunner
 from engine.protocol.request import Request
-from engine.scheduler import Scheduler
+from engine.replay.cuda_graphs import DecodeGraphs, Replay, cuda_recorder
+from engine.scheduling.block_manager import BlockManager
+from engine.scheduling.scheduler import Scheduler
 from engine.self_check import attach_paged_attention
 from tests.engine.fakes import (
     CPU,

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.attention import ReferenceAttention
+from engine.attention.kv_cache import KVCache, LayerShape, bytes_per_token, to_cache_format
+from engine.attention.paged import ReferenceAttention
 from engine.build import build_engine
-from engine.kv_cache import KVCache, LayerShape, bytes_per_token, to_cache_format
 from engine.prepare import _choose_backend
 from engine.protocol.config import EngineConfig
 from engine.protocol.errors import ModelLoadError

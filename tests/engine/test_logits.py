@@ -15,7 +15,7 @@ from torch import Tensor
 
 from engine.logits import process
 from engine.protocol.request import Request, SamplingParams
-from engine.sequence import Sequence
+from engine.scheduling.sequence import Sequence
 
 VOCAB_SIZE = 12
 NEVER = float("-inf")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig
 
-from engine.attention import ReferenceAttention
+from engine.attention.paged import ReferenceAttention
 from engine.loaded import LoadedModel
 from engine.model_loader import load_model
 from engine.protocol.config import EngineConfig

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from engine.protocol.request import Request, SamplingParams
 from engine.sampler import prompt_logprobs, sample
-from engine.sequence import Sequence
+from engine.scheduling.sequence import Sequence
 
 VOCAB_SIZE = 50
 

@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from engine.block_manager import BlockManager
 from engine.protocol.errors import CapacityError
 from engine.protocol.request import Request
-from engine.scheduler import ScheduledBatch, Scheduler
-from engine.sequence import Sequence, SequenceStatus
+from engine.scheduling.block_manager import BlockManager
+from engine.scheduling.scheduler import ScheduledBatch, Scheduler
+from engine.scheduling.sequence import Sequence, SequenceStatus
 
 BLOCK_SIZE = 2
 LOGPROB_ROWS = 3

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.protocol.request import FinishReason, Request
-from engine.sequence import Sequence, SequenceStatus
+from engine.scheduling.sequence import Sequence, SequenceStatus
 
 
 def make_sequence(

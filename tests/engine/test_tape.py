@@ -16,7 +16,7 @@ from torch import Tensor
 
 from engine.kernels.cpu import CpuKernels
 from engine.kernels.kernel import Call, listening
-from engine.tape import Arena, NotRepeatableError, Tape, TapeRecorder
+from engine.replay.cpu_recorder import Arena, NotRepeatableError, Tape, TapeRecorder
 from tests.engine.native import kernels_for
 
 SHAPE = (3, 4)

@@ -14,23 +14,23 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import LlamaConfig
 
-from engine import taped_steps
+from engine.attention.kv_cache import KVCache
 from engine.batch import ModelInput, blank, copy_rows
-from engine.block_manager import BlockManager
 from engine.engine import Engine
 from engine.executor import Forward
 from engine.kernels import cpu as cpu_kernels
 from engine.kernels.int8 import PackedInt8Linear
 from engine.kernels.packed_linear import pack_model
-from engine.kv_cache import KVCache
 from engine.loaded import LoadedModel
 from engine.model_runner import ModelRunner
 from engine.passes import fuse_layers, fuse_rotation
 from engine.quantization import Scheme, apply
 from engine.quantized_linear import Int4Linear
-from engine.scheduler import Scheduler
+from engine.replay import cpu_graphs
+from engine.replay.cpu_graphs import TapedSteps
+from engine.scheduling.block_manager import BlockManager
+from engine.scheduling.scheduler import Scheduler
 from engine.self_check import attach_paged_attention
-from engine.taped_steps import TapedSteps
 from engine.watermark import Watermark
 from tests.engine.fakes import CPU
 from tests.engine.loads import Arrival, arrivals, assert_same_answers, play
@@ -173,8 +173,8 @@ def test_a_context_that_no_tape_has_room_for_is_computed_as_it_is(
 def test_the_shape_that_was_longest_unused_makes_room(
     kernels: cpu_kernels.CpuKernels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(taped_steps, "_MAX_TAPES", 2)
-    monkeypatch.setattr(taped_steps, "_MIN_SIGHTINGS_WHEN_FULL", 3)
+    monkeypatch.setattr(cpu_graphs, "_MAX_TAPES", 2)
+    monkeypatch.setattr(cpu_graphs, "_MIN_SIGHTINGS_WHEN_FULL", 3)
     model = Counting(make_forward(packed_model(), kernels))
     steps = taped(model)
     for size in (1, 2, 1, 2, 1, 3, 3, 3):  # 1 was used after 2
@@ -191,7 +191,7 @@ def test_the_shape_that_was_longest_unused_makes_room(
 def test_shapes_that_are_too_many_are_rarely_recorded(
     kernels: cpu_kernels.CpuKernels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(taped_steps, "_MAX_TAPES", 2)
+    monkeypatch.setattr(cpu_graphs, "_MAX_TAPES", 2)
     steps = taped(make_forward(packed_model(), kernels))
     recorded = []
     record = steps._record
@@ -199,7 +199,7 @@ def test_shapes_that_are_too_many_are_rarely_recorded(
     for _ in range(70):
         for size in (1, 2, 3):
             steps(decode(size))
-    assert len(recorded) <= 2 + 3 * 70 // taped_steps._MIN_SIGHTINGS_WHEN_FULL
+    assert len(recorded) <= 2 + 3 * 70 // cpu_graphs._MIN_SIGHTINGS_WHEN_FULL
 
 
 def scheme(name: str) -> Scheme:

@@ -15,7 +15,7 @@ from engine.engine import Engine
 from engine.protocol.config import EngineConfig
 from engine.protocol.request import Request, SamplingParams
 from engine.sampler import sample
-from engine.sequence import Sequence
+from engine.scheduling.sequence import Sequence
 from engine.watermark import Watermark
 from tests.engine.fakes import BLOCK_SIZE, FakeModel, make_engine, run, token_ids
 

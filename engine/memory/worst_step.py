@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import torch
 
-from .executor import Executor
-from .protocol.request import Request, SamplingParams
-from .scheduler import ScheduledBatch
-from .sequence import Sequence
+from ..executor import Executor
+from ..protocol.request import Request, SamplingParams
+from ..scheduling.scheduler import ScheduledBatch
+from ..scheduling.sequence import Sequence
 
 _EVERYTHING = SamplingParams(
     do_sample=True,

@@ -17,10 +17,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .batch import ModelInput, blank, copy_rows
-from .kernels.cpu import CpuKernels
-from .kernels.kernel import listening
-from .tape import Arena, NotRepeatableError, Tape, TapeRecorder, twin
+from ..batch import ModelInput, blank, copy_rows
+from ..kernels.cpu import CpuKernels
+from ..kernels.kernel import listening
+from .cpu_recorder import Arena, NotRepeatableError, Tape, TapeRecorder, twin
 
 logger = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from array import array
 from enum import Enum, auto
 
-from .drafts import Drafter
-from .protocol.request import FinishReason, Request
+from ..protocol.request import FinishReason, Request
+from .prompt_lookup import Drafter
 from .token_counts import TokenCounts
 
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from .batch import AttentionInput
+from ..batch import AttentionInput
+from .deferred_rope import pending_rotation
 from .kv_cache import to_cache_format
-from .rotary import pending_rotation
 
 IMPLEMENTATION = "tokenwire_paged"
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from .batch import AttentionInput, ModelInput, blank, copy_rows
+from ..batch import AttentionInput, ModelInput, blank, copy_rows
 
 logger = logging.getLogger(__name__)
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
+from ..protocol.errors import CapacityError
 from .block_manager import BlockManager
-from .drafts import Drafter
-from .protocol.errors import CapacityError
+from .prompt_lookup import Drafter
 from .sequence import Sequence, SequenceStatus
 
 

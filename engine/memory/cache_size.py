@@ -6,10 +6,10 @@ import logging
 
 import torch
 
-from .executor import Executor
-from .kv_cache import free_memory
-from .protocol.config import EngineConfig
-from .protocol.errors import ModelLoadError
+from ..attention.kv_cache import free_memory
+from ..executor import Executor
+from ..protocol.config import EngineConfig
+from ..protocol.errors import ModelLoadError
 from .worst_step import StepBounds, peak_bytes, recorded_bytes
 
 logger = logging.getLogger(__name__)

@@ -20,8 +20,8 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from .kernels.cpu import CpuKernels
-from .kernels.kernel import Call
+from ..kernels.cpu import CpuKernels
+from ..kernels.kernel import Call
 
 _UNREPEATABLE = {
     torch.Tag.data_dependent_output,  # the host reads a number
