@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.choice import in_torch
 from engine.kernels.cpu import CpuKernels, load
 from engine.kernels.int8 import pack_int8, quantize_rows
 from engine.kernels.packed_linear import PackedLinear
+from engine.sampling.choice import in_torch
 
 BLOCK_SIZE = 16
 LINEAR_SHAPES = ((768, 768), (768, 2048), (2048, 2048), (4096, 8192), (8192, 4096))

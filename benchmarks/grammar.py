@@ -39,7 +39,7 @@ from tqdm import tqdm
 from benchmarks.local_server import METHOD, server
 from engine.build import build_engine
 from engine.engine import Engine
-from engine.grammar import (
+from engine.grammar.backend_llguidance import (
     GrammarCompiler,
     Matcher,
     TokenMasks,

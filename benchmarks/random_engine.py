@@ -6,15 +6,14 @@ import gc
 import tempfile
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 
-import engine.build
 from benchmarks.local_engine import LocalEngine
 from benchmarks.random_model import build
+from engine.build import build_engine
+from engine.model.self_check import attach_paged_attention
 from engine.protocol.config import EngineConfig
-from engine.self_check import attach_paged_attention
 
 
 def random_engine(
@@ -31,11 +30,10 @@ def random_engine(
             dtype=str(dtype).removeprefix("torch."),
             **settings,
         )
-        with patch.object(
-            engine.build, "load_model", lambda _: attach_paged_attention(model, device, dtype)
-        ):
-            built, info = engine.build.build_engine(engine_config)
-            return LocalEngine(built, info.attention)
+        built, info = build_engine(
+            engine_config, lambda _: attach_paged_attention(model, device, dtype)
+        )
+        return LocalEngine(built, info.attention)
 
 
 def release(device: torch.device) -> None:

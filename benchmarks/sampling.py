@@ -1,9 +1,10 @@
 """How long choosing tokens takes in a step, by kind of request, beside transformers' processors.
 
-Ours is `engine.sampler.sample` until its tokens are on the host, and their appending to sequences
-that began with 1,000 tokens. The peer does what `generate` does with a batch whose rows all want
-the same: its processors in its order, softmax, multinomial or argmax, the new tokens put behind the
-old ones; and then the log-probability of the choice, out of the same softmax. It has no frequency
+Ours is `engine.sampling.sampler.sample` until its tokens are on the host, and their appending to
+sequences that began with 1,000 tokens. The peer does what `generate` does with a batch whose rows
+all want the same: its processors in its order, softmax, multinomial or argmax, the new tokens put
+after the old ones; and then the log-probability of the choice, out of the same softmax. It has no
+frequency
 penalty, and its likeliest tokens are those of `torch.topk`. Kinds that do not draw must choose the
 same tokens in both arms, or the script fails.
 
@@ -50,7 +51,7 @@ from benchmarks.ceilings import Reader, synchronise
 from benchmarks.random_model import VOCAB_SIZE
 from benchmarks.report import table
 from engine.protocol.request import Request, SamplingParams
-from engine.sampler import sample
+from engine.sampling.sampler import sample
 from engine.scheduling.sequence import Sequence
 from engine.threads import num_processors
 

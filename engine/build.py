@@ -9,23 +9,24 @@ from transformers import AutoTokenizer
 
 from .attention.kv_cache import KVCache, bytes_per_token
 from .attention.paged import ReferenceAttention
-from .constraints import Constraints
 from .engine import Engine
 from .executor import Executor, Forward
-from .grammar import GrammarCompiler, TokenMasks
+from .grammar.backend_llguidance import GrammarCompiler, TokenMasks
+from .grammar.constraints import Constraints
 from .kernels import cpu as cpu_kernels
-from .loaded import LoadedModel
 from .memory import cache_size
 from .memory.worst_step import StepBounds
-from .model_runner import ModelRunner
-from .prepare import prepare
+from .model.loaded import LoadedModel
+from .model.loading import load_model
+from .model.model_runner import ModelRunner
+from .model.prepare import LoadModel, prepare
 from .protocol.config import EngineConfig, EngineInfo
 from .replay.cpu_graphs import TapedSteps
 from .replay.cuda_graphs import DecodeGraphs, cuda_recorder
+from .sampling.watermark import Watermark
 from .scheduling.block_manager import BlockManager
 from .scheduling.scheduler import Scheduler
 from .threads import num_processors
-from .watermark import Watermark
 
 logger = logging.getLogger(__name__)
 
@@ -35,14 +36,18 @@ _MAX_TAPED_TOKENS = 64  # in larger steps a CPU computes for ten times as long a
 _MAX_LOGPROB_ROWS = 256  # in a step, of prompts; each is a vocabulary of logits
 
 
-def build_engine(config: EngineConfig) -> tuple[Engine, EngineInfo]:
+def build_engine(config: EngineConfig, load: LoadModel = load_model) -> tuple[Engine, EngineInfo]:
     """Loads the model, sizes the cache and returns an engine that is ready for requests.
+
+    Args:
+        config: the engine's configuration.
+        load: where the model comes from.
 
     Raises:
         ModelLoadError: the model cannot be served with this configuration.
     """
     torch.set_num_threads(config.num_threads or num_processors())
-    model = prepare(config)
+    model = prepare(config, load)
     loaded, limit, cache_dtype = model.loaded, model.max_total_tokens, model.cache_dtype
     vocab_size = int(loaded.model.config.get_text_config().vocab_size)
     watermark = Watermark(

@@ -12,13 +12,13 @@ from collections.abc import Callable
 
 import torch
 
-from .constraints import Constraints
 from .executor import Executor, Forward, LaunchedStep
+from .grammar.constraints import Constraints
 from .protocol.errors import CapacityError, GrammarError
 from .protocol.request import EngineStats, Request, SequenceOutput, StepOutput, Token
+from .sampling.watermark import Watermark
 from .scheduling.scheduler import Scheduler
 from .scheduling.sequence import Sequence, SequenceStatus
-from .watermark import Watermark
 
 logger = logging.getLogger(__name__)
 

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from .batch import ModelInput, PromptRows, pack
-from .constraints import Constraints
+from .grammar.constraints import Constraints
 from .protocol.request import Token
-from .sampler import SampledTokens, prompt_logprobs, sample
+from .sampling.sampler import SampledTokens, prompt_logprobs, sample
+from .sampling.watermark import Watermark
 from .scheduling.scheduler import ScheduledBatch
 from .scheduling.sequence import DraftedSequence, SampledSequence, Sequence
 from .transfer import Download, upload
-from .watermark import Watermark
 
 logger = logging.getLogger(__name__)
 

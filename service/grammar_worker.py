@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import msgpack
 import numpy as np
 
-from engine.grammar import (
+from engine.grammar.backend_llguidance import (
     GrammarCompiler,
     Matcher,
     TokenMasks,

@@ -16,9 +16,9 @@ from engine.batch import ModelInput
 from engine.engine import Engine
 from engine.executor import Forward
 from engine.protocol.request import Request, SequenceOutput
+from engine.sampling.watermark import Watermark
 from engine.scheduling.block_manager import BlockManager
 from engine.scheduling.scheduler import Scheduler
-from engine.watermark import Watermark
 
 VOCAB_SIZE = 32
 BLOCK_SIZE = 4

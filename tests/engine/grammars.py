@@ -17,16 +17,16 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from engine.attention.kv_cache import KVCache
 from engine.attention.paged import ReferenceAttention
 from engine.build import build_engine
-from engine.constraints import Constraints
 from engine.engine import Engine
-from engine.grammar import GrammarCompiler, Matcher, TokenMasks
-from engine.loaded import LoadedModel
-from engine.model_runner import ModelRunner
+from engine.grammar.backend_llguidance import GrammarCompiler, Matcher, TokenMasks
+from engine.grammar.constraints import Constraints
+from engine.model.loaded import LoadedModel
+from engine.model.model_runner import ModelRunner
+from engine.model.self_check import attach_paged_attention
 from engine.protocol.config import EngineConfig
 from engine.protocol.request import FinishReason, Request, SamplingParams
 from engine.scheduling.block_manager import BlockManager
 from engine.scheduling.scheduler import Scheduler
-from engine.self_check import attach_paged_attention
 from tests.engine.fakes import run, token_ids
 
 DEMO = Path(__file__).parents[2] / "models" / "demo"

@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import Phi3Config
 
-from engine import prepare
-from engine.angles import AngleTable, restore_angles, tabulate_angles
 from engine.attention.paged import ReferenceAttention
 from engine.build import build_engine
-from engine.loaded import LoadedModel
-from engine.passes import use_angle_tables
+from engine.model import prepare
+from engine.model.loaded import LoadedModel
+from engine.model.passes import use_angle_tables
+from engine.model.rope_tables import AngleTable, restore_angles, tabulate_angles
+from engine.model.self_check import attach_paged_attention, paged_logits
 from engine.protocol.config import EngineConfig
 from engine.protocol.request import Request
-from engine.self_check import attach_paged_attention, paged_logits
 from tests.engine.fakes import run
 from tests.engine.test_models import _SMALL, ARCHITECTURES, CPU, build_model
 

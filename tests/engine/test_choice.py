@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from engine.choice import Choice, in_torch
+from engine.sampling.choice import Choice, in_torch
 from tests.engine.native import TARGETS, kernels_for, threads
 
 NAN, INF = math.nan, math.inf

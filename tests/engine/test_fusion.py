@@ -19,20 +19,21 @@ from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
 from transformers.models.phi3.modeling_phi3 import Phi3MLP
 
-from engine import build, fusion, prepare
+from engine import build
 from engine.attention.paged import ReferenceAttention
 from engine.build import build_engine
-from engine.fusion import Forms, FusedMLP, FusedRMSNorm, forms_for, fuse
 from engine.kernels import has_triton
 from engine.kernels.int8 import PackedInt8Linear
 from engine.kernels.packed_linear import PackedLinear, pack_model
-from engine.loaded import LoadedModel
-from engine.model_runner import ModelRunner
-from engine.passes import fuse_layers
+from engine.model import fusion, prepare
+from engine.model.fusion import Forms, FusedMLP, FusedRMSNorm, forms_for, fuse
+from engine.model.loaded import LoadedModel
+from engine.model.model_runner import ModelRunner
+from engine.model.passes import fuse_layers
+from engine.model.self_check import attach_paged_attention, paged_logits
 from engine.protocol.config import EngineConfig
 from engine.protocol.errors import ModelLoadError
 from engine.protocol.request import Request
-from engine.self_check import attach_paged_attention, paged_logits
 from tests.engine.fakes import run, token_ids
 from tests.engine.native import kernels_for, threads
 from tests.engine.test_models import (

@@ -15,18 +15,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine import grammar as grammar_module
-from engine.constraints import Constraints
-from engine.grammar import (
+from engine.grammar import backend_llguidance as grammar_module
+from engine.grammar.backend_llguidance import (
     GrammarCompiler,
     Matcher,
     TokenMasks,
     json_source,
     regex_source,
 )
-from engine.logits import RowMasks, process
+from engine.grammar.constraints import Constraints
 from engine.protocol.errors import GrammarError
 from engine.protocol.request import Request, SamplingParams
+from engine.sampling.logits import RowMasks, process
 from engine.scheduling.sequence import Sequence
 from tests.engine.grammar_cases import (
     BOOLEAN,

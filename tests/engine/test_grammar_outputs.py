@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator, FormatChecker
 
-from engine.grammar import json_source, regex_source
+from engine.grammar.backend_llguidance import json_source, regex_source
 from engine.protocol.request import FinishReason, Request, SamplingParams
 from tests.engine.fakes import run, token_ids
 from tests.engine.grammar_cases import (

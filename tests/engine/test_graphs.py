@@ -23,12 +23,12 @@ from engine.attention.paged import AttentionBackend, ReferenceAttention
 from engine.batch import ModelInput
 from engine.engine import Engine
 from engine.executor import Forward
-from engine.model_runner import ModelRunner
+from engine.model.model_runner import ModelRunner
+from engine.model.self_check import attach_paged_attention
 from engine.protocol.request import Request
 from engine.replay.cuda_graphs import DecodeGraphs, Replay, cuda_recorder
 from engine.scheduling.block_manager import BlockManager
 from engine.scheduling.scheduler import Scheduler
-from engine.self_check import attach_paged_attention
 from tests.engine.fakes import (
     CPU,
     VOCAB_SIZE,

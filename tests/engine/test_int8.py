@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from engine.kernels.int8 import MAX_IN_FEATURES, PackedInt8Linear, pack_int8, quantize_rows
-from engine.quantized_linear import Int8Linear
+from engine.model.quantized_linear import Int8Linear
 from tests.engine.native import TARGETS, kernels_for, threads
 
 Floats = np.ndarray[tuple[int, int], np.dtype[np.float32]]

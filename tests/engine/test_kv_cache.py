@@ -10,11 +10,11 @@ import torch
 from engine.attention.kv_cache import KVCache, LayerShape, bytes_per_token, to_cache_format
 from engine.attention.paged import ReferenceAttention
 from engine.build import build_engine
-from engine.prepare import _choose_backend
+from engine.model.prepare import _choose_backend
+from engine.model.self_check import attach_paged_attention
 from engine.protocol.config import EngineConfig
 from engine.protocol.errors import ModelLoadError
 from engine.protocol.request import Request
-from engine.self_check import attach_paged_attention
 from tests.engine.fakes import run, token_ids
 from tests.engine.test_models import ARCHITECTURES, CPU, build_model
 

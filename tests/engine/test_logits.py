@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from engine.logits import process
 from engine.protocol.request import Request, SamplingParams
+from engine.sampling.logits import process
 from engine.scheduling.sequence import Sequence
 
 VOCAB_SIZE = 12

@@ -11,11 +11,11 @@ from torch import Tensor
 from transformers import LlamaConfig
 
 from engine.attention.paged import ReferenceAttention
-from engine.loaded import LoadedModel
-from engine.model_loader import load_model
+from engine.model.loaded import LoadedModel
+from engine.model.loading import load_model
+from engine.model.self_check import attach_paged_attention, backend_agrees
 from engine.protocol.config import EngineConfig
 from engine.protocol.errors import ModelLoadError
-from engine.self_check import attach_paged_attention, backend_agrees
 from tests.engine.test_models import _SMALL, ARCHITECTURES, CPU, build_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -39,16 +39,16 @@ from engine.engine import Engine
 from engine.executor import Forward
 from engine.kernels import cpu as cpu_kernels
 from engine.kernels.packed_linear import pack_model
-from engine.model_loader import load_model
-from engine.model_runner import ModelRunner
-from engine.passes import fuse_rotation
+from engine.model.loading import load_model
+from engine.model.model_runner import ModelRunner
+from engine.model.passes import fuse_rotation
+from engine.model.self_check import attach_paged_attention
 from engine.protocol.config import EngineConfig
 from engine.protocol.errors import ModelLoadError
 from engine.protocol.request import Request, SamplingParams
 from engine.replay.cpu_graphs import TapedSteps
 from engine.scheduling.block_manager import BlockManager
 from engine.scheduling.scheduler import Scheduler
-from engine.self_check import attach_paged_attention
 from tests.engine.fakes import run, token_ids
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -14,20 +14,20 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, GPT2Config
 from transformers.pytorch_utils import Conv1D
 
-from engine import quantization
 from engine.build import build_engine
 from engine.engine import Engine
 from engine.kernels.int8 import PackedInt8Linear
 from engine.kernels.packed_linear import PackedLinear
-from engine.loaded import LoadedModel
-from engine.model_loader import load_model
-from engine.passes import quantize_model
+from engine.model import quantization
+from engine.model.loaded import LoadedModel
+from engine.model.loading import load_model
+from engine.model.passes import quantize_model
+from engine.model.quantization import Scheme
+from engine.model.quantized_linear import Fp8Linear, Int4Linear, Int8Linear, QuantizedLinear
+from engine.model.self_check import attach_paged_attention
 from engine.protocol.config import EngineConfig
 from engine.protocol.errors import ModelLoadError
 from engine.protocol.request import Request, SamplingParams
-from engine.quantization import Scheme
-from engine.quantized_linear import Fp8Linear, Int4Linear, Int8Linear, QuantizedLinear
-from engine.self_check import attach_paged_attention
 from service.settings import Quantization
 from service.sources import load as load_settings
 from tests.engine.fakes import run, token_ids

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from engine.random_numbers import uniform
+from engine.sampling.random_numbers import uniform
 
 SEEDS = [0, 1, 2, 42, 2**32, 2**63 - 1, 2**63, 2**64 - 1]
 _MASK = 2**64 - 1

@@ -12,9 +12,9 @@ from transformers import CohereConfig
 from engine.attention.deferred_rope import defer_rotation, restore_rotation
 from engine.attention.paged import AttentionBackend, ReferenceAttention
 from engine.kernels import cpu as cpu_kernels
-from engine.loaded import LoadedModel
-from engine.passes import fuse_rotation, warm_up
-from engine.self_check import attach_paged_attention, paged_logits
+from engine.model.loaded import LoadedModel
+from engine.model.passes import fuse_rotation, warm_up
+from engine.model.self_check import attach_paged_attention, paged_logits
 from tests.engine.test_models import _SMALL, ARCHITECTURES, CPU, build_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")

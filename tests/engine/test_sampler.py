@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from engine.protocol.request import Request, SamplingParams
-from engine.sampler import prompt_logprobs, sample
+from engine.sampling.sampler import prompt_logprobs, sample
 from engine.scheduling.sequence import Sequence
 
 VOCAB_SIZE = 50

@@ -21,17 +21,17 @@ from engine.executor import Forward
 from engine.kernels import cpu as cpu_kernels
 from engine.kernels.int8 import PackedInt8Linear
 from engine.kernels.packed_linear import pack_model
-from engine.loaded import LoadedModel
-from engine.model_runner import ModelRunner
-from engine.passes import fuse_layers, fuse_rotation
-from engine.quantization import Scheme, apply
-from engine.quantized_linear import Int4Linear
+from engine.model.loaded import LoadedModel
+from engine.model.model_runner import ModelRunner
+from engine.model.passes import fuse_layers, fuse_rotation
+from engine.model.quantization import Scheme, apply
+from engine.model.quantized_linear import Int4Linear
+from engine.model.self_check import attach_paged_attention
 from engine.replay import cpu_graphs
 from engine.replay.cpu_graphs import TapedSteps
+from engine.sampling.watermark import Watermark
 from engine.scheduling.block_manager import BlockManager
 from engine.scheduling.scheduler import Scheduler
-from engine.self_check import attach_paged_attention
-from engine.watermark import Watermark
 from tests.engine.fakes import CPU
 from tests.engine.loads import Arrival, arrivals, assert_same_answers, play
 from tests.engine.native import kernels_for

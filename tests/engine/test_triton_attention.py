@@ -19,14 +19,14 @@ from transformers import AutoModelForCausalLM, Gemma2Config, PreTrainedModel
 from engine.attention.kv_cache import KVCache, LayerShape
 from engine.attention.paged import AttentionBackend, ReferenceAttention
 from engine.engine import Engine
-from engine.loaded import LoadedModel
-from engine.model_runner import ModelRunner
-from engine.prepare import _triton_attention
+from engine.model.loaded import LoadedModel
+from engine.model.model_runner import ModelRunner
+from engine.model.prepare import _triton_attention
+from engine.model.self_check import attach_paged_attention
 from engine.protocol.config import EngineConfig
 from engine.protocol.request import Request
 from engine.scheduling.block_manager import BlockManager
 from engine.scheduling.scheduler import Scheduler
-from engine.self_check import attach_paged_attention
 from tests.engine.fakes import run, token_ids
 
 triton = pytest.importorskip("triton")

@@ -17,9 +17,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from engine import quantized_linear
 from engine.kernels import has_triton
-from engine.quantized_linear import Fp8Linear, Int8Linear, QuantizedLinear
+from engine.model import quantized_linear
+from engine.model.quantized_linear import Fp8Linear, Int8Linear, QuantizedLinear
 
 triton = pytest.importorskip("triton")
 INTERPRETED = triton.knobs.runtime.interpret

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from engine.truncation import in_torch
+from engine.sampling.truncation import in_torch
 from tests.engine.native import TARGETS, kernels_for, threads
 
 NAN, INF = math.nan, math.inf

@@ -14,9 +14,9 @@ from engine.build import build_engine
 from engine.engine import Engine
 from engine.protocol.config import EngineConfig
 from engine.protocol.request import Request, SamplingParams
-from engine.sampler import sample
+from engine.sampling.sampler import sample
+from engine.sampling.watermark import Watermark
 from engine.scheduling.sequence import Sequence
-from engine.watermark import Watermark
 from tests.engine.fakes import BLOCK_SIZE, FakeModel, make_engine, run, token_ids
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -153,7 +153,7 @@ def test_lists_are_kept_until_their_bytes_are_used_up(monkeypatch: pytest.Monkey
         return pack(self, last_token_id)
 
     monkeypatch.setattr(Watermark, "_pack", count)
-    monkeypatch.setattr("engine.watermark._CACHE_BYTES", 2 * 7)  # two lists of 50 bits
+    monkeypatch.setattr("engine.sampling.watermark._CACHE_BYTES", 2 * 7)  # two lists of 50 bits
     watermark = Watermark(50, CPU)
     for token_id in (1, 2, 1, 3, 1, 2):
         watermark.apply(torch.zeros(1, 50), [make_sequence((token_id,), watermark=True)])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from engine.batch import ModelInput, pack
 from engine.executor import Executor
 from engine.memory.worst_step import StepBounds, compute
-from engine.watermark import Watermark
+from engine.sampling.watermark import Watermark
 from tests.engine.fakes import CPU
 
 VOCAB_SIZE = 64

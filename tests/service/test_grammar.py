@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from engine.grammar import json_source, regex_source
+from engine.grammar.backend_llguidance import json_source, regex_source
 from service import grammar as module
 from service.errors import ErrorKind, ServiceError
 from service.grammar import MAX_GRAMMAR_BYTES, GrammarChecker
@@ -533,8 +533,8 @@ def _is_alive(process: psutil.Process) -> bool:
 
 def test_the_service_never_loads_the_grammar_library() -> None:
     """It belongs to the processes that try grammars out, which may be killed."""
-    code = "import sys, service.app; print(*{'llguidance', 'engine.grammar'} & sys.modules.keys())"
+    code = "import sys, service.app; print('llguidance' in sys.modules)"
     loaded = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
-    assert loaded.stdout.split() == []
+    assert loaded.stdout == "False\n"

@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..protocol.request import Token
+from ..scheduling.sequence import SampledSequence
+from ..transfer import Download, upload
 from . import logits as logits_processing
 from .choice import choose
-from .protocol.request import Token
 from .random_numbers import uniform
-from .scheduling.sequence import SampledSequence
-from .transfer import Download, upload
 from .watermark import Watermark
 
 _MAX_TIES = 32  # beyond `top_n_tokens`: flat logits would otherwise report the whole vocabulary

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .kernels.sampling import sampling_kernels
+from ..kernels.sampling import sampling_kernels
 
 
 class Choice(NamedTuple):

@@ -23,8 +23,8 @@ import numpy as np
 from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
 from numpy.typing import NDArray
 
-from .protocol.errors import GrammarError
-from .threads import unpin
+from ..protocol.errors import GrammarError
+from ..threads import unpin
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel
 
+from ..attention.kv_cache import LayerShape
 from . import quantization
-from .attention.kv_cache import LayerShape
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..scheduling.sequence import SampledSequence
+from ..scheduling.token_counts import TokenCounts
+from ..transfer import upload
 from .packed_bits import byte_table, spread
-from .scheduling.sequence import SampledSequence
-from .scheduling.token_counts import TokenCounts
-from .transfer import upload
 from .truncation import truncate
 
 _NEVER = float("-inf")

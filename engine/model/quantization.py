@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
-from .kernels import cpu as cpu_kernels
-from .kernels.int8 import MAX_IN_FEATURES, PackedInt8Linear
-from .kernels.packed_linear import is_linear, output_rows
+from ..kernels import cpu as cpu_kernels
+from ..kernels.int8 import MAX_IN_FEATURES, PackedInt8Linear
+from ..kernels.packed_linear import is_linear, output_rows
+from ..protocol.config import EngineConfig
 from .layers import places
-from .protocol.config import EngineConfig
 from .quantized_linear import Fp8Linear, Int4Linear, Int8Linear
 
 logger = logging.getLogger(__name__)

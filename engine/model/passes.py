@@ -6,18 +6,18 @@ import logging
 
 import torch
 
-from . import angles, fusion, quantization
-from .attention.deferred_rope import defer_rotation, restore_rotation
-from .attention.kv_cache import KVCache
-from .attention.paged import (
+from ..attention.deferred_rope import defer_rotation, restore_rotation
+from ..attention.kv_cache import KVCache
+from ..attention.paged import (
     AttentionBackend,
     AttentionStep,
     ReferenceAttention,
     RotaryBackend,
 )
-from .batch import AttentionInput
+from ..batch import AttentionInput
+from ..protocol.errors import ModelLoadError
+from . import fusion, quantization, rope_tables
 from .loaded import LoadedModel, first_line
-from .protocol.errors import ModelLoadError
 from .self_check import SELF_CHECK_TOKENS, objection, paged_logits
 
 logger = logging.getLogger(__name__)
@@ -71,13 +71,13 @@ def use_angle_tables(loaded: LoadedModel, num_positions: int) -> None:
     model = loaded.model
     expected = paged_logits(loaded, ReferenceAttention())
     like = torch.empty(0, dtype=loaded.dtype, device=loaded.device)
-    tables = angles.tabulate_angles(model, like, SELF_CHECK_TOKENS)
+    tables = rope_tables.tabulate_angles(model, like, SELF_CHECK_TOKENS)
     if not tables:
         return
     reason = objection(loaded, ReferenceAttention(), expected)
     if reason is not None:
         logger.warning("angles are computed in every step: %s", reason)
-        angles.restore_angles(model)
+        rope_tables.restore_angles(model)
         return
     num_positions = max(num_positions, SELF_CHECK_TOKENS)
     stay = [table.extend(num_positions) for table in tables]

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..scheduling.sequence import SampledSequence
+from ..transfer import upload
 from .packed_bits import byte_table, spread
-from .scheduling.sequence import SampledSequence
-from .transfer import upload
 
 _HASH_KEY = 15485863  # the millionth prime, as in TGI and transformers
 _CACHE_BYTES = 64 << 20  # of lists: all that a vocabulary of 23,000 has, 4,186 of 128,256's

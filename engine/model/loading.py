@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from ..protocol.config import EngineConfig
+from ..protocol.errors import ModelLoadError
 from . import quantization
 from .loaded import LoadedModel, first_line
-from .protocol.config import EngineConfig
-from .protocol.errors import ModelLoadError
 from .self_check import attach_paged_attention
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .kernels.sampling import sampling_kernels
+from ..kernels.sampling import sampling_kernels
 
 _NEVER = float("-inf")
 

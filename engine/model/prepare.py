@@ -6,16 +6,19 @@ Each pass is tried and undone, or refused, by its own check in `passes.py` and `
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-from .attention.paged import AttentionBackend, ReferenceAttention
-from .kernels import cpu as cpu_kernels
-from .kernels import has_triton
-from .kernels.packed_linear import pack_model
+from ..attention.paged import AttentionBackend, ReferenceAttention
+from ..kernels import cpu as cpu_kernels
+from ..kernels import has_triton
+from ..kernels.packed_linear import pack_model
+from ..protocol.config import EngineConfig
+from ..protocol.errors import ModelLoadError
 from .loaded import LoadedModel
-from .model_loader import load_model
+from .loading import load_model
 from .passes import (
     fuse_layers,
     fuse_rotation,
@@ -23,8 +26,6 @@ from .passes import (
     use_angle_tables,
     warm_up,
 )
-from .protocol.config import EngineConfig
-from .protocol.errors import ModelLoadError
 from .quantization import multiplies_fp8
 from .self_check import backend_agrees
 
@@ -33,6 +34,9 @@ logger = logging.getLogger(__name__)
 
 _DEFAULT_MAX_TOTAL_TOKENS = 4096  # TGI's bound on what it takes from the model's own
 _CACHE_DTYPES = {"fp8_e4m3fn": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}  # TGI's names
+
+
+LoadModel = Callable[[EngineConfig], LoadedModel]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +58,7 @@ class PreparedModel:
     max_total_tokens: int
 
 
-def prepare(config: EngineConfig) -> PreparedModel:
+def prepare(config: EngineConfig, load: LoadModel = load_model) -> PreparedModel:
     """Loads a model and makes it as fast as its device allows.
 
     The order matters:
@@ -68,10 +72,14 @@ def prepare(config: EngineConfig) -> PreparedModel:
     5. Pack what is still a linear layer in full precision: it gives its weight away.
     6. Warm up: kernels are compiled for the layers as they are now, before anyone waits.
 
+    Args:
+        config: the engine's configuration.
+        load: where the model comes from; a benchmark has one that was never on a disk.
+
     Raises:
         ModelLoadError: the model cannot be served with this configuration.
     """
-    loaded = load_model(config)
+    loaded = load(config)
     max_total_tokens = _max_total_tokens(config, loaded)
     cache_dtype = _cache_dtype(config, loaded)
     backend, attention = _choose_backend(config, loaded, cache_dtype)
@@ -133,7 +141,7 @@ def _triton_attention(
     """The GPU kernels, where Triton is installed, can compile them and they compute this model."""
     if not has_triton():
         return None
-    from .kernels.triton_attention import MAX_HEAD_DIM, TritonAttention
+    from ..kernels.triton_attention import MAX_HEAD_DIM, TritonAttention
 
     dims = [max(shape.key_dim, shape.value_dim) for shape in loaded.layers.values()]
     if max(dims) > MAX_HEAD_DIM:

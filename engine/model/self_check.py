@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from .attention.kv_cache import KVCache, LayerShape
-from .attention.paged import (
+from ..attention.kv_cache import KVCache, LayerShape
+from ..attention.paged import (
     IMPLEMENTATION,
     AttentionBackend,
     AttentionStep,
     ReferenceAttention,
     install,
 )
-from .batch import AttentionInput
+from ..batch import AttentionInput
+from ..protocol.errors import ModelLoadError
 from .loaded import LoadedModel, first_line
-from .protocol.errors import ModelLoadError
 
 logger = logging.getLogger(__name__)
 

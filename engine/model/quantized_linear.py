@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .kernels import has_triton
-from .kernels.int8 import MAX_IN_FEATURES, quantize_rows
-from .kernels.packed_linear import output_rows
+from ..kernels import has_triton
+from ..kernels.int8 import MAX_IN_FEATURES, quantize_rows
+from ..kernels.packed_linear import output_rows
 
 _FLOAT8 = torch.float8_e4m3fn
 _MAX_FLOAT8 = torch.finfo(_FLOAT8).max
@@ -165,8 +165,8 @@ class _Steps(NamedTuple):
 def _steps(device: str) -> _Steps:
     if device == "cpu" or not has_triton():
         return _Steps(_int8_rows, _float8_rows, _scaled)
-    from .kernels.triton_quantize import quantize_rows as in_triton
-    from .kernels.triton_quantize import scale_sums
+    from ..kernels.triton_quantize import quantize_rows as in_triton
+    from ..kernels.triton_quantize import scale_sums
 
     return _Steps(partial(in_triton, torch.int8), partial(in_triton, _FLOAT8), scale_sums)
 

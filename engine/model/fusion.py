@@ -26,8 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .kernels import cpu as cpu_kernels
-from .kernels import has_triton
+from ..kernels import cpu as cpu_kernels
+from ..kernels import has_triton
 from .layers import places
 
 logger = logging.getLogger(__name__)
@@ -160,7 +160,7 @@ def _gelu_tanh(merged: Tensor) -> Tensor:
 def _triton_forms() -> Forms | None:
     if not has_triton():
         return None
-    from .kernels.triton_elementwise import ACTIVATIONS, gated, rms_norm
+    from ..kernels.triton_elementwise import ACTIVATIONS, gated, rms_norm
 
     return Forms(
         norms=(

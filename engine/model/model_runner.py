@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .attention.kv_cache import KVCache
-from .attention.paged import AttentionBackend, AttentionStep
-from .batch import ModelInput
+from ..attention.kv_cache import KVCache
+from ..attention.paged import AttentionBackend, AttentionStep
+from ..batch import ModelInput
 from .loaded import LoadedModel
 
 

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .grammar import GrammarCompiler, Matcher, TokenMasks
-from .logits import RowMasks
-from .protocol.errors import GrammarError
-from .protocol.request import Request
-from .scheduling.sequence import SampledSequence, Sequence
-from .transfer import upload
+from ..protocol.errors import GrammarError
+from ..protocol.request import Request
+from ..sampling.logits import RowMasks
+from ..scheduling.sequence import SampledSequence, Sequence
+from ..transfer import upload
+from .backend_llguidance import GrammarCompiler, Matcher, TokenMasks
 
 
 @dataclass(frozen=True, slots=True)
