@@ -48,10 +48,10 @@ from engine.grammar.backend_llguidance import (
 )
 from engine.protocol.config import EngineConfig
 from engine.protocol.request import Request, SamplingParams
+from service.openai.tools import Tool, Toolbox
 from service.pb.google.protobuf import Value
 from service.pb.tokenwire.v1 import GenerateParameters, GenerateRequest, Grammar, GrammarType
-from service.tokenizer import TextTokenizer
-from service.tools import Tool, Toolbox
+from service.text.tokenizer import TextTokenizer
 
 MODEL = Path(__file__).parents[1] / "models" / "demo"
 GENERATE = METHOD.removesuffix("Stream")

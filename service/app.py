@@ -13,21 +13,21 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from engine.protocol.config import EngineInfo
 
-from . import rpc
-from .admission import Admission
-from .engine_client import EngineClient
-from .generation import Generator
-from .grammar import GrammarChecker
-from .interceptor import CallInterceptor
-from .limits import Limits
-from .metrics import Metrics
-from .pipeline import Pipeline
+from .api import rpc
+from .api.interceptor import CallInterceptor
+from .api.servicer import TextGenerationServicer
+from .generation.admission import Admission
+from .generation.engine_client import EngineClient
+from .generation.generator import Generator
+from .generation.limits import Limits
+from .generation.metrics import Metrics
+from .generation.pipeline import Pipeline
+from .generation.server_info import ServerInfo
+from .generation.validation import Validator
+from .grammar.checker import GrammarChecker
+from .launch.settings import Settings
 from .routes import SERVICE
-from .server_info import ServerInfo
-from .servicer import TextGenerationServicer
-from .settings import Settings
-from .tokenizer import TextTokenizer
-from .validation import Validator
+from .text.tokenizer import TextTokenizer
 
 logger = logging.getLogger(__name__)
 

@@ -24,12 +24,12 @@ from engine.protocol.errors import EngineError
 
 from .bench.options import add_arguments as add_bench_arguments
 from .bench.options import from_arguments as bench_options
-from .options import SettingsError
-from .plan import envoy_command, envoy_configuration, is_serving
-from .settings import Settings
-from .sources import add_arguments, load
-from .supervisor import Supervisor, SupervisorError
-from .unsupported import unsupported_variables
+from .launch.options import SettingsError
+from .launch.plan import envoy_command, envoy_configuration, is_serving
+from .launch.settings import Settings
+from .launch.sources import add_arguments, load
+from .launch.supervisor import Supervisor, SupervisorError
+from .launch.unsupported import unsupported_variables
 
 logger = logging.getLogger("service.cli")  # __name__ is no name when run with -m
 

@@ -2,8 +2,8 @@
 
     JSON Schema or regular expression --> source, a text --GrammarCompiler--> Matcher
 
-A source is checked in a process of its own before it comes here (`service/grammar.py`), so that
-compiling it is known to be quick; this side only bounds it again.
+A source is checked in a process of its own before it comes here (`service/grammar/checker.py`), so
+that compiling it is known to be quick; this side only bounds it again.
 """
 
 from __future__ import annotations

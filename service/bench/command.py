@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, contextmanager
 
 from tqdm import tqdm
 
-from ..gather import gather
+from ..generation.gather import gather
 from .arrivals import poisson_arrivals
 from .grpc_transport import GrpcTransport
 from .load import Clock, RealClock, Send, measure, run_closed, run_open

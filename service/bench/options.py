@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
-from ..options import SettingsError
+from ..launch.options import SettingsError
 from .target import Target, parse_target
 
 _LEAST_WARM_UP = 4  # seeds to choose from; see `load.warm_up`

@@ -19,7 +19,7 @@ from jsonschema.validators import extend
 from referencing import Registry
 from referencing.jsonschema import DRAFT202012
 
-from service import docs
+from service.api import docs
 
 DOCUMENT: dict[str, Any] = json.loads(docs.open_api())  # the contract with our additions
 SCHEMAS: dict[str, Any] = DOCUMENT["components"]["schemas"]

@@ -17,7 +17,7 @@ import grpc
 import httpx
 import psutil
 
-from service.sources import without_settings
+from service.launch.sources import without_settings
 
 REPOSITORY = Path(__file__).parents[2]
 SERVICE = "tokenwire.v1.TextGenerationService"

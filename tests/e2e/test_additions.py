@@ -13,7 +13,7 @@ import grpc
 import httpx
 import pytest
 
-from service import docs
+from service.api import docs
 from tests.e2e import shapes
 from tests.e2e.reflection_client import ReflectionClient, as_dict, details
 from tests.e2e.stack import DEADLINE_S, PROMPT, Stack

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from service.sources import without_settings
+from service.launch.sources import without_settings
 from tests.e2e.stack import DEADLINE_S, TOKENWIRE, Stack
 
 SIZES = ("--requests=4", "--warm-up=2", "--input-tokens=40", "--output-tokens=6")

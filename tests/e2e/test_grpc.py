@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from service.sources import without_settings
+from service.launch.sources import without_settings
 from tests.e2e.reflection_client import ReflectionClient, as_dict, details, retry_seconds
 from tests.e2e.stack import DEADLINE_S, ENDLESS, PROMPT, REPOSITORY, SERVICE, Stack
 

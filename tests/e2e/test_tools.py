@@ -14,7 +14,7 @@ import pytest
 from huggingface_hub import InferenceClient
 from openai import OpenAI, UnprocessableEntityError
 
-from service.tools import DEFAULT_TOOL_PROMPT
+from service.openai.tools import DEFAULT_TOOL_PROMPT
 from tests.e2e.contract import DONE, events
 from tests.e2e.reflection_client import ReflectionClient, as_dict, details
 from tests.e2e.stack import DEADLINE_S, REPOSITORY, Stack, running

@@ -28,8 +28,8 @@ from engine.model.self_check import attach_paged_attention
 from engine.protocol.config import EngineConfig
 from engine.protocol.errors import ModelLoadError
 from engine.protocol.request import Request, SamplingParams
-from service.settings import Quantization
-from service.sources import load as load_settings
+from service.launch.settings import Quantization
+from service.launch.sources import load as load_settings
 from tests.engine.fakes import run, token_ids
 from tests.engine.native import kernels_for, threads
 from tests.engine.test_models import ARCHITECTURES, build_model

@@ -27,11 +27,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
 
-from service import gateway as gateway_module
-from service.gateway import GatewayConfig
+from service.bundled import DESCRIPTORS
+from service.launch import gateway as gateway_module
+from service.launch.gateway import GatewayConfig
 from service.routes import SERVICE
 
-DESCRIPTORS = Path(gateway_module.__file__).parent / "pb" / "descriptors.binpb"
 DEADLINE = 20.0  # seconds that anything may take to come about on a busy machine
 
 Context = Any  # grpc.aio.ServicerContext, generic in types that do not matter here

@@ -17,13 +17,14 @@ import yaml
 from google.api import annotations_pb2
 from google.protobuf import descriptor_pb2
 
-from service import gateway, routes
-from service.gateway import GatewayConfig
+from service import bundled, routes
+from service.launch import gateway
+from service.launch.gateway import GatewayConfig
 
 if TYPE_CHECKING:
     from tests.envoy.conftest import StartGateway
 
-ROOT = Path(gateway.__file__).parents[1]
+ROOT = bundled.PACKAGE.parent
 DESCRIPTORS = ROOT / "service" / "pb" / "descriptors.binpb"
 PLAIN = GatewayConfig(
     listen_host="127.0.0.1",
@@ -145,10 +146,10 @@ def test_taken_port_is_an_error(tmp_path: Path) -> None:
 
 
 def test_template_of_a_wheel_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert gateway.template_path() == ROOT / "envoy" / "envoy.yaml.j2"
+    assert bundled.envoy_template() == ROOT / "envoy" / "envoy.yaml.j2"
     (tmp_path / "envoy.yaml.j2").touch()
-    monkeypatch.setattr(gateway, "__file__", str(tmp_path / "gateway.py"))
-    assert gateway.template_path() == tmp_path / "envoy.yaml.j2"
+    monkeypatch.setattr(bundled, "PACKAGE", tmp_path)
+    assert bundled.envoy_template() == tmp_path / "envoy.yaml.j2"
 
 
 def test_envoy_package_is_not_shadowed() -> None:

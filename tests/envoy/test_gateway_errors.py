@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
-from service.gateway import SERVICE_STATUSES
+from service.launch.gateway import SERVICE_STATUSES
 from service.routes import REST_ROUTES
 
 if TYPE_CHECKING:

@@ -24,14 +24,14 @@ from engine.protocol.request import (
     StepOutput,
 )
 from engine.protocol.request import Token as RawToken
-from service.generation import Generation, PrefillToken, Timings, Token
-from service.grammar import GrammarChecker
-from service.interceptor import CallInterceptor
-from service.limits import Limits
-from service.metrics import Metrics
-from service.parameters import GenerationRequest
-from service.server_info import ServerInfo
-from service.tokenizer import TextTokenizer
+from service.api.interceptor import CallInterceptor
+from service.generation.generator import Generation, PrefillToken, Timings, Token
+from service.generation.limits import Limits
+from service.generation.metrics import Metrics
+from service.generation.parameters import GenerationRequest
+from service.generation.server_info import ServerInfo
+from service.grammar.checker import GrammarChecker
+from service.text.tokenizer import TextTokenizer
 
 MODEL = Path(__file__).parents[2] / "models" / "demo"
 TIMEOUT_S = 20.0  # of anything that must happen; nothing waits for it to pass

@@ -7,8 +7,8 @@ from contextlib import ExitStack
 
 import pytest
 
-from service.admission import Admission
 from service.errors import ErrorKind, ServiceError
+from service.generation.admission import Admission
 
 
 def kind_of_refusal(admission: Admission, count: int = 1) -> ErrorKind:

@@ -18,11 +18,11 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 )
 
 from engine.server import EngineServer
-from service import rpc
+from service.api import rpc
 from service.app import App, make_limits
+from service.launch.settings import Settings
 from service.pb.tokenwire import v1 as pb
 from service.routes import SERVICE
-from service.settings import Settings
 from tests.engine.fakes import make_engine
 
 from .fakes import INFO, MODEL, TIMEOUT_S

@@ -32,7 +32,7 @@ from service.bench.sample import Sample
 from service.bench.summary import Percentiles, percentiles, summarise
 from service.bench.target import Target, TargetError, parse_target
 from service.bench.transport import INCOMPLETE, Failure, RequestFailed, Task
-from service.options import SettingsError
+from service.launch.options import SettingsError
 from service.pb.google.api import HttpBody
 from service.pb.tokenwire import v1 as pb
 

@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from service import chat
-from service.chat import ChatDelta, ChatRequest, ChatStream, Message
 from service.errors import ErrorKind, ServiceError
-from service.generation import Token, TokenEvent
-from service.grammar_spec import Grammar
-from service.parameters import Parameters
-from service.tokenizer import TextTokenizer
-from service.tool_calls import ToolCall
-from service.tools import Tool, Toolbox
-from service.usage import Usage
+from service.generation.generator import Token, TokenEvent
+from service.generation.parameters import Parameters
+from service.grammar.spec import Grammar
+from service.openai import chat
+from service.openai.chat import ChatDelta, ChatRequest, ChatStream, Message
+from service.openai.tool_calls import ToolCall
+from service.openai.tools import Tool, Toolbox
+from service.openai.usage import Usage
+from service.text.tokenizer import TextTokenizer
 
 from .fakes import SERVER, TOP_TOKENS, demo_tokenizer, generation, raw_tokenizer
 

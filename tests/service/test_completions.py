@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.completions import CompletionAnswer, CompletionsRequest, round_robin
 from service.errors import ErrorKind, ServiceError
-from service.generation import Token, TokenEvent
-from service.parameters import Parameters
-from service.usage import Usage
+from service.generation.generator import Token, TokenEvent
+from service.generation.parameters import Parameters
+from service.openai.completions import CompletionAnswer, CompletionsRequest, round_robin
+from service.openai.usage import Usage
 
 from .fakes import LIMITS, SERVER, TIMEOUT_S, generation, generation_request
 

@@ -13,23 +13,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service import convert, framing, render
-from service.chat import ChatAnswer, ChatDelta, Message
-from service.completions import CompletionAnswer, CompletionDelta
-from service.generation import (
+from service.codec import convert, framing, render
+from service.generation.generator import (
     Generation,
     PrefillToken,
     Token,
     TokenEvent,
     shortest_float32,
 )
-from service.grammar_spec import Grammar
-from service.parameters import Parameters
+from service.generation.parameters import Parameters
+from service.grammar.spec import Grammar
+from service.openai.chat import ChatAnswer, ChatDelta, Message
+from service.openai.completions import CompletionAnswer, CompletionDelta
+from service.openai.tools import Tool
+from service.openai.usage import Usage
 from service.pb.google.protobuf import ListValue, NullValue, Struct, Value
 from service.pb.tokenwire import v1 as pb
-from service.tokenizer import TokenSpan
-from service.tools import Tool
-from service.usage import Usage
+from service.text.tokenizer import TokenSpan
 
 from .fakes import SERVER, generation, generation_request
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.detokenizer import Detokenizer
+from service.text.detokenizer import Detokenizer
 
 from .fakes import demo_ids, demo_tokenizer
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import orjson
 import pytest
 
-from service import docs
+from service.api import docs
+from service.bundled import OPENAPI
 from service.errors import ErrorKind, ServiceError
 from service.routes import DOCS_ASSETS, REST_ROUTES
 
@@ -47,7 +47,7 @@ def test_merge_patch_keeps_the_order() -> None:
 
 
 DOCUMENT = orjson.loads(docs.open_api())
-CONTRACT = orjson.loads((Path(docs.__file__).parent / "openapi" / "contract.json").read_bytes())
+CONTRACT = orjson.loads((OPENAPI / "contract.json").read_bytes())
 
 
 def assert_contained(part: Any, whole: Any, path: str = "") -> None:

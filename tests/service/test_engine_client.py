@@ -23,8 +23,8 @@ from engine.protocol.request import (
     Token,
 )
 from engine.server import EngineServer
-from service.engine_client import EngineClient
 from service.errors import ErrorKind, ServiceError
+from service.generation.engine_client import EngineClient
 from tests.engine.fakes import make_engine, run, token_ids
 
 from .fakes import INFO, TIMEOUT_S, eventually
@@ -456,7 +456,7 @@ async def test_nonsense_costs_the_connection_and_no_more(
     client = EngineClient(puppet.path)
     client.start()
     _, writer = await puppet.connection()
-    with caplog.at_level(logging.ERROR, "service.engine_client"):
+    with caplog.at_level(logging.ERROR, "service.generation.engine_client"):
         writer.write(wire.HEADER.pack(len(body)) + body)
         try:
             async with asyncio.timeout(2):  # reconnecting takes no time

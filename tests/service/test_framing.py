@@ -8,13 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service import convert, framing
-from service.chat import ChatDelta
-from service.generation import Token, TokenEvent, shortest_float32
+from service.api.rpc import serialise
+from service.codec import convert, framing
+from service.codec.presenter import TypedPresenter
+from service.generation.generator import Token, TokenEvent, shortest_float32
+from service.openai.chat import ChatDelta
 from service.pb.google.api import HttpBody
 from service.pb.tokenwire import v1 as pb
-from service.presenter import TypedPresenter
-from service.rpc import serialise
 
 from .fakes import SERVER, generation, generation_request
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from engine.protocol.request import FinishReason, Request, SamplingParams, SequenceOutput
 from service.errors import ErrorKind, ServiceError
-from service.generation import (
+from service.generation.generator import (
     Generation,
     Generator,
     PrefillToken,
@@ -23,7 +23,7 @@ from service.generation import (
     TokenEvent,
     shortest_float32,
 )
-from service.parameters import GenerationRequest
+from service.generation.parameters import GenerationRequest
 
 from .fakes import (
     TIMEOUT_S,

@@ -16,13 +16,13 @@ import pytest
 from google.protobuf import json_format, message_factory
 
 from engine.protocol.request import FinishReason, Request, SequenceOutput
-from service import rpc, servicer
-from service.admission import Admission
-from service.generation import Generator
-from service.metrics import Metrics
-from service.pipeline import Pipeline
-from service.servicer import TextGenerationServicer
-from service.validation import Validator
+from service.api import rpc, servicer
+from service.api.servicer import TextGenerationServicer
+from service.generation.admission import Admission
+from service.generation.generator import Generator
+from service.generation.metrics import Metrics
+from service.generation.pipeline import Pipeline
+from service.generation.validation import Validator
 from tests.golden import check_golden, check_no_others
 
 from .fakes import (

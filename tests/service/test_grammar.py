@@ -17,10 +17,10 @@ import psutil
 import pytest
 
 from engine.grammar.backend_llguidance import json_source, regex_source
-from service import grammar as module
 from service.errors import ErrorKind, ServiceError
-from service.grammar import MAX_GRAMMAR_BYTES, GrammarChecker
-from service.grammar_spec import Grammar
+from service.grammar import checker as module
+from service.grammar.checker import MAX_GRAMMAR_BYTES, GrammarChecker
+from service.grammar.spec import Grammar
 from tests.service.fakes import MODEL, TIMEOUT_S, demo_tokenizer, eventually
 
 VOCAB_SIZE = json.loads((MODEL / "config.json").read_text())["vocab_size"]
@@ -33,7 +33,7 @@ SCHEMA = {
 ENDLESS = {"type": "integer", "multipleOf": 9999991}  # takes much longer than anybody waits
 LATE = "it takes more than 0.5 s to compile"
 DIED = "it needs too much memory or time to compile"
-WORKER = "service.grammar_worker"
+WORKER = "service.grammar.worker"
 
 
 def regex(pattern: Any) -> Grammar:
@@ -483,7 +483,7 @@ class TestTheEnd:
 
 SERVICE = """
 import asyncio, sys
-from service.grammar_spec import Grammar
+from service.grammar.spec import Grammar
 from tests.service.test_grammar import ENDLESS, checking
 
 async def main():

@@ -20,7 +20,7 @@ from service.errors import (
     overloaded,
     unhealthy,
 )
-from service.metrics import Metrics
+from service.generation.metrics import Metrics
 
 from .fakes import LIMITS, TIMEOUT_S, eventually, sample, serving, trailers
 
@@ -201,7 +201,7 @@ async def test_what_was_not_raised_on_purpose_keeps_its_text(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     outcome.error = RuntimeError("a secret")
-    with caplog.at_level(logging.ERROR, "service.interceptor"):
+    with caplog.at_level(logging.ERROR, "service.api.interceptor"):
         error = await failure(channel, method)
     assert error.code() is grpc.StatusCode.INTERNAL
     assert error.details() == "Internal server error"

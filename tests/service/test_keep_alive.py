@@ -13,8 +13,8 @@ from contextlib import aclosing
 import pytest
 
 from engine.protocol.request import FinishReason
-from service import servicer
-from service.keep_alive import with_keep_alive
+from service.api import servicer
+from service.codec.keep_alive import with_keep_alive
 from service.pb.tokenwire import v1 as pb
 from service.routes import SERVICE
 

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from engine.protocol.request import StepOutput
-from service.metrics import Metrics
+from service.generation.metrics import Metrics
 
 from .fakes import LIMITS, engine_step, generation, sample
 

@@ -8,13 +8,13 @@ from dataclasses import replace
 import pytest
 
 from engine.protocol.request import FinishReason
-from service.admission import Admission
 from service.errors import ErrorKind, ServiceError
-from service.generation import Generator
-from service.metrics import Metrics
-from service.parameters import Parameters
-from service.pipeline import Pipeline
-from service.validation import Validator
+from service.generation.admission import Admission
+from service.generation.generator import Generator
+from service.generation.metrics import Metrics
+from service.generation.parameters import Parameters
+from service.generation.pipeline import Pipeline
+from service.generation.validation import Validator
 
 from .fakes import (
     LIMITS,

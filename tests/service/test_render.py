@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from service import render
-from service.chat import ChatAnswer, ChatDelta
-from service.completions import CompletionAnswer, CompletionDelta
+from service.codec import render
 from service.errors import ErrorKind, ServiceError, overloaded
-from service.generation import PrefillToken, Token, TokenEvent, shortest_float32
-from service.tokenizer import TokenSpan
-from service.usage import Usage
+from service.generation.generator import PrefillToken, Token, TokenEvent, shortest_float32
+from service.openai.chat import ChatAnswer, ChatDelta
+from service.openai.completions import CompletionAnswer, CompletionDelta
+from service.openai.usage import Usage
+from service.text.tokenizer import TokenSpan
 
 from .fakes import PREFILL, SERVER, TOP_TOKENS, generation, generation_request
 

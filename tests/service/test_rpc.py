@@ -11,12 +11,13 @@ import pytest
 from google.protobuf import descriptor_pb2
 from grpc import aio
 
-from service import convert, framing, rpc
-from service.call import Call
+from service.api import rpc
+from service.api.call import Call
+from service.codec import convert, framing
+from service.codec.presenter import RestPresenter, TypedPresenter
 from service.pb.google.api import HttpBody
 from service.pb.google.protobuf import Struct, Value
 from service.pb.tokenwire import v1 as pb
-from service.presenter import RestPresenter, TypedPresenter
 from service.routes import SERVICE
 
 from .fakes import FakeContext, serving, trailers

@@ -12,17 +12,17 @@ import grpc
 import pytest
 from grpc import aio
 
-from service import rpc
-from service.admission import Admission
-from service.generation import Generator
-from service.metrics import Metrics
+from service.api import rpc
+from service.api.servicer import TextGenerationServicer
+from service.generation.admission import Admission
+from service.generation.generator import Generator
+from service.generation.metrics import Metrics
+from service.generation.pipeline import Pipeline
+from service.generation.validation import Validator
 from service.pb.google.api import HttpBody
 from service.pb.google.protobuf import Value
 from service.pb.tokenwire import v1 as pb
-from service.pipeline import Pipeline
 from service.routes import SERVICE
-from service.servicer import TextGenerationServicer
-from service.validation import Validator
 
 from .fakes import (
     LIMITS,

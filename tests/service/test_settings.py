@@ -15,10 +15,11 @@ import pytest
 
 from engine.protocol.config import GRAPH_SIZES
 from service import cli
-from service.options import SettingsError
-from service.settings import OPTIONS, Settings
-from service.sources import add_arguments, load, without_settings
-from service.unsupported import UNSUPPORTED, unsupported_variables
+from service.bundled import PACKAGE
+from service.launch.options import SettingsError
+from service.launch.settings import OPTIONS, Settings
+from service.launch.sources import add_arguments, load, without_settings
+from service.launch.unsupported import UNSUPPORTED, unsupported_variables
 
 
 def parse(*flags: str, **variables: str) -> Settings:
@@ -279,7 +280,7 @@ def test_health_of_a_server_that_is_not_there_is_exit_code_1(
 def test_model_that_cannot_be_loaded_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
     code = (
         "import sys, types\n"
-        "from engine.errors import ModelLoadError\n"
+        "from engine.protocol.errors import ModelLoadError\n"
         "def serve(config): raise ModelLoadError(f'cannot load {config.model_id}: no\\nconfig')\n"
         "sys.modules['engine.server'] = types.SimpleNamespace(serve=serve)\n"
         "from service import cli\n"
@@ -290,7 +291,7 @@ def test_model_that_cannot_be_loaded_is_one_line_and_exit_code_1(tmp_path: Path)
         capture_output=True,
         text=True,
         check=False,
-        env=without_settings(os.environ) | {"PYTHONPATH": str(Path(cli.__file__).parents[1])},
+        env=without_settings(os.environ) | {"PYTHONPATH": str(PACKAGE.parent)},
     )
     assert (ended.returncode, ended.stderr) == (
         1,
@@ -321,7 +322,7 @@ def test_help_needs_neither_torch_nor_grpc() -> None:
         [sys.executable, "-c", code],
         capture_output=True,
         check=False,
-        env=without_settings(os.environ) | {"PYTHONPATH": str(Path(cli.__file__).parents[1])},
+        env=without_settings(os.environ) | {"PYTHONPATH": str(PACKAGE.parent)},
     )
     assert ended.returncode == 0, ended.stderr
     assert b"--max-total-tokens" in ended.stdout

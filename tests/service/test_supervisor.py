@@ -23,12 +23,13 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 
-from service import plan as plan_module
-from service import supervisor as supervisor_module
-from service.plan import Plan, Stage, make_plan
+from service.bundled import PACKAGE
+from service.launch import plan as plan_module
+from service.launch import supervisor as supervisor_module
+from service.launch.plan import Plan, Stage, make_plan
+from service.launch.settings import Settings
+from service.launch.supervisor import RestartPolicy, Supervisor, SupervisorError
 from service.routes import SERVICE
-from service.settings import Settings
-from service.supervisor import RestartPolicy, Supervisor, SupervisorError
 
 DEADLINE = 20.0  # seconds that anything may take to come about on a busy machine
 FAST = RestartPolicy(first_delay=0.01, max_delay=0.02)
@@ -358,14 +359,14 @@ def test_children_die_with_a_supervisor_that_is_killed(scene: Scene, tmp_path: P
     driver = tmp_path / "driver.py"
     driver.write_text(
         "import asyncio, json, sys\n"
-        "from service.settings import Settings\n"
-        "from service.plan import Plan\nfrom service.supervisor import Supervisor\n"
+        "from service.launch.settings import Settings\n"
+        "from service.launch.plan import Plan\nfrom service.launch.supervisor import Supervisor\n"
         "commands = json.loads(sys.argv[1])\n"
         "plan = lambda *_: Plan(commands=commands, stages=(), banner='ready\\n')\n"
         "asyncio.run(Supervisor(Settings(port=0, grpc_port=0), plan=plan).run())\n"
     )
     commands = scene.plan(SETTINGS, tmp_path).commands
-    root = str(Path(supervisor_module.__file__).parents[1])
+    root = str(PACKAGE.parent)
     with subprocess.Popen(
         [sys.executable, str(driver), json.dumps(dict(commands))],
         env=os.environ | {"PYTHONPATH": root, "TMPDIR": str(tmp_path)},

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.tokenizer import TextTokenizer
+from service.text.tokenizer import TextTokenizer
 
 from .fakes import MODEL, demo_ids, demo_tokenizer, raw_tokenizer
 

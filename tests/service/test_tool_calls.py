@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service import tool_calls
-from service.tool_calls import CallReader
+from service.openai import tool_calls
+from service.openai.tool_calls import CallReader
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),

@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 
 from service.errors import ErrorKind, ServiceError
-from service.tools import DEFAULT_TOOL_PROMPT, Tool, Toolbox
+from service.openai.tools import DEFAULT_TOOL_PROMPT, Tool, Toolbox
 
 WEATHER = Tool(
     name="get_weather",

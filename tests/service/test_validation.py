@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from engine.protocol.request import SamplingParams
 from service.errors import ErrorKind, ServiceError
-from service.grammar_spec import Grammar
-from service.parameters import GenerationRequest, Parameters
-from service.tokenizer import TextTokenizer
-from service.validation import Validator, random_seed
+from service.generation.parameters import GenerationRequest, Parameters
+from service.generation.validation import Validator, random_seed
+from service.grammar.spec import Grammar
+from service.text.tokenizer import TextTokenizer
 
 from .fakes import LIMITS, NO_GRAMMARS, demo_ids, demo_tokenizer, simple_tokenizer
 

@@ -1,0 +1,295 @@
+"""The RPCs. Each converts, hands over to the pipeline and presents; none decides anything.
+
+Failures before a stream is promised are raised and get a status of their own. Those inside are
+presented: an event for REST, a status for gRPC.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
+
+from ..codec import convert, headers, presenter
+from ..codec.keep_alive import with_keep_alive
+from ..codec.presenter import InvocationKind, Reply
+from ..errors import ServiceError, fields_named, missing_field, unhealthy
+from ..generation.engine_client import EngineClient
+from ..generation.gather import gather
+from ..generation.generator import Generation, TokenEvent
+from ..generation.metrics import Metrics
+from ..generation.parameters import Parameters
+from ..generation.pipeline import Pipeline
+from ..generation.server_info import ServerInfo
+from ..openai import chat, completions
+from ..openai.chat import ChatRequest, ChatStream, tool_call_format
+from ..openai.completions import (
+    CompletionAnswer,
+    CompletionDelta,
+    CompletionsRequest,
+    round_robin,
+)
+from ..openai.usage import StreamUsage, Usage
+from ..pb.tokenwire import v1 as pb
+from ..text.tokenizer import TextTokenizer
+from . import docs
+from .call import Call
+
+KEEP_ALIVE_S = 15.0  # TGI's interval: axum's KeepAlive
+
+
+class TextGenerationServicer:
+    """tokenwire.v1.TextGenerationService."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        tokenizer: TextTokenizer,
+        client: EngineClient,
+        server: ServerInfo,
+        metrics: Metrics,
+    ) -> None:
+        self._pipeline = pipeline
+        self._tokenizer = tokenizer
+        self._client = client
+        self._server = server
+        self._metrics = metrics
+
+    async def generate(self, request: pb.GenerateRequest, call: Call) -> Reply:
+        """Generates to the end."""
+        inputs = _required(request.inputs, "inputs")
+        result = await self._run(inputs, convert.parameters(request.parameters), call)
+        return call.presenter.generate(result)
+
+    async def generate_stream(
+        self, request: pb.GenerateRequest, call: Call
+    ) -> AsyncGenerator[Reply]:
+        """One message per token."""
+        inputs = _required(request.inputs, "inputs")
+        events = self._stream(inputs, convert.parameters(request.parameters), call)
+        messages = _numbered(events, call.presenter.generate_stream)
+        async with aclosing(self._presented(messages, inputs, call)) as replies:
+            async for reply in replies:
+                yield reply
+
+    async def compat_generate(
+        self, request: pb.CompatGenerateRequest, call: Call
+    ) -> AsyncGenerator[Reply]:
+        """Generate or GenerateStream. A prompt is echoed unless the caller says otherwise."""
+        inputs = _required(request.inputs, "inputs")
+        parameters = convert.parameters(request.parameters)
+        if parameters.return_full_text is None:
+            parameters = replace(parameters, return_full_text=True)
+        if not request.stream:
+            yield call.presenter.compat_generate(await self._run(inputs, parameters, call))
+            return
+        events = self._stream(inputs, parameters, call)
+        messages = _numbered(events, call.presenter.compat_generate_stream)
+        async with aclosing(self._presented(messages, inputs, call)) as replies:
+            async for reply in replies:
+                yield reply
+
+    async def chat(self, request: pb.ChatRequest, call: Call) -> AsyncGenerator[Reply]:
+        """Continues a conversation."""
+        wanted, prompt = self._conversation(request, call)
+        created = int(time.time())
+        with fields_named(wanted.field_names):
+            if not wanted.stream:
+                result = await self._run(prompt, wanted.parameters, call)
+                yield call.presenter.chat(chat.answer(wanted, result, self._server, created))
+                return
+            messages = self._chat_deltas(wanted, prompt, created, call)
+            async with aclosing(self._presented(messages, prompt, call, openai=True)) as replies:
+                async for reply in replies:
+                    yield reply
+
+    async def completions(
+        self, request: pb.CompletionsRequest, call: Call
+    ) -> AsyncGenerator[Reply]:
+        """Continues one or several prompts."""
+        wanted = convert.completions_request(request)
+        wanted.check(self._server.limits)
+        created = int(time.time())
+        with fields_named(completions.FIELD_NAMES):
+            if not wanted.stream:
+                yield call.presenter.completions(await self._complete(wanted, created, call))
+                return
+            messages = self._completion_deltas(wanted, created, call)
+            text = "".join(wanted.prompts)
+            async with aclosing(self._presented(messages, text, call, openai=True)) as replies:
+                async for reply in replies:
+                    yield reply
+
+    async def invocations(
+        self, request: pb.InvocationsRequest, call: Call
+    ) -> AsyncGenerator[Reply]:
+        """CompatGenerate, Chat or Completions, whichever the fields mean."""
+        kind: InvocationKind
+        match convert.invocation(request):
+            case pb.ChatRequest() as meant:
+                kind, replies = "chat", self.chat(meant, call)
+            case pb.CompletionsRequest() as meant:
+                kind, replies = "completions", self.completions(meant, call)
+            case meant:
+                kind, replies = "generate", self.compat_generate(meant, call)
+        async with aclosing(replies):
+            async for reply in replies:
+                yield call.presenter.invocation(kind, reply)
+
+    async def tokenize(self, request: pb.TokenizeRequest, call: Call) -> Reply:
+        """Splits text into tokens."""
+        inputs = _required(request.inputs, "inputs")
+        spans = await self._tokenizer.spans(inputs)
+        # In a thread, like the tokenising: a long text has hundreds of thousands of tokens.
+        return await asyncio.to_thread(call.presenter.tokenize, spans)
+
+    async def chat_tokenize(self, request: pb.ChatRequest, call: Call) -> Reply:
+        """The prompt of a conversation, and its tokens."""
+        _, prompt = self._conversation(request, call)
+        spans = await self._tokenizer.spans(prompt, is_prompt=True)
+        return await asyncio.to_thread(call.presenter.chat_tokenize, prompt, spans)
+
+    async def list_models(self, _: pb.ListModelsRequest, call: Call) -> Reply:
+        """The one model that is served."""
+        return call.presenter.list_models(self._server)
+
+    async def open_api(self, _: pb.OpenApiRequest, __: Call) -> Reply:
+        """The contract."""
+        return presenter.document(docs.JSON_TYPE, docs.open_api())
+
+    async def docs(self, request: pb.DocsRequest, _: Call) -> Reply:
+        """The interactive documentation."""
+        return presenter.document(*docs.file(request.asset))
+
+    async def info(self, _: pb.InfoRequest, call: Call) -> Reply:
+        """The model and the limits."""
+        return call.presenter.info(self._server)
+
+    async def health(self, _: pb.HealthRequest, call: Call) -> Reply:
+        """Whether requests are accepted and the engine moves."""
+        if not self._client.is_healthy:
+            raise unhealthy()
+        return call.presenter.health()
+
+    async def metrics(self, _: pb.MetricsRequest, __: Call) -> Reply:
+        """The Prometheus exposition."""
+        return presenter.metrics(self._metrics.exposition())
+
+    def _conversation(self, request: pb.ChatRequest, call: Call) -> tuple[ChatRequest, str]:
+        """A conversation with the tools in force, and its prompt.
+
+        Raises:
+            ServiceError: it is malformed, or the model's template refuses it.
+        """
+        call_format = tool_call_format(self._server.tool_call_format, call.metadata)
+        wanted = convert.chat_request(request, call_format)
+        wanted.check()
+        toolbox = wanted.toolbox()
+        wanted = wanted.with_toolbox(toolbox)
+        messages = wanted.template_messages()
+        tools: list[dict[str, Any]] | None = None
+        if toolbox is not None:
+            has_place = self._tokenizer.template_takes_tools
+            tools = [tool.definition() for tool in toolbox.tools] if has_place else None
+            if wanted.tool_prompt is not None or not has_place:
+                messages[-1]["content"] += toolbox.prompt(wanted.tool_prompt)
+        return wanted, self._tokenizer.render_chat(messages, tools)
+
+    async def _run(self, inputs: str, parameters: Parameters, call: Call) -> Generation:
+        result = await self._pipeline.run(inputs, parameters, call.received)
+        await call.send_headers(headers.of_generation(result, self._server.compute_type))
+        return result
+
+    def _stream(
+        self, inputs: str, parameters: Parameters, call: Call
+    ) -> AsyncGenerator[TokenEvent]:
+        return self._pipeline.stream(inputs, parameters, call.received)
+
+    async def _complete(
+        self, wanted: CompletionsRequest, created: int, call: Call
+    ) -> CompletionAnswer:
+        results = await gather(
+            self._pipeline.run(prompt, wanted.parameters, call.received)
+            for prompt in wanted.prompts
+        )
+        await call.send_headers(headers.of_generations(results, self._server.compute_type))
+        return CompletionAnswer(server=self._server, created=created, generations=results)
+
+    async def _chat_deltas(
+        self, wanted: ChatRequest, prompt: str, created: int, call: Call
+    ) -> AsyncGenerator[Reply]:
+        usage = Usage()
+        answer_stream = ChatStream(wanted, self._server, created)
+        async with aclosing(self._stream(prompt, wanted.parameters, call)) as events:
+            async for event in events:
+                for part in answer_stream.push(event):
+                    yield call.presenter.chat_stream(part)
+                if event.generation is not None:
+                    usage = Usage.of([event.generation])
+        if wanted.include_usage:
+            yield call.presenter.chat_usage(self._stream_usage(usage, created))
+
+    async def _completion_deltas(
+        self, wanted: CompletionsRequest, created: int, call: Call
+    ) -> AsyncGenerator[Reply]:
+        finished = []
+        streams = [self._stream(prompt, wanted.parameters, call) for prompt in wanted.prompts]
+        async with aclosing(round_robin(streams)) as turns:
+            async for index, event in turns:
+                if isinstance(event, ServiceError):
+                    yield call.presenter.stream_error(event)
+                else:
+                    part = CompletionDelta(
+                        server=self._server, created=created, index=index, text=event.token.text
+                    )
+                    yield call.presenter.completions_stream(part)
+                    if event.generation is not None:
+                        finished.append(event.generation)
+        if wanted.include_usage:
+            usage = self._stream_usage(Usage.of(finished), created)
+            yield call.presenter.completions_usage(usage)
+
+    def _stream_usage(self, usage: Usage, created: int) -> StreamUsage:
+        return StreamUsage(server=self._server, created=created, usage=usage)
+
+    async def _presented(
+        self, messages: AsyncGenerator[Reply], inputs: str, call: Call, *, openai: bool = False
+    ) -> AsyncGenerator[Reply]:
+        """A stream with its headers, its failure if it has one, and its end mark."""
+        await call.send_headers(headers.of_stream(inputs, self._server.compute_type))
+        filler = call.presenter.keep_alive()
+        if filler is not None:
+            messages = with_keep_alive(messages, filler, KEEP_ALIVE_S)
+        try:
+            async with aclosing(messages):
+                async for message in messages:
+                    yield message
+        except ServiceError as error:
+            yield call.presenter.stream_error(error)
+        if openai and (end := call.presenter.stream_end()) is not None:
+            yield end
+
+
+async def _numbered(
+    events: AsyncGenerator[TokenEvent], present: Callable[[int, TokenEvent], Reply]
+) -> AsyncGenerator[Reply]:
+    """The events of `/generate_stream`: numbered from 1."""
+    index = 0
+    async with aclosing(events):
+        async for event in events:
+            index += 1
+            yield present(index, event)
+
+
+def _required(value: str | None, name: str) -> str:
+    """A field that must be there.
+
+    Raises:
+        ServiceError: it is not.
+    """
+    if value is None:
+        raise missing_field(name)
+    return value

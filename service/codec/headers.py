@@ -1,0 +1,52 @@
+"""The x-* response headers that TGI's clients and proxies read; gRPC callers get them as metadata.
+
+Names and meanings are those of router/src/server.rs at v2.1.1. A stream's headers go out before its
+first token, so they hold what is known by then.
+"""
+
+from __future__ import annotations
+
+from ..generation.generator import Generation
+
+Headers = dict[str, str]
+
+
+def of_generation(result: Generation, compute_type: str) -> Headers:
+    """Headers of one finished generation. Seconds, but whole milliseconds per token."""
+    return {
+        "x-compute-type": compute_type,
+        "x-compute-time": str(result.timings.total),
+        **_summed([result]),
+    }
+
+
+def of_generations(results: list[Generation], compute_type: str) -> Headers:
+    """Headers of several prompts in one request: every figure is a sum."""
+    return {"x-compute-type": compute_type, **_summed(results)}
+
+
+def of_stream(inputs: str, compute_type: str) -> Headers:
+    """Headers of a stream."""
+    return {
+        "x-compute-type": compute_type,
+        "x-compute-characters": str(len(inputs)),
+        "x-accel-buffering": "no",
+        "cache-control": "no-cache",
+    }
+
+
+def _summed(results: list[Generation]) -> Headers:
+    timings = [result.timings for result in results]
+    per_token = [
+        int(1000 * result.timings.inference / max(len(result.tokens), 1)) for result in results
+    ]
+    return {
+        "x-compute-characters": str(sum(len(result.request.inputs) for result in results)),
+        "x-total-time": str(sum(item.total for item in timings)),
+        "x-validation-time": str(sum(item.validation for item in timings)),
+        "x-queue-time": str(sum(item.queue for item in timings)),
+        "x-inference-time": str(sum(item.inference for item in timings)),
+        "x-time-per-token": str(sum(per_token)),
+        "x-prompt-tokens": str(sum(result.num_prompt_tokens for result in results)),
+        "x-generated-tokens": str(sum(len(result.tokens) for result in results)),
+    }

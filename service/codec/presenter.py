@@ -1,0 +1,266 @@
+"""The two faces of every reply: typed messages for gRPC callers, rendered bytes for REST callers.
+
+The servicer does the same for both and asks the call's presenter for each message. A REST message
+is already serialised.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+import betterproto2
+
+from ..errors import ServiceError
+from ..generation.generator import Generation, TokenEvent
+from ..generation.server_info import ServerInfo
+from ..openai.chat import ChatAnswer, ChatDelta
+from ..openai.completions import CompletionAnswer, CompletionDelta
+from ..openai.usage import StreamUsage
+from ..pb.google.api import HttpBody
+from ..pb.tokenwire import v1 as pb
+from ..text.tokenizer import TokenSpan
+from . import convert, framing, render
+
+Reply = betterproto2.Message | bytes
+InvocationKind = Literal["generate", "chat", "completions"]
+
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Presenter(Protocol):
+    """Turns results into replies of the RPC that the method is named after."""
+
+    def generate(self, result: Generation) -> Reply:
+        """Generate."""
+
+    def generate_stream(self, index: int, event: TokenEvent) -> Reply:
+        """GenerateStream: the token number `index`, from 1."""
+
+    def compat_generate(self, result: Generation) -> Reply:
+        """CompatGenerate without a stream."""
+
+    def compat_generate_stream(self, index: int, event: TokenEvent) -> Reply:
+        """CompatGenerate with one."""
+
+    def chat(self, answer: ChatAnswer) -> Reply:
+        """Chat without a stream."""
+
+    def chat_stream(self, delta: ChatDelta) -> Reply:
+        """Chat with one."""
+
+    def completions(self, answer: CompletionAnswer) -> Reply:
+        """Completions without a stream."""
+
+    def completions_stream(self, delta: CompletionDelta) -> Reply:
+        """Completions with one."""
+
+    def chat_usage(self, usage: StreamUsage) -> Reply:
+        """Chat with a stream: what it took, at its end."""
+
+    def completions_usage(self, usage: StreamUsage) -> Reply:
+        """Completions with a stream: what it took, at its end."""
+
+    def tokenize(self, spans: list[TokenSpan]) -> Reply:
+        """Tokenize."""
+
+    def chat_tokenize(self, prompt: str, spans: list[TokenSpan]) -> Reply:
+        """ChatTokenize."""
+
+    def list_models(self, server: ServerInfo) -> Reply:
+        """ListModels."""
+
+    def invocation(self, kind: InvocationKind, reply: Reply) -> Reply:
+        """Invocations, around a reply of the RPC that was meant."""
+
+    def info(self, server: ServerInfo) -> Reply:
+        """Info."""
+
+    def health(self) -> Reply:
+        """Health, when all is well."""
+
+    def stream_error(self, error: ServiceError) -> Reply:
+        """A failure inside a stream, as a message of it, or raised again."""
+
+    def stream_end(self) -> Reply | None:
+        """What marks the end of an OpenAI stream, if anything does."""
+
+    def keep_alive(self) -> Reply | None:
+        """What breaks a silence within a stream, if anything has to."""
+
+
+class TypedPresenter:
+    """For gRPC callers."""
+
+    def generate(self, result: Generation) -> Reply:
+        """See Presenter."""
+        return convert.generate_response(result)
+
+    def generate_stream(self, index: int, event: TokenEvent) -> Reply:
+        """See Presenter."""
+        if event.generation is None and not event.top_tokens:
+            return framing.stream_response(index, event.token)
+        return convert.stream_response(index, event)
+
+    def compat_generate(self, result: Generation) -> Reply:
+        """See Presenter."""
+        return pb.CompatGenerateResponse(response=convert.generate_response(result))
+
+    def compat_generate_stream(self, index: int, event: TokenEvent) -> Reply:
+        """See Presenter."""
+        if event.generation is None and not event.top_tokens:
+            return framing.compat_event(index, event.token)
+        return pb.CompatGenerateResponse(event=convert.stream_response(index, event))
+
+    def chat(self, answer: ChatAnswer) -> Reply:
+        """See Presenter."""
+        return pb.ChatResponse(completion=convert.chat_completion(answer))
+
+    def chat_stream(self, delta: ChatDelta) -> Reply:
+        """See Presenter."""
+        if delta.logprobs is None and delta.finish_reason is None and delta.call is None:
+            return framing.chat_chunk(delta)
+        return pb.ChatResponse(chunk=convert.chat_chunk(delta))
+
+    def completions(self, answer: CompletionAnswer) -> Reply:
+        """See Presenter."""
+        return pb.CompletionsResponse(completion=convert.completion(answer))
+
+    def completions_stream(self, delta: CompletionDelta) -> Reply:
+        """See Presenter."""
+        return pb.CompletionsResponse(completion=convert.completion_chunk(delta))
+
+    def chat_usage(self, usage: StreamUsage) -> Reply:
+        """See Presenter."""
+        return pb.ChatResponse(chunk=convert.chat_usage(usage))
+
+    def completions_usage(self, usage: StreamUsage) -> Reply:
+        """See Presenter."""
+        return pb.CompletionsResponse(completion=convert.completion_usage(usage))
+
+    def tokenize(self, spans: list[TokenSpan]) -> Reply:
+        """See Presenter."""
+        return framing.tokenize_response(spans)
+
+    def chat_tokenize(self, prompt: str, spans: list[TokenSpan]) -> Reply:
+        """See Presenter."""
+        return framing.chat_tokenize_response(prompt, spans)
+
+    def list_models(self, server: ServerInfo) -> Reply:
+        """See Presenter."""
+        return convert.models_response(server)
+
+    def invocation(self, kind: InvocationKind, reply: Reply) -> Reply:
+        """See Presenter."""
+        return framing.invocations_response(kind, bytes(reply))
+
+    def info(self, server: ServerInfo) -> Reply:
+        """See Presenter."""
+        return convert.info_response(server)
+
+    def health(self) -> Reply:
+        """See Presenter."""
+        return pb.HealthResponse()
+
+    def stream_error(self, error: ServiceError) -> Reply:
+        """Raised: a gRPC stream ends with a status."""
+        raise error
+
+    def stream_end(self) -> Reply | None:
+        """Nothing: a gRPC stream ends by itself."""
+        return None
+
+    def keep_alive(self) -> Reply | None:
+        """Nothing: HTTP/2 has pings."""
+        return None
+
+
+class RestPresenter:
+    """For REST callers, whose replies the gateway passes on as they are."""
+
+    def generate(self, result: Generation) -> Reply:
+        """See Presenter."""
+        return framing.http_reply(render.JSON, render.generation(result))
+
+    def generate_stream(self, index: int, event: TokenEvent) -> Reply:
+        """See Presenter."""
+        return _event(render.token_event(index, event))
+
+    def compat_generate(self, result: Generation) -> Reply:
+        """A list of one: TGI's answer on `/`."""
+        return framing.http_reply(render.JSON, render.generation_list(result))
+
+    compat_generate_stream = generate_stream
+
+    def chat(self, answer: ChatAnswer) -> Reply:
+        """See Presenter."""
+        return framing.http_reply(render.JSON, render.chat_completion(answer))
+
+    def chat_stream(self, delta: ChatDelta) -> Reply:
+        """See Presenter."""
+        return _event(render.chat_chunk(delta))
+
+    def completions(self, answer: CompletionAnswer) -> Reply:
+        """See Presenter."""
+        return framing.http_reply(render.JSON, render.completion(answer))
+
+    def completions_stream(self, delta: CompletionDelta) -> Reply:
+        """See Presenter."""
+        return _event(render.completion_chunk(delta))
+
+    def chat_usage(self, usage: StreamUsage) -> Reply:
+        """See Presenter."""
+        return _event(render.chat_usage(usage))
+
+    def completions_usage(self, usage: StreamUsage) -> Reply:
+        """See Presenter."""
+        return _event(render.completion_usage(usage))
+
+    def tokenize(self, spans: list[TokenSpan]) -> Reply:
+        """See Presenter."""
+        return framing.http_reply(render.JSON, render.tokens(spans))
+
+    def chat_tokenize(self, prompt: str, spans: list[TokenSpan]) -> Reply:
+        """See Presenter."""
+        return framing.http_reply(render.JSON, render.chat_tokens(prompt, spans))
+
+    def list_models(self, server: ServerInfo) -> Reply:
+        """See Presenter."""
+        return framing.http_reply(render.JSON, render.models(server))
+
+    def invocation(self, kind: InvocationKind, reply: Reply) -> Reply:
+        """The same bytes: `http` is field 15 of every reply."""
+        return reply
+
+    def info(self, server: ServerInfo) -> Reply:
+        """See Presenter."""
+        return framing.http_reply(render.JSON, render.info(server))
+
+    def health(self) -> Reply:
+        """An empty body; the type is there because HTTP wants one."""
+        return framing.http_reply("text/plain; charset=utf-8", b"")
+
+    def stream_error(self, error: ServiceError) -> Reply:
+        """An event: the status 200 has been promised already, as in TGI."""
+        return _event(render.error(error))
+
+    def stream_end(self) -> Reply | None:
+        """The line that OpenAI's clients wait for."""
+        return framing.http_reply(render.SSE, render.DONE)
+
+    def keep_alive(self) -> Reply | None:
+        """A comment, which clients skip."""
+        return framing.http_reply(render.SSE, render.KEEP_ALIVE)
+
+
+def metrics(text: bytes) -> Reply:
+    """The exposition, the same for both."""
+    return document(METRICS_TYPE, text)
+
+
+def document(content_type: str, data: bytes) -> Reply:
+    """A file, the same for both."""
+    return HttpBody(content_type=content_type, data=data)
+
+
+def _event(payload: bytes) -> bytes:
+    return framing.http_reply(render.SSE, render.sse(payload))

@@ -1,0 +1,300 @@
+"""JSON and server-sent events, byte for byte as TGI sends them.
+
+Key order, nulls and number formats are the contract's: a key that is left out and one that is null
+mean different things to clients. Nothing here decides anything.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from ..errors import ServiceError
+from ..generation.generator import Generation, PrefillToken, Token, TokenEvent
+from ..generation.server_info import ServerInfo
+from ..openai.chat import ChatAnswer, ChatDelta, new_call_id
+from ..openai.completions import CompletionAnswer, CompletionDelta
+from ..openai.usage import StreamUsage, Usage
+from ..text.tokenizer import TokenSpan
+
+JSON = "application/json"
+SSE = "text/event-stream"
+DONE = b"data: [DONE]\n\n"
+KEEP_ALIVE = b":\n\n"
+
+
+def sse(payload: bytes) -> bytes:
+    """One server-sent event."""
+    return b"data: " + payload + b"\n\n"
+
+
+def error(failure: ServiceError) -> bytes:
+    """The body of an error, or of an event that reports one."""
+    return orjson.dumps({"error": failure.message, "error_type": failure.kind.error_type})
+
+
+def generation(result: Generation) -> bytes:
+    """GenerateResponse."""
+    return orjson.dumps(_generation(result))
+
+
+def generation_list(result: Generation) -> bytes:
+    """What `/` answers: a list of one."""
+    return orjson.dumps([_generation(result)])
+
+
+def token_event(index: int, event: TokenEvent) -> bytes:
+    """StreamResponse: text and details are null until the last event, not absent."""
+    body: dict[str, Any] = {"index": index, "token": _token(event.token)}
+    if event.top_tokens:
+        body["top_tokens"] = [_token(token) for token in event.top_tokens]
+    result = event.generation
+    body["generated_text"] = None if result is None else result.generated_text
+    body["details"] = None
+    if result is not None and result.request.details:
+        body["details"] = {
+            "finish_reason": result.finish_reason,
+            "generated_tokens": len(result.tokens),
+            "seed": result.seed,
+        }
+    return orjson.dumps(body)
+
+
+def tokens(spans: list[TokenSpan]) -> bytes:
+    """TokenizeResponse."""
+    return orjson.dumps(_spans(spans))
+
+
+def chat_tokens(prompt: str, spans: list[TokenSpan]) -> bytes:
+    """ChatTokenizeResponse."""
+    return orjson.dumps({"tokenize_response": _spans(spans), "templated_text": prompt})
+
+
+def models(server: ServerInfo) -> bytes:
+    """ListModelsResponse, as later versions of TGI have it."""
+    name = server.model_id
+    model = {"id": name, "object": "model", "created": 0, "owned_by": name}
+    return orjson.dumps({"object": "list", "data": [model]})
+
+
+def info(server: ServerInfo) -> bytes:
+    """Info, nulls included."""
+    return orjson.dumps(server.to_contract())
+
+
+def chat_completion(answer: ChatAnswer) -> bytes:
+    """ChatCompletion."""
+    return orjson.dumps(
+        {
+            "object": "chat.completion",
+            **_head(answer.created, answer.server),
+            "choices": [
+                {
+                    "index": 0,
+                    "message": _message(answer),
+                    "logprobs": _chat_logprobs(answer.logprobs),
+                    "finish_reason": answer.finish_reason,
+                }
+            ],
+            "usage": _usage(answer.usage),
+        }
+    )
+
+
+def chat_chunk(delta: ChatDelta) -> bytes:
+    """ChatCompletionChunk."""
+    return orjson.dumps(
+        {
+            "object": "chat.completion.chunk",
+            **_head(delta.created, delta.server),
+            "choices": [
+                {
+                    "index": 0,
+                    "delta": _delta(delta),
+                    "logprobs": _chat_logprobs(delta.logprobs),
+                    "finish_reason": delta.finish_reason,
+                }
+            ],
+        }
+    )
+
+
+def _message(answer: ChatAnswer) -> dict[str, Any]:
+    """A turn: in the contract's form it has either content or calls, in OpenAI's both keys."""
+    call = answer.call
+    if call is None:
+        return {"role": "assistant", "content": answer.text}
+    call_id = new_call_id(answer.tool_call_format)
+    if answer.tool_call_format == "openai":
+        function = {"name": call.name, "arguments": call.arguments}
+        made = {"id": call_id, "type": "function", "function": function}
+        return {"role": "assistant", "content": None, "tool_calls": [made]}
+    described = {
+        "description": None,
+        "name": call.name,
+        "arguments": orjson.Fragment(call.arguments),
+    }
+    made = {"id": call_id, "type": "function", "function": described}
+    return {"role": "assistant", "tool_calls": [made]}
+
+
+def _delta(delta: ChatDelta) -> dict[str, Any]:
+    """A part of a turn: calls are one object in the contract's form, a list in OpenAI's.
+
+    OpenAI's helper for streams puts all roles behind each other, so there only the first has one.
+    """
+    call = delta.call
+    is_openai = delta.tool_call_format == "openai"
+    role = {} if is_openai and not delta.is_first else {"role": "assistant"}
+    if call is None:
+        return {**role, "content": delta.text}
+    if is_openai:
+        made: dict[str, Any] = {"index": 0, "function": {"arguments": call.arguments}}
+        if call.name is not None:
+            made |= {"id": delta.call_id, "type": "function"}
+            made["function"] = {"name": call.name, "arguments": call.arguments}
+        return {**role, "content": None, "tool_calls": [made]}
+    function = {"name": call.name, "arguments": call.arguments}
+    one = {"index": 0, "id": delta.call_id, "type": "function", "function": function}
+    return {**role, "tool_calls": one}
+
+
+def completion(answer: CompletionAnswer) -> bytes:
+    """CompletionFinal."""
+    return orjson.dumps(
+        {
+            "object": "text_completion",
+            **_head(answer.created, answer.server),
+            "choices": [
+                {
+                    "index": index,
+                    "text": result.generated_text,
+                    "logprobs": None,
+                    "finish_reason": result.finish_reason,
+                }
+                for index, result in enumerate(answer.generations)
+            ],
+            "usage": _usage(answer.usage),
+        }
+    )
+
+
+def completion_chunk(delta: CompletionDelta) -> bytes:
+    """Chunk: TGI leaves the finish reason empty to the end."""
+    head = _head(delta.created, delta.server)
+    choice = {"index": delta.index, "text": delta.text, "logprobs": None, "finish_reason": ""}
+    return orjson.dumps(
+        {
+            "object": "text_completion",
+            "id": head["id"],
+            "created": head["created"],
+            "choices": [choice],
+            "model": head["model"],
+            "system_fingerprint": head["system_fingerprint"],
+        }
+    )
+
+
+def chat_usage(part: StreamUsage) -> bytes:
+    """The last chunk of a stream whose caller asked for the usage: OpenAI's form."""
+    return _usage_chunk("chat.completion.chunk", part)
+
+
+def completion_usage(part: StreamUsage) -> bytes:
+    """The same on the older endpoint."""
+    return _usage_chunk("text_completion", part)
+
+
+def _usage_chunk(kind: str, part: StreamUsage) -> bytes:
+    head = _head(part.created, part.server)
+    return orjson.dumps({"object": kind, **head, "choices": [], "usage": _usage(part.usage)})
+
+
+def _head(created: int, server: ServerInfo) -> dict[str, Any]:
+    return {
+        "id": "",
+        "created": created,
+        "model": server.model_id,
+        "system_fingerprint": server.system_fingerprint,
+    }
+
+
+def _usage(usage: Usage) -> dict[str, int]:
+    return {
+        "prompt_tokens": usage.num_prompt_tokens,
+        "completion_tokens": usage.num_completion_tokens,
+        "total_tokens": usage.num_prompt_tokens + usage.num_completion_tokens,
+    }
+
+
+def _spans(spans: list[TokenSpan]) -> list[dict[str, Any]]:
+    return [
+        {"id": span.token_id, "text": span.text, "start": span.start, "stop": span.stop}
+        for span in spans
+    ]
+
+
+def _token(token: Token) -> dict[str, Any]:
+    return {
+        "id": token.id,
+        "text": token.text,
+        "logprob": token.logprob,
+        "special": token.special,
+    }
+
+
+def _prefill(token: PrefillToken) -> dict[str, Any]:
+    return {"id": token.id, "text": token.text, "logprob": token.logprob}
+
+
+def _generation(result: Generation) -> dict[str, Any]:
+    body: dict[str, Any] = {"generated_text": result.generated_text}
+    if result.request.wants_details:
+        body["details"] = _details(result)
+    return body
+
+
+def _details(result: Generation) -> dict[str, Any]:
+    body = _summary(result)
+    if result.best_of_sequences:
+        body["best_of_sequences"] = [_loser(item) for item in result.best_of_sequences]
+    return body | _top_tokens(result)
+
+
+def _loser(result: Generation) -> dict[str, Any]:
+    return {"generated_text": result.generated_text, **_summary(result), **_top_tokens(result)}
+
+
+def _summary(result: Generation) -> dict[str, Any]:
+    return {
+        "finish_reason": result.finish_reason,
+        "generated_tokens": len(result.tokens),
+        "seed": result.seed,
+        "prefill": [_prefill(token) for token in result.prefill],
+        "tokens": [_token(token) for token in result.tokens],
+    }
+
+
+def _top_tokens(result: Generation) -> dict[str, Any]:
+    """The key and its lists; neither when nobody asked."""
+    if not result.top_tokens:
+        return {}
+    return {"top_tokens": [[_token(token) for token in step] for step in result.top_tokens]}
+
+
+def _chat_logprobs(entries: list[tuple[Token, list[Token]]] | None) -> dict[str, Any] | None:
+    if entries is None:
+        return None
+    return {
+        "content": [
+            {
+                "token": token.text,
+                "logprob": token.logprob,
+                "top_logprobs": [
+                    {"token": other.text, "logprob": other.logprob} for other in top_tokens
+                ],
+            }
+            for token, top_tokens in entries
+        ]
+    }

@@ -1,0 +1,41 @@
+"""How many generations run at a time. Who comes too late hears so at once and does not wait."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ..errors import overloaded, unhealthy
+
+
+class Admission:
+    """A fixed number of permits, one per generation.
+
+    Lives on one event loop, so it needs no lock.
+    """
+
+    def __init__(self, max_concurrent_requests: int) -> None:
+        self._max = max_concurrent_requests
+        self._open = True
+        self.num_active = 0
+
+    @contextmanager
+    def permit(self, count: int = 1) -> Iterator[None]:
+        """Holds `count` permits.
+
+        Raises:
+            ServiceError: there are not so many left, or the server is shutting down.
+        """
+        if not self._open:
+            raise unhealthy()
+        if self.num_active + count > self._max:
+            raise overloaded()
+        self.num_active += count
+        try:
+            yield
+        finally:
+            self.num_active -= count
+
+    def close(self) -> None:
+        """Lets nobody in any more; those inside stay."""
+        self._open = False

@@ -1,0 +1,197 @@
+"""The service's end of the engine's socket.
+
+One reader task takes in a message per engine step and hands each request its part. When the engine
+goes away the streams wait; a new engine gets each request again with the tokens generated so far,
+and goes on where the old one stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from engine.protocol import wire
+from engine.protocol.config import EngineInfo
+from engine.protocol.request import EngineStats, Request, SequenceOutput, StepOutput
+
+from ..errors import unhealthy
+
+logger = logging.getLogger(__name__)
+
+StepListener = Callable[[StepOutput], None]
+
+_RECONNECT_S = 0.1
+_MAX_RESTARTS = 3  # the engine death that ends a request: one that kills engines must end
+
+
+@dataclass(slots=True)
+class _Stream:
+    """A request on its way: what was asked, what has come, and how often the engine was lost."""
+
+    request: Request
+    queue: asyncio.Queue[SequenceOutput] = field(default_factory=asyncio.Queue)
+    token_ids: list[int] = field(default_factory=list)
+    num_prompt_logprobs: int = 0
+    num_repeated_logprobs: int = 0  # those a new engine will send once more
+    num_restarts: int = 0
+    ended: bool = False  # everything has come; the reader may not have read it yet
+
+    def push(self, output: SequenceOutput) -> None:
+        """Takes in a step's part, without what was sent before a restart."""
+        if output.prompt_logprobs:
+            fresh = output.prompt_logprobs[self.num_repeated_logprobs :]
+            self.num_repeated_logprobs -= len(output.prompt_logprobs) - len(fresh)
+            self.num_prompt_logprobs += len(fresh)
+            output = output._replace(prompt_logprobs=fresh)
+        if output.token is not None:
+            self.token_ids.append(output.token.token_id)
+        self.ended |= output.is_last
+        self.queue.put_nowait(output)
+
+    def resumption(self) -> Request:
+        """The request for a new engine."""
+        generated = (*self.request.resumed_token_ids, *self.token_ids)
+        if generated:
+            return replace(self.request, resumed_token_ids=generated, prompt_logprobs=False)
+        self.num_repeated_logprobs = self.num_prompt_logprobs
+        return self.request
+
+
+class EngineClient:
+    """A connection that comes back by itself.
+
+    Args:
+        socket_path: the engine's socket.
+        stall_s: seconds without a message after which the engine counts as frozen.
+    """
+
+    def __init__(self, socket_path: Path, *, stall_s: float = 60.0) -> None:
+        self._socket_path = socket_path
+        self._stall_s = stall_s
+        self._streams: dict[str, _Stream] = {}
+        self._ids = (f"{os.getpid()}-{number}" for number in itertools.count())
+        self._writer: asyncio.StreamWriter | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._ready = asyncio.Event()
+        self._last_message = 0.0
+        self.info: EngineInfo | None = None
+        self.last_step = StepOutput()
+        self.on_step: list[StepListener] = []
+
+    @property
+    def stats(self) -> EngineStats:
+        """The engine's last snapshot."""
+        return self.last_step.stats
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether an engine is there."""
+        return self._writer is not None
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether an engine is there and its loop runs: idle or busy, it sends messages."""
+        return self.is_connected and time.monotonic() - self._last_message < self._stall_s
+
+    def start(self) -> None:
+        """Begins to connect."""
+        self._task = asyncio.create_task(self._run(), name="engine client")
+
+    async def ready(self) -> EngineInfo:
+        """Waits for the first engine, and says what it serves."""
+        await self._ready.wait()
+        assert self.info is not None
+        return self.info
+
+    async def close(self) -> None:
+        """Ends the connection; requests that still run fail."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+        self._fail_streams("the server is shutting down", min_restarts=0)
+
+    def new_request_id(self) -> str:
+        """An id that no other request of this machine has."""
+        return next(self._ids)
+
+    async def generate(self, request: Request) -> AsyncGenerator[SequenceOutput]:
+        """What each step brings for a request, until it ends. Closing the iterator aborts it.
+
+        Raises:
+            ServiceError: there is no engine to begin with.
+        """
+        if self._writer is None:
+            raise unhealthy()
+        stream = self._streams[request.request_id] = _Stream(request)
+        try:
+            self._send(wire.submit(request))
+            while not (stream.ended and stream.queue.empty()):
+                yield await stream.queue.get()
+        finally:
+            del self._streams[request.request_id]
+            if not stream.ended:
+                self._send(wire.frame(wire.Kind.ABORT, request.request_id))
+
+    async def _run(self) -> None:
+        """Connects, reads until the engine goes away, and connects again."""
+        while True:
+            try:
+                reader, self._writer = await asyncio.open_unix_connection(self._socket_path)
+            except OSError:
+                await asyncio.sleep(_RECONNECT_S)
+                continue
+            try:
+                await self._read(reader)
+            except (OSError, asyncio.IncompleteReadError):
+                logger.warning("the engine is gone; %d requests wait", len(self._streams))
+            except (ValueError, TypeError):
+                logger.exception("the engine sent a message that cannot be read")
+            finally:
+                self._writer.close()
+                self._writer = None
+            for stream in self._streams.values():
+                stream.num_restarts += 1
+            self._fail_streams("the engine died too often", min_restarts=_MAX_RESTARTS)
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        while True:
+            (size,) = wire.HEADER.unpack(await reader.readexactly(wire.HEADER.size))
+            kind, fields = wire.parse(await reader.readexactly(size))
+            self._last_message = time.monotonic()
+            if kind is wire.Kind.READY:
+                self._resume(wire.parse_info(fields))
+            elif kind is wire.Kind.STEP:
+                self._deliver(wire.parse_step(fields))
+
+    def _resume(self, info: EngineInfo) -> None:
+        self.info = info
+        self._ready.set()
+        for stream in self._streams.values():
+            if stream.num_restarts and not stream.ended:
+                self._send(wire.submit(stream.resumption()))
+
+    def _deliver(self, step: StepOutput) -> None:
+        self.last_step = step
+        for output in step.outputs:
+            stream = self._streams.get(output.request_id)
+            if stream is not None:  # else it was aborted while this was on its way
+                stream.push(output)
+        for listener in self.on_step:
+            listener(step)
+
+    def _send(self, message: bytes) -> None:
+        if self._writer is not None:
+            self._writer.write(message)
+
+    def _fail_streams(self, reason: str, *, min_restarts: int) -> None:
+        for stream in self._streams.values():
+            if stream.num_restarts >= min_restarts and not stream.ended:
+                stream.push(SequenceOutput(request_id=stream.request.request_id, error=reason))

@@ -1,0 +1,285 @@
+"""Generates text for valid requests: engine tokens in, text events out.
+
+Stop sequences need text, so they are found here; the engine is told and forgets the sequence.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from engine.protocol import request as engine
+
+from ..errors import ErrorKind, ServiceError
+from ..text.detokenizer import Detokenizer
+from ..text.tokenizer import TextTokenizer
+from .engine_client import EngineClient
+from .gather import gather
+from .parameters import GenerationRequest
+from .validation import random_seed
+
+STOP_SEQUENCE = "stop_sequence"
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One token as callers see it. `logprob` is None when it is not a finite number."""
+
+    id: int
+    text: str
+    logprob: float | None
+    special: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillToken:
+    """One token of the prompt."""
+
+    id: int
+    text: str
+    logprob: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """When things happened to a request, in seconds of the monotonic clock."""
+
+    received: float
+    validated: float
+    started: float
+    finished: float
+
+    @property
+    def total(self) -> float:
+        """Everything."""
+        return self.finished - self.received
+
+    @property
+    def validation(self) -> float:
+        """Until the request was queued."""
+        return self.validated - self.received
+
+    @property
+    def queue(self) -> float:
+        """From there until its first step."""
+        return self.started - self.validated
+
+    @property
+    def inference(self) -> float:
+        """From there to the end."""
+        return self.finished - self.started
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Generation:
+    """A finished text. `seed` is None for greedy generation."""
+
+    request: GenerationRequest
+    text: str
+    finish_reason: str
+    tokens: list[Token]
+    top_tokens: list[list[Token]]
+    prefill: list[PrefillToken]
+    seed: int | None
+    timings: Timings
+    best_of_sequences: list[Generation] = field(default_factory=list)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens of the prompt, after truncation."""
+        return len(self.request.prompt_token_ids)
+
+    @property
+    def generated_text(self) -> str:
+        """The text, with the prompt in front if that was asked for."""
+        return self.request.inputs + self.text if self.request.return_full_text else self.text
+
+    @property
+    def mean_logprob(self) -> float:
+        """What `best_of` ranks by."""
+        return sum(token.logprob or 0.0 for token in self.tokens) / max(len(self.tokens), 1)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """One token of a stream; the last one carries the whole generation."""
+
+    token: Token
+    top_tokens: list[Token]
+    generation: Generation | None = None
+
+
+class Generator:
+    """Turns valid requests into text."""
+
+    def __init__(self, client: EngineClient, tokenizer: TextTokenizer) -> None:
+        self._client = client
+        self._tokenizer = tokenizer
+
+    async def run(
+        self, request: GenerationRequest, received: float, validated: float
+    ) -> Generation:
+        """Generates to the end; with `best_of` above 1, several times at once.
+
+        `received` and `validated` are when that happened, in monotonic seconds.
+
+        Raises:
+            ServiceError: generation failed.
+        """
+        if request.best_of == 1:
+            return await self._run_one(request, received, validated)
+        candidates = [_with_own_seed(request) for _ in range(request.best_of)]
+        results = await gather(self._run_one(item, received, validated) for item in candidates)
+        best = max(results, key=lambda item: item.mean_logprob)  # the first of equals, as in TGI
+        losers = [item for item in results if item is not best]
+        return replace(best, best_of_sequences=losers)
+
+    async def stream(
+        self, request: GenerationRequest, received: float, validated: float
+    ) -> AsyncGenerator[TokenEvent]:
+        """One event per token. Closing the iterator ends the work in the engine.
+
+        Raises:
+            ServiceError: generation failed.
+        """
+        progress = _Progress(request, self._tokenizer, received, validated)
+        async with aclosing(self._client.generate(self._engine_request(request))) as outputs:
+            async for output in outputs:
+                event = progress.push(output)
+                if event is not None:
+                    yield event
+                    if event.generation is not None:
+                        return
+        raise ServiceError(ErrorKind.INCOMPLETE, "Incomplete generation")
+
+    async def _run_one(
+        self, request: GenerationRequest, received: float, validated: float
+    ) -> Generation:
+        async with aclosing(self.stream(request, received, validated)) as events:
+            async for event in events:
+                if event.generation is not None:
+                    return event.generation
+        raise ServiceError(ErrorKind.INCOMPLETE, "Incomplete generation")
+
+    def _engine_request(self, request: GenerationRequest) -> engine.Request:
+        return engine.Request(
+            request_id=self._client.new_request_id(),
+            prompt_token_ids=request.prompt_token_ids,
+            max_new_tokens=request.max_new_tokens,
+            sampling=request.sampling,
+            eos_token_ids=self._tokenizer.eos_token_ids,
+            prompt_logprobs=request.decoder_input_details,
+            grammar=request.grammar,
+        )
+
+
+class _Progress:
+    """What has become of one request so far."""
+
+    def __init__(
+        self,
+        request: GenerationRequest,
+        tokenizer: TextTokenizer,
+        received: float,
+        validated: float,
+    ) -> None:
+        self._request = request
+        self._tokenizer = tokenizer
+        self._detokenizer = Detokenizer(tokenizer.decode, request.prompt_token_ids)
+        self._received = received
+        self._validated = validated
+        self._started: float | None = None
+        self._tokens: list[Token] = []
+        self._top_tokens: list[list[Token]] = []
+        self._prompt_logprobs: list[float | None] = []
+        self._tail = ""  # the end of all text so far, special tokens included, for stop sequences
+        self._tail_size = max(map(len, request.stop), default=0) + 1
+
+    def push(self, output: engine.SequenceOutput) -> TokenEvent | None:
+        """Takes in one step; the event of its token, if it brought one.
+
+        Raises:
+            ServiceError: the engine gave up on the request.
+        """
+        if output.error is not None:
+            raise ServiceError(ErrorKind.GENERATION, f"Server error: {output.error}")
+        if output.first_scheduled and self._started is None:
+            self._started = time.monotonic()
+        self._prompt_logprobs += output.prompt_logprobs
+        if output.token is None:
+            return None
+        token, top_tokens = self._append(output.token)
+        reason = output.finish_reason or (STOP_SEQUENCE if self._stops(token.text) else None)
+        return TokenEvent(token, top_tokens, self._finish(str(reason)) if reason else None)
+
+    def _append(self, raw: engine.Token) -> tuple[Token, list[Token]]:
+        special = raw.token_id in self._tokenizer.special_ids
+        text = self._detokenizer.push(raw.token_id)
+        token = Token(raw.token_id, text, shortest_float32(raw.logprob), special)
+        self._tokens.append(token)
+        top_tokens = [
+            Token(
+                token_id,
+                self._tokenizer.token_text(token_id),
+                shortest_float32(logprob),
+                token_id in self._tokenizer.special_ids,
+            )
+            for token_id, logprob in raw.top
+        ]
+        if self._request.sampling.top_n_tokens:
+            self._top_tokens.append(top_tokens)
+        return token, top_tokens
+
+    def _stops(self, text: str) -> bool:
+        """Whether the text now ends with a stop sequence, a newline behind it tolerated.
+
+        TGI matches the expression `sequence$` at token boundaries only (tokens.py at v2.1.1,
+        StopSequenceCriteria).
+        """
+        if not self._request.stop:
+            return False
+        self._tail = (self._tail + text)[-max(self._tail_size, len(text)) :]
+        return any(
+            self._tail.endswith(stop) or self._tail.endswith(stop + "\n")
+            for stop in self._request.stop
+        )
+
+    def _finish(self, reason: str) -> Generation:
+        sampling = self._request.sampling
+        return Generation(
+            request=self._request,
+            text="".join(token.text for token in self._tokens if not token.special),
+            finish_reason=reason,
+            tokens=self._tokens,
+            top_tokens=self._top_tokens,
+            prefill=self._prefill(),
+            seed=sampling.seed if sampling.do_sample else None,
+            timings=Timings(
+                self._received, self._validated, self._started or self._validated, time.monotonic()
+            ),
+        )
+
+    def _prefill(self) -> list[PrefillToken]:
+        pairs = zip(self._request.prompt_token_ids, self._prompt_logprobs, strict=False)
+        return [
+            PrefillToken(token_id, self._tokenizer.token_text(token_id), shortest_float32(logprob))
+            for token_id, logprob in pairs
+        ]
+
+
+def shortest_float32(value: float | None) -> float | None:
+    """The double that prints as the shortest decimal of the same float32, as the contract has it.
+
+    None stands for everything that JSON has no number for.
+    """
+    if value is None or not np.isfinite(value):
+        return None
+    return float(str(np.float32(value)))
+
+
+def _with_own_seed(request: GenerationRequest) -> GenerationRequest:
+    return replace(request, best_of=1, sampling=replace(request.sampling, seed=random_seed()))

@@ -1,0 +1,170 @@
+"""Every limit on a request, once: the value, the check and TGI's words, in TGI's order.
+
+The order and the texts are those of router/src/validation.rs at v2.1.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..errors import ErrorKind, ServiceError
+from .parameters import Parameters
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """The values in force. Sizes are tokens unless the name says otherwise."""
+
+    max_concurrent_requests: int
+    max_best_of: int
+    max_stop_sequences: int
+    max_top_n_tokens: int
+    max_input_tokens: int
+    max_total_tokens: int
+    max_client_batch_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A limit on one parameter: `broken` says whether a request breaks it, `text` what to say then.
+
+    The text may name `{given}` values and any field of `Limits`.
+    """
+
+    field: str
+    broken: Callable[[Parameters, Limits], bool]
+    text: str
+    given: Callable[[Parameters], object] = lambda _: None
+
+
+def _outside(value: float | None, low: float, high: float) -> bool:
+    """Whether a number is not strictly between two others; NaN is outside of everything."""
+    return value is not None and not low < value < high
+
+
+_INFINITY = float("inf")
+
+STREAM_RULES = (
+    Rule(
+        "best_of",
+        lambda p, _: p.best_of is not None and p.best_of != 1,
+        "`best_of` != 1 is not supported when streaming tokens",
+    ),
+    Rule(
+        "decoder_input_details",
+        lambda p, _: p.decoder_input_details,
+        "`decoder_input_details` == true is not supported when streaming tokens",
+    ),
+)
+
+BEST_OF_RULES = (
+    Rule(
+        "best_of",
+        lambda p, limits: (p.best_of or 1) > 1 and limits.max_best_of == 1,
+        "`best_of` != 1 is not allowed for this endpoint",
+    ),
+    Rule(
+        "best_of",
+        lambda p, limits: (p.best_of or 1) > limits.max_best_of,
+        "`best_of` must be > 0 and <= {max_best_of}. Given: {given}",
+        lambda p: p.best_of,
+    ),
+)
+
+RULES = (
+    Rule(
+        "best_of",
+        lambda p, _: (p.best_of or 1) > 1 and not p.samples,
+        "you must use sampling when `best_of` is > 1",
+    ),
+    Rule(
+        "temperature",
+        lambda p, _: _outside(p.temperature, 0, _INFINITY),
+        "`temperature` must be strictly positive",
+    ),
+    Rule(
+        "repetition_penalty",
+        lambda p, _: _outside(p.repetition_penalty, 0, _INFINITY),
+        "`repetition_penalty` must be strictly positive",
+    ),
+    Rule(
+        "frequency_penalty",
+        lambda p, _: p.frequency_penalty is not None and not -2 <= p.frequency_penalty <= 2,
+        "`frequency_penalty` must be >= -2.0 and <= 2.0",
+    ),
+    Rule("top_p", lambda p, _: _outside(p.top_p, 0, 1), "`top_p` must be > 0.0 and < 1.0"),
+    Rule(
+        "typical_p", lambda p, _: _outside(p.typical_p, 0, 1), "`typical_p` must be > 0.0 and < 1.0"
+    ),
+    Rule(
+        "top_k",
+        lambda p, _: p.top_k is not None and p.top_k <= 0,
+        "`top_k` must be strictly positive",
+    ),
+    Rule(
+        "max_new_tokens",
+        lambda p, _: p.max_new_tokens == 0,
+        "`max_new_tokens` must be strictly positive",
+    ),
+    Rule(
+        "stop",
+        lambda p, limits: len(p.stop) > limits.max_stop_sequences,
+        "`stop` supports up to {max_stop_sequences} stop sequences. Given: {given}",
+        lambda p: len(p.stop),
+    ),
+    Rule(
+        "seed",
+        lambda p, _: p.seed is not None and (p.best_of or 1) > 1,
+        "`seed` must not be set when `best_of` > 1",
+    ),
+    Rule(
+        "top_n_tokens",
+        lambda p, limits: (p.top_n_tokens or 0) > limits.max_top_n_tokens,
+        "`top_n_tokens` must be >= 0 and <= {max_top_n_tokens}. Given: {given}",
+        lambda p: p.top_n_tokens,
+    ),
+)
+
+INPUT_RULES = (
+    Rule(
+        "truncate",
+        lambda p, limits: p.truncate is not None and not 0 < p.truncate <= limits.max_input_tokens,
+        "`truncate` must be strictly positive and less than {max_input_tokens}. Given: {given}",
+        lambda p: p.truncate,
+    ),
+)
+
+
+def check(rules: tuple[Rule, ...], parameters: Parameters, limits: Limits) -> None:
+    """Applies rules in order.
+
+    Raises:
+        ServiceError: the first rule that is broken, with its field.
+    """
+    for rule in rules:
+        if rule.broken(parameters, limits):
+            values = {name: getattr(limits, name) for name in Limits.__slots__}
+            text = rule.text.format(given=rule.given(parameters), **values)
+            raise ServiceError(ErrorKind.VALIDATION, text, field=f"parameters.{rule.field}")
+
+
+def check_lengths(num_input: int, max_new_tokens: int, limits: Limits) -> None:
+    """Checks what is known only after tokenising: TGI looks at the sum first.
+
+    Raises:
+        ServiceError: the prompt, or the prompt and its continuation, are too long.
+    """
+    if num_input + max_new_tokens > limits.max_total_tokens:
+        raise ServiceError(
+            ErrorKind.VALIDATION,
+            f"`inputs` tokens + `max_new_tokens` must be <= {limits.max_total_tokens}. "
+            f"Given: {num_input} `inputs` tokens and {max_new_tokens} `max_new_tokens`",
+            field="parameters.max_new_tokens",
+        )
+    if num_input > limits.max_input_tokens:
+        raise ServiceError(
+            ErrorKind.VALIDATION,
+            f"`inputs` must have less than {limits.max_input_tokens} tokens. Given: {num_input}",
+            field="inputs",
+        )

@@ -1,0 +1,74 @@
+"""A request as it came, everything optional; `validation.py` makes a `GenerationRequest` of it.
+
+Both transports and all generation endpoints end up here, so there is one set of rules.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from engine.protocol.request import SamplingParams
+
+from ..grammar.spec import Grammar
+
+DEFAULT_MAX_NEW_TOKENS: Final = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameters:
+    """The parameters of the contract; None is absent. Names are the wire's."""
+
+    best_of: int | None = None
+    temperature: float | None = None
+    repetition_penalty: float | None = None
+    frequency_penalty: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    typical_p: float | None = None
+    do_sample: bool = False
+    max_new_tokens: int | None = DEFAULT_MAX_NEW_TOKENS
+    return_full_text: bool | None = None
+    stop: tuple[str, ...] = ()
+    truncate: int | None = None
+    watermark: bool = False
+    details: bool = False
+    decoder_input_details: bool = False
+    seed: int | None = None
+    top_n_tokens: int | None = None
+    grammar: Grammar | None = None
+    adapter_id: str | None = None
+
+    @property
+    def samples(self) -> bool:
+        """Whether anything in here asks for sampling, which `best_of` needs."""
+        return self.do_sample or any(
+            value is not None
+            for value in (self.temperature, self.top_k, self.top_p, self.typical_p)
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest:
+    """A valid request: nothing is open, everything is inside its limits.
+
+    `inputs` is the text as it came, `prompt_token_ids` what the model sees of it. The seed in
+    `sampling` is drawn; it is reported only if sampling is on. `grammar` is a checked source for
+    the engine, or empty.
+    """
+
+    inputs: str
+    prompt_token_ids: tuple[int, ...]
+    sampling: SamplingParams
+    max_new_tokens: int
+    stop: tuple[str, ...]
+    return_full_text: bool
+    details: bool
+    decoder_input_details: bool
+    best_of: int
+    grammar: str = ""
+
+    @property
+    def wants_details(self) -> bool:
+        """Whether the response has details."""
+        return self.details or self.decoder_input_details

@@ -1,0 +1,87 @@
+"""A request's way from loose parameters to text: permit, validation, generation, counting.
+
+Every generation endpoint of both transports goes through here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
+
+from ..errors import ErrorKind, ServiceError
+from .admission import Admission
+from .generator import Generation, Generator, TokenEvent
+from .metrics import Metrics
+from .parameters import GenerationRequest, Parameters
+from .validation import Validator
+
+_FAILURES = {
+    ErrorKind.OVERLOADED: "overloaded",
+    ErrorKind.GENERATION: "generation",
+    ErrorKind.INCOMPLETE: "incomplete",
+    ErrorKind.UNHEALTHY: "generation",
+}
+
+
+class Pipeline:
+    """Puts the stages of a request behind each other."""
+
+    def __init__(
+        self, admission: Admission, validator: Validator, generator: Generator, metrics: Metrics
+    ) -> None:
+        self._admission = admission
+        self._validator = validator
+        self._generator = generator
+        self._metrics = metrics
+
+    async def run(self, inputs: str, parameters: Parameters, received: float) -> Generation:
+        """Generates to the end. `received` is when the request came, in monotonic seconds.
+
+        Raises:
+            ServiceError: the request is refused, or generation failed.
+        """
+        with self._counted():
+            self._validator.check_best_of(parameters)
+            with self._admission.permit(max(parameters.best_of or 1, 1)):
+                request = await self._validate(inputs, parameters)
+                result = await self._generator.run(request, received, time.monotonic())
+        self._metrics.request_finished(result)
+        return result
+
+    async def stream(
+        self, inputs: str, parameters: Parameters, received: float
+    ) -> AsyncGenerator[TokenEvent]:
+        """One event per token. Closing the generator ends the work in the engine.
+
+        Raises:
+            ServiceError: the request is refused, or generation failed.
+        """
+        with self._counted():
+            self._validator.check_stream(parameters)
+            with self._admission.permit():
+                request = await self._validate(inputs, parameters)
+                events = self._generator.stream(request, received, time.monotonic())
+                async with aclosing(events):
+                    async for event in events:
+                        if event.generation is not None:
+                            self._metrics.request_finished(event.generation)
+                        yield event
+
+    async def _validate(self, inputs: str, parameters: Parameters) -> GenerationRequest:
+        request = await self._validator.validate(inputs, parameters)
+        self._metrics.request_validated(len(request.prompt_token_ids), request.max_new_tokens)
+        return request
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        self._metrics.request_begun()
+        try:
+            yield
+        except ServiceError as error:
+            self._metrics.request_failed(_FAILURES.get(error.kind, "validation"))
+            raise
+        except (asyncio.CancelledError, GeneratorExit):
+            self._metrics.request_failed("dropped")
+            raise

@@ -1,0 +1,126 @@
+"""From a loose request to a valid one. The rules stand in `limits.py`; here is their order."""
+
+from __future__ import annotations
+
+import secrets
+
+from engine.protocol.request import SamplingParams
+
+from ..errors import ErrorKind, ServiceError
+from ..grammar.checker import GrammarChecker
+from ..text.tokenizer import TextTokenizer
+from .limits import (
+    BEST_OF_RULES,
+    INPUT_RULES,
+    RULES,
+    STREAM_RULES,
+    Limits,
+    check,
+    check_lengths,
+)
+from .parameters import GenerationRequest, Parameters
+
+
+def random_seed() -> int:
+    """An unpredictable unsigned 64-bit number."""
+    return secrets.randbits(64)
+
+
+class Validator:
+    """Validates requests against one set of limits, with one tokenizer."""
+
+    def __init__(self, limits: Limits, tokenizer: TextTokenizer, grammars: GrammarChecker) -> None:
+        self.limits = limits
+        self._tokenizer = tokenizer
+        self._grammars = grammars
+
+    def check_stream(self, parameters: Parameters) -> None:
+        """Checks what streams do not support, before anything else.
+
+        Raises:
+            ServiceError: the request cannot be streamed.
+        """
+        check(STREAM_RULES, parameters, self.limits)
+
+    def check_best_of(self, parameters: Parameters) -> None:
+        """Checks `best_of` of a request without a stream.
+
+        Raises:
+            ServiceError: too many candidates.
+        """
+        check(BEST_OF_RULES, parameters, self.limits)
+
+    async def validate(self, inputs: str, parameters: Parameters) -> GenerationRequest:
+        """Checks everything, in TGI's order, and fills in every default.
+
+        Raises:
+            ServiceError: with the first rule that is broken.
+        """
+        limits = self.limits
+        check(RULES, parameters, limits)
+        if not inputs:
+            raise ServiceError(ErrorKind.VALIDATION, "`inputs` cannot be empty", field="inputs")
+        check(INPUT_RULES, parameters, limits)
+        token_ids = await self._tokenise(inputs, parameters)
+        num_input = len(token_ids)
+        max_new_tokens = parameters.max_new_tokens
+        if max_new_tokens is None:
+            max_new_tokens = max(limits.max_total_tokens - num_input, 0)
+        check_lengths(num_input, max_new_tokens, limits)
+        grammar = parameters.grammar
+        source = "" if grammar is None else await self._grammars.check(grammar)
+        return GenerationRequest(
+            inputs=inputs,
+            prompt_token_ids=token_ids,
+            sampling=_sampling(parameters),
+            max_new_tokens=max_new_tokens,
+            stop=parameters.stop,
+            return_full_text=bool(parameters.return_full_text),
+            details=parameters.details,
+            decoder_input_details=parameters.decoder_input_details,
+            best_of=max(parameters.best_of or 1, 1),
+            grammar=source,
+        )
+
+    async def _tokenise(self, inputs: str, parameters: Parameters) -> tuple[int, ...]:
+        limits = self.limits
+        if parameters.truncate is None and self._tokenizer.too_long(
+            inputs, limits.max_total_tokens
+        ):
+            raise ServiceError(
+                ErrorKind.VALIDATION,
+                f"`inputs` must have less than {limits.max_input_tokens} tokens. "
+                f"Given: {len(inputs)} characters",
+                field="inputs",
+            )
+        token_ids = await self._tokenizer.encode(inputs, truncate=parameters.truncate)
+        if not token_ids:  # e.g. characters that the tokenizer's normalisation removes
+            raise ServiceError(ErrorKind.VALIDATION, "`inputs` cannot be empty", field="inputs")
+        return token_ids
+
+
+def _sampling(parameters: Parameters) -> SamplingParams:
+    """The engine's parameters: TGI samples if anything differs from its neutral value."""
+    temperature = parameters.temperature if parameters.temperature is not None else 1.0
+    do_sample = (
+        parameters.do_sample
+        or temperature != 1.0
+        or any(
+            value is not None
+            for value in (parameters.top_k, parameters.top_p, parameters.typical_p)
+        )
+    )
+    return SamplingParams(
+        do_sample=do_sample,
+        seed=parameters.seed if parameters.seed is not None else random_seed(),
+        temperature=temperature,
+        top_k=parameters.top_k,
+        top_p=parameters.top_p,
+        typical_p=parameters.typical_p,
+        repetition_penalty=(
+            1.0 if parameters.repetition_penalty is None else parameters.repetition_penalty
+        ),
+        frequency_penalty=parameters.frequency_penalty or 0.0,
+        top_n_tokens=parameters.top_n_tokens or 0,
+        watermark=parameters.watermark,
+    )

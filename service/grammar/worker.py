@@ -1,0 +1,114 @@
+"""The process that tries grammars out: it may take long, grow or crash without hurting anyone.
+
+Reads msgpack requests from its standard input and writes answers to its standard output, each
+behind its length. Started and, if need be, killed by `grammar.py`. Imports neither torch nor gRPC.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import sys
+import time
+from typing import Any, BinaryIO
+
+import msgpack
+import numpy as np
+
+from engine.grammar.backend_llguidance import (
+    GrammarCompiler,
+    Matcher,
+    TokenMasks,
+    json_source,
+    regex_source,
+)
+from engine.protocol.errors import GrammarError
+from engine.protocol.wire import HEADER, framed
+
+from ..parent import die_with_parent
+
+# Seconds of processor time: the engine compiles once more, and its steps feel a tenth of it.
+_MAX_COMPILE_S = 0.5
+_NUM_PROBES = 48  # tokens of the trial walk
+_MAX_MASK_S = 0.005  # seconds of processor time per mask of the walk: about a decode step
+
+
+def main() -> None:
+    """Serves until the input ends. Arguments: the memory limit in bytes."""
+    bind = die_with_parent(os.getppid())
+    if bind is not None:
+        bind()  # also in the middle of a grammar
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to everybody
+    limit = int(sys.argv[1])
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # it may well die for want of memory
+    source, sink = sys.stdin.buffer, sys.stdout.buffer
+    tokenizer, vocab_size, eos_token_ids = _read(source)
+    compiler = GrammarCompiler(tokenizer, vocab_size)
+    eos = frozenset(eos_token_ids)
+    masks = TokenMasks(vocab_size, num_threads=1)
+    while True:
+        request = _read(source)
+        if request is None:
+            return
+        sink.write(framed(_answer(request, compiler, masks, eos)))
+        sink.flush()
+
+
+def _answer(
+    request: dict[str, Any], compiler: GrammarCompiler, masks: TokenMasks, eos: frozenset[int]
+) -> dict[str, str]:
+    """{"source": ...}, or {"error": ...} in words for the caller."""
+    try:
+        if request["kind"] == "regex":
+            source = regex_source(request["value"])
+        else:
+            source = json_source(
+                request["value"], or_text=request["or_text"], best_effort=request["best_effort"]
+            )
+        started = time.process_time()
+        matcher = compiler.compile(source, eos)
+        if time.process_time() - started > _MAX_COMPILE_S:
+            raise GrammarError("it is too complex: the engine would compile it for too long")
+        _walk(matcher, masks)
+    except (GrammarError, ValueError) as error:
+        return {"error": " ".join(str(error).split())}
+    except MemoryError:
+        return {"error": "it needs too much memory"}
+    return {"source": source}
+
+
+def _walk(matcher: Matcher, masks: TokenMasks) -> None:
+    """Generates a few tokens: most of a grammar's cost shows only in its masks.
+
+    Raises:
+        GrammarError: there is a dead end, or a mask takes too long.
+    """
+    spent = 0.0
+    for step in range(_NUM_PROBES):
+        started = time.process_time()  # of a clock's time others may take any share
+        words = masks.start([matcher]).result()[0]
+        spent += time.process_time() - started
+        matcher.check()
+        if matcher.is_over:
+            break
+        allowed = np.flatnonzero(np.unpackbits(words.view(np.uint8), bitorder="little"))
+        if not len(allowed):
+            raise GrammarError("no token can follow")
+        # Far apart in the vocabulary from step to step, and the same every time.
+        matcher.advance([int(allowed[(step * 7919 + 13) % len(allowed)])])
+        matcher.advance(matcher.forced())
+        if spent > _NUM_PROBES * _MAX_MASK_S:
+            raise GrammarError("it is too complex: a token would take too long")
+
+
+def _read(stream: BinaryIO) -> Any:
+    header = stream.read(HEADER.size)
+    if len(header) < HEADER.size:
+        return None
+    return msgpack.unpackb(stream.read(HEADER.unpack(header)[0]), strict_map_key=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""One child process: its start, its output, its end.
+
+Asyncio's own pipes are not used: on Python 3.11 they hide a child's death for as long as one of its
+children holds the pipe.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Mapping
+
+from ..parent import die_with_parent
+
+logger = logging.getLogger(__name__)
+
+_TAIL_LINES = 20
+_CHUNK_BYTES = 64 * 1024
+
+
+class Child:
+    """One child process in a session of its own; it dies with this process."""
+
+    def __init__(self, name: str, command: list[str], environment: Mapping[str, str]) -> None:
+        self.name = name
+        self._command = command
+        self._environment = environment
+        self._process: asyncio.subprocess.Process | None = None
+        self._relay: asyncio.Task[None] | None = None
+        self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._started = 0.0
+        self._ended: float | None = None
+
+    async def start(self) -> None:
+        """Starts the process, whether or not there was one before."""
+        reader, transport, write_end = await _open_pipe()
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command,
+                env=self._environment,
+                stdin=asyncio.subprocess.DEVNULL,
+                # Not PIPE: asyncio would see the end only when no grandchild holds the pipe.
+                stderr=write_end,
+                start_new_session=True,  # the terminal's Ctrl-C is for the supervisor alone
+                preexec_fn=die_with_parent(os.getpid()),
+            )
+        except BaseException:
+            transport.close()
+            raise
+        finally:
+            os.close(write_end)
+        self._started, self._ended = time.monotonic(), None
+        self._tail.clear()
+        self._relay = asyncio.create_task(self._relay_stderr(reader, transport))
+
+    async def wait(self) -> None:
+        """Returns when the process has ended and its last words are known."""
+        assert self._process is not None
+        assert self._relay is not None
+        await self._process.wait()
+        if self._ended is None:
+            self.kill()  # what it left behind, which may hold memory, and the pipe below
+            self._ended = time.monotonic()
+        await asyncio.wait([self._relay], timeout=1)
+
+    async def stop(self, patience: float) -> None:
+        """Asks the process to end, and kills it with all its own after `patience` seconds."""
+        if self._process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            self._process.terminate()
+        try:
+            await asyncio.wait_for(self._process.wait(), patience)
+        except TimeoutError:
+            logger.error("%s did not end within %.0f s; killing it", self.name, patience)
+            self.kill()
+        await self.wait()
+
+    def kill(self) -> None:
+        """Kills the process and those it started, unless `wait` has seen to that."""
+        if self._process is not None and self._ended is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+    def age(self) -> float:
+        """How long the process lived, or has lived so far, in seconds."""
+        return (self._ended or time.monotonic()) - self._started
+
+    def ending(self) -> str:
+        """Says how the process ended, with its last line on stderr."""
+        assert self._process is not None
+        how = _ending(self._process.returncode)
+        if self._process.returncode == -signal.SIGKILL:
+            return f"{self.name} {how}"  # it could not say why
+        words = self._tail[-1].removeprefix(f"tokenwire {self.name}: ") if self._tail else ""
+        return f"{self.name} {how}: {words}" if words else f"{self.name} {how}"
+
+    async def _relay_stderr(
+        self, reader: asyncio.StreamReader, transport: asyncio.BaseTransport
+    ) -> None:
+        """Passes on whole lines, so that those of two children do not mix."""
+        rest = b""
+        with contextlib.closing(transport):
+            while chunk := await reader.read(_CHUNK_BYTES):
+                rest += chunk
+                # A progress bar ends its lines with \r; what has no end at all is cut somewhere.
+                end = max(rest.rfind(b"\n"), rest.rfind(b"\r")) + 1
+                end = len(rest) if end == 0 and len(rest) > _CHUNK_BYTES else end
+                self._pass_on(rest[:end])
+                rest = rest[end:]
+        self._pass_on(rest)
+
+    def _pass_on(self, output: bytes) -> None:
+        text = output.decode(errors="replace")
+        sys.stderr.write(text)
+        sys.stderr.flush()
+        self._tail.extend(line for line in map(str.strip, text.splitlines()) if line)
+
+
+async def _open_pipe() -> tuple[asyncio.StreamReader, asyncio.BaseTransport, int]:
+    """Returns the reading end of a new pipe, what closes it, and the writing end."""
+    read_end, write_end = os.pipe()
+    reader = asyncio.StreamReader()
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(read_end, "rb", buffering=0)
+    )
+    return reader, transport, write_end
+
+
+def _ending(returncode: int | None) -> str:
+    if returncode is None or returncode >= 0:
+        return f"ended with status {returncode}"
+    if returncode == -signal.SIGKILL:
+        return "was killed (out of memory?)"
+    return f"was ended by {signal.Signals(-returncode).name}"

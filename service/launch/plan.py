@@ -1,0 +1,212 @@
+"""What a server consists of: the commands, how each is known to be ready, and the banner."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import json
+import socket
+import ssl
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..bundled import DESCRIPTORS, PACKAGE
+from ..routes import SERVICE
+from . import gateway
+from .settings import Settings, reachable
+
+_PROBE_S = 5.0  # a probe that takes longer has failed
+
+Probe = Callable[[], Awaitable[bool]]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A step of the start: what to say while it lasts, and how to see that it is over."""
+
+    progress: str
+    reached: Probe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a supervisor runs: commands by name, in the order of their start, and the stages."""
+
+    commands: Mapping[str, list[str]]
+    stages: tuple[Stage, ...]
+    banner: str
+
+
+def make_plan(settings: Settings, runtime: Path) -> Plan:
+    """Returns the plan for the real processes, with Envoy's configuration written and checked.
+
+    Raises:
+        ValueError: Envoy refuses its configuration.
+        FileNotFoundError: there is no Envoy, or no model where a path points.
+    """
+    _check_model(settings.model_path)
+    settings = replace(settings, engine_socket=settings.engine_socket or runtime / "engine.sock")
+    # Without -P a folder named `service` where the user stands would be taken for this package.
+    python = [
+        sys.executable,
+        *([] if Path.cwd() == PACKAGE.parent else ["-P"]),
+        "-m",
+        "service.cli",
+    ]
+    return Plan(
+        commands={
+            "engine": [*python, "engine", *settings.to_argv()],
+            "service": [*python, "service", *settings.to_argv()],
+            "envoy": envoy_command(settings, runtime),
+        },
+        stages=(
+            Stage(
+                f"loading {settings.model_id}",
+                lambda: is_serving(settings.upstream_host, settings.grpc_port),
+            ),
+            Stage("starting Envoy", lambda: _answers_health(settings)),
+        ),
+        banner=_banner(settings),
+    )
+
+
+def _check_model(model_id: str) -> None:
+    """Says now what the children would say only after seconds of imports."""
+    if model_id.startswith(("/", "./", "../")) and not Path(model_id).is_dir():
+        raise FileNotFoundError(f"cannot load {model_id}: there is no such directory")
+
+
+def envoy_command(settings: Settings, directory: Path) -> list[str]:
+    """Writes and checks Envoy's configuration; returns the command that runs it.
+
+    Raises:
+        ValueError: Envoy refuses its configuration.
+        FileNotFoundError: there is no Envoy.
+    """
+    binary = gateway.find_envoy()
+    config_path = directory / "envoy.yaml"
+    config_path.write_text(envoy_configuration(settings), encoding="utf-8")
+    gateway.validate(binary, config_path)
+    return gateway.command(binary, config_path)
+
+
+def envoy_configuration(settings: Settings) -> str:
+    """Returns Envoy's configuration as text."""
+    return gateway.render(settings.gateway_config(DESCRIPTORS))
+
+
+def with_ports(settings: Settings) -> Settings:
+    """Returns the settings with port 0 replaced by a free port, after a look at the others.
+
+    Raises:
+        OSError: a port is in use, or not for us.
+    """
+    with contextlib.ExitStack() as held:  # held together, so that no port is chosen twice
+        port = held.enter_context(_bound(settings.hostname, settings.port))
+        grpc_port = held.enter_context(_bound(settings.grpc_host, settings.grpc_port))
+        if settings.admin_port:
+            held.enter_context(_bound("127.0.0.1", settings.admin_port))
+        if port == grpc_port:
+            raise OSError(f"port {port} is asked for twice, as port and as grpc_port")
+        return replace(settings, port=port, grpc_port=grpc_port)
+
+
+@contextlib.contextmanager
+def _bound(host: str, port: int) -> Iterator[int]:
+    """Holds a port and tells its number; never listens, so that nobody's call is lost."""
+    place = f"port {port} on {host}"
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except socket.gaierror as error:
+        raise OSError(f"{place} cannot be used: {error.strerror}") from error
+    with socket.socket(family, kind) as sock:
+        # A port whose last connections are still closing may be used, but not chosen.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(port != 0))
+        try:
+            sock.bind(address)
+        except PermissionError as error:
+            raise OSError(f"{place} needs more privileges") from error
+        except OSError as error:
+            in_use = "is in use" if error.errno == errno.EADDRINUSE else error.strerror
+            raise OSError(f"{place} {in_use}") from error
+        yield sock.getsockname()[1]
+
+
+async def is_serving(host: str, port: int) -> bool:
+    """Whether the service at this address says by grpc.health.v1 that it serves."""
+    import grpc.aio  # here, so that a supervisor that only starts children is light
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    async with grpc.aio.insecure_channel(_address(host, port)) as channel:
+        request = health_pb2.HealthCheckRequest(service=SERVICE)
+        try:
+            reply = await health_pb2_grpc.HealthStub(channel).Check(request, timeout=_PROBE_S)
+        except grpc.aio.AioRpcError:
+            return False
+    return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+async def _answers_health(settings: Settings) -> bool:
+    """Whether `GET /health` on the public port is answered with 200."""
+    try:
+        async with asyncio.timeout(_PROBE_S), _connection(settings) as (reader, writer):
+            writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            status_line = await reader.readline()
+    except OSError:  # a timeout and a failed handshake are also of this kind
+        return False
+    return status_line.split(b" ")[1:2] == [b"200"]
+
+
+@contextlib.asynccontextmanager
+async def _connection(
+    settings: Settings,
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    context = None
+    if settings.tls_certificate is not None:
+        context = ssl.create_default_context()
+        context.check_hostname = False  # it is asked whether it answers, not who it is
+        context.verify_mode = ssl.CERT_NONE
+    host = reachable(settings.hostname)
+    reader, writer = await asyncio.open_connection(host, settings.port, ssl=context)
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+
+
+def _banner(settings: Settings) -> str:
+    scheme = "http" if settings.tls_certificate is None else "https"
+    rest = f"{scheme}://{_address(reachable(settings.hostname), settings.port)}"
+    direct = _address(settings.upstream_host, settings.grpc_port)
+    chat = {
+        "messages": [{"role": "user", "content": "What is Deep Learning?"}],
+        "max_tokens": 60,
+        "stream": True,
+    }
+    generate = {"inputs": "What is Deep Learning?", "parameters": {"max_new_tokens": 20}}
+    return f"""
+Tokenwire is ready.
+
+  REST     {rest}
+  gRPC     {direct}
+  metrics  {rest}/metrics
+  model    {settings.model_id}
+
+Try it:
+
+  curl -N {rest}/v1/chat/completions -H 'Content-Type: application/json' \\
+    -d '{json.dumps(chat)}'
+
+  grpcurl -plaintext -d '{json.dumps(generate)}' \\
+    {direct} {SERVICE}/Generate
+
+or in Python: python examples/grpc_client.py
+
+"""
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,321 @@
+"""What a server is started with: every option once, with its default, its bounds and its help."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from engine.protocol.config import GRAPH_SIZES, EngineConfig
+
+from ..bundled import demo_model
+from .gateway import GatewayConfig
+from .options import About, Option, SettingsError, is_ip_address, spell
+
+Dtype = Literal["float32", "float16", "bfloat16"]
+Quantization = Literal[
+    "int8", "int4", "fp8",
+    "awq", "bitsandbytes", "bitsandbytes-fp4", "bitsandbytes-nf4", "compressed-tensors", "eetq",
+    "exl2", "gptq", "marlin",
+]  # fmt: skip
+KvCacheDtype = Literal["fp8_e4m3fn", "fp8_e5m2"]
+Device = Literal["cpu", "cuda"]
+ToolCallFormat = Literal["auto", "tgi", "openai"]
+LogLevel = Literal["debug", "info", "warning", "error", "critical"]
+
+_MAX_SOCKET_PATH = 107  # bytes; Linux has 108 for the path of a Unix socket and its final zero
+_MAX_PORT = 65535
+
+
+BUNDLED_MODEL = "tokenwire/demo"  # not a hub id: the model that comes with the server
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All options of all processes. None stands for what is derived or absent.
+
+    Raises:
+        SettingsError: a value is out of bounds, or two contradict each other.
+    """
+
+    # The model.
+    model_id: Annotated[
+        str, About("a local directory, a hub id, or the bundled tokenwire/demo")
+    ] = BUNDLED_MODEL
+    revision: Annotated[str | None, About("the revision on the hub")] = None
+    dtype: Annotated[
+        Dtype | None,
+        About("number format of the weights; otherwise float32 on a CPU, the model's own on a GPU"),
+    ] = None
+    quantize: Annotated[
+        Quantization | None,
+        About(
+            "weights in fewer bits: int8, int4, fp8; or how the checkpoint was quantised already"
+        ),
+    ] = None
+    kv_cache_dtype: Annotated[
+        KvCacheDtype | None,
+        About("number format of the KV cache, half the size; otherwise the model's"),
+    ] = None
+    trust_remote_code: Annotated[bool, About("let code that comes with the model run")] = False
+    tokenizer_config_path: Annotated[
+        Path | None, About("a tokenizer_config.json to use instead of the model's")
+    ] = None
+
+    # Limits on requests.
+    max_concurrent_requests: Annotated[
+        int, About("requests served at a time; more are refused at once", low=1)
+    ] = 128
+    max_best_of: Annotated[int, About("largest best_of", low=1)] = 2
+    max_stop_sequences: Annotated[int, About("stop sequences of a request", low=0)] = 4
+    max_top_n_tokens: Annotated[int, About("largest top_n_tokens", low=0)] = 5
+    max_input_tokens: Annotated[
+        int | None,
+        About(
+            "tokens of a prompt; otherwise max_total_tokens - 1", low=1, alias="max_input_length"
+        ),
+    ] = None
+    max_total_tokens: Annotated[
+        int | None,
+        About("tokens of a prompt and its continuation; otherwise the model decides", low=2),
+    ] = None
+    max_client_batch_size: Annotated[int, About("prompts in one request", low=1)] = 4
+    max_request_bytes: Annotated[int, About("bytes of a request's body", ours=True, low=1)] = (
+        2_097_152
+    )
+    disable_grammar_support: Annotated[bool, About("refuse requests with a grammar")] = False
+    grammar_deadline_seconds: Annotated[
+        float, About("how long a grammar may take to compile", ours=True, low=0.1)
+    ] = 5.0
+    grammar_best_effort: Annotated[
+        bool, About("ignore keywords of a schema that cannot be enforced", ours=True)
+    ] = False
+
+    # The watermark of requests that ask for one. The defaults are TGI's:
+    # server/text_generation_server/utils/watermark.py at v2.1.1.
+    watermark_gamma: Annotated[
+        float, About("share of the vocabulary that a watermark favours, > 0 and < 1")
+    ] = 0.5
+    watermark_delta: Annotated[
+        float, About("what a watermark adds to the logits of those tokens", low=0, high=100)
+    ] = 2.0
+
+    # Batching.
+    max_batch_prefill_tokens: Annotated[int, About("tokens computed in one step", low=1)] = 2048
+    max_batch_total_tokens: Annotated[
+        int | None,
+        About("tokens that the KV cache holds; otherwise what fits into the memory", low=1),
+    ] = None
+    prefill_chunk: Annotated[
+        int | None,
+        About("tokens of prompts in a step in which others decode; by device", ours=True, low=1),
+    ] = None
+    max_batch_size: Annotated[int | None, About("sequences running at a time", low=1)] = None
+    speculate: Annotated[
+        int, About("tokens guessed from the text so far and checked in one step; 0 for none", low=0)
+    ] = 0
+    waiting_served_ratio: Annotated[
+        float, About("reported only: new work joins the batch at every step", low=0)
+    ] = 0.3
+    max_waiting_tokens: Annotated[
+        int, About("reported only: new work joins the batch at every step", low=0)
+    ] = 20
+    cuda_graphs: Annotated[
+        tuple[int, ...],
+        About("batch sizes recorded on a GPU; a CPU records all up to 64; 0 for none", low=0),
+    ] = GRAPH_SIZES
+    run_ahead: Annotated[
+        bool | None,
+        About("launch a step before the last is read; otherwise on a GPU only", ours=True),
+    ] = None
+    validation_workers: Annotated[int, About("tokenizer threads", low=1)] = 2
+
+    # The device.
+    device: Annotated[Device | None, About("otherwise a GPU if there is one", ours=True)] = None
+    cuda_memory_fraction: Annotated[
+        float, About("share of the GPU's memory to use", low=0.01, high=1)
+    ] = 0.9
+    num_threads: Annotated[
+        int | None, About("CPU threads of the model; otherwise one per core", ours=True, low=1)
+    ] = None
+    block_size: Annotated[int, About("tokens in a block of the KV cache", ours=True, low=1)] = 16
+    prefix_caching: Annotated[bool, About("share the KV cache of equal beginnings", ours=True)] = (
+        True
+    )
+    native_kernels: Annotated[bool, About("use the kernels for CPUs and GPUs", ours=True)] = True
+
+    # The network.
+    hostname: Annotated[
+        str,
+        About("IP address of the public port; 0.0.0.0, TGI's default, opens it to every network"),
+    ] = "127.0.0.1"
+    port: Annotated[
+        int,
+        About("public port for REST, gRPC and gRPC-Web; 0 takes a free one", low=0, high=_MAX_PORT),
+    ] = 8080
+    grpc_host: Annotated[
+        str, About("where the service listens, and where the others look for it", ours=True)
+    ] = "127.0.0.1"
+    grpc_port: Annotated[
+        int,
+        About("the service's own gRPC port; 0 takes a free one", ours=True, low=0, high=_MAX_PORT),
+    ] = 50051
+    admin_port: Annotated[
+        int | None,
+        About("port of Envoy's admin pages on 127.0.0.1", ours=True, low=0, high=_MAX_PORT),
+    ] = None
+    engine_socket: Annotated[
+        Path | None,
+        About("Unix socket between service and engine; serve makes one of its own", ours=True),
+    ] = None
+    cors_allow_origin: Annotated[
+        tuple[str, ...], About("an origin that browsers may call from; otherwise all may")
+    ] = ()
+    tls_certificate: Annotated[Path | None, About("PEM chain of the public port", ours=True)] = None
+    tls_key: Annotated[Path | None, About("PEM key of the public port", ours=True)] = None
+
+    # Operation.
+    drain_seconds: Annotated[
+        float, About("how long running requests may go on after SIGTERM", ours=True, low=0)
+    ] = 90.0
+    engine_stall_seconds: Annotated[
+        float,
+        About("an engine that is busy this long without a step is unhealthy", ours=True, low=0.1),
+    ] = 60.0
+    log_level: Annotated[LogLevel, About("least level that is logged")] = "info"
+    json_output: Annotated[bool, About("log JSON lines")] = False
+    tool_call_format: Annotated[
+        ToolCallFormat,
+        About(
+            "form of tool calls in answers: the contract's, OpenAI's, or what the client can read",
+            ours=True,
+        ),
+    ] = "auto"
+    compute_type: Annotated[
+        str | None, About("what x-compute-type says; otherwise 1- and the device")
+    ] = None
+    build_sha: Annotated[
+        str | None, About("the commit that runs, for /info; images set it", ours=True)
+    ] = None
+    build_label: Annotated[
+        str | None,
+        About("the image that runs, for /info and fingerprints; images set it", ours=True),
+    ] = None
+
+    def __post_init__(self) -> None:
+        for option in OPTIONS:
+            option.check(getattr(self, option.name))
+        self._check_tokens()
+        if not 0 < self.watermark_gamma < 1:
+            raise SettingsError(
+                f"`watermark_gamma` must be > 0 and < 1. Given: {self.watermark_gamma}"
+            )
+        if not is_ip_address(self.hostname):
+            raise SettingsError(f"`hostname` must be an IP address. Given: {self.hostname}")
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise SettingsError("`tls_certificate` and `tls_key` must be given together")
+        if self.engine_socket and len(bytes(self.engine_socket)) > _MAX_SOCKET_PATH:
+            raise SettingsError(
+                f"`engine_socket` must be <= {_MAX_SOCKET_PATH} bytes. Given: {self.engine_socket}"
+            )
+
+    def _check_tokens(self) -> None:
+        """TGI's start-up checks, as far as they apply to a cache without reservations."""
+        total = self.max_total_tokens
+        if total is None:
+            return  # the service checks again when the model has told
+        if self.max_input_tokens is not None and self.max_input_tokens >= total:
+            raise SettingsError(
+                "`max_input_tokens` must be < `max_total_tokens`. "
+                f"Given: {self.max_input_tokens} and {total}"
+            )
+        if self.max_batch_total_tokens is not None and total > self.max_batch_total_tokens:
+            raise SettingsError(
+                "`max_total_tokens` must be <= `max_batch_total_tokens`. "
+                f"Given: {total} and {self.max_batch_total_tokens}"
+            )
+
+    @property
+    def model_path(self) -> str:
+        """What the model is loaded from: `model_id`, or where the bundled model lies."""
+        return str(demo_model()) if self.model_id == BUNDLED_MODEL else self.model_id
+
+    @property
+    def upstream_host(self) -> str:
+        """Where to reach the service."""
+        return reachable(self.grpc_host)
+
+    def engine_config(self, socket_path: Path) -> EngineConfig:
+        """Returns the engine's part."""
+        batch_size: dict[str, Any] = (
+            {} if self.max_batch_size is None else {"max_num_seqs": self.max_batch_size}
+        )
+        return EngineConfig(
+            model_id=self.model_path,
+            socket_path=socket_path,
+            revision=self.revision,
+            dtype=self.dtype,
+            quantize=self.quantize,
+            kv_cache_dtype=self.kv_cache_dtype,
+            device=self.device,
+            trust_remote_code=self.trust_remote_code,
+            block_size=self.block_size,
+            max_total_tokens=self.max_total_tokens,
+            max_batch_total_tokens=self.max_batch_total_tokens,
+            max_step_tokens=self.max_batch_prefill_tokens,
+            max_chunk_tokens=self.prefill_chunk,
+            graph_sizes=self.cuda_graphs,
+            run_ahead=self.run_ahead,
+            speculate=self.speculate,
+            memory_fraction=self.cuda_memory_fraction,
+            num_threads=self.num_threads,
+            enable_prefix_caching=self.prefix_caching,
+            enable_native_kernels=self.native_kernels,
+            watermark_gamma=self.watermark_gamma,
+            watermark_delta=self.watermark_delta,
+            **batch_size,
+        )
+
+    def gateway_config(self, descriptors: Path) -> GatewayConfig:
+        """Returns Envoy's part."""
+        return GatewayConfig(
+            listen_host=self.hostname,
+            listen_port=self.port,
+            upstream_host=self.upstream_host,
+            upstream_port=self.grpc_port,
+            descriptors=descriptors,
+            admin_port=self.admin_port,
+            max_request_bytes=self.max_request_bytes,
+            # Above the service's own limit, whose answer is the better one.
+            max_requests=max(4096, 2 * self.max_concurrent_requests),
+            cors_allow_origins=self.cors_allow_origin,
+            tls_certificate=self.tls_certificate,
+            tls_key=self.tls_key,
+        )
+
+    def to_argv(self) -> list[str]:
+        """Returns flags that make the same settings, given an environment `without_settings`."""
+        return [
+            f"{option.flags[0]}={item}"
+            for option in OPTIONS
+            for item in spell(getattr(self, option.name))
+        ]
+
+
+def reachable(host: str) -> str:
+    """Returns an address to call, for one to listen on that means all of them."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
+
+
+def _options() -> Iterator[Option]:
+    hints = get_type_hints(Settings, include_extras=True)
+    for item in fields(Settings):
+        kind, about = get_args(hints[item.name])
+        if get_origin(kind) in (Union, types.UnionType):
+            (kind,) = (part for part in get_args(kind) if part is not type(None))
+        yield Option(name=item.name, kind=kind, default=item.default, about=about)
+
+
+OPTIONS = tuple(_options())

@@ -1,0 +1,308 @@
+"""Conversations: from messages to a prompt, and from generated text to an answer."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from ..errors import ErrorKind, ServiceError, missing_field
+from ..generation.generator import Generation, Token, TokenEvent
+from ..generation.parameters import Parameters
+from ..generation.server_info import ServerInfo
+from ..grammar.spec import Grammar
+from . import tool_calls
+from .tool_calls import CallReader, ToolCall, ToolCallDelta
+from .tools import Tool, Toolbox
+from .usage import Usage
+
+# How calls are written in answers: as the contract has them, or as OpenAI's clients want them.
+ToolCallFormat = Literal["tgi", "openai"]
+# What this endpoint calls the fields of `/generate`; the others have the same names.
+_FIELD_NAMES = {
+    "inputs": "messages",
+    "parameters.max_new_tokens": "max_tokens",
+    "parameters.repetition_penalty": "presence_penalty",
+    "parameters.top_n_tokens": "top_logprobs",
+    "parameters.grammar": "response_format",
+    "parameters.grammar.type": "response_format.type",
+    "parameters.grammar.value": "response_format.value",
+}
+TOOL_CALL_HEADER = "x-tool-call-format"
+_OPENAI_HEADER = "x-stainless-lang"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One turn as it came: `content` is a string, a list of parts, or None with tool calls."""
+
+    role: str | None
+    content: Any = None
+    name: str | None = None
+    tool_calls: tuple[dict[str, Any], ...] = ()
+    tool_call_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatRequest:
+    """A conversation to continue. `parameters` already has the names of `/generate`."""
+
+    messages: tuple[Message, ...]
+    parameters: Parameters
+    stream: bool = False
+    logprobs: bool = False
+    n: int | None = None
+    tools: tuple[Tool, ...] = ()
+    tool_choice: Any = None
+    tool_prompt: str | None = None
+    tool_call_format: ToolCallFormat = "tgi"
+    response_format: Grammar | None = None
+    include_usage: bool = False
+
+    def check(self) -> None:
+        """Checks what only conversations have.
+
+        Raises:
+            ServiceError: the request is malformed, or asks for what the server does not do.
+        """
+        if not self.messages:
+            raise missing_field("messages")
+        if self.n is not None and self.n != 1:
+            raise ServiceError(ErrorKind.VALIDATION, f"`n` must be 1. Given: {self.n}", field="n")
+        if self.response_format is not None and self.tools:
+            raise ServiceError(
+                ErrorKind.GRAMMAR_AND_TOOLS, "Grammar and tools are mutually exclusive"
+            )
+
+    @property
+    def field_names(self) -> dict[str, str]:
+        """What this endpoint calls the fields of `/generate`, where the names differ."""
+        return {**_FIELD_NAMES, "parameters.grammar": "tools"} if self.tools else _FIELD_NAMES
+
+    def toolbox(self) -> Toolbox | None:
+        """The tools in force.
+
+        Raises:
+            ServiceError: the choice is none.
+        """
+        return Toolbox.choose(self.tools, self.tool_choice)
+
+    def with_toolbox(self, toolbox: Toolbox | None) -> ChatRequest:
+        """The same conversation, in which only these tools can be called."""
+        if toolbox is None:
+            return replace(self, tools=())
+        parameters = replace(self.parameters, grammar=toolbox.grammar())
+        return replace(self, tools=toolbox.tools, parameters=parameters)
+
+    def template_messages(self) -> list[dict[str, Any]]:
+        """The conversation as chat templates expect it.
+
+        Raises:
+            ServiceError: a message has no role or a content of the wrong shape.
+        """
+        return [_template_message(index, item) for index, item in enumerate(self.messages)]
+
+
+def _template_message(index: int, message: Message) -> dict[str, Any]:
+    path = f"messages[{index}]"
+    if message.role is None:
+        raise missing_field(f"{path}.role")
+    if message.content is None and not message.tool_calls:
+        raise missing_field(f"{path}.content")
+    turn: dict[str, Any] = {"role": message.role, "content": _text(path, message.content)}
+    if message.name is not None:
+        turn["name"] = message.name
+    if message.tool_calls:
+        turn["tool_calls"] = [_parsed_call(call) for call in message.tool_calls]
+    if message.tool_call_id is not None:
+        turn["tool_call_id"] = message.tool_call_id
+    return turn
+
+
+def _text(path: str, content: Any) -> str:
+    """The text of a message's content; parts are joined without a separator, as in TGI."""
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, list):
+        return "".join(_part_text(path, part) for part in content)
+    raise _bad_content(path)
+
+
+def _part_text(path: str, part: Any) -> str:
+    if isinstance(part, dict):
+        if part.get("type") == "text" and isinstance(part.get("text"), str):
+            return str(part["text"])
+        if part.get("type") == "image_url":
+            raise ServiceError(
+                ErrorKind.VALIDATION,
+                "the model takes text only; `image_url` is not supported",
+                field=f"{path}.content",
+            )
+    raise _bad_content(path)
+
+
+def _bad_content(path: str) -> ServiceError:
+    return ServiceError(
+        ErrorKind.SHAPE,
+        f"{path}.content: data did not match any variant of untagged enum MessageContent",
+        field=f"{path}.content",
+    )
+
+
+def _parsed_call(call: dict[str, Any]) -> dict[str, Any]:
+    """A tool call whose arguments are an object: OpenAI's clients send them as a string."""
+    arguments = call["function"].get("arguments")
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+            json.dumps(arguments, ensure_ascii=False).encode()  # half a surrogate pair is no text
+        except (ValueError, RecursionError):
+            return call
+    return {**call, "function": {**call["function"], "arguments": arguments}}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatAnswer:
+    """A whole answer: a text or a call. `created` is seconds since 1970."""
+
+    server: ServerInfo
+    created: int
+    text: str
+    call: ToolCall | None = None
+    tool_call_format: ToolCallFormat = "tgi"
+    finish_reason: str
+    logprobs: list[tuple[Token, list[Token]]] | None
+    usage: Usage
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatDelta:
+    """A part of an answer: of its text or of its call."""
+
+    server: ServerInfo
+    created: int
+    is_first: bool = True
+    text: str
+    call: ToolCallDelta | None = None
+    call_id: str = ""
+    tool_call_format: ToolCallFormat = "tgi"
+    finish_reason: str | None
+    logprobs: list[tuple[Token, list[Token]]] | None
+
+
+def answer(
+    request: ChatRequest, generation: Generation, server: ServerInfo, created: int
+) -> ChatAnswer:
+    """The answer that a generation makes."""
+    tops = generation.top_tokens or [[] for _ in generation.tokens]
+    call = tool_calls.parse(generation.text) if request.tools else None
+    return ChatAnswer(
+        server=server,
+        created=created,
+        text=generation.text,
+        call=call,
+        tool_call_format=request.tool_call_format,
+        finish_reason=_finish_reason(request, generation.finish_reason, call is not None),
+        logprobs=list(zip(generation.tokens, tops, strict=True)) if request.logprobs else None,
+        usage=Usage.of([generation]),
+    )
+
+
+class ChatStream:
+    """Turns the tokens of an answer into its parts.
+
+    A text gives one part a token, in which control tokens have no text. A call gives its name first
+    and then its arguments; tokens of the envelope give nothing.
+    """
+
+    def __init__(self, request: ChatRequest, server: ServerInfo, created: int) -> None:
+        self._request = request
+        self._server = server
+        self._created = created
+        self._reader = CallReader() if request.tools else None
+        self._call_id = new_call_id(request.tool_call_format)
+        self._logprobs: list[tuple[Token, list[Token]]] = []
+        self._is_first = True
+
+    def push(self, event: TokenEvent) -> list[ChatDelta]:
+        """The parts that a token brings; the last of them has its log-probability."""
+        self._logprobs.append((event.token, event.top_tokens))
+        text = "" if event.token.special else event.token.text
+        parts = self._parts(text, is_last=event.generation is not None)
+        if event.generation is not None:
+            reason = self._finish(event.generation)
+            if len(parts) == 1 and parts[0].call is None:
+                parts[0] = replace(parts[0], finish_reason=reason)
+            else:
+                parts.append(self._delta("", finish_reason=reason))
+        if parts and self._request.logprobs:
+            parts[-1] = replace(parts[-1], logprobs=self._logprobs)
+            self._logprobs = []
+        return parts
+
+    def _parts(self, text: str, *, is_last: bool) -> list[ChatDelta]:
+        reader = self._reader
+        if reader is None:
+            return [self._delta(text)]
+        calls = reader.push(text)
+        if reader.is_text or (is_last and not reader.is_named):
+            self._reader = None
+            return [self._delta(reader.take_text())]
+        return [self._delta("", call=call) for call in calls]
+
+    def _finish(self, generation: Generation) -> str:
+        is_call = self._reader is not None and self._reader.is_complete
+        return _finish_reason(self._request, generation.finish_reason, is_call)
+
+    def _delta(
+        self, text: str, call: ToolCallDelta | None = None, finish_reason: str | None = None
+    ) -> ChatDelta:
+        is_first, self._is_first = self._is_first, False
+        return ChatDelta(
+            server=self._server,
+            created=self._created,
+            is_first=is_first,
+            text=text,
+            call=call,
+            call_id=self._call_id,
+            tool_call_format=self._request.tool_call_format,
+            finish_reason=finish_reason,
+            logprobs=None,
+        )
+
+
+def tool_call_format(setting: str, metadata: Mapping[str, str]) -> ToolCallFormat:
+    """How to write calls: as the caller's header says, as the server's setting says, or by caller.
+
+    OpenAI's own SDKs, known by a header of theirs, cannot read the contract's form, and clients of
+    TGI expect nothing else.
+
+    Raises:
+        ServiceError: the header has another value.
+    """
+    wanted = metadata.get(TOOL_CALL_HEADER, setting)
+    if wanted == "openai" or (wanted == "auto" and _OPENAI_HEADER in metadata):
+        return "openai"
+    if wanted in ("tgi", "auto"):
+        return "tgi"
+    raise ServiceError(
+        ErrorKind.VALIDATION,
+        f"the header `{TOOL_CALL_HEADER}` must be `tgi`, `openai` or `auto`. Given: {wanted}",
+        field=TOOL_CALL_HEADER,
+    )
+
+
+def new_call_id(tool_call_format: ToolCallFormat) -> str:
+    """A call's id: unique for OpenAI's clients, and "0" as in TGI for TGI's."""
+    return f"call_{secrets.token_hex(12)}" if tool_call_format == "openai" else "0"
+
+
+def _finish_reason(request: ChatRequest, reason: str, is_call: bool) -> str:
+    """OpenAI's clients look for calls only if the finish reason says so."""
+    if is_call and request.tool_call_format == "openai" and reason == "eos_token":
+        return "tool_calls"
+    return reason

@@ -1,0 +1,207 @@
+"""Functions that a model may call: which ones now, the prompt about them, and the form of a call.
+
+A call is JSON in an envelope, as in TGI (router/src/infer/mod.rs at v2.1.1, ToolGrammar):
+`{"function": {"_name": "get_weather", "location": "Paris"}}`, the name first, then the arguments in
+the order of their names.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import ErrorKind, ServiceError
+from ..grammar.spec import Grammar
+
+# TGI's default: router/src/lib.rs at v2.1.1, default_tool_prompt.
+DEFAULT_TOOL_PROMPT = (
+    "\nYou will be presented with a JSON schema representing a set of tools.\nIf the user request "
+    "lacks of sufficient information to make a precise tool selection: Do not invent any tool's "
+    "properties, instead notify with an error message.\n\nJSON Schema:\n"
+)
+_NAME = "_name"
+_IDENTITIES = ("$id", "$schema")
+_NOT_INSIDE = (*_IDENTITIES, "$ref", "$defs", "definitions")  # what has no place in the envelope
+_COMBINATIONS = ("anyOf", "oneOf", "allOf")
+_MAX_HOPS = 8  # of references at the top of a schema
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tool:
+    """A function, with the JSON Schema of its arguments."""
+
+    name: str
+    description: str | None = None
+    parameters: Any = None
+
+    def definition(self) -> dict[str, Any]:
+        """In OpenAI's form, which chat templates expect."""
+        function = {
+            "name": self.name,
+            "description": self.description or "",
+            "parameters": self.parameters if isinstance(self.parameters, dict) else {},
+        }
+        return {"type": "function", "function": function}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Toolbox:
+    """The tools in force for one answer. With `may_answer` the model may also answer in text."""
+
+    tools: tuple[Tool, ...]
+    may_answer: bool
+
+    @classmethod
+    def choose(cls, tools: Sequence[Tool], choice: Any) -> Toolbox | None:
+        """The tools that a `tool_choice` allows; None if there are none.
+
+        Raises:
+            ServiceError: the choice names no tool, or is no choice.
+        """
+        _check(tools)
+        if not tools or choice == "none":
+            return None
+        if choice is None or choice == "auto":
+            return cls(tools=tuple(tools), may_answer=True)
+        if choice == "required":
+            return cls(tools=tuple(tools), may_answer=False)
+        name = _chosen_name(choice)
+        chosen = tuple(tool for tool in tools if tool.name == name)
+        if not chosen:
+            raise ServiceError(
+                ErrorKind.TOOL, f"Tool with name {name} not found", field="tool_choice"
+            )
+        return cls(tools=chosen, may_answer=False)
+
+    def grammar(self) -> Grammar:
+        """What an answer must look like."""
+        return Grammar(kind="json", value=self.schema(), or_text=self.may_answer)
+
+    def schema(self) -> dict[str, Any]:
+        """JSON Schema of a call.
+
+        Raises:
+            ServiceError: a tool's schema cannot be put into the envelope.
+        """
+        definitions: dict[str, Any] = {}
+        calls = [_call_schema(index, tool, definitions) for index, tool in enumerate(self.tools)]
+        envelope: dict[str, Any] = {
+            "type": "object",
+            "properties": {"function": calls[0] if len(calls) == 1 else {"anyOf": calls}},
+            "required": ["function"],
+            "additionalProperties": False,
+        }
+        if definitions:
+            envelope["$defs"] = definitions
+        return envelope
+
+    def prompt(self, tool_prompt: str | None) -> str:
+        """The text about the tools for a template that has no place for them."""
+        text = DEFAULT_TOOL_PROMPT if tool_prompt is None else tool_prompt
+        return f"\n---\n{text}\n{json.dumps(self.schema(), ensure_ascii=False)}"
+
+
+def _check(tools: Sequence[Tool]) -> None:
+    """Checks the tools themselves.
+
+    Raises:
+        ServiceError: one has no name, or two have the same.
+    """
+    seen: set[str] = set()
+    for index, tool in enumerate(tools):
+        path = f"tools[{index}].function.name"
+        if not tool.name:
+            raise ServiceError(ErrorKind.SHAPE, f"{path}: missing field `name`", field=path)
+        if tool.name in seen:
+            raise ServiceError(ErrorKind.TOOL, f"two tools have the name {tool.name}", field=path)
+        seen.add(tool.name)
+
+
+def _chosen_name(choice: Any) -> str:
+    if isinstance(choice, str):
+        return choice
+    if isinstance(choice, dict) and isinstance(function := choice.get("function"), dict):
+        name = function.get("name")
+        if isinstance(name, str):
+            return name
+    raise ServiceError(
+        ErrorKind.SHAPE,
+        "tool_choice: data did not match any variant of untagged enum ToolType",
+        field="tool_choice",
+    )
+
+
+def _call_schema(index: int, tool: Tool, definitions: dict[str, Any]) -> dict[str, Any]:
+    """The object inside the envelope; what it refers to is added to `definitions`."""
+    given = tool.parameters if isinstance(tool.parameters, dict) else {}
+    path = f"tools[{index}].function.parameters"
+    top = _followed(given, path)
+    if any(key in top for key in _COMBINATIONS):
+        raise _bad_schema(path, "must list its properties at the top")
+    root = f"#/$defs/{index}"
+    if _refers(given):  # to any part of itself, so that all of it has to be there
+        whole = {key: value for key, value in given.items() if key not in _IDENTITIES}
+        definitions[str(index)] = _moved(whole, root)
+    moved = _moved({key: top[key] for key in top if key not in _NOT_INSIDE}, root)
+    properties = _object(moved.pop("properties", {}), f"{path}.properties")
+    required = moved.pop("required", [])
+    if not isinstance(required, list):
+        raise _bad_schema(f"{path}.required", "is not a list")
+    if _NAME in properties:
+        raise _bad_schema(f"{path}.properties", f"has the reserved name {_NAME}")
+    return {
+        "additionalProperties": False,
+        **moved,
+        "type": "object",
+        "properties": {
+            _NAME: {"const": tool.name},
+            **{key: properties[key] for key in sorted(properties)},
+        },
+        "required": [_NAME, *required],
+    }
+
+
+def _followed(schema: dict[str, Any], path: str) -> dict[str, Any]:
+    """The schema that is meant by a reference at the top of one."""
+    top = schema
+    for _ in range(_MAX_HOPS):
+        reference = top.get("$ref")
+        if not isinstance(reference, str) or not reference.startswith("#/"):
+            return top
+        target: Any = schema
+        for part in reference.removeprefix("#/").split("/"):
+            name = part.replace("~1", "/").replace("~0", "~")
+            target = target.get(name) if isinstance(target, dict) else None
+        top = _object(target, f"{path}.$ref")
+    raise _bad_schema(f"{path}.$ref", "refers to itself")
+
+
+def _refers(schema: Any) -> bool:
+    if isinstance(schema, list):
+        return any(_refers(item) for item in schema)
+    return isinstance(schema, dict) and ("$ref" in schema or any(map(_refers, schema.values())))
+
+
+def _moved(schema: Any, root: str) -> Any:
+    """A schema whose references to itself follow it to another place of a document."""
+    if isinstance(schema, list):
+        return [_moved(item, root) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    result = {key: _moved(value, root) for key, value in schema.items()}
+    reference = result.get("$ref")
+    if isinstance(reference, str) and (reference == "#" or reference.startswith("#/")):
+        result["$ref"] = root + reference.removeprefix("#")
+    return result
+
+
+def _object(value: Any, path: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise _bad_schema(path, "is not an object")
+    return value
+
+
+def _bad_schema(path: str, what: str) -> ServiceError:
+    return ServiceError(ErrorKind.TOOL, f"{path} {what}", field=path)
