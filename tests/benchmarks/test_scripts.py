@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+from tests.paths import REPOSITORY
+
 ENGINE_GPU = {
     "memory copied",
     "matrix products",
@@ -26,7 +26,7 @@ ENGINE_GPU = {
 def last_line(*arguments: str) -> Any:
     """Runs a script; its result."""
     command = [sys.executable, "-m", *arguments, "--tiny"]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-4000:]
     return json.loads(ended.stdout.splitlines()[-1])
 

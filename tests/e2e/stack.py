@@ -19,7 +19,6 @@ import psutil
 
 from service.launch.sources import without_settings
 
-REPOSITORY = Path(__file__).parents[2]
 SERVICE = "tokenwire.v1.TextGenerationService"
 START_S = 180.0  # the machine may be busy with other things
 DEADLINE_S = 120.0  # anything else that may take a while

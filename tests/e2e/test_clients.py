@@ -13,7 +13,8 @@ from huggingface_hub import AsyncInferenceClient, InferenceClient
 from huggingface_hub.errors import ValidationError
 from openai import APIError, AsyncOpenAI, OpenAI, UnprocessableEntityError
 
-from tests.e2e.stack import DEADLINE_S, PROMPT, REPOSITORY, Stack
+from tests.e2e.stack import DEADLINE_S, PROMPT, Stack
+from tests.paths import REPOSITORY
 
 MESSAGES: Any = [{"role": "user", "content": PROMPT}]
 TGI_CLIENT = REPOSITORY / ".venv" / "tgi-client"

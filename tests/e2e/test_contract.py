@@ -155,7 +155,7 @@ PROVOKED_HERE = {
     *(("GET", path, 503) for path in HEALTH_PATHS),
 }
 # An engine's client that ends a stream without its last message: no engine can make it. See
-# tests/service/test_documented_statuses.py.
+# tests/service/api/test_documented_statuses.py.
 PROVOKED_OVER_A_FAKE_ENGINE = {
     ("POST", path, 500) for path in GENERATIONS if path != "/invocations"
 }
@@ -208,7 +208,9 @@ def test_every_schema_of_a_reply_was_met(replies: dict[str, httpx.Response], sta
 
 
 def test_served_document_is_the_one_that_judges(replies: dict[str, httpx.Response]) -> None:
-    assert replies["openapi"].json() == DOCUMENT  # tests/service/test_docs.py: it has the contract
+    assert (
+        replies["openapi"].json() == DOCUMENT
+    )  # tests/service/api/test_docs.py: it has the contract
 
 
 def test_every_documented_status_is_provoked() -> None:

@@ -23,12 +23,12 @@ from tests.e2e.stack import (
     DEADLINE_S,
     ENDLESS,
     PROMPT,
-    REPOSITORY,
     Stack,
     run_to_end,
     running,
     wait_until,
 )
+from tests.paths import REPOSITORY
 
 OVERLOADED = {"error": "Model is overloaded", "error_type": "overloaded"}
 ENDLESS_BODY = {"inputs": PROMPT, "parameters": ENDLESS}

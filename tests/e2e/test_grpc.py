@@ -17,7 +17,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from service.launch.sources import without_settings
 from tests.e2e.reflection_client import ReflectionClient, as_dict, details, retry_seconds
-from tests.e2e.stack import DEADLINE_S, ENDLESS, PROMPT, REPOSITORY, SERVICE, Stack
+from tests.e2e.stack import (
+    DEADLINE_S,
+    ENDLESS,
+    PROMPT,
+    SERVICE,
+    Stack,
+)
+from tests.paths import REPOSITORY
 
 GREEDY = {"max_new_tokens": 8, "details": True, "top_n_tokens": 2, "decoder_input_details": True}
 SEEDED = {"max_new_tokens": 8, "details": True, "do_sample": True, "temperature": 5.0, "seed": 9}

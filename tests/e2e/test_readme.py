@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.reflection_client import ReflectionClient
-from tests.e2e.stack import DEADLINE_S, REPOSITORY, Stack
+from tests.e2e.stack import DEADLINE_S, Stack
+from tests.paths import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text()
 REST_ADDRESS, GRPC_ADDRESS = "127.0.0.1:8080", "127.0.0.1:50051"

@@ -17,8 +17,9 @@ from openai import OpenAI, UnprocessableEntityError
 from service.openai.tools import DEFAULT_TOOL_PROMPT
 from tests.e2e.contract import DONE, events
 from tests.e2e.reflection_client import ReflectionClient, as_dict, details
-from tests.e2e.stack import DEADLINE_S, REPOSITORY, Stack, running
+from tests.e2e.stack import DEADLINE_S, Stack, running
 from tests.e2e.tools import TIME, TIME_QUESTION, TOOLS, WEATHER, WEATHER_QUESTION, tool
+from tests.paths import REPOSITORY
 
 HEADER = "x-tool-call-format"
 QUESTION: Any = [{"role": "user", "content": WEATHER_QUESTION}]

@@ -9,7 +9,8 @@ import torch
 from transformers import AutoConfig, WatermarkDetector, WatermarkingConfig
 
 from tests.e2e.reflection_client import ReflectionClient
-from tests.e2e.stack import PROMPT, REPOSITORY, Stack
+from tests.e2e.stack import PROMPT, Stack
+from tests.paths import REPOSITORY
 
 # A model that is sure of its words leaves a watermark no choice; at 2 this one's texts are open.
 PARAMETERS: dict[str, Any] = {

@@ -22,7 +22,7 @@ from service.launch import gateway
 from service.launch.gateway import GatewayConfig
 
 if TYPE_CHECKING:
-    from tests.envoy.conftest import StartGateway
+    from .conftest import StartGateway
 
 ROOT = bundled.PACKAGE.parent
 DESCRIPTORS = ROOT / "service" / "pb" / "descriptors.binpb"

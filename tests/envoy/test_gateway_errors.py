@@ -14,7 +14,7 @@ from service.launch.gateway import SERVICE_STATUSES
 from service.routes import REST_ROUTES
 
 if TYPE_CHECKING:
-    from tests.envoy.conftest import Gateway, StartGateway
+    from .conftest import Gateway, StartGateway
 
 JSON = {"content-type": "application/json"}
 UNHEALTHY = b'{"error":"unhealthy","error_type":"healthcheck"}'

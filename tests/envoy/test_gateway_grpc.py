@@ -18,7 +18,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 from service.routes import SERVICE
 
 if TYPE_CHECKING:
-    from tests.envoy.conftest import Gateway
+    from .conftest import Gateway
 
 TIMEOUT = 10.0
 

@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 if TYPE_CHECKING:
-    from tests.envoy.conftest import Gateway, StartGateway
+    from .conftest import Gateway, StartGateway
 
 COMMON = {"content-type", "date", "server", "access-control-allow-origin"}
 PREFLIGHT = {

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from tests.envoy.conftest import Gateway
+    from .conftest import Gateway
 
 JSON = {"content-type": "application/json"}
 ROUTES = [

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import cache
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,8 +31,8 @@ from service.generation.parameters import GenerationRequest
 from service.generation.server_info import ServerInfo
 from service.grammar.checker import GrammarChecker
 from service.text.tokenizer import TextTokenizer
+from tests.paths import DEMO_MODEL as MODEL
 
-MODEL = Path(__file__).parents[2] / "models" / "demo"
 TIMEOUT_S = 20.0  # of anything that must happen; nothing waits for it to pass
 
 LIMITS = Limits(

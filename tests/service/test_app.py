@@ -24,8 +24,7 @@ from service.launch.settings import Settings
 from service.pb.tokenwire import v1 as pb
 from service.routes import SERVICE
 from tests.engine.fakes import make_engine
-
-from .fakes import INFO, MODEL, TIMEOUT_S
+from tests.service.fakes import INFO, MODEL, TIMEOUT_S
 
 
 @pytest.fixture

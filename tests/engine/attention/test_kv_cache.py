@@ -1,0 +1,77 @@
+"""What the cache holds, and in which format; the arithmetic on it is tested with the backends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.attention.kv_cache import KVCache, LayerShape, bytes_per_token, to_cache_format
+from engine.attention.paged import ReferenceAttention
+from engine.build import build_engine
+from engine.model.prepare import _choose_backend
+from engine.model.self_check import attach_paged_attention
+from engine.protocol.config import EngineConfig
+from engine.protocol.errors import ModelLoadError
+from engine.protocol.request import Request
+from tests.engine.fakes import run, token_ids
+from tests.engine.model.architectures import ARCHITECTURES, CPU, build_model
+from tests.paths import DEMO_MODEL
+
+LAYERS = {0: LayerShape(2, 16, 8), 3: LayerShape(1, 16, 16)}
+
+
+def config_with(kv_cache_dtype: str | None) -> EngineConfig:
+    return EngineConfig(
+        model_id=str(DEMO_MODEL),
+        socket_path=Path(),
+        device="cpu",
+        max_batch_total_tokens=4096,
+        kv_cache_dtype=kv_cache_dtype,
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e5m2])
+def test_size_is_what_the_tensors_take(dtype: torch.dtype) -> None:
+    cache = KVCache(LAYERS, 5, 16, dtype, CPU)
+    size = sum(states.nbytes for layer in cache.layers.values() for states in layer)
+    assert size == 5 * 16 * bytes_per_token(LAYERS, dtype)
+
+
+def test_only_formats_of_8_bits_have_a_bound() -> None:
+    states = torch.tensor([1.0, -1e5, 1e5, float("nan")])
+    assert torch.equal(to_cache_format(states, torch.bfloat16)[:3], states.bfloat16()[:3])
+    for dtype, bound in ((torch.float8_e4m3fn, 448.0), (torch.float8_e5m2, 57344.0)):
+        stored = to_cache_format(states, dtype).float()
+        assert stored[:3].tolist() == [1.0, -bound, bound]
+        assert stored[3].isnan(), "what is not a number must not become one"
+
+
+@pytest.mark.parametrize(
+    ("cache_dtype", "name"),
+    [(torch.float32, "native CPU kernels"), (torch.float8_e4m3fn, "reference attention")],
+)
+def test_cpu_kernels_get_the_cache_they_can_read(cache_dtype: torch.dtype, name: str) -> None:
+    loaded = attach_paged_attention(build_model(ARCHITECTURES["llama"]()), CPU, torch.float32)
+    backend, actual = _choose_backend(config_with(None), loaded, cache_dtype)
+    if name == "native CPU kernels" and isinstance(backend, ReferenceAttention):
+        pytest.skip("no native kernels here")
+    assert actual == name
+
+
+def test_a_model_still_speaks_with_half_the_cache_and_less() -> None:
+    prompt = tuple(range(5, 25))
+    texts = []
+    for kv_cache_dtype in (None, "fp8_e4m3fn"):
+        engine, info = build_engine(config_with(kv_cache_dtype))
+        assert info.max_batch_total_tokens == 4096
+        request = Request(request_id="r", prompt_token_ids=prompt, max_new_tokens=8)
+        texts.append(token_ids(run(engine, request)["r"]))
+    assert texts[0][0] == texts[1][0]
+    assert len(texts[1]) == 8
+
+
+def test_an_unknown_format_is_refused() -> None:
+    with pytest.raises(ModelLoadError, match="kv_cache_dtype must be one of fp8_e4m3fn, fp8_e5m2"):
+        build_engine(config_with("int4"))

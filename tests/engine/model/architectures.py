@@ -1,0 +1,102 @@
+"""Small random models of every architecture that is tested, and what transformers makes of them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    Phi3Config,
+    PhiConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+CPU = torch.device("cpu")
+NUM_NEW_TOKENS = 10
+SMALL: dict[str, Any] = {
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+_HEADS: dict[str, Any] = {"head_dim": 16}
+_WINDOW: dict[str, Any] = {"sliding_window": 9}  # shorter than most prompts
+ARCHITECTURES: dict[str, Callable[[], Any]] = {
+    "llama": lambda: LlamaConfig(**SMALL),
+    "qwen2": lambda: Qwen2Config(**SMALL),
+    "qwen3": lambda: Qwen3Config(**SMALL, **_HEADS),
+    "mistral": lambda: MistralConfig(**SMALL, **_WINDOW),
+    "gemma": lambda: GemmaConfig(**SMALL, **_HEADS),
+    "gemma2": lambda: Gemma2Config(**SMALL, **_HEADS, **_WINDOW),
+    "gemma3": lambda: Gemma3TextConfig(
+        **SMALL,
+        **_HEADS,
+        **_WINDOW,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    ),
+    "gpt2": lambda: GPT2Config(
+        vocab_size=128, n_embd=64, n_layer=3, n_head=4, bos_token_id=1, eos_token_id=2
+    ),
+    "phi": lambda: PhiConfig(**{**SMALL, "num_key_value_heads": 4}),
+    "phi3": lambda: Phi3Config(**SMALL),
+}
+
+
+def build_model(config: Any, scale: float = 3.0) -> PreTrainedModel:
+    """A random model, the same at every call; scaled up, so that it does not repeat one token."""
+    torch.manual_seed(0)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.eval()
+    for parameter in model.parameters():
+        parameter.data.mul_(scale)
+    return model
+
+
+@cache
+def make_prompts() -> list[tuple[int, ...]]:
+    """Prompts of 1 to 50 tokens, of which half begin alike."""
+    rng = random.Random(1)
+    beginning = [rng.randrange(3, 128) for _ in range(30)]
+    return [
+        tuple(
+            (beginning[: rng.randrange(8, 30)] if index % 2 else [])
+            + [rng.randrange(3, 128) for _ in range(rng.randrange(1, 20))]
+        )
+        for index in range(9)
+    ]
+
+
+@cache
+def generate(name: str) -> list[list[int]]:
+    """What transformers continues the prompts with, each alone."""
+    model = build_model(ARCHITECTURES[name]())
+    continuations = []
+    for prompt in make_prompts():
+        output = model.generate(
+            torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            max_new_tokens=NUM_NEW_TOKENS,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+        continuations.append(output[0, len(prompt) :].tolist())
+    return continuations

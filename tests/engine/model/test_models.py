@@ -1,0 +1,249 @@
+"""The bar of correctness: our engine gives the tokens of `transformers.generate`, one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import (
+    BloomConfig,
+    FalconConfig,
+    JambaConfig,
+    Lfm2Config,
+    MambaConfig,
+    MptConfig,
+    RwkvConfig,
+)
+
+from engine.attention.kv_cache import KVCache, LayerShape
+from engine.attention.paged import AttentionBackend, ReferenceAttention
+from engine.engine import Engine
+from engine.executor import Forward
+from engine.kernels import cpu as cpu_kernels
+from engine.kernels.packed_linear import pack_model
+from engine.model.loading import load_model
+from engine.model.model_runner import ModelRunner
+from engine.model.passes import fuse_rotation
+from engine.model.self_check import attach_paged_attention
+from engine.protocol.config import EngineConfig
+from engine.protocol.errors import ModelLoadError
+from engine.protocol.request import Request, SamplingParams
+from engine.replay.cpu_graphs import TapedSteps
+from engine.scheduling.block_manager import BlockManager
+from engine.scheduling.scheduler import Scheduler
+from tests.engine.fakes import run, token_ids
+from tests.engine.model.architectures import (
+    ARCHITECTURES,
+    CPU,
+    NUM_NEW_TOKENS,
+    build_model,
+    generate,
+    make_prompts,
+)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+BLOCK_SIZE = 4
+MAX_STEP_TOKENS = 16
+_TINY: dict[str, Any] = {
+    "vocab_size": 128,
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+_ATTENTION: dict[str, Any] = {
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+UNSUPPORTED: dict[str, Callable[[], Any]] = {
+    "alibi in bloom": lambda: BloomConfig(vocab_size=128, hidden_size=32, n_layer=2, n_head=4),
+    "alibi in mpt": lambda: MptConfig(vocab_size=128, d_model=32, n_heads=4, n_layers=2),
+    "alibi in falcon": lambda: FalconConfig(**_TINY, num_attention_heads=4, alibi=True),
+    "state in mamba": lambda: MambaConfig(**_TINY, state_size=8),
+    "state in rwkv": lambda: RwkvConfig(**_TINY, context_length=64),
+    "state in jamba": lambda: JambaConfig(
+        **_TINY, **_ATTENTION, num_experts=2, attn_layer_period=2, attn_layer_offset=1
+    ),
+    "convolution in lfm2": lambda: Lfm2Config(
+        **_TINY, **_ATTENTION, layer_types=["conv", "full_attention", "conv", "full_attention"]
+    ),
+}
+
+
+def make_engine(
+    name: str, backend: str, *, num_blocks: int, max_step_tokens: int = MAX_STEP_TOKENS
+) -> Engine:
+    """Our engine over the same model."""
+    loaded = attach_paged_attention(build_model(ARCHITECTURES[name]()), CPU, torch.float32)
+    attention: AttentionBackend = ReferenceAttention()
+    kernels = cpu_kernels.load() if backend != "reference" else None
+    if backend != "reference":
+        if kernels is None:
+            pytest.skip("no native kernels here")
+        pack_model(loaded.model, kernels)
+        attention = kernels
+    cache = KVCache(loaded.layers, num_blocks, BLOCK_SIZE, torch.float32, CPU)
+    scheduler = Scheduler(
+        BlockManager(num_blocks, BLOCK_SIZE),
+        max_step_tokens=max_step_tokens,
+        max_num_seqs=40,
+    )
+    forward: Forward = ModelRunner(loaded, cache, attention).forward
+    if backend == "taped":
+        assert kernels is not None
+        fuse_rotation(loaded, kernels)
+        steps = TapedSteps(forward, kernels, max_tokens=MAX_STEP_TOKENS, max_blocks=128)
+        steps.prove(511, BLOCK_SIZE)
+        assert steps.num_tapes == 1
+        forward = steps
+    return Engine(forward, scheduler, CPU)
+
+
+@pytest.mark.parametrize("backend", ["reference", "native", "taped"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_greedy_tokens_are_those_of_transformers(name: str, backend: str) -> None:
+    prompts, expected = make_prompts(), generate(name)
+    assert len({token_id for tokens in expected for token_id in tokens}) > 5, "it says something"
+    assert max(map(len, prompts)) > MAX_STEP_TOKENS
+    engine = make_engine(name, backend, num_blocks=17)
+    outputs = run(
+        engine,
+        *(
+            Request(
+                request_id=str(index),
+                prompt_token_ids=prompt,
+                max_new_tokens=NUM_NEW_TOKENS,
+                prompt_logprobs=index % 4 == 0,
+            )
+            for index, prompt in enumerate(prompts)
+        ),
+    )
+    assert [token_ids(outputs[str(index)]) for index in range(len(prompts))] == expected
+    stats = engine.stats()
+    assert stats.num_cached_tokens > 0
+    assert stats.num_preemptions > 0
+
+
+@pytest.mark.parametrize("backend", ["reference", "native", "taped"])
+def test_prompt_logprobs_are_those_of_transformers(backend: str) -> None:
+    prompt = make_prompts()[3]
+    with torch.inference_mode():
+        logits = build_model(ARCHITECTURES["qwen3"]())(torch.tensor([prompt])).logits[0]
+    expected = logits.log_softmax(-1)[torch.arange(len(prompt) - 1), torch.tensor(prompt[1:])]
+    request = Request(
+        request_id="r", prompt_token_ids=prompt, max_new_tokens=1, prompt_logprobs=True
+    )
+    outputs = run(make_engine("qwen3", backend, num_blocks=19), request)["r"]
+    first, *values = [value for output in outputs for value in output.prompt_logprobs]
+    assert first is None
+    assert values == pytest.approx(expected.tolist(), abs=1e-3)
+
+
+@pytest.mark.parametrize("backend", ["reference", "native", "taped"])
+def test_same_seed_gives_the_same_tokens_alone_in_a_batch_and_after_preemption(
+    backend: str,
+) -> None:
+    def request(name: str, prompt: tuple[int, ...], seed: int) -> Request:
+        sampling = SamplingParams(
+            do_sample=True, seed=seed, temperature=0.7, top_p=0.95, repetition_penalty=1.2
+        )
+        return Request(
+            request_id=name, prompt_token_ids=prompt, max_new_tokens=10, sampling=sampling
+        )
+
+    wanted = request("wanted", make_prompts()[2], 2**64 - 1)
+    others = [request(str(i), (5 + i, 6, 7), i) for i in range(32)]
+    alone = token_ids(run(make_engine("llama", backend, num_blocks=40), wanted)["wanted"])
+    assert len(set(alone)) > 3
+    roomy = make_engine("llama", backend, num_blocks=200, max_step_tokens=128)
+    assert token_ids(run(roomy, *others[:9], wanted, *others[9:])["wanted"]) == alone
+    assert roomy.stats().num_preemptions == 0
+    tight = make_engine("llama", backend, num_blocks=11)
+    assert token_ids(run(tight, others[0], wanted, others[1])["wanted"]) == alone
+    assert tight.stats().num_preemptions > 0
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_what_does_not_fit_a_paged_cache_is_refused(name: str, scale: float) -> None:
+    model = build_model(UNSUPPORTED[name](), scale)
+    with pytest.raises(ModelLoadError, match=type(model).__name__) as caught:
+        attach_paged_attention(model, CPU, torch.float32)
+    assert "\n" not in str(caught.value)
+
+
+class TestLoad:
+    """Checkpoints on disk, whole and broken."""
+
+    @pytest.fixture
+    def checkpoint(self, tmp_path: Path) -> Path:
+        """A small model, saved."""
+        build_model(ARCHITECTURES["llama"]()).save_pretrained(tmp_path / "model")
+        return tmp_path / "model"
+
+    @staticmethod
+    def load_error(path: Path, **options: Any) -> str:
+        """The message with which a checkpoint is refused."""
+        config = EngineConfig(
+            model_id=str(path), socket_path=path / "socket", device="cpu", **options
+        )
+        with pytest.raises(ModelLoadError) as caught:
+            load_model(config)
+        message = str(caught.value)
+        assert "\n" not in message
+        assert str(path) in message
+        return message
+
+    def test_of_a_whole_checkpoint_tells_its_shapes(self, checkpoint: Path) -> None:
+        loaded = load_model(
+            EngineConfig(model_id=str(checkpoint), socket_path=checkpoint / "s", device="cpu")
+        )
+        assert loaded.layers == dict.fromkeys(range(3), LayerShape(2, 16, 16))
+        assert loaded.dtype is torch.float32
+        assert loaded.device == CPU
+
+    def test_of_a_missing_directory(self, tmp_path: Path) -> None:
+        self.load_error(tmp_path / "missing")
+
+    def test_of_an_empty_directory(self, tmp_path: Path) -> None:
+        self.load_error(tmp_path)
+
+    @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"model_type": "no-such-thing"}'])
+    def test_of_a_broken_config(self, checkpoint: Path, text: str) -> None:
+        (checkpoint / "config.json").write_text(text)
+        self.load_error(checkpoint)
+
+    @pytest.mark.parametrize("size", [0, 7, 100, 20_000])
+    def test_of_weights_that_are_cut_off(self, checkpoint: Path, size: int) -> None:
+        weights = checkpoint / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:size])
+        self.load_error(checkpoint)
+
+    def test_of_weights_that_are_missing(self, checkpoint: Path) -> None:
+        (checkpoint / "model.safetensors").unlink()
+        self.load_error(checkpoint)
+
+    def test_of_a_tensor_that_is_missing(self, checkpoint: Path) -> None:
+        # transformers fills it with noise and goes on: the model would answer, and talk nonsense.
+        weights = checkpoint / "model.safetensors"
+        tensors = load_file(weights)
+        del tensors["model.layers.1.mlp.up_proj.weight"]
+        save_file(tensors, weights, metadata={"format": "pt"})
+        assert "up_proj" in self.load_error(checkpoint)
+
+    def test_of_weights_of_another_shape(self, checkpoint: Path) -> None:
+        weights = checkpoint / "model.safetensors"
+        tensors = load_file(weights)
+        tensors["model.norm.weight"] = torch.zeros(3)
+        save_file(tensors, weights, metadata={"format": "pt"})
+        self.load_error(checkpoint)
+
+    def test_with_an_unknown_number_format(self, checkpoint: Path) -> None:
+        self.load_error(checkpoint, dtype="float33")

@@ -1,0 +1,49 @@
+"""The failures that no engine makes on demand, with the statuses of the OpenAPI document.
+
+That Envoy turns `x-http-status` and `x-error-body` into a reply is tested in tests/envoy.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.service.api.test_golden_streams import BREAKS_OFF, answer
+from tests.service.fakes import Script, script, step, trailers
+
+BODIES: dict[str, dict[str, Any]] = {
+    "Generate": {"inputs": "x"},
+    "CompatGenerate": {"inputs": "x"},
+    "Chat": {"messages": [{"role": "user", "content": "x"}]},
+    "Completions": {"prompt": ["x", "y"]},
+    "Invocations": {"inputs": "x"},
+}
+FAILURES: list[tuple[Script, int, str, str]] = [
+    (BREAKS_OFF, 500, "incomplete_generation", "Incomplete generation"),
+    (
+        script(step(error="bad luck")),
+        424,
+        "generation",
+        "Request failed during generation: Server error: bad luck",
+    ),
+    (script(RuntimeError("a defect")), 500, "internal", "Internal server error"),
+]
+
+
+@pytest.mark.parametrize("name", BODIES)
+@pytest.mark.parametrize(("play", "status", "error_type", "error"), FAILURES)
+async def test_failed_generation(
+    name: str, play: Script, status: int, error_type: str, error: str
+) -> None:
+    failed = trailers((await answer(name, BODIES[name], play)).failure)
+    assert failed["x-http-status"] == str(status)
+    assert json.loads(failed["x-error-body"]) == {"error": error, "error_type": error_type}
+
+
+@pytest.mark.parametrize("name", BODIES)
+async def test_full_server(name: str) -> None:
+    result = await answer(name, BODIES[name], BREAKS_OFF, full=True)
+    failed = trailers(result.failure)
+    assert (failed["x-http-status"], failed["retry-after"]) == ("429", "1")

@@ -1,0 +1,284 @@
+"""What a failed call looks like from outside, and that every call is counted once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2, status_pb2
+from grpc import aio
+
+from service.errors import (
+    ErrorKind,
+    ServiceError,
+    missing_field,
+    overloaded,
+    unhealthy,
+)
+from service.generation.metrics import Metrics
+from tests.service.fakes import LIMITS, TIMEOUT_S, eventually, sample, serving, trailers
+
+UNARY, STREAM = "/test.Service/Unary", "/test.Service/Stream"
+
+# error_type, REST status, gRPC code, prefix: the contract's table.
+FACES = {
+    ErrorKind.VALIDATION: ("validation", 422, "INVALID_ARGUMENT", "Input validation error: "),
+    ErrorKind.SHAPE: (
+        "validation",
+        422,
+        "INVALID_ARGUMENT",
+        "Failed to deserialize the JSON body into the target type: ",
+    ),
+    ErrorKind.TEMPLATE: ("template_error", 422, "INVALID_ARGUMENT", "Template error: "),
+    ErrorKind.TOOL: ("tool_error", 422, "INVALID_ARGUMENT", "Tool error: "),
+    ErrorKind.SUFFIX: ("suffix not supported", 422, "INVALID_ARGUMENT", ""),
+    ErrorKind.BATCH_SIZE: ("batch size exceeded", 422, "INVALID_ARGUMENT", ""),
+    ErrorKind.GRAMMAR_AND_TOOLS: ("grammar and tools", 422, "INVALID_ARGUMENT", ""),
+    ErrorKind.OVERLOADED: ("overloaded", 429, "RESOURCE_EXHAUSTED", ""),
+    ErrorKind.GENERATION: ("generation", 424, "ABORTED", "Request failed during generation: "),
+    ErrorKind.INCOMPLETE: ("incomplete_generation", 500, "INTERNAL", ""),
+    ErrorKind.INTERNAL: ("internal", 500, "INTERNAL", ""),
+    ErrorKind.UNHEALTHY: ("healthcheck", 503, "UNAVAILABLE", ""),
+    ErrorKind.NOT_FOUND: ("not_found", 404, "NOT_FOUND", ""),
+}
+
+
+class Outcome:
+    """What the next call does: it raises or waits; else it answers."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self.metrics = metrics
+        self.error: Exception | None = None
+        self.waits = False
+        self.num_waiting = 0
+
+    async def unary(self, request: bytes, _: Any) -> bytes:
+        await self._decide()
+        return request
+
+    async def stream(self, request: bytes, _: Any) -> AsyncIterator[bytes]:
+        yield request
+        await self._decide()
+        yield request
+
+    async def _decide(self) -> None:
+        if self.error is not None:
+            raise self.error
+        if self.waits:
+            self.num_waiting += 1
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.num_waiting -= 1
+
+    def count(self, method: str, code: str) -> float:
+        name = f'grpc_server_handled{{code="{code}",method="{method}"}}'
+        return sample(self.metrics.exposition(), name)
+
+    def in_progress(self, method: str) -> float:
+        return sample(self.metrics.exposition(), f'grpc_server_in_progress{{method="{method}"}}')
+
+    async def ended(self, method: str, code: str) -> None:
+        """Waits until the one call so far has been counted."""
+        await eventually(lambda: self.count(method, code) == 1)
+        assert self.in_progress(method) == 0
+        name = f'grpc_server_handling_duration_count{{method="{method}"}}'
+        assert sample(self.metrics.exposition(), name) == 1
+
+
+@pytest.fixture
+def outcome() -> Outcome:
+    return Outcome(Metrics(LIMITS))
+
+
+@pytest.fixture
+async def channel(outcome: Outcome) -> AsyncGenerator[aio.Channel]:
+    handlers = grpc.method_handlers_generic_handler(
+        "test.Service",
+        {
+            "Unary": grpc.unary_unary_rpc_method_handler(outcome.unary),
+            "Stream": grpc.unary_stream_rpc_method_handler(outcome.stream),
+        },
+    )
+    async with serving(handlers, outcome.metrics) as channel:
+        yield channel
+
+
+async def call(channel: aio.Channel, method: str) -> list[bytes]:
+    """The replies of a call."""
+    async with asyncio.timeout(TIMEOUT_S):
+        if method == UNARY:
+            return [await channel.unary_unary(UNARY)(b"x")]
+        return [reply async for reply in channel.unary_stream(STREAM)(b"x")]
+
+
+async def failure(channel: aio.Channel, method: str) -> aio.AioRpcError:
+    with pytest.raises(aio.AioRpcError) as failed:
+        await call(channel, method)
+    return failed.value
+
+
+def details(error: aio.AioRpcError) -> tuple[status_pb2.Status, dict[str, Any]]:
+    """The rich status, and its details by their type."""
+    status = status_pb2.Status.FromString(trailers(error)["grpc-status-details-bin"])
+    messages = {}
+    for packed in status.details:
+        name = packed.TypeName().rpartition(".")[2]
+        message = getattr(error_details_pb2, name)()
+        assert packed.Unpack(message)
+        messages[name] = message
+    return status, messages
+
+
+def test_the_table_has_every_kind() -> None:
+    assert set(FACES) == set(ErrorKind)
+
+
+@pytest.mark.parametrize("method", [UNARY, STREAM])
+@pytest.mark.parametrize("kind", ErrorKind, ids=lambda kind: kind.name)
+async def test_an_error_has_its_face(
+    channel: aio.Channel, outcome: Outcome, kind: ErrorKind, method: str
+) -> None:
+    error_type, http_status, code, prefix = FACES[kind]
+    outcome.error = ServiceError(kind, 'why "é"')
+    error = await failure(channel, method)
+    assert error.code().name == code
+    assert error.details() == prefix + 'why "é"'
+    assert trailers(error)["x-http-status"] == str(http_status)
+    body = json.dumps(
+        {"error": prefix + 'why "é"', "error_type": error_type}, separators=(",", ":")
+    )
+    assert trailers(error)["x-error-body"] == body
+    status, found = details(error)
+    assert status.code == error.code().value[0]
+    assert status.message == error.details()
+    assert found["ErrorInfo"].reason == error_type
+    assert found["ErrorInfo"].domain == "tokenwire"
+    assert ("RetryInfo" in found) == (kind is ErrorKind.OVERLOADED)
+    assert ("retry-after" in trailers(error)) == (kind is ErrorKind.OVERLOADED)
+    assert "BadRequest" not in found
+    await outcome.ended(method, code)
+
+
+async def test_an_overloaded_server_says_when_to_come_back(
+    channel: aio.Channel, outcome: Outcome
+) -> None:
+    outcome.error = overloaded()
+    error = await failure(channel, UNARY)
+    assert details(error)[1]["RetryInfo"].retry_delay.seconds == 1
+    assert trailers(error)["retry-after"] == "1"
+    assert error.details() == "Model is overloaded"
+
+
+async def test_an_unhealthy_server_says_so(channel: aio.Channel, outcome: Outcome) -> None:
+    outcome.error = unhealthy()
+    error = await failure(channel, UNARY)
+    assert trailers(error)["x-error-body"] == '{"error":"unhealthy","error_type":"healthcheck"}'
+
+
+async def test_the_offending_field_is_named(channel: aio.Channel, outcome: Outcome) -> None:
+    outcome.error = missing_field("inputs")
+    error = await failure(channel, UNARY)
+    (violation,) = details(error)[1]["BadRequest"].field_violations
+    assert violation.field == "inputs"
+    assert violation.description == error.details()
+    assert error.details() == (
+        "Failed to deserialize the JSON body into the target type: missing field `inputs`"
+    )
+
+
+@pytest.mark.parametrize("method", [UNARY, STREAM])
+async def test_what_was_not_raised_on_purpose_keeps_its_text(
+    channel: aio.Channel,
+    outcome: Outcome,
+    method: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    outcome.error = RuntimeError("a secret")
+    with caplog.at_level(logging.ERROR, "service.api.interceptor"):
+        error = await failure(channel, method)
+    assert error.code() is grpc.StatusCode.INTERNAL
+    assert error.details() == "Internal server error"
+    assert trailers(error)["x-http-status"] == "500"
+    assert "secret" not in str(error.trailing_metadata())
+    assert "a secret" in caplog.text
+    await outcome.ended(method, "INTERNAL")
+
+
+@pytest.mark.parametrize("method", [UNARY, STREAM])
+async def test_a_good_call_is_counted(channel: aio.Channel, outcome: Outcome, method: str) -> None:
+    assert await call(channel, method) == [b"x"] * (1 if method == UNARY else 2)
+    await outcome.ended(method, "OK")
+
+
+@pytest.mark.parametrize("method", [UNARY, STREAM])
+async def test_a_cancelled_call_is_counted(
+    channel: aio.Channel, outcome: Outcome, method: str
+) -> None:
+    outcome.waits = True
+    start = channel.unary_unary if method == UNARY else channel.unary_stream
+    running = start(method)(b"x")
+    await eventually(lambda: outcome.num_waiting == 1)
+    assert outcome.in_progress(method) == 1
+    assert running.cancel()
+    await outcome.ended(method, "CANCELLED")
+    assert outcome.num_waiting == 0
+
+
+async def test_an_unknown_method_is_not_counted(channel: aio.Channel, outcome: Outcome) -> None:
+    with pytest.raises(aio.AioRpcError) as failed:
+        await channel.unary_unary("/test.Service/Nothing")(b"")
+    assert failed.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert b"Nothing" not in outcome.metrics.exposition()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("x" * 450, id="letters"),
+        pytest.param("é" * 220, id="accents"),
+        pytest.param("😀" * 110, id="emoji"),
+    ],
+)
+async def test_a_short_body_is_whole(channel: aio.Channel, outcome: Outcome, text: str) -> None:
+    outcome.error = ServiceError(ErrorKind.SUFFIX, text)
+    body = trailers(await failure(channel, UNARY))["x-error-body"]
+    assert json.loads(body)["error"] == text
+
+
+@pytest.mark.parametrize("char", ["x", "é", '"', "😀", "\x01"], ids=ascii)
+async def test_a_long_message_is_cut_everywhere(
+    channel: aio.Channel, outcome: Outcome, char: str
+) -> None:
+    """Clients drop trailers above 8 KiB and would see another error than ours."""
+    outcome.error = ServiceError(ErrorKind.TEMPLATE, char * 50_000, field="messages")
+    error = await failure(channel, UNARY)
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert (error.details() or "").startswith(f"Template error: {char}")
+    body = trailers(error)["x-error-body"]
+    assert len(body) <= 4096
+    assert body.isascii()
+    assert json.loads(body)["error"].startswith(f"Template error: {char}")
+
+
+async def test_a_long_message_s_body_is_cut(channel: aio.Channel, outcome: Outcome) -> None:
+    """Long enough to be cut there, short enough for the other trailers."""
+    outcome.error = ServiceError(ErrorKind.SUFFIX, "é" * 700)
+    body = trailers(await failure(channel, UNARY))["x-error-body"]
+    assert len(body) <= 4096
+    assert body.isascii()
+    text = json.loads(body)["error"]
+    assert text.endswith("…")
+    assert text.startswith("é" * 100)
+
+
+async def test_an_emoji_message_s_body_is_cut(channel: aio.Channel, outcome: Outcome) -> None:
+    outcome.error = ServiceError(ErrorKind.SUFFIX, "😀" * 520)
+    body = trailers(await failure(channel, UNARY))["x-error-body"]
+    assert len(body) <= 4096
+    assert json.loads(body)["error_type"] == "suffix not supported"

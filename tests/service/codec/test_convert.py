@@ -1,0 +1,481 @@
+"""The wire's messages and the domain: what is absent stays absent, and both faces say the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+import betterproto2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.codec import convert, framing, render
+from service.generation.generator import (
+    Generation,
+    PrefillToken,
+    Token,
+    TokenEvent,
+    shortest_float32,
+)
+from service.generation.parameters import Parameters
+from service.grammar.spec import Grammar
+from service.openai.chat import ChatAnswer, ChatDelta, Message
+from service.openai.completions import CompletionAnswer, CompletionDelta
+from service.openai.tools import Tool
+from service.openai.usage import Usage
+from service.pb.google.protobuf import ListValue, NullValue, Struct, Value
+from service.pb.tokenwire import v1 as pb
+from service.text.tokenizer import TokenSpan
+from tests.service.fakes import SERVER, generation, generation_request
+
+
+def _has_fraction(number: float) -> bool:
+    return not number.is_integer()
+
+
+def _containers(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    items = st.dictionaries(st.text(max_size=5), inner, max_size=4)
+    return st.lists(inner, max_size=4) | items
+
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.text(max_size=5)
+    | st.floats(allow_nan=False, allow_infinity=False).filter(_has_fraction),
+    _containers,
+    max_leaves=12,
+)
+
+
+def value(plain: Any) -> Value:
+    """A value as it comes from the wire: every number a double."""
+    return Value.parse(bytes(Value.from_dict(plain)))
+
+
+def test_absent_parameters_mean_sampling() -> None:
+    assert convert.parameters(None) == Parameters(do_sample=True)
+
+
+def test_empty_parameters_mean_greedy() -> None:
+    assert convert.parameters(pb.GenerateParameters()) == Parameters()
+
+
+def test_zeros_are_not_absent() -> None:
+    message = pb.GenerateParameters(
+        best_of=0,
+        temperature=0.0,
+        repetition_penalty=0.0,
+        frequency_penalty=0.0,
+        top_k=0,
+        top_p=0.0,
+        typical_p=0.0,
+        do_sample=False,
+        max_new_tokens=0,
+        return_full_text=False,
+        truncate=0,
+        seed=0,
+        top_n_tokens=0,
+        adapter_id="",
+    )
+    assert convert.parameters(pb.GenerateParameters.parse(bytes(message))) == Parameters(
+        best_of=0,
+        temperature=0.0,
+        repetition_penalty=0.0,
+        frequency_penalty=0.0,
+        top_k=0,
+        top_p=0.0,
+        typical_p=0.0,
+        max_new_tokens=0,
+        return_full_text=False,
+        truncate=0,
+        seed=0,
+        top_n_tokens=0,
+        adapter_id="",
+    )
+
+
+def test_all_parameters_arrive() -> None:
+    message = pb.GenerateParameters(
+        best_of=2,
+        temperature=0.5,
+        repetition_penalty=1.5,
+        frequency_penalty=-0.5,
+        top_k=-3,
+        top_p=0.25,
+        typical_p=0.75,
+        do_sample=True,
+        max_new_tokens=7,
+        return_full_text=True,
+        stop=["a", ""],
+        truncate=3,
+        watermark=True,
+        details=True,
+        decoder_input_details=True,
+        seed=2**64 - 1,
+        top_n_tokens=4,
+        grammar=pb.Grammar(type=pb.GrammarType.regex, value=value("a+")),
+        adapter_id="x",
+    )
+    assert convert.parameters(pb.GenerateParameters.parse(bytes(message))) == Parameters(
+        best_of=2,
+        temperature=0.5,
+        repetition_penalty=1.5,
+        frequency_penalty=-0.5,
+        top_k=-3,
+        top_p=0.25,
+        typical_p=0.75,
+        do_sample=True,
+        max_new_tokens=7,
+        return_full_text=True,
+        stop=("a", ""),
+        truncate=3,
+        watermark=True,
+        details=True,
+        decoder_input_details=True,
+        seed=2**64 - 1,
+        top_n_tokens=4,
+        grammar=Grammar(kind="regex", value="a+"),
+        adapter_id="x",
+    )
+
+
+def test_a_conversation_gets_the_openai_defaults() -> None:
+    wanted = convert.chat_request(pb.ChatRequest())
+    assert wanted.parameters == Parameters(do_sample=True, details=True)
+    assert (wanted.stream, wanted.logprobs, wanted.n, wanted.tools) == (
+        False,
+        False,
+        None,
+        (),
+    )
+    assert wanted.tool_choice is None
+    assert wanted.response_format is None
+
+
+def test_a_conversation_s_parameters_get_the_names_of_generate() -> None:
+    message = pb.ChatRequest(
+        model="m",
+        frequency_penalty=0.5,
+        logprobs=True,
+        top_logprobs=3,
+        max_tokens=9,
+        n=1,
+        presence_penalty=-0.5,
+        stop=["x"],
+        stream=True,
+        seed=0,
+        temperature=0.5,
+        top_p=0.25,
+    )
+    wanted = convert.chat_request(message)
+    assert wanted.parameters == Parameters(
+        do_sample=True,
+        temperature=0.5,
+        top_p=0.25,
+        frequency_penalty=0.5,
+        repetition_penalty=1.5,
+        max_new_tokens=9,
+        stop=("x",),
+        seed=0,
+        top_n_tokens=3,
+        adapter_id="m",
+        details=True,
+    )
+    assert wanted.stream
+    assert wanted.logprobs
+    assert wanted.n == 1
+
+
+@pytest.mark.parametrize(
+    ("presence", "repetition"), [(None, None), (0.0, 2.0), (-1.0, 1.0), (-2.0, 0.0), (1.5, 3.5)]
+)
+def test_presence_penalty_is_a_repetition_penalty_less_two(
+    presence: float | None, repetition: float | None
+) -> None:
+    wanted = convert.chat_request(pb.ChatRequest(presence_penalty=presence))
+    assert wanted.parameters.repetition_penalty == repetition
+
+
+@pytest.mark.parametrize(
+    ("temperature", "expected"),
+    [(0.0, (False, None)), (-0.0, (False, None)), (None, (True, None)), (1.0, (True, 1.0))],
+)
+def test_a_temperature_of_zero_is_greedy(
+    temperature: float | None, expected: tuple[bool, float | None]
+) -> None:
+    chat = convert.chat_request(pb.ChatRequest(temperature=temperature)).parameters
+    prompts = convert.completions_request(pb.CompletionsRequest(temperature=temperature)).parameters
+    for parameters in (chat, prompts):
+        assert (parameters.do_sample, parameters.temperature) == expected
+
+
+def test_completions_get_the_openai_defaults() -> None:
+    wanted = convert.completions_request(pb.CompletionsRequest())
+    assert wanted.prompts == ()
+    assert wanted.suffix is None
+    assert not wanted.stream
+    assert wanted.parameters == Parameters(do_sample=True, details=True)
+
+
+def test_completions_parameters_get_the_names_of_generate() -> None:
+    message = pb.CompletionsRequest(
+        model="m",
+        prompt=["a", ""],
+        max_tokens=3,
+        temperature=0.5,
+        top_p=0.25,
+        stream=True,
+        seed=4,
+        suffix="",
+        repetition_penalty=1.25,
+        frequency_penalty=1.0,
+        stop=["x"],
+    )
+    wanted = convert.completions_request(pb.CompletionsRequest.parse(bytes(message)))
+    assert wanted.prompts == ("a", "")
+    assert wanted.suffix == ""
+    assert wanted.stream
+    assert wanted.parameters == Parameters(
+        do_sample=True,
+        temperature=0.5,
+        top_p=0.25,
+        frequency_penalty=1.0,
+        repetition_penalty=1.25,
+        max_new_tokens=3,
+        stop=("x",),
+        seed=4,
+        adapter_id="m",
+        details=True,
+    )
+
+
+SCHEMA = {"type": "object", "properties": {"z": {"maximum": 3}, "a": {"minimum": 0.5}}}
+Format = pb.ResponseFormatType
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        (None, None),
+        (pb.ResponseFormat(type=Format.text), None),
+        (pb.ResponseFormat(type=Format.json, value=value(SCHEMA)), ("json", SCHEMA)),
+        (pb.ResponseFormat(type=Format.regex, value=value("a+")), ("regex", "a+")),
+        (pb.ResponseFormat(type=Format.json_object), ("json", {"type": "object"})),
+        (pb.ResponseFormat(type=Format.json_object, value=value(SCHEMA)), ("json", SCHEMA)),
+        (
+            pb.ResponseFormat(
+                type=Format.json_schema, json_schema=pb.JsonSchema(name="n", schema=value(SCHEMA))
+            ),
+            ("json", SCHEMA),
+        ),
+        (pb.ResponseFormat(), ("", None)),
+    ],
+)
+def test_response_formats(message: pb.ResponseFormat | None, expected: Any) -> None:
+    wanted = convert.chat_request(pb.ChatRequest(response_format=message)).response_format
+    assert wanted == (expected and Grammar(kind=expected[0], value=expected[1]))
+
+
+@pytest.mark.parametrize(
+    "content", ["", "hi", [{"type": "text", "text": "hi"}], {"unexpected": 1}, 5, True, None]
+)
+def test_content_is_any_json(content: Any) -> None:
+    message = pb.Message(role="user", content=value(content), name="me", tool_call_id="c")
+    assert convert.chat_request(pb.ChatRequest(messages=[message])).messages == (
+        Message(role="user", content=content, name="me", tool_call_id="c"),
+    )
+
+
+def test_a_message_without_anything_is_all_absent() -> None:
+    wanted = convert.chat_request(pb.ChatRequest(messages=[pb.Message()]))
+    assert wanted.messages == (Message(role=None),)
+
+
+@pytest.mark.parametrize("arguments", [None, "{}", {"b": 1, "a": [1.5]}])
+def test_calls_of_the_assistant(arguments: Any) -> None:
+    call = pb.ToolCall(id="1", function=pb.FunctionCall(name="f", arguments=value(arguments)))
+    message = pb.Message(role="assistant", tool_calls=[call, pb.ToolCall(type="x")])
+    assert convert.chat_request(pb.ChatRequest(messages=[message])).messages[0].tool_calls == (
+        {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}},
+        {"id": "", "type": "x", "function": {"name": "", "arguments": None}},
+    )
+
+
+@pytest.mark.parametrize(
+    "choice", ["auto", "none", {"type": "function", "function": {"name": "f"}}]
+)
+def test_tools(choice: Any) -> None:
+    tool = pb.Tool(type="function", function=pb.FunctionDefinition(name="f"))
+    wanted = convert.chat_request(pb.ChatRequest(tools=[tool], tool_choice=value(choice)))
+    assert wanted.tools == (Tool(name="f"),)
+    assert wanted.tool_choice == choice
+
+
+@given(JSON)
+def test_json_comes_through_with_its_order_and_its_integers(plain: Any) -> None:
+    back = convert.plain(value(plain))
+    assert json.dumps(back) == json.dumps(plain)
+
+
+def test_an_absent_value_is_none() -> None:
+    assert convert.plain(None) is None
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_numbers_that_json_lacks_do_not_fail(number: float) -> None:
+    back = convert.plain(Value(list_value=ListValue(values=[Value(number_value=number)])))
+    assert str(back) == f"[{number}]"
+
+
+@pytest.mark.parametrize(
+    ("odd", "expected"),
+    [
+        (Value(), None),
+        (Value(list_value=ListValue(values=[Value()])), [None]),
+        (Value(struct_value=Struct(fields={"a": Value()})), {"a": None}),
+    ],
+)
+def test_a_value_of_no_kind_is_null(odd: Value, expected: Any) -> None:
+    assert convert.plain(Value.parse(bytes(odd))) == expected
+
+
+def test_null_is_none() -> None:
+    assert convert.plain(Value(null_value=NullValue.NULL_VALUE)) is None
+
+
+# Two types of user, one truth.
+
+FLOATS = st.none() | st.floats(max_value=0, width=32, allow_nan=False, allow_infinity=False).map(
+    shortest_float32
+)
+TEXTS = st.text(st.characters(codec="utf-8"), max_size=8)
+TOKENS = st.builds(Token, st.integers(0, 2**20), TEXTS, FLOATS, st.booleans())
+PREFILL = st.builds(PrefillToken, st.integers(0, 2**20), TEXTS, FLOATS)
+SEEDS = st.none() | st.integers(0, 2**64 - 1)
+REASONS = st.sampled_from(["length", "eos_token", "stop_sequence"])
+
+
+@st.composite
+def generations(draw: st.DrawFn, *, losers: int = 1) -> Generation:
+    request = generation_request(
+        details=draw(st.booleans()),
+        decoder_input_details=draw(st.booleans()),
+        return_full_text=draw(st.booleans()),
+    )
+    tokens = draw(st.lists(TOKENS, min_size=1, max_size=3))
+    with_top = draw(st.booleans())
+    return generation(
+        request=request,
+        text=draw(TEXTS),
+        finish_reason=draw(REASONS),
+        tokens=tokens,
+        top_tokens=[draw(st.lists(TOKENS, max_size=2)) for _ in tokens] if with_top else [],
+        prefill=draw(st.lists(PREFILL, max_size=2)),
+        seed=draw(SEEDS),
+        best_of_sequences=draw(st.lists(generations(losers=0), max_size=2)) if losers else [],
+    )
+
+
+_NO_JSON = {"http", "max_top_n_tokens", "tool_calls"}  # fields that only typed replies have
+
+
+def assert_agree(message: Any, body: Any, path: str = "") -> None:
+    """That a typed reply, once it went over the wire, and a rendered one say the same."""
+    if isinstance(body, dict):
+        names = {field.name for field in dataclasses.fields(message)} - _NO_JSON
+        for name in names - body.keys():
+            assert not getattr(message, name), f"{path}.{name} is not in the JSON"
+        for name, item in body.items():
+            if name not in names:
+                assert name == "object" or item is None, f"{path}.{name} is not in the message"
+            else:
+                assert_agree(getattr(message, name), item, f"{path}.{name}")
+    elif isinstance(body, list):
+        items = message.tokens if isinstance(message, pb.TokenList) else message
+        assert len(items) == len(body), path
+        for index, (left, right) in enumerate(zip(items, body, strict=True)):
+            assert_agree(left, right, f"{path}[{index}]")
+    elif isinstance(message, betterproto2.Enum):
+        assert message.name.lower() == body, path
+    elif isinstance(body, float):
+        assert np.float32(message) == np.float32(body), path
+    else:
+        assert message == body, path
+        assert type(message) is type(body), path
+
+
+def over_the_wire(message: betterproto2.Message) -> Any:
+    return type(message).parse(bytes(message))
+
+
+@given(generations())
+def test_both_faces_of_a_text_agree(result: Generation) -> None:
+    typed = over_the_wire(convert.generate_response(result))
+    assert_agree(typed, json.loads(render.generation(result)))
+
+
+@given(st.integers(1, 2**31), TOKENS, st.lists(TOKENS, max_size=2), st.none() | generations())
+def test_both_faces_of_a_token_agree(
+    index: int, token: Token, top_tokens: list[Token], result: Generation | None
+) -> None:
+    event = TokenEvent(token, top_tokens, result)
+    typed = over_the_wire(convert.stream_response(index, event))
+    assert_agree(typed, json.loads(render.token_event(index, event)))
+
+
+LOGPROBS = st.none() | st.lists(st.tuples(TOKENS, st.lists(TOKENS, max_size=2)), max_size=3)
+
+
+@given(TEXTS, REASONS, LOGPROBS, st.integers(0, 2**31 - 1))
+def test_both_faces_of_an_answer_agree(text: str, reason: str, logprobs: Any, count: int) -> None:
+    answer = ChatAnswer(
+        server=SERVER,
+        created=12,
+        text=text,
+        finish_reason=reason,
+        logprobs=logprobs,
+        usage=Usage(count, count),
+    )
+    typed = over_the_wire(convert.chat_completion(answer))
+    assert_agree(typed, json.loads(render.chat_completion(answer)))
+
+
+@given(TEXTS, st.none() | REASONS, LOGPROBS)
+def test_both_faces_of_a_delta_agree(text: str, reason: str | None, logprobs: Any) -> None:
+    delta = ChatDelta(
+        server=SERVER, created=2**33, text=text, finish_reason=reason, logprobs=logprobs
+    )
+    assert_agree(over_the_wire(convert.chat_chunk(delta)), json.loads(render.chat_chunk(delta)))
+
+
+@given(st.lists(generations(), min_size=1, max_size=3))
+def test_both_faces_of_completions_agree(results: list[Generation]) -> None:
+    answer = CompletionAnswer(server=SERVER, created=12, generations=results)
+    assert_agree(over_the_wire(convert.completion(answer)), json.loads(render.completion(answer)))
+
+
+@given(st.integers(0, 3), TEXTS)
+def test_both_faces_of_a_completion_s_token_agree(index: int, text: str) -> None:
+    delta = CompletionDelta(server=SERVER, created=12, index=index, text=text)
+    typed = over_the_wire(convert.completion_chunk(delta))
+    assert_agree(typed, json.loads(render.completion_chunk(delta)))
+
+
+def test_both_faces_of_the_info_agree() -> None:
+    typed = over_the_wire(convert.info_response(SERVER))
+    assert_agree(typed, json.loads(render.info(SERVER)))
+    assert typed.max_top_n_tokens == 5
+
+
+@given(
+    st.lists(st.builds(TokenSpan, st.integers(0, 99), TEXTS, st.integers(0, 9), st.integers(0, 9)))
+)
+def test_both_faces_of_tokens_agree(spans: list[TokenSpan]) -> None:
+    typed = pb.TokenizeResponse.parse(framing.tokenize_response(spans))
+    assert_agree(typed.tokens, json.loads(render.tokens(spans)))

@@ -1,0 +1,360 @@
+"""Conversations: what a message may look like, what templates say, what is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from service.errors import ErrorKind, ServiceError
+from service.generation.generator import Token, TokenEvent
+from service.generation.parameters import Parameters
+from service.grammar.spec import Grammar
+from service.openai import chat
+from service.openai.chat import ChatDelta, ChatRequest, ChatStream, Message
+from service.openai.tool_calls import ToolCall
+from service.openai.tools import Tool, Toolbox
+from service.openai.usage import Usage
+from service.text.tokenizer import TextTokenizer
+from tests.service.fakes import (
+    SERVER,
+    TOP_TOKENS,
+    demo_tokenizer,
+    generation,
+    raw_tokenizer,
+)
+
+GRAMMAR = Grammar(kind="json", value={})
+WEATHER = Tool(name="get_weather", parameters={"properties": {"location": {"type": "string"}}})
+TIME = Tool(name="get_time")
+CALL = '{"function": {"_name": "get_weather", "location": "Paris"}}'
+
+
+def request(*messages: Message, **changes: Any) -> ChatRequest:
+    return ChatRequest(messages=messages, parameters=Parameters(), **changes)
+
+
+def user(content: Any) -> ChatRequest:
+    return request(Message(role="user", content=content))
+
+
+def content_of(content: Any) -> str:
+    (turn,) = user(content).template_messages()
+    assert turn.keys() == {"role", "content"}
+    text = turn["content"]
+    assert isinstance(text, str)
+    return text
+
+
+def refusal(wanted: ChatRequest) -> ServiceError:
+    with pytest.raises(ServiceError) as refused:
+        _ = wanted.check() or wanted.template_messages()
+    return refused.value
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("hi", "hi"),
+        ("", ""),
+        ([], ""),
+        ([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}], "ab"),
+        ([{"type": "text", "text": "a", "cache_control": {}}], "a"),
+    ],
+)
+def test_content_is_a_text_or_its_parts(content: Any, text: str) -> None:
+    assert content_of(content) == text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        5,
+        True,
+        {"type": "text", "text": "a"},
+        ["a"],
+        [{"text": "a"}],
+        [{"type": "text"}],
+        [{"type": "text", "text": None}],
+        [{"type": "audio"}],
+        [None],
+    ],
+)
+def test_content_of_any_other_shape_is_refused(content: Any) -> None:
+    error = refusal(
+        request(Message(role="system", content="x"), Message(role="user", content=content))
+    )
+    assert error.kind is ErrorKind.SHAPE
+    assert error.field == "messages[1].content"
+    assert "messages[1].content: data did not match any variant" in error.message
+
+
+def test_images_are_refused_and_said_to_be() -> None:
+    error = refusal(
+        user([{"type": "image_url", "image_url": {"url": "https://example.com/x.png"}}])
+    )
+    assert error.kind is ErrorKind.VALIDATION
+    assert "image_url" in error.message
+    assert error.field == "messages[0].content"
+
+
+@pytest.mark.parametrize(
+    ("message", "missing"),
+    [
+        (Message(role=None, content="x"), "messages[1].role"),
+        (Message(role=None), "messages[1].role"),
+        (Message(role="user"), "messages[1].content"),
+    ],
+)
+def test_what_a_message_lacks_is_named(message: Message, missing: str) -> None:
+    error = refusal(request(Message(role="system", content="x"), message))
+    assert error.kind is ErrorKind.SHAPE
+    assert error.field == missing
+    assert error.message.endswith(f"missing field `{missing}`")
+
+
+def test_messages_are_needed() -> None:
+    error = refusal(request())
+    assert (error.kind, error.field) == (ErrorKind.SHAPE, "messages")
+
+
+def call(arguments: Any) -> dict[str, Any]:
+    return {"id": "0", "type": "function", "function": {"name": "f", "arguments": arguments}}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "seen"),
+    [
+        ({"b": 1, "a": 2}, {"b": 1, "a": 2}),
+        ('{"b": 1, "a": 2}', {"b": 1, "a": 2}),
+        ("not json", "not json"),
+        (None, None),
+    ],
+)
+def test_calls_of_earlier_turns_reach_the_template(arguments: Any, seen: Any) -> None:
+    (turn,) = request(Message(role="assistant", tool_calls=(call(arguments),))).template_messages()
+    assert turn == {"role": "assistant", "content": "", "tool_calls": [call(seen)]}
+    if isinstance(seen, dict):
+        assert list(turn["tool_calls"][0]["function"]["arguments"]) == ["b", "a"]
+
+
+def test_answers_of_tools_reach_the_template() -> None:
+    message = Message(role="tool", content="5", name="f", tool_call_id="0")
+    assert request(message).template_messages() == [
+        {"role": "tool", "content": "5", "name": "f", "tool_call_id": "0"}
+    ]
+
+
+@pytest.mark.parametrize("n", [None, 1])
+def test_one_answer_can_be_had(n: int | None) -> None:
+    request(Message(role="user", content="x"), n=n).check()
+
+
+@pytest.mark.parametrize("n", [0, 2])
+def test_several_answers_cannot(n: int) -> None:
+    error = refusal(request(Message(role="user", content="x"), n=n))
+    assert (error.kind, error.field) == (ErrorKind.VALIDATION, "n")
+    assert error.message == f"Input validation error: `n` must be 1. Given: {n}"
+
+
+def test_a_format_and_tools_exclude_each_other() -> None:
+    wanted = request(Message(role="user"), tools=(WEATHER,), response_format=GRAMMAR)
+    error = refusal(wanted)
+    assert error.kind is ErrorKind.GRAMMAR_AND_TOOLS
+    assert error.message == "Grammar and tools are mutually exclusive"
+
+
+def test_tools_become_a_grammar_unless_they_are_switched_off() -> None:
+    wanted = request(Message(role="user", content="x"), tools=(WEATHER, TIME))
+    chosen = wanted.with_toolbox(Toolbox(tools=(WEATHER,), may_answer=False))
+    assert chosen.tools == (WEATHER,)
+    assert chosen.parameters.grammar is not None
+    without = wanted.with_toolbox(None)
+    assert (without.tools, without.parameters.grammar) == ((), None)
+
+
+def with_template(template: str | None) -> TextTokenizer:
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw_tokenizer())
+    tokenizer.chat_template = template
+    return TextTokenizer(tokenizer, frozenset({2}))
+
+
+def template_error(template: str | None, messages: list[dict[str, Any]] | None = None) -> str:
+    with pytest.raises(ServiceError) as refused:
+        with_template(template).render_chat(messages or [{"role": "user", "content": "x"}])
+    assert refused.value.kind is ErrorKind.TEMPLATE
+    return refused.value.message
+
+
+def test_a_template_writes_the_prompt() -> None:
+    tokenizer = with_template("{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}")
+    assert tokenizer.render_chat([{"role": "user", "content": "hi"}]) == "[user]hi"
+
+
+def test_the_demo_s_template_ends_where_the_assistant_begins() -> None:
+    prompt = demo_tokenizer().render_chat(user("hello").template_messages())
+    before, _, after = prompt.partition("hello")
+    assert "user" in before
+    assert "assistant" in after
+
+
+def test_a_model_without_a_template_has_no_conversations() -> None:
+    assert template_error(None) == "Template error: template not found"
+
+
+def test_a_template_may_refuse() -> None:
+    text = template_error("{{ raise_exception('roles must alternate') }}")
+    assert text.startswith("Template error: syntax error: roles must alternate")
+
+
+def test_a_template_may_miss_something() -> None:
+    assert template_error("{{ nothing.at_all }}").startswith("Template error: undefined value (")
+
+
+@pytest.mark.parametrize("template", ["{% if %}", "{{ 1 + 'a' }}", "{{ messages[0].content.x() }}"])
+def test_a_broken_template_is_the_template_s_error(template: str) -> None:
+    assert template_error(template).startswith("Template error: ")
+
+
+@pytest.mark.parametrize("template", ["{{ 1 // 0 }}", "{{ 10.0 ** (1000 * messages | length) }}"])
+def test_a_template_that_fails_otherwise_is_the_template_s_error_too(template: str) -> None:
+    assert template_error(template).startswith("Template error: ")
+
+
+def test_templates_run_in_a_sandbox() -> None:
+    text = template_error("{{ ''.__class__.__mro__[1].__subclasses__() }}")
+    assert text.startswith("Template error: ")
+
+
+NESTED = "[" * 200_000 + "]" * 200_000
+
+
+def test_arguments_nested_too_deeply_stay_a_string() -> None:
+    (turn,) = request(Message(role="assistant", tool_calls=(call(NESTED),))).template_messages()
+    assert turn["tool_calls"] == [call(NESTED)]
+
+
+async def test_half_a_surrogate_pair_does_not_get_into_the_prompt() -> None:
+    message = Message(role="assistant", tool_calls=(call(json.dumps({"a": "\ud800"})),))
+    prompt = demo_tokenizer().render_chat(request(message).template_messages())
+    await demo_tokenizer().encode(prompt)
+
+
+A = Token(5, " a", -0.5, False)
+EOS = Token(2, "<eos>", -0.25, True)
+
+
+def test_an_answer_counts_its_tokens() -> None:
+    answer = chat.answer(user("x"), generation(), SERVER, 12)
+    assert (answer.text, answer.finish_reason, answer.created) == (" a time", "length", 12)
+    assert answer.usage == Usage(3, 2)
+    assert answer.logprobs is None
+
+
+@pytest.mark.parametrize("top_tokens", [[], TOP_TOKENS])
+def test_an_answer_has_logprobs_if_they_were_asked_for(top_tokens: list[list[Token]]) -> None:
+    wanted = request(Message(role="user", content="x"), logprobs=True)
+    result = generation(top_tokens=top_tokens)
+    answer = chat.answer(wanted, result, SERVER, 12)
+    assert answer.logprobs == list(zip(result.tokens, top_tokens or [[], []], strict=True))
+
+
+def deltas(wanted: ChatRequest, *events: TokenEvent) -> list[ChatDelta]:
+    stream = ChatStream(wanted, SERVER, 12)
+    return [part for event in events for part in stream.push(event)]
+
+
+def spoken(text: str, wanted: ChatRequest, size: int = 3) -> list[ChatDelta]:
+    """The parts of a text that comes in pieces and then ends."""
+    pieces = [text[at : at + size] for at in range(0, len(text), size)]
+    events = [TokenEvent(Token(9, piece, -0.5, False), []) for piece in pieces]
+    result = dataclasses.replace(generation(), text=text, finish_reason="eos_token")
+    return deltas(wanted, *events, TokenEvent(EOS, [], result))
+
+
+def test_a_delta_has_no_text_of_control_tokens() -> None:
+    first, last = deltas(user("x"), TokenEvent(A, []), TokenEvent(EOS, [], generation()))
+    assert (first.text, first.finish_reason, first.logprobs) == (" a", None, None)
+    assert (last.text, last.finish_reason) == ("", "length")
+
+
+def tools_request(**changes: Any) -> ChatRequest:
+    return request(Message(role="user", content="x"), tools=(WEATHER, TIME), **changes)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 100])
+def test_a_call_streams_its_name_and_then_its_arguments(size: int) -> None:
+    *parts, last = spoken(CALL, tools_request(), size)
+    calls = [part.call for part in parts if part.call is not None]
+    assert len(calls) == len(parts)
+    assert [call.name for call in calls] == ["get_weather"] + [None] * (len(calls) - 1)
+    assert json.loads("".join(call.arguments for call in calls)) == {"location": "Paris"}
+    assert (last.call, last.text, last.finish_reason) == (None, "", "eos_token")
+
+
+@pytest.mark.parametrize("size", [1, 4, 100])
+def test_an_answer_in_words_streams_although_there_are_tools(size: int) -> None:
+    parts = spoken("  I do not {know}.", tools_request(), size)
+    assert "".join(part.text for part in parts) == "  I do not {know}."
+    assert [part.finish_reason for part in parts][-1] == "eos_token"
+    assert all(part.call is None for part in parts)
+
+
+def test_a_call_that_is_cut_off_streams_what_there_is() -> None:
+    result = dataclasses.replace(generation(), text='{"function": {"_na', finish_reason="length")
+    event = TokenEvent(Token(9, '{"function": {"_na', -0.5, False), [], result)
+    (part,) = deltas(tools_request(), event)
+    assert (part.text, part.finish_reason) == ('{"function": {"_na', "length")
+
+
+def test_openai_clients_hear_that_a_call_ended_the_answer() -> None:
+    *_, last = spoken(CALL, tools_request(tool_call_format="openai"))
+    assert last.finish_reason == "tool_calls"
+    *_, last = spoken("No.", tools_request(tool_call_format="openai"))
+    assert last.finish_reason == "eos_token"
+
+
+def test_an_answer_is_a_call_or_a_text() -> None:
+    called = dataclasses.replace(generation(), text=CALL)
+    answer = chat.answer(tools_request(), called, SERVER, 12)
+    assert answer.call == ToolCall(name="get_weather", arguments='{"location": "Paris"}')
+    assert chat.answer(user("x"), called, SERVER, 12).call is None
+    assert chat.answer(tools_request(), generation(), SERVER, 12).call is None
+
+
+def test_log_probabilities_of_the_envelope_come_with_the_next_part() -> None:
+    parts = spoken(CALL, tools_request(logprobs=True), 5)
+    counted = sum(len(part.logprobs or []) for part in parts)
+    assert counted == len(range(0, len(CALL), 5)) + 1
+
+
+@pytest.mark.parametrize(
+    ("setting", "metadata", "expected"),
+    [
+        ("auto", {}, "tgi"),
+        ("auto", {"x-stainless-lang": "python"}, "openai"),
+        ("tgi", {"x-stainless-lang": "python"}, "tgi"),
+        ("openai", {}, "openai"),
+        ("openai", {"x-tool-call-format": "tgi"}, "tgi"),
+        ("tgi", {"x-tool-call-format": "openai"}, "openai"),
+        ("tgi", {"x-tool-call-format": "auto", "x-stainless-lang": "js"}, "openai"),
+    ],
+)
+def test_the_form_of_calls_follows_header_setting_and_caller(
+    setting: str, metadata: dict[str, str], expected: str
+) -> None:
+    assert chat.tool_call_format(setting, metadata) == expected
+
+
+def test_another_form_of_calls_is_refused() -> None:
+    with pytest.raises(ServiceError, match="Given: json"):
+        chat.tool_call_format("auto", {"x-tool-call-format": "json"})
+
+
+def test_a_delta_has_logprobs_if_they_were_asked_for() -> None:
+    wanted = request(Message(role="user", content="x"), logprobs=True)
+    (part,) = deltas(wanted, TokenEvent(A, [EOS]))
+    assert part.logprobs == [(A, [EOS])]
