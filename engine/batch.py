@@ -78,11 +78,11 @@ def pack(
     batch: ScheduledBatch,
     block_size: int,
     device: torch.device,
-    promised_ids: Tensor | None = None,
+    sampled_ids: Tensor | None = None,
 ) -> ModelInput:
     """Lays the tokens of a scheduled batch out as tensors on `device`.
 
-    `promised_ids` int64 [rows of the last step], on the device: the tokens that sequences were
+    `sampled_ids` int64 [rows of the last step], on the device: the tokens that sequences were
     promised and the host does not know yet.
     """
     input_ids: list[int] = []
@@ -111,8 +111,8 @@ def pack(
     is_there = device.type == "cpu"
     tensors = map(torch.from_numpy, arrays) if is_there else upload_together(arrays, device)
     ids, position_ids, slot_mapping, logits_rows, tables, start_loc, context_lens = tensors
-    if promised_ids is not None:
-        promised = promised_ids[(-1 - ids).clamp(min=0)]  # see `Sequence.promise`
+    if sampled_ids is not None:
+        promised = sampled_ids[(-1 - ids).clamp(min=0)]  # see `Sequence.append_placeholder`
         ids = torch.where(ids < 0, promised, ids)
     return ModelInput(
         input_ids=ids,

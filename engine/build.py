@@ -21,7 +21,7 @@ from .model.loading import load_model
 from .model.model_runner import ModelRunner
 from .model.prepare import LoadModel, prepare
 from .protocol.config import EngineConfig, EngineInfo
-from .replay.cpu_graphs import TapedSteps
+from .replay.cpu_graphs import CpuGraphs
 from .replay.cuda_graphs import DecodeGraphs, cuda_recorder
 from .sampling.watermark import Watermark
 from .scheduling.block_manager import BlockManager
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 # By arithmetic, of a model of some size: ten decode steps on a CPU, five on a GPU.
 _CHUNK_TOKENS = {"cpu": 256, "cuda": 1024}
-_MAX_TAPED_TOKENS = 64  # in larger steps a CPU computes for ten times as long as Python takes
+_MAX_CPU_GRAPH_TOKENS = 64  # in larger steps a CPU computes for ten times as long as Python takes
 _MAX_LOGPROB_ROWS = 256  # in a step, of prompts; each is a vocabulary of logits
 
 
@@ -88,7 +88,9 @@ def build_engine(config: EngineConfig, load: LoadModel = load_model) -> tuple[En
     )
     is_gpu = loaded.device.type == "cuda"
     engine = Engine(
-        _recorded(config, runner, limit, vocab_size) if is_gpu else _taped(config, runner, limit),
+        _with_cuda_graphs(config, runner, limit, vocab_size)
+        if is_gpu
+        else _with_cpu_graphs(config, runner, limit),
         scheduler,
         loaded.device,
         vocab_size=vocab_size,
@@ -117,7 +119,7 @@ def _cache(
     return KVCache(loaded.layers, num_blocks, config.block_size, dtype, loaded.device)
 
 
-def _recorded(
+def _with_cuda_graphs(
     config: EngineConfig, runner: ModelRunner, max_total_tokens: int, vocab_size: int
 ) -> Forward:
     """The model's forward, with decode steps recorded; only our own kernels allow that."""
@@ -136,15 +138,17 @@ def _recorded(
     return graphs
 
 
-def _taped(config: EngineConfig, runner: ModelRunner, max_total_tokens: int) -> Forward:
-    """The model's forward, with small steps repeated from tapes where our own kernels compute."""
-    max_tokens = min(max(config.graph_sizes, default=0), _MAX_TAPED_TOKENS)
+def _with_cpu_graphs(config: EngineConfig, runner: ModelRunner, max_total_tokens: int) -> Forward:
+    """The model's forward, with small steps repeated from graphs where our own kernels compute."""
+    max_tokens = min(max(config.graph_sizes, default=0), _MAX_CPU_GRAPH_TOKENS)
     if not max_tokens or not isinstance(runner.backend, cpu_kernels.CpuKernels):
         return runner.forward
     max_blocks = -(-max_total_tokens // config.block_size)
-    taped = TapedSteps(runner.forward, runner.backend, max_tokens=max_tokens, max_blocks=max_blocks)
-    taped.prove(max_total_tokens - 1, config.block_size)
-    return taped
+    graphed = CpuGraphs(
+        runner.forward, runner.backend, max_tokens=max_tokens, max_blocks=max_blocks
+    )
+    graphed.prove(max_total_tokens - 1, config.block_size)
+    return graphed
 
 
 def _constraints(config: EngineConfig, vocab_size: int) -> Constraints | None:

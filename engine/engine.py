@@ -174,7 +174,7 @@ class Engine:
         if previous is not None:
             for row, sequence in enumerate(previous.sampled):
                 if sequence.status is not SequenceStatus.FINISHED:
-                    sequence.promise(row)
+                    sequence.append_placeholder(row)
         batch = self._scheduler.schedule()
         if not batch.num_tokens:
             return None

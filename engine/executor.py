@@ -61,7 +61,7 @@ class LaunchedStep:
     @property
     def can_run_ahead(self) -> bool:
         """Whether the next step can be planned without knowing this one's tokens."""
-        return not self.has_failed and not any(s.needs_its_tokens for s in self.sampled)
+        return not self.has_failed and not any(s.needs_sampled_tokens for s in self.sampled)
 
     def wait(self) -> StepResult:
         """What was computed, once the device is done with it."""

@@ -20,7 +20,7 @@ from .kernel import FLOAT, INT, POINTER, SIZE, Call, Kernel, Program, Types
 # Of cos and sin: their addresses, the stride of their rows, and the elements of a head they turn.
 _Rotation = tuple[int | None, int | None, int, int]
 _NO_ROTATION: _Rotation = (None, None, 0, 0)
-_ROOM_BYTES = 64 * 2**20  # asked of the system at once
+_ARENA_BYTES = 64 * 2**20  # asked of the system at once
 _ALIGNMENT = 64  # bytes: a cache line, and the longest vector
 
 _KERNELS: dict[str, Types] = {
@@ -108,7 +108,7 @@ class CpuKernels:
         self._add = kernels["add"]
         self._rms_norm = kernels["rms_norm"]
         self._silu_and_mul = kernels["silu_and_mul"]
-        self._room = torch.empty(0, dtype=torch.uint8)  # for weights
+        self._weight_arena = torch.empty(0, dtype=torch.uint8)  # for weights
         self.has_openmp = bool(library.tw_has_openmp())
         self.max_head_size: int = library.tw_max_head_size()
         self.panel_width: int = library.tw_panel_width()
@@ -375,11 +375,11 @@ class CpuKernels:
         usual ones, and hardware would have to look up where they are all the time.
         """
         num_bytes = math.prod(shape) * dtype.itemsize
-        if num_bytes > self._room.nbytes:
-            self._room = torch.empty(max(num_bytes, _ROOM_BYTES), dtype=torch.uint8)
-            self.advise_huge_pages(self._room)
-        weight = self._room[:num_bytes].view(dtype).view(shape)
-        self._room = self._room[-(-num_bytes // _ALIGNMENT) * _ALIGNMENT :]
+        if num_bytes > self._weight_arena.nbytes:
+            self._weight_arena = torch.empty(max(num_bytes, _ARENA_BYTES), dtype=torch.uint8)
+            self.advise_huge_pages(self._weight_arena)
+        weight = self._weight_arena[:num_bytes].view(dtype).view(shape)
+        self._weight_arena = self._weight_arena[-(-num_bytes // _ALIGNMENT) * _ALIGNMENT :]
         return weight
 
     def pack_weight(self, weight: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from ..kernels import cpu as cpu_kernels
 from ..kernels import has_triton
-from .layers import places
+from .layers import parents_of_layers
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ _TOLERANCE = 1e-5  # of a row's size, or two roundings of half formats
 
 
 @dataclass(frozen=True, slots=True)
-class Forms:
+class FusedKernels:
     """What there are kernels for; which of them a layer is shows when they are tried."""
 
     norms: tuple[Norm, ...]
@@ -104,19 +104,19 @@ class FusedMLP(nn.Module):
         return result
 
 
-def forms_for(device: torch.device, dtype: torch.dtype) -> Forms | None:
-    """The forms that a model on this device can have, if there are any."""
+def kernels_for_fusion(device: torch.device, dtype: torch.dtype) -> FusedKernels | None:
+    """The kernels that a model on this device can have, if there are any."""
     if device.type == "cuda":
-        return _triton_forms()
+        return _triton_kernels()
     kernels = cpu_kernels.load() if dtype is torch.float32 else None
-    return None if kernels is None else _native_forms(kernels)
+    return None if kernels is None else _native_kernels(kernels)
 
 
 @torch.no_grad()
-def fuse(model: nn.Module, forms: Forms) -> Fusion:
+def fuse(model: nn.Module, kernels: FusedKernels) -> Fusion:
     """Replaces what it can in a model that is in evaluation mode."""
     fusion = Fusion()
-    slots = places(model)
+    slots = parents_of_layers(model)
     uses = Counter(
         id(parameter)
         for layer, homes in slots.items()
@@ -127,9 +127,9 @@ def fuse(model: nn.Module, forms: Forms) -> Fusion:
         if not _is_plain(layer) or any(uses[id(weight)] > 1 for weight in layer.parameters()):
             continue
         replacement: nn.Module | None
-        if (replacement := _fused_norm(layer, forms.norms)) is not None:
+        if (replacement := _fused_norm(layer, kernels.norms)) is not None:
             fusion.num_norms += 1
-        elif (replacement := _fused_mlp(layer, forms.gates)) is not None:
+        elif (replacement := _fused_mlp(layer, kernels.gates)) is not None:
             fusion.num_mlps += 1
         else:
             continue
@@ -140,7 +140,7 @@ def fuse(model: nn.Module, forms: Forms) -> Fusion:
     return fusion
 
 
-def _native_forms(kernels: cpu_kernels.CpuKernels) -> Forms:
+def _native_kernels(kernels: cpu_kernels.CpuKernels) -> FusedKernels:
     """All are fp32, where it does not matter what is rounded first."""
 
     def silu(merged: Tensor) -> Tensor:
@@ -149,7 +149,7 @@ def _native_forms(kernels: cpu_kernels.CpuKernels) -> Forms:
         return kernels.silu_and_mul(gate, up).view(*merged.shape[:-1], width)
 
     norms = (partial(kernels.rms_norm, weight_offset=offset) for offset in (0.0, 1.0))
-    return Forms(tuple(norms), (silu, _gelu_tanh))
+    return FusedKernels(tuple(norms), (silu, _gelu_tanh))
 
 
 def _gelu_tanh(merged: Tensor) -> Tensor:
@@ -157,12 +157,12 @@ def _gelu_tanh(merged: Tensor) -> Tensor:
     return F.gelu(gate, approximate="tanh").mul_(up)
 
 
-def _triton_forms() -> Forms | None:
+def _triton_kernels() -> FusedKernels | None:
     if not has_triton():
         return None
     from ..kernels.triton_elementwise import ACTIVATIONS, gated, rms_norm
 
-    return Forms(
+    return FusedKernels(
         norms=(
             partial(rms_norm, weight_offset=0.0, rounds_early=True),  # Llama
             partial(rms_norm, weight_offset=0.0, rounds_early=False),  # OLMo 2
@@ -178,7 +178,7 @@ def _is_plain(layer: nn.Module) -> bool:
     return not hooks and len(inspect.signature(layer.forward).parameters) == 1
 
 
-def _fused_norm(layer: nn.Module, forms: Iterable[Norm]) -> FusedRMSNorm | None:
+def _fused_norm(layer: nn.Module, norms: Iterable[Norm]) -> FusedRMSNorm | None:
     """A replacement for a layer that has one weight, a vector, and some numbers."""
     weight = getattr(layer, "weight", None)
     if not isinstance(weight, nn.Parameter) or weight.dim() != 1 or not weight.is_floating_point():
@@ -188,15 +188,15 @@ def _fused_norm(layer: nn.Module, forms: Iterable[Norm]) -> FusedRMSNorm | None:
     epsilons = [value for value in vars(layer).values() if isinstance(value, float)]
     x, exact = _random_rows(weight, _NORM_SCALES), deepcopy(layer).float()
     candidates = [
-        FusedRMSNorm(form, weight, epsilon)
-        for form, epsilon in itertools.product(forms, epsilons)
-        # Forms that differ show it in fp32, and what they round first in the layer's own format.
-        if _closest(exact, [FusedRMSNorm(form, weight.float(), epsilon)], x.float()) is not None
+        FusedRMSNorm(norm, weight, epsilon)
+        for norm, epsilon in itertools.product(norms, epsilons)
+        # Kernels that differ show it in fp32, and what they round first in the layer's own format.
+        if _closest(exact, [FusedRMSNorm(norm, weight.float(), epsilon)], x.float()) is not None
     ]
     return _closest(layer, candidates, x)
 
 
-def _fused_mlp(layer: nn.Module, forms: Iterable[Gate]) -> FusedMLP | None:
+def _fused_mlp(layer: nn.Module, gates: Iterable[Gate]) -> FusedMLP | None:
     """A replacement for a layer that has two or three products, an activation and nothing else."""
     products = {name: child for name, child in layer.named_children() if _is_linear(child)}
     others = [child for child in layer.children() if not _is_linear(child)]
@@ -206,7 +206,7 @@ def _fused_mlp(layer: nn.Module, forms: Iterable[Gate]) -> FusedMLP | None:
     if products.keys() not in (_SEPARATE, _MERGED):
         return None
     down_proj = products["down_proj"]
-    gate = _gate_with(others[0], forms, down_proj.weight.device)
+    gate = _gate_with(others[0], gates, down_proj.weight.device)
     if gate is None:
         return None
     if products.keys() == _MERGED:
@@ -225,7 +225,7 @@ def _is_linear(layer: nn.Module) -> TypeGuard[nn.Linear]:
     return type(layer) is nn.Linear and names <= {"weight", "bias"} and _is_plain(layer)
 
 
-def _gate_with(activation: nn.Module, forms: Iterable[Gate], device: torch.device) -> Gate | None:
+def _gate_with(activation: nn.Module, gates: Iterable[Gate], device: torch.device) -> Gate | None:
     """The gate that has this activation. In fp32, since half formats hardly tell GELUs apart."""
 
     def expected(merged: Tensor) -> Tensor:
@@ -235,7 +235,7 @@ def _gate_with(activation: nn.Module, forms: Iterable[Gate], device: torch.devic
         return result
 
     slope = torch.linspace(-4.0, 4.0, 64, device=device)
-    return _closest(expected, forms, torch.cat([slope, 1.0 - slope]).unsqueeze(0))
+    return _closest(expected, gates, torch.cat([slope, 1.0 - slope]).unsqueeze(0))
 
 
 def _merge(gate: nn.Linear, up: nn.Linear) -> nn.Linear | None:

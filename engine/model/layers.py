@@ -7,7 +7,7 @@ from collections import defaultdict
 from torch import nn
 
 
-def places(model: nn.Module) -> dict[nn.Module, list[tuple[nn.Module, str]]]:
+def parents_of_layers(model: nn.Module) -> dict[nn.Module, list[tuple[nn.Module, str]]]:
     """For each layer its parents and its names there; shared layers have several."""
     found: defaultdict[nn.Module, list[tuple[nn.Module, str]]] = defaultdict(list)
     for parent in model.modules():

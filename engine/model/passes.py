@@ -47,12 +47,12 @@ def fuse_layers(loaded: LoadedModel) -> None:
     Raises:
         ModelLoadError: there is no memory to do it in.
     """
-    forms = fusion.forms_for(loaded.device, loaded.dtype)
-    if forms is None:
+    kernels = fusion.kernels_for_fusion(loaded.device, loaded.dtype)
+    if kernels is None:
         return
     expected = paged_logits(loaded, ReferenceAttention())
     try:
-        fused = fusion.fuse(loaded.model, forms)
+        fused = fusion.fuse(loaded.model, kernels)
     except torch.OutOfMemoryError as error:
         raise ModelLoadError(f"not enough memory to merge layers: {first_line(error)}") from error
     reason = objection(loaded, ReferenceAttention(), expected)
@@ -66,18 +66,18 @@ def fuse_layers(loaded: LoadedModel) -> None:
         torch.cuda.empty_cache()  # the cache is sized by what the device has free
 
 
-def use_angle_tables(loaded: LoadedModel, num_positions: int) -> None:
+def use_rotary_tables(loaded: LoadedModel, num_positions: int) -> None:
     """Has angles looked up that the model computes, if its logits stay what they are."""
     model = loaded.model
     expected = paged_logits(loaded, ReferenceAttention())
     like = torch.empty(0, dtype=loaded.dtype, device=loaded.device)
-    tables = rope_tables.tabulate_angles(model, like, SELF_CHECK_TOKENS)
+    tables = rope_tables.tabulate_rotary(model, like, SELF_CHECK_TOKENS)
     if not tables:
         return
     reason = objection(loaded, ReferenceAttention(), expected)
     if reason is not None:
         logger.warning("angles are computed in every step: %s", reason)
-        rope_tables.restore_angles(model)
+        rope_tables.restore_rotary(model)
         return
     num_positions = max(num_positions, SELF_CHECK_TOKENS)
     stay = [table.extend(num_positions) for table in tables]

@@ -23,7 +23,7 @@ from .passes import (
     fuse_layers,
     fuse_rotation,
     quantize_model,
-    use_angle_tables,
+    use_rotary_tables,
     warm_up,
 )
 from .quantization import multiplies_fp8
@@ -85,7 +85,7 @@ def prepare(config: EngineConfig, load: LoadModel = load_model) -> PreparedModel
     backend, attention = _choose_backend(config, loaded, cache_dtype)
     if config.enable_native_kernels and config.enable_fusion:
         fuse_layers(loaded)
-        use_angle_tables(loaded, max_total_tokens)
+        use_rotary_tables(loaded, max_total_tokens)
     quantize_model(loaded)
     if (kernels := _native_kernels(config, loaded)) is not None:
         pack_model(loaded.model, kernels)

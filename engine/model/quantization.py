@@ -22,7 +22,7 @@ from ..kernels import cpu as cpu_kernels
 from ..kernels.int8 import MAX_IN_FEATURES, PackedInt8Linear
 from ..kernels.packed_linear import is_linear, output_rows
 from ..protocol.config import EngineConfig
-from .layers import places
+from .layers import parents_of_layers
 from .quantized_linear import Fp8Linear, Int4Linear, Int8Linear
 
 logger = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ def apply(model: PreTrainedModel, scheme: Scheme) -> None:
     Raises:
         ValueError: there is nothing that could be quantised.
     """
-    slots = places(model)
+    slots = parents_of_layers(model)
     output = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     chosen = [
         layer

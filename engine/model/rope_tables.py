@@ -17,14 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import places
+from .layers import parents_of_layers
 
 logger = logging.getLogger(__name__)
 
 _ARGUMENTS = ("x", "position_ids", "layer_type")  # of transformers' layers; the last is rare
 
 
-class AngleTable(nn.Module):
+class RotaryTable(nn.Module):
     """The angles of the first positions, in place of a layer that computes them.
 
     Args:
@@ -70,7 +70,7 @@ class AngleTable(nn.Module):
         return tables
 
 
-def tabulate_angles(model: nn.Module, like: Tensor, num_positions: int) -> list[AngleTable]:
+def tabulate_rotary(model: nn.Module, like: Tensor, num_positions: int) -> list[RotaryTable]:
     """Puts a table in place of every layer that computes angles; returns them.
 
     Args:
@@ -79,11 +79,11 @@ def tabulate_angles(model: nn.Module, like: Tensor, num_positions: int) -> list[
         num_positions: that the tables have.
     """
     tables = []
-    for layer, homes in places(model).items():
-        if not _computes_angles(layer):
+    for layer, homes in parents_of_layers(model).items():
+        if not _computes_rotary(layer):
             continue
         try:
-            table = AngleTable(layer, like, num_positions)
+            table = RotaryTable(layer, like, num_positions)
         except Exception:  # it wants something else, and is not what it looked like
             logger.debug("no table for %s", layer, exc_info=True)
             continue
@@ -93,15 +93,15 @@ def tabulate_angles(model: nn.Module, like: Tensor, num_positions: int) -> list[
     return tables
 
 
-def restore_angles(model: nn.Module) -> None:
+def restore_rotary(model: nn.Module) -> None:
     """Puts the model's own layers back."""
-    for layer, homes in places(model).items():
-        if isinstance(layer, AngleTable):
+    for layer, homes in parents_of_layers(model).items():
+        if isinstance(layer, RotaryTable):
             for parent, name in homes:
                 setattr(parent, name, layer.stock)
 
 
-def _computes_angles(layer: nn.Module) -> bool:
+def _computes_rotary(layer: nn.Module) -> bool:
     """Whether a layer is worth trying: it is called so, and takes positions."""
     if not type(layer).__name__.endswith("RotaryEmbedding"):
         return False

@@ -2,7 +2,7 @@
 
 A model is a few hundred operations, and a good part of the time of a small step goes into what
 Python does between them: modules, checks, views, conversions. All of that comes out the same as
-long as the step has the same shape, so it can be left out: `tape.py` is to a CPU what `graphs.py`
+long as the step has the same shape, so it can be left out: `cpu_recorder.py` is to a CPU
 is to a GPU. Nothing is padded, since a CPU computes every row it is given.
 """
 
@@ -20,11 +20,11 @@ from torch import Tensor
 from ..batch import ModelInput, blank, copy_rows
 from ..kernels.cpu import CpuKernels
 from ..kernels.kernel import listening
-from .cpu_recorder import Arena, NotRepeatableError, Tape, TapeRecorder, twin
+from .cpu_recorder import Arena, CpuGraph, CpuGraphRecorder, NotRepeatableError, twin
 
 logger = logging.getLogger(__name__)
 
-_MAX_TAPES = 128  # the one that was not used for the longest time goes
+_MAX_GRAPHS = 128  # the one that was not used for the longest time goes
 # Sightings of a shape before it is recorded, which takes as long as a few steps: when there is
 # room, and when another one has to go. So too many shapes do not push each other out all the time.
 _MIN_SIGHTINGS = 2
@@ -39,16 +39,16 @@ class _Shape(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class _TapedStep:
-    """A tape, where it reads its rows, and where it leaves their logits."""
+class _CapturedStep:
+    """A graph, where it reads its rows, and where it leaves their logits."""
 
     rows: ModelInput
     logits: Tensor
-    tape: Tape
+    graph: CpuGraph
 
 
-class TapedSteps:
-    """Computes small steps from tapes, one for every shape that comes back; others as they are.
+class CpuGraphs:
+    """Computes small steps from graphs, one for every shape that comes back; others as they are.
 
     Args:
         forward: computes logits, in CPU kernels and operations of torch.
@@ -70,17 +70,17 @@ class TapedSteps:
         self._max_tokens = max_tokens
         self._max_blocks = max_blocks
         self._arena = Arena()
-        self._steps: OrderedDict[_Shape, _TapedStep] = OrderedDict()
+        self._steps: OrderedDict[_Shape, _CapturedStep] = OrderedDict()
         self._sightings: Counter[_Shape] = Counter()
 
     @property
-    def num_tapes(self) -> int:
+    def num_graphs(self) -> int:
         """Shapes that are recorded."""
         return len(self._steps)
 
     @torch.inference_mode()
     def prove(self, last_position: int, block_size: int) -> None:
-        """Gives up for good unless a tape computes another token, elsewhere, as the model does.
+        """Gives up for good unless a graph computes another token, elsewhere, as the model does.
 
         Both are computed in the first block of the cache, in which nothing may be kept yet.
         """
@@ -91,12 +91,12 @@ class TapedSteps:
         self._record(_shape(first), first)
         expected = self._forward(other).clone()
         if not torch.equal(self(other), expected):
-            logger.warning("small steps are not taped: the model keeps something between them")
+            logger.warning("small steps are not captured: the model keeps something between them")
             self._give_up()
 
     @torch.inference_mode()
     def __call__(self, batch: ModelInput) -> Tensor:
-        """Logits [num_rows, vocab_size] of any batch; those of a tape hold until the next step."""
+        """Logits [num_rows, vocab_size] of any batch; those of a graph hold until the next step."""
         shape = _shape(batch)
         num_blocks = batch.attention.block_tables.shape[1]
         if shape.num_tokens > self._max_tokens or num_blocks > self._max_blocks:
@@ -104,7 +104,7 @@ class TapedSteps:
         step = self._steps.get(shape)
         if step is None:
             self._sightings[shape] += 1
-            is_full = len(self._steps) >= _MAX_TAPES
+            is_full = len(self._steps) >= _MAX_GRAPHS
             wanted = _MIN_SIGHTINGS_WHEN_FULL if is_full else _MIN_SIGHTINGS
             if self._sightings[shape] < wanted:
                 return self._forward(batch)
@@ -112,22 +112,22 @@ class TapedSteps:
             return self._record(shape, batch)
         self._steps.move_to_end(shape)
         _fill(step.rows, batch)
-        step.tape.play()
+        step.graph.replay()
         return step.logits
 
     def _record(self, shape: _Shape, batch: ModelInput) -> Tensor:
         rows = blank(*shape, self._max_blocks, _CPU)
         _fill(rows, batch)
-        recorder = TapeRecorder(self._arena, self._kernels)
+        recorder = CpuGraphRecorder(self._arena, self._kernels)
         try:
             with listening(recorder.heard), recorder:
                 logits = self._forward(rows)
         except NotRepeatableError as error:
-            logger.warning("small steps are not taped: %s", error)
+            logger.warning("small steps are not captured: %s", error)
             self._give_up()
             return self._forward(batch)
-        self._steps[shape] = _TapedStep(rows, twin(logits), recorder.tape())
-        if len(self._steps) > _MAX_TAPES:
+        self._steps[shape] = _CapturedStep(rows, twin(logits), recorder.graph())
+        if len(self._steps) > _MAX_GRAPHS:
             self._steps.popitem(last=False)
         return logits
 

@@ -1,6 +1,6 @@
 """Computations on the CPU, written down while they are done, to be repeated without Python.
 
-A tape holds the calls of kernels and of torch's operations, at fixed addresses. What a program did
+A graph holds the calls of kernels and of torch's operations, at fixed addresses. What a program did
 to get to them is left out: it is assumed to come out the same whatever the numbers are.
 """
 
@@ -39,11 +39,11 @@ class NotRepeatableError(Exception):
 
 
 class Arena:
-    """Memory of all tapes, of which only one runs at a time.
+    """Memory of all graphs, of which only one runs at a time.
 
     As with torch's own allocator, a piece is given out again when no tensor needs it any more, so
     that a step's numbers stay in the processor's caches. It cannot be torch's own, since the pieces
-    are written to whenever a tape is played.
+    are written to whenever a graph is played.
     """
 
     def __init__(self) -> None:
@@ -90,7 +90,7 @@ class Arena:
             self._free[piece.nbytes].append(piece)
 
 
-class Tape:
+class CpuGraph:
     """What was computed, as calls that take and return nothing.
 
     Args:
@@ -118,7 +118,7 @@ class Tape:
             if part is not None:
                 self._runs.append(part)
 
-    def play(self) -> None:
+    def replay(self) -> None:
         """Computes it again from what its inputs hold now.
 
         Raises:
@@ -128,7 +128,7 @@ class Tape:
             run()
 
 
-class TapeRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class CpuGraphRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Listens to what is computed while it is entered.
 
     What operations return lies in the arena from then on. The record refers to it by tensors of its
@@ -146,9 +146,9 @@ class TapeRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._parts: list[Call | Callable[[], object]] = []
         self._constants: dict[int, Tensor] = {}  # by address
 
-    def tape(self) -> Tape:
+    def graph(self) -> CpuGraph:
         """The record so far."""
-        return Tape(self._parts, self._kernels, list(self._constants.values()))
+        return CpuGraph(self._parts, self._kernels, list(self._constants.values()))
 
     def heard(self, call: Call) -> None:
         """Notes the call of a kernel."""

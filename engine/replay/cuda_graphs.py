@@ -27,7 +27,7 @@ from ..batch import AttentionInput, ModelInput, blank, copy_rows
 
 logger = logging.getLogger(__name__)
 
-_NOWHERE = -1  # the slot of a row that belongs to nobody: nothing is stored
+_PAD_SLOT = -1  # the slot of a row that belongs to nobody: nothing is stored
 
 Replay = Callable[[], object]
 Recorder = Callable[[Callable[[], object]], Replay]
@@ -139,9 +139,9 @@ class DecodeGraphs:
         """
         largest = self._sizes[-1]
         logits = torch.empty(largest, self._vocab_size, device=self._device)
-        decode = _nobodys_rows(largest, self._max_blocks, self._device)
+        decode = _padding_rows(largest, self._max_blocks, self._device)
         torch.arange(largest + 1, out=decode.attention.query_start_loc)
-        drafted = _nobodys_rows(largest, self._max_blocks, self._device)
+        drafted = _padding_rows(largest, self._max_blocks, self._device)
         shapes = [(_Shape(size, size), decode) for size in reversed(self._sizes)]
         if self._with_drafts:
             sizes = [size for size in reversed(self._sizes) if size > 1]
@@ -180,10 +180,10 @@ class DecodeGraphs:
         return self._recorded.get(_Shape(size, size if num_seqs == num_tokens else size - 1))
 
 
-def _nobodys_rows(size: int, max_blocks: int, device: torch.device) -> ModelInput:
+def _padding_rows(size: int, max_blocks: int, device: torch.device) -> ModelInput:
     """A batch at fixed addresses, in which no token belongs to anybody; all logits are wanted."""
     rows = blank(size, size, size, max_blocks, device)
-    rows.attention.slot_mapping.fill_(_NOWHERE)
+    rows.attention.slot_mapping.fill_(_PAD_SLOT)
     torch.arange(size, out=rows.logits_rows)
     return rows
 
@@ -213,7 +213,7 @@ def _fill(rows: ModelInput, batch: ModelInput) -> None:
     num_tokens, num_seqs = len(batch.input_ids), len(batch.attention.context_lens)
     rows.input_ids[num_tokens:].fill_(0)
     rows.positions[num_tokens:].fill_(0)
-    rows.attention.slot_mapping[num_tokens:].fill_(_NOWHERE)
+    rows.attention.slot_mapping[num_tokens:].fill_(_PAD_SLOT)
     rows.attention.context_lens[num_seqs:].fill_(0)
     if num_seqs != num_tokens:  # else sequence i has token i, as it was recorded
         starts = rows.attention.query_start_loc

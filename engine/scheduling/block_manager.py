@@ -91,7 +91,9 @@ class BlockManager:
             return  # as after nearly every token
         if not self.enable_prefix_caching:
             return
-        num_known = min(sequence.num_computed_tokens, sequence.num_tokens - sequence.has_promise)
+        num_known = min(
+            sequence.num_computed_tokens, sequence.num_tokens - sequence.has_placeholder
+        )
         num_full = num_known // self.block_size
         for index in range(sequence.num_committed_blocks, num_full):
             name = self._block_hash(sequence, index)

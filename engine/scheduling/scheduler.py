@@ -182,7 +182,7 @@ class Scheduler:
         whoever is let in is not thrown out again by the very next step.
         """
         rows_are_out = sequence.request.prompt_logprobs and not self._logprob_rows
-        if sequence.has_promise or not self._chunk_tokens or rows_are_out:
+        if sequence.has_placeholder or not self._chunk_tokens or rows_are_out:
             return 0
         num_cached = self.blocks.match_prefix(sequence)
         num_new = self.blocks.num_blocks_for(sequence.num_tokens) - len(sequence.block_table)

@@ -35,7 +35,7 @@ class Sequence:
         "draft_ids",
         "drafter",
         "finish_reason",
-        "has_promise",
+        "has_placeholder",
         "num_cached_tokens",
         "num_committed_blocks",
         "num_computed_tokens",
@@ -65,7 +65,7 @@ class Sequence:
         self.started = False
         self.finish_reason: FinishReason | None = None
         self.drafter: Drafter | None = None
-        self.has_promise = False  # the last of token_ids stands for one that is being computed
+        self.has_placeholder = False  # the last of token_ids stands for one that is being computed
         self.draft_ids: list[int] = []  # guessed tokens that the current step checks
 
     @property
@@ -94,7 +94,7 @@ class Sequence:
         return self.num_prompt_tokens + self.request.max_new_tokens
 
     @property
-    def needs_its_tokens(self) -> bool:
+    def needs_sampled_tokens(self) -> bool:
         """Whether the host must know a token before it can ask for the next one."""
         sampling = self.request.sampling
         return (
@@ -105,14 +105,14 @@ class Sequence:
             or sampling.frequency_penalty != 0.0
         )
 
-    def promise(self, row: int) -> None:
+    def append_placeholder(self, row: int) -> None:
         """Adds the token that a row of the running step will give, unless the sequence ends there.
 
         Until it is known, its id is -1 - row.
         """
         if self.num_tokens + 1 < self.max_tokens:
             self.token_ids.append(-1 - row)
-            self.has_promise = True
+            self.has_placeholder = True
 
     def append(self, token_id: int) -> FinishReason | None:
         """Adds a generated token, or keeps the promise of it; says whether it is the last one.
@@ -121,9 +121,9 @@ class Sequence:
         checks in that order (server/text_generation_server/utils/tokens.py at v2.1.1,
         StoppingCriteria).
         """
-        if self.has_promise:
+        if self.has_placeholder:
             self.token_ids[-1] = token_id
-            self.has_promise = False
+            self.has_placeholder = False
         else:
             self.token_ids.append(token_id)
         if self.token_counts is not None:

@@ -2,7 +2,7 @@
 
 It is told for which ones, and with which model's format, format of the cache and head size::
 
-    python -m tests.engine.kernels.compile_for_gpu 80:bfloat16:bfloat16:128 90:bfloat16:float8_e4m3fn:256
+    python -m tests.engine.kernels.compile_for_gpu 80:bfloat16:bfloat16:128
 
 Finds what Triton's interpreter lets pass: sizes that are no powers of 2, types that do not mix,
 instructions that a GPU lacks. Kernels are compiled as Triton itself would for these arguments: it

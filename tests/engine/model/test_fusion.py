@@ -26,7 +26,7 @@ from engine.kernels import has_triton
 from engine.kernels.int8 import PackedInt8Linear
 from engine.kernels.packed_linear import PackedLinear, pack_model
 from engine.model import fusion, prepare
-from engine.model.fusion import Forms, FusedMLP, FusedRMSNorm, forms_for, fuse
+from engine.model.fusion import FusedKernels, FusedMLP, FusedRMSNorm, fuse, kernels_for_fusion
 from engine.model.loaded import LoadedModel
 from engine.model.model_runner import ModelRunner
 from engine.model.passes import fuse_layers
@@ -66,25 +66,25 @@ pytestmark = [
 ]
 
 
-def native_forms() -> Forms:
+def native_kernels() -> FusedKernels:
     """What is computed on a CPU."""
-    return fusion._native_forms(kernels_for("whole"))
+    return fusion._native_kernels(kernels_for("whole"))
 
 
-def triton_forms() -> Forms:
+def triton_kernels() -> FusedKernels:
     """What is computed on a GPU, here in Triton's interpreter."""
     triton = pytest.importorskip("triton")
     if not triton.knobs.runtime.interpret:
         pytest.skip("these layers are on the CPU")
-    forms = fusion._triton_forms()
-    assert forms is not None
-    return forms
+    kernels = fusion._triton_kernels()
+    assert kernels is not None
+    return kernels
 
 
-@pytest.fixture(params=[native_forms, triton_forms], ids=["native", "triton"])
-def forms(request: pytest.FixtureRequest) -> Forms:
+@pytest.fixture(params=[native_kernels, triton_kernels], ids=["native", "triton"])
+def kernels(request: pytest.FixtureRequest) -> FusedKernels:
     found = request.param()
-    assert isinstance(found, Forms)
+    assert isinstance(found, FusedKernels)
     return found
 
 
@@ -106,10 +106,12 @@ class TestModels:
     """Whole models."""
 
     @pytest.mark.parametrize("name", NUM_NORMS)
-    def test_of_every_family_are_fused_and_keep_their_logits(self, name: str, forms: Forms) -> None:
+    def test_of_every_family_are_fused_and_keep_their_logits(
+        self, name: str, kernels: FusedKernels
+    ) -> None:
         model = build_model(ARCHITECTURES[name](), scale=1.0)
         expected = logits(model)
-        fused = fuse(model, forms)
+        fused = fuse(model, kernels)
         assert fused.num_norms == NUM_LAYERS * NUM_NORMS[name] + 1
         assert fused.num_mlps == NUM_LAYERS
         torch.testing.assert_close(logits(model), expected, atol=1e-5, rtol=1e-4)
@@ -120,7 +122,7 @@ class TestModels:
     @pytest.mark.parametrize("name", UNTOUCHED)
     def test_with_other_layers_are_left_alone(self, name: str) -> None:
         model = build_model(ARCHITECTURES[name]())
-        assert fuse(model, native_forms()) == fusion.Fusion()
+        assert fuse(model, native_kernels()) == fusion.Fusion()
 
     def test_with_experts_have_their_shared_one_fused(self) -> None:
         sizes = {"moe_intermediate_size": 32, "shared_expert_intermediate_size": 48}
@@ -139,7 +141,7 @@ class TestModels:
             scale=1.0,
         )
         expected = logits(model)
-        assert fuse(model, native_forms()).num_mlps == 2
+        assert fuse(model, native_kernels()).num_mlps == 2
         torch.testing.assert_close(logits(model), expected, atol=1e-5, rtol=1e-4)
 
     @pytest.mark.parametrize("name", NUM_NORMS)
@@ -150,7 +152,7 @@ class TestModels:
             weakref.ref(layer) for layer in model.modules() if type(layer).__name__.endswith("MLP")
         ]
         assert len(layers) == NUM_LAYERS
-        fused = fuse(model, native_forms())
+        fused = fuse(model, native_kernels())
         held = {tensor.untyped_storage().data_ptr() for tensor in model.parameters()}
         originals = [weight for *_, layer in fused.replaced for weight in layer.parameters()]
         assert {tensor.untyped_storage().data_ptr() for tensor in originals} <= held
@@ -216,7 +218,7 @@ class TestModels:
     ) -> None:
         monkeypatch.setitem(sys.modules, "triton", None)  # importing it fails
         monkeypatch.setattr(fusion, "has_triton", has_triton.__wrapped__)
-        assert forms_for(torch.device("cuda"), torch.float16) is None
+        assert kernels_for_fusion(torch.device("cuda"), torch.float16) is None
         assert "Triton is not installed" in caplog.text
 
     def test_for_which_memory_is_short_are_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,7 +235,7 @@ class TestModels:
     def test_do_not_mix_rows(self) -> None:
         """A row's result is the same bits alone and among others."""
         model = build_model(ARCHITECTURES["qwen3"]())
-        fuse(model, native_forms())
+        fuse(model, native_kernels())
         pack_model(model, kernels_for("whole"))
         norm = model.model.layers[0].input_layernorm
         mlp = model.model.layers[0].mlp
@@ -358,10 +360,13 @@ class TestLayers:
 
     @pytest.mark.parametrize("make", LOOKALIKES.values(), ids=LOOKALIKES)
     def test_that_only_look_alike_are_left_alone(self, make: Callable[[], nn.Module]) -> None:
-        for forms, dtype in ((native_forms(), torch.float32), (triton_forms(), torch.bfloat16)):
+        for kernels, dtype in (
+            (native_kernels(), torch.float32),
+            (triton_kernels(), torch.bfloat16),
+        ):
             layer = make().eval().to(dtype)
             around = Around(layer)
-            assert fuse(around, forms) == fusion.Fusion()
+            assert fuse(around, kernels) == fusion.Fusion()
             assert around.layer is layer
 
     def test_whose_weights_are_shared_are_left_alone(self) -> None:
@@ -369,12 +374,12 @@ class TestLayers:
         second.up_proj.weight = first.up_proj.weight
         third = make_mlp()
         third.up_proj = first.up_proj
-        assert fuse(nn.ModuleList([first, second, third]), native_forms()).num_mlps == 0
+        assert fuse(nn.ModuleList([first, second, third]), native_kernels()).num_mlps == 0
 
     def test_that_are_used_in_two_places_are_replaced_in_both(self) -> None:
         around = Around(make_mlp(Phi3MLP))
         both = nn.ModuleList([around, Around(around.layer)])
-        assert fuse(both, native_forms()).num_mlps == 1
+        assert fuse(both, native_kernels()).num_mlps == 1
         assert isinstance(both[0].layer, FusedMLP)
         assert both[0].layer is both[1].layer
 
@@ -384,7 +389,7 @@ class TestLayers:
             nn.init.normal_(getattr(layer, name).bias)
         around, x = Around(layer), torch.randn(5, 64)
         expected = layer(x)
-        assert fuse(around, native_forms()).num_mlps == 1
+        assert fuse(around, native_kernels()).num_mlps == 1
         torch.testing.assert_close(around.layer(x), expected, atol=1e-6, rtol=1e-5)
 
     @pytest.mark.parametrize("kind", [LlamaRMSNorm, Olmo2RMSNorm, GemmaRMSNorm])
@@ -395,7 +400,7 @@ class TestLayers:
         around = Around(kind(width).half())
         nn.init.normal_(around.layer.weight)
         layer = around.layer
-        assert fuse(around, triton_forms()).num_norms == 1
+        assert fuse(around, triton_kernels()).num_norms == 1
         x = torch.randn(2, 9, 3, width).half()
         for rows in (x, x.transpose(1, 2), x[:, ::2]):
             actual, expected = around.layer(rows), layer(rows)
@@ -412,7 +417,7 @@ class TestLayers:
     ) -> None:
         around = Around(make_mlp(activation=activation, intermediate_size=width).to(dtype))
         layer, x = around.layer, torch.randn(2, 3, 64).to(dtype)
-        assert fuse(around, triton_forms()).num_mlps == 1
+        assert fuse(around, triton_kernels()).num_mlps == 1
         tolerance = 1e-5 if dtype is torch.float32 else 4 * torch.finfo(dtype).eps
         with torch.inference_mode():
             error = fusion._error(around.layer(x), layer(x))

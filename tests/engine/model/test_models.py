@@ -32,7 +32,7 @@ from engine.model.self_check import attach_paged_attention
 from engine.protocol.config import EngineConfig
 from engine.protocol.errors import ModelLoadError
 from engine.protocol.request import Request, SamplingParams
-from engine.replay.cpu_graphs import TapedSteps
+from engine.replay.cpu_graphs import CpuGraphs
 from engine.scheduling.block_manager import BlockManager
 from engine.scheduling.scheduler import Scheduler
 from tests.engine.fakes import run, token_ids
@@ -96,17 +96,17 @@ def make_engine(
         max_num_seqs=40,
     )
     forward: Forward = ModelRunner(loaded, cache, attention).forward
-    if backend == "taped":
+    if backend == "cpu_graphs":
         assert kernels is not None
         fuse_rotation(loaded, kernels)
-        steps = TapedSteps(forward, kernels, max_tokens=MAX_STEP_TOKENS, max_blocks=128)
+        steps = CpuGraphs(forward, kernels, max_tokens=MAX_STEP_TOKENS, max_blocks=128)
         steps.prove(511, BLOCK_SIZE)
-        assert steps.num_tapes == 1
+        assert steps.num_graphs == 1
         forward = steps
     return Engine(forward, scheduler, CPU)
 
 
-@pytest.mark.parametrize("backend", ["reference", "native", "taped"])
+@pytest.mark.parametrize("backend", ["reference", "native", "cpu_graphs"])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_greedy_tokens_are_those_of_transformers(name: str, backend: str) -> None:
     prompts, expected = make_prompts(), generate(name)
@@ -131,7 +131,7 @@ def test_greedy_tokens_are_those_of_transformers(name: str, backend: str) -> Non
     assert stats.num_preemptions > 0
 
 
-@pytest.mark.parametrize("backend", ["reference", "native", "taped"])
+@pytest.mark.parametrize("backend", ["reference", "native", "cpu_graphs"])
 def test_prompt_logprobs_are_those_of_transformers(backend: str) -> None:
     prompt = make_prompts()[3]
     with torch.inference_mode():
@@ -146,7 +146,7 @@ def test_prompt_logprobs_are_those_of_transformers(backend: str) -> None:
     assert values == pytest.approx(expected.tolist(), abs=1e-3)
 
 
-@pytest.mark.parametrize("backend", ["reference", "native", "taped"])
+@pytest.mark.parametrize("backend", ["reference", "native", "cpu_graphs"])
 def test_same_seed_gives_the_same_tokens_alone_in_a_batch_and_after_preemption(
     backend: str,
 ) -> None:

@@ -16,8 +16,8 @@ from engine.attention.paged import ReferenceAttention
 from engine.build import build_engine
 from engine.model import prepare
 from engine.model.loaded import LoadedModel
-from engine.model.passes import use_angle_tables
-from engine.model.rope_tables import AngleTable, restore_angles, tabulate_angles
+from engine.model.passes import use_rotary_tables
+from engine.model.rope_tables import RotaryTable, restore_rotary, tabulate_rotary
 from engine.model.self_check import attach_paged_attention, paged_logits
 from engine.protocol.config import EngineConfig
 from engine.protocol.request import Request
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 NUM_POSITIONS = 64
 LIKE = torch.empty(0)
-WITH_ANGLES = sorted(ARCHITECTURES.keys() - {"gpt2"})
+WITH_ROTARY = sorted(ARCHITECTURES.keys() - {"gpt2"})
 
 
 def load(name: str) -> LoadedModel:
@@ -54,22 +54,22 @@ def logits(loaded: LoadedModel) -> Tensor:
     return paged_logits(loaded, ReferenceAttention())
 
 
-def tables_of(model: nn.Module) -> list[AngleTable]:
-    return [layer for layer in model.modules() if isinstance(layer, AngleTable)]
+def tables_of(model: nn.Module) -> list[RotaryTable]:
+    return [layer for layer in model.modules() if isinstance(layer, RotaryTable)]
 
 
-@pytest.mark.parametrize("name", WITH_ANGLES)
+@pytest.mark.parametrize("name", WITH_ROTARY)
 def test_a_model_with_tables_has_the_logits_it_had(name: str) -> None:
     loaded = load(name)
     expected = logits(loaded)
-    use_angle_tables(loaded, NUM_POSITIONS)
+    use_rotary_tables(loaded, NUM_POSITIONS)
     assert len(tables_of(loaded.model)) == 1
     assert torch.equal(logits(loaded), expected)
 
 
 def test_a_model_without_angles_stays_as_it_is() -> None:
     loaded = load("gpt2")
-    use_angle_tables(loaded, NUM_POSITIONS)
+    use_rotary_tables(loaded, NUM_POSITIONS)
     assert not tables_of(loaded.model)
 
 
@@ -83,7 +83,7 @@ def test_tokens_have_the_angles_that_the_model_computes(
 ) -> None:
     model = build_model(ARCHITECTURES[name]())
     stock = model.model.rotary_emb
-    (table,) = tabulate_angles(model, LIKE.to(dtype), NUM_POSITIONS)
+    (table,) = tabulate_rotary(model, LIKE.to(dtype), NUM_POSITIONS)
     ids = torch.tensor([positions])
     for kind in [["sliding_attention"], ["full_attention"]] if name == "gemma3" else [[]]:
         actual, expected = table(LIKE, ids, *kind), stock(LIKE.to(dtype), ids, *kind)
@@ -95,7 +95,7 @@ class TestAnglesThatDependOnTheLongestPosition:
     def test_are_those_of_a_text_as_long_as_allowed(self, caplog: pytest.LogCaptureFixture) -> None:
         loaded = longrope()
         stock = loaded.model.model.rotary_emb
-        use_angle_tables(loaded, 48)
+        use_rotary_tables(loaded, 48)
         assert "depend on a text's length: they are those of 48" in caplog.text
         (table,) = tables_of(loaded.model)
         alone, among_others = torch.tensor([[3]]), torch.tensor([[3, 47]])
@@ -109,7 +109,7 @@ class TestAnglesThatDependOnTheLongestPosition:
     ) -> None:
         loaded = longrope()
         expected = logits(loaded)
-        use_angle_tables(loaded, 32)
+        use_rotary_tables(loaded, 32)
         assert len(tables_of(loaded.model)) == 1
         assert "depend" not in caplog.text
         assert torch.equal(logits(loaded), expected)
@@ -155,7 +155,7 @@ class OtherEmbedding(nn.Module):
 @pytest.mark.parametrize("kind", [FlatRotaryEmbedding, SingleRotaryEmbedding, OtherEmbedding])
 def test_layers_that_are_something_else_stay(kind: type[nn.Module]) -> None:
     model = nn.ModuleDict({"layer": kind()})
-    assert tabulate_angles(model, LIKE, NUM_POSITIONS) == []
+    assert tabulate_rotary(model, LIKE, NUM_POSITIONS) == []
     assert type(model["layer"]) is kind
 
 
@@ -165,7 +165,7 @@ def test_a_model_that_would_say_something_else_gets_its_layers_back(
     loaded = load("llama")
     inner = loaded.model.model
     counting = inner.rotary_emb = CountingRotaryEmbedding(inner.rotary_emb)
-    use_angle_tables(loaded, NUM_POSITIONS)
+    use_rotary_tables(loaded, NUM_POSITIONS)
     assert "angles are computed in every step" in caplog.text
     assert inner.rotary_emb is counting
 
@@ -173,8 +173,8 @@ def test_a_model_that_would_say_something_else_gets_its_layers_back(
 def test_restoring_puts_the_layers_back() -> None:
     model = build_model(ARCHITECTURES["llama"]())
     stock = model.model.rotary_emb
-    assert tabulate_angles(model, LIKE, NUM_POSITIONS) == [model.model.rotary_emb]
-    restore_angles(model)
+    assert tabulate_rotary(model, LIKE, NUM_POSITIONS) == [model.model.rotary_emb]
+    restore_rotary(model)
     assert model.model.rotary_emb is stock
 
 
@@ -203,5 +203,5 @@ def test_a_built_engine_knows_every_position_it_takes(tmp_path: Path) -> None:
 def test_a_built_engine_has_no_tables_where_they_are_not_wanted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prepare, "use_angle_tables", lambda *_: pytest.fail("tabulated"))
+    monkeypatch.setattr(prepare, "use_rotary_tables", lambda *_: pytest.fail("tabulated"))
     build_engine(config(tmp_path, enable_fusion=False))

@@ -1,4 +1,4 @@
-"""Steps from tapes give what the model gives, and whatever cannot be taped is computed as it is."""
+"""Replayed steps give what the model gives, and what cannot be recorded is computed as it is."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from engine.model.quantization import Scheme, apply
 from engine.model.quantized_linear import Int4Linear
 from engine.model.self_check import attach_paged_attention
 from engine.replay import cpu_graphs
-from engine.replay.cpu_graphs import TapedSteps
+from engine.replay.cpu_graphs import CpuGraphs
 from engine.sampling.watermark import Watermark
 from engine.scheduling.block_manager import BlockManager
 from engine.scheduling.scheduler import Scheduler
@@ -79,9 +79,9 @@ def packed_model() -> LoadedModel:
     return loaded
 
 
-def taped(forward: Forward, **options: Any) -> TapedSteps:
+def graphed(forward: Forward, **options: Any) -> CpuGraphs:
     sizes = {"max_tokens": 16, "max_blocks": MAX_BLOCKS} | options
-    return TapedSteps(forward, kernels_for("whole"), **sizes)
+    return CpuGraphs(forward, kernels_for("whole"), **sizes)
 
 
 def make_engine(forward: Forward, max_draft_tokens: int, runs_ahead: bool = False) -> Engine:
@@ -104,7 +104,7 @@ def test_answers_are_bit_for_bit_those_of_an_engine_without(
 ) -> None:
     plain, repeated = (make_forward(packed_model(), kernels) for _ in range(2))
     expected = play(make_engine(plain, max_draft_tokens), load)
-    steps = taped(repeated)
+    steps = graphed(repeated)
     actual = play(make_engine(steps, max_draft_tokens, runs_ahead), load)
     assert_same_answers(load, expected, actual)
 
@@ -139,29 +139,29 @@ def test_a_shape_that_comes_back_is_recorded_and_the_model_not_asked_again(
     kernels: cpu_kernels.CpuKernels,
 ) -> None:
     model = Counting(make_forward(packed_model(), kernels))
-    steps = taped(model)
-    calls, tapes = [], []
+    steps = graphed(model)
+    calls, graphs = [], []
     for token_id in range(5):
         steps(decode(2, token_id))
         calls.append(model.num_calls)
-        tapes.append(steps.num_tapes)
+        graphs.append(steps.num_graphs)
     assert calls == [1, 2, 2, 2, 2]
-    assert tapes == [0, 1, 1, 1, 1]
+    assert graphs == [0, 1, 1, 1, 1]
 
 
 def test_only_small_steps_are_recorded(kernels: cpu_kernels.CpuKernels) -> None:
-    steps = taped(make_forward(packed_model(), kernels), max_tokens=3)
+    steps = graphed(make_forward(packed_model(), kernels), max_tokens=3)
     for size in (3, 4):
         for _ in range(3):
             steps(decode(size))
-    assert steps.num_tapes == 1
+    assert steps.num_graphs == 1
 
 
 def test_a_context_that_no_tape_has_room_for_is_computed_as_it_is(
     kernels: cpu_kernels.CpuKernels,
 ) -> None:
     forward = make_forward(packed_model(), kernels)
-    steps = taped(forward)
+    steps = graphed(forward)
     for _ in range(2):
         steps(decode(1))
     wide = blank(1, 1, 1, MAX_BLOCKS + 1, CPU)
@@ -173,13 +173,13 @@ def test_a_context_that_no_tape_has_room_for_is_computed_as_it_is(
 def test_the_shape_that_was_longest_unused_makes_room(
     kernels: cpu_kernels.CpuKernels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cpu_graphs, "_MAX_TAPES", 2)
+    monkeypatch.setattr(cpu_graphs, "_MAX_GRAPHS", 2)
     monkeypatch.setattr(cpu_graphs, "_MIN_SIGHTINGS_WHEN_FULL", 3)
     model = Counting(make_forward(packed_model(), kernels))
-    steps = taped(model)
+    steps = graphed(model)
     for size in (1, 2, 1, 2, 1, 3, 3, 3):  # 1 was used after 2
         steps(decode(size))
-    assert steps.num_tapes == 2
+    assert steps.num_graphs == 2
     calls = []
     for size in (1, 3, 2):
         before = model.num_calls
@@ -191,8 +191,8 @@ def test_the_shape_that_was_longest_unused_makes_room(
 def test_shapes_that_are_too_many_are_rarely_recorded(
     kernels: cpu_kernels.CpuKernels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cpu_graphs, "_MAX_TAPES", 2)
-    steps = taped(make_forward(packed_model(), kernels))
+    monkeypatch.setattr(cpu_graphs, "_MAX_GRAPHS", 2)
+    steps = graphed(make_forward(packed_model(), kernels))
     recorded = []
     record = steps._record
     monkeypatch.setattr(steps, "_record", lambda *args: recorded.append(args[0]) or record(*args))
@@ -213,9 +213,9 @@ def test_quantised_layers_are_repeated_too(kernels: cpu_kernels.CpuKernels, name
     loaded = make_model(kernels)
     apply(loaded.model, scheme(name))
     pack_model(loaded.model, kernels)
-    steps = taped(make_forward(loaded, kernels))
+    steps = graphed(make_forward(loaded, kernels))
     steps.prove(MAX_BLOCKS * BLOCK_SIZE - 1, BLOCK_SIZE)
-    assert steps.num_tapes == 1
+    assert steps.num_graphs == 1
 
 
 def counts_on_the_host(forward: Forward) -> Forward:
@@ -232,9 +232,9 @@ def test_a_model_that_cannot_be_repeated_is_asked_every_time(
     kernels: cpu_kernels.CpuKernels, wrap: Callable[[Forward], Forward]
 ) -> None:
     model = Counting(wrap(make_forward(packed_model(), kernels)))
-    steps = taped(model)
+    steps = graphed(model)
     steps.prove(MAX_BLOCKS * BLOCK_SIZE - 1, BLOCK_SIZE)
-    assert steps.num_tapes == 0
+    assert steps.num_graphs == 0
     before = model.num_calls
     for _ in range(4):
         steps(decode(1))
@@ -245,7 +245,7 @@ def test_a_model_that_reads_a_number_gives_its_own_logits_while_it_is_recorded(
     kernels: cpu_kernels.CpuKernels,
 ) -> None:
     model = reads_a_number(make_forward(packed_model(), kernels))
-    steps = taped(model)
+    steps = graphed(model)
     for _ in range(3):
         assert torch.equal(steps(decode(1)), model(decode(1)))
 
@@ -254,7 +254,7 @@ def test_a_batch_with_a_narrower_block_table_than_before_gives_its_own_logits(
     kernels: cpu_kernels.CpuKernels,
 ) -> None:
     forward = make_forward(packed_model(), kernels)
-    steps = taped(forward)
+    steps = graphed(forward)
     for _ in range(2):
         steps(decode(1))
     narrow = decode(1, token_id=5)

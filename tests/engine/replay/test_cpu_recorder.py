@@ -1,4 +1,4 @@
-"""A tape computes what the program computes that it was recorded from, whatever its inputs hold."""
+"""A graph computes what the recorded program computes, whatever its inputs hold."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from engine.kernels.cpu import CpuKernels
 from engine.kernels.kernel import Call, listening
-from engine.replay.cpu_recorder import Arena, NotRepeatableError, Tape, TapeRecorder
+from engine.replay.cpu_recorder import Arena, CpuGraph, CpuGraphRecorder, NotRepeatableError
 from tests.engine.native import kernels_for
 
 SHAPE = (3, 4)
@@ -86,11 +86,11 @@ def execute(program: Program, x: Tensor, y: Tensor) -> Tensor:
 
 def record(
     run: Callable[[], Tensor], kernels: CpuKernels, arena: Arena | None = None
-) -> tuple[Tape, Tensor]:
-    recorder = TapeRecorder(arena or Arena(), kernels)
+) -> tuple[CpuGraph, Tensor]:
+    recorder = CpuGraphRecorder(arena or Arena(), kernels)
     with listening(recorder.heard), recorder:
         result = run()
-    return recorder.tape(), result
+    return recorder.graph(), result
 
 
 def values(seed: int) -> tuple[Tensor, Tensor]:
@@ -113,12 +113,12 @@ def test_any_program_is_repeated_with_other_numbers(
     kernels: CpuKernels, program: Program, seed: int
 ) -> None:
     x, y = values(seed)
-    tape, result = record(lambda: execute(program, x, y), kernels)
+    graph, result = record(lambda: execute(program, x, y), kernels)
     assert torch.equal(result, execute(program, x, y))
     for later in (seed + 1, seed + 2):
         for place, value in zip((x, y), values(later), strict=True):
             place.copy_(value)
-        tape.play()
+        graph.replay()
         assert torch.equal(result, execute(program, x, y))
 
 
@@ -130,14 +130,14 @@ def test_programs_share_an_arena_when_they_take_turns(
     arena, (x, y) = Arena(), values(0)
     recorded = []
     for program in (first, second):
-        tape, result = record(lambda p=program: execute(p, x, y), kernels, arena)  # type: ignore[misc]
-        recorded.append((program, tape, result.detach()))
+        graph, result = record(lambda p=program: execute(p, x, y), kernels, arena)  # type: ignore[misc]
+        recorded.append((program, graph, result.detach()))
         del result
     for seed in (1, 2):
-        for program, tape, result in recorded:
+        for program, graph, result in recorded:
             for place, value in zip((x, y), values(seed), strict=True):
                 place.copy_(value)
-            tape.play()
+            graph.replay()
             assert torch.equal(result, execute(program, x, y))
 
 
@@ -159,11 +159,11 @@ def test_memory_is_used_again_within_a_tape_and_by_the_next(kernels: CpuKernels)
 @torch.inference_mode()
 def test_a_row_that_is_not_there_ends_a_tape_with_an_error(kernels: CpuKernels) -> None:
     index = torch.tensor([1, 2])
-    tape, rows = record(lambda: F.embedding(index, SQUARE), kernels)
+    graph, rows = record(lambda: F.embedding(index, SQUARE), kernels)
     assert torch.equal(rows, SQUARE[1:3])
     index[0] = len(SQUARE)
     with pytest.raises(IndexError):
-        tape.play()
+        graph.replay()
 
 
 REFUSED: dict[str, Callable[[Tensor], Any]] = {
@@ -192,11 +192,11 @@ def test_what_only_the_program_had_is_kept(kernels: CpuKernels) -> None:
         weight = torch.tensor([1.0, 2.0, 3.0, 4.0])  # known to nobody but the kernel's call
         return kernels.rms_norm(x, weight, 1e-5)
 
-    tape, result = record(program, kernels)
+    graph, result = record(program, kernels)
     expected = result.clone()
     gc.collect()
     others = [torch.full((4,), 7.0) for _ in range(100)]
-    tape.play()
+    graph.replay()
     assert torch.equal(result, expected)
     del others
 
