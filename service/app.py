@@ -74,47 +74,17 @@ class App:
         )
         info = await self._client.ready()
         limits = make_limits(settings, info)
-        metrics = Metrics(limits)
-        metrics.step(self._client.last_step)  # so that the series exist before the next message
-        self._client.on_step.append(metrics.step)
-        self._grammars = GrammarChecker(
-            tokenizer.to_json(),
-            info.vocab_size,
-            tokenizer.eos_token_ids,
-            enabled=not settings.disable_grammar_support,
-            best_effort=settings.grammar_best_effort,
-            deadline_s=settings.grammar_deadline_seconds,
-        )
+        metrics = self._metrics(limits)
+        self._grammars = _grammar_checker(settings, info, tokenizer)
         pipeline = Pipeline(
             self._admission,
             Validator(limits, tokenizer, self._grammars),
             Generator(self._client, tokenizer),
             metrics,
         )
-        server_info = ServerInfo(
-            engine=info,
-            limits=limits,
-            model_id=settings.model_id,
-            compute_type=settings.compute_type or f"1-{info.device}",
-            tool_call_format=settings.tool_call_format,
-            waiting_served_ratio=settings.waiting_served_ratio,
-            max_waiting_tokens=settings.max_waiting_tokens,
-            max_batch_size=settings.max_batch_size,
-            validation_workers=settings.validation_workers,
-            sha=settings.build_sha,
-            docker_label=settings.build_label,
-        )
+        server_info = _server_info(settings, info, limits)
         servicer = TextGenerationServicer(pipeline, tokenizer, self._client, server_info, metrics)
-        self._server = aio.server(
-            interceptors=[CallInterceptor(metrics)],
-            options=[
-                ("grpc.max_receive_message_length", settings.max_request_bytes * 2),
-                ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
-                # Envoy pings silent streams; by default that counts as abuse after a while.
-                ("grpc.http2.max_ping_strikes", 0),
-                ("grpc.so_reuseport", 0),  # a second server on the port is an error, not a twin
-            ],
-        )
+        self._server = _grpc_server(settings, metrics)
         self._register(servicer)
         self.port = self._bind()
         await self._server.start()
@@ -142,6 +112,13 @@ class App:
         """Returns when `stop` was called."""
         await self._stopping.wait()
 
+    def _metrics(self, limits: Limits) -> Metrics:
+        """The metrics, which hear of every step of the engine."""
+        metrics = Metrics(limits)
+        metrics.step(self._client.last_step)  # so that the series exist before the next message
+        self._client.on_step.append(metrics.step)
+        return metrics
+
     def _bind(self) -> int:
         assert self._server is not None
         address = f"{self._settings.grpc_host}:{self._settings.grpc_port}"
@@ -167,6 +144,48 @@ class App:
             for name in ("", SERVICE):
                 await self._health.set(name, status)
             await asyncio.sleep(_HEALTH_INTERVAL_S)
+
+
+def _grammar_checker(
+    settings: Settings, info: EngineInfo, tokenizer: TextTokenizer
+) -> GrammarChecker:
+    return GrammarChecker(
+        tokenizer.to_json(),
+        info.vocab_size,
+        tokenizer.eos_token_ids,
+        enabled=not settings.disable_grammar_support,
+        best_effort=settings.grammar_best_effort,
+        deadline_s=settings.grammar_deadline_seconds,
+    )
+
+
+def _server_info(settings: Settings, info: EngineInfo, limits: Limits) -> ServerInfo:
+    return ServerInfo(
+        engine=info,
+        limits=limits,
+        model_id=settings.model_id,
+        compute_type=settings.compute_type or f"1-{info.device}",
+        tool_call_format=settings.tool_call_format,
+        waiting_served_ratio=settings.waiting_served_ratio,
+        max_waiting_tokens=settings.max_waiting_tokens,
+        max_batch_size=settings.max_batch_size,
+        validation_workers=settings.validation_workers,
+        sha=settings.build_sha,
+        docker_label=settings.build_label,
+    )
+
+
+def _grpc_server(settings: Settings, metrics: Metrics) -> aio.Server:
+    return aio.server(
+        interceptors=[CallInterceptor(metrics)],
+        options=[
+            ("grpc.max_receive_message_length", settings.max_request_bytes * 2),
+            ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+            # Envoy pings silent streams; by default that counts as abuse after a while.
+            ("grpc.http2.max_ping_strikes", 0),
+            ("grpc.so_reuseport", 0),  # a second server on the port is an error, not a twin
+        ],
+    )
 
 
 def make_limits(settings: Settings, info: EngineInfo) -> Limits:

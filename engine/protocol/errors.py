@@ -3,8 +3,7 @@
 EngineError
 ├── ModelLoadError      the model cannot be served: start-up fails
 ├── CapacityError       the request can never fit into the KV cache
-├── GrammarError        a grammar cannot be compiled, or a sequence cannot go on in it
-└── GenerationError     one sequence failed while it was generated
+└── GrammarError        a grammar cannot be compiled, or a sequence cannot go on in it
 """
 
 from __future__ import annotations
@@ -24,7 +23,3 @@ class CapacityError(EngineError):
 
 class GrammarError(EngineError):
     """The grammar is none, is too complex, or does not allow what came."""
-
-
-class GenerationError(EngineError):
-    """One sequence failed; others are not affected."""

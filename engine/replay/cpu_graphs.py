@@ -3,7 +3,7 @@
 A model is a few hundred operations, and a good part of the time of a small step goes into what
 Python does between them: modules, checks, views, conversions. All of that comes out the same as
 long as the step has the same shape, so it can be left out: `cpu_recorder.py` is to a CPU
-is to a GPU. Nothing is padded, since a CPU computes every row it is given.
+what a CUDA graph is to a GPU. Nothing is padded, since a CPU computes every row it is given.
 """
 
 from __future__ import annotations

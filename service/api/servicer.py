@@ -11,7 +11,6 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any
 
 from ..codec import convert, headers, presenter
 from ..codec.keep_alive import with_keep_alive
@@ -25,7 +24,7 @@ from ..generation.parameters import Parameters
 from ..generation.pipeline import Pipeline
 from ..generation.server_info import ServerInfo
 from ..openai import chat, completions
-from ..openai.chat import ChatRequest, ChatStream, tool_call_format
+from ..openai.chat import ChatRequest, ChatStream, Conversation, tool_call_format
 from ..openai.completions import (
     CompletionAnswer,
     CompletionDelta,
@@ -94,7 +93,8 @@ class TextGenerationServicer:
 
     async def chat(self, request: pb.ChatRequest, call: Call) -> AsyncGenerator[Reply]:
         """Continues a conversation."""
-        wanted, prompt = self._conversation(request, call)
+        conversation = self._conversation(request, call)
+        wanted, prompt = conversation.request, conversation.prompt
         created = int(time.time())
         with fields_named(wanted.field_names):
             if not wanted.stream:
@@ -148,7 +148,7 @@ class TextGenerationServicer:
 
     async def chat_tokenize(self, request: pb.ChatRequest, call: Call) -> Reply:
         """The prompt of a conversation, and its tokens."""
-        _, prompt = self._conversation(request, call)
+        prompt = self._conversation(request, call).prompt
         spans = await self._tokenizer.spans(prompt, is_prompt=True)
         return await asyncio.to_thread(call.presenter.chat_tokenize, prompt, spans)
 
@@ -178,25 +178,9 @@ class TextGenerationServicer:
         """The Prometheus exposition."""
         return presenter.metrics(self._metrics.exposition())
 
-    def _conversation(self, request: pb.ChatRequest, call: Call) -> tuple[ChatRequest, str]:
-        """A conversation with the tools in force, and its prompt.
-
-        Raises:
-            ServiceError: it is malformed, or the model's template refuses it.
-        """
+    def _conversation(self, request: pb.ChatRequest, call: Call) -> Conversation:
         call_format = tool_call_format(self._server.tool_call_format, call.metadata)
-        wanted = convert.chat_request(request, call_format)
-        wanted.check()
-        toolbox = wanted.toolbox()
-        wanted = wanted.with_toolbox(toolbox)
-        messages = wanted.template_messages()
-        tools: list[dict[str, Any]] | None = None
-        if toolbox is not None:
-            has_place = self._tokenizer.template_takes_tools
-            tools = [tool.definition() for tool in toolbox.tools] if has_place else None
-            if wanted.tool_prompt is not None or not has_place:
-                messages[-1]["content"] += toolbox.prompt(wanted.tool_prompt)
-        return wanted, self._tokenizer.render_chat(messages, tools)
+        return Conversation.of(convert.chat_request(request, call_format), self._tokenizer)
 
     async def _run(self, inputs: str, parameters: Parameters, call: Call) -> Generation:
         result = await self._pipeline.run(inputs, parameters, call.received)

@@ -22,7 +22,6 @@ from ..openai.chat import (
     ChatRequest,
     Message,
     ToolCallFormat,
-    new_call_id,
 )
 from ..openai.completions import CompletionAnswer, CompletionDelta, CompletionsRequest
 from ..openai.tool_calls import ToolCall
@@ -344,7 +343,7 @@ def _assistant_message(answer: ChatAnswer) -> pb.AssistantMessage:
         return pb.AssistantMessage(role="assistant", content=answer.text)
     call = answer.call
     function = pb.FunctionCall(name=call.name, arguments=_call_arguments(call, answer))
-    made = pb.ToolCall(id=new_call_id(answer.tool_call_format), type="function", function=function)
+    made = pb.ToolCall(id=answer.call_id, type="function", function=function)
     return pb.AssistantMessage(role="assistant", tool_calls=[made])
 
 

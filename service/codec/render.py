@@ -13,7 +13,7 @@ import orjson
 from ..errors import ServiceError
 from ..generation.generator import Generation, PrefillToken, Token, TokenEvent
 from ..generation.server_info import ServerInfo
-from ..openai.chat import ChatAnswer, ChatDelta, new_call_id
+from ..openai.chat import ChatAnswer, ChatDelta
 from ..openai.completions import CompletionAnswer, CompletionDelta
 from ..openai.usage import StreamUsage, Usage
 from ..text.tokenizer import TokenSpan
@@ -125,17 +125,16 @@ def _message(answer: ChatAnswer) -> dict[str, Any]:
     call = answer.call
     if call is None:
         return {"role": "assistant", "content": answer.text}
-    call_id = new_call_id(answer.tool_call_format)
     if answer.tool_call_format == "openai":
         function = {"name": call.name, "arguments": call.arguments}
-        made = {"id": call_id, "type": "function", "function": function}
+        made = {"id": answer.call_id, "type": "function", "function": function}
         return {"role": "assistant", "content": None, "tool_calls": [made]}
     described = {
         "description": None,
         "name": call.name,
         "arguments": orjson.Fragment(call.arguments),
     }
-    made = {"id": call_id, "type": "function", "function": described}
+    made = {"id": answer.call_id, "type": "function", "function": described}
     return {"role": "assistant", "tool_calls": [made]}
 
 

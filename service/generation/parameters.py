@@ -27,7 +27,7 @@ class Parameters:
     top_p: float | None = None
     typical_p: float | None = None
     do_sample: bool = False
-    max_new_tokens: int | None = DEFAULT_MAX_NEW_TOKENS
+    max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
     return_full_text: bool | None = None
     stop: tuple[str, ...] = ()
     truncate: int | None = None

@@ -13,6 +13,7 @@ from ..generation.generator import Generation, Token, TokenEvent
 from ..generation.parameters import Parameters
 from ..generation.server_info import ServerInfo
 from ..grammar.spec import Grammar
+from ..text.tokenizer import TextTokenizer
 from . import tool_calls
 from .tool_calls import CallReader, ToolCall, ToolCallDelta
 from .tools import Tool, Toolbox
@@ -81,16 +82,8 @@ class ChatRequest:
         """What this endpoint calls the fields of `/generate`, where the names differ."""
         return {**_FIELD_NAMES, "parameters.grammar": "tools"} if self.tools else _FIELD_NAMES
 
-    def toolbox(self) -> Toolbox | None:
-        """The tools in force.
-
-        Raises:
-            ServiceError: the choice is none.
-        """
-        return Toolbox.choose(self.tools, self.tool_choice)
-
     def with_toolbox(self, toolbox: Toolbox | None) -> ChatRequest:
-        """The same conversation, in which only these tools can be called."""
+        """The same request, in which only these tools can be called."""
         if toolbox is None:
             return replace(self, tools=())
         parameters = replace(self.parameters, grammar=toolbox.grammar())
@@ -103,6 +96,33 @@ class ChatRequest:
             ServiceError: a message has no role or a content of the wrong shape.
         """
         return [_template_message(index, item) for index, item in enumerate(self.messages)]
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A conversation that can be continued: the request with its tools in force, and the prompt."""
+
+    request: ChatRequest
+    prompt: str
+
+    @classmethod
+    def of(cls, request: ChatRequest, tokenizer: TextTokenizer) -> Conversation:
+        """Chooses the tools, and puts messages and tools into the model's chat template.
+
+        Raises:
+            ServiceError: the request is malformed, or the template refuses it.
+        """
+        request.check()
+        toolbox = Toolbox.choose(request.tools, request.tool_choice)
+        request = request.with_toolbox(toolbox)
+        messages = request.template_messages()
+        tools: list[dict[str, Any]] | None = None
+        if toolbox is not None:
+            if tokenizer.template_takes_tools:
+                tools = [tool.definition() for tool in toolbox.tools]
+            if tools is None or request.tool_prompt is not None:
+                messages[-1]["content"] += toolbox.prompt(request.tool_prompt)
+        return cls(request, tokenizer.render_chat(messages, tools))
 
 
 def _template_message(index: int, message: Message) -> dict[str, Any]:
@@ -173,6 +193,7 @@ class ChatAnswer:
     created: int
     text: str
     call: ToolCall | None = None
+    call_id: str = ""
     tool_call_format: ToolCallFormat = "tgi"
     finish_reason: str
     logprobs: list[tuple[Token, list[Token]]] | None
@@ -205,6 +226,7 @@ def answer(
         created=created,
         text=generation.text,
         call=call,
+        call_id=_new_call_id(request.tool_call_format) if call is not None else "",
         tool_call_format=request.tool_call_format,
         finish_reason=_finish_reason(request, generation.finish_reason, call is not None),
         logprobs=list(zip(generation.tokens, tops, strict=True)) if request.logprobs else None,
@@ -224,7 +246,7 @@ class ChatStream:
         self._server = server
         self._created = created
         self._reader = CallReader() if request.tools else None
-        self._call_id = new_call_id(request.tool_call_format)
+        self._call_id = _new_call_id(request.tool_call_format)
         self._logprobs: list[tuple[Token, list[Token]]] = []
         self._is_first = True
 
@@ -296,7 +318,7 @@ def tool_call_format(setting: str, metadata: Mapping[str, str]) -> ToolCallForma
     )
 
 
-def new_call_id(tool_call_format: ToolCallFormat) -> str:
+def _new_call_id(tool_call_format: ToolCallFormat) -> str:
     """A call's id: unique for OpenAI's clients, and "0" as in TGI for TGI's."""
     return f"call_{secrets.token_hex(12)}" if tool_call_format == "openai" else "0"
 

@@ -198,12 +198,6 @@ async def test_lengths_are_checked_after_truncation() -> None:
     assert request.prompt_token_ids == (4996, 4997, 4998, 4999)
 
 
-async def test_without_max_new_tokens_the_room_is_filled() -> None:
-    assert (await valid(Parameters(max_new_tokens=None), num_tokens=60)).max_new_tokens == 140
-    error = await refusal(Parameters(max_new_tokens=None), num_tokens=300)
-    assert_is(error, "parameters.max_new_tokens", _SUM.format(300, 0))
-
-
 @pytest.mark.parametrize(("changes", "field", "text"), STREAM_RULES)
 def test_streams_have_rules_of_their_own(changes: dict[str, Any], field: str, text: str) -> None:
     with pytest.raises(ServiceError) as refused:
