@@ -6,38 +6,41 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: serve test check format generate bench clean
+.DEFAULT_GOAL := help
+.PHONY: help serve test check format generate bench wheel clean
 
-# Starts engine, service and Envoy; ARGS are passed on, e.g. make serve ARGS="--port 3000".
-serve: $(VENV)/installed
+help:  ## List these targets.
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+serve: $(VENV)/installed  ## Start engine, service and Envoy; e.g. ARGS="--port 3000".
 	exec $(BIN)/tokenwire serve $(ARGS)
 
-# Runs everything; ARGS are pytest's, e.g. make test ARGS="tests/engine -k scheduler".
-test: $(VENV)/installed $(VENV)/tgi-client/installed $(VENV)/langchain/installed
+test: $(VENV)/installed $(VENV)/tgi-client/installed $(VENV)/langchain/installed  ## Run all tests, the checks included; e.g. ARGS="tests/engine -k scheduler".
 	$(BIN)/python -m pytest $(ARGS)
 
-# Lint, types, layers and protos.
-check: $(VENV)/installed
+# tests/test_checks.py runs the lines of this recipe, one test each.
+check: $(VENV)/installed  ## Check format, lint, types and the imports between folders.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: $(VENV)/installed
+format: $(VENV)/installed  ## Format the code, and mend what the linter can mend.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# After a change of a proto.
-generate: $(VENV)/installed
+generate: $(VENV)/installed  ## Compile the protos into service/pb.
 	$(BIN)/python protos/generate.py
 
-# Best on an otherwise idle machine. BENCH is a script of benchmarks/, e.g. make bench BENCH=peers.
 BENCH ?= engine_cpu
-bench: $(VENV)/installed
+bench: $(VENV)/installed  ## Run a script of benchmarks/ on an idle machine; e.g. BENCH=peers.
 	$(BIN)/python -m benchmarks.$(BENCH) $(ARGS)
 
-clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+wheel: $(VENV)/installed  ## Build a wheel into dist/.
+	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
+
+clean:  ## Remove the environment and all caches.
+	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
 $(VENV)/installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
