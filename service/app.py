@@ -1,4 +1,4 @@
-"""Puts a service together and runs it: the only place of this package that constructs things."""
+"""Makes the components of a service, connects them and runs them."""
 
 from __future__ import annotations
 
@@ -65,13 +65,7 @@ class App:
         """
         settings = self._settings
         self._client.start()
-        tokenizer = await asyncio.to_thread(
-            TextTokenizer.load,
-            settings.model_path,
-            settings.revision,
-            num_workers=settings.validation_workers,
-            config_path=settings.tokenizer_config_path,
-        )
+        tokenizer = await asyncio.to_thread(_load_tokenizer, settings)
         info = await self._client.ready()
         limits = make_limits(settings, info)
         metrics = self._metrics(limits)
@@ -91,7 +85,7 @@ class App:
         logger.info("service ready on %s:%d", settings.grpc_host, self.port)
 
     async def run(self) -> None:
-        """Serves until `stop`, then drains: no new generations, running ones finish in time."""
+        """Serves until `stop`, then refuses new generations and waits for the running ones."""
         assert self._server is not None
         watcher = asyncio.create_task(self._watch_health())
         await self._stopping.wait()
@@ -113,7 +107,7 @@ class App:
         await self._stopping.wait()
 
     def _metrics(self, limits: Limits) -> Metrics:
-        """The metrics, which hear of every step of the engine."""
+        """Makes the metrics, which are updated after every step of the engine."""
         metrics = Metrics(limits)
         metrics.step(self._client.last_step)  # so that the series exist before the next message
         self._client.on_step.append(metrics.step)
@@ -138,12 +132,21 @@ class App:
         reflection.enable_server_reflection(names, self._server, pool=pool)
 
     async def _watch_health(self) -> None:
-        """Keeps grpc.health.v1 at what the engine's messages say."""
+        """Keeps the status of grpc.health.v1 equal to the engine client's health."""
         while True:
             status = _SERVING if self._client.is_healthy else _NOT_SERVING
             for name in ("", SERVICE):
                 await self._health.set(name, status)
             await asyncio.sleep(_HEALTH_INTERVAL_S)
+
+
+def _load_tokenizer(settings: Settings) -> TextTokenizer:
+    return TextTokenizer.load(
+        settings.model_path,
+        settings.revision,
+        num_workers=settings.validation_workers,
+        config_path=settings.tokenizer_config_path,
+    )
 
 
 def _grammar_checker(
@@ -183,13 +186,13 @@ def _grpc_server(settings: Settings, metrics: Metrics) -> aio.Server:
             ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
             # Envoy pings silent streams; by default that counts as abuse after a while.
             ("grpc.http2.max_ping_strikes", 0),
-            ("grpc.so_reuseport", 0),  # a second server on the port is an error, not a twin
+            ("grpc.so_reuseport", 0),  # a second server must not share the port
         ],
     )
 
 
 def make_limits(settings: Settings, info: EngineInfo) -> Limits:
-    """The limits in force: what was asked for, inside what the engine can hold.
+    """The limits in force: those of the settings, or the engine's where a setting is absent.
 
     Raises:
         ValueError: the settings contradict each other or the engine.
@@ -231,11 +234,11 @@ async def serve(settings: Settings) -> None:
     start = asyncio.create_task(app.start())
     stopped = asyncio.create_task(app.stopped())
     await asyncio.wait((start, stopped), return_when=asyncio.FIRST_COMPLETED)
-    if not start.done():  # told to stop while still waiting for the engine
+    if not start.done():  # stopped while waiting for the engine
         start.cancel()
         return
     stopped.cancel()
     await start
     gc.collect()
-    gc.freeze()  # what is there now stays: a full collection walks through it for 200 ms
+    gc.freeze()  # these objects stay: every full collection would visit them for 200 ms
     await app.run()

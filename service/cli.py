@@ -1,8 +1,8 @@
 """The command `tokenwire`: reads the settings, sets up logging and runs one of the processes.
 
-`tokenwire bench` asks a server instead of being a part of one: it has options of its own.
+`tokenwire bench` is a client of a running server, so it has options of its own.
 
-What a process needs is imported when it runs, so that `--help` and the supervisor stay light.
+A command's modules are imported when it runs, so that `--help` and the supervisor need few of them.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from .launch.sources import add_arguments, load
 from .launch.supervisor import Supervisor, SupervisorError
 from .launch.unsupported import unsupported_variables
 
-logger = logging.getLogger("service.cli")  # __name__ is no name when run with -m
+logger = logging.getLogger("service.cli")  # __name__ is `__main__` when run with -m
 
 _EXIT_USAGE = 2
-_EXIT_INTERRUPTED = 130  # as shells say it of what SIGINT ended
+_EXIT_INTERRUPTED = 130  # as shells report a process that SIGINT ended
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one line."""
+    """A parser that reports an error in one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(_EXIT_USAGE, f"{self.prog}: {message}\n")
@@ -108,7 +108,7 @@ def _service(settings: Settings) -> int:
 
 
 def _envoy(settings: Settings) -> int:
-    # Envoy takes this process over, so the directory stays until the machine clears it.
+    # Envoy replaces this process, so the directory is not removed by us.
     command = envoy_command(settings, Path(tempfile.mkdtemp(prefix="tokenwire-envoy-")))
     os.execv(command[0], command)  # noqa: S606 - no shell is wanted
 
@@ -143,7 +143,7 @@ _COMMANDS: dict[str, tuple[Callable[[Settings], int], str]] = {
     "envoy-config": (_envoy_config, "Print Envoy's configuration."),
     "health": (_health, "Ask the service whether it serves: exit code 0 if so, otherwise 1."),
 }
-_WARNING_COMMANDS = ("serve", "engine", "service", "envoy")  # those whose output nobody parses
+_WARNING_COMMANDS = ("serve", "engine", "service", "envoy")  # those whose output no script parses
 
 
 def _socket_path(settings: Settings) -> Path:

@@ -1,8 +1,7 @@
-"""The errors a caller can get, in one table with both faces: gRPC code and REST status.
+"""The errors that a caller can get, in one table with the gRPC code and REST status of each.
 
-ServiceError(kind, message)
-    raised anywhere in the service, translated at the edge only (`interceptor.py` for gRPC,
-    `render.py` for events inside a stream).
+`ServiceError(kind, message)` is raised anywhere in the service. `api/interceptor.py` turns it into
+the status of a call; `codec/presenter.py` turns it into an event inside a REST stream.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import NamedTuple
 from grpc import StatusCode
 
 
-class _Face(NamedTuple):
+class _Row(NamedTuple):
     error_type: str
     http_status: int
     grpc_code: StatusCode
@@ -23,26 +22,26 @@ class _Face(NamedTuple):
 
 
 class ErrorKind(Enum):
-    """One row per kind of error: `error_type`, REST status, gRPC code, and TGI's prefix."""
+    """One row per kind of error: `error_type`, REST status, gRPC code, TGI's prefix of texts."""
 
-    VALIDATION = _Face("validation", 422, StatusCode.INVALID_ARGUMENT, "Input validation error: ")
-    SHAPE = _Face(
+    VALIDATION = _Row("validation", 422, StatusCode.INVALID_ARGUMENT, "Input validation error: ")
+    SHAPE = _Row(
         "validation",
         422,
         StatusCode.INVALID_ARGUMENT,
         "Failed to deserialize the JSON body into the target type: ",
     )
-    TEMPLATE = _Face("template_error", 422, StatusCode.INVALID_ARGUMENT, "Template error: ")
-    TOOL = _Face("tool_error", 422, StatusCode.INVALID_ARGUMENT, "Tool error: ")
-    SUFFIX = _Face("suffix not supported", 422, StatusCode.INVALID_ARGUMENT)
-    BATCH_SIZE = _Face("batch size exceeded", 422, StatusCode.INVALID_ARGUMENT)
-    GRAMMAR_AND_TOOLS = _Face("grammar and tools", 422, StatusCode.INVALID_ARGUMENT)
-    OVERLOADED = _Face("overloaded", 429, StatusCode.RESOURCE_EXHAUSTED)
-    GENERATION = _Face("generation", 424, StatusCode.ABORTED, "Request failed during generation: ")
-    INCOMPLETE = _Face("incomplete_generation", 500, StatusCode.INTERNAL)
-    INTERNAL = _Face("internal", 500, StatusCode.INTERNAL)
-    UNHEALTHY = _Face("healthcheck", 503, StatusCode.UNAVAILABLE)
-    NOT_FOUND = _Face("not_found", 404, StatusCode.NOT_FOUND)
+    TEMPLATE = _Row("template_error", 422, StatusCode.INVALID_ARGUMENT, "Template error: ")
+    TOOL = _Row("tool_error", 422, StatusCode.INVALID_ARGUMENT, "Tool error: ")
+    SUFFIX = _Row("suffix not supported", 422, StatusCode.INVALID_ARGUMENT)
+    BATCH_SIZE = _Row("batch size exceeded", 422, StatusCode.INVALID_ARGUMENT)
+    GRAMMAR_AND_TOOLS = _Row("grammar and tools", 422, StatusCode.INVALID_ARGUMENT)
+    OVERLOADED = _Row("overloaded", 429, StatusCode.RESOURCE_EXHAUSTED)
+    GENERATION = _Row("generation", 424, StatusCode.ABORTED, "Request failed during generation: ")
+    INCOMPLETE = _Row("incomplete_generation", 500, StatusCode.INTERNAL)
+    INTERNAL = _Row("internal", 500, StatusCode.INTERNAL)
+    UNHEALTHY = _Row("healthcheck", 503, StatusCode.UNAVAILABLE)
+    NOT_FOUND = _Row("not_found", 404, StatusCode.NOT_FOUND)
 
     @property
     def error_type(self) -> str:
@@ -61,12 +60,12 @@ class ErrorKind(Enum):
 
 
 class ServiceError(Exception):
-    """An error that its caller shall see.
+    """An error that is reported to the caller.
 
     Args:
         kind: the row of the table.
         message: what is wrong, without the kind's prefix.
-        field: the offending field's path in the request, if it is one field's fault.
+        field: the path of the field at fault in the request, if it is a single one.
     """
 
     def __init__(self, kind: ErrorKind, message: str, *, field: str | None = None) -> None:
@@ -76,13 +75,14 @@ class ServiceError(Exception):
 
     @property
     def message(self) -> str:
-        """The whole text."""
+        """The message with its prefix."""
         return str(self)
 
     def rename_field(self, names: Mapping[str, str]) -> None:
-        """Calls the field what another endpoint calls it.
+        """Replaces the field's name in `/generate` by its name in another endpoint.
 
-        A field of `parameters` that is not among the names is one of the request itself there.
+        A field of `parameters` that `names` lacks keeps its name without the prefix `parameters.`:
+        the other endpoints have these fields in the request itself.
         """
         if self.field is not None:
             self.field = names.get(self.field, self.field.removeprefix("parameters."))
@@ -90,7 +90,7 @@ class ServiceError(Exception):
 
 @contextmanager
 def fields_named(names: Mapping[str, str]) -> Iterator[None]:
-    """Within it, errors that name fields of `/generate` name those of another endpoint."""
+    """Renames the fields of errors in the block from `/generate`'s names to an endpoint's own."""
     try:
         yield
     except ServiceError as error:
@@ -99,15 +99,15 @@ def fields_named(names: Mapping[str, str]) -> Iterator[None]:
 
 
 def overloaded() -> ServiceError:
-    """No permit is free: the request is refused at once."""
+    """The error for a request that the server has no capacity for."""
     return ServiceError(ErrorKind.OVERLOADED, "Model is overloaded")
 
 
 def unhealthy() -> ServiceError:
-    """The engine is not there, or does not move."""
+    """The error for a server without a working engine, or one that is shutting down."""
     return ServiceError(ErrorKind.UNHEALTHY, "unhealthy")
 
 
 def missing_field(name: str) -> ServiceError:
-    """A required field was not sent."""
+    """The error for a required field that is absent."""
     return ServiceError(ErrorKind.SHAPE, f"missing field `{name}`", field=name)

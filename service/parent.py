@@ -1,4 +1,4 @@
-"""A child's bond to its parent: no process of ours outlives the one that started it."""
+"""Makes a child process die with its parent, so that no process of ours is left behind."""
 
 from __future__ import annotations
 
@@ -12,17 +12,20 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def die_with_parent(parent: int) -> Callable[[], None] | None:
-    """Returns what a child of this parent does so that it outlives it under no signal.
+    """Returns a function that has the calling process killed when its parent ends.
 
-    In the child itself, before or after exec. None where the system has no such thing.
+    The child calls it, before or after exec. The result is None on systems other than Linux.
+
+    Args:
+        parent: the parent's process id; the child exits at once if that process has ended.
     """
     if sys.platform != "linux":
         return None
-    prctl = ctypes.CDLL(None).prctl  # looked up here: a forked child should do next to nothing
+    prctl = ctypes.CDLL(None).prctl  # not in `bind`: a forked child should do little
 
     def bind() -> None:
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it was killed before the line above
+        if os.getppid() != parent:  # it ended before the line above
             os._exit(1)
 
     return bind

@@ -11,8 +11,8 @@ DOCS_ASSETS = (
     "favicon-32x32.png",
 )
 
-# Every REST path with its methods; the protos bind them to RPCs. A POST needs a JSON body and may
-# last for ever, a GET has no body and 5 s.
+# Every REST path with its methods; the protos bind them to RPCs. A POST needs a JSON body and has
+# no time limit; a GET has no body and a limit of 5 s.
 REST_ROUTES: dict[str, tuple[str, ...]] = {
     "/": ("GET", "POST"),
     "/generate": ("POST",),
@@ -33,7 +33,7 @@ REST_ROUTES: dict[str, tuple[str, ...]] = {
     **{f"/docs/{name}": ("GET",) for name in DOCS_ASSETS},
 }
 
-# What native gRPC callers may reach; everything else is unknown to them as well.
+# The services that the gateway passes native gRPC calls to; to it all others are unknown.
 GRPC_SERVICES = (
     SERVICE,
     "grpc.health.v1.Health",

@@ -1,4 +1,4 @@
-"""What all tests share: no test may fail because the machine is busy, or has no GPU."""
+"""Settings of all tests: none may fail because the machine is busy or has no GPU."""
 
 import os
 from pathlib import Path
@@ -10,6 +10,6 @@ settings.register_profile(
 )
 settings.load_profile("tokenwire")
 
-# Triton decides on its interpreter when it is imported, and transformers imports it unasked.
+# Triton chooses its interpreter when it is imported, and transformers imports it too.
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")

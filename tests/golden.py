@@ -1,6 +1,6 @@
-"""Golden files: bytes that a change must not touch by accident.
+"""Golden files: bytes that must not change by accident.
 
-`UPDATE_GOLDEN=1 pytest <file>` writes them anew; the difference is then read like code.
+`UPDATE_GOLDEN=1 pytest <file>` rewrites them; the difference is then reviewed like code.
 """
 
 from __future__ import annotations
@@ -19,5 +19,5 @@ def check_golden(path: Path, actual: bytes) -> None:
 
 
 def check_no_others(folder: Path, names: Iterable[str]) -> None:
-    """A file whose case is gone proves nothing."""
+    """Asserts that every file of a folder belongs to a case that exists."""
     assert sorted(path.name for path in folder.iterdir()) == sorted(names)

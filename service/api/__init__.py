@@ -1,4 +1,5 @@
-"""The RPCs: handlers made from descriptors, the servicer, errors turned into statuses, documents.
+"""The RPCs: handlers made from descriptors, the servicer, the statuses of errors, API documents.
 
-It knows no rule of a request: it converts, hands over and presents.
+A handler converts its request, passes it to the other folders and presents the result. The only
+rule of a request that is applied here is the size of schemas, before they are parsed (`rpc.py`).
 """

@@ -1,4 +1,4 @@
-"""One call: who made it, over which face, and the headers of its reply."""
+"""One RPC call: its metadata, whether it came over REST or gRPC, and the headers of its reply."""
 
 from __future__ import annotations
 
@@ -9,14 +9,22 @@ from typing import Any
 from grpc import aio
 
 from ..codec.presenter import Presenter, RestPresenter, TypedPresenter
-from ..pb.google import api as _api  # noqa: F401  the pool knows a package once it is imported
+from ..pb.google import api as _api  # noqa: F401  importing a package adds it to the pool
 from ..pb.tokenwire import v1 as _v1  # noqa: F401
 
-_ORIGINAL_PATH = "x-envoy-original-path"  # set by the gateway's transcoder, and by nothing else
+# Envoy's transcoder sets it on REST calls; Envoy removes it from gRPC calls.
+_ORIGINAL_PATH = "x-envoy-original-path"
 
 
 class Call:
-    """One call: who made it, and the headers of its reply."""
+    """One call, as its handler sees it.
+
+    Attributes:
+        received: when it arrived, in seconds of the monotonic clock.
+        metadata: the caller's metadata, without binary values.
+        is_rest: whether Envoy made it from a REST request.
+        presenter: makes replies in the form that this caller expects.
+    """
 
     def __init__(self, context: aio.ServicerContext[Any, Any]) -> None:
         self._context = context
@@ -32,6 +40,7 @@ class Call:
     async def send_headers(self, headers: Mapping[str, str]) -> None:
         """Sends response headers (gRPC: initial metadata).
 
-        Only ever before a good message: an error after them has no status of its own any more.
+        To be called only before a successful reply: once they are sent, an error cannot have a REST
+        status of its own.
         """
         await self._context.send_initial_metadata(tuple(headers.items()))

@@ -1,4 +1,4 @@
-"""The interactive documentation: Swagger UI, from a package, over our own OpenAPI document.
+"""The interactive documentation: Swagger UI, from a package, for our own OpenAPI document.
 
 That document is the contract, unchanged, with our additions merged in (JSON Merge Patch, RFC 7396).
 """
@@ -47,7 +47,7 @@ def open_api() -> bytes:
 
 @cache
 def file(asset: str) -> tuple[str, bytes]:
-    """Content type and bytes of the page, or of a file that it asks for.
+    """Returns content type and bytes of the page (`asset` is empty) or of a file that it loads.
 
     Raises:
         ServiceError: there is no such file.

@@ -1,7 +1,7 @@
-"""The edge of every call: counts it, and turns what was raised into a status.
+"""Wraps every call: counts it, and turns exceptions into statuses.
 
-The only place where exceptions become gRPC statuses. What was not raised on purpose ends as
-INTERNAL and is logged; its text does not leave the server.
+No other module turns exceptions into gRPC statuses. An exception that is no `ServiceError` becomes
+INTERNAL and is logged; its text is not sent to the caller.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ logger = logging.getLogger(__name__)
 
 _DOMAIN = "tokenwire"
 _RETRY_S = 1
-_MAX_MESSAGE_BYTES = 512  # thrice in the trailers, escaped: peers refuse more than 8 to 16 KiB
+# The trailers contain a message three times, escaped; peers refuse trailers above 8 to 16 KiB.
+_MAX_MESSAGE_BYTES = 512
 
 
 class CallInterceptor(aio.ServerInterceptor):  # type: ignore[misc]
@@ -50,7 +51,7 @@ class CallInterceptor(aio.ServerInterceptor):  # type: ignore[misc]
             return handler._replace(unary_unary=self._unary(handler.unary_unary, method))
         if inspect.isasyncgenfunction(handler.unary_stream):
             return handler._replace(unary_stream=self._stream(handler.unary_stream, method))
-        return handler  # reflection and watching the health raise none of our errors
+        return handler  # reflection and health watching, which raise no ServiceError
 
     def _unary(self, function: Any, method: str) -> Any:
         async def call(request: bytes, context: aio.ServicerContext[Any, Any]) -> Any:
@@ -94,7 +95,7 @@ class CallInterceptor(aio.ServerInterceptor):  # type: ignore[misc]
 
 
 def _code_name(code: Any) -> str:
-    """A status code's name; grpc.aio knows it as a number, or not yet at all."""
+    """The name of a status code, which grpc.aio gives as a number, or as None before the end."""
     if code is None or code == 0:
         return "OK"
     if isinstance(code, grpc.StatusCode):
@@ -118,7 +119,7 @@ async def _abort(context: aio.ServicerContext[Any, Any], error: Exception) -> No
 
 
 def _cut(message: str) -> str:
-    """A message that fits into trailers however it is escaped: JSON makes six bytes of one."""
+    """Shortens a message so that it fits into the trailers: JSON may escape one byte as six."""
     raw = message.encode(errors="replace")
     if len(raw) <= _MAX_MESSAGE_BYTES:
         return message
@@ -126,8 +127,8 @@ def _cut(message: str) -> str:
 
 
 def _trailers(error: ServiceError, message: str) -> tuple[tuple[str, str | bytes], ...]:
-    """For REST the status and the body, for gRPC the details."""
-    # ASCII, since it travels as a header.
+    """Trailing metadata: status and body of the reply for REST, rich details for gRPC."""
+    # json.dumps, because it escapes everything that is not ASCII: the body is sent in a header.
     body = {"error": message, "error_type": error.kind.error_type}
     return (
         ("x-http-status", str(error.kind.http_status)),

@@ -1,4 +1,4 @@
-"""betterproto2 messages on grpc.aio, driven by the descriptor set.
+"""Serves betterproto2 messages over grpc.aio, with handlers made from the descriptor set.
 
 betterproto2 generates message classes but no servers for grpc.aio. The compiled descriptors name
 every method with its types, so the handlers are made from them at start-up; a method without an
@@ -23,17 +23,17 @@ from ..bundled import DESCRIPTORS
 from ..codec.presenter import Reply
 from ..errors import ErrorKind, ServiceError
 from ..grammar.checker import MAX_GRAMMAR_BYTES
-from ..pb.google import api as _api  # noqa: F401  the pool knows a package once it is imported
+from ..pb.google import api as _api  # noqa: F401  importing a package adds it to the pool
 from ..pb.message_pool import default_message_pool
 from ..pb.tokenwire import v1 as _v1  # noqa: F401
 from ..routes import SERVICE
 from .call import Call
 
-_MAX_LOOP_BYTES = 4 * 1024  # of a message that the event loop parses itself: some milliseconds
+_MAX_LOOP_BYTES = 4 * 1024  # of a message parsed on the event loop, which takes some milliseconds
 
 
 def load_pool() -> DescriptorPool:
-    """All descriptors, in a pool of their own: the default one has google/api from elsewhere."""
+    """Loads all descriptors into a pool of their own: the default one has another google/api."""
     files = descriptor_pb2.FileDescriptorSet.FromString(DESCRIPTORS.read_bytes())
     pool = DescriptorPool()
     for file in files.file:
@@ -42,7 +42,7 @@ def load_pool() -> DescriptorPool:
 
 
 def handlers(servicer: object, pool: DescriptorPool) -> grpc.GenericRpcHandler:
-    """Handlers for the whole service.
+    """Makes the handlers of all methods of the service.
 
     Raises:
         AttributeError: the servicer lacks a method.
@@ -80,12 +80,12 @@ def _handler(servicer: object, method: MethodDescriptor) -> grpc.RpcMethodHandle
 
 
 def serialise(reply: Reply) -> bytes:
-    """The bytes of a reply; those of a REST reply are there already."""
+    """The bytes of a reply; REST replies and hand-framed ones are bytes already."""
     return reply if isinstance(reply, bytes) else reply.__bytes__()
 
 
 def _check_sizes(message: Message) -> None:
-    """Refuses what would take seconds to parse before anything slower than google's parser does.
+    """Refuses schemas that betterproto2 would take seconds to parse, unlike google's parser.
 
     Raises:
         ServiceError: a schema is too large.
@@ -106,14 +106,14 @@ def _check_sizes(message: Message) -> None:
 
 
 async def _decoded(decode: Callable[[bytes], betterproto2.Message], raw: bytes) -> Any:
-    """A message, parsed beside the event loop if it is large: JSON values take 2 us a byte."""
+    """Parses a message, in a thread if it is large: JSON values take 2 us a byte."""
     if len(raw) <= _MAX_LOOP_BYTES:
         return decode(raw)
     return await asyncio.to_thread(decode, raw)
 
 
 def _decoder(descriptor: Descriptor) -> Callable[[bytes], betterproto2.Message]:
-    """A strict parser. betterproto2 lets broken bytes pass, so google's parser looks first."""
+    """Makes a strict parser: google's checks the bytes, since betterproto2 accepts broken ones."""
     checked: type[Message] = message_factory.GetMessageClass(descriptor)
     url = f"type.googleapis.com/{descriptor.full_name}"
     message_class: type[betterproto2.Message] = default_message_pool.url_to_type[url]
@@ -125,11 +125,11 @@ def _decoder(descriptor: Descriptor) -> Callable[[bytes], betterproto2.Message]:
             raise ServiceError(ErrorKind.SHAPE, f"invalid {descriptor.name} bytes") from error
         _check_sizes(message)
         size = message.ByteSize()
-        message.DiscardUnknownFields()  # a known field of the wrong wire type is one, too
+        message.DiscardUnknownFields()  # known fields of the wrong wire type are among them
         if message.ByteSize() != size:
             return message_class.parse(message.SerializeToString())
-        # The bytes as they came: google's parser forgets the order of keys, which in a JSON Schema
-        # is the order of the answer.
+        # The bytes as received: google's parser loses the order of keys, and an answer has the
+        # order of keys in its JSON Schema.
         return message_class.parse(raw)
 
     return decode

@@ -1,7 +1,7 @@
-"""The RPCs. Each converts, hands over to the pipeline and presents; none decides anything.
+"""The handlers of the RPCs: each converts its request, passes it on and presents the result.
 
-Failures before a stream is promised are raised and get a status of their own. Those inside are
-presented: an event for REST, a status for gRPC.
+A failure before a stream's headers are sent is raised and gets a status of its own. A later one is
+presented: as an event to REST callers, as a status to gRPC callers.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class TextGenerationServicer:
         self._metrics = metrics
 
     async def generate(self, request: pb.GenerateRequest, call: Call) -> Reply:
-        """Generates to the end."""
+        """Generates a whole text."""
         inputs = _required(request.inputs, "inputs")
         result = await self._run(inputs, convert.parameters(request.parameters), call)
         return call.presenter.generate(result)
@@ -66,7 +66,7 @@ class TextGenerationServicer:
     async def generate_stream(
         self, request: pb.GenerateRequest, call: Call
     ) -> AsyncGenerator[Reply]:
-        """One message per token."""
+        """Generates a text as one message per token."""
         inputs = _required(request.inputs, "inputs")
         events = self._stream(inputs, convert.parameters(request.parameters), call)
         messages = _numbered(events, call.presenter.generate_stream)
@@ -77,7 +77,7 @@ class TextGenerationServicer:
     async def compat_generate(
         self, request: pb.CompatGenerateRequest, call: Call
     ) -> AsyncGenerator[Reply]:
-        """Generate or GenerateStream. A prompt is echoed unless the caller says otherwise."""
+        """Generate or GenerateStream; by default the text includes the prompt."""
         inputs = _required(request.inputs, "inputs")
         parameters = convert.parameters(request.parameters)
         if parameters.return_full_text is None:
@@ -126,7 +126,7 @@ class TextGenerationServicer:
     async def invocations(
         self, request: pb.InvocationsRequest, call: Call
     ) -> AsyncGenerator[Reply]:
-        """CompatGenerate, Chat or Completions, whichever the fields mean."""
+        """CompatGenerate, Chat or Completions, depending on the fields that are set."""
         kind: InvocationKind
         match convert.invocation(request):
             case pb.ChatRequest() as meant:
@@ -157,7 +157,7 @@ class TextGenerationServicer:
         return call.presenter.list_models(self._server)
 
     async def open_api(self, _: pb.OpenApiRequest, __: Call) -> Reply:
-        """The contract."""
+        """The OpenAPI document: the contract with our additions."""
         return presenter.document(docs.JSON_TYPE, docs.open_api())
 
     async def docs(self, request: pb.DocsRequest, _: Call) -> Reply:
@@ -169,7 +169,11 @@ class TextGenerationServicer:
         return call.presenter.info(self._server)
 
     async def health(self, _: pb.HealthRequest, call: Call) -> Reply:
-        """Whether requests are accepted and the engine moves."""
+        """Answers while an engine is connected and its step loop runs.
+
+        Raises:
+            ServiceError: otherwise.
+        """
         if not self._client.is_healthy:
             raise unhealthy()
         return call.presenter.health()
@@ -242,7 +246,7 @@ class TextGenerationServicer:
     async def _presented(
         self, messages: AsyncGenerator[Reply], inputs: str, call: Call, *, openai: bool = False
     ) -> AsyncGenerator[Reply]:
-        """A stream with its headers, its failure if it has one, and its end mark."""
+        """Sends a stream's headers; yields its messages, keep-alives, failure and end mark."""
         await call.send_headers(headers.of_stream(inputs, self._server.compute_type))
         filler = call.presenter.keep_alive()
         if filler is not None:
@@ -260,7 +264,7 @@ class TextGenerationServicer:
 async def _numbered(
     events: AsyncGenerator[TokenEvent], present: Callable[[int, TokenEvent], Reply]
 ) -> AsyncGenerator[Reply]:
-    """The events of `/generate_stream`: numbered from 1."""
+    """Presents the events of `/generate_stream`, which are numbered from 1."""
     index = 0
     async with aclosing(events):
         async for event in events:
@@ -269,10 +273,10 @@ async def _numbered(
 
 
 def _required(value: str | None, name: str) -> str:
-    """A field that must be there.
+    """The value of a required field.
 
     Raises:
-        ServiceError: it is not.
+        ServiceError: it is absent.
     """
     if value is None:
         raise missing_field(name)

@@ -7,11 +7,11 @@ import random
 
 
 def poisson_arrivals(rate: float, count: int, seed: int) -> list[float]:
-    """Returns seconds from the start, the first 0: users who do not know of each other.
+    """Returns arrival times of independent users, in seconds from the first, which is at 0.
 
     Args:
         rate: arrivals per second on average.
-        count: how many.
+        count: number of arrivals.
         seed: the same seed and rate give the same times.
     """
     generator = random.Random(seed)  # noqa: S311 - nothing secret

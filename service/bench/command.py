@@ -25,14 +25,14 @@ from .target import Target, TargetError
 from .transport import RequestFailed, Task, Transport
 
 _TOKENIZE_AT_ONCE = 4
-_PROGRESS_DELAY_S = 0.3  # what ends sooner, as with a server that is not there, shows no bar
+_PROGRESS_DELAY_S = 0.3  # no bar for what ends sooner, e.g. without a server
 
 
 def run(options: BenchOptions) -> int:
     """Measures and prints; returns the exit code: 1 if no request succeeded.
 
     Raises:
-        TargetError: the server cannot be reached, or is none of ours.
+        TargetError: the server cannot be reached, or does not speak TGI's API.
     """
     report = asyncio.run(_run(options))
     sys.stdout.write(report.table())
@@ -50,10 +50,10 @@ async def bench(transport: Transport, options: BenchOptions, clock: Clock) -> Re
     """Measures a server.
 
     Raises:
-        TargetError: it cannot be reached, or refuses what it is to be asked.
+        TargetError: it cannot be reached, or the requests are not valid.
     """
     with _explained(options.target):
-        # New prompts in every run: the server's cache may know those of the last one.
+        # New prompts in every run: the server's cache may still hold those of the last one.
         maker = PromptMaker(transport.token_stops, options.input_tokens, secrets.randbits(64))
         await maker.prepare(options.shared_prefix)
         seed = await _warm_up(transport, options, await _prompts(maker, 0, options.warm_up), clock)
@@ -84,10 +84,10 @@ async def _prompts(maker: PromptMaker, first: int, count: int) -> list[Prompt]:
 async def _warm_up(
     transport: Transport, options: BenchOptions, prompts: list[Prompt], clock: Clock
 ) -> int:
-    """Opens connections, and looks for the seed whose texts do not end early.
+    """Sends the warm-up requests, which open connections; returns the seed of the measured ones.
 
-    Each request tries another seed; the one whose text was longest is taken for all that count. See
-    `transport.TEMPERATURE`.
+    Each request tries another seed, and the one with the longest text is chosen, so that measured
+    texts do not end early. See `transport.TEMPERATURE`.
     """
     if not prompts:
         return options.seed
@@ -102,12 +102,12 @@ async def _warm_up(
     with _progress("warming up", len(prompts)) as advance:
         concurrency = options.concurrency or len(prompts)
         await run_closed(_counted(send, advance), len(prompts), concurrency, clock)
-    _refuse_hopeless(list(found.values()))
+    _refuse_invalid(list(found.values()))
     return max(sorted(found), key=lambda seed: len(found[seed].arrivals))
 
 
-def _refuse_hopeless(samples: list[Sample]) -> None:
-    """Raises TargetError if every request was invalid: those that count would be so, too."""
+def _refuse_invalid(samples: list[Sample]) -> None:
+    """Raises TargetError if every request was invalid, as the measured ones would be."""
     failures = [sample.failure for sample in samples if sample.failure]
     if len(failures) == len(samples) and all(item.error_type == "validation" for item in failures):
         raise TargetError(str(failures[0]))
@@ -133,7 +133,7 @@ async def _queue_s(transport: Transport, before: str) -> float | None:
     try:
         return mean_queue_s(before, await transport.metrics())
     except RequestFailed:
-        return None  # it has gone in the meantime; the failures say so
+        return None  # the server ended; the counted failures show that
 
 
 def _counted(send: Send, advance: Callable[[], object]) -> Send:
@@ -154,6 +154,7 @@ def _progress(what: str, total: int) -> Iterator[Callable[[], object]]:
 
 @contextmanager
 def _explained(target: Target) -> Iterator[None]:
+    """Names the target in the errors of the block."""
     try:
         yield
     except (RequestFailed, TargetError) as error:

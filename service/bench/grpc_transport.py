@@ -43,7 +43,7 @@ class GrpcTransport:
             if target.secure
             else aio.insecure_channel(target.authority, _OPTIONS)
         )
-        # Replies of a stream stay bytes: parsing them would take time from those who wait.
+        # Replies of a stream stay bytes: parsing them would delay the other requests.
         self._generate_stream = self._channel.unary_stream(_path("GenerateStream"), bytes)
         self._tokenize = self._channel.unary_unary(
             _path("Tokenize"), bytes, pb.TokenizeResponse.parse
@@ -79,7 +79,7 @@ class GrpcTransport:
                     last = reply
                     yield
         finally:
-            call.cancel()  # for a caller that leaves; otherwise it has ended
+            call.cancel()  # if the caller stopped reading; otherwise the call has ended
         if pb.GenerateStreamResponse.parse(last).generated_text is None:
             raise RequestFailed(INCOMPLETE)
 

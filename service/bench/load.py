@@ -1,4 +1,4 @@
-"""Sends requests and notes when their tokens come: in an open loop, or in a closed one."""
+"""Sends requests and records when their tokens arrive, in an open or a closed loop."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ Send = Callable[[int, float], Coroutine[Any, Any, Sample]]
 
 
 class Clock(Protocol):
-    """Seconds, from anywhere."""
+    """Seconds since any fixed moment."""
 
     def now(self) -> float:
         """The time."""
 
     async def sleep_until(self, moment: float) -> None:
-        """Returns at a moment, or later."""
+        """Returns at that time or later."""
 
 
 class RealClock:
@@ -33,16 +33,16 @@ class RealClock:
         return time.perf_counter()
 
     async def sleep_until(self, moment: float) -> None:
-        """See Clock. It yields even if the moment has passed, so that nobody starves."""
+        """See Clock. Lets other tasks run even if the time has passed."""
         await asyncio.sleep(max(0.0, moment - self.now()))
 
 
 async def run_open(send: Send, arrivals: Sequence[float], clock: Clock) -> list[Sample]:
-    """Sends each request at its moment, whatever became of those before.
+    """Sends each request when it is due, whether or not earlier ones have been answered.
 
     Args:
-        send: sends one.
-        arrivals: when each is due, in seconds from now.
+        send: sends a request.
+        arrivals: when each request is due, in seconds from now.
         clock: tells the time.
     """
     started = clock.now()
@@ -56,13 +56,13 @@ async def run_open(send: Send, arrivals: Sequence[float], clock: Clock) -> list[
 
 
 async def run_closed(send: Send, count: int, concurrency: int, clock: Clock) -> list[Sample]:
-    """Keeps so many requests running; the next is due when one before it has ended."""
+    """Keeps `concurrency` requests running; the next one is due when one of them ends."""
     indices = iter(range(count))
     samples: list[Sample] = []
 
     async def work() -> None:
         for index in indices:  # shared by all workers
-            samples.append(await send(index, clock.now()))  # noqa: PERF401 - so do the others
+            samples.append(await send(index, clock.now()))  # noqa: PERF401 - others append too
 
     async with asyncio.TaskGroup() as group:
         for _ in range(min(concurrency, count)):
@@ -73,7 +73,7 @@ async def run_closed(send: Send, count: int, concurrency: int, clock: Clock) -> 
 async def measure(
     transport: Transport, task: Task, due: float, *, limit_s: float, clock: Clock
 ) -> Sample:
-    """Sends one request and notes its moments."""
+    """Sends one request and records its times, or why it failed."""
     failure: Failure | None = None
     arrivals: list[float] = []
     sent = clock.now()

@@ -1,4 +1,4 @@
-"""The options of `tokenwire bench`. They are no settings of a server, so no variables are read."""
+"""The options of `tokenwire bench`. They are not a server's settings: variables are not read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from ..launch.options import SettingsError
 from .target import Target, parse_target
 
-_LEAST_WARM_UP = 4  # seeds to choose from; see `load.warm_up`
+_LEAST_WARM_UP = 4  # seeds to choose from; see `command._warm_up`
 _DEFAULT_CONCURRENCY = 8
 
 
@@ -23,12 +23,12 @@ class BenchOptions:
         target: the server.
         rate: requests per second of an open loop; None for a closed one.
         concurrency: requests at a time of a closed loop; None for an open one.
-        requests: how many are counted.
-        warm_up: how many go before them.
+        requests: number of measured requests.
+        warm_up: number of requests before them that are not measured.
         input_tokens: tokens of a prompt.
         output_tokens: tokens to generate.
         shared_prefix: tokens that all prompts begin with.
-        seed: decides the arrivals, and where the search for the sampling seed begins.
+        seed: seed of the arrivals, and the first sampling seed that the warm-up tries.
         timeout: seconds after which a request has failed.
         json: whether the last line is JSON.
 
@@ -58,8 +58,7 @@ class BenchOptions:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds every option as a flag."""
-    add = parser.add_argument
-    add(
+    parser.add_argument(
         "--target",
         type=_checked(parse_target),
         default="http://127.0.0.1:8080",
@@ -67,6 +66,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="http://host:port or https:// for REST, grpc://host:port or grpcs:// for gRPC "
         "(default: %(default)s)",
     )
+    _add_load_arguments(parser)
+    _add_prompt_arguments(parser)
+    parser.add_argument(
+        "--seed", type=_whole(0), default=0, metavar="S", help=_default("decides the arrivals")
+    )
+    parser.add_argument(
+        "--timeout",
+        type=_number(above=0),
+        default=300.0,
+        metavar="S",
+        help=_default("seconds after which a request has failed"),
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="end with the result as one line of JSON"
+    )
+
+
+def _add_load_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds how many requests are sent, and when."""
     loop = parser.add_mutually_exclusive_group()
     loop.add_argument(
         "--rate",
@@ -81,38 +99,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"closed loop: requests at a time (default: {_DEFAULT_CONCURRENCY})",
     )
-    add("--requests", type=_whole(1), default=64, metavar="N", help=_default("requests to count"))
-    add(
+    parser.add_argument(
+        "--requests", type=_whole(1), default=64, metavar="N", help=_default("requests to count")
+    )
+    parser.add_argument(
         "--warm-up",
         type=_whole(0),
         metavar="N",
         help=f"requests before, not counted (default: --concurrency, at least {_LEAST_WARM_UP})",
     )
-    add("--input-tokens", type=_whole(1), default=128, metavar="N", help=_default("prompt tokens"))
-    add("--output-tokens", type=_whole(1), default=64, metavar="N", help=_default("new tokens"))
-    add(
+
+
+def _add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the sizes of prompts and answers."""
+    parser.add_argument(
+        "--input-tokens", type=_whole(1), default=128, metavar="N", help=_default("prompt tokens")
+    )
+    parser.add_argument(
+        "--output-tokens", type=_whole(1), default=64, metavar="N", help=_default("new tokens")
+    )
+    parser.add_argument(
         "--shared-prefix",
         type=_whole(0),
         default=0,
         metavar="N",
         help=_default("tokens that all prompts begin with; otherwise no two begin alike"),
     )
-    add("--seed", type=_whole(0), default=0, metavar="S", help=_default("decides the arrivals"))
-    add(
-        "--timeout",
-        type=_number(above=0),
-        default=300.0,
-        metavar="S",
-        help=_default("seconds after which a request has failed"),
-    )
-    add("--json", action="store_true", help="end with the result as one line of JSON")
 
 
 def from_arguments(arguments: dict[str, Any]) -> BenchOptions:
     """Returns the options that were parsed.
 
     Raises:
-        SettingsError: two contradict each other.
+        SettingsError: two of them contradict each other.
     """
     values = {item.name: arguments[item.name] for item in fields(BenchOptions)}
     if values["rate"] is None and values["concurrency"] is None:
@@ -127,7 +146,7 @@ def _default(text: str) -> str:
 
 
 def _checked(read: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Lets argparse show the text of a ValueError."""
+    """Wraps a parser of values so that argparse shows the text of its ValueError."""
 
     def checked(raw: str) -> Any:
         try:

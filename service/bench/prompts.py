@@ -1,4 +1,4 @@
-"""Prompts of a wanted number of tokens that do not begin alike: a prefix cache would flatter.
+"""Prompts of a given number of tokens that begin differently, so that prefix caches do not help.
 
 The text is words like `w17423`, which are also the words of benchmarks/random_model.py. Two prompts
 differ within their first word, long before a block of a cache is full.
@@ -33,8 +33,8 @@ class PromptMaker:
     """Makes prompts.
 
     Args:
-        token_stops: tokenises: where in the text each token ends, 0 for those that the model adds.
-        num_tokens: how many tokens they shall have.
+        token_stops: tokenises: the offset of each token's end, 0 for tokens that the model adds.
+        num_tokens: tokens of a prompt.
         salt: other salts give other prompts, so that a second run finds nothing in a cache.
     """
 
@@ -47,7 +47,7 @@ class PromptMaker:
         self._tokens_per_word = 1.0
 
     async def prepare(self, num_shared: int) -> None:
-        """Learns how long words are; lets all prompts begin with the same so many tokens."""
+        """Measures tokens per word; makes the `num_shared` tokens that all prompts begin with."""
         words = self._words(0, _NUM_TRIAL_WORDS)
         stops = await self._token_stops(" ".join(words))
         self._tokens_per_word = max(1.0, len(stops) / len(words))
@@ -59,24 +59,25 @@ class PromptMaker:
         """Returns the prompt with this number.
 
         Raises:
-            TargetError: so few tokens leave no room for what tells prompts apart.
+            TargetError: so few tokens have no room for the words that differ.
         """
         words = [*self._shared, *self._words(index + 1, self._enough(self._num_tokens))]
         return await self._fitted(words, len(self._shared) + 1, self._num_tokens)
 
     def _enough(self, num_tokens: int) -> int:
-        """Words that have so many tokens, more or less: what does not fit is cut off."""
+        """About how many words have so many tokens; excess words are cut off later."""
         return 1 + int(num_tokens / self._tokens_per_word)
 
     def _words(self, index: int, count: int) -> list[str]:
-        """Words whose first two have the index in them."""
-        rounds, place = divmod(index, _NUM_WORDS)
-        first, second = self._order[place], self._order[(place + rounds + 1) % _NUM_WORDS]
+        """Random words, of which the first two depend on the index and differ for every prompt."""
+        rounds, position = divmod(index, _NUM_WORDS)
+        first = self._order[position]
+        second = self._order[(position + rounds + 1) % _NUM_WORDS]
         others = self._random.choices(range(_NUM_WORDS), k=max(count - 2, 0))
         return [f"w{number}" for number in (first, second, *others)]
 
     async def _fitted(self, words: list[str], least: int, num_tokens: int) -> Prompt:
-        """As many of the words as fit, then fillers; the server says how many tokens that is."""
+        """As many of the words as fit, then fillers; the server counts the tokens."""
         stops = await self._token_stops(" ".join(words))
         num_kept, num_used = _fitting(words, stops, num_tokens)
         num_fillers = num_tokens - num_used

@@ -11,13 +11,13 @@ from .summary import Percentiles, Summary
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """A result, and what it is the result of.
+    """A result, with the options and prompts that it belongs to.
 
     Attributes:
-        options: what was asked for.
+        options: the options of the measurement.
         prompt_tokens: tokens of a prompt on average, as the server counts.
-        summary: what was seen.
-        queue_s: mean time in the server's queue, if it says so.
+        summary: the measured values.
+        queue_s: mean time in the server's queue; None if it does not report that.
     """
 
     options: BenchOptions
@@ -26,7 +26,7 @@ class Report:
     queue_s: float | None
 
     def table(self) -> str:
-        """For people, with a line's end."""
+        """For people; ends with a newline."""
         lines = [self._heading(), "", *self._latencies(), "", *self._totals(), *self._failures()]
         return "\n".join(lines) + "\n"
 

@@ -23,11 +23,11 @@ _OK = 200
 
 
 class RestTransport:
-    """See Transport. Connections are kept and never waited for; proxies are not used.
+    """See Transport. Connections are kept and not limited in number; proxies are not used.
 
     Args:
         target: where the server is.
-        http: what connects; otherwise the network.
+        http: what connects, for tests; by default the network.
     """
 
     def __init__(self, target: Target, http: httpx.AsyncBaseTransport | None = None) -> None:
@@ -102,7 +102,7 @@ async def _lines(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 
 def _check_end(line: bytes) -> None:
-    """Only the last event is parsed, since parsing takes time from those who wait.
+    """Checks the last event, the only one that is parsed, since parsing delays other requests.
 
     Raises:
         RequestFailed: it is not the end of a text.
@@ -121,7 +121,7 @@ def _failure(status: int, body: bytes, path: str = "/generate_stream") -> Failur
     try:
         error = json.loads(body)
         return Failure(str(error["error_type"]), str(status), str(error["error"]))
-    except (ValueError, TypeError, KeyError):  # someone else's answer
+    except (ValueError, TypeError, KeyError):  # not an answer in TGI's form, e.g. a proxy's
         return Failure("http", str(status), f"the answer to {path} has status {status}")
 
 

@@ -1,4 +1,4 @@
-"""What was seen of one request."""
+"""The times of one request."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from .transport import Failure
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """Moments of one request, in seconds of the same clock.
+    """The times of one request, in seconds of one clock.
 
-    Latencies count from when it was due: a user does not care that the one who should have sent his
-    request was held up (coordinated omission). In a closed loop it is due when it is sent.
+    Latencies count from when it was due, not from when it was sent: a delay of the sender is part
+    of what a user waits for (coordinated omission). In a closed loop it is due when it is sent.
 
     Attributes:
         due: when it should have been sent.
-        sent: when it was.
-        arrivals: when each token was here.
-        ended: when the answer was over.
+        sent: when it was sent.
+        arrivals: when each token arrived.
+        ended: when the answer was complete, or failed.
         failure: why it failed, if it did.
     """
 
@@ -31,7 +31,7 @@ class Sample:
 
     @property
     def lateness(self) -> float:
-        """How long after it was due it was sent."""
+        """Seconds from when it was due to when it was sent."""
         return self.sent - self.due
 
     @property

@@ -1,4 +1,4 @@
-"""What many samples say together."""
+"""The statistics of many samples."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Percentiles:
 
 @dataclass(frozen=True, slots=True)
 class FailureCount:
-    """How often something went wrong, and what the server said the first time."""
+    """How often one kind of failure happened, and the first message of it."""
 
     error_type: str
     code: str
@@ -36,15 +36,15 @@ class Summary:
     """The result. Latencies and rates are those of the requests that succeeded.
 
     Attributes:
-        succeeded: how many did.
-        failures: what happened to the others, the most frequent first.
-        duration_s: from the first request's moment to the last answer's end.
-        generated_tokens: in all.
+        succeeded: number of requests that succeeded.
+        failures: the failures of the others by kind, the most frequent first.
+        duration_s: from when the first request was due to the last answer's end.
+        generated_tokens: tokens of all answers together.
         ended_early: answers with fewer tokens than were asked for.
-        first_token: time to it.
+        first_token: time to the first token.
         inter_token: time between two tokens of an answer.
-        end_to_end: time to the end.
-        lateness: how long after their moment requests were sent; much of it means that this
+        end_to_end: time to the end of the answer.
+        lateness: how long after they were due requests were sent; large values mean that this
             machine, not the server, was too slow.
     """
 
@@ -92,7 +92,7 @@ def summarise(samples: Sequence[Sample], output_tokens: int) -> Summary:
 
 
 def percentiles(values: Sequence[float]) -> Percentiles | None:
-    """Returns the percentiles; between two values, what lies between them in proportion."""
+    """Returns the percentiles, interpolated between two values; None for no values."""
     if not values:
         return None
     ordered = sorted(values)
@@ -100,10 +100,10 @@ def percentiles(values: Sequence[float]) -> Percentiles | None:
 
 
 def _quantile(ordered: Sequence[float], share: float) -> float:
-    place = share * (len(ordered) - 1)
-    below = int(place)
+    position = share * (len(ordered) - 1)
+    below = int(position)
     above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+    return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
 
 
 def _count(failures: Sequence[Failure]) -> tuple[FailureCount, ...]:

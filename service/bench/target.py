@@ -1,4 +1,4 @@
-"""Where the server is, and how to talk to it."""
+"""The address of the server, and the protocol to use."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Target:
 
     Attributes:
         url: as it was given.
-        transport: what it is spoken to with.
-        secure: whether with TLS.
+        transport: the protocol.
+        secure: whether TLS is used.
     """
 
     url: str
@@ -42,7 +42,7 @@ def parse_target(raw: str) -> Target:
     """Returns the target that a URL names.
 
     Raises:
-        ValueError: it names none.
+        ValueError: it is not the URL of one.
     """
     parts = urlsplit(raw)
     if parts.scheme not in _SCHEMES or not parts.hostname or parts.query or parts.fragment:

@@ -1,4 +1,4 @@
-"""What a load needs of a server, over whatever it is spoken to."""
+"""What a load needs of a server, the same over every protocol."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Protocol
 UNARY_TIMEOUT_S = 30.0  # of everything but generation
 
 # TGI's API has no way to ignore the end-of-text token. But at this temperature every token is as
-# likely as any other, whatever the model has learnt, so that only the seed decides: draws that miss
-# the end once miss it in every request. `command` looks for such a seed while it warms up.
+# likely as any other, whatever the model has learnt, so that only the seed decides: one whose draws
+# miss that token in one request misses it in all. `command` finds such a seed in the warm-up.
 TEMPERATURE = 1e6
 
 
@@ -30,7 +30,7 @@ class Failure:
     Attributes:
         error_type: REST's `error_type`, gRPC's reason, or ours: connection, timeout, incomplete.
         code: the HTTP status or the gRPC code; empty if there was no answer.
-        message: what the server says.
+        message: the text of the error.
     """
 
     error_type: str
@@ -43,7 +43,7 @@ class Failure:
 
 
 class RequestFailed(Exception):
-    """A request failed; what is raised by a Transport, whatever it is made of."""
+    """A request failed; every Transport raises this, not an exception of its library."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(str(failure))
@@ -57,13 +57,13 @@ class Transport(Protocol):
     """A way to ask the server. Everything but `close` raises RequestFailed."""
 
     async def token_stops(self, text: str) -> list[int]:
-        """Tokenises: for each token where in the text it ends, 0 for those that the model adds."""
+        """Tokenises: the offset of each token's end, 0 for tokens that the model adds."""
 
     async def metrics(self) -> str:
         """The server's metrics, in Prometheus' text format."""
 
     def stream(self, task: Task) -> AsyncGenerator[None]:
-        """Generates, and yields once for each token, as soon as it is here."""
+        """Generates, and yields once for each token, as soon as it arrives."""
 
     async def close(self) -> None:
         """Ends the connections."""

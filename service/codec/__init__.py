@@ -1,4 +1,4 @@
 """Between the domain and the wire, both ways: typed messages, JSON and SSE bytes, headers.
 
-It decides nothing: what an answer is was settled before.
+It makes no decisions: what an answer contains is settled in `openai` and `generation`.
 """

@@ -1,6 +1,6 @@
-"""Between the wire's messages and the domain, both ways, without deciding anything.
+"""Converts the generated messages to domain requests, and results to generated messages.
 
-This, `servicer.py` and `rpc.py` are the only files that know the generated messages.
+It checks no limits. Only this folder, `api` and `bench` know the generated messages.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from ..openai.usage import StreamUsage, Usage
 from ..pb.google.protobuf import ListValue, NullValue, Struct, Value
 from ..pb.tokenwire import v1 as pb
 
-# presence_penalty is shifted so: TGI, router/src/server.rs at v2.1.1, chat_completions.
+# TGI adds this to presence_penalty and takes the sum as repetition_penalty:
+# router/src/server.rs at v2.1.1, chat_completions.
 _PRESENCE_SHIFT = 2.0
 
 # Kinds of grammars by their names on the wire.
@@ -46,7 +47,7 @@ Invocation = pb.CompatGenerateRequest | pb.ChatRequest | pb.CompletionsRequest
 
 
 def parameters(message: pb.GenerateParameters | None) -> Parameters:
-    """The parameters of `/generate`. Absent as a whole they mean sampling: TGI's rule."""
+    """The parameters of `/generate`. If the whole message is absent, TGI samples."""
     if message is None:
         return Parameters(do_sample=True)
     return Parameters(
@@ -86,27 +87,28 @@ def chat_request(message: pb.ChatRequest, tool_call_format: ToolCallFormat = "tg
         tool_prompt=message.tool_prompt,
         tool_call_format=tool_call_format,
         response_format=response_format,
-        parameters=Parameters(
-            frequency_penalty=message.frequency_penalty,
-            repetition_penalty=(
-                None
-                if message.presence_penalty is None
-                else message.presence_penalty + _PRESENCE_SHIFT
-            ),
-            max_new_tokens=_or_default(
-                message.max_tokens
-                if message.max_completion_tokens is None
-                else message.max_completion_tokens
-            ),
-            stop=tuple(message.stop),
-            seed=message.seed,
-            top_p=message.top_p,
-            top_n_tokens=message.top_logprobs,
-            grammar=response_format,
-            adapter_id=message.model,
-            details=True,
-            **_temperature(message.temperature),
-        ),
+        parameters=_chat_parameters(message, response_format),
+    )
+
+
+def _chat_parameters(message: pb.ChatRequest, response_format: Grammar | None) -> Parameters:
+    """The parameters of a conversation under their names in `/generate`."""
+    presence_penalty = message.presence_penalty
+    max_tokens = message.max_completion_tokens
+    if max_tokens is None:
+        max_tokens = message.max_tokens  # its older name
+    return Parameters(
+        frequency_penalty=message.frequency_penalty,
+        repetition_penalty=None if presence_penalty is None else presence_penalty + _PRESENCE_SHIFT,
+        max_new_tokens=_or_default(max_tokens),
+        stop=tuple(message.stop),
+        seed=message.seed,
+        top_p=message.top_p,
+        top_n_tokens=message.top_logprobs,
+        grammar=response_format,
+        adapter_id=message.model,
+        details=True,
+        **_temperature(message.temperature),
     )
 
 
@@ -131,13 +133,11 @@ def completions_request(message: pb.CompletionsRequest) -> CompletionsRequest:
     )
 
 
-def invocation(
-    message: pb.InvocationsRequest,
-) -> Invocation:
-    """The request that was meant.
+def invocation(message: pb.InvocationsRequest) -> Invocation:
+    """The request that the fields which are set belong to.
 
     Raises:
-        ServiceError: it is none of them, or more than one.
+        ServiceError: they belong to none, or to more than one.
     """
     choices: dict[str, tuple[bool, type[Any]]] = {
         "inputs": (message.inputs is not None, pb.CompatGenerateRequest),
@@ -172,7 +172,7 @@ def plain(value: Value | None) -> Any:
             return text
         case Value(bool_value=bool(truth)):
             return truth
-    return None  # null, or nothing at all
+    return None  # null, or no kind is set
 
 
 def to_value(item: Any) -> Value:
@@ -195,7 +195,7 @@ def generate_response(result: Generation) -> pb.GenerateResponse:
     response = pb.GenerateResponse(generated_text=result.generated_text)
     if result.request.wants_details:
         response.details = pb.Details(
-            best_of_sequences=[_loser(item) for item in result.best_of_sequences],
+            best_of_sequences=[_best_of_sequence(item) for item in result.best_of_sequences],
             **_summary(result),
         )
     return response
@@ -268,7 +268,7 @@ def completion_chunk(delta: CompletionDelta) -> pb.Completion:
 
 
 def chat_usage(part: StreamUsage) -> pb.ChatCompletionChunk:
-    """What a stream took."""
+    """The last chunk of a stream, with its usage."""
     return pb.ChatCompletionChunk(
         **_head(part.created, part.server),
         usage=_usage(part.usage),
@@ -276,7 +276,7 @@ def chat_usage(part: StreamUsage) -> pb.ChatCompletionChunk:
 
 
 def completion_usage(part: StreamUsage) -> pb.Completion:
-    """What a stream took."""
+    """The last chunk of a stream, with its usage."""
     return pb.Completion(
         **_head(part.created, part.server),
         usage=_usage(part.usage),
@@ -301,7 +301,7 @@ def _or_default(max_new_tokens: int | None) -> int:
 
 
 def _temperature(value: float | None) -> dict[str, Any]:
-    """OpenAI's reading: exactly 0 is greedy, everything else samples."""
+    """As OpenAI reads a temperature: exactly 0 is greedy, all else samples."""
     if value == 0.0:
         return {"do_sample": False, "temperature": None}
     return {"do_sample": True, "temperature": value}
@@ -348,10 +348,10 @@ def _assistant_message(answer: ChatAnswer) -> pb.AssistantMessage:
 
 
 def _call_arguments(call: ToolCall, answer: ChatAnswer) -> Value:
-    """As values in the contract's form, unless they are more than those can hold."""
+    """The arguments: parsed in the contract's form if a `Value` can hold them, else as text."""
     if answer.tool_call_format == "tgi":
         with suppress(ValueError, OverflowError, RecursionError):
-            # Whole numbers too, which on the wire are doubles.
+            # Integers are parsed as floats, since a `Value` has doubles only.
             return to_value(json.loads(call.arguments, parse_int=float))
     return to_value(call.arguments)
 
@@ -392,7 +392,7 @@ def _prefill(tokens: Sequence[PrefillToken]) -> list[pb.PrefillToken]:
     ]
 
 
-def _loser(result: Generation) -> pb.BestOfSequence:
+def _best_of_sequence(result: Generation) -> pb.BestOfSequence:
     return pb.BestOfSequence(generated_text=result.generated_text, **_summary(result))
 
 

@@ -13,13 +13,13 @@ from ..generation.generator import Token
 from ..openai.chat import ChatDelta
 from ..text.tokenizer import TokenSpan
 
-# A tag is (field number << 3) | wire type: 0 a varint, 2 a length and so many bytes, 5 four bytes.
+# A tag is (field number << 3) | wire type: 0 a varint, 2 a length and its bytes, 5 four bytes.
 _FLOAT = struct.Struct("<f")
 _INVOCATION_TAGS = {"generate": b"\x0a", "chat": b"\x12", "completions": b"\x1a"}
 
 
 def http_reply(content_type: str, data: bytes) -> bytes:
-    """A reply with nothing but `http`, which is field 15 of every reply."""
+    """A reply with only `http` set, which is field 15 of every reply."""
     body = _sized(b"\x0a", content_type.encode())
     if data:
         body += _sized(b"\x12", data)
@@ -27,7 +27,7 @@ def http_reply(content_type: str, data: bytes) -> bytes:
 
 
 def stream_response(index: int, token: Token) -> bytes:
-    """GenerateStreamResponse with an index and a token, which is all but the last of a stream."""
+    """GenerateStreamResponse with index and token, as for all tokens of a stream but the last."""
     return b"\x08" + _varint(index) + _sized(b"\x12", _token(token))
 
 
@@ -37,7 +37,7 @@ def compat_event(index: int, token: Token) -> bytes:
 
 
 def chat_chunk(delta: ChatDelta) -> bytes:
-    """ChatResponse with a chunk that has text only, which is all but the last of a stream."""
+    """ChatResponse with a chunk of text only, as for all tokens of a stream but the last."""
     message = _sized(b"\x0a", b"assistant") + _sized(b"\x12", delta.text.encode())
     chunk = (
         b"\x10"

@@ -1,7 +1,7 @@
 """The x-* response headers that TGI's clients and proxies read; gRPC callers get them as metadata.
 
-Names and meanings are those of router/src/server.rs at v2.1.1. A stream's headers go out before its
-first token, so they hold what is known by then.
+Names and meanings are those of router/src/server.rs at v2.1.1. A stream's headers are sent before
+its first token, so they hold only what is known by then.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ Headers = dict[str, str]
 
 
 def of_generation(result: Generation, compute_type: str) -> Headers:
-    """Headers of one finished generation. Seconds, but whole milliseconds per token."""
+    """Headers of one finished generation: times in seconds, per token in whole milliseconds."""
     return {
         "x-compute-type": compute_type,
         "x-compute-time": str(result.timings.total),

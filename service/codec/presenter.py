@@ -1,7 +1,7 @@
-"""The two faces of every reply: typed messages for gRPC callers, rendered bytes for REST callers.
+"""The two forms of every reply: typed messages for gRPC callers, rendered bytes for REST callers.
 
-The servicer does the same for both and asks the call's presenter for each message. A REST message
-is already serialised.
+The servicer treats both alike and asks the call's presenter for each message. A REST message is
+already serialised.
 """
 
 from __future__ import annotations
@@ -40,25 +40,25 @@ class Presenter(Protocol):
         """CompatGenerate without a stream."""
 
     def compat_generate_stream(self, index: int, event: TokenEvent) -> Reply:
-        """CompatGenerate with one."""
+        """CompatGenerate with a stream: the token number `index`, from 1."""
 
     def chat(self, answer: ChatAnswer) -> Reply:
         """Chat without a stream."""
 
     def chat_stream(self, delta: ChatDelta) -> Reply:
-        """Chat with one."""
+        """Chat with a stream: a part of the answer."""
 
     def completions(self, answer: CompletionAnswer) -> Reply:
         """Completions without a stream."""
 
     def completions_stream(self, delta: CompletionDelta) -> Reply:
-        """Completions with one."""
+        """Completions with a stream: one token of one prompt's continuation."""
 
     def chat_usage(self, usage: StreamUsage) -> Reply:
-        """Chat with a stream: what it took, at its end."""
+        """Chat with a stream: its usage, at its end."""
 
     def completions_usage(self, usage: StreamUsage) -> Reply:
-        """Completions with a stream: what it took, at its end."""
+        """Completions with a stream: its usage, at its end."""
 
     def tokenize(self, spans: list[TokenSpan]) -> Reply:
         """Tokenize."""
@@ -70,22 +70,22 @@ class Presenter(Protocol):
         """ListModels."""
 
     def invocation(self, kind: InvocationKind, reply: Reply) -> Reply:
-        """Invocations, around a reply of the RPC that was meant."""
+        """Invocations: wraps the reply of the RPC that was chosen."""
 
     def info(self, server: ServerInfo) -> Reply:
         """Info."""
 
     def health(self) -> Reply:
-        """Health, when all is well."""
+        """Health, for a healthy server."""
 
     def stream_error(self, error: ServiceError) -> Reply:
-        """A failure inside a stream, as a message of it, or raised again."""
+        """A failure inside a stream: as a message of the stream, or raised again."""
 
     def stream_end(self) -> Reply | None:
-        """What marks the end of an OpenAI stream, if anything does."""
+        """The message that marks the end of an OpenAI stream, if there is one."""
 
     def keep_alive(self) -> Reply | None:
-        """What breaks a silence within a stream, if anything has to."""
+        """The message that a silent stream sends to stay open, if one is needed."""
 
 
 class TypedPresenter:
@@ -236,15 +236,15 @@ class RestPresenter:
         return framing.http_reply(render.JSON, render.info(server))
 
     def health(self) -> Reply:
-        """An empty body; the type is there because HTTP wants one."""
+        """An empty body; it has a content type because HTTP expects one."""
         return framing.http_reply("text/plain; charset=utf-8", b"")
 
     def stream_error(self, error: ServiceError) -> Reply:
-        """An event: the status 200 has been promised already, as in TGI."""
+        """An event, as in TGI: the status 200 was sent already."""
         return _event(render.error(error))
 
     def stream_end(self) -> Reply | None:
-        """The line that OpenAI's clients wait for."""
+        """The event that OpenAI's clients wait for."""
         return framing.http_reply(render.SSE, render.DONE)
 
     def keep_alive(self) -> Reply | None:
@@ -253,12 +253,12 @@ class RestPresenter:
 
 
 def metrics(text: bytes) -> Reply:
-    """The exposition, the same for both."""
+    """The exposition; the same for both transports."""
     return document(METRICS_TYPE, text)
 
 
 def document(content_type: str, data: bytes) -> Reply:
-    """A file, the same for both."""
+    """A file; the same for both transports."""
     return HttpBody(content_type=content_type, data=data)
 
 

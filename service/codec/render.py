@@ -1,7 +1,7 @@
 """JSON and server-sent events, byte for byte as TGI sends them.
 
 Key order, nulls and number formats are the contract's: a key that is left out and one that is null
-mean different things to clients. Nothing here decides anything.
+mean different things to clients. What an answer contains is decided elsewhere.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def _message(answer: ChatAnswer) -> dict[str, Any]:
 def _delta(delta: ChatDelta) -> dict[str, Any]:
     """A part of a turn: calls are one object in the contract's form, a list in OpenAI's.
 
-    OpenAI's helper for streams puts all roles behind each other, so there only the first has one.
+    OpenAI's helper for streams concatenates all roles, so in its form only the first part has one.
     """
     call = delta.call
     is_openai = delta.tool_call_format == "openai"
@@ -201,7 +201,7 @@ def chat_usage(part: StreamUsage) -> bytes:
 
 
 def completion_usage(part: StreamUsage) -> bytes:
-    """The same on the older endpoint."""
+    """The same for completions."""
     return _usage_chunk("text_completion", part)
 
 
@@ -257,11 +257,11 @@ def _generation(result: Generation) -> dict[str, Any]:
 def _details(result: Generation) -> dict[str, Any]:
     body = _summary(result)
     if result.best_of_sequences:
-        body["best_of_sequences"] = [_loser(item) for item in result.best_of_sequences]
+        body["best_of_sequences"] = [_best_of_sequence(item) for item in result.best_of_sequences]
     return body | _top_tokens(result)
 
 
-def _loser(result: Generation) -> dict[str, Any]:
+def _best_of_sequence(result: Generation) -> dict[str, Any]:
     return {"generated_text": result.generated_text, **_summary(result), **_top_tokens(result)}
 
 
@@ -276,7 +276,7 @@ def _summary(result: Generation) -> dict[str, Any]:
 
 
 def _top_tokens(result: Generation) -> dict[str, Any]:
-    """The key and its lists; neither when nobody asked."""
+    """`top_tokens` with its lists; left out when none were asked for."""
     if not result.top_tokens:
         return {}
     return {"top_tokens": [[_token(token) for token in step] for step in result.top_tokens]}

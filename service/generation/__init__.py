@@ -1,4 +1,5 @@
-"""The life of one generation: limits, validation, permits, the engine's client, text events.
+"""One generation: limits, validation, permits, the engine's client, text events.
 
-It knows neither messages nor JSON, and no endpoint but its own parameters.
+It knows neither messages nor JSON. Its parameters have the names of `/generate`; the other
+endpoints' names are mapped to these in `codec`.
 """

@@ -1,4 +1,4 @@
-"""How many generations run at a time. Who comes too late hears so at once and does not wait."""
+"""Limits how many generations run at a time. A request above the limit is refused at once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..errors import overloaded, unhealthy
 class Admission:
     """A fixed number of permits, one per generation.
 
-    Lives on one event loop, so it needs no lock.
+    It is used from one event loop only, so it needs no lock.
     """
 
     def __init__(self, max_concurrent_requests: int) -> None:
@@ -37,5 +37,5 @@ class Admission:
             self.num_active -= count
 
     def close(self) -> None:
-        """Lets nobody in any more; those inside stay."""
+        """Refuses all further permits; those held already stay valid."""
         self._open = False

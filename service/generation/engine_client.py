@@ -1,8 +1,8 @@
 """The service's end of the engine's socket.
 
-One reader task takes in a message per engine step and hands each request its part. When the engine
-goes away the streams wait; a new engine gets each request again with the tokens generated so far,
-and goes on where the old one stopped.
+One reader task receives a message per engine step and gives each request its output. When the
+connection is lost the streams wait; a new engine gets each request again with the tokens generated
+so far, and continues where the old one stopped.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from engine.protocol import wire
 from engine.protocol.config import EngineInfo
-from engine.protocol.request import EngineStats, Request, SequenceOutput, StepOutput
+from engine.protocol.request import Request, SequenceOutput, StepOutput
 
 from ..errors import unhealthy
 
@@ -28,23 +28,23 @@ logger = logging.getLogger(__name__)
 StepListener = Callable[[StepOutput], None]
 
 _RECONNECT_S = 0.1
-_MAX_RESTARTS = 3  # the engine death that ends a request: one that kills engines must end
+_MAX_RESTARTS = 3  # engine deaths at which a request fails: it may be their cause
 
 
 @dataclass(slots=True)
 class _Stream:
-    """A request on its way: what was asked, what has come, and how often the engine was lost."""
+    """A request in progress, its outputs so far, and how often the engine was lost."""
 
     request: Request
     queue: asyncio.Queue[SequenceOutput] = field(default_factory=asyncio.Queue)
     token_ids: list[int] = field(default_factory=list)
     num_prompt_logprobs: int = 0
-    num_repeated_logprobs: int = 0  # those a new engine will send once more
+    num_repeated_logprobs: int = 0  # of the prompt, that a new engine will send again
     num_restarts: int = 0
-    ended: bool = False  # everything has come; the reader may not have read it yet
+    ended: bool = False  # the last output was received; the caller may not have read it yet
 
     def push(self, output: SequenceOutput) -> None:
-        """Takes in a step's part, without what was sent before a restart."""
+        """Queues a step's output, without log-probabilities that an earlier engine sent already."""
         if output.prompt_logprobs:
             fresh = output.prompt_logprobs[self.num_repeated_logprobs :]
             self.num_repeated_logprobs -= len(output.prompt_logprobs) - len(fresh)
@@ -56,7 +56,7 @@ class _Stream:
         self.queue.put_nowait(output)
 
     def resumption(self) -> Request:
-        """The request for a new engine."""
+        """The request for a new engine, which continues after the tokens received so far."""
         generated = (*self.request.resumed_token_ids, *self.token_ids)
         if generated:
             return replace(self.request, resumed_token_ids=generated, prompt_logprobs=False)
@@ -65,7 +65,7 @@ class _Stream:
 
 
 class EngineClient:
-    """A connection that comes back by itself.
+    """A connection to the engine that is opened again whenever it is lost.
 
     Args:
         socket_path: the engine's socket.
@@ -86,26 +86,21 @@ class EngineClient:
         self.on_step: list[StepListener] = []
 
     @property
-    def stats(self) -> EngineStats:
-        """The engine's last snapshot."""
-        return self.last_step.stats
-
-    @property
     def is_connected(self) -> bool:
-        """Whether an engine is there."""
+        """Whether the connection to an engine is open."""
         return self._writer is not None
 
     @property
     def is_healthy(self) -> bool:
-        """Whether an engine is there and its loop runs: idle or busy, it sends messages."""
+        """Whether an engine is connected and its loop runs: idle or busy, it sends messages."""
         return self.is_connected and time.monotonic() - self._last_message < self._stall_s
 
     def start(self) -> None:
-        """Begins to connect."""
+        """Starts the task that connects and reads."""
         self._task = asyncio.create_task(self._run(), name="engine client")
 
     async def ready(self) -> EngineInfo:
-        """Waits for the first engine, and says what it serves."""
+        """Waits for the first engine and returns its description."""
         await self._ready.wait()
         assert self.info is not None
         return self.info
@@ -123,10 +118,10 @@ class EngineClient:
         return next(self._ids)
 
     async def generate(self, request: Request) -> AsyncGenerator[SequenceOutput]:
-        """What each step brings for a request, until it ends. Closing the iterator aborts it.
+        """Yields a request's output of each step until it ends. Closing the iterator aborts it.
 
         Raises:
-            ServiceError: there is no engine to begin with.
+            ServiceError: no engine is connected.
         """
         if self._writer is None:
             raise unhealthy()
@@ -141,7 +136,7 @@ class EngineClient:
                 self._send(wire.frame(wire.Kind.ABORT, request.request_id))
 
     async def _run(self) -> None:
-        """Connects, reads until the engine goes away, and connects again."""
+        """Connects, reads until the connection is lost, and connects again."""
         while True:
             try:
                 reader, self._writer = await asyncio.open_unix_connection(self._socket_path)
@@ -182,7 +177,7 @@ class EngineClient:
         self.last_step = step
         for output in step.outputs:
             stream = self._streams.get(output.request_id)
-            if stream is not None:  # else it was aborted while this was on its way
+            if stream is not None:  # else it was aborted before this arrived
                 stream.push(output)
         for listener in self.on_step:
             listener(step)

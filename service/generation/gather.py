@@ -1,4 +1,4 @@
-"""Several pieces of work for one request: all succeed, or the first failure ends them."""
+"""Runs the parts of one request together: all succeed, or the first failure ends the others."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _T = TypeVar("_T")
 async def gather(coroutines: Iterable[Coroutine[Any, Any, _T]]) -> list[_T]:
     """Runs all at the same time and returns their results in order.
 
-    Raises what failed first, by itself and not in a group, once the others are cancelled.
+    Raises the first failure, itself and not in a group, after the others were cancelled.
     """
     try:
         async with asyncio.TaskGroup() as group:

@@ -1,6 +1,6 @@
 """Generates text for valid requests: engine tokens in, text events out.
 
-Stop sequences need text, so they are found here; the engine is told and forgets the sequence.
+Stop sequences need text, so they are found here; closing the engine's stream aborts its sequence.
 """
 
 from __future__ import annotations
@@ -46,7 +46,14 @@ class PrefillToken:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """When things happened to a request, in seconds of the monotonic clock."""
+    """When a request passed its stages, in seconds of the monotonic clock.
+
+    Attributes:
+        received: when the call arrived.
+        validated: when it was valid and was sent to the engine.
+        started: when the engine reported its first step.
+        finished: when its last token arrived.
+    """
 
     received: float
     validated: float
@@ -55,22 +62,22 @@ class Timings:
 
     @property
     def total(self) -> float:
-        """Everything."""
+        """Seconds from receipt to the end."""
         return self.finished - self.received
 
     @property
     def validation(self) -> float:
-        """Until the request was queued."""
+        """Seconds from receipt until the request was queued."""
         return self.validated - self.received
 
     @property
     def queue(self) -> float:
-        """From there until its first step."""
+        """Seconds in the queue, until its first step."""
         return self.started - self.validated
 
     @property
     def inference(self) -> float:
-        """From there to the end."""
+        """Seconds from its first step to the end."""
         return self.finished - self.started
 
 
@@ -100,7 +107,7 @@ class Generation:
 
     @property
     def mean_logprob(self) -> float:
-        """What `best_of` ranks by."""
+        """The mean log-probability of a token, which `best_of` ranks by."""
         return sum(token.logprob or 0.0 for token in self.tokens) / max(len(self.tokens), 1)
 
 
@@ -135,8 +142,7 @@ class Generator:
         candidates = [_with_own_seed(request) for _ in range(request.best_of)]
         results = await gather(self._run_one(item, received, validated) for item in candidates)
         best = max(results, key=lambda item: item.mean_logprob)  # the first of equals, as in TGI
-        losers = [item for item in results if item is not best]
-        return replace(best, best_of_sequences=losers)
+        return replace(best, best_of_sequences=[item for item in results if item is not best])
 
     async def stream(
         self, request: GenerationRequest, received: float, validated: float
@@ -178,7 +184,7 @@ class Generator:
 
 
 class _Progress:
-    """What has become of one request so far."""
+    """The text and tokens of one request so far."""
 
     def __init__(
         self,
@@ -200,10 +206,10 @@ class _Progress:
         self._tail_size = max(map(len, request.stop), default=0) + 1
 
     def push(self, output: engine.SequenceOutput) -> TokenEvent | None:
-        """Takes in one step; the event of its token, if it brought one.
+        """Adds one step's output and returns the event of its token, if it has one.
 
         Raises:
-            ServiceError: the engine gave up on the request.
+            ServiceError: the request failed in the engine.
         """
         if output.error is not None:
             raise ServiceError(ErrorKind.GENERATION, f"Server error: {output.error}")
@@ -235,7 +241,7 @@ class _Progress:
         return token, top_tokens
 
     def _stops(self, text: str) -> bool:
-        """Whether the text now ends with a stop sequence, a newline behind it tolerated.
+        """Whether the text now ends with a stop sequence, or with one and a newline.
 
         TGI matches the expression `sequence$` at token boundaries only (tokens.py at v2.1.1,
         StopSequenceCriteria).
@@ -272,9 +278,9 @@ class _Progress:
 
 
 def shortest_float32(value: float | None) -> float | None:
-    """The double that prints as the shortest decimal of the same float32, as the contract has it.
+    """The double that prints as the shortest decimal of the same float32, as in TGI's JSON.
 
-    None stands for everything that JSON has no number for.
+    None for None and for numbers that JSON lacks: NaN and the infinities.
     """
     if value is None or not np.isfinite(value):
         return None

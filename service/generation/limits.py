@@ -1,6 +1,7 @@
-"""Every limit on a request, once: the value, the check and TGI's words, in TGI's order.
+"""The limits on a generation: for each the value, the check and TGI's text, in TGI's order.
 
-The order and the texts are those of router/src/validation.rs at v2.1.1.
+The order and the texts are those of router/src/validation.rs at v2.1.1. What only one endpoint
+restricts is checked in `service/openai`, and grammars in `service/grammar`.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A limit on one parameter: `broken` says whether a request breaks it, `text` what to say then.
+    """A limit on one parameter: `broken` tells whether a request breaks it, `text` is the error.
 
-    The text may name `{given}` values and any field of `Limits`.
+    The text may contain `{given}`, the offending value, and any field of `Limits`.
     """
 
     field: str
@@ -39,7 +40,7 @@ class Rule:
 
 
 def _outside(value: float | None, low: float, high: float) -> bool:
-    """Whether a number is not strictly between two others; NaN is outside of everything."""
+    """Whether a number is not strictly between two others; NaN never is."""
     return value is not None and not low < value < high
 
 
@@ -150,7 +151,7 @@ def check(rules: tuple[Rule, ...], parameters: Parameters, limits: Limits) -> No
 
 
 def check_lengths(num_input: int, max_new_tokens: int, limits: Limits) -> None:
-    """Checks what is known only after tokenising: TGI looks at the sum first.
+    """Checks the numbers of tokens, known only after tokenising; TGI checks the sum first.
 
     Raises:
         ServiceError: the prompt, or the prompt and its continuation, are too long.

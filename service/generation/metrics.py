@@ -1,4 +1,4 @@
-"""Prometheus series under TGI's names (router/src/server.rs at v2.1.1), and gRPC's own."""
+"""Prometheus series under TGI's names (router/src/server.rs at v2.1.1), and some of our own."""
 
 from __future__ import annotations
 
@@ -32,7 +32,13 @@ class Metrics:
 
     def __init__(self, limits: Limits) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # TGI has no *_created series
-        self.registry = CollectorRegistry()
+        self._registry = CollectorRegistry()
+        self._add_generation_series(limits)
+        self._add_engine_series()
+        self._add_call_series()
+
+    def _add_generation_series(self, limits: Limits) -> None:
+        """The series that TGI has per request."""
         self._requests = self._counter("tgi_request_count", "Generations begun")
         self._successes = self._counter("tgi_request_success", "Generations finished")
         self._failures = self._counter("tgi_request_failure", "Generations that failed", "err")
@@ -51,6 +57,9 @@ class Metrics:
             "tgi_request_max_new_tokens", "Tokens asked for", total
         )
         self._generated = self._histogram("tgi_request_generated_tokens", "Tokens generated", total)
+
+    def _add_engine_series(self) -> None:
+        """The series that are set after every step of the engine."""
         self._queue_size = self._gauge("tgi_queue_size", "Requests that wait for their first step")
         self._batch_size = self._gauge("tgi_batch_current_size", "Requests in the batch")
         self._batch_inferences = self._counter("tgi_batch_inference_count", "Steps", "method")
@@ -65,6 +74,9 @@ class Metrics:
         self._prompt_tokens = self._gauge(
             "tokenwire_prompt_tokens", "Prompt tokens so far", "source"
         )
+
+    def _add_call_series(self) -> None:
+        """The series of gRPC calls, which include those that Envoy makes from REST requests."""
         self._in_progress = self._gauge("grpc_server_in_progress", "Calls being served", "method")
         self._handled = self._counter(
             "grpc_server_handled", "Calls ended, by status", "method", "code"
@@ -72,20 +84,20 @@ class Metrics:
         self._handling = self._seconds("grpc_server_handling_duration", "Calls' duration", "method")
 
     def request_begun(self) -> None:
-        """A generation was asked for."""
+        """A generation was requested."""
         self._requests.inc()
 
     def request_validated(self, num_input: int, max_new_tokens: int) -> None:
-        """A generation is allowed."""
+        """A generation passed validation."""
         self._input_length.observe(num_input)
         self._max_new_tokens.observe(max_new_tokens)
 
     def request_failed(self, reason: str) -> None:
-        """A generation ended badly: `reason` is "overloaded", "validation", "dropped" and so on."""
+        """A generation failed: `reason` is "overloaded", "validation", "dropped" and so on."""
         self._failures.labels(reason).inc()
 
     def request_finished(self, result: Generation) -> None:
-        """A generation ended well."""
+        """A generation succeeded."""
         timings, num_tokens = result.timings, len(result.tokens)
         self._successes.inc()
         self._total.observe(timings.total)
@@ -96,7 +108,7 @@ class Metrics:
         self._generated.observe(num_tokens)
 
     def step(self, output: StepOutput) -> None:
-        """The engine computed a step, or shows that it is idle."""
+        """The engine computed a step, or sent a heartbeat, which has no scheduled tokens."""
         stats = output.stats
         self._queue_size.set(stats.num_waiting)
         self._batch_size.set(stats.num_running)
@@ -114,7 +126,7 @@ class Metrics:
             self._forward_seconds.labels(method).observe(output.forward_s)
 
     def call_begun(self, method: str) -> None:
-        """A gRPC call came in."""
+        """A gRPC call began."""
         self._in_progress.labels(method).inc()
 
     def call_ended(self, method: str, code: str, seconds: float) -> None:
@@ -124,17 +136,17 @@ class Metrics:
         self._handling.labels(method).observe(seconds)
 
     def exposition(self) -> bytes:
-        """Everything in Prometheus' text format; counters without the suffix that TGI lacks."""
-        return re.sub(rb"(?m)((?:tgi|grpc)_\w+)_total\b", rb"\1", generate_latest(self.registry))
+        """All series in Prometheus' text format; counters without `_total`, which TGI's lack."""
+        return re.sub(rb"(?m)((?:tgi|grpc)_\w+)_total\b", rb"\1", generate_latest(self._registry))
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(name, text, labels, registry=self.registry)
+        return Counter(name, text, labels, registry=self._registry)
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
-        return Gauge(name, text, labels, registry=self.registry)
+        return Gauge(name, text, labels, registry=self._registry)
 
     def _seconds(self, name: str, text: str, *labels: str) -> Histogram:
-        return Histogram(name, text, labels, registry=self.registry, buckets=_SECONDS)
+        return Histogram(name, text, labels, registry=self._registry, buckets=_SECONDS)
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(name, text, registry=self.registry, buckets=buckets)
+        return Histogram(name, text, registry=self._registry, buckets=buckets)

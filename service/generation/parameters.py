@@ -1,6 +1,6 @@
-"""A request as it came, everything optional; `validation.py` makes a `GenerationRequest` of it.
+"""The parameters of a request as received, and the valid request that `validation.py` makes.
 
-Both transports and all generation endpoints end up here, so there is one set of rules.
+Both transports and all generation endpoints use these types, so there is one set of rules.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Parameters:
 
     @property
     def samples(self) -> bool:
-        """Whether anything in here asks for sampling, which `best_of` needs."""
+        """Whether any parameter asks for sampling, which `best_of` needs."""
         return self.do_sample or any(
             value is not None
             for value in (self.temperature, self.top_k, self.top_p, self.typical_p)
@@ -50,10 +50,10 @@ class Parameters:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
-    """A valid request: nothing is open, everything is inside its limits.
+    """A valid request: every default is filled in, every value is inside its limits.
 
-    `inputs` is the text as it came, `prompt_token_ids` what the model sees of it. The seed in
-    `sampling` is drawn; it is reported only if sampling is on. `grammar` is a checked source for
+    `inputs` is the text as received, `prompt_token_ids` its tokens after truncation. `sampling`
+    always has a seed, which is reported only if sampling is on. `grammar` is a checked source for
     the engine, or empty.
     """
 

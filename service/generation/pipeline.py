@@ -1,6 +1,6 @@
-"""A request's way from loose parameters to text: permit, validation, generation, counting.
+"""Runs a generation from its parameters to its text: permit, validation, generation, metrics.
 
-Every generation endpoint of both transports goes through here.
+Every generation endpoint of both transports uses it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _FAILURES = {
 
 
 class Pipeline:
-    """Puts the stages of a request behind each other."""
+    """Runs the stages of a request one after the other."""
 
     def __init__(
         self, admission: Admission, validator: Validator, generator: Generator, metrics: Metrics

@@ -1,4 +1,4 @@
-"""What the server tells about itself."""
+"""What the server reports about itself."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ class ServerInfo:
     """The model, the limits and the build.
 
     Attributes:
-        engine: what the engine said of itself.
+        engine: the description that the engine sent.
         limits: those in force.
         model_id: the model's hub id or directory, as it was configured.
-        compute_type: what the header `x-compute-type` says.
+        compute_type: the value of the header `x-compute-type`.
         tool_call_format: the form of tool calls, unless the caller's header says otherwise.
         waiting_served_ratio: TGI's setting; reported, since clients print it.
         max_waiting_tokens: likewise.
         max_batch_size: sequences running at a time at most, if that was configured.
         validation_workers: threads that tokenise.
-        sha: the commit that was built, if the build said so.
+        sha: the commit that was built, if the build recorded it.
         docker_label: the image that was built, likewise.
     """
 

@@ -1,4 +1,4 @@
-"""From a loose request to a valid one. The rules stand in `limits.py`; here is their order."""
+"""Makes a valid request from parameters. It applies the rules of `limits.py` in TGI's order."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Validator:
     """Validates requests against one set of limits, with one tokenizer."""
 
     def __init__(self, limits: Limits, tokenizer: TextTokenizer, grammars: GrammarChecker) -> None:
-        self.limits = limits
+        self._limits = limits
         self._tokenizer = tokenizer
         self._grammars = grammars
 
@@ -40,7 +40,7 @@ class Validator:
         Raises:
             ServiceError: the request cannot be streamed.
         """
-        check(STREAM_RULES, parameters, self.limits)
+        check(STREAM_RULES, parameters, self._limits)
 
     def check_best_of(self, parameters: Parameters) -> None:
         """Checks `best_of` of a request without a stream.
@@ -48,15 +48,15 @@ class Validator:
         Raises:
             ServiceError: too many candidates.
         """
-        check(BEST_OF_RULES, parameters, self.limits)
+        check(BEST_OF_RULES, parameters, self._limits)
 
     async def validate(self, inputs: str, parameters: Parameters) -> GenerationRequest:
         """Checks everything, in TGI's order, and fills in every default.
 
         Raises:
-            ServiceError: with the first rule that is broken.
+            ServiceError: the first rule that is broken.
         """
-        limits = self.limits
+        limits = self._limits
         check(RULES, parameters, limits)
         if not inputs:
             raise ServiceError(ErrorKind.VALIDATION, "`inputs` cannot be empty", field="inputs")
@@ -79,7 +79,7 @@ class Validator:
         )
 
     async def _tokenise(self, inputs: str, parameters: Parameters) -> tuple[int, ...]:
-        limits = self.limits
+        limits = self._limits
         if parameters.truncate is None and self._tokenizer.too_long(
             inputs, limits.max_total_tokens
         ):

@@ -1,4 +1,4 @@
-"""Grammars as callers ask for them, and the processes in which each is tried out before it is used.
+"""Grammars of requests, and the worker processes in which each is compiled on trial before its use.
 
 It does not know which endpoint or tool a grammar came from.
 """

@@ -1,8 +1,8 @@
-"""Checks grammars before anything is queued: shape here, everything else in killable processes.
+"""Checks grammars before a request is queued: their shape here, the rest in worker processes.
 
-A grammar costs nobody but its sender: it is tried out in a process with bounded memory and time,
-once however many ask for it at the same time, and the outcome is remembered. One that takes longer
-than usual lets others go before.
+A grammar delays only the requests that ask for it: it is compiled on trial in a process that can be
+killed, with bounded memory and time, once for all requests that ask for it at the same time, and
+the result is cached. A trial that takes longer than usual does not make other grammars wait.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from ..errors import ErrorKind, ServiceError, overloaded
 from .spec import Grammar
 
 MAX_GRAMMAR_BYTES = 256 * 1024  # of its JSON text
-_MAX_DEPTH = 60  # of objects and lists in a schema: what the library takes
-_CACHE_BYTES = 16 * 1024 * 1024  # of grammars and their outcomes
+_MAX_DEPTH = 60  # of objects and lists in a schema: what the library accepts
+_CACHE_BYTES = 16 * 1024 * 1024  # of cached grammars and their results
 _WORKER_BYTES = 2 * 1024**3  # address space of a process; it needs about 300 MB itself
-_START_S = 60.0  # for a process to come up on a busy machine
-_NICENESS = 12  # of the processes' sessions; below it, those that give way stall others (measured)
-_NUM_TRIES, _RETRY_S = 50, 0.1  # to lower one
-_MIN_SHARE = 0.25  # of a processor, below which a late answer is not the grammar's fault
-_SOON_S = 1.0  # for a usual grammar, also on a busy machine; others give up their place
-_MAX_SLOW = 2  # of those at a time: more are put off
-_NUM_TRIALS = 2  # of a grammar whose process dies: somebody else may have killed it
+_START_S = 60.0  # for a process to start on a busy machine
+_NICENESS = 12  # of the processes' sessions; with less they slow other processes down (measured)
+_NUM_TRIES, _RETRY_S = 50, 0.1  # to set it
+_MIN_SHARE = 0.25  # of a processor; with less a timeout is the machine's fault, not the grammar's
+_SOON_S = 1.0  # for a usual grammar, also on a busy machine; a trial that takes longer is slow
+_MAX_SLOW = 2  # slow trials at a time; when there are more, their requests are refused
+_NUM_TRIALS = 2  # of a grammar whose process dies, which need not be the grammar's fault
 _FIELD = "parameters.grammar"
 
 
@@ -46,10 +46,10 @@ class GrammarChecker:
         tokenizer: the tokenizer.json, as text.
         vocab_size: width of the model's logits.
         eos_token_ids: tokens that end a text.
-        enabled: whether grammars are taken at all.
+        enabled: whether grammars are accepted at all.
         best_effort: whether keywords that cannot be enforced are ignored instead of refused.
         deadline_s: seconds that a grammar may take.
-        num_workers: processes, beside those of slow trials.
+        num_workers: number of processes, not counting those of slow trials.
     """
 
     def __init__(
@@ -70,17 +70,17 @@ class GrammarChecker:
         self._workers: asyncio.Queue[_Worker] = asyncio.Queue()
         for _ in range(num_workers):
             self._workers.put_nowait(_Worker(self._setup))
-        self._num_slow = 0  # trials that have given up their place
+        self._num_slow = 0  # trials whose process was replaced among the workers
         self._known: OrderedDict[bytes, dict[str, str]] = OrderedDict()
         self._known_bytes = 0
         self._trials: dict[bytes, _Trial] = {}
-        self._tasks: set[asyncio.Task[dict[str, str]]] = set()  # theirs, and of abandoned ones
+        self._tasks: set[asyncio.Task[dict[str, str]]] = set()  # of all trials, abandoned ones too
 
     async def check(self, grammar: Grammar) -> str:
-        """The source of a grammar.
+        """Returns the source of a grammar, which the engine compiles.
 
         Raises:
-            ServiceError: it is none, cannot be enforced, or takes too long.
+            ServiceError: the grammar is malformed, cannot be enforced, or takes too long.
         """
         if not self._enabled:
             raise ServiceError(ErrorKind.VALIDATION, "grammar is not supported", field=_FIELD)
@@ -88,7 +88,7 @@ class GrammarChecker:
         try:
             key = msgpack.packb(request)
         except OverflowError as error:
-            raise invalid("it has a number of more than 64 bits") from error
+            raise _invalid("it has a number of more than 64 bits") from error
         if len(key) > MAX_GRAMMAR_BYTES:
             raise _too_large(len(key))
         answer = self._known.get(key)
@@ -97,16 +97,16 @@ class GrammarChecker:
         else:
             self._known.move_to_end(key)
         if "error" in answer:
-            raise invalid(answer["error"])
+            raise _invalid(answer["error"])
         return answer["source"]
 
     async def close(self) -> None:
         """Ends the processes."""
         tasks = list(self._tasks)
         for task in tasks:
-            if not task.cancelling():  # else it waits for the end of its process
+            if not task.cancelling():  # else it is waiting for the end of its process
                 task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)  # they put their processes back
+        await asyncio.gather(*tasks, return_exceptions=True)  # they return their processes
         while not self._workers.empty():
             await self._workers.get_nowait().stop()
 
@@ -129,7 +129,7 @@ class GrammarChecker:
         }
 
     async def _answer(self, key: bytes, request: dict[str, Any]) -> dict[str, str]:
-        """The outcome of a trial, which ends when nobody waits for it any more."""
+        """The result of a trial that its callers share; the trial ends when the last one leaves."""
         trial = self._trials.get(key)
         if trial is None:
             task = asyncio.create_task(self._try(key, request))
@@ -144,7 +144,7 @@ class GrammarChecker:
             if not trial.num_waiting:
                 if self._trials.get(key) is trial:
                     del self._trials[key]
-                trial.task.cancel()  # in vain if it is done
+                trial.task.cancel()  # no effect if it is done
 
     async def _try(self, key: bytes, request: dict[str, Any]) -> dict[str, str]:
         worker = await self._workers.get()
@@ -156,10 +156,10 @@ class GrammarChecker:
                     raise overloaded()
                 is_slow = True
                 self._num_slow += 1
-                self._workers.put_nowait(_Worker(self._setup))  # whoever waits need not wait for it
+                self._workers.put_nowait(_Worker(self._setup))  # for the other grammars
             answer = await asking
         finally:
-            asking.cancel()  # in vain if it is done; else its process is killed
+            asking.cancel()  # no effect if it is done; otherwise its process is killed
             await asyncio.gather(asking, return_exceptions=True)
             if is_slow:
                 self._num_slow -= 1
@@ -178,7 +178,7 @@ class GrammarChecker:
 
 @dataclass(slots=True)
 class _Trial:
-    """A grammar that is being tried out, and how many callers wait for it."""
+    """A grammar that is being compiled on trial, and how many callers wait for it."""
 
     task: asyncio.Task[dict[str, str]]
     num_waiting: int = 0
@@ -190,10 +190,10 @@ class _Worker:
     def __init__(self, setup: bytes) -> None:
         self._setup = setup
         self._process: asyncio.subprocess.Process | None = None
-        self._trying = asyncio.Event()  # the grammar's own time has begun
+        self._trying = asyncio.Event()  # the process has started: the grammar's time begins
 
     async def answers_soon(self, asking: asyncio.Task[dict[str, str]]) -> bool:
-        """Waits for what `ask` does, but not longer than a usual grammar takes."""
+        """Whether `ask` ends in the time of a usual grammar, counted from when the process runs."""
         trying = asyncio.create_task(self._trying.wait())
         try:
             await asyncio.wait({asking, trying}, return_when=asyncio.FIRST_COMPLETED)
@@ -203,11 +203,11 @@ class _Worker:
         return asking.done()
 
     async def ask(self, request: dict[str, Any], deadline_s: float) -> dict[str, str]:
-        """The answer to a request; a process that gives none in time is killed.
+        """The answer to a request; a process that does not answer in time is killed.
 
         Raises:
-            ServiceError: it gave none, which is not remembered: it may be the machine's fault. So
-                it is for sure if the process had next to no processor time.
+            ServiceError: there was no answer. This is not cached, since a busy machine may be the
+                cause; with hardly any processor time it certainly is, and the error says overload.
         """
         self._trying.clear()
         for _ in range(_NUM_TRIALS):
@@ -222,13 +222,13 @@ class _Worker:
                 await self.stop()
                 if spent < _MIN_SHARE * deadline_s:
                     raise overloaded() from None
-                raise invalid(f"it takes more than {deadline_s:g} s to compile") from None
+                raise _invalid(f"it takes more than {deadline_s:g} s to compile") from None
             except (OSError, psutil.Error, asyncio.IncompleteReadError):
                 await self.stop()
             except asyncio.CancelledError:
                 await self.stop()
                 raise
-        raise invalid("it needs too much memory or time to compile")
+        raise _invalid("it needs too much memory or time to compile")
 
     async def stop(self) -> None:
         """Kills the process, if there is one."""
@@ -239,7 +239,7 @@ class _Worker:
             await process.wait()
 
     async def _start(self) -> asyncio.subprocess.Process:
-        """Starts the process, and waits until it can work: that is not the grammar's time."""
+        """Starts the process and waits until it answers; a grammar's time begins only then."""
         process = self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -249,7 +249,7 @@ class _Worker:
             stdout=asyncio.subprocess.PIPE,
             start_new_session=True,
         )
-        await _subordinate(process.pid)
+        await _lower_priority(process.pid)
         assert process.stdin is not None
         process.stdin.write(self._setup)
         try:
@@ -260,9 +260,9 @@ class _Worker:
         return process
 
 
-async def _subordinate(pid: int) -> None:
-    """Lets everybody else go before a process that has just started, and begun to import."""
-    with suppress(OSError):  # it may have ended, and not every kernel has autogroups
+async def _lower_priority(pid: int) -> None:
+    """Gives a process the lowest priority, right after its start, while it imports."""
+    with suppress(OSError):  # the process may have ended; not every kernel has autogroups
         os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
         for _ in range(_NUM_TRIES):
             if _lower_session(pid):
@@ -271,10 +271,10 @@ async def _subordinate(pid: int) -> None:
 
 
 def _lower_session(pid: int) -> bool:
-    """Lowers a process's session, and says whether Linux took it.
+    """Lowers the priority of a process's session; returns False if it has to be tried again.
 
-    With autogroups it shares the processors among sessions before it looks at what is in them. It
-    takes ten changes a second, from all users together.
+    With autogroups Linux divides the processors among sessions first, then within each of them. It
+    allows ten changes a second, of all users together.
     """
     try:
         Path(f"/proc/{pid}/autogroup").write_text(str(_NICENESS))
@@ -306,16 +306,16 @@ def _missing(name: str) -> ServiceError:
 
 
 def _too_large(size: int) -> ServiceError:
-    return invalid(f"it must have at most {MAX_GRAMMAR_BYTES} bytes. Given: {size}")
+    return _invalid(f"it must have at most {MAX_GRAMMAR_BYTES} bytes. Given: {size}")
 
 
-def invalid(reason: str) -> ServiceError:
-    """The caller's grammar is at fault."""
+def _invalid(reason: str) -> ServiceError:
+    """The error for a grammar that cannot be used."""
     return ServiceError(ErrorKind.VALIDATION, f"grammar is not valid: {reason}", field=_FIELD)
 
 
 def _schema(value: Any) -> dict[str, Any]:
-    """A schema as it came: an object, or a string that holds one.
+    """A schema, which is given as an object or as a string that contains one.
 
     Raises:
         ServiceError: it is neither, or too deep.
@@ -325,15 +325,15 @@ def _schema(value: Any) -> dict[str, Any]:
             raise _too_large(len(value))
         try:
             value = json.loads(value)
-            json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text
+            json.dumps(value, ensure_ascii=False).encode()  # fails for half a surrogate pair
         except (ValueError, RecursionError) as error:
-            raise invalid(str(error)) from error
+            raise _invalid(str(error)) from error
         if not isinstance(value, dict):
-            raise invalid("it is not an object")
+            raise _invalid("it is not an object")
     if not isinstance(value, dict):
         raise ServiceError(ErrorKind.VALIDATION, "grammar is not supported", field=_FIELD)
     if _depth(value) > _MAX_DEPTH:
-        raise invalid(f"it is nested more than {_MAX_DEPTH} deep")
+        raise _invalid(f"it is nested more than {_MAX_DEPTH} deep")
     return value
 
 

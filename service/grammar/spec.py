@@ -1,4 +1,4 @@
-"""What a caller asks of the form of a text. Knows nothing of how that is enforced."""
+"""A caller's constraint on a text. How it is enforced is not known here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 class Grammar:
     """A constraint on the text: `kind` is "json" (`value` is a JSON Schema), "regex", or unknown.
 
-    With `or_text` a text that does not begin with a brace is free.
+    With `or_text` a text that does not begin with a brace is not constrained.
     """
 
     kind: str

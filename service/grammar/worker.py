@@ -1,7 +1,7 @@
-"""The process that tries grammars out: it may take long, grow or crash without hurting anyone.
+"""The worker process that compiles grammars on trial: it may hang, grow or crash without harm.
 
-Reads msgpack requests from its standard input and writes answers to its standard output, each
-behind its length. Started and, if need be, killed by `grammar.py`. Imports neither torch nor gRPC.
+Reads msgpack requests from its standard input and writes answers to its standard output, each after
+its length. `checker.py` starts it and kills it when necessary. Imports neither torch nor gRPC.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from engine.protocol.wire import HEADER, framed
 
 from ..parent import die_with_parent
 
-# Seconds of processor time: the engine compiles once more, and its steps feel a tenth of it.
+# Seconds of processor time: the engine compiles it again, which costs its steps a tenth of that.
 _MAX_COMPILE_S = 0.5
 _NUM_PROBES = 48  # tokens of the trial walk
 _MAX_MASK_S = 0.005  # seconds of processor time per mask of the walk: about a decode step
@@ -38,11 +38,11 @@ def main() -> None:
     """Serves until the input ends. Arguments: the memory limit in bytes."""
     bind = die_with_parent(os.getppid())
     if bind is not None:
-        bind()  # also in the middle of a grammar
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to everybody
+        bind()  # even while it compiles a grammar
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes
     limit = int(sys.argv[1])
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # it may well die for want of memory
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # no core file when it runs out of memory
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     tokenizer, vocab_size, eos_token_ids = _read(source)
     compiler = GrammarCompiler(tokenizer, vocab_size)
@@ -59,7 +59,7 @@ def main() -> None:
 def _answer(
     request: dict[str, Any], compiler: GrammarCompiler, masks: TokenMasks, eos: frozenset[int]
 ) -> dict[str, str]:
-    """{"source": ...}, or {"error": ...} in words for the caller."""
+    """{"source": ...}, or {"error": ...} with a text for the caller."""
     try:
         if request["kind"] == "regex":
             source = regex_source(request["value"])
@@ -87,7 +87,7 @@ def _walk(matcher: Matcher, masks: TokenMasks) -> None:
     """
     spent = 0.0
     for step in range(_NUM_PROBES):
-        started = time.process_time()  # of a clock's time others may take any share
+        started = time.process_time()  # wall time would count other processes' work
         words = masks.start([matcher]).result()[0]
         spent += time.process_time() - started
         matcher.check()
@@ -96,7 +96,7 @@ def _walk(matcher: Matcher, masks: TokenMasks) -> None:
         allowed = np.flatnonzero(np.unpackbits(words.view(np.uint8), bitorder="little"))
         if not len(allowed):
             raise GrammarError("no token can follow")
-        # Far apart in the vocabulary from step to step, and the same every time.
+        # Far apart in the vocabulary from step to step, and the same in every trial.
         matcher.advance([int(allowed[(step * 7919 + 13) % len(allowed)])])
         matcher.advance(matcher.forced())
         if spent > _NUM_PROBES * _MAX_MASK_S:

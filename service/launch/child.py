@@ -38,7 +38,7 @@ class Child:
         self._ended: float | None = None
 
     async def start(self) -> None:
-        """Starts the process, whether or not there was one before."""
+        """Starts the process, for the first time or again."""
         reader, transport, write_end = await _open_pipe()
         try:
             self._process = await asyncio.create_subprocess_exec(
@@ -60,17 +60,17 @@ class Child:
         self._relay = asyncio.create_task(self._relay_stderr(reader, transport))
 
     async def wait(self) -> None:
-        """Returns when the process has ended and its last words are known."""
+        """Returns when the process has ended and its last lines were read."""
         assert self._process is not None
         assert self._relay is not None
         await self._process.wait()
         if self._ended is None:
-            self.kill()  # what it left behind, which may hold memory, and the pipe below
+            self.kill()  # processes it left, which may hold memory and the pipe below
             self._ended = time.monotonic()
         await asyncio.wait([self._relay], timeout=1)
 
     async def stop(self, patience: float) -> None:
-        """Asks the process to end, and kills it with all its own after `patience` seconds."""
+        """Asks the process to end; kills it and those it started after `patience` seconds."""
         if self._process is None:
             return
         with contextlib.suppress(ProcessLookupError):
@@ -83,7 +83,7 @@ class Child:
         await self.wait()
 
     def kill(self) -> None:
-        """Kills the process and those it started, unless `wait` has seen to that."""
+        """Kills the process and those it started, unless `wait` has done so."""
         if self._process is not None and self._ended is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -93,11 +93,11 @@ class Child:
         return (self._ended or time.monotonic()) - self._started
 
     def ending(self) -> str:
-        """Says how the process ended, with its last line on stderr."""
+        """Describes how the process ended, with its last line on stderr."""
         assert self._process is not None
         how = _ending(self._process.returncode)
         if self._process.returncode == -signal.SIGKILL:
-            return f"{self.name} {how}"  # it could not say why
+            return f"{self.name} {how}"  # it could not report why
         words = self._tail[-1].removeprefix(f"tokenwire {self.name}: ") if self._tail else ""
         return f"{self.name} {how}: {words}" if words else f"{self.name} {how}"
 
@@ -109,7 +109,7 @@ class Child:
         with contextlib.closing(transport):
             while chunk := await reader.read(_CHUNK_BYTES):
                 rest += chunk
-                # A progress bar ends its lines with \r; what has no end at all is cut somewhere.
+                # A progress bar ends its lines with \r; a line without any end is cut.
                 end = max(rest.rfind(b"\n"), rest.rfind(b"\r")) + 1
                 end = len(rest) if end == 0 and len(rest) > _CHUNK_BYTES else end
                 self._pass_on(rest[:end])
@@ -124,7 +124,7 @@ class Child:
 
 
 async def _open_pipe() -> tuple[asyncio.StreamReader, asyncio.BaseTransport, int]:
-    """Returns the reading end of a new pipe, what closes it, and the writing end."""
+    """Returns the reading end of a new pipe, the transport that closes it, and the writing end."""
     read_end, write_end = os.pipe()
     reader = asyncio.StreamReader()
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(

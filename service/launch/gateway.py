@@ -1,6 +1,6 @@
 """The Envoy configuration: its parameters, its rendering, its check.
 
-Also the argument list that starts Envoy; running and watching the process is someone else's work.
+Also the argument list that starts Envoy; `child.py` runs the process, `supervisor.py` watches it.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class GatewayConfig:
     tls_key: Path | None = None
 
     def __post_init__(self) -> None:
-        """Refuses what Envoy would take in another sense than meant."""
+        """Refuses values that Envoy would misinterpret."""
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ValueError("tls_certificate and tls_key must be given together")
         for origin in self.cors_allow_origins:
@@ -133,7 +133,7 @@ def command(
         log_level,
         "--concurrency",
         str(concurrency),
-        # Without it two Envoys on one machine fight over the same shared memory.
+        # Without it two Envoys on one machine would use the same shared memory.
         "--disable-hot-restart",
         # At every start it would warn, per status, that custom_response's API may still change.
         "--component-log-level",

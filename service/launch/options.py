@@ -1,6 +1,6 @@
-"""One option of the command line: what it is called, how its value is read, checked and spelt.
+"""One option of the command line: its names, and how its value is parsed, checked and written.
 
-Knows no option in particular; those are the fields of `Settings`.
+The options themselves are the fields of `Settings`; only `log_level` is treated specially here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class SettingsError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What an option's type does not say.
+    """What an option's type does not tell.
 
     Attributes:
         text: one line of help.
@@ -48,7 +48,7 @@ class Option:
 
     @property
     def variables(self) -> tuple[str, ...]:
-        """The environment variables, the one that wins first."""
+        """The environment variables, in order of precedence."""
         prefix = PREFIX if self.about.ours else ""
         return tuple(prefix + name.upper() for name in self._names)
 
@@ -68,14 +68,14 @@ class Option:
 
     @property
     def choices(self) -> tuple[str, ...]:
-        """The values that are allowed, if they can be counted."""
+        """The allowed values, if there is a list of them."""
         return get_args(self.kind) if get_origin(self.kind) is Literal else ()
 
     def read(self, raw: str, source: str) -> Any:
-        """Returns the value that `raw` spells; `source` is the flag or variable it came from.
+        """Parses a value; `source` is the flag or variable it came from.
 
         Raises:
-            SettingsError: it spells none.
+            SettingsError: it cannot be parsed.
         """
         raw = raw.strip()
         if self.name == "log_level":
@@ -92,7 +92,7 @@ class Option:
         """Checks the bounds of a value.
 
         Raises:
-            SettingsError: it is outside.
+            SettingsError: it is out of bounds.
         """
         if isinstance(value, tuple):
             for item in value:
@@ -111,7 +111,7 @@ class Option:
 
 
 def spell(value: Any) -> list[str]:
-    """The flag values that `value` is read back from; none for None."""
+    """The texts that `read` makes this value of; no text for None."""
     if value is None:
         return []
     if isinstance(value, tuple):

@@ -25,7 +25,7 @@ Probe = Callable[[], Awaitable[bool]]
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A step of the start: what to say while it lasts, and how to see that it is over."""
+    """A stage of the start: the progress to log, and a probe that tells when it is reached."""
 
     progress: str
     reached: Probe
@@ -49,32 +49,38 @@ def make_plan(settings: Settings, runtime: Path) -> Plan:
     """
     _check_model(settings.model_path)
     settings = replace(settings, engine_socket=settings.engine_socket or runtime / "engine.sock")
-    # Without -P a folder named `service` where the user stands would be taken for this package.
-    python = [
-        sys.executable,
-        *([] if Path.cwd() == PACKAGE.parent else ["-P"]),
-        "-m",
-        "service.cli",
-    ]
+    command, flags = _own_command(), settings.to_argv()
     return Plan(
         commands={
-            "engine": [*python, "engine", *settings.to_argv()],
-            "service": [*python, "service", *settings.to_argv()],
+            "engine": [*command, "engine", *flags],
+            "service": [*command, "service", *flags],
             "envoy": envoy_command(settings, runtime),
         },
-        stages=(
-            Stage(
-                f"loading {settings.model_id}",
-                lambda: is_serving(settings.upstream_host, settings.grpc_port),
-            ),
-            Stage("starting Envoy", lambda: _answers_health(settings)),
-        ),
+        stages=_stages(settings),
         banner=_banner(settings),
     )
 
 
+def _own_command() -> list[str]:
+    """The command `tokenwire`, run by this Python."""
+    # Without -P a folder named `service` in the working directory would hide this package.
+    options = [] if Path.cwd() == PACKAGE.parent else ["-P"]
+    return [sys.executable, *options, "-m", "service.cli"]
+
+
+def _stages(settings: Settings) -> tuple[Stage, ...]:
+    """One stage for engine and service, which serves only after the engine has loaded."""
+    return (
+        Stage(
+            f"loading {settings.model_id}",
+            lambda: is_serving(settings.upstream_host, settings.grpc_port),
+        ),
+        Stage("starting Envoy", lambda: _answers_health(settings)),
+    )
+
+
 def _check_model(model_id: str) -> None:
-    """Says now what the children would say only after seconds of imports."""
+    """Reports at once what the children would report only after seconds of imports."""
     if model_id.startswith(("/", "./", "../")) and not Path(model_id).is_dir():
         raise FileNotFoundError(f"cannot load {model_id}: there is no such directory")
 
@@ -99,10 +105,10 @@ def envoy_configuration(settings: Settings) -> str:
 
 
 def with_ports(settings: Settings) -> Settings:
-    """Returns the settings with port 0 replaced by a free port, after a look at the others.
+    """Returns the settings with port 0 replaced by a free port; checks that the others are free.
 
     Raises:
-        OSError: a port is in use, or not for us.
+        OSError: a port is in use, or cannot be used.
     """
     with contextlib.ExitStack() as held:  # held together, so that no port is chosen twice
         port = held.enter_context(_bound(settings.hostname, settings.port))
@@ -116,28 +122,28 @@ def with_ports(settings: Settings) -> Settings:
 
 @contextlib.contextmanager
 def _bound(host: str, port: int) -> Iterator[int]:
-    """Holds a port and tells its number; never listens, so that nobody's call is lost."""
-    place = f"port {port} on {host}"
+    """Binds a port and yields its number; never listens, so that no client can connect."""
+    name = f"port {port} on {host}"
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except socket.gaierror as error:
-        raise OSError(f"{place} cannot be used: {error.strerror}") from error
+        raise OSError(f"{name} cannot be used: {error.strerror}") from error
     with socket.socket(family, kind) as sock:
         # A port whose last connections are still closing may be used, but not chosen.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(port != 0))
         try:
             sock.bind(address)
         except PermissionError as error:
-            raise OSError(f"{place} needs more privileges") from error
+            raise OSError(f"{name} needs more privileges") from error
         except OSError as error:
             in_use = "is in use" if error.errno == errno.EADDRINUSE else error.strerror
-            raise OSError(f"{place} {in_use}") from error
+            raise OSError(f"{name} {in_use}") from error
         yield sock.getsockname()[1]
 
 
 async def is_serving(host: str, port: int) -> bool:
-    """Whether the service at this address says by grpc.health.v1 that it serves."""
-    import grpc.aio  # here, so that a supervisor that only starts children is light
+    """Whether the service at this address reports by grpc.health.v1 that it serves."""
+    import grpc.aio  # here, because the commands that do not probe need no gRPC
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
     async with grpc.aio.insecure_channel(_address(host, port)) as channel:
@@ -167,7 +173,7 @@ async def _connection(
     context = None
     if settings.tls_certificate is not None:
         context = ssl.create_default_context()
-        context.check_hostname = False  # it is asked whether it answers, not who it is
+        context.check_hostname = False  # whether it answers matters, not who it is
         context.verify_mode = ssl.CERT_NONE
     host = reachable(settings.hostname)
     reader, writer = await asyncio.open_connection(host, settings.port, ssl=context)

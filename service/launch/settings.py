@@ -225,7 +225,7 @@ class Settings:
         """TGI's start-up checks, as far as they apply to a cache without reservations."""
         total = self.max_total_tokens
         if total is None:
-            return  # the service checks again when the model has told
+            return  # the service checks again when it knows the model's limit
         if self.max_input_tokens is not None and self.max_input_tokens >= total:
             raise SettingsError(
                 "`max_input_tokens` must be < `max_total_tokens`. "
@@ -239,7 +239,7 @@ class Settings:
 
     @property
     def model_path(self) -> str:
-        """What the model is loaded from: `model_id`, or where the bundled model lies."""
+        """What the model is loaded from: `model_id`, or the directory of the bundled model."""
         return str(demo_model()) if self.model_id == BUNDLED_MODEL else self.model_id
 
     @property
@@ -248,7 +248,7 @@ class Settings:
         return reachable(self.grpc_host)
 
     def engine_config(self, socket_path: Path) -> EngineConfig:
-        """Returns the engine's part."""
+        """Returns the engine's configuration."""
         batch_size: dict[str, Any] = (
             {} if self.max_batch_size is None else {"max_num_seqs": self.max_batch_size}
         )
@@ -279,7 +279,7 @@ class Settings:
         )
 
     def gateway_config(self, descriptors: Path) -> GatewayConfig:
-        """Returns Envoy's part."""
+        """Returns Envoy's parameters."""
         return GatewayConfig(
             listen_host=self.hostname,
             listen_port=self.port,
@@ -288,7 +288,7 @@ class Settings:
             descriptors=descriptors,
             admin_port=self.admin_port,
             max_request_bytes=self.max_request_bytes,
-            # Above the service's own limit, whose answer is the better one.
+            # Above the service's own limit, which answers in TGI's words.
             max_requests=max(4096, 2 * self.max_concurrent_requests),
             cors_allow_origins=self.cors_allow_origin,
             tls_certificate=self.tls_certificate,
@@ -305,7 +305,7 @@ class Settings:
 
 
 def reachable(host: str) -> str:
-    """Returns an address to call, for one to listen on that means all of them."""
+    """Returns the address to connect to, for an address to listen on, which may mean all."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
 
 

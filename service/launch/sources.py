@@ -19,7 +19,7 @@ from .unsupported import UNSUPPORTED, Refuse
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds every option as a flag; none has a default, so that the environment has its say."""
+    """Adds every option as a flag; none has a default, so that variables count without flags."""
     for option in OPTIONS:
         keywords: dict[str, Any] = {"dest": option.name, "help": _help(option)}
         if option.kind is bool:
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def load(
     arguments: Mapping[str, str | Sequence[str] | None], environment: Mapping[str, str]
 ) -> Settings:
-    """Returns the settings that flags (by option name) and environment make together.
+    """Returns the settings that the flags (by option name) and the environment give.
 
     Raises:
         SettingsError: a value is wrong, or a TOKENWIRE_ variable is unknown.
@@ -105,7 +105,7 @@ _SERVICE_LINK = re.compile(
 
 
 def _is_foreign(variable: str, raw: str) -> bool:
-    """Whether a variable that has one of our names was set by someone else for another purpose."""
+    """Whether a variable with one of our names was set by another program for its own purpose."""
     if variable == "HOSTNAME":  # shells and container runtimes put the machine's name there
         return not is_ip_address(raw.strip())
     if not variable.startswith(PREFIX):

@@ -28,7 +28,7 @@ from .sources import without_settings
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.1  # between two probes
-_SAY_AGAIN_S = 10.0
+_LOG_AGAIN_S = 10.0  # how often the progress of a stage is logged
 
 # How long each child may take to end, after the service has drained.
 _STOP_S = 10.0
@@ -64,7 +64,7 @@ class RestartPolicy:
         return min(self.first_delay * 2.0**doublings, self.max_delay)
 
     def is_hopeless(self, deaths: list[float]) -> bool:
-        """Whether to give up after deaths in a row at these times."""
+        """Whether restarts should end after deaths in a row at these times."""
         recent = deaths[-self.max_deaths :]
         return len(recent) == self.max_deaths and recent[-1] - recent[0] <= self.window
 
@@ -97,7 +97,7 @@ class Supervisor:
 
         Raises:
             SupervisorError: a child failed at the start, or too often later.
-            OSError: a port cannot be had, or there is no Envoy.
+            OSError: a port cannot be used, or there is no Envoy.
             ValueError: Envoy refuses its configuration.
         """
         settings = with_ports(self._settings)
@@ -145,8 +145,8 @@ class Supervisor:
             await child.start()
 
     async def _stop(self, patience: float) -> None:
-        """Ends the children one after the other; `patience` is for the service's calls."""
-        rank = {name: place for place, name in enumerate(_STOP_ORDER)}
+        """Ends the children one after the other; the service has `patience` for its calls."""
+        rank = {name: index for index, name in enumerate(_STOP_ORDER)}
         for child in sorted(self._children, key=lambda child: rank.get(child.name, 0)):
             await child.stop(_STOP_S + (patience if child.name == _STOP_ORDER[0] else 0))
 
@@ -173,15 +173,15 @@ class Supervisor:
 
 
 async def _reach(stages: tuple[Stage, ...]) -> None:
-    """Goes through the stages, saying where it is, and repeating it when it takes long."""
+    """Waits for the stages one by one; logs each when it begins, and again if it takes long."""
     for stage in stages:
-        started = said = time.monotonic()
+        started = logged = time.monotonic()
         logger.info("%s ...", stage.progress)
         while not await stage.reached():
             await asyncio.sleep(_POLL_S)
-            if time.monotonic() - said >= _SAY_AGAIN_S:
-                said = time.monotonic()
-                logger.info("%s ... (%.0f s)", stage.progress, said - started)
+            if time.monotonic() - logged >= _LOG_AGAIN_S:
+                logged = time.monotonic()
+                logger.info("%s ... (%.0f s)", stage.progress, logged - started)
 
 
 async def _fail_on_exit(child: Child) -> None:
@@ -190,7 +190,7 @@ async def _fail_on_exit(child: Child) -> None:
 
 
 async def _first(*coroutines: Coroutine[Any, Any, object]) -> None:
-    """Runs all until one ends, cancels the others, and raises what an ended one raised."""
+    """Runs all until one ends, cancels the others, and raises what the ended one raised."""
     tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -1,7 +1,7 @@
 """TGI's options that have no effect here, each with the reason and with what to use instead.
 
-None is silently accepted: as a flag it is refused, as a variable (they are often left over in a
-container's environment) it is worth a warning.
+A flag is refused. A variable, often left over in a container's environment, causes a warning,
+unless other programs use the name too. Values that ask for what happens anyway are accepted.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Unsupported:
     Attributes:
         reason: why, and what to use instead.
         harmless: values that ask for what happens anyway.
-        warns: whether its variable is TGI's alone, so that finding it is worth a warning.
+        warns: whether its variable causes a warning: only TGI uses it, no other program.
     """
 
     reason: str
@@ -75,7 +75,7 @@ def unsupported_variables(environment: Mapping[str, str]) -> list[str]:
 
 
 class Refuse(argparse.Action):
-    """Answers an unsupported flag of TGI's, unless it asks for what happens anyway."""
+    """Refuses an unsupported flag of TGI's, unless it asks for what happens anyway."""
 
     def __call__(
         self,

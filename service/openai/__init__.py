@@ -1,4 +1,4 @@
 """Chat, completions and tools: what they mean in terms of generations.
 
-It knows neither messages nor JSON: `codec` writes what it decides.
+It knows neither messages nor the JSON of replies, which `codec` writes.
 """

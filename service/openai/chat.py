@@ -19,7 +19,7 @@ from .tool_calls import CallReader, ToolCall, ToolCallDelta
 from .tools import Tool, Toolbox
 from .usage import Usage
 
-# How calls are written in answers: as the contract has them, or as OpenAI's clients want them.
+# The form of calls in answers: the contract's, or the one that OpenAI's clients expect.
 ToolCallFormat = Literal["tgi", "openai"]
 # What this endpoint calls the fields of `/generate`; the others have the same names.
 _FIELD_NAMES = {
@@ -31,13 +31,13 @@ _FIELD_NAMES = {
     "parameters.grammar.type": "response_format.type",
     "parameters.grammar.value": "response_format.value",
 }
-TOOL_CALL_HEADER = "x-tool-call-format"
+_TOOL_CALL_HEADER = "x-tool-call-format"
 _OPENAI_HEADER = "x-stainless-lang"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """One turn as it came: `content` is a string, a list of parts, or None with tool calls."""
+    """One turn as received: `content` is a string, a list of parts, or None with tool calls."""
 
     role: str | None
     content: Any = None
@@ -179,7 +179,7 @@ def _parsed_call(call: dict[str, Any]) -> dict[str, Any]:
     if isinstance(arguments, str):
         try:
             arguments = json.loads(arguments)
-            json.dumps(arguments, ensure_ascii=False).encode()  # half a surrogate pair is no text
+            json.dumps(arguments, ensure_ascii=False).encode()  # fails for half a surrogate pair
         except (ValueError, RecursionError):
             return call
     return {**call, "function": {**call["function"], "arguments": arguments}}
@@ -237,8 +237,8 @@ def answer(
 class ChatStream:
     """Turns the tokens of an answer into its parts.
 
-    A text gives one part a token, in which control tokens have no text. A call gives its name first
-    and then its arguments; tokens of the envelope give nothing.
+    A text has one part per token, which is empty for a control token. A call has a part with its
+    name first and then parts with its arguments; tokens of the envelope have no part.
     """
 
     def __init__(self, request: ChatRequest, server: ServerInfo, created: int) -> None:
@@ -251,7 +251,7 @@ class ChatStream:
         self._is_first = True
 
     def push(self, event: TokenEvent) -> list[ChatDelta]:
-        """The parts that a token brings; the last of them has its log-probability."""
+        """The parts that a token adds; the last of them has its log-probability."""
         self._logprobs.append((event.token, event.top_tokens))
         text = "" if event.token.special else event.token.text
         parts = self._parts(text, is_last=event.generation is not None)
@@ -298,23 +298,23 @@ class ChatStream:
 
 
 def tool_call_format(setting: str, metadata: Mapping[str, str]) -> ToolCallFormat:
-    """How to write calls: as the caller's header says, as the server's setting says, or by caller.
+    """The form of calls: the caller's header decides, else the server's setting.
 
-    OpenAI's own SDKs, known by a header of theirs, cannot read the contract's form, and clients of
-    TGI expect nothing else.
+    With `auto` the client decides: OpenAI's own SDKs, known by a header of theirs, cannot read the
+    contract's form, and clients of TGI expect nothing else.
 
     Raises:
         ServiceError: the header has another value.
     """
-    wanted = metadata.get(TOOL_CALL_HEADER, setting)
+    wanted = metadata.get(_TOOL_CALL_HEADER, setting)
     if wanted == "openai" or (wanted == "auto" and _OPENAI_HEADER in metadata):
         return "openai"
     if wanted in ("tgi", "auto"):
         return "tgi"
     raise ServiceError(
         ErrorKind.VALIDATION,
-        f"the header `{TOOL_CALL_HEADER}` must be `tgi`, `openai` or `auto`. Given: {wanted}",
-        field=TOOL_CALL_HEADER,
+        f"the header `{_TOOL_CALL_HEADER}` must be `tgi`, `openai` or `auto`. Given: {wanted}",
+        field=_TOOL_CALL_HEADER,
     )
 
 

@@ -79,23 +79,19 @@ async def round_robin(
 ) -> AsyncGenerator[tuple[int, TokenEvent | ServiceError]]:
     """One event of each stream in turn, with the stream's number, until all have ended.
 
-    A stream that fails gives its error in its turn; the others go on. All streams work at the same
+    A stream that fails yields its error in its turn; the others go on. All streams work at the same
     time: each is one event ahead of the reader.
     """
     ahead = {index: asyncio.create_task(_next(stream)) for index, stream in enumerate(streams)}
     try:
         while ahead:
             for index in list(ahead):
-                try:
-                    event = await ahead[index]
-                except ServiceError as error:
-                    del ahead[index]
-                    yield index, error
-                    continue
-                if event is None:
-                    del ahead[index]
-                else:
+                event = await ahead[index]
+                if isinstance(event, TokenEvent):
                     ahead[index] = asyncio.create_task(_next(streams[index]))
+                else:
+                    del ahead[index]
+                if event is not None:
                     yield index, event
     finally:
         for task in ahead.values():
@@ -105,5 +101,9 @@ async def round_robin(
             await stream.aclose()
 
 
-async def _next(stream: AsyncGenerator[TokenEvent]) -> TokenEvent | None:
-    return await anext(stream, None)
+async def _next(stream: AsyncGenerator[TokenEvent]) -> TokenEvent | ServiceError | None:
+    """The next event of a stream, or its failure; None at its end."""
+    try:
+        return await anext(stream, None)
+    except ServiceError as error:
+        return error

@@ -1,4 +1,4 @@
-"""Calls that a model makes: out of its whole text, or piece by piece out of its stream."""
+"""Parses a model's tool calls, from its whole text or piece by piece from its stream."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import re
 from dataclasses import dataclass
 
-# Up to the name's end everything is known beforehand, since a grammar has made it.
+# A grammar makes the text up to the name's end, so its form is known.
 _BEGINNING = re.compile(r'\s*\{\s*"function"\s*:\s*\{\s*"_name"\s*:\s*("(?:[^"\\]|\\.)*")\s*([,}])')
 
 
@@ -27,7 +27,7 @@ class ToolCallDelta:
 
 
 def parse(text: str) -> ToolCall | None:
-    """The call that a text is, or None: an answer in words, or a call that was cut off."""
+    """The call in a text; None for an answer in words and for a call that was cut off."""
     if not text.lstrip().startswith("{"):
         return None
     reader = CallReader()
@@ -42,8 +42,12 @@ def parse(text: str) -> ToolCall | None:
 class CallReader:
     """Turns the text of an envelope into a name and the JSON of the arguments.
 
-    `{"function": {"_name": "f", "x": 1}}` gives the name `f` and `{"x": 1}`. Text that is no
-    envelope is left alone, see `is_text`.
+    `{"function": {"_name": "f", "x": 1}}` gives the name `f` and `{"x": 1}`.
+
+    Attributes:
+        is_named: whether the name was read.
+        is_text: whether the text is no envelope; then it is not parsed.
+        is_complete: whether the arguments have ended.
     """
 
     def __init__(self) -> None:
@@ -57,7 +61,7 @@ class CallReader:
         self.is_complete = False
 
     def push(self, text: str) -> list[ToolCallDelta]:
-        """What more of the text brings."""
+        """What the next piece of the text adds."""
         if self.is_text:
             return []
         if self.is_named:
@@ -75,14 +79,14 @@ class CallReader:
         return [name, *self._arguments(rest)]
 
     def take_text(self) -> str:
-        """What was held back and turned out to be text, once."""
+        """The text that was held back and is no call; afterwards it is empty."""
         text, self._held = self._held, ""
         return text
 
     def _arguments(self, text: str) -> list[ToolCallDelta]:
         if self._opening:
             text = text.lstrip()
-        if self.is_complete or not text:  # complete: it is the end of the envelope
+        if self.is_complete or not text:  # complete: this is the end of the envelope
             return []
         end = next((at for at, char in enumerate(text) if self._closes(char)), None)
         piece = self._opening + (text if end is None else text[: end + 1])
@@ -90,7 +94,7 @@ class CallReader:
         return [ToolCallDelta(arguments=piece)]
 
     def _closes(self, char: str) -> bool:
-        """Takes in a character; whether it ends the arguments."""
+        """Counts a character; whether it ends the arguments."""
         if self.is_complete:
             return False
         if self._in_string:

@@ -1,4 +1,4 @@
-"""Functions that a model may call: which ones now, the prompt about them, and the form of a call.
+"""Functions that a model may call: the choice of them, the prompt about them, the form of a call.
 
 A call is JSON in an envelope, as in TGI (router/src/infer/mod.rs at v2.1.1, ToolGrammar):
 `{"function": {"_name": "get_weather", "location": "Paris"}}`, the name first, then the arguments in
@@ -23,7 +23,7 @@ DEFAULT_TOOL_PROMPT = (
 )
 _NAME = "_name"
 _IDENTITIES = ("$id", "$schema")
-_NOT_INSIDE = (*_IDENTITIES, "$ref", "$defs", "definitions")  # what has no place in the envelope
+_NOT_INSIDE = (*_IDENTITIES, "$ref", "$defs", "definitions")  # not copied into the envelope
 _COMBINATIONS = ("anyOf", "oneOf", "allOf")
 _MAX_HOPS = 8  # of references at the top of a schema
 
@@ -98,7 +98,7 @@ class Toolbox:
         return envelope
 
     def prompt(self, tool_prompt: str | None) -> str:
-        """The text about the tools for a template that has no place for them."""
+        """The text about the tools, for a template that does not render them."""
         text = DEFAULT_TOOL_PROMPT if tool_prompt is None else tool_prompt
         return f"\n---\n{text}\n{json.dumps(self.schema(), ensure_ascii=False)}"
 
@@ -141,7 +141,7 @@ def _call_schema(index: int, tool: Tool, definitions: dict[str, Any]) -> dict[st
     if any(key in top for key in _COMBINATIONS):
         raise _bad_schema(path, "must list its properties at the top")
     root = f"#/$defs/{index}"
-    if _refers(given):  # to any part of itself, so that all of it has to be there
+    if _refers(given):  # to any part of itself, so that all of it is needed
         whole = {key: value for key, value in given.items() if key not in _IDENTITIES}
         definitions[str(index)] = _moved(whole, root)
     moved = _moved({key: top[key] for key in top if key not in _NOT_INSIDE}, root)
@@ -164,7 +164,7 @@ def _call_schema(index: int, tool: Tool, definitions: dict[str, Any]) -> dict[st
 
 
 def _followed(schema: dict[str, Any], path: str) -> dict[str, Any]:
-    """The schema that is meant by a reference at the top of one."""
+    """The schema that the references at the top of one lead to."""
     top = schema
     for _ in range(_MAX_HOPS):
         reference = top.get("$ref")
@@ -185,7 +185,7 @@ def _refers(schema: Any) -> bool:
 
 
 def _moved(schema: Any, root: str) -> Any:
-    """A schema whose references to itself follow it to another place of a document."""
+    """A copy of a schema for the path `root` of a document, to which its references are changed."""
     if isinstance(schema, list):
         return [_moved(item, root) for item in schema]
     if not isinstance(schema, dict):

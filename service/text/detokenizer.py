@@ -1,8 +1,8 @@
-"""Tokens to text, one token at a time, without ever giving out half a character.
+"""Turns tokens into text, one token at a time, and never returns a part of a character.
 
 A token's text depends on those before it (a leading space, bytes of one character spread over
 tokens), so each new token is decoded together with a few earlier ones and only the difference
-counts. The window moves on whenever the text grew by whole characters: TGI's method
+is returned. The window moves on whenever the text grew by whole characters: TGI's method
 (server/text_generation_server/models/model.py at v2.1.1, decode_token), with a bound on its length.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 _CONTEXT_TOKENS = 5  # of the prompt, in front of the first generated token
-_MAX_PENDING_TOKENS = 16  # no character has more bytes: what is still broken then stays broken
+_MAX_PENDING_TOKENS = 16  # no character has more: it cannot become valid later
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 Decode = Callable[[Sequence[int]], str]
@@ -22,13 +22,13 @@ class Detokenizer:
 
     Args:
         decode: the tokenizer's decoding of a list of ids.
-        prompt_token_ids: what stands before the generated tokens.
+        prompt_token_ids: the tokens before the generated ones.
     """
 
     def __init__(self, decode: Decode, prompt_token_ids: Sequence[int]) -> None:
         self._decode = decode
-        self._window = list(prompt_token_ids[-_CONTEXT_TOKENS:])  # ids whose text was given out …
-        self._num_read = len(self._window)  # … followed by those that wait for more bytes
+        self._window = list(prompt_token_ids[-_CONTEXT_TOKENS:])  # ids whose text was returned …
+        self._num_read = len(self._window)  # … followed by ids that need more bytes
         self._prefix = decode(self._window) if self._window else ""
 
     def push(self, token_id: int) -> str:

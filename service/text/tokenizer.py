@@ -67,7 +67,7 @@ class TextTokenizer:
     ) -> TextTokenizer:
         """Loads the tokenizer of a model directory or hub id.
 
-        `config_path` is a tokenizer_config.json whose chat template wins over the model's own.
+        `config_path` is a tokenizer_config.json whose chat template replaces the model's own.
 
         Raises:
             ValueError: there is no tokenizer, it has no fast form, or the configuration is broken.
@@ -90,14 +90,14 @@ class TextTokenizer:
     async def encode(self, text: str, *, truncate: int | None = None) -> tuple[int, ...]:
         """Token ids of a text, with the special tokens that the model wants around it.
 
-        `truncate` keeps the last so many tokens, the special ones at the front included. A template
-        that begins with a beginning-of-text token does not get a second one.
+        `truncate` is the number of last tokens to keep, special ones at the front included. A text
+        that begins with the beginning-of-text token does not get a second one.
         """
         ids = (await self._run(self._encode, text, truncate)).ids
         return tuple(ids[1:] if self._begins_twice(ids) else ids)
 
     async def spans(self, text: str, *, is_prompt: bool = False) -> list[TokenSpan]:
-        """The tokens of a text with byte offsets; those of a prompt are what `encode` gives."""
+        """The tokens of a text with byte offsets; of a prompt the same tokens as `encode` gives."""
         spans = await self._run(self._spans, text)
         if is_prompt and self._begins_twice([span.token_id for span in spans[:2]]):
             return spans[1:]
@@ -120,21 +120,21 @@ class TextTokenizer:
         return text
 
     def too_long(self, text: str, max_tokens: int) -> bool:
-        """Whether a text cannot have so few tokens, which is known without tokenising it."""
+        """Whether a text must have more tokens than this, as far as its length alone tells."""
         return len(text) > max_tokens * self._max_token_chars
 
     @property
     def template_takes_tools(self) -> bool:
-        """Whether the model's chat template has a place for tools."""
+        """Whether the model's chat template renders tools."""
         template = self._tokenizer.chat_template
-        if isinstance(template, dict):  # several by name: transformers has one for tools
+        if isinstance(template, dict):  # named templates: transformers takes this one for tools
             return "tool_use" in template or _takes_tools(template.get("default", ""))
         return bool(template) and _takes_tools(str(template))
 
     def render_chat(
         self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None
     ) -> str:
-        """The prompt for a conversation, by the model's own template in transformers' sandbox.
+        """The prompt for a conversation, made by the model's template in transformers' sandbox.
 
         Raises:
             ServiceError: the model has no template, or the template refuses the conversation.
@@ -152,7 +152,7 @@ class TextTokenizer:
             raise ServiceError(ErrorKind.TEMPLATE, f"undefined value ({error})") from error
         except TemplateError as error:
             raise ServiceError(ErrorKind.TEMPLATE, f"syntax error: {error}") from error
-        except Exception as error:  # the template is the model's own program
+        except Exception as error:  # a template is a program: it may raise anything
             raise ServiceError(ErrorKind.TEMPLATE, str(error)) from error
         assert isinstance(text, str)
         return text
@@ -163,7 +163,7 @@ class TextTokenizer:
     def _encode(self, text: str, truncate: int | None = None) -> Encoding:
         if truncate is None:
             return self._backend.encode(text)
-        # What lies further back than twice the longest tokens cannot be among the last ones.
+        # The last tokens cannot begin further back than twice their number of longest tokens.
         end = text[-2 * truncate * self._max_token_chars :]
         encoding = self._backend.encode(end, add_special_tokens=False)
         room = max(truncate - self._backend.num_special_tokens_to_add(is_pair=False), 0)
@@ -195,7 +195,7 @@ def _takes_tools(template: str) -> bool:
 
 
 def _byte_offsets(text: str) -> list[int]:
-    """Where each character begins in UTF-8, and the end: tokenizers count characters."""
+    """Byte offset of each character in UTF-8, and of the end: tokenizers count characters."""
     offsets = [0]
     for char in text:
         offsets.append(offsets[-1] + len(char.encode()))

@@ -1,4 +1,4 @@
-"""An engine that plays a script, a tokenizer of words, and the few values that most tests share."""
+"""A scripted engine, a tokenizer of words, and the values that most tests share."""
 
 from __future__ import annotations
 
@@ -72,13 +72,13 @@ SERVER = ServerInfo(
 
 @cache
 def demo_tokenizer() -> TextTokenizer:
-    """The tokenizer of the model in the box, as the service loads it."""
+    """The tokenizer of the bundled model, as the service loads it."""
     return TextTokenizer.load(str(MODEL))
 
 
 @cache
 def raw_tokenizer() -> Tokenizer:
-    """The same, without anything of ours."""
+    """The same tokenizer, without our classes around it."""
     return Tokenizer.from_file(str(MODEL / "tokenizer.json"))
 
 
@@ -87,12 +87,12 @@ def demo_ids(text: str) -> list[int]:
     return list(raw_tokenizer().encode(text, add_special_tokens=False).ids)
 
 
-# Refuses every grammar; the real thing is in test_grammar.py.
+# Refuses every grammar; tests/service/grammar tests one that does not.
 NO_GRAMMARS = GrammarChecker("", 1, frozenset(), enabled=False)
 
 
 class WordTokenizer:
-    """Ids are places in a list of words; words in angle brackets are special, `<eos>` ends."""
+    """Ids are indices of a list of words; those in angle brackets are special, `<eos>` ends."""
 
     def __init__(self, *words: str) -> None:
         self.words = words
@@ -100,7 +100,7 @@ class WordTokenizer:
         self.eos_token_ids = frozenset(i for i, word in enumerate(words) if word == "<eos>")
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The words behind each other."""
+        """The words, concatenated."""
         return "".join(self.words[index] for index in token_ids)
 
     def token_text(self, token_id: int) -> str:
@@ -112,7 +112,7 @@ Script = Callable[[Request], AsyncGenerator[SequenceOutput]]
 
 
 class FakeEngineClient:
-    """Plays a script for every request; what it saw stays to be looked at."""
+    """Yields the outputs of a script for every request, and records the requests."""
 
     def __init__(self, script: Script) -> None:
         self.script = script
@@ -122,7 +122,7 @@ class FakeEngineClient:
         self.is_healthy = True
 
     def new_request_id(self) -> str:
-        """Numbers."""
+        """Consecutive numbers."""
         return str(len(self.requests))
 
     async def generate(self, request: Request) -> AsyncGenerator[SequenceOutput]:
@@ -140,9 +140,9 @@ class FakeEngineClient:
 
 
 def script(*outputs: SequenceOutput | Exception | asyncio.Event) -> Script:
-    """The same outputs for everybody; exceptions are raised, events are waited for."""
+    """The same outputs for every request; exceptions are raised, events are waited for."""
 
-    async def play(_: Request) -> AsyncGenerator[SequenceOutput]:
+    async def engine_script(_: Request) -> AsyncGenerator[SequenceOutput]:
         for output in outputs:
             if isinstance(output, Exception):
                 raise output
@@ -151,7 +151,7 @@ def script(*outputs: SequenceOutput | Exception | asyncio.Event) -> Script:
             else:
                 yield output
 
-    return play
+    return engine_script
 
 
 def step(
@@ -163,7 +163,7 @@ def step(
     prompt_logprobs: tuple[float | None, ...] = (),
     error: str | None = None,
 ) -> SequenceOutput:
-    """What one step brings."""
+    """The output of one step."""
     return SequenceOutput(
         request_id="any",
         token=None if token_id is None else RawToken(token_id, logprob, tuple(top)),
@@ -178,7 +178,7 @@ def speaking(text: str) -> Script:
     """Continues every prompt with a text and the end-of-text token, as an engine would."""
     ids = demo_ids(text)
 
-    async def play(request: Request) -> AsyncGenerator[SequenceOutput]:
+    async def engine_script(request: Request) -> AsyncGenerator[SequenceOutput]:
         eos = sorted(request.eos_token_ids)[0]
         if request.prompt_logprobs:
             logprobs = [None, *(-0.1 * i for i in range(1, len(request.prompt_token_ids)))]
@@ -192,7 +192,7 @@ def speaking(text: str) -> Script:
             if finish is not None:
                 return
 
-    return play
+    return engine_script
 
 
 def generation_request(**changes: Any) -> GenerationRequest:
@@ -242,7 +242,7 @@ def engine_step(**stats: int) -> StepOutput:
 
 
 class FakeContext:
-    """A gRPC call that remembers what it was ended with."""
+    """A gRPC call with the caller's metadata; it records the headers that are sent."""
 
     def __init__(self, metadata: Iterable[tuple[str, str]] = ()) -> None:
         self.metadata = tuple(metadata)
@@ -253,7 +253,7 @@ class FakeContext:
         return self.metadata
 
     async def send_initial_metadata(self, headers: Iterable[tuple[str, str]]) -> None:
-        """Takes the headers."""
+        """Records the headers."""
         self.headers.append(dict(headers))
 
 
@@ -291,9 +291,9 @@ async def serving(
 
 
 async def eventually(condition: Callable[[], bool]) -> None:
-    """Returns as soon as something is so."""
+    """Waits until a condition holds."""
     async with asyncio.timeout(TIMEOUT_S):
-        while not condition():  # noqa: ASYNC110  gRPC and threads set no event of ours
+        while not condition():  # noqa: ASYNC110  gRPC and threads set no event
             await asyncio.sleep(0.001)
 
 

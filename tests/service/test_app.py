@@ -1,4 +1,4 @@
-"""A service put together as it is run: over an engine's socket, on a free port."""
+"""A service made and run as in production: over an engine's socket, on a free port."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ async def channel(app: App) -> AsyncGenerator[aio.Channel]:
         yield channel
 
 
-async def test_the_info_has_the_engine_s_limits(app: App, channel: aio.Channel) -> None:
+async def test_info_has_the_limits_of_the_engine(app: App, channel: aio.Channel) -> None:
     ask = channel.unary_unary(f"/{SERVICE}/Info", bytes, pb.InfoResponse.parse)
     info = await ask(pb.InfoRequest())
     assert (info.max_total_tokens, info.max_input_tokens) == (200, 199)
@@ -93,16 +93,14 @@ async def test_services_can_be_listed_and_described(app: App) -> None:
 
 
 @pytest.mark.parametrize("service", ["", SERVICE])
-async def test_health_is_what_the_engine_shows(
-    app: App, channel: aio.Channel, service: str
-) -> None:
+async def test_health_follows_the_engine(app: App, channel: aio.Channel, service: str) -> None:
     check = health_pb2_grpc.HealthStub(channel).Check
     request = health_pb2.HealthCheckRequest(service=service)
 
     async def serves() -> bool:
         try:
             reply = await check(request)
-        except aio.AioRpcError:  # not known before the first look at the engine
+        except aio.AioRpcError:  # unknown before the first check of the engine
             return False
         return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
 
@@ -119,7 +117,7 @@ async def test_health_can_be_watched(app: App, channel: aio.Channel) -> None:
                 break
 
 
-async def test_a_port_in_use_is_said_to_be(app: App, tmp_path: Path) -> None:
+async def test_a_port_in_use_is_reported(app: App, tmp_path: Path) -> None:
     second = App(
         Settings(
             model_id=str(MODEL),
@@ -132,7 +130,9 @@ async def test_a_port_in_use_is_said_to_be(app: App, tmp_path: Path) -> None:
     await second._client.close()
 
 
-async def test_a_server_that_stops_says_so(tmp_path: Path, app: App, channel: aio.Channel) -> None:
+async def test_a_stopping_server_refuses_calls(
+    tmp_path: Path, app: App, channel: aio.Channel
+) -> None:
     app.stop()
     await app.stopped()
     ask = channel.unary_unary(f"/{SERVICE}/Health", bytes)
@@ -167,7 +167,7 @@ def test_limits_may_be_lower() -> None:
     ],
     ids=["total", "input"],
 )
-def test_limits_beyond_the_engine_s_are_refused(settings: Settings, text: str) -> None:
+def test_limits_above_those_of_the_engine_are_refused(settings: Settings, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         make_limits(settings, INFO)
     make_limits(settings, replace(INFO, max_total_tokens=300))

@@ -1,4 +1,4 @@
-"""What is generated is committed as it is, the protos are clean, and our names are our own."""
+"""The generated code is up to date, the protos are clean, and our package names are ours."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_the_generated_package_is_up_to_date(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "settings", ["line-length = 60\n", 'extend-exclude = ["*"]\n', "not settings at all"]
 )
-def test_settings_that_lie_around_do_not_change_what_is_generated(
+def test_ruff_settings_of_the_machine_do_not_change_what_is_generated(
     settings: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     around = tmp_path / "tmp"
@@ -67,13 +67,13 @@ def test_the_protos_are_clean(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", ["envoy", "protos"])
-def test_folders_that_are_no_packages_stay_none(folder: str) -> None:
+def test_folders_that_are_no_packages_have_no_init_file(folder: str) -> None:
     """An `__init__.py` in `envoy` would hide the package that brings the binary."""
     assert (ROOT / folder).is_dir()
     assert not (ROOT / folder / "__init__.py").exists()
 
 
 @pytest.mark.parametrize("package", ["engine", "service"])
-def test_nobody_else_installs_a_package_of_our_names(package: str) -> None:
+def test_no_other_distribution_installs_packages_of_our_names(package: str) -> None:
     owners = importlib.metadata.packages_distributions().get(package, ["tokenwire"])
     assert set(owners) == {"tokenwire"}

@@ -1,4 +1,4 @@
-"""The documentation: how our additions come into the contract, and which files there are."""
+"""The API documentation: our additions merged into the contract, and the files of its page."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_every_reference_of_the_document_resolves() -> None:
         assert isinstance(node, dict)
 
 
-def test_every_operation_of_the_document_is_whole() -> None:
+def test_every_operation_of_the_document_is_complete() -> None:
     names = [operation["operationId"] for operation in operations()]
     assert len(set(names)) == len(names)
     tags = {tag["name"] for tag in DOCUMENT["tags"]}
@@ -136,7 +136,7 @@ def test_every_file_that_the_page_asks_for_is_there(asset: str) -> None:
 
 
 @pytest.mark.parametrize("asset", ["index.html", "../docs.py", "/etc/passwd", "swagger-ui.css/"])
-def test_other_files_are_not(asset: str) -> None:
+def test_other_files_are_not_found(asset: str) -> None:
     with pytest.raises(ServiceError, match="Not Found") as refused:
         docs.file(asset)
     assert refused.value.kind is ErrorKind.NOT_FOUND

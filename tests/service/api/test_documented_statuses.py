@@ -1,4 +1,4 @@
-"""The failures that no engine makes on demand, with the statuses of the OpenAPI document.
+"""Failures that a real engine does not have on demand, and the statuses documented for them.
 
 That Envoy turns `x-http-status` and `x-error-body` into a reply is tested in tests/envoy.
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.service.api.test_golden_streams import BREAKS_OFF, answer
+from tests.service.api.golden_service import BREAKS_OFF, answer
 from tests.service.fakes import Script, script, step, trailers
 
 BODIES: dict[str, dict[str, Any]] = {
@@ -33,11 +33,11 @@ FAILURES: list[tuple[Script, int, str, str]] = [
 
 
 @pytest.mark.parametrize("name", BODIES)
-@pytest.mark.parametrize(("play", "status", "error_type", "error"), FAILURES)
+@pytest.mark.parametrize(("engine_script", "status", "error_type", "error"), FAILURES)
 async def test_failed_generation(
-    name: str, play: Script, status: int, error_type: str, error: str
+    name: str, engine_script: Script, status: int, error_type: str, error: str
 ) -> None:
-    failed = trailers((await answer(name, BODIES[name], play)).failure)
+    failed = trailers((await answer(name, BODIES[name], engine_script)).failure)
     assert failed["x-http-status"] == str(status)
     assert json.loads(failed["x-error-body"]) == {"error": error, "error_type": error_type}
 

@@ -1,4 +1,4 @@
-"""What a failed call looks like from outside, and that every call is counted once."""
+"""The statuses and details of failed calls, and that every call is counted once."""
 
 from __future__ import annotations
 
@@ -13,20 +13,14 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 from grpc import aio
 
-from service.errors import (
-    ErrorKind,
-    ServiceError,
-    missing_field,
-    overloaded,
-    unhealthy,
-)
+from service.errors import ErrorKind, ServiceError, missing_field, overloaded, unhealthy
 from service.generation.metrics import Metrics
 from tests.service.fakes import LIMITS, TIMEOUT_S, eventually, sample, serving, trailers
 
 UNARY, STREAM = "/test.Service/Unary", "/test.Service/Stream"
 
-# error_type, REST status, gRPC code, prefix: the contract's table.
-FACES = {
+# error_type, REST status, gRPC code, prefix: the table of the contract.
+STATUSES = {
     ErrorKind.VALIDATION: ("validation", 422, "INVALID_ARGUMENT", "Input validation error: "),
     ErrorKind.SHAPE: (
         "validation",
@@ -49,7 +43,7 @@ FACES = {
 
 
 class Outcome:
-    """What the next call does: it raises or waits; else it answers."""
+    """What the next call does: it raises or waits; otherwise it answers."""
 
     def __init__(self, metrics: Metrics) -> None:
         self.metrics = metrics
@@ -136,15 +130,15 @@ def details(error: aio.AioRpcError) -> tuple[status_pb2.Status, dict[str, Any]]:
 
 
 def test_the_table_has_every_kind() -> None:
-    assert set(FACES) == set(ErrorKind)
+    assert set(STATUSES) == set(ErrorKind)
 
 
 @pytest.mark.parametrize("method", [UNARY, STREAM])
 @pytest.mark.parametrize("kind", ErrorKind, ids=lambda kind: kind.name)
-async def test_an_error_has_its_face(
+async def test_an_error_has_its_statuses_and_details(
     channel: aio.Channel, outcome: Outcome, kind: ErrorKind, method: str
 ) -> None:
-    error_type, http_status, code, prefix = FACES[kind]
+    error_type, http_status, code, prefix = STATUSES[kind]
     outcome.error = ServiceError(kind, 'why "é"')
     error = await failure(channel, method)
     assert error.code().name == code
@@ -165,7 +159,7 @@ async def test_an_error_has_its_face(
     await outcome.ended(method, code)
 
 
-async def test_an_overloaded_server_says_when_to_come_back(
+async def test_an_overloaded_server_tells_when_to_retry(
     channel: aio.Channel, outcome: Outcome
 ) -> None:
     outcome.error = overloaded()
@@ -175,7 +169,9 @@ async def test_an_overloaded_server_says_when_to_come_back(
     assert error.details() == "Model is overloaded"
 
 
-async def test_an_unhealthy_server_says_so(channel: aio.Channel, outcome: Outcome) -> None:
+async def test_an_unhealthy_server_has_its_error_type(
+    channel: aio.Channel, outcome: Outcome
+) -> None:
     outcome.error = unhealthy()
     error = await failure(channel, UNARY)
     assert trailers(error)["x-error-body"] == '{"error":"unhealthy","error_type":"healthcheck"}'
@@ -193,7 +189,7 @@ async def test_the_offending_field_is_named(channel: aio.Channel, outcome: Outco
 
 
 @pytest.mark.parametrize("method", [UNARY, STREAM])
-async def test_what_was_not_raised_on_purpose_keeps_its_text(
+async def test_unexpected_errors_are_logged_and_not_sent(
     channel: aio.Channel,
     outcome: Outcome,
     method: str,
@@ -245,7 +241,9 @@ async def test_an_unknown_method_is_not_counted(channel: aio.Channel, outcome: O
         pytest.param("😀" * 110, id="emoji"),
     ],
 )
-async def test_a_short_body_is_whole(channel: aio.Channel, outcome: Outcome, text: str) -> None:
+async def test_a_short_message_is_not_cut(
+    channel: aio.Channel, outcome: Outcome, text: str
+) -> None:
     outcome.error = ServiceError(ErrorKind.SUFFIX, text)
     body = trailers(await failure(channel, UNARY))["x-error-body"]
     assert json.loads(body)["error"] == text
@@ -266,8 +264,8 @@ async def test_a_long_message_is_cut_everywhere(
     assert json.loads(body)["error"].startswith(f"Template error: {char}")
 
 
-async def test_a_long_message_s_body_is_cut(channel: aio.Channel, outcome: Outcome) -> None:
-    """Long enough to be cut there, short enough for the other trailers."""
+async def test_a_long_message_is_cut_in_the_body(channel: aio.Channel, outcome: Outcome) -> None:
+    """Long enough to be cut in the body, short enough for the other trailers."""
     outcome.error = ServiceError(ErrorKind.SUFFIX, "é" * 700)
     body = trailers(await failure(channel, UNARY))["x-error-body"]
     assert len(body) <= 4096
@@ -277,7 +275,9 @@ async def test_a_long_message_s_body_is_cut(channel: aio.Channel, outcome: Outco
     assert text.startswith("é" * 100)
 
 
-async def test_an_emoji_message_s_body_is_cut(channel: aio.Channel, outcome: Outcome) -> None:
+async def test_a_message_of_emoji_is_cut_in_the_body(
+    channel: aio.Channel, outcome: Outcome
+) -> None:
     outcome.error = ServiceError(ErrorKind.SUFFIX, "😀" * 520)
     body = trailers(await failure(channel, UNARY))["x-error-body"]
     assert len(body) <= 4096

@@ -1,4 +1,4 @@
-"""The wire: every method is served, and what is no message is refused as the caller's fault."""
+"""The wire: every method is served, and bytes that are no message are refused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ METHODS = {method.name: method for method in POOL.FindServiceByName(SERVICE).met
 
 
 class Servicer:
-    """Answers nothing of interest; remembers what it was asked."""
+    """Sends empty replies, and records its requests and calls."""
 
     def __init__(self) -> None:
         self.requests: list[Any] = []
@@ -117,14 +117,14 @@ async def test_every_method_is_served(channel: aio.Channel, servicer: Servicer, 
     assert servicer.num_closed == streams
 
 
-async def test_a_ready_made_reply_goes_out_as_it_is(channel: aio.Channel) -> None:
+async def test_reply_bytes_are_sent_unchanged(channel: aio.Channel) -> None:
     (raw,) = await call(channel, "Health")
     assert pb.HealthResponse.parse(raw).http == HttpBody(
         content_type="text/plain", data=b"ready made"
     )
 
 
-def test_a_missing_method_is_noticed_at_the_start() -> None:
+def test_a_missing_method_fails_at_start_up() -> None:
     class Incomplete:
         generate = Servicer.generate
 
@@ -149,7 +149,7 @@ INPUTS = bytes(pb.GenerateRequest(inputs="hello"))
         pytest.param(b"\x0b", id="a group without an end"),
     ],
 )
-async def test_broken_bytes_are_the_caller_s_fault(
+async def test_broken_bytes_are_an_invalid_argument(
     channel: aio.Channel, servicer: Servicer, name: str, raw: bytes
 ) -> None:
     error = await refusal(channel, name, raw)
@@ -158,7 +158,7 @@ async def test_broken_bytes_are_the_caller_s_fault(
     assert servicer.requests == []
 
 
-async def test_nesting_without_an_end_is_the_caller_s_fault(channel: aio.Channel) -> None:
+async def test_deep_nesting_is_an_invalid_argument(channel: aio.Channel) -> None:
     raw = b""
     for _ in range(5000):  # a list in a list in a list
         raw = _field(6, _field(1, raw))
@@ -190,7 +190,7 @@ async def test_a_field_of_the_wrong_type_counts_as_unknown(
 async def test_a_parameter_of_the_wrong_type_counts_as_unknown(
     channel: aio.Channel, servicer: Servicer
 ) -> None:
-    """`temperature` as a varint, with a good `top_k` beside it."""
+    """`temperature` as a varint, followed by a valid `top_k`."""
     await call(channel, "Generate", INPUTS + _field(2, b"\x10\x01" + b"\x28\x07"))
     (request,) = servicer.requests
     assert request == pb.GenerateRequest(inputs="hello", parameters=pb.GenerateParameters(top_k=7))
@@ -203,8 +203,8 @@ async def test_unknown_fields_are_ignored(channel: aio.Channel, servicer: Servic
     assert request == pb.GenerateRequest(inputs="hello", parameters=pb.GenerateParameters(top_k=7))
 
 
-async def test_unknown_values_of_an_enum_arrive(channel: aio.Channel, servicer: Servicer) -> None:
-    """They are refused later, by name; here they must not fail."""
+async def test_unknown_values_of_an_enum_are_kept(channel: aio.Channel, servicer: Servicer) -> None:
+    """They are refused later, in validation; parsing must not fail."""
     grammar = _field(18, b"\x08\x63")
     await call(channel, "Generate", INPUTS + _field(2, grammar))
     (request,) = servicer.requests
@@ -226,7 +226,7 @@ async def test_a_schema_keeps_the_order_of_its_keys(
 
 @pytest.mark.xfail(strict=True, reason="the second of two partial messages replaces the first")
 async def test_parts_of_a_message_are_merged(channel: aio.Channel, servicer: Servicer) -> None:
-    """As protobuf has it for a field that comes twice."""
+    """As protobuf specifies for a field that occurs twice."""
     await call(channel, "Generate", _field(2, b"\x28\x07") + _field(2, b"\x80\x01\x05"))
     expected = pb.GenerateParameters(top_k=7, seed=5)
     assert servicer.requests == [pb.GenerateRequest(parameters=expected)]
@@ -249,7 +249,7 @@ async def test_a_message_arrives_as_it_was_sent(
     assert servicer.requests == [message]
 
 
-async def test_the_gateway_s_mark_makes_a_call_a_rest_call(
+async def test_the_header_of_the_transcoder_marks_a_rest_call(
     channel: aio.Channel, servicer: Servicer
 ) -> None:
     await call(channel, "Generate")
@@ -260,20 +260,20 @@ async def test_the_gateway_s_mark_makes_a_call_a_rest_call(
     assert (native.is_rest, rest.is_rest) == (False, True)
 
 
-async def test_headers_go_out_as_metadata() -> None:
+async def test_headers_are_sent_as_initial_metadata() -> None:
     context = FakeContext()
     await Call(context).send_headers({"x-a": "1"})
     assert context.headers == [{"x-a": "1"}]
 
 
-def test_the_pool_is_ours_alone() -> None:
+def test_the_descriptor_pool_has_our_files() -> None:
     file = descriptor_pb2.FileDescriptorProto()
     POOL.FindServiceByName(SERVICE).file.CopyToProto(file)
     assert file.name == "tokenwire/v1/text_generation.proto"
     assert POOL.FindMessageTypeByName("google.api.HttpBody").full_name == "google.api.HttpBody"
 
 
-def test_structs_are_messages_of_ours_too() -> None:
+def test_structs_are_generated_messages() -> None:
     assert bytes(Struct(fields={"a": Value(bool_value=True)})) == b"\n\x07\n\x01a\x12\x02 \x01"
 
 

@@ -1,36 +1,22 @@
-"""The wire's messages and the domain: what is absent stays absent, and both faces say the same."""
+"""From messages to domain requests: absent fields stay absent, JSON values keep their order."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from typing import Any
 
-import betterproto2
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.codec import convert, framing, render
-from service.generation.generator import (
-    Generation,
-    PrefillToken,
-    Token,
-    TokenEvent,
-    shortest_float32,
-)
+from service.codec import convert
 from service.generation.parameters import Parameters
 from service.grammar.spec import Grammar
-from service.openai.chat import ChatAnswer, ChatDelta, Message
-from service.openai.completions import CompletionAnswer, CompletionDelta
+from service.openai.chat import Message
 from service.openai.tools import Tool
-from service.openai.usage import Usage
 from service.pb.google.protobuf import ListValue, NullValue, Struct, Value
 from service.pb.tokenwire import v1 as pb
-from service.text.tokenizer import TokenSpan
-from tests.service.fakes import SERVER, generation, generation_request
 
 
 def _has_fraction(number: float) -> bool:
@@ -54,7 +40,7 @@ JSON = st.recursive(
 
 
 def value(plain: Any) -> Value:
-    """A value as it comes from the wire: every number a double."""
+    """A value as parsed from the wire: every number is a double."""
     return Value.parse(bytes(Value.from_dict(plain)))
 
 
@@ -145,7 +131,7 @@ def test_all_parameters_arrive() -> None:
     )
 
 
-def test_a_conversation_gets_the_openai_defaults() -> None:
+def test_chat_gets_the_openai_defaults() -> None:
     wanted = convert.chat_request(pb.ChatRequest())
     assert wanted.parameters == Parameters(do_sample=True, details=True)
     assert (wanted.stream, wanted.logprobs, wanted.n, wanted.tools) == (
@@ -158,7 +144,7 @@ def test_a_conversation_gets_the_openai_defaults() -> None:
     assert wanted.response_format is None
 
 
-def test_a_conversation_s_parameters_get_the_names_of_generate() -> None:
+def test_chat_parameters_get_their_names_in_generate() -> None:
     message = pb.ChatRequest(
         model="m",
         frequency_penalty=0.5,
@@ -195,7 +181,7 @@ def test_a_conversation_s_parameters_get_the_names_of_generate() -> None:
 @pytest.mark.parametrize(
     ("presence", "repetition"), [(None, None), (0.0, 2.0), (-1.0, 1.0), (-2.0, 0.0), (1.5, 3.5)]
 )
-def test_presence_penalty_is_a_repetition_penalty_less_two(
+def test_repetition_penalty_is_presence_penalty_plus_two(
     presence: float | None, repetition: float | None
 ) -> None:
     wanted = convert.chat_request(pb.ChatRequest(presence_penalty=presence))
@@ -223,7 +209,7 @@ def test_completions_get_the_openai_defaults() -> None:
     assert wanted.parameters == Parameters(do_sample=True, details=True)
 
 
-def test_completions_parameters_get_the_names_of_generate() -> None:
+def test_completions_parameters_get_their_names_in_generate() -> None:
     message = pb.CompletionsRequest(
         model="m",
         prompt=["a", ""],
@@ -277,7 +263,7 @@ Format = pb.ResponseFormatType
         (pb.ResponseFormat(), ("", None)),
     ],
 )
-def test_response_formats(message: pb.ResponseFormat | None, expected: Any) -> None:
+def test_response_formats_become_grammars(message: pb.ResponseFormat | None, expected: Any) -> None:
     wanted = convert.chat_request(pb.ChatRequest(response_format=message)).response_format
     assert wanted == (expected and Grammar(kind=expected[0], value=expected[1]))
 
@@ -292,13 +278,13 @@ def test_content_is_any_json(content: Any) -> None:
     )
 
 
-def test_a_message_without_anything_is_all_absent() -> None:
+def test_an_empty_message_has_neither_role_nor_content() -> None:
     wanted = convert.chat_request(pb.ChatRequest(messages=[pb.Message()]))
     assert wanted.messages == (Message(role=None),)
 
 
 @pytest.mark.parametrize("arguments", [None, "{}", {"b": 1, "a": [1.5]}])
-def test_calls_of_the_assistant(arguments: Any) -> None:
+def test_tool_calls_of_earlier_answers_are_converted(arguments: Any) -> None:
     call = pb.ToolCall(id="1", function=pb.FunctionCall(name="f", arguments=value(arguments)))
     message = pb.Message(role="assistant", tool_calls=[call, pb.ToolCall(type="x")])
     assert convert.chat_request(pb.ChatRequest(messages=[message])).messages[0].tool_calls == (
@@ -310,7 +296,7 @@ def test_calls_of_the_assistant(arguments: Any) -> None:
 @pytest.mark.parametrize(
     "choice", ["auto", "none", {"type": "function", "function": {"name": "f"}}]
 )
-def test_tools(choice: Any) -> None:
+def test_tools_and_their_choice_are_converted(choice: Any) -> None:
     tool = pb.Tool(type="function", function=pb.FunctionDefinition(name="f"))
     wanted = convert.chat_request(pb.ChatRequest(tools=[tool], tool_choice=value(choice)))
     assert wanted.tools == (Tool(name="f"),)
@@ -318,7 +304,7 @@ def test_tools(choice: Any) -> None:
 
 
 @given(JSON)
-def test_json_comes_through_with_its_order_and_its_integers(plain: Any) -> None:
+def test_json_values_keep_their_order_and_integers(plain: Any) -> None:
     back = convert.plain(value(plain))
     assert json.dumps(back) == json.dumps(plain)
 
@@ -328,7 +314,7 @@ def test_an_absent_value_is_none() -> None:
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf])
-def test_numbers_that_json_lacks_do_not_fail(number: float) -> None:
+def test_nan_and_infinity_do_not_fail(number: float) -> None:
     back = convert.plain(Value(list_value=ListValue(values=[Value(number_value=number)])))
     assert str(back) == f"[{number}]"
 
@@ -347,135 +333,3 @@ def test_a_value_of_no_kind_is_null(odd: Value, expected: Any) -> None:
 
 def test_null_is_none() -> None:
     assert convert.plain(Value(null_value=NullValue.NULL_VALUE)) is None
-
-
-# Two types of user, one truth.
-
-FLOATS = st.none() | st.floats(max_value=0, width=32, allow_nan=False, allow_infinity=False).map(
-    shortest_float32
-)
-TEXTS = st.text(st.characters(codec="utf-8"), max_size=8)
-TOKENS = st.builds(Token, st.integers(0, 2**20), TEXTS, FLOATS, st.booleans())
-PREFILL = st.builds(PrefillToken, st.integers(0, 2**20), TEXTS, FLOATS)
-SEEDS = st.none() | st.integers(0, 2**64 - 1)
-REASONS = st.sampled_from(["length", "eos_token", "stop_sequence"])
-
-
-@st.composite
-def generations(draw: st.DrawFn, *, losers: int = 1) -> Generation:
-    request = generation_request(
-        details=draw(st.booleans()),
-        decoder_input_details=draw(st.booleans()),
-        return_full_text=draw(st.booleans()),
-    )
-    tokens = draw(st.lists(TOKENS, min_size=1, max_size=3))
-    with_top = draw(st.booleans())
-    return generation(
-        request=request,
-        text=draw(TEXTS),
-        finish_reason=draw(REASONS),
-        tokens=tokens,
-        top_tokens=[draw(st.lists(TOKENS, max_size=2)) for _ in tokens] if with_top else [],
-        prefill=draw(st.lists(PREFILL, max_size=2)),
-        seed=draw(SEEDS),
-        best_of_sequences=draw(st.lists(generations(losers=0), max_size=2)) if losers else [],
-    )
-
-
-_NO_JSON = {"http", "max_top_n_tokens", "tool_calls"}  # fields that only typed replies have
-
-
-def assert_agree(message: Any, body: Any, path: str = "") -> None:
-    """That a typed reply, once it went over the wire, and a rendered one say the same."""
-    if isinstance(body, dict):
-        names = {field.name for field in dataclasses.fields(message)} - _NO_JSON
-        for name in names - body.keys():
-            assert not getattr(message, name), f"{path}.{name} is not in the JSON"
-        for name, item in body.items():
-            if name not in names:
-                assert name == "object" or item is None, f"{path}.{name} is not in the message"
-            else:
-                assert_agree(getattr(message, name), item, f"{path}.{name}")
-    elif isinstance(body, list):
-        items = message.tokens if isinstance(message, pb.TokenList) else message
-        assert len(items) == len(body), path
-        for index, (left, right) in enumerate(zip(items, body, strict=True)):
-            assert_agree(left, right, f"{path}[{index}]")
-    elif isinstance(message, betterproto2.Enum):
-        assert message.name.lower() == body, path
-    elif isinstance(body, float):
-        assert np.float32(message) == np.float32(body), path
-    else:
-        assert message == body, path
-        assert type(message) is type(body), path
-
-
-def over_the_wire(message: betterproto2.Message) -> Any:
-    return type(message).parse(bytes(message))
-
-
-@given(generations())
-def test_both_faces_of_a_text_agree(result: Generation) -> None:
-    typed = over_the_wire(convert.generate_response(result))
-    assert_agree(typed, json.loads(render.generation(result)))
-
-
-@given(st.integers(1, 2**31), TOKENS, st.lists(TOKENS, max_size=2), st.none() | generations())
-def test_both_faces_of_a_token_agree(
-    index: int, token: Token, top_tokens: list[Token], result: Generation | None
-) -> None:
-    event = TokenEvent(token, top_tokens, result)
-    typed = over_the_wire(convert.stream_response(index, event))
-    assert_agree(typed, json.loads(render.token_event(index, event)))
-
-
-LOGPROBS = st.none() | st.lists(st.tuples(TOKENS, st.lists(TOKENS, max_size=2)), max_size=3)
-
-
-@given(TEXTS, REASONS, LOGPROBS, st.integers(0, 2**31 - 1))
-def test_both_faces_of_an_answer_agree(text: str, reason: str, logprobs: Any, count: int) -> None:
-    answer = ChatAnswer(
-        server=SERVER,
-        created=12,
-        text=text,
-        finish_reason=reason,
-        logprobs=logprobs,
-        usage=Usage(count, count),
-    )
-    typed = over_the_wire(convert.chat_completion(answer))
-    assert_agree(typed, json.loads(render.chat_completion(answer)))
-
-
-@given(TEXTS, st.none() | REASONS, LOGPROBS)
-def test_both_faces_of_a_delta_agree(text: str, reason: str | None, logprobs: Any) -> None:
-    delta = ChatDelta(
-        server=SERVER, created=2**33, text=text, finish_reason=reason, logprobs=logprobs
-    )
-    assert_agree(over_the_wire(convert.chat_chunk(delta)), json.loads(render.chat_chunk(delta)))
-
-
-@given(st.lists(generations(), min_size=1, max_size=3))
-def test_both_faces_of_completions_agree(results: list[Generation]) -> None:
-    answer = CompletionAnswer(server=SERVER, created=12, generations=results)
-    assert_agree(over_the_wire(convert.completion(answer)), json.loads(render.completion(answer)))
-
-
-@given(st.integers(0, 3), TEXTS)
-def test_both_faces_of_a_completion_s_token_agree(index: int, text: str) -> None:
-    delta = CompletionDelta(server=SERVER, created=12, index=index, text=text)
-    typed = over_the_wire(convert.completion_chunk(delta))
-    assert_agree(typed, json.loads(render.completion_chunk(delta)))
-
-
-def test_both_faces_of_the_info_agree() -> None:
-    typed = over_the_wire(convert.info_response(SERVER))
-    assert_agree(typed, json.loads(render.info(SERVER)))
-    assert typed.max_top_n_tokens == 5
-
-
-@given(
-    st.lists(st.builds(TokenSpan, st.integers(0, 99), TEXTS, st.integers(0, 9), st.integers(0, 9)))
-)
-def test_both_faces_of_tokens_agree(spans: list[TokenSpan]) -> None:
-    typed = pb.TokenizeResponse.parse(framing.tokenize_response(spans))
-    assert_agree(typed.tokens, json.loads(render.tokens(spans)))

@@ -1,4 +1,4 @@
-"""Bytes put together by hand against those of the generated classes."""
+"""Hand-framed bytes are compared with those of the generated classes."""
 
 from __future__ import annotations
 
@@ -42,37 +42,37 @@ def assert_http(content_type: str, data: bytes) -> None:
 
 
 @given(st.text(st.characters(codec="utf-8"), min_size=1, max_size=200), st.binary(max_size=300))
-def test_a_rest_reply_is_that_of_the_generated_class(content_type: str, data: bytes) -> None:
+def test_a_rest_reply_equals_that_of_the_generated_class(content_type: str, data: bytes) -> None:
     assert_http(content_type, data)
 
 
 @pytest.mark.parametrize("length", [0, 1, 126, 127, 128, 129, 16383, 16384, 16385, 2**21])
 @pytest.mark.parametrize("overhead", [0, *range(18, 31)])
-def test_lengths_where_the_frame_grows(length: int, overhead: int) -> None:
+def test_bodies_of_lengths_where_a_varint_grows(length: int, overhead: int) -> None:
     """The overhead moves the outer length across its own bound."""
     assert_http("application/json", b"x" * max(length - overhead, 0))
 
 
 @pytest.mark.parametrize("length", [1, 127, 128, 16384])
-def test_content_types_where_the_frame_grows(length: int) -> None:
+def test_content_types_of_lengths_where_a_varint_grows(length: int) -> None:
     assert_http("t" * length, b"x")
 
 
 @pytest.mark.parametrize("reply", REPLIES, ids=lambda reply: reply.__name__)
-def test_the_field_has_the_same_number_in_every_reply(reply: type) -> None:
+def test_http_has_the_same_field_number_in_every_reply(reply: type) -> None:
     parsed = reply.parse(framing.http_reply("text/plain", b"abc"))  # type: ignore[attr-defined]
     assert parsed.http == HttpBody(content_type="text/plain", data=b"abc")
 
 
 @given(INDEXES, TOKENS)
-def test_a_token_is_that_of_the_generated_classes(index: int, token: Token) -> None:
+def test_a_token_equals_that_of_the_generated_classes(index: int, token: Token) -> None:
     event = convert.stream_response(index, TokenEvent(token, []))
     assert framing.stream_response(index, token) == bytes(event)
     assert framing.compat_event(index, token) == bytes(pb.CompatGenerateResponse(event=event))
 
 
 @given(TEXTS, st.integers(1, 2**64 - 1))
-def test_a_chunk_is_that_of_the_generated_classes(text: str, created: int) -> None:
+def test_a_chunk_equals_that_of_the_generated_classes(text: str, created: int) -> None:
     delta = ChatDelta(server=SERVER, created=created, text=text, finish_reason=None, logprobs=None)
     assert framing.chat_chunk(delta) == bytes(pb.ChatResponse(chunk=convert.chat_chunk(delta)))
 
@@ -88,7 +88,7 @@ EVENTS = {
 
 
 @pytest.mark.parametrize("event", EVENTS.values(), ids=EVENTS.keys())
-def test_no_token_loses_anything_on_the_short_way(event: TokenEvent) -> None:
+def test_hand_framed_tokens_lose_no_field(event: TokenEvent) -> None:
     expected = convert.stream_response(3, event)
     assert serialise(TypedPresenter().generate_stream(3, event)) == bytes(expected)
     expected_compat = bytes(pb.CompatGenerateResponse(event=expected))
@@ -106,6 +106,6 @@ DELTAS = {
 
 
 @pytest.mark.parametrize("delta", DELTAS.values(), ids=DELTAS.keys())
-def test_no_chunk_loses_anything_on_the_short_way(delta: ChatDelta) -> None:
+def test_hand_framed_chunks_lose_no_field(delta: ChatDelta) -> None:
     expected = bytes(pb.ChatResponse(chunk=convert.chat_chunk(delta)))
     assert serialise(TypedPresenter().chat_stream(delta)) == expected

@@ -1,7 +1,7 @@
-"""Streams that are kept alive: nothing is lost, late or in another order, and nothing is left over.
+"""Streams that are kept alive: no message is lost, delayed or reordered, and no task is left.
 
-Nothing here sleeps: sources wait for events, and the interval is a millisecond where silence is
-wanted and too long to matter where it is not.
+Nothing here waits for time to pass: sources wait for events, and the interval is a millisecond
+where silence is wanted and too long to matter where it is not.
 """
 
 from __future__ import annotations
@@ -12,23 +12,17 @@ from contextlib import aclosing
 
 import pytest
 
-from engine.protocol.request import FinishReason
-from service.api import servicer
 from service.codec.keep_alive import with_keep_alive
-from service.pb.tokenwire import v1 as pb
-from service.routes import SERVICE
-from tests.service.api.test_servicer import REPLIES, REST, Service, service
-from tests.service.fakes import TIMEOUT_S, demo_ids, eventually, script, step
+from tests.service.fakes import TIMEOUT_S, eventually
 
-__all__ = ["service"]
+pytestmark = pytest.mark.usefixtures("no_task_left")
 
-SAID = {"role": "user", "content": "hi"}
 FILLER = -1
 SHORT_S = 0.001
 
 
 class Source:
-    """Yields what it is given; waits for events, raises exceptions and knows how it ended."""
+    """Yields its items; waits for events, raises exceptions and records how it ended."""
 
     def __init__(self, *items: int | asyncio.Event | Exception) -> None:
         self.items = items
@@ -56,12 +50,6 @@ class Source:
         return with_keep_alive(self.messages(), FILLER, interval_s)
 
 
-@pytest.fixture(autouse=True)
-async def _nothing_left_over() -> AsyncGenerator[None]:
-    yield
-    assert asyncio.all_tasks() <= {asyncio.current_task()}
-
-
 @pytest.mark.parametrize("count", [0, 1, 100])
 async def test_messages_keep_their_order(count: int) -> None:
     source = Source(*range(count))
@@ -69,7 +57,7 @@ async def test_messages_keep_their_order(count: int) -> None:
     assert source.is_closed
 
 
-async def test_silence_is_filled_again_and_again() -> None:
+async def test_every_interval_of_silence_yields_a_filler() -> None:
     more = asyncio.Event()
     stream = Source(1, more, 2).kept_alive(SHORT_S)
     async with asyncio.timeout(TIMEOUT_S), aclosing(stream):
@@ -112,7 +100,7 @@ async def test_a_slow_reader_gets_messages_and_no_fillers() -> None:
     assert found == list(range(10))
 
 
-async def test_an_exception_comes_after_the_messages_before_it() -> None:
+async def test_an_exception_is_raised_after_the_messages_before_it() -> None:
     found = []
     source = Source(1, 2, ValueError("bad luck"))
     stream = source.kept_alive()
@@ -123,12 +111,12 @@ async def test_an_exception_comes_after_the_messages_before_it() -> None:
     assert source.is_closed
 
 
-async def test_an_exception_may_come_first() -> None:
+async def test_an_exception_may_be_raised_before_any_message() -> None:
     with pytest.raises(ValueError, match="at once"):
         await anext(Source(ValueError("at once")).kept_alive())
 
 
-async def test_an_exception_may_come_after_silence() -> None:
+async def test_an_exception_may_be_raised_after_fillers() -> None:
     later = asyncio.Event()
     stream = Source(later, ValueError("later")).kept_alive(SHORT_S)
     async with asyncio.timeout(TIMEOUT_S), aclosing(stream):
@@ -148,8 +136,8 @@ async def test_closing_early_closes_the_source() -> None:
     assert source.is_cancelled
 
 
-async def test_closing_early_forgets_what_nobody_read() -> None:
-    source = Source(1, 2, ValueError("nobody hears this"))
+async def test_closing_early_discards_unread_messages_and_exceptions() -> None:
+    source = Source(1, 2, ValueError("never raised"))
     stream = source.kept_alive()
     assert await anext(stream) == 1
     await stream.aclose()
@@ -179,35 +167,3 @@ async def test_cancelling_the_reader_closes_the_source() -> None:
             await reader
     assert source.is_closed
     assert source.is_cancelled
-
-
-@pytest.mark.parametrize("name", ["GenerateStream", "CompatGenerate", "Chat", "Completions"])
-async def test_rest_callers_hear_comments_and_grpc_callers_nothing(
-    service: Service, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
-    monkeypatch.setattr(servicer, "KEEP_ALIVE_S", SHORT_S)
-    request = {
-        "GenerateStream": pb.GenerateRequest(inputs="a", parameters=pb.GenerateParameters()),
-        "CompatGenerate": pb.CompatGenerateRequest(inputs="a", stream=True),
-        "Chat": pb.ChatRequest(messages=[pb.Message.from_dict(SAID)], stream=True),
-        "Completions": pb.CompletionsRequest(prompt=["a"], stream=True),
-    }[name]
-    path = f"/{SERVICE}/{name}"
-    for metadata in (REST, None):
-        silence = asyncio.Event()
-        service.plays(script(silence, step(demo_ids("x")[0], finish=FinishReason.LENGTH)))
-        make = service.channel.unary_stream(path, bytes, REPLIES[name].parse)
-        replies = aiter(make(request, metadata=metadata))
-        if metadata is not None:
-            comment = await anext(replies)
-            assert comment.http.data == b":\n\n"
-            assert comment.http.content_type == "text/event-stream"
-        else:
-            await eventually(lambda: service.client.num_open == 1)
-            await asyncio.sleep(5 * SHORT_S)
-        silence.set()
-        rest = [reply async for reply in replies]
-        rest = [reply for reply in rest if reply.http is None or reply.http.data != b":\n\n"]
-        is_openai = name in ("Chat", "Completions")
-        assert len(rest) == (2 if metadata and is_openai else 1)
-        assert all((reply.http is None) is (metadata is None) for reply in rest)

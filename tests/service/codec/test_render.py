@@ -47,7 +47,7 @@ def test_details_of_greedy_generation() -> None:
     )
 
 
-def test_the_prompt_s_details_bring_all_details() -> None:
+def test_decoder_input_details_include_all_details() -> None:
     request = generation_request(decoder_input_details=True)
     assert render.generation(generation(request=request, prefill=PREFILL)) == (
         b'{"generated_text":" a time","details":{"finish_reason":"length","generated_tokens":2,'
@@ -138,7 +138,7 @@ def test_numbers_are_printed_as_rust_prints_them(logprob: float, text: bytes) ->
     assert b'"logprob":' + text + b"," in render.token_event(1, event)
 
 
-def test_text_is_utf8_and_escaped_only_where_json_wants_it() -> None:
+def test_text_is_utf8_and_escaped_only_where_json_requires_it() -> None:
     event = TokenEvent(Token(1, 'é😀"\\\n\t\x01/<', None, False), [])
     assert '"text":"é😀\\"\\\\\\n\\t\\u0001/<"'.encode() in render.token_event(1, event)
 
@@ -211,7 +211,7 @@ def test_a_completion_sums_the_usage() -> None:
     )
 
 
-def test_a_completion_chunk_has_an_order_of_its_own() -> None:
+def test_a_completion_chunk_has_its_own_order_of_keys() -> None:
     delta = CompletionDelta(server=SERVER, created=12, index=2, text="<eos>")
     assert render.completion_chunk(delta) == (
         b'{"object":"text_completion","id":"","created":12,'
@@ -220,7 +220,7 @@ def test_a_completion_chunk_has_an_order_of_its_own() -> None:
     )
 
 
-def test_info_has_the_contract_s_order_and_nulls() -> None:
+def test_info_has_the_order_and_nulls_of_the_contract() -> None:
     assert render.info(SERVER) == (
         b'{"model_id":"some/model","model_sha":null,"model_dtype":"torch.float32",'
         b'"model_device_type":"cpu","model_pipeline_tag":null,"max_concurrent_requests":8,'

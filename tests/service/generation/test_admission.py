@@ -1,4 +1,4 @@
-"""Permits: a fixed number, back in any case, none after the end."""
+"""Permits: a fixed number of them, always returned, none granted after closing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def kind_of_refusal(admission: Admission, count: int = 1) -> ErrorKind:
     return refused.value.kind
 
 
-def test_who_comes_too_late_is_refused() -> None:
+def test_requests_above_the_limit_are_refused() -> None:
     admission = Admission(2)
     with ExitStack() as inside:
         inside.enter_context(admission.permit())
@@ -28,7 +28,7 @@ def test_who_comes_too_late_is_refused() -> None:
     assert admission.num_active == 0
 
 
-def test_several_permits_come_together_or_not_at_all() -> None:
+def test_several_permits_are_granted_together_or_not_at_all() -> None:
     admission = Admission(3)
     with admission.permit(2):
         assert admission.num_active == 2
@@ -39,14 +39,14 @@ def test_several_permits_come_together_or_not_at_all() -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError, asyncio.CancelledError, GeneratorExit])
-def test_a_permit_comes_back_however_it_ends(error: type[BaseException]) -> None:
+def test_a_permit_is_returned_whatever_ends_the_block(error: type[BaseException]) -> None:
     admission = Admission(1)
     with pytest.raises(error), admission.permit():
         raise error
     assert admission.num_active == 0
 
 
-def test_a_closed_server_lets_nobody_in_and_those_inside_stay() -> None:
+def test_after_closing_new_permits_are_refused_and_held_ones_stay() -> None:
     admission = Admission(2)
     with admission.permit():
         admission.close()

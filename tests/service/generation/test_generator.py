@@ -1,4 +1,4 @@
-"""From the engine's steps to text: what ends it, what is reported, and what happens on failure."""
+"""From the engine's steps to text: what ends a text, what is reported, and failures."""
 
 from __future__ import annotations
 
@@ -35,26 +35,26 @@ from tests.service.fakes import (
 )
 
 WORDS = WordTokenizer("<bos>", "Once", " upon", " a", " time", "\n", "<eos>", ".", "<x>", "me")
-BOS, ONCE, UPON, A, TIME, NEWLINE, EOS, DOT, SPECIAL, ME = range(10)
+BOS, ONCE, UPON, A, TIME, NEWLINE, EOS, DOT, SPECIAL = range(9)
 LENGTH, EOS_TOKEN = FinishReason.LENGTH, FinishReason.EOS_TOKEN
 
 
-def make(play: Script) -> tuple[Generator, FakeEngineClient]:
-    client = FakeEngineClient(play)
+def make(engine_script: Script) -> tuple[Generator, FakeEngineClient]:
+    client = FakeEngineClient(engine_script)
     return Generator(client, WORDS), client  # type: ignore[arg-type]
 
 
-async def collect(play: Script, request: GenerationRequest) -> list[TokenEvent]:
-    """The events of a stream; whatever happens, the engine's stream is closed behind it."""
-    generator, client = make(play)
+async def collect(engine_script: Script, request: GenerationRequest) -> list[TokenEvent]:
+    """The events of a stream; also after a failure the engine's stream must be closed."""
+    generator, client = make(engine_script)
     try:
         return [event async for event in generator.stream(request, 1.0, 2.0)]
     finally:
         assert client.num_open == 0
 
 
-async def run(play: Script, request: GenerationRequest) -> Generation:
-    generator, client = make(play)
+async def run(engine_script: Script, request: GenerationRequest) -> Generation:
+    generator, client = make(engine_script)
     try:
         return await generator.run(request, 1.0, 2.0)
     finally:
@@ -79,7 +79,7 @@ async def test_the_last_event_has_the_text() -> None:
     assert result.tokens[-1] == Token(EOS, "<eos>", -0.5, True)
 
 
-async def test_the_prompt_comes_first_if_it_was_asked_for() -> None:
+async def test_the_text_begins_with_the_prompt_if_requested() -> None:
     request = generation_request(inputs="the text as it came", return_full_text=True)
     result = await run(script(step(A, finish=LENGTH)), request)
     assert result.generated_text == "the text as it came a"
@@ -106,8 +106,8 @@ async def test_the_prompt_comes_first_if_it_was_asked_for() -> None:
 async def test_stop_sequences_end_a_text(
     stop: tuple[str, ...], ids: tuple[int, ...], num_tokens: int
 ) -> None:
-    play = script(*map(step, ids), step(EOS, finish=EOS_TOKEN))
-    result = await run(play, generation_request(stop=stop))
+    engine_script = script(*map(step, ids), step(EOS, finish=EOS_TOKEN))
+    result = await run(engine_script, generation_request(stop=stop))
     if num_tokens < len(ids) or any(stop):
         expected = "stop_sequence" if num_tokens < 3 else "eos_token"
         assert result.finish_reason == expected
@@ -119,8 +119,8 @@ async def test_a_stop_sequence_stays_in_the_text() -> None:
     assert result.text == " a time"
 
 
-async def test_a_newline_behind_a_stop_sequence_is_tolerated() -> None:
-    """One token that brings both: the expression's `$` matches in front of a last newline."""
+async def test_a_newline_after_a_stop_sequence_is_allowed() -> None:
+    """Both in one token: TGI's expression ends with `$`, which matches before a last newline."""
     words = WordTokenizer(" end\n", " end\n\n")
     client = FakeEngineClient(script(step(1), step(0), step(0, finish=LENGTH)))
     generator = Generator(client, words)  # type: ignore[arg-type]
@@ -136,15 +136,15 @@ async def test_a_stop_sequence_in_the_prompt_does_not_count() -> None:
 
 
 @pytest.mark.parametrize(("finish", "expected"), [(LENGTH, "length"), (EOS_TOKEN, "eos_token")])
-async def test_the_engine_s_reason_goes_before_a_stop_sequence(
+async def test_the_finish_reason_of_the_engine_precedes_a_stop_sequence(
     finish: FinishReason, expected: str
 ) -> None:
-    play = script(step(A, finish=finish))
-    assert (await run(play, generation_request(stop=(" a",)))).finish_reason == expected
+    engine_script = script(step(A, finish=finish))
+    assert (await run(engine_script, generation_request(stop=(" a",)))).finish_reason == expected
 
 
 @given(st.lists(st.integers(1, 9), max_size=12), st.lists(st.text("at imeonc.", max_size=6)))
-async def test_stop_sequences_are_those_the_whole_text_would_show(
+async def test_stop_sequences_are_found_as_in_the_whole_text(
     ids: list[int], stop: list[str]
 ) -> None:
     result = await run(
@@ -177,12 +177,12 @@ async def test_closing_a_stream_ends_the_work_in_the_engine() -> None:
 async def test_cancelling_a_run_ends_the_work_in_the_engine() -> None:
     started = asyncio.Event()
 
-    async def play(_: Request) -> AsyncGenerator[SequenceOutput]:
+    async def engine_script(_: Request) -> AsyncGenerator[SequenceOutput]:
         started.set()
         await asyncio.Event().wait()
         yield step(A)
 
-    generator, client = make(play)
+    generator, client = make(engine_script)
     task = asyncio.create_task(generator.run(generation_request(best_of=1), 1.0, 2.0))
     await started.wait()
     task.cancel()
@@ -191,14 +191,14 @@ async def test_cancelling_a_run_ends_the_work_in_the_engine() -> None:
     assert client.num_open == 0
 
 
-async def test_an_engine_s_error_is_a_generation_error() -> None:
+async def test_an_error_of_the_engine_is_a_generation_error() -> None:
     with pytest.raises(ServiceError) as failed:
         await run(script(step(A), step(error="out of luck")), generation_request())
     assert failed.value.kind is ErrorKind.GENERATION
     assert str(failed.value) == "Request failed during generation: Server error: out of luck"
 
 
-async def test_a_stream_that_just_ends_is_incomplete() -> None:
+async def test_a_stream_without_a_finish_reason_is_incomplete() -> None:
     with pytest.raises(ServiceError) as failed:
         await run(script(step(A)), generation_request())
     assert failed.value.kind is ErrorKind.INCOMPLETE
@@ -206,11 +206,11 @@ async def test_a_stream_that_just_ends_is_incomplete() -> None:
 
 
 async def test_prefill_pairs_the_prompt_with_its_logprobs() -> None:
-    play = script(
+    engine_script = script(
         step(prompt_logprobs=(None, -1.5)), step(A, prompt_logprobs=(-2.5,)), step(A, finish=LENGTH)
     )
     request = generation_request(decoder_input_details=True, prompt_token_ids=(BOS, ONCE, UPON))
-    generator, client = make(play)
+    generator, client = make(engine_script)
     result = await generator.run(request, 1.0, 2.0)
     assert client.requests[0].prompt_logprobs
     assert result.prefill == [
@@ -221,8 +221,8 @@ async def test_prefill_pairs_the_prompt_with_its_logprobs() -> None:
 
 
 async def test_a_stream_has_no_event_for_a_step_without_a_token() -> None:
-    play = script(step(), step(prompt_logprobs=(None,)), step(A, finish=LENGTH))
-    assert len(await collect(play, generation_request())) == 1
+    engine_script = script(step(), step(prompt_logprobs=(None,)), step(A, finish=LENGTH))
+    assert len(await collect(engine_script, generation_request())) == 1
 
 
 async def test_top_tokens_are_reported_when_asked_for() -> None:
@@ -260,17 +260,17 @@ async def test_the_engine_is_asked_for_what_was_requested() -> None:
     ]
 
 
-def by_turn(*plays: Script) -> Script:
-    """One script after the other: one for each candidate."""
-    turns = iter(plays)
+def by_turn(*scripts: Script) -> Script:
+    """A different script for each candidate, in order."""
+    turns = iter(scripts)
     return lambda request: next(turns)(request)
 
 
 BEST_OF_2 = generation_request(best_of=2, sampling=SamplingParams(do_sample=True, seed=7))
 
 
-async def test_the_likeliest_candidate_wins() -> None:
-    """By the mean: the winner's sum is the lower one."""
+async def test_the_likeliest_candidate_is_chosen() -> None:
+    """By the mean: the sum of the chosen candidate is the lower one."""
     worse = script(step(A, logprob=-1.0, finish=EOS_TOKEN))
     better = script(step(TIME, logprob=-0.75), step(TIME, logprob=-0.75, finish=LENGTH))
     result = await run(by_turn(worse, better), BEST_OF_2)
@@ -278,7 +278,7 @@ async def test_the_likeliest_candidate_wins() -> None:
     assert [item.text for item in result.best_of_sequences] == [" a"]
 
 
-async def test_the_first_of_equals_wins() -> None:
+async def test_the_first_of_equal_candidates_is_chosen() -> None:
     first, second = script(step(A, finish=LENGTH)), script(step(TIME, finish=LENGTH))
     result = await run(by_turn(first, second), BEST_OF_2)
     assert result.text == " a"
@@ -292,8 +292,8 @@ async def test_candidates_have_seeds_of_their_own() -> None:
     assert 7 not in seeds
 
 
-async def test_a_candidate_that_fails_fails_the_request() -> None:
-    """As itself, not as a group, and the others end."""
+async def test_a_failed_candidate_fails_the_request() -> None:
+    """The error is raised itself, not in a group, and the other candidates end."""
     generator, client = make(by_turn(script(step(A), asyncio.Event()), script(step(error="bad"))))
     with pytest.raises(ServiceError, match="Server error: bad"):
         await generator.run(BEST_OF_2, 1.0, 2.0)
@@ -301,14 +301,14 @@ async def test_a_candidate_that_fails_fails_the_request() -> None:
 
 
 async def test_candidates_run_at_the_same_time() -> None:
-    everybody = asyncio.Barrier(2)
+    all_started = asyncio.Barrier(2)
 
-    async def play(_: Request) -> AsyncGenerator[SequenceOutput]:
-        await everybody.wait()
+    async def engine_script(_: Request) -> AsyncGenerator[SequenceOutput]:
+        await all_started.wait()
         yield step(A, finish=LENGTH)
 
     async with asyncio.timeout(TIMEOUT_S):
-        await run(play, BEST_OF_2)
+        await run(engine_script, BEST_OF_2)
 
 
 async def test_timings_follow_the_stages() -> None:

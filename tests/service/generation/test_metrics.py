@@ -13,7 +13,7 @@ from tests.service.fakes import LIMITS, engine_step, generation, sample
 
 @pytest.fixture
 def metrics() -> Metrics:
-    """After one of everything."""
+    """Metrics after one event of each kind."""
     metrics = Metrics(LIMITS)
     metrics.request_begun()
     metrics.request_validated(30, 150)
@@ -45,7 +45,7 @@ def buckets(exposition: bytes, name: str) -> list[float]:
     return [float(edge) for edge in re.findall(pattern, exposition.decode(), re.MULTILINE)]
 
 
-def test_names_and_types_are_tgi_s(metrics: Metrics) -> None:
+def test_names_and_types_are_those_of_tgi(metrics: Metrics) -> None:
     found = types(metrics.exposition())
     counters = ("request_count", "request_success", "request_failure", "batch_inference_count")
     histograms = (
@@ -74,7 +74,7 @@ def test_there_are_no_suffixes_that_tgi_lacks(metrics: Metrics) -> None:
     assert not re.search(r"(?:tgi|grpc)_\w*_total\b", text)
 
 
-def test_samples_come_under_the_names_of_their_types(metrics: Metrics) -> None:
+def test_every_sample_has_the_name_of_a_declared_type(metrics: Metrics) -> None:
     text = metrics.exposition().decode()
     known = types(metrics.exposition())
     for line in text.splitlines():
@@ -83,7 +83,7 @@ def test_samples_come_under_the_names_of_their_types(metrics: Metrics) -> None:
             assert name in known or re.sub("_(bucket|sum|count)$", "", name) in known, line
 
 
-def test_durations_have_tgi_s_buckets(metrics: Metrics) -> None:
+def test_durations_have_the_buckets_of_tgi(metrics: Metrics) -> None:
     text = metrics.exposition()
     expected = pytest.approx([0.0001 * 1.5**i for i in range(1, 36)] + [float("inf")])
     for name, kind in types(text).items():
@@ -136,7 +136,7 @@ def test_lengths_have_a_hundred_buckets_up_to_their_limit(
         ('grpc_server_handling_duration_sum{method="/a"}', 0.5),
     ],
 )
-def test_what_happened_is_counted(metrics: Metrics, series: str, value: float) -> None:
+def test_events_are_counted(metrics: Metrics, series: str, value: float) -> None:
     assert sample(metrics.exposition(), series) == value
 
 

@@ -34,12 +34,12 @@ BEST_OF_2 = Parameters(best_of=2, do_sample=True)
 TOP_K_0 = Parameters(top_k=0)
 
 
-class Bench:
-    """A pipeline with room for some, over a script."""
+class ScriptedPipeline:
+    """A pipeline over a scripted engine, with a number of permits."""
 
-    def __init__(self, play: Script, room: int = 2) -> None:
-        self.client = FakeEngineClient(play)
-        self.admission = Admission(room)
+    def __init__(self, engine_script: Script, permits: int = 2) -> None:
+        self.client = FakeEngineClient(engine_script)
+        self.admission = Admission(permits)
         self.metrics = Metrics(LIMITS)
         self.pipeline = Pipeline(
             self.admission,
@@ -71,66 +71,66 @@ class Bench:
 
 
 async def test_a_text_is_generated_and_counted() -> None:
-    bench = Bench(script(step(0), ENDED))
-    assert await bench.run() == "ab"
-    bench.assert_idle()
-    counts = [bench.count(name) for name in ("count", "success", "input_length_sum")]
+    scripted = ScriptedPipeline(script(step(0), ENDED))
+    assert await scripted.run() == "ab"
+    scripted.assert_idle()
+    counts = [scripted.count(name) for name in ("count", "success", "input_length_sum")]
     assert counts == [1, 1, 2]
-    assert bench.count("max_new_tokens_sum") == 100
-    assert bench.count("generated_tokens_sum") == 2
+    assert scripted.count("max_new_tokens_sum") == 100
+    assert scripted.count("generated_tokens_sum") == 2
 
 
 async def test_a_stream_is_generated_and_counted() -> None:
-    bench = Bench(script(step(0), ENDED))
-    assert await bench.stream() == ["a", "b"]
-    bench.assert_idle()
-    assert [bench.count(name) for name in ("count", "success")] == [1, 1]
+    scripted = ScriptedPipeline(script(step(0), ENDED))
+    assert await scripted.stream() == ["a", "b"]
+    scripted.assert_idle()
+    assert [scripted.count(name) for name in ("count", "success")] == [1, 1]
 
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_full_server_answers_before_it_validates(stream: bool) -> None:
-    bench = Bench(script(ENDED), room=1)
-    with bench.admission.permit():
-        error = await bench.refusal(TOP_K_0, stream=stream)
+    scripted = ScriptedPipeline(script(ENDED), permits=1)
+    with scripted.admission.permit():
+        error = await scripted.refusal(TOP_K_0, stream=stream)
     assert error.kind is ErrorKind.OVERLOADED
-    assert bench.count('failure{err="overloaded"}') == 1
-    assert bench.client.requests == []
+    assert scripted.count('failure{err="overloaded"}') == 1
+    assert scripted.client.requests == []
 
 
 @pytest.mark.parametrize(
     ("parameters", "stream"),
     [(Parameters(best_of=4), False), (Parameters(best_of=2), True)],
 )
-async def test_what_an_endpoint_cannot_do_is_said_even_by_a_full_server(
+async def test_unsupported_parameters_are_reported_even_by_a_full_server(
     parameters: Parameters, stream: bool
 ) -> None:
-    bench = Bench(script(ENDED), room=1)
-    with bench.admission.permit():
-        assert (await bench.refusal(parameters, stream=stream)).kind is ErrorKind.VALIDATION
+    scripted = ScriptedPipeline(script(ENDED), permits=1)
+    with scripted.admission.permit():
+        assert (await scripted.refusal(parameters, stream=stream)).kind is ErrorKind.VALIDATION
 
 
 async def test_best_of_takes_a_permit_for_each_candidate() -> None:
-    bench = Bench(script(ENDED), room=2)
-    with bench.admission.permit():
-        assert (await bench.refusal(BEST_OF_2)).kind is ErrorKind.OVERLOADED
-    assert await bench.run(BEST_OF_2) == "b"
-    assert len(bench.client.requests) == 2
-    bench.assert_idle()
+    scripted = ScriptedPipeline(script(ENDED), permits=2)
+    with scripted.admission.permit():
+        assert (await scripted.refusal(BEST_OF_2)).kind is ErrorKind.OVERLOADED
+    assert await scripted.run(BEST_OF_2) == "b"
+    assert len(scripted.client.requests) == 2
+    scripted.assert_idle()
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_broken_rule_gives_the_permit_back(stream: bool) -> None:
-    bench = Bench(script(ENDED))
-    error = await bench.refusal(TOP_K_0, stream=stream)
+async def test_an_invalid_request_returns_its_permit(stream: bool) -> None:
+    scripted = ScriptedPipeline(script(ENDED))
+    error = await scripted.refusal(TOP_K_0, stream=stream)
     assert error.field == "parameters.top_k"
-    assert bench.count('failure{err="validation"}') == 1
-    assert bench.count("max_new_tokens_count") == 0
-    bench.assert_idle()
+    assert scripted.count('failure{err="validation"}') == 1
+    assert scripted.count("max_new_tokens_count") == 0
+    scripted.assert_idle()
 
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
-    ("play", "reason"),
+    ("engine_script", "reason"),
     [
         (script(step(0), step(error="bad")), "generation"),
         (script(step(0)), "incomplete"),
@@ -138,52 +138,54 @@ async def test_a_broken_rule_gives_the_permit_back(stream: bool) -> None:
     ],
     ids=["engine", "incomplete", "unhealthy"],
 )
-async def test_a_failure_gives_the_permit_back(play: Script, reason: str, stream: bool) -> None:
-    bench = Bench(play)
-    await bench.refusal(stream=stream)
-    assert bench.count(f'failure{{err="{reason}"}}') == 1
-    assert bench.count("success") == 0
-    bench.assert_idle()
+async def test_a_failed_generation_returns_its_permit(
+    engine_script: Script, reason: str, stream: bool
+) -> None:
+    scripted = ScriptedPipeline(engine_script)
+    await scripted.refusal(stream=stream)
+    assert scripted.count(f'failure{{err="{reason}"}}') == 1
+    assert scripted.count("success") == 0
+    scripted.assert_idle()
 
 
-async def test_a_stream_that_nobody_reads_to_the_end_is_dropped() -> None:
-    bench = Bench(script(step(0), asyncio.Event()))
-    events = bench.pipeline.stream("ab", Parameters(), 0.0)
+async def test_a_stream_that_is_closed_early_counts_as_dropped() -> None:
+    scripted = ScriptedPipeline(script(step(0), asyncio.Event()))
+    events = scripted.pipeline.stream("ab", Parameters(), 0.0)
     await anext(events)
-    assert bench.admission.num_active == 1
+    assert scripted.admission.num_active == 1
     await events.aclose()
-    assert bench.count('failure{err="dropped"}') == 1
-    bench.assert_idle()
+    assert scripted.count('failure{err="dropped"}') == 1
+    scripted.assert_idle()
 
 
 @pytest.mark.parametrize("parameters", [Parameters(), BEST_OF_2])
-async def test_a_cancelled_run_is_dropped(parameters: Parameters) -> None:
-    bench = Bench(script(asyncio.Event()))
-    task = asyncio.create_task(bench.run(parameters))
-    await eventually(lambda: bench.client.num_open == (parameters.best_of or 1))
+async def test_a_cancelled_run_counts_as_dropped(parameters: Parameters) -> None:
+    scripted = ScriptedPipeline(script(asyncio.Event()))
+    task = asyncio.create_task(scripted.run(parameters))
+    await eventually(lambda: scripted.client.num_open == (parameters.best_of or 1))
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert bench.count('failure{err="dropped"}') == 1
-    bench.assert_idle()
+    assert scripted.count('failure{err="dropped"}') == 1
+    scripted.assert_idle()
 
 
-async def test_a_stream_that_was_not_begun_holds_nothing() -> None:
-    bench = Bench(script(ENDED))
-    await bench.pipeline.stream("ab", Parameters(), 0.0).aclose()
-    bench.assert_idle()
-    assert bench.count("count") == 0
+async def test_a_stream_that_was_never_started_holds_no_permit() -> None:
+    scripted = ScriptedPipeline(script(ENDED))
+    await scripted.pipeline.stream("ab", Parameters(), 0.0).aclose()
+    scripted.assert_idle()
+    assert scripted.count("count") == 0
 
 
-async def test_a_server_that_shuts_down_finishes_what_runs() -> None:
+async def test_a_server_that_shuts_down_finishes_running_requests() -> None:
     go_on = asyncio.Event()
-    bench = Bench(script(step(0), go_on, ENDED))
-    events = bench.pipeline.stream("ab", Parameters(), 0.0)
+    scripted = ScriptedPipeline(script(step(0), go_on, ENDED))
+    events = scripted.pipeline.stream("ab", Parameters(), 0.0)
     texts = [(await anext(events)).token.text]
-    bench.admission.close()
-    assert (await bench.refusal()).kind is ErrorKind.UNHEALTHY
-    assert (await bench.refusal(stream=True)).kind is ErrorKind.UNHEALTHY
+    scripted.admission.close()
+    assert (await scripted.refusal()).kind is ErrorKind.UNHEALTHY
+    assert (await scripted.refusal(stream=True)).kind is ErrorKind.UNHEALTHY
     go_on.set()
     texts += [event.token.text async for event in events]
     assert texts == ["a", "b"]
-    bench.assert_idle()
+    scripted.assert_idle()

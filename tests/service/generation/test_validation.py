@@ -1,4 +1,4 @@
-"""Every rule on a request: its words, its field, its place in the order; and the defaults."""
+"""Every rule on a request: its error text, its field and its order; and the defaults."""
 
 from __future__ import annotations
 
@@ -16,13 +16,7 @@ from service.generation.parameters import GenerationRequest, Parameters
 from service.generation.validation import Validator, random_seed
 from service.grammar.spec import Grammar
 from service.text.tokenizer import TextTokenizer
-from tests.service.fakes import (
-    LIMITS,
-    NO_GRAMMARS,
-    demo_ids,
-    demo_tokenizer,
-    simple_tokenizer,
-)
+from tests.service.fakes import LIMITS, NO_GRAMMARS, demo_ids, demo_tokenizer, simple_tokenizer
 
 NAN, INFINITY = math.nan, math.inf
 GRAMMAR = Grammar(kind="regex", value="a+")
@@ -45,7 +39,7 @@ _SUM = (
     "Given: {} `inputs` tokens and {} `max_new_tokens`"
 )
 
-# In the order in which they are checked: the parameters that break a rule, its field and its words.
+# In the order in which they are checked: the parameters that break a rule, its field and its text.
 RULES: list[tuple[dict[str, Any], str, str]] = [
     ({"best_of": 2}, "best_of", _SAMPLING),
     ({"temperature": 0.0}, "temperature", _TEMPERATURE),
@@ -84,7 +78,7 @@ STREAM_RULES: list[tuple[dict[str, Any], str, str]] = [
     ),
 ]
 
-# What lies on the right side of a bound, as closely as possible.
+# Values just inside a bound.
 ALLOWED: list[dict[str, Any]] = [
     {},
     {"best_of": 0},
@@ -135,19 +129,19 @@ def assert_is(error: ServiceError, field: str, text: str) -> None:
 
 
 @pytest.mark.parametrize(("changes", "field", "text"), RULES)
-async def test_a_broken_rule_is_named_in_tgi_s_words(
+async def test_a_broken_rule_has_the_error_text_of_tgi(
     changes: dict[str, Any], field: str, text: str
 ) -> None:
     assert_is(await refusal(Parameters(**changes)), f"parameters.{field}", text)
 
 
 @pytest.mark.parametrize("changes", ALLOWED, ids=str)
-async def test_values_at_the_right_side_of_a_bound_pass(changes: dict[str, Any]) -> None:
+async def test_values_just_inside_a_bound_are_accepted(changes: dict[str, Any]) -> None:
     await valid(Parameters(**changes))
 
 
 @given(st.data())
-async def test_the_first_broken_rule_wins(data: st.DataObject) -> None:
+async def test_the_first_broken_rule_is_reported(data: st.DataObject) -> None:
     first = data.draw(st.integers(0, len(RULES) - 1))
     changes, field, text = RULES[first]
     later = {
@@ -156,7 +150,7 @@ async def test_the_first_broken_rule_wins(data: st.DataObject) -> None:
         for key, value in other.items()
     }
     harmless = {"seed": None} if field == "best_of" else {}
-    if field != "seed":  # these together would be another, earlier offence, or none
+    if field != "seed":  # together these would break an earlier rule, or none
         for key in ("best_of", "do_sample") if field != "best_of" else ("do_sample",):
             later.pop(key, None)
     if field == "best_of":
@@ -172,7 +166,7 @@ async def test_parameters_are_checked_before_the_text() -> None:
 
 
 @pytest.mark.parametrize("truncate", [0, 91, 2**32 - 1])
-async def test_truncate_stays_below_the_input_s_limit(truncate: int) -> None:
+async def test_truncate_is_limited_by_max_input_tokens(truncate: int) -> None:
     error = await refusal(Parameters(truncate=truncate), num_tokens=500)
     assert_is(error, "parameters.truncate", _TRUNCATE.format(truncate))
 
@@ -205,13 +199,13 @@ def test_streams_have_rules_of_their_own(changes: dict[str, Any], field: str, te
     assert_is(refused.value, f"parameters.{field}", text)
 
 
-def test_a_stream_s_best_of_is_looked_at_first() -> None:
+def test_best_of_is_the_first_rule_for_streams() -> None:
     with pytest.raises(ServiceError, match="best_of"):
         validator().check_stream(Parameters(best_of=2, decoder_input_details=True))
 
 
 @pytest.mark.parametrize("best_of", [None, 1])
-def test_a_stream_of_one_passes(best_of: int | None) -> None:
+def test_a_stream_with_best_of_one_is_accepted(best_of: int | None) -> None:
     validator().check_stream(Parameters(best_of=best_of))
 
 
@@ -247,7 +241,7 @@ async def test_defaults_are_filled_in() -> None:
     )
 
 
-async def test_given_values_arrive() -> None:
+async def test_given_values_are_kept() -> None:
     request = await valid(
         Parameters(
             temperature=0.7,
@@ -333,7 +327,7 @@ async def test_truncation_keeps_the_end_and_the_special_tokens() -> None:
     assert request.inputs == text
 
 
-async def test_truncation_to_more_than_there_is_changes_nothing() -> None:
+async def test_truncation_to_more_tokens_than_there_are_changes_nothing() -> None:
     encode = demo_tokenizer().encode
     assert await encode("one two", truncate=80) == await encode("one two")
 
@@ -345,7 +339,7 @@ async def test_truncation_never_keeps_more_than_asked_for(text: str, truncate: i
     assert len(kept) == min(truncate, len(whole))
 
 
-async def test_a_grammar_is_looked_at_last() -> None:
+async def test_a_grammar_is_checked_last() -> None:
     wanted = Parameters(grammar=GRAMMAR)
     assert_is(await refusal(wanted), "parameters.grammar", "grammar is not supported")
     too_long = Parameters(grammar=GRAMMAR, max_new_tokens=198)

@@ -1,4 +1,4 @@
-"""What flags and variables make of the settings, and what is answered to wrong ones."""
+"""Settings from flags and variables, and the errors for wrong ones."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_empty_variable_counts_as_absent() -> None:
     assert parse(REVISION="", PORT=" ").revision is None
 
 
-def test_old_names_of_max_input_tokens_are_taken() -> None:
+def test_old_names_of_max_input_tokens_are_accepted() -> None:
     assert parse("--max-input-length", "7").max_input_tokens == 7
     assert parse(MAX_INPUT_LENGTH="7").max_input_tokens == 7
     assert parse(MAX_INPUT_LENGTH="7", MAX_INPUT_TOKENS="8").max_input_tokens == 8
@@ -193,7 +193,7 @@ def test_wrong_variable_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     )
 
 
-def test_unsupported_flags_that_ask_for_what_is_done_anyway_are_taken() -> None:
+def test_unsupported_flags_that_ask_for_what_is_done_anyway_are_accepted() -> None:
     flags = ("--num-shard", "1", "--sharded=false", "--disable-usage-stats")
     assert parse(*flags) == Settings()
 
@@ -227,7 +227,7 @@ def test_children_get_exactly_the_same_settings() -> None:
     assert without_settings(environment) == {"PATH": "/bin"}
 
 
-def test_engine_gets_its_part() -> None:
+def test_engine_gets_its_configuration() -> None:
     config = parse(
         "--max-batch-prefill-tokens=64", "--max-batch-size=3", "--cuda-memory-fraction=0.5"
     ).engine_config(Path("/run/engine.sock"))
@@ -242,20 +242,20 @@ def test_engine_gets_its_part() -> None:
     assert config.kv_cache_dtype == "fp8_e5m2"
 
 
-def test_sizes_of_recorded_steps_are_given_as_tgi_takes_them() -> None:
+def test_graph_sizes_are_given_as_in_tgi() -> None:
     settings = parse("--cuda-graphs", "4,1", "--cuda-graphs=8", TOKENWIRE_RUN_AHEAD="true")
     assert settings.cuda_graphs == (4, 1, 8)
     assert settings.run_ahead is True
     assert parse(CUDA_GRAPHS="0").engine_config(Path("/run/engine.sock")).graph_sizes == (0,)
 
 
-def test_the_watermark_s_settings_have_tgi_s_names() -> None:
+def test_settings_of_the_watermark_have_the_names_of_tgi() -> None:
     settings = parse("--watermark-gamma=0.25", WATERMARK_GAMMA="0.3", WATERMARK_DELTA="1.5")
     config = settings.engine_config(Path("/run/engine.sock"))
     assert (config.watermark_gamma, config.watermark_delta) == (0.25, 1.5)
 
 
-def test_gateway_gets_its_part() -> None:
+def test_gateway_gets_its_configuration() -> None:
     config = parse(
         "--grpc-host=0.0.0.0", "--grpc-port=5", "--port=6", "--max-concurrent-requests=9000"
     ).gateway_config(Path("descriptors.binpb"))
@@ -270,7 +270,7 @@ def test_engine_alone_needs_a_socket(capsys: pytest.CaptureFixture[str]) -> None
     assert "--engine-socket" in stderr
 
 
-def test_health_of_a_server_that_is_not_there_is_exit_code_1(
+def test_health_of_an_unreachable_server_is_exit_code_1(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert cli.main(["health", "--grpc-port", "1"]) == 1

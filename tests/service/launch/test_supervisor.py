@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import re
-import shlex
 import signal
 import socket
 import subprocess
@@ -18,24 +17,19 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 
-import grpc.aio
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as health
 
 from service.bundled import PACKAGE
-from service.launch import plan as plan_module
 from service.launch import supervisor as supervisor_module
-from service.launch.plan import Plan, Stage, make_plan
+from service.launch.plan import Plan, Stage
 from service.launch.settings import Settings
 from service.launch.supervisor import RestartPolicy, Supervisor, SupervisorError
-from service.routes import SERVICE
 
-DEADLINE = 20.0  # seconds that anything may take to come about on a busy machine
+DEADLINE = 20.0  # seconds that anything may take on a busy machine
 FAST = RestartPolicy(first_delay=0.01, max_delay=0.02)
 SETTINGS = Settings(port=0, grpc_port=0, drain_seconds=DEADLINE)
 
-# Each script knows `note`, which adds a line to the journal that all share.
+# Each script has `note`, which appends a line to a journal that all share.
 _PRELUDE = """
 import os, signal, sys, time
 def note(text):
@@ -83,7 +77,7 @@ class Scene:
         settings: Settings = SETTINGS,
         policy: RestartPolicy = FAST,
     ) -> int:
-        """Runs a supervisor to its end, and `during` beside it once `begin` is true."""
+        """Runs a supervisor to its end, and `during` at the same time once `begin` is true."""
 
         async def main() -> int:
             running = asyncio.create_task(Supervisor(settings, plan=self.plan, policy=policy).run())
@@ -211,7 +205,7 @@ def test_child_that_fails_at_the_start_is_named_with_its_last_line(
     assert not any(is_alive(pid) for name in scene.scripts for pid in scene.pids(name))
 
 
-def test_child_killed_at_the_start_hints_at_the_memory(scene: Scene) -> None:
+def test_child_killed_at_the_start_may_lack_memory(scene: Scene) -> None:
     scene.stages = (Stage("never ready", never),)
     scene.scripts["engine"] = (
         "print('half loaded', file=sys.stderr, flush=True)\nos.kill(os.getpid(), signal.SIGKILL)"
@@ -249,7 +243,7 @@ def test_dead_child_is_restarted_and_the_others_stay(
     ]
 
 
-def test_what_a_dead_child_left_behind_is_killed_before_the_restart(scene: Scene) -> None:
+def test_processes_left_by_a_dead_child_are_killed_before_the_restart(scene: Scene) -> None:
     scene.scripts["engine"] = (
         "worker = os.fork()\nif worker: note('forked %d' % worker)\nwhile True: signal.pause()"
     )
@@ -290,7 +284,7 @@ def test_restarts_wait_longer_each_time_up_to_a_limit() -> None:
     assert delays == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
 
 
-def test_only_deaths_close_together_are_hopeless() -> None:
+def test_only_deaths_close_together_end_the_restarts() -> None:
     policy = RestartPolicy(max_deaths=3, window=60)
     assert not policy.is_hopeless([0, 1])
     assert policy.is_hopeless([0, 1, 60])
@@ -298,7 +292,7 @@ def test_only_deaths_close_together_are_hopeless() -> None:
     assert policy.is_hopeless([0, 100, 101, 102])
 
 
-def test_long_life_starts_the_count_again(scene: Scene) -> None:
+def test_long_life_resets_the_count_of_deaths(scene: Scene) -> None:
     policy = RestartPolicy(first_delay=0.001, healthy_after=0.0, max_deaths=2)
 
     async def during() -> None:
@@ -308,25 +302,13 @@ def test_long_life_starts_the_count_again(scene: Scene) -> None:
     assert scene.run(during, policy=policy) == 0
 
 
-def test_port_in_use_is_said_before_anything_starts(scene: Scene) -> None:
+def test_port_in_use_is_reported_before_anything_starts(scene: Scene) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         for settings in (Settings(port=port, grpc_port=0), Settings(port=0, grpc_port=port)):
             with pytest.raises(OSError, match=f"^port {port} on 127.0.0.1 is in use$"):
                 asyncio.run(Supervisor(settings, plan=scene.plan).run())
     assert scene.runtime is None
-
-
-def test_port_asked_for_twice_is_refused() -> None:
-    port = plan_module.with_ports(SETTINGS).port  # one that is free
-    with pytest.raises(OSError, match="asked for twice"):
-        plan_module.with_ports(Settings(port=port, grpc_port=port))
-
-
-def test_port_zero_becomes_two_free_ports() -> None:
-    settings = plan_module.with_ports(SETTINGS)
-    assert 0 not in (settings.port, settings.grpc_port)
-    assert settings.port != settings.grpc_port
 
 
 def test_runtime_directory_is_private_and_removed(scene: Scene) -> None:
@@ -378,7 +360,9 @@ def test_children_die_with_a_supervisor_that_is_killed(scene: Scene, tmp_path: P
     assert not any("stopped" in line for line in scene.lines())
 
 
-def test_last_words_are_whole_lines(scene: Scene, capsys: pytest.CaptureFixture[str]) -> None:
+def test_output_of_a_child_is_passed_on_in_whole_lines(
+    scene: Scene, capsys: pytest.CaptureFixture[str]
+) -> None:
     scene.stages = (Stage("never ready", never),)
     scene.scripts["engine"] = (
         "sys.stderr.buffer.write(b'x' * 200_000 + b'\\n10%\\r20%\\r')\n"
@@ -390,78 +374,10 @@ def test_last_words_are_whole_lines(scene: Scene, capsys: pytest.CaptureFixture[
     assert capsys.readouterr().err.endswith("x\n10%\r20%\rträge\n\nno end")
 
 
-def test_real_plan_hands_every_child_the_same_settings(tmp_path: Path) -> None:
-    settings = Settings(port=1, grpc_port=2, model_id=str(tmp_path))
-    plan = make_plan(settings, tmp_path)
-    assert list(plan.commands) == ["engine", "service", "envoy"]
-    for name in ("engine", "service"):
-        command = plan.commands[name]
-        assert name in command
-        assert f"--engine-socket={tmp_path / 'engine.sock'}" in command
-        assert f"--model-id={tmp_path}" in command
-    assert str(tmp_path / "envoy.yaml") in plan.commands["envoy"]
-
-
-def test_model_directory_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"^cannot load .*/m: there is no such directory$"):
-        make_plan(Settings(model_id=str(tmp_path / "m")), tmp_path)
-
-
-async def test_service_is_ready_when_its_health_check_says_serving() -> None:
-    server = grpc.aio.server()
-    servicer = health.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    try:
-        assert not await plan_module.is_serving("127.0.0.1", port)
-        await servicer.set(SERVICE, health_pb2.HealthCheckResponse.NOT_SERVING)
-        assert not await plan_module.is_serving("127.0.0.1", port)
-        await servicer.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
-        assert await plan_module.is_serving("127.0.0.1", port)
-    finally:
-        await server.stop(None)
-    assert not await plan_module.is_serving("127.0.0.1", port)
-
-
-@pytest.mark.parametrize(
-    ("reply", "ready"),
-    [
-        (b"HTTP/1.1 200 OK\r\n\r\n", True),
-        (b"HTTP/1.1 503 Service Unavailable\r\n\r\n", False),
-        (b"", False),
-    ],
-)
-async def test_gateway_is_ready_when_health_is_answered_with_200(reply: bytes, ready: bool) -> None:
-    requests: list[bytes] = []
-
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        requests.append(await reader.readline())
-        writer.write(reply)
-        writer.close()
-
-    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
-        port = server.sockets[0].getsockname()[1]
-        assert await plan_module._answers_health(Settings(port=port)) is ready
-    assert requests == [b"GET /health HTTP/1.1\r\n"]
-    assert not await plan_module._answers_health(Settings(port=port))
-
-
-def test_banner_has_calls_that_can_be_pasted(tmp_path: Path) -> None:
-    banner = make_plan(Settings(hostname="0.0.0.0", port=1, grpc_port=2), tmp_path).banner
-    for address in ("http://127.0.0.1:1", "127.0.0.1:2", "http://127.0.0.1:1/metrics"):
-        assert address in banner
-    words = shlex.split(banner[banner.index("curl -N") : banner.index("or in Python")])
-    bodies = [json.loads(words[place + 1]) for place, word in enumerate(words) if word == "-d"]
-    assert bodies[0]["stream"] is True
-    assert bodies[1]["inputs"]
-    assert "tokenwire.v1.TextGenerationService/Generate" in words
-
-
-def test_stages_are_said_once_and_again_when_they_take_long(
+def test_stages_are_logged_once_and_again_when_they_take_long(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor_module, "_SAY_AGAIN_S", 0)
+    monkeypatch.setattr(supervisor_module, "_LOG_AGAIN_S", 0)
     answers = iter([False, False, True])
 
     async def reached() -> bool:

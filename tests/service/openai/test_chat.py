@@ -1,4 +1,4 @@
-"""Conversations: what a message may look like, what templates say, what is refused."""
+"""Conversations: valid messages, chat templates, answers and tool calls, and refusals."""
 
 from __future__ import annotations
 
@@ -19,13 +19,7 @@ from service.openai.tool_calls import ToolCall
 from service.openai.tools import Tool, Toolbox
 from service.openai.usage import Usage
 from service.text.tokenizer import TextTokenizer
-from tests.service.fakes import (
-    SERVER,
-    TOP_TOKENS,
-    demo_tokenizer,
-    generation,
-    raw_tokenizer,
-)
+from tests.service.fakes import SERVER, TOP_TOKENS, demo_tokenizer, generation, raw_tokenizer
 
 GRAMMAR = Grammar(kind="json", value={})
 WEATHER = Tool(name="get_weather", parameters={"properties": {"location": {"type": "string"}}})
@@ -92,7 +86,7 @@ def test_content_of_any_other_shape_is_refused(content: Any) -> None:
     assert "messages[1].content: data did not match any variant" in error.message
 
 
-def test_images_are_refused_and_said_to_be() -> None:
+def test_images_are_refused_by_name() -> None:
     error = refusal(
         user([{"type": "image_url", "image_url": {"url": "https://example.com/x.png"}}])
     )
@@ -109,14 +103,14 @@ def test_images_are_refused_and_said_to_be() -> None:
         (Message(role="user"), "messages[1].content"),
     ],
 )
-def test_what_a_message_lacks_is_named(message: Message, missing: str) -> None:
+def test_the_missing_field_of_a_message_is_named(message: Message, missing: str) -> None:
     error = refusal(request(Message(role="system", content="x"), message))
     assert error.kind is ErrorKind.SHAPE
     assert error.field == missing
     assert error.message.endswith(f"missing field `{missing}`")
 
 
-def test_messages_are_needed() -> None:
+def test_messages_are_required() -> None:
     error = refusal(request())
     assert (error.kind, error.field) == (ErrorKind.SHAPE, "messages")
 
@@ -149,12 +143,12 @@ def test_answers_of_tools_reach_the_template() -> None:
 
 
 @pytest.mark.parametrize("n", [None, 1])
-def test_one_answer_can_be_had(n: int | None) -> None:
+def test_one_answer_is_allowed(n: int | None) -> None:
     request(Message(role="user", content="x"), n=n).check()
 
 
 @pytest.mark.parametrize("n", [0, 2])
-def test_several_answers_cannot(n: int) -> None:
+def test_several_answers_are_refused(n: int) -> None:
     error = refusal(request(Message(role="user", content="x"), n=n))
     assert (error.kind, error.field) == (ErrorKind.VALIDATION, "n")
     assert error.message == f"Input validation error: `n` must be 1. Given: {n}"
@@ -194,7 +188,7 @@ def test_a_template_writes_the_prompt() -> None:
     assert tokenizer.render_chat([{"role": "user", "content": "hi"}]) == "[user]hi"
 
 
-def test_the_demo_s_template_ends_where_the_assistant_begins() -> None:
+def test_the_demo_template_ends_where_the_assistant_begins() -> None:
     prompt = demo_tokenizer().render_chat(user("hello").template_messages())
     before, _, after = prompt.partition("hello")
     assert "user" in before
@@ -205,22 +199,22 @@ def test_a_model_without_a_template_has_no_conversations() -> None:
     assert template_error(None) == "Template error: template not found"
 
 
-def test_a_template_may_refuse() -> None:
+def test_a_template_may_refuse_a_conversation() -> None:
     text = template_error("{{ raise_exception('roles must alternate') }}")
     assert text.startswith("Template error: syntax error: roles must alternate")
 
 
-def test_a_template_may_miss_something() -> None:
+def test_an_undefined_value_is_a_template_error() -> None:
     assert template_error("{{ nothing.at_all }}").startswith("Template error: undefined value (")
 
 
 @pytest.mark.parametrize("template", ["{% if %}", "{{ 1 + 'a' }}", "{{ messages[0].content.x() }}"])
-def test_a_broken_template_is_the_template_s_error(template: str) -> None:
+def test_a_broken_template_is_a_template_error(template: str) -> None:
     assert template_error(template).startswith("Template error: ")
 
 
 @pytest.mark.parametrize("template", ["{{ 1 // 0 }}", "{{ 10.0 ** (1000 * messages | length) }}"])
-def test_a_template_that_fails_otherwise_is_the_template_s_error_too(template: str) -> None:
+def test_any_failure_of_a_template_is_a_template_error(template: str) -> None:
     assert template_error(template).startswith("Template error: ")
 
 
@@ -303,14 +297,14 @@ def test_an_answer_in_words_streams_although_there_are_tools(size: int) -> None:
     assert all(part.call is None for part in parts)
 
 
-def test_a_call_that_is_cut_off_streams_what_there_is() -> None:
+def test_a_call_that_is_cut_off_before_its_name_is_text() -> None:
     result = dataclasses.replace(generation(), text='{"function": {"_na', finish_reason="length")
     event = TokenEvent(Token(9, '{"function": {"_na', -0.5, False), [], result)
     (part,) = deltas(tools_request(), event)
     assert (part.text, part.finish_reason) == ('{"function": {"_na', "length")
 
 
-def test_openai_clients_hear_that_a_call_ended_the_answer() -> None:
+def test_openai_clients_get_the_finish_reason_tool_calls() -> None:
     *_, last = spoken(CALL, tools_request(tool_call_format="openai"))
     assert last.finish_reason == "tool_calls"
     *_, last = spoken("No.", tools_request(tool_call_format="openai"))

@@ -1,4 +1,4 @@
-"""Calls in a text: found whole, and piece by piece in any cut."""
+"""Tool calls in a whole text, and in a text that comes in pieces of any size."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def test_a_choice_of_another_shape_is_refused(choice: Any) -> None:
     )
 
 
-def test_names_must_be_there_and_differ() -> None:
+def test_tools_need_distinct_names() -> None:
     assert refusal(Tool(name="")).field == "tools[0].function.name"
     error = refusal(WEATHER, WEATHER)
     assert error.message == "Tool error: two tools have the name get_weather"
@@ -87,7 +87,7 @@ def valid(toolbox: Toolbox, call: dict[str, Any]) -> bool:
     return bool(validator.is_valid({"function": call}))
 
 
-def test_the_schema_takes_calls_of_the_tools_and_nothing_else() -> None:
+def test_the_schema_allows_calls_of_the_tools_only() -> None:
     toolbox = Toolbox(tools=(WEATHER, TIME), may_answer=False)
     assert valid(toolbox, {"_name": "get_weather", "location": "Paris"})
     assert valid(toolbox, {"_name": "get_weather", "location": "Paris", "unit": "c"})
@@ -139,7 +139,7 @@ def test_parameters_that_are_no_schema_count_as_none(parameters: Any) -> None:
         ({"$ref": "#/$defs/A", "$defs": {"A": {"$ref": "#/$defs/A"}}}, "$ref refers to itself"),
     ],
 )
-def test_a_schema_of_the_wrong_shape_is_the_caller_s_fault(parameters: Any, what: str) -> None:
+def test_a_schema_of_the_wrong_shape_is_a_tool_error(parameters: Any, what: str) -> None:
     error = refusal(Tool(name="f", parameters=parameters))
     assert error.message == f"Tool error: tools[0].function.parameters.{what}"
 

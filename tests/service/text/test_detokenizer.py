@@ -1,4 +1,4 @@
-"""Text, token by token: nothing is lost, nothing is torn, nothing takes longer and longer."""
+"""Text token by token: complete, in whole characters, and at a constant cost per token."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def decode_bytes(ids: Sequence[int]) -> str:
 
 
 @given(prompt=TEXTS, text=TEXTS)
-def test_the_parts_make_the_whole(prompt: str, text: str) -> None:
+def test_parts_concatenate_to_the_whole_text(prompt: str, text: str) -> None:
     detokenizer = Detokenizer(decode, demo_ids(prompt))
     parts = [detokenizer.push(token_id) for token_id in demo_ids(text)]
     assert "".join(parts) == text
@@ -33,7 +33,7 @@ def test_the_parts_make_the_whole(prompt: str, text: str) -> None:
 
 
 @given(prompt=TEXTS, text=TEXTS)
-def test_single_bytes_make_the_whole_too(prompt: str, text: str) -> None:
+def test_parts_of_single_byte_tokens_concatenate_to_the_whole_text(prompt: str, text: str) -> None:
     detokenizer = Detokenizer(decode_bytes, list(prompt.encode()))
     parts = [detokenizer.push(byte) for byte in text.encode()]
     assert "".join(parts) == text
@@ -41,14 +41,14 @@ def test_single_bytes_make_the_whole_too(prompt: str, text: str) -> None:
 
 
 @given(st.lists(st.integers(0, 255), max_size=120))
-def test_any_bytes_come_out_complete_but_for_the_last_few(raw: list[int]) -> None:
+def test_text_after_any_bytes_is_complete(raw: list[int]) -> None:
     detokenizer = Detokenizer(decode_bytes, [])
     text = "".join(detokenizer.push(byte) for byte in [*raw, *b"end of it."])
     assert text.endswith("end of it.")
 
 
 @given(st.lists(st.integers(0x80, 0xFF), min_size=64, max_size=200))
-def test_broken_bytes_do_not_hold_the_text_back_for_ever(raw: list[int]) -> None:
+def test_invalid_bytes_delay_text_by_a_bounded_number_of_tokens(raw: list[int]) -> None:
     detokenizer = Detokenizer(decode_bytes, [])
     waited = 0
     for byte in raw:
@@ -62,7 +62,7 @@ def test_a_character_waits_for_its_last_byte() -> None:
 
 
 def test_the_prompt_gives_context_and_is_not_repeated() -> None:
-    """As tokenizers do that drop the space in front of the first word."""
+    """As with tokenizers that drop the space before the first word."""
     words = ["", "Once", " upon", " a", " time"]
 
     def joined(ids: Sequence[int]) -> str:
@@ -74,7 +74,7 @@ def test_the_prompt_gives_context_and_is_not_repeated() -> None:
 
 
 class Ruler:
-    """Remembers how many tokens were decoded at once."""
+    """Records how many tokens were decoded at once."""
 
     def __init__(self) -> None:
         self.longest = 0
@@ -85,7 +85,7 @@ class Ruler:
 
 
 @pytest.mark.parametrize("byte", [ord("x"), 0x80, 0xF0])
-def test_a_token_costs_the_same_early_and_late(byte: int) -> None:
+def test_the_cost_of_a_token_does_not_grow_with_the_text(byte: int) -> None:
     ruler = Ruler()
     detokenizer = Detokenizer(ruler, [ord("p")] * 10_000)
     for _ in range(2000):
@@ -93,7 +93,7 @@ def test_a_token_costs_the_same_early_and_late(byte: int) -> None:
     assert ruler.longest <= 40
 
 
-def test_tokens_without_text_cost_the_same_early_and_late() -> None:
+def test_the_cost_of_tokens_without_text_does_not_grow() -> None:
     ruler = Ruler()
     detokenizer = Detokenizer(ruler, [])
     for _ in range(500):

@@ -1,4 +1,4 @@
-"""The model's tokenizer: what it loads from, what it adds, and where its tokens lie in a text."""
+"""The model's tokenizer: its files, its special tokens, and the byte offsets of tokens."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def eos_ids(model: Path, eos: object) -> frozenset[int]:
     return TextTokenizer.load(str(model)).eos_token_ids
 
 
-def test_what_ends_a_text(model: Path) -> None:
+def test_eos_tokens_come_from_generation_config_and_tokenizer(model: Path) -> None:
     own = demo_tokenizer().eos_token_ids
     assert len(own) == 1
     assert eos_ids(model, [7, 9]) == {7, 9}  # a list replaces the tokenizer's
@@ -56,7 +56,7 @@ def test_what_ends_a_text(model: Path) -> None:
     assert TextTokenizer.load(str(model)).eos_token_ids == own
 
 
-def test_what_ends_a_text_is_special() -> None:
+def test_eos_tokens_are_special() -> None:
     assert demo_tokenizer().eos_token_ids <= demo_tokenizer().special_ids
 
 
@@ -67,7 +67,7 @@ async def test_decoding_undoes_encoding(text: str) -> None:
     assert demo_tokenizer().decode(ids[num_special:]) == text
 
 
-async def test_a_prompt_that_has_its_first_token_does_not_get_a_second() -> None:
+async def test_a_prompt_that_begins_with_bos_does_not_get_a_second_one() -> None:
     first = (await demo_tokenizer().encode("x"))[0]
     assert first in demo_tokenizer().special_ids
     ids = await demo_tokenizer().encode(demo_tokenizer().token_text(first) + "x")
@@ -75,7 +75,7 @@ async def test_a_prompt_that_has_its_first_token_does_not_get_a_second() -> None
 
 
 @given(TEXTS)
-async def test_spans_lie_in_the_text_in_order(text: str) -> None:
+async def test_spans_are_in_the_text_and_in_order(text: str) -> None:
     raw = text.encode()
     spans = await demo_tokenizer().spans(text)
     assert [span.token_id for span in spans] == list(await demo_tokenizer().encode(text))
@@ -88,7 +88,7 @@ async def test_spans_lie_in_the_text_in_order(text: str) -> None:
 
 
 def bytes_of_letters() -> dict[str, int]:
-    """Byte-level vocabularies write bytes as letters: GPT-2's table, so that all can be printed."""
+    """GPT-2's table of the printable letters that byte-level vocabularies write bytes as."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     table = {chr(byte): byte for byte in printable}
@@ -99,7 +99,7 @@ LETTERS = bytes_of_letters()
 
 
 def token_bytes(token_id: int) -> bytes:
-    """What a token stands for: often only a part of a character."""
+    """The bytes of a token, often only a part of a character."""
     word = raw_tokenizer().id_to_token(token_id)
     if token_id in demo_tokenizer().special_ids:
         return word.encode()
@@ -124,7 +124,7 @@ MIXED = st.lists(st.sampled_from(PIECES) | TEXTS, max_size=12).map("".join)
 
 @given(MIXED)
 async def test_spans_are_exact_byte_offsets(text: str) -> None:
-    """Each span is what its token stands for, widened to whole characters, and none is missing."""
+    """Each span covers its token's bytes, widened to whole characters, and none is missing."""
     raw = text.encode()
     first, *spans = await demo_tokenizer().spans(text)
     assert (first.text, first.start, first.stop) == ("", 0, 0)  # the beginning-of-text token
@@ -141,6 +141,6 @@ async def test_spans_are_exact_byte_offsets(text: str) -> None:
     assert whole == raw
 
 
-def test_a_text_may_be_too_long_to_fit() -> None:
+def test_a_text_that_must_be_too_long_is_recognised_by_its_length() -> None:
     assert demo_tokenizer().too_long("x" * 10_000, 100)
     assert not demo_tokenizer().too_long("x" * 1000, 100)

@@ -1,0 +1,87 @@
+"""A service over scripted engines, whose replies depend on no file of a model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from google.protobuf import json_format, message_factory
+
+from service.api import rpc
+from service.api.servicer import TextGenerationServicer
+from service.generation.admission import Admission
+from service.generation.generator import Generator
+from service.generation.metrics import Metrics
+from service.generation.pipeline import Pipeline
+from service.generation.validation import Validator
+from tests.service.api.harness import METHODS, POOL, Answer, Service
+from tests.service.fakes import (
+    LIMITS,
+    NO_GRAMMARS,
+    SERVER,
+    FakeEngineClient,
+    Script,
+    WordTokenizer,
+    script,
+    serving,
+    step,
+)
+
+# Characters that JSON escapes and others that it does not, and an end-of-text token.
+WORDS = ("<bos>", "Once", " upon", ' "a"', " \\time\n\t", " ñ🙂", "\u2028\x7f\x01", "</é>", "<eos>")
+TEXT = (3, 4, 5, 6, 7)
+EOS = len(WORDS) - 1
+
+
+class GoldenTokenizer(WordTokenizer):
+    """Every text has the same three tokens, every conversation the same prompt."""
+
+    async def encode(self, _: str, *, truncate: int | None = None) -> tuple[int, ...]:
+        """The same tokens for every text."""
+        ids = (0, 1, 2)
+        return ids if truncate is None else ids[-truncate:]
+
+    def too_long(self, *_: Any) -> bool:
+        """Never."""
+        return False
+
+    def render_chat(self, messages: Sequence[dict[str, Any]], *_: Any) -> str:
+        """The contents, line by line."""
+        return "\n".join(item["content"] for item in messages)
+
+
+class GoldenService(Service):
+    """The service without any of the model's files."""
+
+    def __init__(self, engine_script: Script) -> None:
+        tokenizer: Any = GoldenTokenizer(*WORDS)
+        self.client = FakeEngineClient(engine_script)
+        self.admission = Admission(LIMITS.max_concurrent_requests)
+        self.metrics = Metrics(LIMITS)
+        client: Any = self.client
+        pipeline = Pipeline(
+            self.admission,
+            Validator(LIMITS, tokenizer, NO_GRAMMARS),
+            Generator(client, tokenizer),
+            self.metrics,
+        )
+        self.servicer = TextGenerationServicer(pipeline, tokenizer, client, SERVER, self.metrics)
+
+
+BREAKS_OFF = script(step(TEXT[0]))
+
+
+async def answer(
+    name: str, body: dict[str, Any], engine_script: Script, *, full: bool = False
+) -> Answer:
+    """What a REST caller receives; the JSON becomes a message as in Envoy's transcoder."""
+    service = GoldenService(engine_script)
+    message = message_factory.GetMessageClass(METHODS[name].input_type)()
+    request = json_format.Parse(json.dumps(body), message).SerializeToString()
+    async with serving(rpc.handlers(service.servicer, POOL), service.metrics) as channel:
+        service.channel = channel
+        with service.admission.permit(LIMITS.max_concurrent_requests if full else 0):
+            result = await service.ask(name, request, rest=True)
+    assert service.client.num_open == service.admission.num_active == 0
+    return result

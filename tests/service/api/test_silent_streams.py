@@ -1,0 +1,52 @@
+"""Streams that are silent for long: REST callers receive comments, gRPC callers nothing."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from engine.protocol.request import FinishReason
+from service.api import servicer
+from service.pb.tokenwire import v1 as pb
+from service.routes import SERVICE
+from tests.service.api.harness import REPLIES, REST, Service
+from tests.service.fakes import demo_ids, eventually, script, step
+
+pytestmark = pytest.mark.usefixtures("no_task_left")
+
+MESSAGE = {"role": "user", "content": "hi"}
+
+SHORT_S = 0.001
+
+
+@pytest.mark.parametrize("name", ["GenerateStream", "CompatGenerate", "Chat", "Completions"])
+async def test_a_silent_stream_sends_comments_to_rest_callers_only(
+    service: Service, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(servicer, "KEEP_ALIVE_S", SHORT_S)
+    request = {
+        "GenerateStream": pb.GenerateRequest(inputs="a", parameters=pb.GenerateParameters()),
+        "CompatGenerate": pb.CompatGenerateRequest(inputs="a", stream=True),
+        "Chat": pb.ChatRequest(messages=[pb.Message.from_dict(MESSAGE)], stream=True),
+        "Completions": pb.CompletionsRequest(prompt=["a"], stream=True),
+    }[name]
+    path = f"/{SERVICE}/{name}"
+    for metadata in (REST, None):
+        silence = asyncio.Event()
+        service.use_script(script(silence, step(demo_ids("x")[0], finish=FinishReason.LENGTH)))
+        make = service.channel.unary_stream(path, bytes, REPLIES[name].parse)
+        replies = aiter(make(request, metadata=metadata))
+        if metadata is not None:
+            comment = await anext(replies)
+            assert comment.http.data == b":\n\n"
+            assert comment.http.content_type == "text/event-stream"
+        else:
+            await eventually(lambda: service.client.num_open == 1)
+            await asyncio.sleep(5 * SHORT_S)
+        silence.set()
+        rest = [reply async for reply in replies]
+        rest = [reply for reply in rest if reply.http is None or reply.http.data != b":\n\n"]
+        is_openai = name in ("Chat", "Completions")
+        assert len(rest) == (2 if metadata and is_openai else 1)
+        assert all((reply.http is None) is (metadata is None) for reply in rest)

@@ -1,0 +1,38 @@
+"""Compares a typed reply with the JSON of the same reply."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import betterproto2
+import numpy as np
+
+from service.pb.tokenwire import v1 as pb
+
+_NO_JSON = {"http", "max_top_n_tokens", "tool_calls"}  # fields that only typed replies have
+
+
+def assert_agree(message: Any, body: Any, path: str = "") -> None:
+    """Asserts that a typed reply, after serialisation, and a rendered one have equal content."""
+    if isinstance(body, dict):
+        names = {field.name for field in dataclasses.fields(message)} - _NO_JSON
+        for name in names - body.keys():
+            assert not getattr(message, name), f"{path}.{name} is not in the JSON"
+        for name, item in body.items():
+            if name not in names:
+                assert name == "object" or item is None, f"{path}.{name} is not in the message"
+            else:
+                assert_agree(getattr(message, name), item, f"{path}.{name}")
+    elif isinstance(body, list):
+        items = message.tokens if isinstance(message, pb.TokenList) else message
+        assert len(items) == len(body), path
+        for index, (left, right) in enumerate(zip(items, body, strict=True)):
+            assert_agree(left, right, f"{path}[{index}]")
+    elif isinstance(message, betterproto2.Enum):
+        assert message.name.lower() == body, path
+    elif isinstance(body, float):
+        assert np.float32(message) == np.float32(body), path
+    else:
+        assert message == body, path
+        assert type(message) is type(body), path

@@ -1,0 +1,129 @@
+"""Typed messages and rendered JSON of the same result have the same content."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import betterproto2
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.codec import convert, framing, render
+from service.generation.generator import (
+    Generation,
+    PrefillToken,
+    Token,
+    TokenEvent,
+    shortest_float32,
+)
+from service.openai.chat import ChatAnswer, ChatDelta
+from service.openai.completions import CompletionAnswer, CompletionDelta
+from service.openai.usage import Usage
+from service.pb.tokenwire import v1 as pb
+from service.text.tokenizer import TokenSpan
+from tests.service.codec.agreement import assert_agree
+from tests.service.fakes import SERVER, generation, generation_request
+
+FLOATS = st.none() | st.floats(max_value=0, width=32, allow_nan=False, allow_infinity=False).map(
+    shortest_float32
+)
+TEXTS = st.text(st.characters(codec="utf-8"), max_size=8)
+TOKENS = st.builds(Token, st.integers(0, 2**20), TEXTS, FLOATS, st.booleans())
+PREFILL = st.builds(PrefillToken, st.integers(0, 2**20), TEXTS, FLOATS)
+SEEDS = st.none() | st.integers(0, 2**64 - 1)
+REASONS = st.sampled_from(["length", "eos_token", "stop_sequence"])
+
+
+@st.composite
+def generations(draw: st.DrawFn, *, losers: int = 1) -> Generation:
+    request = generation_request(
+        details=draw(st.booleans()),
+        decoder_input_details=draw(st.booleans()),
+        return_full_text=draw(st.booleans()),
+    )
+    tokens = draw(st.lists(TOKENS, min_size=1, max_size=3))
+    with_top = draw(st.booleans())
+    return generation(
+        request=request,
+        text=draw(TEXTS),
+        finish_reason=draw(REASONS),
+        tokens=tokens,
+        top_tokens=[draw(st.lists(TOKENS, max_size=2)) for _ in tokens] if with_top else [],
+        prefill=draw(st.lists(PREFILL, max_size=2)),
+        seed=draw(SEEDS),
+        best_of_sequences=draw(st.lists(generations(losers=0), max_size=2)) if losers else [],
+    )
+
+
+def over_the_wire(message: betterproto2.Message) -> Any:
+    return type(message).parse(bytes(message))
+
+
+@given(generations())
+def test_typed_and_rendered_texts_agree(result: Generation) -> None:
+    typed = over_the_wire(convert.generate_response(result))
+    assert_agree(typed, json.loads(render.generation(result)))
+
+
+@given(st.integers(1, 2**31), TOKENS, st.lists(TOKENS, max_size=2), st.none() | generations())
+def test_typed_and_rendered_token_events_agree(
+    index: int, token: Token, top_tokens: list[Token], result: Generation | None
+) -> None:
+    event = TokenEvent(token, top_tokens, result)
+    typed = over_the_wire(convert.stream_response(index, event))
+    assert_agree(typed, json.loads(render.token_event(index, event)))
+
+
+LOGPROBS = st.none() | st.lists(st.tuples(TOKENS, st.lists(TOKENS, max_size=2)), max_size=3)
+
+
+@given(TEXTS, REASONS, LOGPROBS, st.integers(0, 2**31 - 1))
+def test_typed_and_rendered_chat_answers_agree(
+    text: str, reason: str, logprobs: Any, count: int
+) -> None:
+    answer = ChatAnswer(
+        server=SERVER,
+        created=12,
+        text=text,
+        finish_reason=reason,
+        logprobs=logprobs,
+        usage=Usage(count, count),
+    )
+    typed = over_the_wire(convert.chat_completion(answer))
+    assert_agree(typed, json.loads(render.chat_completion(answer)))
+
+
+@given(TEXTS, st.none() | REASONS, LOGPROBS)
+def test_typed_and_rendered_chat_deltas_agree(text: str, reason: str | None, logprobs: Any) -> None:
+    delta = ChatDelta(
+        server=SERVER, created=2**33, text=text, finish_reason=reason, logprobs=logprobs
+    )
+    assert_agree(over_the_wire(convert.chat_chunk(delta)), json.loads(render.chat_chunk(delta)))
+
+
+@given(st.lists(generations(), min_size=1, max_size=3))
+def test_typed_and_rendered_completions_agree(results: list[Generation]) -> None:
+    answer = CompletionAnswer(server=SERVER, created=12, generations=results)
+    assert_agree(over_the_wire(convert.completion(answer)), json.loads(render.completion(answer)))
+
+
+@given(st.integers(0, 3), TEXTS)
+def test_typed_and_rendered_completion_deltas_agree(index: int, text: str) -> None:
+    delta = CompletionDelta(server=SERVER, created=12, index=index, text=text)
+    typed = over_the_wire(convert.completion_chunk(delta))
+    assert_agree(typed, json.loads(render.completion_chunk(delta)))
+
+
+def test_typed_and_rendered_info_agrees() -> None:
+    typed = over_the_wire(convert.info_response(SERVER))
+    assert_agree(typed, json.loads(render.info(SERVER)))
+    assert typed.max_top_n_tokens == 5
+
+
+@given(
+    st.lists(st.builds(TokenSpan, st.integers(0, 99), TEXTS, st.integers(0, 9), st.integers(0, 9)))
+)
+def test_typed_and_rendered_token_spans_agree(spans: list[TokenSpan]) -> None:
+    typed = pb.TokenizeResponse.parse(framing.tokenize_response(spans))
+    assert_agree(typed.tokens, json.loads(render.tokens(spans)))

@@ -1,0 +1,236 @@
+"""The worker processes: their limits and their replacement; none may be left running."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import psutil
+import pytest
+
+from engine.grammar.backend_llguidance import regex_source
+from service.errors import ErrorKind
+from service.grammar import checker as module
+from service.grammar.checker import GrammarChecker
+from tests.paths import REPOSITORY
+from tests.service.fakes import TIMEOUT_S, eventually
+from tests.service.grammar.checking import (
+    ENDLESS,
+    checking,
+    reason,
+    refusal,
+    regex,
+    schema,
+    workers,
+)
+
+LATE = "it takes more than 0.5 s to compile"
+DIED = "it needs too much memory or time to compile"
+
+
+async def test_a_grammar_that_takes_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MIN_SHARE", 0)  # this machine may be busy
+    async with checking() as checker:
+        await checker.check(regex("a"))  # starts the process, which is not the grammar's time
+        (before,) = workers()
+        checker._deadline_s = 0.5
+        assert await reason(checker, schema(ENDLESS)) == LATE
+        assert not before.is_running()
+        assert workers() == []
+        checker._deadline_s = TIMEOUT_S
+        assert await checker.check(regex("b")) == regex_source("b")
+        (after,) = workers()
+        assert after != before
+
+
+async def test_a_process_without_processor_time_is_reported_as_overload(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_MIN_SHARE", 10_000)  # of a processor: cannot be reached
+    async with checking() as checker:
+        await checker.check(regex("a"))
+        checker._deadline_s = 0.5
+        error = await refusal(checker, schema(ENDLESS))
+        assert (error.kind, error.message) == (ErrorKind.OVERLOADED, "Model is overloaded")
+        assert workers() == []
+
+
+async def test_a_slow_grammar_does_not_delay_other_grammars(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_SOON_S", 0.05)
+    monkeypatch.setattr(module, "_MAX_SLOW", 1)
+    async with checking(num_workers=1) as checker:
+        slow = asyncio.create_task(checker.check(schema(ENDLESS)))
+        await eventually(lambda: checker._num_slow == 1)
+        monkeypatch.setattr(module, "_SOON_S", TIMEOUT_S)
+        assert await checker.check(regex("b")) == regex_source("b")
+        assert not slow.done()
+        monkeypatch.setattr(module, "_SOON_S", 0.05)
+        error = await refusal(checker, schema({**ENDLESS, "title": "another"}))
+        assert (error.kind, error.message) == (ErrorKind.OVERLOADED, "Model is overloaded")
+        assert not slow.done(), "the first one continues"
+        slow.cancel()
+        await eventually(lambda: checker._num_slow == 0)
+        monkeypatch.setattr(module, "_SOON_S", TIMEOUT_S)
+        assert await checker.check(regex("c")) == regex_source("c")
+        assert len(workers()) == 1
+
+
+async def test_worker_processes_have_the_lowest_priority() -> None:
+    async with checking() as checker:
+        await checker.check(regex("a"))
+        (worker,) = workers()
+        assert os.sched_getscheduler(worker.pid) == os.SCHED_IDLE
+        assert os.getsid(worker.pid) == worker.pid
+
+
+async def test_the_start_of_a_process_does_not_count_as_the_grammars_time() -> None:
+    async with checking(deadline_s=0.1) as checker:  # less than Python itself takes
+        assert await checker.check(regex("a")) == regex_source("a")
+
+
+async def test_a_grammar_that_needs_too_much_memory_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """For its memory, not its time: it has an hour, but little more memory than when idle."""
+    async with checking() as checker:
+        await checker.check(regex("a"))
+        (idle,) = workers()
+        num_bytes = idle.memory_info().vms
+    monkeypatch.setattr(module, "_WORKER_BYTES", num_bytes + 32 * 1024**2)
+    async with checking(deadline_s=3600) as checker:
+        assert await reason(checker, schema(ENDLESS)) in (DIED, "it needs too much memory")
+        assert await checker.check(regex("a")) == regex_source("a")
+
+
+class TestKilledProcess:
+    async def test_is_replaced_if_it_was_idle(self, checker: GrammarChecker) -> None:
+        await checker.check(regex("a"))
+        (process,) = workers()
+        process.kill()
+        assert await checker.check(regex("b")) == regex_source("b")
+
+    async def test_is_replaced_during_a_trial(
+        self, checker: GrammarChecker, trials: list[dict[str, Any]]
+    ) -> None:
+        await checker.check(regex("a"))
+        (process,) = workers()
+        process.suspend()  # as if it were busy
+        task = asyncio.create_task(checker.check(regex("b")))
+        await eventually(lambda: len(trials) == 2)
+        process.kill()
+        assert await task == regex_source("b")
+
+    async def test_repeatedly_fails_only_that_grammar(self, checker: GrammarChecker) -> None:
+        stop = asyncio.Event()
+
+        async def kill() -> None:
+            while not stop.is_set():
+                for process in workers():
+                    with suppress(psutil.NoSuchProcess):
+                        process.kill()
+                await asyncio.sleep(0.001)
+
+        killer = asyncio.create_task(kill())
+        assert await reason(checker, regex("a")) == DIED
+        stop.set()
+        await killer
+        assert await checker.check(regex("b")) == regex_source("b")
+
+
+class TestClose:
+    async def test_leaves_no_process(self) -> None:
+        async with checking(num_workers=2) as checker:
+            await asyncio.gather(checker.check(regex("a")), checker.check(regex("b")))
+            assert len(workers()) == 2
+            await checker.close()
+            assert workers() == []
+
+    async def test_during_a_trial_leaves_no_process(self, trials: list[dict[str, Any]]) -> None:
+        async with checking(num_workers=2) as checker:
+            await checker.check(regex("a"))
+            tasks = [asyncio.create_task(checker.check(schema(ENDLESS)))]
+            await eventually(lambda: len(trials) == 2)
+            assert len(workers()) == 2
+            await checker.close()
+            assert workers() == []
+            with pytest.raises(asyncio.CancelledError):
+                await tasks[0]
+
+    async def test_after_the_last_caller_left_leaves_no_process(
+        self, trials: list[dict[str, Any]]
+    ) -> None:
+        async with checking() as checker:
+            await checker.check(regex("a"))
+            caller = asyncio.create_task(checker.check(schema(ENDLESS)))
+            await eventually(lambda: len(trials) == 2)
+            caller.cancel()
+            await asyncio.wait([caller])
+            await checker.close()
+            assert workers() == []
+
+
+SERVICE = """
+import asyncio, sys
+from service.grammar.spec import Grammar
+from tests.service.grammar.checking import ENDLESS, checking
+
+async def main():
+    async with checking() as checker:
+        await checker.check(Grammar(kind="regex", value="a"))
+        print("ready", flush=True)
+        await checker.check(Grammar(kind="json", value=ENDLESS))
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def service() -> Iterator[subprocess.Popen[str]]:
+    """Another process with a checker that is busy with a grammar."""
+    with subprocess.Popen(
+        [sys.executable, "-c", SERVICE],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": "."},
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        yield process
+        process.kill()
+
+
+async def test_a_process_dies_with_its_service(service: subprocess.Popen[str]) -> None:
+    (worker,) = workers(service.pid)
+    await eventually(_is_busy(worker))
+    service.send_signal(signal.SIGKILL)
+    await eventually(lambda: not _is_alive(worker))
+
+
+def _is_busy(process: psutil.Process) -> Callable[[], bool]:
+    """Whether it uses the processor from now on: it is compiling a grammar."""
+    before = process.cpu_times().user
+    return lambda: process.cpu_times().user > before + 0.05
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
+def test_the_service_never_loads_the_grammar_library() -> None:
+    """Only the worker processes load it, which may be killed."""
+    code = "import sys, service.app; print('llguidance' in sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert loaded.stdout == "False\n"

@@ -1,0 +1,100 @@
+"""The plan of a server: its ports, its commands, when each is ready, and the banner."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shlex
+from pathlib import Path
+
+import grpc.aio
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health
+
+from service.launch import plan as plan_module
+from service.launch.plan import make_plan
+from service.launch.settings import Settings
+from service.routes import SERVICE
+
+SETTINGS = Settings(port=0, grpc_port=0)
+
+
+def test_port_asked_for_twice_is_refused() -> None:
+    port = plan_module.with_ports(SETTINGS).port  # one that is free
+    with pytest.raises(OSError, match="asked for twice"):
+        plan_module.with_ports(Settings(port=port, grpc_port=port))
+
+
+def test_port_zero_becomes_two_free_ports() -> None:
+    settings = plan_module.with_ports(SETTINGS)
+    assert 0 not in (settings.port, settings.grpc_port)
+    assert settings.port != settings.grpc_port
+
+
+def test_real_plan_hands_every_child_the_same_settings(tmp_path: Path) -> None:
+    settings = Settings(port=1, grpc_port=2, model_id=str(tmp_path))
+    plan = make_plan(settings, tmp_path)
+    assert list(plan.commands) == ["engine", "service", "envoy"]
+    for name in ("engine", "service"):
+        command = plan.commands[name]
+        assert name in command
+        assert f"--engine-socket={tmp_path / 'engine.sock'}" in command
+        assert f"--model-id={tmp_path}" in command
+    assert str(tmp_path / "envoy.yaml") in plan.commands["envoy"]
+
+
+def test_missing_model_directory_is_reported_at_once(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"^cannot load .*/m: there is no such directory$"):
+        make_plan(Settings(model_id=str(tmp_path / "m")), tmp_path)
+
+
+async def test_service_is_ready_when_its_health_check_says_serving() -> None:
+    server = grpc.aio.server()
+    servicer = health.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(servicer, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        assert not await plan_module.is_serving("127.0.0.1", port)
+        await servicer.set(SERVICE, health_pb2.HealthCheckResponse.NOT_SERVING)
+        assert not await plan_module.is_serving("127.0.0.1", port)
+        await servicer.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
+        assert await plan_module.is_serving("127.0.0.1", port)
+    finally:
+        await server.stop(None)
+    assert not await plan_module.is_serving("127.0.0.1", port)
+
+
+@pytest.mark.parametrize(
+    ("reply", "ready"),
+    [
+        (b"HTTP/1.1 200 OK\r\n\r\n", True),
+        (b"HTTP/1.1 503 Service Unavailable\r\n\r\n", False),
+        (b"", False),
+    ],
+)
+async def test_gateway_is_ready_when_health_is_answered_with_200(reply: bytes, ready: bool) -> None:
+    requests: list[bytes] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        requests.append(await reader.readline())
+        writer.write(reply)
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        assert await plan_module._answers_health(Settings(port=port)) is ready
+    assert requests == [b"GET /health HTTP/1.1\r\n"]
+    assert not await plan_module._answers_health(Settings(port=port))
+
+
+def test_banner_has_calls_that_can_be_pasted(tmp_path: Path) -> None:
+    banner = make_plan(Settings(hostname="0.0.0.0", port=1, grpc_port=2), tmp_path).banner
+    for address in ("http://127.0.0.1:1", "127.0.0.1:2", "http://127.0.0.1:1/metrics"):
+        assert address in banner
+    words = shlex.split(banner[banner.index("curl -N") : banner.index("or in Python")])
+    bodies = [json.loads(words[index + 1]) for index, word in enumerate(words) if word == "-d"]
+    assert bodies[0]["stream"] is True
+    assert bodies[1]["inputs"]
+    assert "tokenwire.v1.TextGenerationService/Generate" in words
