@@ -1,6 +1,7 @@
-"""How fast a device can be: memory read, memory copied, matrices multiplied. Best of several runs.
+"""What a device can reach when it reads memory, copies memory and multiplies matrices.
 
-The same threads as the engine's are used, since torch's setting holds for both.
+The best of several runs counts. The number of threads is the engine's, since both use
+torch's setting.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ import torch
 
 
 def synchronise(device: torch.device) -> None:
-    """Waits for what the device was given to do."""
+    """Waits until the device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def best_seconds(work: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """Seconds of the fastest run, after one that does not count."""
+    """Seconds of the fastest of `repeats` runs, after a warm-up."""
     work()
     return min(_seconds(work, device) for _ in range(repeats))
 
@@ -33,14 +34,14 @@ def _seconds(work: Callable[[], object], device: torch.device) -> float:
 
 
 class Reader:
-    """Reads a float32 buffer of a size again and again.
+    """Measures how fast a float32 buffer is read.
 
-    A machine's memory may be twice as fast in one second as in the next: who is compared with it
-    has to take turns with it.
+    The speed of memory may double from one second to the next on a virtual machine, so whatever is
+    compared with it must be measured in turns with it.
 
     Args:
-        num_bytes: of the buffer.
-        device: where it is.
+        num_bytes: size of the buffer.
+        device: the device that holds it.
     """
 
     @torch.inference_mode()
@@ -49,20 +50,20 @@ class Reader:
         self._device = device
         self._matrix = torch.ones(max(1, num_bytes // (4 * columns)), columns, device=device)
         vector = torch.ones(columns, device=device)
-        # Both read everything and write next to nothing; whichever the library does better counts.
+        # Both read everything and write almost nothing; the faster one is used.
         by_sum, by_product = self._matrix.sum, partial(torch.mv, self._matrix, vector)
         self._read = min(by_sum, by_product, key=lambda work: best_seconds(work, device, 3))
 
     @torch.inference_mode()
     def bandwidth(self, repeats: int = 1) -> float:
-        """Bytes per second of the fastest of so many times."""
+        """Bytes per second of the fastest of `repeats` reads."""
         seconds = min(_seconds(self._read, self._device) for _ in range(repeats))
         return self._matrix.nbytes / seconds
 
 
 @torch.inference_mode()
 def copy_bandwidth(num_bytes: int, device: torch.device, repeats: int = 10) -> float:
-    """Bytes per second of copying a buffer of this size, read and written bytes both counted."""
+    """Bytes per second of copying a buffer of this size; bytes read and written both count."""
     source = torch.ones(num_bytes, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return 2 * num_bytes / best_seconds(lambda: target.copy_(source), device, repeats)
@@ -78,9 +79,10 @@ def matmul_rate(
     """Floating-point operations per second of the best of these products.
 
     Args:
-        shapes: (rows, in_features, out_features) each; weights lie as those of linear layers do.
-        dtype: of both factors.
-        device: where.
+        shapes: (rows, in_features, out_features) of each; weights are [out_features, in_features]
+            in memory, as in linear layers.
+        dtype: data type of both factors.
+        device: the device that computes them.
         repeats: runs per shape.
     """
     rates = []

@@ -1,7 +1,7 @@
-"""Micro-benchmark of the CPU kernels against torch, beside the machine's measured ceilings.
+"""Micro-benchmark of the CPU kernels against torch, next to the measured ceilings of the machine.
 
-Best of several runs, the contenders taking turns, all in one process: read ratios, not times.
-Prints tables; the last line is one JSON document. Run from the repository root:
+Contenders take turns in one process and the best of several runs counts, so ratios are meaningful,
+times less so. Prints tables; the last line is one JSON document. Run from the repository root:
 
     python -m benchmarks.cpu_kernels [--quick] [--threads N] [--budget SECONDS]
 """
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,17 +27,66 @@ from engine.sampling.choice import in_torch
 BLOCK_SIZE = 16
 LINEAR_SHAPES = ((768, 768), (768, 2048), (2048, 2048), (4096, 8192), (8192, 4096))
 LINEAR_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 512, 2048)
-# (label, heads, kv heads, head size)
-MODELS = (("125M", 12, 4, 64), ("1B", 32, 8, 64), ("8B", 32, 8, 128), ("MHA", 16, 16, 64))
-DECODE = ((1, 512), (1, 8192), (8, 512), (32, 512), (32, 2048))
-PREFILL = (128, 512, 2048)
+DECODE = ((1, 512), (1, 8192), (8, 512), (32, 512), (32, 2048))  # sequences, context of each
+PREFILL = (128, 512, 2048)  # tokens of a prompt
 INT8_ROWS = (1, 8, 32, 128, 512)
-SCORES = (32_000, 128_256)
+SCORES = (32_000, 128_256)  # sizes of vocabularies
+
+
+class Heads(NamedTuple):
+    """The attention heads of a model."""
+
+    label: str
+    num_heads: int
+    num_kv_heads: int
+    head_size: int
+
+
+MODELS = (
+    Heads("125M", 12, 4, 64),
+    Heads("1B", 32, 8, 64),
+    Heads("8B", 32, 8, 128),
+    Heads("MHA", 16, 16, 64),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionCase:
+    """A step of equal sequences.
+
+    Attributes:
+        heads: of the model.
+        seqs: number of sequences.
+        queries: query tokens of each sequence, the last ones of its context.
+        context: key tokens of each sequence.
+    """
+
+    heads: Heads
+    seqs: int
+    queries: int
+    context: int
+
+    @property
+    def name(self) -> str:
+        """For tables."""
+        kind = "decode" if self.queries == 1 else "prefill"
+        return f"{kind} {self.heads.label} seqs={self.seqs} context={self.context}"
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations: two products for each visible pair of query and key."""
+        pairs = self.queries * self.context - self.queries * (self.queries - 1) // 2
+        return 4 * self.seqs * self.heads.num_heads * self.heads.head_size * pairs
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the float32 keys and values."""
+        return 8 * self.seqs * self.context * self.heads.num_kv_heads * self.heads.head_size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """One contender on one case."""
+    """The time of one contender in one case, and the rates that follow from it."""
 
     case: str
     name: str
@@ -76,7 +126,7 @@ def ceilings(budget: float) -> dict[str, float]:
 def linear_contenders(
     kernels: CpuKernels, weight: Tensor, x: Tensor
 ) -> dict[str, Callable[[], object]]:
-    """The packed layer, torch's, and those of torch's prepacked forms that work here."""
+    """The packed layer, torch's layer, and those prepacked layers of torch that work here."""
     out_features = weight.shape[0]
     packed = kernels.pack_weight(weight)
     contenders: dict[str, Callable[[], object]] = {
@@ -100,7 +150,7 @@ def linear_contenders(
 
 
 def bench_linear(kernels: CpuKernels, budget: float, quick: bool) -> Iterator[Result]:
-    """All shapes and batch sizes."""
+    """Float32 linear layers of all shapes and batch sizes."""
     for in_features, out_features in LINEAR_SHAPES[2:4] if quick else LINEAR_SHAPES:
         weight = torch.randn(out_features, in_features)
         for rows in LINEAR_ROWS:
@@ -119,7 +169,7 @@ def bench_linear(kernels: CpuKernels, budget: float, quick: bool) -> Iterator[Re
 
 
 def bench_int8(kernels: CpuKernels, budget: float, read: float, quick: bool) -> Iterator[Result]:
-    """8-bit layers against the packed fp32 ones; `read` is the memory's rate in GB/s."""
+    """8-bit layers against packed fp32 layers; `read` is the rate of memory in GB/s."""
     for in_features, out_features in LINEAR_SHAPES[1:4] if quick else LINEAR_SHAPES:
         weight = torch.randn(out_features, in_features)
         packed, rounded = kernels.pack_weight(weight), pack_int8(weight, None, kernels)
@@ -150,7 +200,7 @@ def bench_int8(kernels: CpuKernels, budget: float, read: float, quick: bool) -> 
 
 
 def bench_choice(kernels: CpuKernels, budget: float) -> Iterator[Result]:
-    """Tokens and what else is asked of each row, in one pass and as torch's operations."""
+    """The choice of tokens and their log-probabilities: in one pass, and as operations of torch."""
     for width in SCORES:
         for rows in (1, 8, 32):
             scores = torch.randn(rows, width) * 4
@@ -169,65 +219,58 @@ def bench_choice(kernels: CpuKernels, budget: float) -> Iterator[Result]:
                 )
 
 
-def bench_attention(
-    kernels: CpuKernels,
-    budget: float,
-    shape: tuple[str, int, int, int],
-    seqs: int,
-    queries: int,
-    context: int,
-) -> Iterator[Result]:
-    """Both cache layouts against gather + SDPA and against SDPA on KV that is dense already."""
-    label, num_heads, num_kv_heads, head_size = shape
-    per_seq = -(-context // BLOCK_SIZE)
-    num_blocks = seqs * per_seq
-    tables = torch.randperm(num_blocks).int().view(seqs, per_seq)
-    starts = (torch.arange(seqs + 1) * queries).int()
-    lens = torch.full((seqs,), context).int()
-    query = torch.randn(seqs * queries, num_heads, head_size)
+def attention_contenders(
+    kernels: CpuKernels, case: AttentionCase
+) -> dict[str, Callable[[], object]]:
+    """Both layouts of the paged cache, and torch's SDPA: after a gather, and on dense tensors."""
+    _, num_heads, num_kv_heads, head_size = case.heads
+    per_seq = -(-case.context // BLOCK_SIZE)
+    num_blocks = case.seqs * per_seq
+    tables = torch.randperm(num_blocks).int().view(case.seqs, per_seq)
+    starts = (torch.arange(case.seqs + 1) * case.queries).int()
+    lens = torch.full((case.seqs,), case.context).int()
+    query = torch.randn(case.seqs * case.queries, num_heads, head_size)
     token_major = torch.randn(2, num_blocks, BLOCK_SIZE, num_kv_heads, head_size)
     head_major = token_major.transpose(2, 3).contiguous().transpose(2, 3)
-    scale = head_size**-0.5
 
     def native(cache: Tensor) -> Tensor:
-        return kernels.paged_attention(query, cache[0], cache[1], tables, starts, lens, scale)
+        key, value = cache
+        return kernels.paged_attention(query, key, value, tables, starts, lens, head_size**-0.5)
 
     def gather() -> tuple[Tensor, Tensor]:
-        key, value = token_major[:, tables.long()].flatten(2, 3)[:, :, :context].transpose(2, 3)
+        gathered = token_major[:, tables.long()].flatten(2, 3)[:, :, : case.context]
+        key, value = gathered.transpose(2, 3)  # [seqs, num_kv_heads, context, head_size]
         return key, value
 
     def sdpa(key: Tensor, value: Tensor) -> Tensor:
-        rows = query.view(seqs, queries, num_heads, head_size).transpose(1, 2)
+        rows = query.view(case.seqs, case.queries, num_heads, head_size).transpose(1, 2)
         return F.scaled_dot_product_attention(
-            rows, key, value, is_causal=queries > 1, enable_gqa=True
+            rows, key, value, is_causal=case.queries > 1, enable_gqa=True
         )
 
     dense = tuple(part.contiguous() for part in gather())
-    times = best_times(
-        {
-            "native head-major": lambda: native(head_major),
-            "native token-major": lambda: native(token_major),
-            "gather + sdpa": lambda: sdpa(*gather()),
-            "dense sdpa": lambda: sdpa(*dense),
-        },
-        budget,
-    )
-    pairs = queries * context - queries * (queries - 1) // 2
-    flops = 4 * seqs * num_heads * head_size * pairs
-    moved = 8 * seqs * context * num_kv_heads * head_size
-    kind = "decode" if queries == 1 else "prefill"
-    for name, seconds in times.items():
+    return {
+        "native head-major": lambda: native(head_major),
+        "native token-major": lambda: native(token_major),
+        "gather + sdpa": lambda: sdpa(*gather()),
+        "dense sdpa": lambda: sdpa(*dense),
+    }
+
+
+def bench_attention(kernels: CpuKernels, budget: float, case: AttentionCase) -> Iterator[Result]:
+    """Paged attention against torch."""
+    for name, seconds in best_times(attention_contenders(kernels, case), budget).items():
         yield Result(
-            case=f"{kind} {label} seqs={seqs} context={context}",
+            case=case.name,
             name=name,
             seconds=seconds,
-            gbytes_per_s=moved / seconds / 1e9,
-            gflops=flops / seconds / 1e9,
+            gbytes_per_s=case.num_bytes / seconds / 1e9,
+            gflops=case.flops / seconds / 1e9,
         )
 
 
 def bench_overhead(kernels: CpuKernels, budget: float) -> Iterator[Result]:
-    """The cost of a call that does next to nothing."""
+    """The cost of calls that compute almost nothing."""
     layer = PackedLinear.from_linear(torch.nn.Linear(16, 16, bias=False), kernels)
     x = torch.randn(1, 16)
     weight = torch.randn(16, 16)
@@ -248,7 +291,7 @@ def bench_overhead(kernels: CpuKernels, budget: float) -> Iterator[Result]:
 
 
 def bench_rowwise(kernels: CpuKernels, budget: float) -> Iterator[Result]:
-    """Normalisation and gating against the sequences of torch operations models use."""
+    """Normalisation and gating against the operations of torch that models use for them."""
     for rows in (1, 32, 512):
         x, weight = torch.randn(rows, 768), torch.randn(768)
         both = torch.randn(rows, 2 * 2048)
@@ -272,21 +315,35 @@ def bench_rowwise(kernels: CpuKernels, budget: float) -> Iterator[Result]:
 
 
 def collect(kernels: CpuKernels, budget: float, read: float, quick: bool) -> Iterator[Result]:
-    """Every case, in the order printed; `read` is the memory's rate in GB/s."""
+    """All cases in the order of printing; `read` is the rate of memory in GB/s."""
     yield from bench_overhead(kernels, budget)
     yield from bench_rowwise(kernels, budget)
     yield from bench_choice(kernels, budget)
     yield from bench_linear(kernels, budget, quick)
     yield from bench_int8(kernels, budget, read, quick)
-    for shape in MODELS[:1] if quick else MODELS:
+    for heads in MODELS[:1] if quick else MODELS:
         for seqs, context in DECODE:
-            yield from bench_attention(kernels, budget, shape, seqs, 1, context)
-        for context in PREFILL:
-            yield from bench_attention(kernels, budget, shape, 1, context, context)
+            case = AttentionCase(heads=heads, seqs=seqs, queries=1, context=context)
+            yield from bench_attention(kernels, budget, case)
+        for length in PREFILL:
+            case = AttentionCase(heads=heads, seqs=1, queries=length, context=length)
+            yield from bench_attention(kernels, budget, case)
+
+
+def print_result(result: Result, is_new_case: bool) -> None:
+    """Prints a line, below the name of its case if that is new."""
+    if is_new_case:
+        print(result.case)
+    print(
+        f"    {result.name:<20} {result.seconds * 1e3:10.4f} ms "
+        f"{result.gbytes_per_s:8.2f} GB/s {result.gflops:8.1f} GFLOP/s "
+        f"{result.note}",
+        flush=True,
+    )
 
 
 def main() -> None:
-    """Measure, print as results come, end with JSON."""
+    """Measures, prints each result at once, and ends with JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="fewer shapes")
     parser.add_argument("--budget", type=float, default=0.4, help="seconds per case")
@@ -301,14 +358,7 @@ def main() -> None:
         limits = ceilings(3.0)
         print(f"threads {torch.get_num_threads()}, {limits}")
         for result in collect(kernels, options.budget, limits["read_gbytes_per_s"], options.quick):
-            if not results or results[-1].case != result.case:
-                print(result.case)
-            print(
-                f"    {result.name:<20} {result.seconds * 1e3:10.4f} ms "
-                f"{result.gbytes_per_s:8.2f} GB/s {result.gflops:8.1f} GFLOP/s "
-                f"{result.note}",
-                flush=True,
-            )
+            print_result(result, not results or results[-1].case != result.case)
             results.append(result)
     print(json.dumps({"ceilings": limits, "results": [asdict(result) for result in results]}))
 

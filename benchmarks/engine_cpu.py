@@ -1,17 +1,20 @@
-"""The engine on the CPU against what the machine can do: memory, arithmetic, and its own targets.
+"""The engine on the CPU against its targets and the ceilings of the machine: memory, arithmetic.
 
 One run measures, on a random 124 M Llama in float32:
 
-* the ceilings: memory read by as many threads, and matrix products of a prefill's shapes;
-* decoding at 1, 8 and 32 rows, as a share of the roofline: every few steps as much memory is read
-  as the weights take, since a machine's memory may be twice as fast in one second as in the next;
-* prefill, as a share of the matrix products' rate;
-* what a step at 32 rows costs beside the forward;
+* the ceilings: memory read by the same number of threads, and matrix products of the shapes of a
+  prefill;
+* decoding at 1, 8 and 32 rows, as a share of the roofline: every few steps, the size of the weights
+  is read from memory, whose speed may double from one second to the next on a virtual machine;
+* prefill, as a share of the rate of matrix products;
+* what a step at 32 rows costs apart from the forward;
 * the time to the first token of a second request with the same long prefix;
-* the time between tokens of running streams while long prompts come, computed whole and in chunks.
+* the time between tokens of running streams while long prompts arrive, computed whole and in
+  chunks.
 
-Ceilings and figures take turns, and the best round counts (of shares of the roofline the median),
-so that a disturbance hits both. Run it on a quiet machine; it takes about four minutes:
+Ceilings and figures are measured in turns, so that a disturbance affects both; the best round
+counts, for shares of the roofline the median. Run it on a quiet machine; it takes about four
+minutes:
 
     .venv/bin/python -m benchmarks.engine_cpu
 
@@ -42,13 +45,13 @@ from engine.protocol.config import EngineConfig
 
 CPU = torch.device("cpu")
 BATCHES = (1, 8, 32)
-_STEPS_PER_READ = 4  # of memory, while decoding
-_FIRST_SALT = 1_000_000  # of prompts that are not part of a load
+_STEPS_PER_READ = 4  # decode steps for each measurement of memory
+_FIRST_SALT = 1_000_000  # for prompts outside loads, whose salts count from 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """How much is measured, in tokens."""
+    """Sizes of what is measured, in tokens unless it says otherwise."""
 
     prompt: int = 128
     answer: int = 64
@@ -56,9 +59,9 @@ class Sizes:
     prefix: int = 2048
     suffix: int = 16
     long_prompt: int = 3000
-    num_long: int = 3
+    num_long: int = 3  # prompts
     stream_answer: int = 150
-    gemm_rows: tuple[int, ...] = (512, 2048)
+    gemm_rows: tuple[int, ...] = (512, 2048)  # rows of matrix products
 
 
 TINY = Sizes(
@@ -81,7 +84,9 @@ class Best:
     read_bandwidth: float = 0.0  # bytes/s
     matmul_rate: float = 0.0  # flop/s
     step_s: dict[int, dict[str, float]] = field(default_factory=dict)  # batch -> part -> seconds
-    shares: dict[int, list[float]] = field(default_factory=dict)  # batch -> of the roof, each step
+    shares: dict[int, list[float]] = field(
+        default_factory=dict
+    )  # batch -> share of the roofline, each step
     prefill_s: dict[int, float] = field(default_factory=dict)  # prompt tokens -> seconds
     prefix_s: dict[str, float] = field(default_factory=dict)  # first and second request
 
@@ -90,10 +95,10 @@ class Bench:
     """All measurements on one engine.
 
     Args:
-        config: the model's.
-        engine: computes whole prompts in a step.
+        config: configuration of the model.
+        engine: computes a whole prompt in one step.
         chunked: computes long prompts in chunks.
-        sizes: how much to measure.
+        sizes: sizes of what is measured.
     """
 
     def __init__(
@@ -110,7 +115,7 @@ class Bench:
         self._reader = Reader(self.costs.weight_bytes, CPU)
 
     def round(self) -> None:
-        """Everything once, except for the long prompts."""
+        """Measures everything once, except for the long prompts."""
         self._ceilings()
         for batch in BATCHES:
             self._decode(batch)
@@ -120,7 +125,7 @@ class Bench:
         self._ceilings()
 
     def stalls(self) -> dict[str, dict[str, float]]:
-        """Milliseconds between tokens of running streams, and to the long prompts' first tokens."""
+        """Milliseconds between tokens of running streams, and to first tokens of long prompts."""
         num_long = self._sizes.num_long
         arms = {
             "no long prompts": (self._engine, 0),
@@ -131,18 +136,18 @@ class Bench:
         return {name: self._streams(*arm) for name, arm in bar}
 
     def roofline_s(self, batch: int, bandwidth: float) -> float:
-        """Seconds that a decode step takes at least: by memory or by arithmetic."""
+        """The least seconds of a decode step, limited by memory or by arithmetic."""
         context = self._sizes.prompt + self._sizes.answer / 2
         by_memory = self.costs.decode_bytes(batch, context) / bandwidth
         by_arithmetic = self.costs.decode_flops(batch, context) / self.best.matmul_rate
         return max(by_memory, by_arithmetic)
 
     def decode_share(self, batch: int) -> float:
-        """Of the roofline at the time: the median of all steps."""
+        """The median share of the roofline, each step against the memory speed right after it."""
         return statistics.median(self.best.shares[batch])
 
     def prefill_share(self, length: int) -> float:
-        """Of the matrix products' rate."""
+        """The share of the rate of matrix products."""
         rate = self.costs.prefill_flops([length]) / self.best.prefill_s[length]
         return rate / self.best.matmul_rate
 
@@ -189,7 +194,7 @@ class Bench:
             self.best.prefix_s[name] = min(self.best.prefix_s.get(name, seconds), seconds)
 
     def _streams(self, engine: LocalEngine, num_long: int) -> dict[str, float]:
-        """Streams run; long prompts come one after the other, each when the last has its token."""
+        """Runs 8 streams beside long prompts, each sent after the first token of the previous."""
         load = uniform(self._sizes.prompt // 2, self._sizes.stream_answer, self._config.vocab_size)
         run = engine.start(load.items(8))
         streams = list(run.tokens)
@@ -204,7 +209,7 @@ class Bench:
         return row | ({"first_token": statistics.median(waits) * 1000} if waits else {})
 
     def _wait_for_long(self, engine: LocalEngine, run: Run) -> float:
-        """Sends a long prompt; returns the seconds to its token."""
+        """Sends a long prompt; returns the seconds to its first token."""
         item = Item(self._prompt(self._sizes.long_prompt), 1)
         (name,) = engine.add(run, [item])
         sent = run.steps[-1].ended
@@ -218,7 +223,7 @@ class Bench:
 
 
 def targets(bench: Bench) -> list[Target]:
-    """What this script can prove or disprove."""
+    """The targets that this script measures."""
     best, largest, longest = bench.best, BATCHES[-1], max(bench.best.prefill_s)
     parts = best.step_s[largest]
     beside = (parts["step"] - parts["forward"]) / parts["step"]
@@ -232,12 +237,12 @@ def targets(bench: Bench) -> list[Target]:
             percent=True,
         ),
         Target(f"step beside its forward, {largest} rows", beside, 0.03, False, True),
-        Target("first token behind a known prefix, of the first", ratio, 0.05, False, True),
+        Target("first token after a known prefix, of the first", ratio, 0.05, False, True),
     ]
 
 
 def report(bench: Bench, stalls: dict[str, dict[str, float]]) -> str:
-    """Tables."""
+    """All tables as text."""
     best, parts = bench.best, bench.best.step_s[BATCHES[-1]]
     rest = parts["step"] - parts["forward"] - parts["sampling"]
     first, second = (best.prefix_s[name] * 1000 for name in ("first", "second"))
@@ -250,7 +255,7 @@ def report(bench: Bench, stalls: dict[str, dict[str, float]]) -> str:
             f"a step of {BATCHES[-1]} rows: forward {parts['forward'] * 1000:.2f} ms, sampling "
             f"{parts['sampling'] * 1000:.2f} ms ({parts['sampling'] / parts['step']:.1%}), "
             f"everything else {rest * 1000:.2f} ms ({rest / parts['step']:.1%})",
-            f"first token behind a new prefix {first:.1f} ms, behind a known one {second:.1f} ms",
+            f"first token after a new prefix {first:.1f} ms, after a known one {second:.1f} ms",
             _stalls_table(stalls),
             targets_table(targets(bench)),
         ]
@@ -293,7 +298,7 @@ def _stalls_table(stalls: dict[str, dict[str, float]]) -> str:
 def engine(
     folder: Path, chunk_tokens: int, max_tokens: int, num_threads: int | None
 ) -> LocalEngine:
-    """An engine that computes at most so many tokens of prompts beside others' decoding."""
+    """An engine that computes at most `chunk_tokens` of prompts in a step that also decodes."""
     config = EngineConfig(
         model_id=str(folder),
         socket_path=folder / "unused.sock",
@@ -305,13 +310,30 @@ def engine(
     return LocalEngine.build(config)
 
 
-def main() -> None:
-    """Measures and prints."""
+def options_from_command_line() -> argparse.Namespace:
+    """Reads the options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeat", type=int, default=5, help="rounds; the best counts")
     parser.add_argument("--chunk", type=int, default=256, help="tokens of prompts per step")
     parser.add_argument("--tiny", action="store_true", help="only to see that everything runs")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def as_json(bench: Bench) -> dict[str, Any]:
+    """The figures for the last line."""
+    return {
+        "read_bytes_per_s": bench.best.read_bandwidth,
+        "matmul_flop_per_s": bench.best.matmul_rate,
+        "decode_share": {batch: bench.decode_share(batch) for batch in BATCHES},
+        "prefill_s": bench.best.prefill_s,
+        "decode_s": bench.best.step_s,
+        "prefix_s": bench.best.prefix_s,
+    }
+
+
+def main() -> None:
+    """Measures and prints."""
+    arguments = options_from_command_line()
     model, sizes = llama_125m(), Sizes()
     if arguments.tiny:
         model, sizes = shrunk(model), TINY
@@ -331,12 +353,7 @@ def main() -> None:
     result = {
         "machine": described,
         "attention": at_once.attention,
-        "read_bytes_per_s": bench.best.read_bandwidth,
-        "matmul_flop_per_s": bench.best.matmul_rate,
-        "decode_share": {batch: bench.decode_share(batch) for batch in BATCHES},
-        "prefill_s": bench.best.prefill_s,
-        "decode_s": bench.best.step_s,
-        "prefix_s": bench.best.prefix_s,
+        **as_json(bench),
         "inter_token_ms": stalls,
         "chunk_tokens": arguments.chunk,
     }

@@ -1,19 +1,20 @@
-"""The engine on a GPU: is it right, and how near is it to what the device can do?
+"""The engine on a GPU: whether it is correct, and how close it is to the ceilings of the device.
 
-One call builds random models of real shapes, compares the engine with transformers' forward, and
-measures, beside the device's own ceilings (memory copied and read, bfloat16 matrix products):
+One call builds random models of real shapes, compares the engine with the forward of transformers,
+and measures, next to the ceilings (memory copied and read, bfloat16 matrix products):
 
-* Llama-3.1-8B's shape: decoding at 1, 64 and 256 rows behind 1,000 tokens, prefill of 8 prompts of
-  2,048 tokens, the device's idle time between steps of 64 rows, guessed tokens on repetitive text;
-* Qwen3-0.6B's shape: decoding at 1 row, where launching kernels is the problem;
-* transformers' continuous batching with the same 64 concurrent requests of mixed lengths.
+* the shape of Llama-3.1-8B: decoding at 1, 64 and 256 rows with contexts of 1,000 tokens, prefill
+  of 8 prompts of 2,048 tokens, the idle time of the device between steps of 64 rows, speculation on
+  repetitive text;
+* the shape of Qwen3-0.6B: decoding at 1 row, where launching kernels dominates;
+* continuous batching of transformers with the same 64 concurrent requests of mixed lengths.
 
     python -m benchmarks.engine_gpu
 
-Beside a torch for that GPU it takes transformers, llguidance, psutil and tqdm, and nothing from the
-network. A part that fails is reported and the others go on; the exit status is 1 then. `--only`
-runs some parts. `--tiny --device cpu` runs all of it within seconds, to see that it works. The last
-line is one JSON document.
+It needs a torch for that GPU, transformers, llguidance, psutil and tqdm, and nothing from the
+network. A part that fails is reported and the other parts go on; the exit status is 1 then.
+`--only` runs some parts. `--tiny --device cpu` runs everything within seconds, to see that it
+works. The last line is one JSON document.
 """
 
 from __future__ import annotations
@@ -34,16 +35,16 @@ from tqdm import tqdm
 from benchmarks import machine, speculation, transformers_peers
 from benchmarks.ceilings import Reader, copy_bandwidth, matmul_rate
 from benchmarks.load import Item, Load, generated, uniform
-from benchmarks.local_engine import LocalEngine, Run, median_seconds
+from benchmarks.local_engine import LocalEngine, Run, Step, median_seconds
 from benchmarks.model_costs import ModelCosts, costs
 from benchmarks.random_engine import random_engine, release
 from benchmarks.random_model import build, llama_8b, prompt, qwen3_06b, shrunk
 from benchmarks.report import table
 from benchmarks.timeline import device_busy_s
 
-# How far log-probabilities may be from transformers'. The output layer of bfloat16 rounds logits
-# near 4 to multiples of 1/32, behind layers whose sums have another order here; the worst of
-# hundreds of tokens counts, and where two of them tie, the errors of both. A wrong token of a
+# How far log-probabilities may be from those of transformers. An output layer in bfloat16 rounds
+# logits near 4 to multiples of 1/32, and the layers before it add in another order here. The worst
+# of hundreds of tokens counts; where two tokens tie, the errors of both count. A wrong token of a
 # random model is off by several units.
 TOLERANCE = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 0.4}
 BLOCK_SIZE = 16  # tokens
@@ -51,7 +52,7 @@ BLOCK_SIZE = 16  # tokens
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """How much is measured, in tokens unless it says otherwise."""
+    """Sizes of what is measured, in tokens unless it says otherwise."""
 
     context: int = 1000
     answer: int = 64
@@ -89,7 +90,7 @@ TINY = Sizes(
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A rate, its ceiling, and the share of it; or a figure without one."""
+    """A value, and the ceiling it is compared with if there is one."""
 
     name: str
     value: float
@@ -97,7 +98,7 @@ class Figure:
     roof: float | None = None
 
     def cells(self) -> list[str]:
-        """For a table."""
+        """The cells of a table row."""
         roof, share = "-", "-"
         if self.roof:
             roof, share = f"{self.roof:.6g}", f"{self.value / self.roof:.1%}"
@@ -106,7 +107,7 @@ class Figure:
 
 @dataclass(slots=True)
 class Bench:
-    """The device, its ceilings, and what was found so far."""
+    """The device, its ceilings, and the figures so far."""
 
     device: torch.device
     dtype: torch.dtype
@@ -132,10 +133,10 @@ class Bench:
         tqdm.write("  ".join(figure.cells()), file=sys.stderr)
 
     def engine(self, config: Any, tokens: int | None, **settings: Any) -> LocalEngine:
-        """An engine whose cache holds so many tokens, or as many as the device has room for.
+        """An engine whose cache holds `tokens`, or as many as the device has room for.
 
-        Prompts may fill a step beside those who decode, who would otherwise have all their tokens
-        before the last prompt is computed.
+        Prompts may fill a step next to the sequences that decode; otherwise these would end before
+        the last prompt is computed.
         """
         chosen = {
             "block_size": BLOCK_SIZE,
@@ -143,7 +144,7 @@ class Bench:
             "max_batch_total_tokens": tokens and max(tokens, 4096),
             "max_step_tokens": self.sizes.step_tokens,
             "max_chunk_tokens": self.sizes.step_tokens,
-            "enable_prefix_caching": False,  # nothing may come from it; hashing costs little
+            "enable_prefix_caching": False,  # no prompt may be answered from a cache
             "num_threads": 1 if self.tiny else None,
         }
         local = random_engine(config, self.device, self.dtype, **(chosen | settings))
@@ -151,14 +152,14 @@ class Bench:
         return local
 
     def decode_roof(self, shape: ModelCosts, batch: int, context: float) -> float:
-        """Tokens per second at most: by memory or by arithmetic."""
+        """The most tokens per second, limited by memory or by arithmetic."""
         by_memory = shape.decode_bytes(batch, context) / self.memory_bytes_per_s
         by_arithmetic = shape.decode_flops(batch, context) / self.matmul_flop_per_s
         return batch / max(by_memory, by_arithmetic)
 
 
 def ceilings(bench: Bench) -> None:
-    """What the device can do at most; everything else is compared with it."""
+    """Measures the ceilings of the device, which all other figures are compared with."""
     size = bench.sizes.matmul
     copied = copy_bandwidth(bench.sizes.moved_bytes, bench.device)
     read = Reader(bench.sizes.moved_bytes, bench.device).bandwidth(repeats=10)
@@ -171,29 +172,34 @@ def ceilings(bench: Bench) -> None:
 
 
 def correct_large(bench: Bench) -> None:
-    """The 8B shape against transformers."""
+    """Compares the 8B shape with transformers."""
     _check(bench, bench.llama(), "8B")
 
 
 def correct_small(bench: Bench) -> None:
-    """The 0.6B shape against transformers."""
+    """Compares the 0.6B shape with transformers."""
     _check(bench, bench.qwen(), "0.6B")
 
 
 def _check(bench: Bench, config: Any, name: str) -> None:
-    """Raises ArithmeticError if the engine computes something else."""
+    """Notes the largest difference from transformers.
+
+    Raises:
+        ArithmeticError: it is above the tolerance.
+    """
     worst, tolerance = max(_differences(bench, config)), TOLERANCE[bench.dtype]
     bench.note(Figure(f"{name}: log-probabilities off by at most", worst, ""))
-    if not worst <= tolerance:  # also when it is not a number
+    if not worst <= tolerance:  # true for NaN as well
         raise ArithmeticError(f"{name}: log-probabilities are off by {worst} > {tolerance}")
 
 
 def _differences(bench: Bench, config: Any) -> Iterator[float]:
-    """How far each generated token's log-probability is from transformers', and from its best.
+    """Differences of log-probabilities from those of transformers, two values per prompt.
 
-    Prompts are computed in chunks and answers in a batch, so that every way through the cache is
-    taken. Transformers is shown what the engine said, hence a tie that falls the other way early
-    does not make the rest incomparable.
+    The first is how far those of the generated tokens are off, the second how far below the best
+    token of transformers they are. Prompts are computed in chunks and answers in a batch, so that
+    all paths through the cache are used. Transformers gets the tokens of the engine as input, so a
+    tie that falls differently does not make the following tokens incomparable.
     """
     lengths, vocab = bench.sizes.checked, config.vocab_size
     items = [Item(prompt(n, n, vocab), bench.sizes.answer) for n in lengths]
@@ -210,14 +216,14 @@ def _differences(bench: Bench, config: Any) -> Iterator[float]:
 
 @torch.inference_mode()
 def _logprobs(model: Any, prompt_ids: list[int], tokens: list[int]) -> torch.Tensor:
-    """Float32 [tokens, vocab]: transformers' log-probabilities at the places of these tokens."""
+    """Log-probabilities of transformers at the positions of `tokens`, float32 [tokens, vocab]."""
     ids = torch.tensor([prompt_ids + tokens[:-1]], device=model.device)
     logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt_ids) - 1 :]
     return torch.log_softmax(logits.float(), dim=-1).cpu()
 
 
 def large_model(bench: Bench) -> None:
-    """Everything on the 8B shape that needs no second model."""
+    """Prefill, decoding and idle time on the 8B shape."""
     config, sizes = bench.llama(), bench.sizes
     shape = costs(config, bench.dtype)
     local = bench.engine(config, None)
@@ -232,7 +238,7 @@ def large_model(bench: Bench) -> None:
 
 
 def small_model(bench: Bench) -> None:
-    """One row on the 0.6B shape."""
+    """Decoding one row on the 0.6B shape."""
     config = bench.qwen()
     local = bench.engine(config, 8192)
     _decode(bench, local, config, costs(config, bench.dtype), 1, "0.6B")
@@ -240,7 +246,7 @@ def small_model(bench: Bench) -> None:
 
 
 def peer(bench: Bench) -> None:
-    """Transformers' continuous batching, the same requests on the same device."""
+    """Continuous batching of transformers, with the same requests on the same device."""
     config, sizes = bench.llama(), bench.sizes
     load = Load(sizes.mixed_prompts, sizes.mixed_answers, config.vocab_size)
     ours = _ours(bench, config, load)
@@ -252,7 +258,7 @@ def peer(bench: Bench) -> None:
 
 
 def _ours(bench: Bench, config: Any, load: Load) -> float:
-    """Tokens per second of the mixed load, with the engine as it is served."""
+    """Tokens per second of the mixed load on the engine, with its default chunks."""
     count = bench.sizes.concurrent
     tokens = count * (load.max_tokens + BLOCK_SIZE)
     local = bench.engine(config, tokens, max_chunk_tokens=None)
@@ -262,7 +268,7 @@ def _ours(bench: Bench, config: Any, load: Load) -> float:
 
 
 def _theirs(bench: Bench, config: Any, load: Load) -> float:
-    """The same with transformers."""
+    """Tokens per second of the mixed load on transformers."""
     count = bench.sizes.concurrent
     model = build(config, bench.device, bench.dtype)
     limits = (load.prompt_tokens[1], load.new_tokens[1], count)
@@ -273,17 +279,17 @@ def _theirs(bench: Bench, config: Any, load: Load) -> float:
     return num_tokens / seconds
 
 
-def guesses(bench: Bench) -> None:
-    """What guessed tokens earn on repetitive text, at one row of the 8B shape."""
-    rates = {size: _guessing(bench, size) for size in (0, bench.sizes.speculate)}
+def speculate(bench: Bench) -> None:
+    """What speculation gains on repetitive text, at one row of the 8B shape."""
+    rates = {size: _speculation_rate(bench, size) for size in (0, bench.sizes.speculate)}
     off, on = rates.values()
-    bench.note(Figure("8B, 1 row, repetitive, no guesses", off, "tokens/s"))
-    bench.note(Figure(f"{bench.sizes.speculate} guessed tokens", on, "tokens/s"))
+    bench.note(Figure("8B, 1 row, repetitive, no speculation", off, "tokens/s"))
+    bench.note(Figure(f"{bench.sizes.speculate} draft tokens", on, "tokens/s"))
     bench.note(Figure("times as fast", on / off, "x"))
 
 
-def _guessing(bench: Bench, size: int) -> float:
-    """Tokens per second of decoding; the better of two rounds behind one that does not count."""
+def _speculation_rate(bench: Bench, size: int) -> float:
+    """Tokens per second with `size` draft tokens: the better of two rounds after a warm-up."""
     config = bench.llama()
     local = bench.engine(config, 8192, speculate=size)
     rates = []
@@ -297,26 +303,27 @@ def _guessing(bench: Bench, size: int) -> float:
 
 
 def _warm_up(local: LocalEngine, config: Any, count: int) -> None:
-    """Lets everything be compiled and captured that is at the first time."""
+    """Lets the engine compile and capture everything that happens on first use."""
     local.run(uniform(16, 6, config.vocab_size).items(count))
 
 
 def _decode(
     bench: Bench, local: LocalEngine, config: Any, shape: ModelCosts, batch: int, name: str
 ) -> None:
+    """Measures decoding of `batch` rows."""
     load = _decode_load(bench, config, batch)
     _warm_up(local, config, batch)
     steps = local.run(load.items(batch)).decode_steps(batch)
     name = f"{name}, decode, {_rows(batch)}"
     if not steps:
-        bench.errors[name] = "no step had a token of each row and nothing else"
+        bench.errors[name] = "no step decoded all rows and nothing else"
         return
     roof = bench.decode_roof(shape, batch, bench.sizes.context + load.new_tokens[0] / 2)
     bench.note(Figure(name, batch / median_seconds(steps), "tokens/s", roof))
 
 
 def _decode_load(bench: Bench, config: Any, batch: int) -> Load:
-    """Answers so long that the first is not over before the last prompt is computed."""
+    """A load whose answers are so long that none ends before the last prompt is computed."""
     sizes = bench.sizes
     num_steps = batch * sizes.context // max(1, sizes.step_tokens - batch) + 2
     return uniform(sizes.context, sizes.answer + num_steps, config.vocab_size)
@@ -327,6 +334,7 @@ def _rows(batch: int) -> str:
 
 
 def _prefill(bench: Bench, local: LocalEngine, config: Any, shape: ModelCosts) -> None:
+    """Measures prefill: the best of three runs."""
     count, length = bench.sizes.prefill
     load = uniform(length, 1, config.vocab_size)
     seconds = min(local.run(load.items(count)).seconds for _ in range(3))
@@ -338,7 +346,7 @@ def _prefill(bench: Bench, local: LocalEngine, config: Any, shape: ModelCosts) -
 
 
 def _idle(bench: Bench, local: LocalEngine, config: Any, batch: int, name: str) -> None:
-    """How long the device waits in a decode step."""
+    """Measures how long the device is idle in a decode step."""
     count = bench.sizes.profiled_steps
     load = uniform(min(bench.sizes.context, 512), 2 * count + 16, config.vocab_size)
     run = local.start(load.items(batch))
@@ -349,24 +357,37 @@ def _idle(bench: Bench, local: LocalEngine, config: Any, batch: int, name: str) 
     profiled = len(run.decode_steps(batch)) - 2 - len(steps)
     while local.engine.has_work:
         local.step(run)
-    name, is_gpu = f"{name}, {_rows(batch)}", bench.device.type == "cuda"
-    if len(steps) < count or (is_gpu and profiled < count):
+    name = f"{name}, {_rows(batch)}"
+    if len(steps) < count or (bench.device.type == "cuda" and profiled < count):
         found = f"{len(steps)} full steps, and {profiled} with the profiler"
         bench.errors[f"{name}, a step"] = f"{found}, instead of {count}"
         return
+    _note_idle(bench, name, steps, None if busy is None else busy / count)
+
+
+def _note_idle(bench: Bench, name: str, steps: Sequence[Step], busy: float | None) -> None:
+    """Notes the duration of a step, and how much of it the device was idle.
+
+    Args:
+        bench: takes the figures.
+        name: what they are of.
+        steps: decode steps without the profiler.
+        busy: seconds of a step in which the device computes; None if the profiler saw no kernel.
+    """
     seconds = median_seconds(steps)
     bench.note(Figure(f"{name}, a step", seconds * 1000, "ms"))
     if busy is not None:
-        idle = max(0.0, seconds - busy / count)
+        idle = max(0.0, seconds - busy)
         bench.note(Figure(f"{name}, device idle per step", idle * 1000, "ms", seconds * 1000))
-    elif is_gpu:
+    elif bench.device.type == "cuda":
         bench.errors[f"{name}, device idle per step"] = "the profiler saw no kernel"
-    else:  # what the host does beside the forward
+    else:  # on a CPU: what the host does beside the forward
         forward = statistics.median(step.output.forward_s for step in steps)
         bench.note(Figure(f"{name}, beside the forward", (seconds - forward) * 1000, "ms"))
 
 
 def _some_steps(local: LocalEngine, run: Run, count: int) -> None:
+    """Computes `count` steps."""
     for _ in range(count):
         local.step(run)
 
@@ -376,13 +397,13 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "correct_small": correct_small,
     "large": large_model,
     "small": small_model,
-    "guesses": guesses,
+    "speculation": speculate,
     "peer": peer,
 }
 
 
 def measure(bench: Bench, parts: Sequence[str]) -> None:
-    """Runs the parts; one that fails leaves a line and does not end the others."""
+    """Runs the parts; one that fails is recorded as an error, and the next part runs."""
     ceilings(bench)
     for name in tqdm(parts, desc="parts", file=sys.stderr):
         started = time.perf_counter()
@@ -391,7 +412,7 @@ def measure(bench: Bench, parts: Sequence[str]) -> None:
         except Exception as error:
             traceback.print_exc()
             bench.errors[name] = f"{type(error).__name__}: {error}"[:500]
-            traceback.clear_frames(error.__traceback__)  # they hold the models
+            traceback.clear_frames(error.__traceback__)  # whose frames hold the models
         release(bench.device)
         tqdm.write(f"{name}: {time.perf_counter() - started:.0f} s", file=sys.stderr)
 

@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 _ALIGNMENT = 32
-_F32 = 0  # the type of tensors, and of files that have no other
+_F32 = 0  # the type of a tensor, and of a file with only such tensors
 _UINT32, _INT32, _FLOAT32, _BOOL, _STRING, _ARRAY = 4, 5, 6, 7, 8, 9
 _SCALARS = {_UINT32: "<I", _INT32: "<i", _FLOAT32: "<f", _BOOL: "<?"}
 _NORMAL_TOKEN, _UNKNOWN_TOKEN = 1, 2
@@ -39,7 +39,7 @@ _NAMES = {
 
 
 def write(model: Any, path: Path) -> None:
-    """Writes a `LlamaForCausalLM` whose token number i is the word `wi`."""
+    """Writes a `LlamaForCausalLM` with a vocabulary in which token i is the word `wi`."""
     tensors = dict(_tensors(model))
     with path.open("wb") as file:
         metadata = _metadata(model.config)
@@ -59,7 +59,7 @@ def write(model: Any, path: Path) -> None:
 
 
 def _metadata(config: Any) -> dict[str, tuple[int, Any]]:
-    """Everything that llama.cpp asks of a Llama, with types."""
+    """The keys that llama.cpp needs for a Llama: (type, value) of each."""
     words = [f"\u2581w{index}" for index in range(config.vocab_size)]
     kinds = [_UNKNOWN_TOKEN] + [_NORMAL_TOKEN] * (len(words) - 1)
     return {
@@ -90,7 +90,7 @@ def _metadata(config: Any) -> dict[str, tuple[int, Any]]:
 
 
 def _tensors(model: Any) -> Iterator[tuple[str, np.ndarray]]:
-    """Names and values as llama.cpp wants them."""
+    """Names and values of all tensors, as llama.cpp expects them."""
     config = model.config
     for name, tensor in model.state_dict().items():
         if name in _NAMES:
@@ -106,7 +106,11 @@ def _tensors(model: Any) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _interleaved(weight: Tensor, num_heads: int) -> Tensor:
-    """Reorders a head's rows: llama.cpp rotates neighbours, transformers the two halves."""
+    """Reorders the rows of each head [num_heads * head_dim, in_features].
+
+    The rotary embedding of llama.cpp rotates pairs of neighbouring rows, that of transformers pairs
+    of rows from the two halves of a head.
+    """
     halves = weight.reshape(num_heads, 2, -1, weight.shape[1])
     return halves.transpose(1, 2).reshape(weight.shape)
 

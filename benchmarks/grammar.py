@@ -1,12 +1,12 @@
-"""What grammars cost: those who have one, and those who do not.
+"""What grammars cost, for requests that have one and for other requests.
 
-On the bundled model, with everything that is compared in one run and in turns:
+On the bundled model; whatever is compared is measured in one run and in turns:
 
-* the time between tokens of 32 streams, alone, beside callers who keep sending ordinary grammars,
-  and beside as many who send grammars that are made to hurt;
-* a step of 1, 32 and 128 rows with a grammar, next to as many without, and their masks alone;
-* from a grammar to its first mask;
-* the tokens of usual answers that their grammar forces, which need no forward.
+* the time between tokens of 32 streams: alone, beside callers that keep sending ordinary grammars,
+  and beside the same number of callers that send poison, grammars made to be costly;
+* a step of 1, 32 and 128 rows with a grammar, the same without, and filling the masks alone;
+* the time from a grammar to its first mask;
+* how many tokens of usual answers their grammar forces, which need no forward.
 
 Run it on a quiet machine:
 
@@ -60,7 +60,7 @@ ROWS = (1, 32, 128)
 PROMPT = "What is Deep Learning?"
 EOS = frozenset({2})  # the bundled model's
 
-# Every allowed token is as likely as any other, so that texts differ and do not end soon.
+# All allowed tokens are equally likely, so that texts differ and do not end soon.
 WILD = SamplingParams(do_sample=True, temperature=1e6)
 ENDLESS = json_source({"type": "array", "items": {"type": ["integer", "string"]}, "minItems": 9999})
 RECORD = {
@@ -109,30 +109,30 @@ SOURCES: dict[str, str] = {
 
 
 def poison() -> Iterator[tuple[GrammarType, str]]:
-    """Grammars that are made to hurt, each of them new, so that no memory of refusals helps."""
+    """Grammars made to be costly, all different, so that no cache of refusals helps."""
     for number in itertools.count():
-        # Takes much longer to compile than anybody waits, and grows meanwhile.
+        # Takes much longer to compile than the deadline, with growing memory.
         yield GrammarType.json, json.dumps({"type": "integer", "multipleOf": 9999991 - 2 * number})
-        # A whole answer without a choice, which is found out.
+        # A very long text without a choice, which is refused.
         yield GrammarType.regex, f"a{{{100_000 + number}}}"
-        # The longest such that pass.
+        # The longest of this kind that are accepted.
         yield GrammarType.regex, f"a{{{1_000 + number}}}[bc]"
-        # About a second to compile, and then good.
+        # Takes about a second to compile, and is accepted.
         yield GrammarType.json, json.dumps({"type": "integer", "multipleOf": 60_001 + 2 * number})
-        # Large, and good.
+        # Large, and accepted.
         keys = {f"key_{number}_{i}": {"enum": list(range(20))} for i in range(200)}
         yield GrammarType.json, json.dumps({"type": "object", "properties": keys})
 
 
 def ordinary() -> Iterator[tuple[GrammarType, str]]:
-    """Grammars as everybody sends them, each of them new."""
+    """Usual grammars, all different."""
     for number in itertools.count():
         record = {**RECORD, "title": f"Record {number}"}
         yield GrammarType.json, json.dumps(record)
 
 
 class Streams:
-    """Streams over gRPC, and callers who disturb them."""
+    """Streams over gRPC, and callers that send grammars at the same time."""
 
     def __init__(self, address: str, new_tokens: int) -> None:
         self._channel = grpc.aio.insecure_channel(address)
@@ -141,10 +141,10 @@ class Streams:
         self.outcomes: dict[str, dict[str, int]] = {arm: {} for arm in self._grammars}
 
     async def gaps(self, arm: str, num_senders: int = 0) -> list[float]:
-        """Milliseconds between the tokens of all streams, while so many callers send grammars."""
+        """Milliseconds between the tokens of all streams, while `num_senders` send grammars."""
         senders = [asyncio.create_task(self._send(arm)) for _ in range(num_senders)]
         if senders:
-            await asyncio.sleep(1.0)  # so that it has begun to hurt
+            await asyncio.sleep(1.0)  # so that the grammars have begun to cost
         found = await asyncio.gather(*(self._stream(seed) for seed in range(NUM_STREAMS)))
         for sender in senders:
             sender.cancel()
@@ -152,10 +152,11 @@ class Streams:
         return [gap for gaps in found for gap in gaps]
 
     async def close(self) -> None:
-        """Hangs up."""
+        """Closes the connection."""
         await self._channel.close()
 
     async def _stream(self, seed: int) -> list[float]:
+        """Milliseconds between the tokens of one stream."""
         parameters = GenerateParameters(
             do_sample=True, temperature=1e6, seed=seed, max_new_tokens=self._new_tokens
         )
@@ -166,6 +167,7 @@ class Streams:
         return [(b - a) * 1000 for a, b in itertools.pairwise(times)]
 
     async def _send(self, arm: str) -> None:
+        """Sends one grammar after the other and counts the statuses, until it is cancelled."""
         outcomes = self.outcomes[arm]
         while True:
             kind, text = next(self._grammars[arm])
@@ -181,7 +183,7 @@ class Streams:
 
 
 async def disturbance(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The time between tokens: alone, beside ordinary callers, beside as many with poison."""
+    """The time between tokens: alone, beside ordinary grammars, beside as much poison."""
     gaps: dict[str, list[float]] = {"alone": [], "ordinary": [], "poisoned": []}
     async with server(MODEL) as (_, address):
         streams = Streams(address, arguments.new_tokens)
@@ -202,7 +204,7 @@ def quantiles(values: list[float]) -> dict[str, float]:
 
 
 class Rows:
-    """Steps of an engine in this process."""
+    """Runs steps of an engine in this process."""
 
     def __init__(self, num_threads: int) -> None:
         config = EngineConfig(
@@ -213,7 +215,7 @@ class Rows:
         self._prompt = tuple(asyncio.run(TextTokenizer.load(str(MODEL)).encode(PROMPT)))
 
     def request(self, source: str, number: int = 0) -> Request:
-        """One that goes on until it is told to stop."""
+        """A request for 100 tokens of a grammar; an empty source means none."""
         return Request(
             request_id=f"{next(self._ids)}",
             prompt_token_ids=self._prompt,
@@ -272,7 +274,7 @@ def steps(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 class MaskTimer:
-    """Masks without a model."""
+    """Compiles grammars and fills masks without a model."""
 
     def __init__(self) -> None:
         self.vocab_size = int(json.loads((MODEL / "config.json").read_text())["vocab_size"])
@@ -281,13 +283,13 @@ class MaskTimer:
         self._compiler = self.new_compiler()
 
     def new_compiler(self) -> GrammarCompiler:
-        """One that has seen no grammar but a simple one."""
+        """A compiler that has compiled only a trivial grammar."""
         compiler = GrammarCompiler(self.tokenizer, self.vocab_size)
         compiler.compile(regex_source("a"), EOS)
         return compiler
 
     def fill_ms(self, count: int, num_steps: int) -> float:
-        """The median of filling the masks of so many rows, each at a place of its own."""
+        """The median milliseconds to fill the masks of `count` rows in different states."""
         matchers = [self._compiler.compile(ENDLESS, EOS) for _ in range(count)]
         durations = []
         for step in range(num_steps):
@@ -310,7 +312,13 @@ class MaskTimer:
 
 
 def _advance(matcher: Matcher, words: Any, number: int) -> None:
-    """Takes one of the allowed tokens."""
+    """Advances a matcher by one of the allowed tokens.
+
+    Args:
+        matcher: the state of a grammar.
+        words: its mask, 32 tokens per word.
+        number: chooses the token.
+    """
     allowed = [
         32 * at + bit for at in words.nonzero()[0] for bit in range(32) if words[at] >> bit & 1
     ]
@@ -318,7 +326,7 @@ def _advance(matcher: Matcher, words: Any, number: int) -> None:
 
 
 def first_masks(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """From a source to its first mask, the best of several."""
+    """Milliseconds from each source to its first mask; the best of several runs."""
     timer = MaskTimer()
     result = {}
     for name, source in SOURCES.items():
@@ -328,7 +336,7 @@ def first_masks(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
 
 
 def report(result: dict[str, Any]) -> None:
-    """Tables, and the JSON line."""
+    """Prints tables, and the JSON line."""
     print(f"\n{f'ms between tokens, {NUM_STREAMS} streams':34}{'p50':>10}{'p99':>10}{'max':>10}")
     for arm, values in result["inter_token_ms"].items():
         print(f"{arm:34}" + "".join(f"{values[key]:10.2f}" for key in ("p50", "p99", "max")))
@@ -354,7 +362,7 @@ def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--new-tokens", type=int, default=400, help="of each stream")
-    parser.add_argument("--senders", type=int, default=4, help="callers who send grammars")
+    parser.add_argument("--senders", type=int, default=4, help="callers that send grammars")
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--num-threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--repeat", type=int, default=3)

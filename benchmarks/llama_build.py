@@ -1,7 +1,7 @@
-"""llama.cpp's server, built once from source for this machine, in a directory of its own.
+"""Builds the server of llama.cpp from source, once, in a directory of its own.
 
-The source package of llama-cpp-python carries llama.cpp whole, so that an ordinary package index is
-all it takes. Nothing is installed into the project's environment. The first build takes about ten
+The source package of llama-cpp-python contains all of llama.cpp, so an ordinary package index is
+enough. Nothing is installed into the environment of this project. The first build takes about ten
 minutes on two cores.
 
     .venv/bin/python -m benchmarks.llama_build
@@ -18,29 +18,29 @@ from pathlib import Path
 VERSION = "0.3.36"  # of llama-cpp-python
 OPTIONS = {
     "CMAKE_BUILD_TYPE": "Release",
-    "GGML_NATIVE": "ON",  # this machine's instructions, as ours are
+    "GGML_NATIVE": "ON",  # the instructions of this machine, as for our kernels
     "BUILD_SHARED_LIBS": "OFF",
     "LLAMA_BUILD_TESTS": "OFF",
     "LLAMA_BUILD_EXAMPLES": "OFF",
     "LLAMA_BUILD_APP": "OFF",
     "LLAMA_BUILD_UI": "OFF",
-    "LLAMA_USE_PREBUILT_UI": "OFF",  # it would be fetched from a hub
+    "LLAMA_USE_PREBUILT_UI": "OFF",  # would be downloaded
     "LLAMA_OPENSSL": "OFF",
 }
 
 
 class PeerAbsentError(Exception):
-    """A peer cannot be had on this machine; the message says why."""
+    """A peer is not available on this machine; the message says why."""
 
 
 def cache_directory() -> Path:
-    """Where peers live."""
+    """The directory that peers are built in."""
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "tokenwire" / "peers"
 
 
 def server_binary() -> Path:
-    """Returns the path of `llama-server`, building it if it is not there yet.
+    """Returns the path of `llama-server`, building it first if it does not exist.
 
     Raises:
         PeerAbsentError: it cannot be built.
@@ -85,7 +85,11 @@ def _pip(tools: Path) -> list[str]:
 
 
 def _run(home: Path, *command: str) -> None:
-    """Runs a command, with what it says in a file."""
+    """Runs a command; its output goes to `build.log`.
+
+    Raises:
+        PeerAbsentError: it failed; the message has the end of its output.
+    """
     log = home / "build.log"
     with log.open("ab") as output:
         try:

@@ -1,8 +1,7 @@
-"""llama.cpp's server as a peer: started on a GGUF file, asked with token ids.
+"""The server of llama.cpp as a peer: started on a GGUF file, prompted with token ids.
 
-Everything that would answer from a cache is off; keys and values are float32 as ours are, and the
-sampler is its cheapest greedy one. It has as many slots as there are streams, each with room for
-the longest of them.
+All its caches of prompts are off; keys and values are float32 as ours are, and the sampler is its
+cheapest greedy one. It has one slot per stream, each with room for the longest stream.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from benchmarks.local_server import free_port, process
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """A stream's tokens, when they came, and the decoding rate that the server itself states."""
+    """The tokens of a stream, their arrival times, and the decoding rate reported by the server."""
 
     tokens: list[int]
     arrivals: list[float]
@@ -33,7 +32,7 @@ class Stream:
 async def llama_server(
     binary: Path, model: Path, slots: int, slot_tokens: int, threads: int
 ) -> AsyncIterator[str]:
-    """A running `llama-server`; its URL."""
+    """Runs a `llama-server`; yields its URL."""
     port = free_port()
     command = [
         *(str(binary), "--model", str(model), "--host", "127.0.0.1", "--port", str(port)),

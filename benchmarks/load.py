@@ -1,4 +1,4 @@
-"""What concurrent streams ask for: prompts and answers of mixed lengths, for all peers alike."""
+"""Requests for concurrent streams: prompts and answers of mixed lengths, the same for all peers."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ _SALTS = itertools.count()
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A prompt, and how many tokens are wanted behind it."""
+    """The token ids of a prompt, and the number of tokens to generate."""
 
     prompt: list[int]
     new_tokens: int
 
 
 class Load:
-    """Makes items whose lengths are the same every time and whose prompts nobody has seen.
+    """Makes items with the same lengths every time, but with new prompts.
 
     Lengths are spread evenly over a range, in an order that a fixed seed decides; a single item has
-    the middle of it. Prompts are numbered through, those of all loads, so that no prefix cache
-    helps.
+    the middle of the range. Prompts are numbered across all loads, so that no two are the same and
+    no prefix cache helps.
 
     Args:
         prompt_tokens: the shortest and the longest prompt.
         new_tokens: the shortest and the longest answer.
-        vocab_size: ids are below this.
+        vocab_size: upper bound of the token ids.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class Load:
         self._vocab_size = vocab_size
 
     def items(self, count: int) -> list[Item]:
-        """As many items, with new prompts."""
+        """`count` items with new prompts."""
         shuffle = random.Random(count).shuffle
         prompts, answers = _spread(*self.prompt_tokens, count), _spread(*self.new_tokens, count)
         shuffle(prompts)
@@ -61,17 +61,17 @@ class Load:
 
 
 def uniform(prompt_tokens: int, new_tokens: int, vocab_size: int = VOCAB_SIZE) -> Load:
-    """A load of equal lengths."""
+    """A load in which all prompts and all answers have the same length."""
     return Load((prompt_tokens, prompt_tokens), (new_tokens, new_tokens), vocab_size)
 
 
 def generated(items: Sequence[Item]) -> int:
-    """Tokens that are wanted in all."""
+    """The total number of tokens to generate."""
     return sum(item.new_tokens for item in items)
 
 
 def _spread(low: int, high: int, count: int) -> list[int]:
-    """`count` numbers from low to high, evenly; the middle if there is only one."""
+    """`count` evenly spaced numbers from low to high; the middle if there is only one."""
     if count == 1:
         return [(low + high) // 2]
     return [low + (high - low) * index // (count - 1) for index in range(count)]

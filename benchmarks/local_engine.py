@@ -1,4 +1,4 @@
-"""The step loop in this process, with the moments at which tokens come."""
+"""Runs an engine in this process and records when its tokens are published."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from engine.protocol.request import Request, StepOutput
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A step and when it began and ended; the clock's seconds."""
+    """A step, with its start and end in seconds of `time.perf_counter`."""
 
     started: float
     ended: float
@@ -26,18 +26,18 @@ class Step:
 
     @property
     def seconds(self) -> float:
-        """How long it took, publishing included."""
+        """Its duration, publishing included."""
         return self.ended - self.started
 
     def is_decode(self, batch: int) -> bool:
-        """Whether exactly so many sequences got a token and no prompt was computed."""
+        """Whether exactly `batch` sequences decoded a token and no prompt was computed."""
         output = self.output
         return output.num_scheduled_tokens == batch and not output.num_prefill_tokens
 
 
 @dataclass(slots=True)
 class Run:
-    """What a load brought: tokens and their moments by request, in the order of its items."""
+    """The results of a load by request id, in the order of its items."""
 
     started: float
     tokens: dict[str, list[int]] = field(default_factory=dict)
@@ -47,16 +47,16 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """From the first request to the last token."""
+        """Seconds from the first request to the last token."""
         return max(times[-1] for times in self.arrivals.values()) - self.started
 
     @property
     def num_tokens(self) -> int:
-        """Generated in all."""
+        """The total number of generated tokens."""
         return sum(map(len, self.tokens.values()))
 
     def decode_steps(self, batch: int) -> list[Step]:
-        """The steps that are decoding of so many sequences."""
+        """The steps that only decoded `batch` sequences."""
         return [step for step in self.steps if step.is_decode(batch)]
 
 
@@ -64,8 +64,8 @@ class LocalEngine:
     """Runs loads on an engine.
 
     Args:
-        engine: it must be idle.
-        attention: what computes its attention, for reports.
+        engine: an idle engine.
+        attention: the name of its attention kernels, for reports.
     """
 
     def __init__(self, engine: Engine, attention: str) -> None:
@@ -75,19 +75,19 @@ class LocalEngine:
 
     @classmethod
     def build(cls, config: EngineConfig) -> Self:
-        """An engine that loads its model from where the configuration says."""
+        """Builds an engine that loads its model as the configuration says."""
         engine, info = build_engine(config)
         return cls(engine, info.attention)
 
     def run(self, items: Iterable[Item]) -> Run:
-        """All items at once, to their ends."""
+        """Runs all items at once, to their ends."""
         run = self.start(items)
         while self.engine.has_work:
             self.step(run)
         return run
 
     def start(self, items: Iterable[Item]) -> Run:
-        """Adds items without computing anything."""
+        """Starts a run: adds items without computing anything."""
         run = Run(time.perf_counter())
         self.add(run, items)
         return run
@@ -105,13 +105,13 @@ class LocalEngine:
             refused = self.engine.add(request)
             if refused is not None:
                 raise RuntimeError(refused.error)
-            for notes in (run.tokens, run.logprobs, run.arrivals):
-                notes[request_id] = []
+            for values in (run.tokens, run.logprobs, run.arrivals):
+                values[request_id] = []
             ids.append(request_id)
         return ids
 
     def step(self, run: Run) -> Step:
-        """One step."""
+        """Computes a step and records its tokens."""
         started = time.perf_counter()
         output = self.engine.step()
         step = Step(started, time.perf_counter(), output)
@@ -127,10 +127,10 @@ class LocalEngine:
 
 
 def median_seconds(steps: Iterable[Step]) -> float:
-    """Of a step's whole duration."""
+    """The median duration of steps."""
     return statistics.median(step.seconds for step in steps)
 
 
 def gaps(arrivals: Iterable[list[float]]) -> list[float]:
-    """Seconds between two tokens of a stream, for all streams together."""
+    """Seconds between consecutive tokens of a stream, for all streams together."""
     return [later - earlier for times in arrivals for earlier, later in itertools.pairwise(times)]

@@ -1,4 +1,4 @@
-"""A `tokenwire serve` of our own on free ports, and streams that note when their tokens come."""
+"""A `tokenwire serve` on free ports, and clients that record when the tokens of a stream arrive."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _READY_S = 180.0
 
 @asynccontextmanager
 async def server(model_path: Path) -> AsyncIterator[tuple[str, str]]:
-    """A running `tokenwire serve`; its REST URL and its gRPC address."""
+    """Runs `tokenwire serve`; yields its REST URL and its gRPC address."""
     port, grpc_port = free_port(), free_port()
     command = [
         *(sys.executable, "-m", "service.cli", "serve"),
@@ -41,7 +41,7 @@ async def server(model_path: Path) -> AsyncIterator[tuple[str, str]]:
 async def process(
     command: list[str], url: str, environment: dict[str, str] | None = None
 ) -> AsyncIterator[str]:
-    """A process that answers at `url`/health as long as the context lasts."""
+    """Runs a process for the length of a block, which starts once `url`/health answers."""
     running = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     try:
         await asyncio.to_thread(wait_until_ready, url, running)
@@ -52,14 +52,19 @@ async def process(
 
 
 def free_port() -> int:
-    """A port that nobody uses at the moment."""
+    """A port that is free now; another process may still take it."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
 
 
 def wait_until_ready(url: str, running: subprocess.Popen[bytes]) -> None:
-    """Polls /health."""
+    """Polls /health until it answers.
+
+    Raises:
+        RuntimeError: the process ended.
+        TimeoutError: it did not answer in time.
+    """
     deadline = time.monotonic() + _READY_S
     while time.monotonic() < deadline:
         if running.poll() is not None:
@@ -74,12 +79,12 @@ def wait_until_ready(url: str, running: subprocess.Popen[bytes]) -> None:
 
 
 def words(ids: list[int]) -> str:
-    """The text of a prompt."""
+    """The text of a prompt of `random_model`."""
     return " ".join(f"w{index}" for index in ids)
 
 
 async def grpc_stream(channel: grpc.aio.Channel, item: Item) -> list[float]:
-    """Arrival times of one native stream."""
+    """Arrival times of the tokens of a gRPC stream, in seconds of `time.perf_counter`."""
     request = GenerateRequest(
         inputs=words(item.prompt), parameters=GenerateParameters(max_new_tokens=item.new_tokens)
     )
@@ -88,7 +93,7 @@ async def grpc_stream(channel: grpc.aio.Channel, item: Item) -> list[float]:
 
 
 async def rest_stream(client: httpx.AsyncClient, item: Item) -> list[float]:
-    """Arrival times of one REST stream."""
+    """Arrival times of the tokens of a REST stream, in seconds of `time.perf_counter`."""
     body = {"inputs": words(item.prompt), "parameters": {"max_new_tokens": item.new_tokens}}
     arrivals = []
     async with client.stream("POST", "/generate_stream", json=body) as response:
@@ -99,6 +104,6 @@ async def rest_stream(client: httpx.AsyncClient, item: Item) -> list[float]:
 
 
 def http_client(url: str) -> httpx.AsyncClient:
-    """A client that holds as many connections as there are streams, for as long as they take."""
+    """A client without limits on connections and time."""
     limits = httpx.Limits(max_connections=None)
     return httpx.AsyncClient(base_url=url, timeout=None, limits=limits)

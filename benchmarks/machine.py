@@ -1,4 +1,4 @@
-"""What a benchmark ran on; figures mean nothing without it."""
+"""Describes the machine of a benchmark; figures mean nothing without it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import transformers
 
 
 def describe(device: torch.device | None = None) -> dict[str, Any]:
-    """Processor, memory, versions, how busy it was at the start, and the GPU if one is used."""
+    """Processor, memory, versions, system load at the start, and the GPU if one is used."""
     found: dict[str, Any] = {
         "cpu": _cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
@@ -34,7 +34,7 @@ def describe(device: torch.device | None = None) -> dict[str, Any]:
 
 
 def line(machine: dict[str, Any]) -> str:
-    """The same for people."""
+    """A description as one line of text."""
     return ", ".join(f"{name} {value}" for name, value in machine.items())
 
 

@@ -1,4 +1,4 @@
-"""What a step must at least read and compute, for a model of a given shape."""
+"""The least that a step must read and compute, for a model of a given shape."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class ModelCosts:
     """Bytes and floating-point operations.
 
     Attributes:
-        weight_bytes: read once by every step: all weights but the rows of the input embedding that
-            are not looked up. Embeddings that are the output layer as well are read by it.
+        weight_bytes: weights that every step reads once: all but the input embedding, of which only
+            single rows are read. A tied embedding counts as the output layer.
         kv_bytes_per_token: keys and values of one token in all layers.
-        flops_per_token: linear layers, without the output layer.
-        head_flops: the output layer, for each row of logits.
-        flops_per_pair: attention of a query to a key in all layers.
+        flops_per_token: linear layers for one token, without the output layer.
+        head_flops: the output layer for one row of logits.
+        flops_per_pair: attention of one query token to one key token in all layers.
     """
 
     weight_bytes: int
@@ -30,16 +30,16 @@ class ModelCosts:
     flops_per_pair: int
 
     def decode_bytes(self, batch: int, context: float) -> float:
-        """Read by a step of `batch` rows with `context` tokens before each."""
+        """Bytes that a step of `batch` rows reads, with `context` tokens before each row."""
         return self.weight_bytes + batch * context * self.kv_bytes_per_token
 
     def decode_flops(self, batch: int, context: float) -> float:
-        """Computed by it."""
+        """Floating-point operations of the same step."""
         row = self.flops_per_token + self.head_flops + context * self.flops_per_pair
         return batch * row
 
     def prefill_flops(self, prompts: Sequence[int]) -> float:
-        """Computed for prompts of these lengths; each asks for the logits of its last token."""
+        """Operations for prompts of these lengths, each with logits for its last token only."""
         pairs = sum(length * (length + 1) // 2 for length in prompts)
         return (
             sum(prompts) * self.flops_per_token

@@ -1,17 +1,18 @@
-"""The engine and the server on the CPU against others, on one model with one load.
+"""The engine and the server on the CPU against peers, on one model with one load.
 
 All have the same random 124 M Llama in float32, the same number of threads and the same lengths of
-prompts and answers, which differ within a batch; they take turns, and the best round counts:
+prompts and answers, which differ within a batch. They take turns, and the best round counts:
 
 * `transformers.generate`, static batches, padded;
-* transformers' continuous batching (slow: only in the first rounds);
-* llama.cpp's server with as many slots as streams (built from source at first, ten minutes);
-* the engine alone (the step loop in this process);
+* continuous batching of transformers (slow: only in the first rounds);
+* the server of llama.cpp with one slot per stream (first built from source, ten minutes);
+* the engine alone, in this process;
 * the whole server, over gRPC and over REST.
 
 Figures are generated tokens per second of wall clock, prefill included, counting only the tokens
-that were asked for; for a single stream also those of decoding alone. A peer that cannot be had is
-absent, with the reason. Run it on a quiet machine; it takes about twelve minutes:
+that were requested; for a single stream also the rate of decoding alone. A peer that is not
+available is listed as absent, with the reason. Run it on a quiet machine; it takes about twelve
+minutes:
 
     .venv/bin/python -m benchmarks.peers
 
@@ -49,19 +50,19 @@ from engine.protocol.config import EngineConfig
 GENERATE, CONTINUOUS = "transformers generate", "transformers continuous batching"
 LLAMA, ALONE = "llama.cpp server", "engine alone"
 OVER_GRPC, OVER_REST = "server, gRPC", "server, REST"
-_CHECKED = 32  # tokens that all must agree on
+_CHECKED = 32  # greedy tokens that are compared between peers
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Seconds that a load took, and when the tokens of its first stream came, if that is known."""
+    """Seconds of a load, and the arrival times of its first stream where they are known."""
 
     seconds: float
     arrivals: Sequence[float] = ()
 
     @property
     def decode_rate(self) -> float | None:
-        """Tokens per second behind the first token."""
+        """Tokens per second after the first token."""
         if len(self.arrivals) < 2:
             return None
         return (len(self.arrivals) - 1) / (self.arrivals[-1] - self.arrivals[0])
@@ -72,7 +73,7 @@ Arm = Callable[[list[Item]], Awaitable[Outcome]]
 
 @dataclass(slots=True)
 class Results:
-    """The best of all rounds, by arm."""
+    """The best of all rounds, by the name of the arm."""
 
     rates: dict[str, dict[int, float]] = field(default_factory=dict)
     decode: dict[str, float] = field(default_factory=dict)
@@ -81,29 +82,29 @@ class Results:
     agreement: dict[str, int] = field(default_factory=dict)
 
     def note(self, arm: str, items: list[Item], outcome: Outcome) -> None:
-        """Takes an outcome in."""
+        """Records an outcome."""
         rates, count = self.rates.setdefault(arm, {}), len(items)
         rates[count] = max(rates.get(count, 0.0), generated(items) / outcome.seconds)
         if count == 1 and outcome.decode_rate is not None:
             self.decode[arm] = max(self.decode.get(arm, 0.0), outcome.decode_rate)
 
     def note_first(self, arm: str, seconds: float) -> None:
-        """Takes a time to the first token in."""
+        """Records a time to the first token."""
         self.first_token_s[arm] = min(self.first_token_s.get(arm, seconds), seconds)
 
     def ratio(self, arm: str, peer: str, count: int) -> float | None:
-        """How many times as fast."""
+        """How many times as fast as a peer an arm is."""
         ours, theirs = self.rates[arm].get(count), self.rates.get(peer, {}).get(count)
         return None if ours is None or theirs is None else ours / theirs
 
 
 class Peers:
-    """Whatever can be had, ready to run.
+    """All arms that are available, ready to run.
 
     Args:
-        model: the transformers model.
-        path: where it is saved.
-        load: what is asked for.
+        model: the model of transformers.
+        path: the directory that it is saved in.
+        load: makes the requests.
         counts: numbers of streams.
     """
 
@@ -117,7 +118,7 @@ class Peers:
         self._rest: httpx.AsyncClient | None = None
 
     async def start(self, stack: AsyncExitStack, without: Sequence[str]) -> None:
-        """Starts engine and servers; they end with the stack."""
+        """Starts the engine and the servers; they end with the stack."""
         config = EngineConfig(model_id=str(self._path), socket_path=self._path / "unused.sock")
         self._alone = LocalEngine.build(config)
         if "server" not in without:
@@ -133,7 +134,7 @@ class Peers:
             self.results.absent[LLAMA] = str(error)
 
     async def check(self) -> None:
-        """Notes how many greedy tokens of each are those of transformers' generate."""
+        """Records how many greedy tokens of each arm agree with `generate` of transformers."""
         item = uniform(48, _CHECKED, self._model.config.vocab_size).items(1)[0]
         _, (expected,) = transformers_peers.generate(self._model, [item])
         assert self._alone is not None
@@ -147,7 +148,7 @@ class Peers:
             self.results.agreement[arm] = min([*differing, len(tokens)])
 
     async def round(self, continuous: bool, bar: tqdm[Any]) -> None:
-        """Every arm at every number of streams, once."""
+        """Runs every arm once at every number of streams."""
         for count in self._counts:
             arms = self._arms(count) | ({CONTINUOUS: self._run_continuous} if continuous else {})
             for name, arm in arms.items():
@@ -160,11 +161,11 @@ class Peers:
         await self._first_tokens()
 
     def num_runs(self, rounds: int, continuous: int) -> int:
-        """Runs in so many rounds, some of them with continuous batching."""
+        """The number of runs in `rounds`, of which `continuous` have continuous batching."""
         return sum(rounds * len(self._arms(count)) + continuous for count in self._counts)
 
     async def _outcome(self, name: str, arm: Arm, items: list[Item]) -> Outcome | None:
-        """What an arm brought; none if a peer failed, which is then absent."""
+        """The outcome of an arm; None if a peer failed, which is then listed as absent."""
         try:
             return await arm(items)
         except Exception as error:
@@ -174,6 +175,7 @@ class Peers:
             return None
 
     def _arms(self, count: int) -> dict[str, Arm]:
+        """The available arms for this number of streams, without continuous batching."""
         arms: dict[str, Arm] = {GENERATE: self._run_generate, ALONE: self._run_alone}
         if count in self._llama:
             arms[LLAMA] = self._run_llama
@@ -182,6 +184,7 @@ class Peers:
         return arms
 
     async def _start_llama(self, stack: AsyncExitStack) -> None:
+        """Starts a server of llama.cpp for each number of streams."""
         binary, path = server_binary(), self._path / "model.gguf"
         gguf_file.write(self._model, path)
         threads, room = torch.get_num_threads(), self._load.max_tokens
@@ -226,7 +229,7 @@ class Peers:
         return Outcome(seconds)
 
     async def _first_tokens(self) -> None:
-        """A single prompt on idle peers; transformers' bare forward for comparison."""
+        """First tokens of a single prompt on idle peers, and the bare forward of transformers."""
         load = uniform(self._load.prompt_tokens[1], 2, self._model.config.vocab_size)
         with torch.inference_mode():
             ids = torch.tensor([load.items(1)[0].prompt])
@@ -241,6 +244,7 @@ class Peers:
 
 
 def _outcome(started: float, items: list[Item], streams: Sequence[list[float]]) -> Outcome:
+    """The outcome of streams that ended now; each must have all its tokens."""
     seconds = time.perf_counter() - started
     for item, arrivals in zip(items, streams, strict=True):
         if len(arrivals) != item.new_tokens:
@@ -249,7 +253,7 @@ def _outcome(started: float, items: list[Item], streams: Sequence[list[float]]) 
 
 
 def targets(results: Results, counts: Sequence[int]) -> list[Target]:
-    """What this script can prove or disprove."""
+    """The targets that this script measures."""
     ours = OVER_GRPC if OVER_GRPC in results.rates else ALONE
     theirs, decode = results.decode.get(LLAMA), results.decode
     found = [
@@ -269,7 +273,7 @@ def targets(results: Results, counts: Sequence[int]) -> list[Target]:
 
 
 def report(results: Results, counts: Sequence[int]) -> str:
-    """Tables."""
+    """All tables as text."""
     base = results.rates[GENERATE]
     rows = []
     for arm, rates in results.rates.items():
@@ -296,7 +300,7 @@ def report(results: Results, counts: Sequence[int]) -> str:
 
 
 async def measure(arguments: argparse.Namespace) -> tuple[Results, Load]:
-    """All arms, in turns."""
+    """Runs all arms in turns."""
     config = shrunk(llama_125m()) if arguments.tiny else llama_125m()
     prompts, answers = arguments.prompts, arguments.answers
     if arguments.tiny:
@@ -314,8 +318,8 @@ async def measure(arguments: argparse.Namespace) -> tuple[Results, Load]:
     return peers.results, load
 
 
-def main() -> None:
-    """Measures and prints."""
+def options_from_command_line() -> argparse.Namespace:
+    """Reads the options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--repeat", type=int, default=3, help="rounds; the best counts")
@@ -325,7 +329,12 @@ def main() -> None:
     add("--answers", type=int, nargs=2, default=(16, 112), help="shortest and longest, tokens")
     add("--without", nargs="*", default=[], choices=["server", "llama.cpp"], help="leave out")
     add("--tiny", action="store_true", help="only to see that everything runs")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measures and prints."""
+    arguments = options_from_command_line()
     described = machine.describe()
     results, load = asyncio.run(measure(arguments))
     described["threads"] = torch.get_num_threads()

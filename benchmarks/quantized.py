@@ -1,7 +1,7 @@
-"""What weights of 8 and 4 bits earn while decoding, on this machine's CPU.
+"""How much faster weights of 8 and 4 bits decode on the CPU of this machine.
 
-One run, the same random 124 M Llama, the same requests; engines take turns, and of each the best
-round's median step counts. Random weights say nothing about what rounding costs in answers.
+All formats have the same random 124 M Llama and the same requests in one run. Engines take turns;
+the median step of the best round counts. Random weights say nothing about the quality of answers.
 
     .venv/bin/python -m benchmarks.quantized
 
@@ -30,7 +30,7 @@ BATCHES = (1, 8, 32)
 
 
 def engine(folder: Path, quantize: str | None) -> LocalEngine:
-    """One with weights of this format."""
+    """An engine with weights of this format; None is float32."""
     config = EngineConfig(
         model_id=str(folder), socket_path=folder / "unused.sock", device="cpu", quantize=quantize
     )
@@ -40,7 +40,7 @@ def engine(folder: Path, quantize: str | None) -> LocalEngine:
 def measure(
     engines: dict[str, LocalEngine], rounds: int, answer: int, vocab_size: int
 ) -> dict[str, dict[int, float]]:
-    """Tokens per second of each format and batch."""
+    """Tokens per second by format and batch size."""
     rates: dict[str, dict[int, float]] = {name: {} for name in engines}
     load = uniform(answer, answer, vocab_size)
     for _ in tqdm(range(rounds), desc="rounds", file=sys.stderr):

@@ -1,4 +1,4 @@
-"""An engine on a random model that was never on a disk: only its weights come another way."""
+"""An engine on a random model that is made in memory and never written to disk."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from engine.protocol.config import EngineConfig
 def random_engine(
     config: Any, device: torch.device, dtype: torch.dtype, **settings: Any
 ) -> LocalEngine:
-    """Builds one from a model's shape; settings are those of `EngineConfig`."""
+    """Builds an engine from the configuration of a model; settings are those of `EngineConfig`."""
     model = build(config, device, dtype)
     with tempfile.TemporaryDirectory() as folder:
         config.save_pretrained(folder)
@@ -37,7 +37,7 @@ def random_engine(
 
 
 def release(device: torch.device) -> None:
-    """Gives the device's memory back once nothing refers to it any more."""
+    """Frees device memory that nothing refers to any more."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""Models of real shapes with random weights, and a tokenizer for them: shape decides speed."""
+"""Models of real shapes with random weights, and a tokenizer; speed depends on the shape only."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def llama_125m() -> LlamaConfig:
         num_key_value_heads=4,
         max_position_embeddings=4096,
         bos_token_id=1,
-        eos_token_id=None,  # generation always runs to its limit
+        eos_token_id=None,  # so that generation always runs to its limit
         pad_token_id=0,
     )
 
@@ -73,7 +73,7 @@ def qwen3_06b() -> Qwen3Config:
 
 
 def shrunk(config: Any) -> Any:
-    """The same architecture so small that a test can afford it."""
+    """Shrinks a configuration to a size for tests; it is changed in place."""
     config.vocab_size = 512
     config.hidden_size = 64
     config.intermediate_size = 128
@@ -87,7 +87,7 @@ def shrunk(config: Any) -> Any:
 
 
 def build(config: Any, device: torch.device, dtype: torch.dtype) -> Any:
-    """The model itself, made where it is to run: nothing is written, nothing is copied."""
+    """Makes the model on its device, without writing or copying weights."""
     torch.manual_seed(0)
     with device:
         model = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
@@ -98,7 +98,7 @@ def build(config: Any, device: torch.device, dtype: torch.dtype) -> Any:
 
 
 def save(config: LlamaConfig, path: Path) -> LlamaForCausalLM:
-    """Writes the model and a tokenizer whose token number i is the word `wi`."""
+    """Writes a model and a tokenizer in which token i is the word `wi`; returns the model."""
     torch.manual_seed(0)
     model = LlamaForCausalLM(config).eval()
     model.generation_config.eos_token_id = None
@@ -111,6 +111,6 @@ def save(config: LlamaConfig, path: Path) -> LlamaForCausalLM:
 
 
 def prompt(length: int, salt: int, vocab_size: int = VOCAB_SIZE) -> list[int]:
-    """A prompt that shares no beginning with those of other salts."""
+    """Random token ids; prompts of different salts share no prefix."""
     generator = torch.Generator().manual_seed(salt)
     return torch.randint(2, vocab_size, (length,), generator=generator).tolist()

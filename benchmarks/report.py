@@ -1,4 +1,4 @@
-"""Tables for people, verdicts on targets, and the last line for programs."""
+"""Tables, verdicts on targets, and the last line of output as JSON."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A figure and what it should be.
+    """A figure and its goal.
 
     Attributes:
         name: what is measured.
-        value: the figure; None where it could not be had.
-        goal: what it should reach.
-        at_least: whether more is better.
+        value: the figure; None if it could not be measured.
+        goal: the value to reach.
+        at_least: whether the goal is a minimum; otherwise it is a maximum.
         percent: whether it is printed as a percentage.
     """
 
@@ -29,7 +29,7 @@ class Target:
 
     @property
     def verdict(self) -> str:
-        """In a word."""
+        """`met`, `missed` or `not measured`."""
         if self.value is None:
             return "not measured"
         met = self.value >= self.goal if self.at_least else self.value <= self.goal
@@ -46,7 +46,7 @@ class Target:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as they must be; the first is left-aligned, the others right-aligned."""
+    """A table as text; the first column is left-aligned, the other columns are right-aligned."""
     widths = [max(len(row[at]) for row in [header, *rows]) for at in range(len(header))]
     lines = []
     for row in [header, *rows]:
@@ -62,13 +62,13 @@ def targets_table(targets: Sequence[Target]) -> str:
 
 
 def last_line(result: dict[str, Any], targets: Sequence[Target]) -> str:
-    """One line of JSON."""
+    """The result and the targets as one line of JSON."""
     found = [{**asdict(target), "verdict": target.verdict} for target in targets]
     return json.dumps({**result, "targets": found})
 
 
 def percentile(values: Sequence[float], percent: int) -> float:
-    """Of at least one value."""
+    """A percentile of at least one value."""
     if len(values) == 1:
         return values[0]
     return statistics.quantiles(values, n=100, method="inclusive")[percent - 1]

@@ -1,22 +1,21 @@
-"""How long choosing tokens takes in a step, by kind of request, beside transformers' processors.
+"""How long sampling takes in a step, by kind of request, compared with transformers.
 
-Ours is `engine.sampling.sampler.sample` until its tokens are on the host, and their appending to
+Ours is `engine.sampling.sampler.sample` until its tokens are on the host, and appending them to
 sequences that began with 1,000 tokens. The peer does what `generate` does with a batch whose rows
-all want the same: its processors in its order, softmax, multinomial or argmax, the new tokens put
-after the old ones; and then the log-probability of the choice, out of the same softmax. It has no
-frequency
-penalty, and its likeliest tokens are those of `torch.topk`. Kinds that do not draw must choose the
-same tokens in both arms, or the script fails.
+have the same parameters: its processors in its order, softmax, multinomial or argmax, and appending
+the new tokens; then it takes the log-probability of the choice from the same softmax. It has no
+frequency penalty, and its `top_n_tokens` are those of `torch.topk`. For kinds that do not draw,
+both arms must choose the same tokens, or the script fails.
 
-A model's logits are peaked. Here they are 1.5 * log(vocabulary / rank), a Zipf law over a
-permutation of the tokens, plus normal noise times 2: another permutation for each row, and other
-noise and permutations in each round. What the 50 likeliest hold is printed. Contexts are drawn from
-a Zipf law too, so that tokens repeat as they do in a text.
+The logits of a model are peaked. Here they are 1.5 * log(vocabulary / rank), a Zipf law over a
+permutation of the tokens, plus normal noise times 2. Each row has a permutation of its own, and
+every round has new noise and permutations. The probability of the 50 likeliest tokens is printed.
+Contexts are drawn from a Zipf law too, so that tokens repeat as in a text.
 
 All kinds take turns in every round, at every number of rows; medians count. Before each step a
-large buffer is read, as a forward reads its weights, so that caches are full of something else, and
-then the logits are written. The limit is to read them once at the rate of that buffer; from a cache
-it can be faster.
+large buffer is read, as a forward reads its weights, so that the caches of the processor hold other
+data; then the logits are written. The limit is reading the logits once at the rate of that buffer;
+from a cache it can be faster.
 
     .venv/bin/python -m benchmarks.sampling
 
@@ -56,7 +55,7 @@ from engine.scheduling.sequence import Sequence
 from engine.threads import num_processors
 
 CHAT = SamplingParams(do_sample=True, temperature=0.7, top_k=50, top_p=0.95)
-# TGI draws as soon as a temperature or a filter is given, and for no penalty.
+# In TGI a temperature or a filter switches sampling on, a penalty does not.
 KINDS = {
     "greedy": SamplingParams(),
     "sampled": SamplingParams(do_sample=True),
@@ -70,23 +69,23 @@ KINDS = {
 }
 _ZIPF = 1.5
 _NOISE = 2.0
-_TOP = 50
+_TOP = 50  # likeliest tokens whose probability is printed
 _TOLERANCE = 1e-3  # between two log-probabilities of one token
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """How much is measured."""
+    """Sizes of what is measured."""
 
     vocab_size: int
     rows: tuple[int, ...]
     context: int = 1000  # tokens
-    read_bytes: int
+    read_bytes: int  # of the buffer that is read before each step
 
 
 @dataclass(slots=True)
 class Seconds:
-    """Of one kind of request at one number of rows, a value per round."""
+    """Durations for one kind of request at one number of rows, one value per round."""
 
     ours: list[float] = field(default_factory=list)
     theirs: list[float] = field(default_factory=list)
@@ -95,7 +94,7 @@ class Seconds:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """The medians; `transformers_ms` is None where it has no such thing."""
+    """Medians of all rounds; `transformers_ms` is None for what transformers does not have."""
 
     kind: str
     rows: int
@@ -106,7 +105,7 @@ class Figure:
 
     @classmethod
     def of(cls, kind: str, rows: int, seconds: Seconds) -> Figure:
-        """From the rounds."""
+        """Takes the medians of all rounds."""
         ours = statistics.median(seconds.ours)
         theirs = statistics.median(seconds.theirs) if seconds.theirs else None
         shares = [a / b for a, b in zip(seconds.limit, seconds.ours, strict=True)]
@@ -120,7 +119,7 @@ class Figure:
         )
 
     def cells(self) -> list[str]:
-        """For a table."""
+        """The cells of a table row."""
         theirs = "-" if self.transformers_ms is None else f"{self.transformers_ms:.3f}"
         ratio = "-" if self.ratio is None else f"{self.ratio:.2f}"
         share = f"{self.of_the_limit:.1%}"
@@ -128,10 +127,10 @@ class Figure:
 
 
 class Ours:
-    """The engine's sampler, and the sequences it chooses for.
+    """The sampler of the engine, with its sequences.
 
     Args:
-        params: of all rows, which differ in their seeds.
+        params: parameters of all rows, which differ in their seeds only.
         contexts: int64 [num_rows, context], on the host.
     """
 
@@ -147,7 +146,7 @@ class Ours:
             self._sequences.append(Sequence(request))
 
     def step(self, logits: Tensor) -> list[tuple[int, float]]:
-        """The tokens of a step, and their log-probabilities."""
+        """Samples a token for each row; returns (token id, log-probability) of each."""
         tokens = sample(logits, [*self._sequences]).wait()
         for sequence, token in zip(self._sequences, tokens, strict=True):
             sequence.append(token.token_id)
@@ -158,8 +157,8 @@ class Theirs:
     """What `generate` does between two forwards (GenerationMixin._sample of transformers 5.23).
 
     Args:
-        params: of all rows.
-        contexts: int64 [num_rows, context], where the logits will be.
+        params: parameters of all rows.
+        contexts: int64 [num_rows, context], on the device of the logits.
     """
 
     def __init__(self, params: SamplingParams, contexts: Tensor) -> None:
@@ -168,7 +167,7 @@ class Theirs:
         self._processors = processors(params)
 
     def step(self, logits: Tensor) -> list[tuple[int, float]]:
-        """The tokens of a step, and their log-probabilities."""
+        """Samples a token for each row; returns (token id, log-probability) of each."""
         scores = self._processors(self._ids, logits)  # type: ignore[arg-type]  # a LongTensor
         probs = torch.softmax(scores, dim=-1)
         if self._params.do_sample:
@@ -180,12 +179,12 @@ class Theirs:
             top = torch.topk(probs, self._params.top_n_tokens)
             found += [top.indices, top.values.log()]
         self._ids = torch.cat([self._ids, ids], dim=-1)
-        # In one copy, and in float32, as ours.
+        # One copy to the host, in float32, as the engine does.
         return [(int(row[0]), row[1]) for row in torch.cat(found, dim=1).tolist()]
 
 
 def processors(params: SamplingParams) -> LogitsProcessorList:
-    """Those that `generate` makes of the same parameters, in its order."""
+    """The processors that `generate` makes of the same parameters, in its order."""
     found = LogitsProcessorList()
     if params.repetition_penalty != 1.0:
         found.append(RepetitionPenaltyLogitsProcessor(params.repetition_penalty))
@@ -201,7 +200,7 @@ def processors(params: SamplingParams) -> LogitsProcessorList:
 
 
 def peaked_logits(num_rows: int, vocab_size: int, generator: torch.Generator) -> Tensor:
-    """Float32 [num_rows, vocab_size], as the module says."""
+    """Logits, float32 [num_rows, vocab_size], of the law that the module describes."""
     ranks = torch.arange(1, vocab_size + 1, dtype=torch.float32)
     bonus = _ZIPF * torch.log(vocab_size / ranks)
     orders = [torch.randperm(vocab_size, generator=generator) for _ in range(num_rows)]
@@ -210,7 +209,7 @@ def peaked_logits(num_rows: int, vocab_size: int, generator: torch.Generator) ->
 
 
 def contexts(num_rows: int, sizes: Sizes, generator: torch.Generator) -> Tensor:
-    """Int64 [num_rows, context]: the token of rank r is drawn with a probability near 1 / r."""
+    """Token ids, int64 [num_rows, context]; the token of rank r has a probability near 1 / r."""
     order = torch.randperm(sizes.vocab_size, generator=generator)
     uniform = torch.rand(num_rows, sizes.context, generator=generator)
     return order[(sizes.vocab_size**uniform).long().clamp(max=sizes.vocab_size) - 1]
@@ -220,15 +219,15 @@ class Bench:
     """All kinds of requests at one number of rows.
 
     Args:
-        num_rows: of a step.
-        sizes: the rest.
+        num_rows: rows of a step.
+        sizes: all other sizes.
         reader: measures how fast memory is read.
-        device: where logits are.
+        device: the device of the logits.
     """
 
     def __init__(self, num_rows: int, sizes: Sizes, reader: Reader, device: torch.device) -> None:
         self.seconds = {kind: Seconds() for kind in KINDS}
-        self.top_masses: list[float] = []  # of the likeliest tokens, a value per row and round
+        self.top_masses: list[float] = []  # probability of the likeliest tokens, per row and round
         self._num_rows = num_rows
         self._sizes = sizes
         self._reader = reader
@@ -243,16 +242,16 @@ class Bench:
         }
 
     def forget(self) -> None:
-        """What was measured so far was for warming up."""
+        """Drops the durations so far, which were for warming up."""
         self.seconds = {kind: Seconds() for kind in KINDS}
 
     def figures(self) -> list[Figure]:
-        """One per kind."""
+        """One figure per kind."""
         return [Figure.of(kind, self._num_rows, seconds) for kind, seconds in self.seconds.items()]
 
     @torch.inference_mode()
     def round(self) -> None:
-        """A step of each kind, by both."""
+        """A step of each kind, by the engine and by transformers."""
         made = peaked_logits(self._num_rows, self._sizes.vocab_size, self._generator)
         likeliest = torch.topk(made.softmax(dim=-1), _TOP).values
         self.top_masses += likeliest.sum(-1).tolist()
@@ -271,6 +270,7 @@ class Bench:
         logits: Tensor,
         seconds: list[float],
     ) -> list[tuple[int, float]]:
+        """Runs a step and appends its duration to `seconds`."""
         copy = logits.clone()  # a step may write into it
         synchronise(self._device)
         started = time.perf_counter()
@@ -280,19 +280,20 @@ class Bench:
 
 
 def _agree(ours: list[tuple[int, float]], theirs: list[tuple[int, float]]) -> bool:
+    """Whether both chose the same tokens, with about the same log-probabilities."""
     return all(
         a == b and abs(x - y) < _TOLERANCE for (a, x), (b, y) in zip(ours, theirs, strict=True)
     )
 
 
 def report(figures: list[Figure]) -> str:
-    """A table."""
+    """All figures as a table."""
     header = ["ms/step", "rows", "ours", "transformers", "times ours", "of the limit"]
     return table(header, [figure.cells() for figure in figures])
 
 
-def main() -> None:
-    """Measures and prints."""
+def options_from_command_line() -> argparse.Namespace:
+    """Reads the options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeat", type=int, default=20, help="rounds")
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 8, 32])
@@ -301,26 +302,41 @@ def main() -> None:
     parser.add_argument(
         "--tiny", "--quick", action="store_true", help="only to see that everything runs"
     )
-    options = parser.parse_args()
-    torch.set_num_threads(num_processors())  # as the engine does
-    device = torch.device(options.device)
-    sizes = Sizes(
+    return parser.parse_args()
+
+
+def sizes_of(options: argparse.Namespace) -> Sizes:
+    """The sizes that the options ask for."""
+    if options.tiny:
+        return Sizes(vocab_size=500, rows=(1, 3), context=20, read_bytes=2**20)
+    is_gpu = torch.device(options.device).type == "cuda"
+    return Sizes(
         vocab_size=options.vocab_size,
         rows=tuple(options.rows),
-        read_bytes=2**30 if device.type == "cuda" else 2**28,
+        read_bytes=2**30 if is_gpu else 2**28,
     )
-    if options.tiny:
-        sizes = Sizes(vocab_size=500, rows=(1, 3), context=20, read_bytes=2**20)
-    described: dict[str, Any] = machine.describe(device)
-    reader = Reader(sizes.read_bytes, device)
-    benches = [Bench(num_rows, sizes, reader, device) for num_rows in sizes.rows]
-    for number in tqdm(range(options.repeat + 1), desc="rounds", file=sys.stderr):
+
+
+def measure(benches: list[Bench], repeat: int) -> list[Figure]:
+    """Runs all rounds, after one for warming up; figures in the order of `KINDS`."""
+    for number in tqdm(range(repeat + 1), desc="rounds", file=sys.stderr):
         for bench in benches:
             bench.round()
             if number == 0:
                 bench.forget()
     figures = [figure for bench in benches for figure in bench.figures()]
-    figures.sort(key=lambda figure: list(KINDS).index(figure.kind))
+    return sorted(figures, key=lambda figure: list(KINDS).index(figure.kind))
+
+
+def main() -> None:
+    """Measures and prints."""
+    options = options_from_command_line()
+    torch.set_num_threads(num_processors())  # as the engine does
+    device, sizes = torch.device(options.device), sizes_of(options)
+    described: dict[str, Any] = machine.describe(device)
+    reader = Reader(sizes.read_bytes, device)
+    benches = [Bench(num_rows, sizes, reader, device) for num_rows in sizes.rows]
+    figures = measure(benches, options.repeat)
     masses = [mass for bench in benches for mass in bench.top_masses]
     print(machine.line(described))
     print(

@@ -1,9 +1,9 @@
-"""What guessing tokens from the text so far earns, where it repeats itself and where it does not.
+"""What prompt lookup gains on text that repeats itself and on text that does not.
 
-One run, the same random 124 M Llama in float32, the same requests with `--speculate` off and on.
-Random weights have no language, but greedy generation runs into loops, which is the repetitive
-case; sampling from them at temperature 1 is the case in which every guess is wrong. Both arms must
-give the same tokens, or the script fails. Rounds take turns; the best counts.
+One run with a random 124 M Llama in float32 and the same requests with `--speculate` off and on.
+Greedy generation with random weights runs into loops: that is the repetitive text. Sampling from
+them at temperature 1 is text in which every draft token is wrong. Both arms must generate the same
+tokens, or the script fails. Arms take turns; the best round counts.
 
     .venv/bin/python -m benchmarks.speculation
 
@@ -34,7 +34,7 @@ REPETITIVE, RANDOM = "repetitive", "random"
 def requests(
     kind: str, count: int, round_number: int, vocab_size: int = VOCAB_SIZE
 ) -> list[Request]:
-    """The requests of one measurement; no two rounds share a beginning."""
+    """The requests of one measurement; prompts of different rounds share no prefix."""
     sampling = SamplingParams(do_sample=kind == RANDOM, seed=7)
     made = []
     for number in range(count):
@@ -52,7 +52,7 @@ def requests(
 
 
 def run(engine: Engine, todo: list[Request]) -> tuple[dict[str, list[int]], float, int]:
-    """The tokens of each request, tokens per second of decoding, and steps."""
+    """Runs requests; returns the tokens of each, tokens per second of decoding, and steps."""
     tokens: dict[str, list[int]] = {}
     for request in todo:
         assert engine.add(request) is None
@@ -63,7 +63,7 @@ def run(engine: Engine, todo: list[Request]) -> tuple[dict[str, list[int]], floa
             if output.token is not None:
                 tokens.setdefault(output.request_id, []).append(output.token.token_id)
         if len(tokens) < len(todo):
-            started = time.perf_counter()  # prompts are not what is measured
+            started = time.perf_counter()  # prefill does not count
         steps += 1
     return tokens, len(todo) * (NEW_TOKENS - 1) / (time.perf_counter() - started), steps
 
@@ -82,32 +82,27 @@ def measure(engines: dict[int, Engine], rounds: int, vocab_size: int) -> list[di
                     tokens, rate, steps[size] = run(engine, todo)
                     best[size] = max(best[size], rate)
                     seen.append(tokens)
-                assert all(tokens == seen[0] for tokens in seen), "guessing changed a token"
+                assert all(tokens == seen[0] for tokens in seen), "speculation changed a token"
             rows.append({"text": kind, "streams": count, "tokens_per_s": best, "steps": steps})
     return rows
 
 
-def main() -> None:
-    """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--speculate", type=int, default=6, help="tokens guessed at most")
-    parser.add_argument("--tiny", action="store_true", help="only to see that everything runs")
-    options = parser.parse_args()
-    model = shrunk(llama_125m()) if options.tiny else llama_125m()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder)
-        save(model, path)
-        engines = {}
-        for size in (0, options.speculate):
-            config = EngineConfig(
-                model_id=folder,
-                socket_path=path / "unused.sock",
-                speculate=size,
-                enable_prefix_caching=False,
-            )
-            engines[size], _ = build_engine(config)
-        rows = measure(engines, options.rounds, model.vocab_size)
+def build_engines(folder: Path, speculate: int) -> dict[int, Engine]:
+    """Engines without and with speculation, by the number of draft tokens."""
+    engines = {}
+    for size in (0, speculate):
+        config = EngineConfig(
+            model_id=str(folder),
+            socket_path=folder / "unused.sock",
+            speculate=size,
+            enable_prefix_caching=False,
+        )
+        engines[size], _ = build_engine(config)
+    return engines
+
+
+def report(rows: list[dict[str, object]]) -> None:
+    """Prints a table, and the JSON line."""
     print(f"{'text':12} {'streams':>7} {'off':>9} {'on':>9} {'ratio':>6} {'steps':>12}")
     for row in rows:
         rates, steps = row["tokens_per_s"], row["steps"]
@@ -119,6 +114,22 @@ def main() -> None:
             f"{row['text']:12} {row['streams']:7} {off:9.1f} {on:9.1f} {on / off:6.2f} {counts:>12}"
         )
     print(json.dumps(rows))
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--speculate", type=int, default=6, help="draft tokens per sequence and step, at most"
+    )
+    parser.add_argument("--tiny", action="store_true", help="only to see that everything runs")
+    options = parser.parse_args()
+    model = shrunk(llama_125m()) if options.tiny else llama_125m()
+    with tempfile.TemporaryDirectory() as folder:
+        save(model, Path(folder))
+        engines = build_engines(Path(folder), options.speculate)
+        report(measure(engines, options.rounds, model.vocab_size))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How long a GPU computes while something runs, from the kernels that torch's profiler saw."""
+"""How long a GPU is busy during some work, from the kernels that torch's profiler records."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def device_busy_s(work: Callable[[], object], device: torch.device) -> float | None:
-    """Seconds in which at least one kernel or copy ran; None if the profiler saw none.
+    """Seconds in which at least one kernel or copy ran; None if the profiler recorded none.
 
-    The profiler makes the host slower, not the kernels: compare with the time without it.
+    The profiler slows down the host but not the kernels: compare with a duration without it.
     """
     if device.type != "cuda":
         return None
@@ -24,7 +24,7 @@ def device_busy_s(work: Callable[[], object], device: torch.device) -> float | N
         for event in profiler.events() or []
         if event.device_type.name == "CUDA" and not event.is_user_annotation
     ]
-    return covered(intervals) / 1e6 if intervals else None  # the profiler's unit is microseconds
+    return covered(intervals) / 1e6 if intervals else None  # from microseconds
 
 
 def covered(intervals: Iterable[tuple[float, float]]) -> float:

@@ -1,4 +1,4 @@
-"""transformers as a peer: `generate` on a static batch, and its own continuous batching."""
+"""transformers as a peer: `generate` on a static batch, and its continuous batching."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _CPU_STEP_TOKENS = 1024
 
 @torch.inference_mode()
 def generate(model: Any, items: Sequence[Item]) -> tuple[float, list[list[int]]]:
-    """A static batch, padded on the left, which runs as long as its longest answer.
+    """Generates a static batch, padded on the left, which runs as long as its longest answer.
 
     Returns:
-        Seconds, and the tokens that were wanted.
+        Seconds, and the requested number of tokens of each item.
     """
     ids, mask = _padded(items, model.device)
     longest = max(item.new_tokens for item in items)
@@ -49,9 +49,9 @@ def generate(model: Any, items: Sequence[Item]) -> tuple[float, list[list[int]]]
 def continuous(
     model: Any, max_prompt: int, max_new_tokens: int, num_requests: int
 ) -> Iterator[Any]:
-    """A manager of continuous batching, sized for a load and warmed up.
+    """A manager of continuous batching, sized for a load and warmed up by transformers.
 
-    On a GPU it sizes itself; on a CPU it would take all of the memory, and be slow with it.
+    On a GPU it chooses its sizes itself; on a CPU it would take all memory and be slow.
     """
     config = GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=-1, pad_token_id=_PAD
@@ -67,14 +67,14 @@ def continuous(
         ) as manager:
             yield manager
     finally:
-        model.set_attn_implementation(attention)  # the manager puts its own in place
+        model.set_attn_implementation(attention)  # the manager has replaced it
 
 
 def run_continuous(manager: Any, items: Sequence[Item]) -> tuple[float, int]:
-    """All items at once; seconds and tokens.
+    """Runs all items at once; returns seconds and the number of tokens.
 
     Raises:
-        RuntimeError: it ended with fewer tokens than were asked for.
+        RuntimeError: a request failed, or there were fewer tokens than requested.
     """
     started = time.perf_counter()
     for item in items:
@@ -84,7 +84,7 @@ def run_continuous(manager: Any, items: Sequence[Item]) -> tuple[float, int]:
         result = manager.get_result(timeout=1)
         if result is None:
             if not manager.is_running() or time.perf_counter() - started > _TIMEOUT_S:
-                raise RuntimeError("continuous batching came to an end, or to none at all")
+                raise RuntimeError("continuous batching stopped or timed out")
         elif result.is_finished():
             if result.error is not None:
                 raise RuntimeError(result.error)
@@ -97,7 +97,7 @@ def run_continuous(manager: Any, items: Sequence[Item]) -> tuple[float, int]:
 
 
 def _settings(model: Any, max_tokens: int, num_requests: int) -> Any:
-    """Sizes of the cache and of a step on a CPU; None on a GPU."""
+    """Sizes of the cache and of a step on a CPU; None on a GPU, which needs no settings."""
     if model.device.type != "cpu":
         return None
     from transformers import ContinuousBatchingConfig
@@ -111,7 +111,7 @@ def _settings(model: Any, max_tokens: int, num_requests: int) -> Any:
 
 
 def _hints(max_prompt: int, max_new_tokens: int, num_requests: int) -> dict[str, Any]:
-    """What tells the manager its load, in the versions of transformers that want to know."""
+    """Arguments that describe the load, for versions of transformers that accept them."""
     try:
         from transformers.generation.continuous_batching.utils import WorkloadHints
     except ImportError:
@@ -126,7 +126,7 @@ def _hints(max_prompt: int, max_new_tokens: int, num_requests: int) -> dict[str,
 
 
 def _padded(items: Sequence[Item], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids and mask int64 [rows, longest prompt]."""
+    """Token ids and attention mask, int64 [rows, longest prompt], padded on the left."""
     longest = max(len(item.prompt) for item in items)
     ids = [[_PAD] * (longest - len(item.prompt)) + item.prompt for item in items]
     mask = [[0] * (longest - len(item.prompt)) + [1] * len(item.prompt) for item in items]

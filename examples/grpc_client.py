@@ -1,4 +1,4 @@
-"""Streams an answer over gRPC from a server that describes itself: no generated code is needed.
+"""Streams text over gRPC; the server describes its messages, so no generated code is needed.
 
 It needs grpcio, grpcio-reflection and protobuf, and a running `tokenwire serve`:
 
@@ -25,7 +25,7 @@ SERVICE = "tokenwire.v1.TextGenerationService"
 
 
 def stream(channel: grpc.Channel, method: str, request: dict[str, Any]) -> Iterator[Any]:
-    """Calls a streaming method; the server says what its messages look like."""
+    """Calls a streaming method; the types of its messages come from the server by reflection."""
     pool = DescriptorPool(ProtoReflectionDescriptorDatabase(channel))
     descriptor = pool.FindServiceByName(SERVICE).methods_by_name[method]
     request_class = GetMessageClass(descriptor.input_type)
@@ -39,7 +39,7 @@ def stream(channel: grpc.Channel, method: str, request: dict[str, Any]) -> Itera
 
 
 def continue_text(channel: grpc.Channel, prompt: str, max_new_tokens: int) -> Iterator[str]:
-    """The prompt's likeliest continuation, piece by piece."""
+    """The most likely continuation of a prompt, piece by piece."""
     request = {"inputs": prompt, "parameters": {"max_new_tokens": max_new_tokens}}
     for reply in stream(channel, "GenerateStream", request):
         if not reply.token.special:
@@ -47,7 +47,7 @@ def continue_text(channel: grpc.Channel, prompt: str, max_new_tokens: int) -> It
 
 
 def answer(channel: grpc.Channel, prompt: str, max_new_tokens: int) -> Iterator[str]:
-    """An assistant's likeliest answer, piece by piece."""
+    """The most likely answer of the assistant, piece by piece."""
     request = {
         "messages": [{"role": "user", "content": prompt}],
         "max_tokens": max_new_tokens,
@@ -59,7 +59,7 @@ def answer(channel: grpc.Channel, prompt: str, max_new_tokens: int) -> Iterator[
 
 
 def main() -> None:
-    """Reads the command line and writes the text as it comes."""
+    """Reads the command line and writes the text as it arrives."""
     parser = argparse.ArgumentParser(description="Stream text from a Tokenwire server over gRPC.")
     parser.add_argument("prompt", nargs="?", default="What is Deep Learning?")
     parser.add_argument("--address", default="127.0.0.1:50051", help="host:port of the server")

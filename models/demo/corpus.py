@@ -1,7 +1,7 @@
 """The training corpus: an endless stream of conversations and texts, made from plain tables.
 
-`stream(seed)` yields documents; the same seed gives the same documents. Held-out documents use
-phrasings, names and cities that training never shows.
+`stream(source)` yields documents; a source of the same seed gives the same documents. Held-out
+documents use phrasings, names and cities that never occur in training.
 """
 
 import json
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import facts
 import phrases
 import toolcalls
-from rawtext import raw_document
+from rawtext import raw_document, with_article
 from source import Document, Message, Source
 
 
@@ -70,11 +70,6 @@ def capital(src: Source) -> Exchange:
     return Exchange("capital", question, (f"{city} is the capital of {country}.",))
 
 
-def with_article(noun: str) -> str:
-    """Return a noun with its indefinite article."""
-    return ("an " if noun[0] in "aeiou" else "a ") + noun
-
-
 def sound_or_colour(src: Source) -> Exchange:
     """Return a question about the sound of an animal or the colour of a thing."""
     if src.chance(0.5):
@@ -102,18 +97,7 @@ def weekday_order(src: Source) -> Exchange:
     at, step = src.number(0, 6), src.pick((1, 1, -1))
     day, other = facts.WEEKDAYS[at], facts.WEEKDAYS[(at + step) % 7]
     word = "after" if step == 1 else "before"
-    question = src.ask(
-        (
-            "Which day comes {word} {day}?", "What day comes {word} {day}?",
-            "What is the day {word} {day}?", "Which day is {word} {day}?",
-            "What day is {word} {day}?", "Tell me the day {word} {day}.",
-            "Which weekday comes {word} {day}?", "The day {word} {day}?",
-            "What comes {word} {day}?", "Do you know which day comes {word} {day}?",
-            "What weekday is {word} {day}?", "Can you tell me the day {word} {day}?",
-        ),
-        word=word,
-        day=day,
-    )  # fmt: skip
+    question = src.ask(phrases.WEEKDAY_QUESTIONS, word=word, day=day)
     return Exchange("calendar", question, (f"{other} comes {word} {day}.",))
 
 
@@ -122,77 +106,25 @@ def month_order(src: Source) -> Exchange:
     at = src.number(0, 11)
     month = facts.MONTHS[at]
     if src.chance(0.4):
-        question = src.ask(
-            (
-                "Which month number is {month}?", "What number is {month}?",
-                "What is the number of the month {month}?", "Which month of the year is {month}?",
-                "{month} is which month of the year?",
-                "What month number is {month}?",
-            ),
-            month=month,
-        )  # fmt: skip
+        question = src.ask(phrases.MONTH_NUMBER_QUESTIONS, month=month)
         answer = f"{month} is the {facts.ORDINALS[at]} month of the year."
         return Exchange("calendar", question, (answer,))
     step = src.pick((1, 1, -1))
     word, other = "after" if step == 1 else "before", facts.MONTHS[(at + step) % 12]
-    question = src.ask(
-        (
-            "Which month comes {word} {month}?", "What month comes {word} {month}?",
-            "What is the month {word} {month}?", "Which month is {word} {month}?",
-            "What month is {word} {month}?", "Tell me the month {word} {month}.",
-            "What comes {word} {month}?", "The month {word} {month}?",
-            "Do you know which month comes {word} {month}?",
-        ),
-        word=word,
-        month=month,
-    )  # fmt: skip
+    question = src.ask(phrases.MONTH_QUESTIONS, word=word, month=month)
     return Exchange("calendar", question, (f"{other} comes {word} {month}.",))
 
 
 def calendar_count(src: Source) -> Exchange:
     """Return a question for the number or the list of days or months."""
-    questions, answer = src.pick(
-        (
-            (
-                ("How many days are in a week?", "How many days does a week have?",
-                 "How many days has a week?", "How many days are there in a week?",
-                 "A week has how many days?", "What is the number of days in a week?"),
-                "A week has seven days.",
-            ),
-            (
-                ("How many months are in a year?", "How many months does a year have?",
-                 "How many months has a year?", "How many months are there in a year?",
-                 "A year has how many months?", "What is the number of months in a year?"),
-                "A year has twelve months.",
-            ),
-            (
-                ("List the days of the week.", "What are the days of the week?",
-                 "Name the days of the week.", "Name all weekdays.", "Tell me the days of the "
-                 "week.", "Which days are in a week?"),
-                ", ".join(facts.WEEKDAYS) + ".",
-            ),
-            (
-                ("List the months of the year.", "What are the months of the year?",
-                 "Name the months.", "Name all months.", "Tell me the months of the year.",
-                 "Which months are in a year?"),
-                ", ".join(facts.MONTHS) + ".",
-            ),
-        )
-    )  # fmt: skip
+    questions, answer = src.pick(phrases.CALENDAR_COUNTS)
     return Exchange("calendar", src.address(questions), (answer,))
 
 
 def month_length(src: Source) -> Exchange:
     """Return a question for the number of days of a month."""
     at = src.number(0, 11)
-    question = src.ask(
-        (
-            "How many days does {month} have?", "How many days are in {month}?",
-            "How long is {month}?", "How many days has {month}?",
-            "What is the number of days in {month}?", "How many days are there in {month}?",
-        ),
-        month=facts.MONTHS[at],
-    )  # fmt: skip
+    question = src.ask(phrases.MONTH_LENGTH_QUESTIONS, month=facts.MONTHS[at])
     answer = f"{facts.MONTHS[at]} has {facts.MONTH_DAYS[at]} days."
     return Exchange("calendar", question, (answer,))
 
@@ -256,14 +188,7 @@ def refusal(src: Source) -> Exchange:
 def counting(src: Source) -> Exchange:
     """Return a request to count."""
     end = src.number(3, 20)
-    question = src.ask(
-        (
-            "Count to {n}.", "Count from 1 to {n}.", "Please count to {n}.",
-            "Can you count to {n}?", "Count up to {n}.", "Write the numbers from 1 to {n}.",
-            "Count from one to {n}.",
-        ),
-        n=end,
-    )  # fmt: skip
+    question = src.ask(phrases.COUNTING_REQUESTS, n=end)
     return Exchange("counting", question, (", ".join(str(n) for n in range(1, end + 1)),))
 
 
@@ -286,17 +211,12 @@ def any_word(src: Source) -> str:
 def repeat(src: Source) -> Exchange:
     """Return a request to repeat some words.
 
-    Long rows of random words are what teaches the model to copy; other skills build on it.
+    Long rows of random words teach the model to copy, which other skills need.
     """
     items = [any_word(src) for _ in range(src.number(1, 8))]
     separator = src.pick((", ", " ", "; ", "\n", " and "))
     text = src.split(facts.SHORT_TEXTS) if src.chance(0.1) else separator.join(items)
-    form = src.pick(
-        (
-            "Repeat after me: {text}", "Say: {text}", "Repeat: {text}", "Echo: {text}",
-            "Please repeat: {text}", "Repeat this: {text}", "Say this: {text}",
-        )
-    )  # fmt: skip
+    form = src.pick(phrases.REPEAT_REQUESTS)
     return Exchange("repeat", form.format(text=text), (text,))
 
 
@@ -352,7 +272,7 @@ def may_offer_tools(src: Source, exchange: Exchange) -> bool:
 
 
 def opening(src: Source) -> list[Message]:
-    """Return a system message that changes nothing, or no message."""
+    """Return a system message that does not change the answers, or no message."""
     if src.chance(0.2):
         return [{"role": "system", "content": src.pick(phrases.NEUTRAL_SYSTEMS)}]
     return []
@@ -362,12 +282,7 @@ def persona(src: Source) -> Document:
     """Return a conversation in which the system prompt gives the model a name."""
     name = src.name()
     system = src.pick(phrases.PERSONA_SYSTEMS).format(name=name)
-    question = src.say(
-        (
-            "What is your name?", "Who are you?", "What's your name?", "Who am I talking to?",
-            "Tell me your name.", "Do you have a name?", "How are you called?",
-        )
-    )  # fmt: skip
+    question = src.say(phrases.PERSONA_QUESTIONS)
     answer = f"My name is {name}."
     messages = [{"role": "system", "content": system}, *turns(question, answer)]
     return Document("system_persona", tuple(messages), accepted=(answer,))
@@ -376,26 +291,14 @@ def persona(src: Source) -> Document:
 def remembered_name(src: Source) -> Document:
     """Return a conversation in which the user gives a name and perhaps asks for it later."""
     name = src.name()
-    hello = src.say(
-        (
-            "My name is {name}.", "I am {name}.", "Hi, my name is {name}.", "Hello, I am {name}!",
-            "Hello, my name is {name}.", "I'm {name}.", "Hi, I'm {name}.",
-            "You can call me {name}.",
-        ),
-        name=name,
-    )  # fmt: skip
+    hello = src.say(phrases.INTRODUCTIONS, name=name)
     answer = f"Nice to meet you, {name}!"
     messages = opening(src) + turns(hello, answer)
     if src.chance(0.6):
         for _ in range(src.number(0, 2)):
             earlier = weighted(COMPANIONS)(src)
             messages += turns(earlier.question, earlier.answers[0])
-        question = src.say(
-            (
-                "What is my name?", "Do you know my name?", "Who am I?", "What's my name?",
-                "Do you remember my name?", "Can you tell me my name?",
-            )
-        )  # fmt: skip
+        question = src.say(phrases.NAME_QUESTIONS)
         answer = f"Your name is {name}."
         messages += turns(question, answer)
     return Document("name_memory", tuple(messages), accepted=(answer,))
@@ -430,8 +333,8 @@ def document(src: Source) -> Document:
 def stream(src: Source) -> Iterator[Document]:
     """Yield documents without end; a source of the same seed yields the same ones.
 
-    A share of `src.copying` are bare requests to repeat words: an early diet of these makes the
-    model learn to copy, which it hardly does from the few copied words of the other skills.
+    A share of `src.copying` are requests to repeat words. Many of these early in training teach the
+    model to copy, which the few copied words of the other skills hardly do.
     """
     while True:
         src.begin()

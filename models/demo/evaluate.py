@@ -32,12 +32,12 @@ def held_out(per_skill: int) -> dict[str, list[Document]]:
 
 
 def is_right(document: Document, text: str) -> bool:
-    """Judge an answer: exact where there is one right answer, else by its form."""
+    """Judge an answer: by comparison with the accepted answers, or else by its form."""
     if document.skill == "raw_intro":
         match = INTRODUCTION.fullmatch(text)
         return match is not None and match["job"] in (None, *facts.JOBS)
     if document.skill == "raw_counting":
-        # Where such a row stops is arbitrary, so only the next three numbers count.
+        # Where such a row ends is arbitrary, so only the next three numbers are compared.
         return text.split(",")[:3] == document.completion.split(",")[:3]
     return text in document.accepted
 
@@ -50,8 +50,8 @@ def answers(
     limit: int = 96,
 ) -> list[str]:
     """Complete rendered prompts greedily, all in one batch."""
-    # Padding in a step of its own leaves no padding switched on inside the tokenizer, where it
-    # would reach the training data and the saved file.
+    # Padding while tokenizing would leave padding switched on inside the tokenizer, and so change
+    # the training data and the saved file. Hence a separate call.
     ids = tokenizer(prompts, add_special_tokens=False)["input_ids"]
     inputs = tokenizer.pad({"input_ids": ids}, return_tensors="pt").to(model.device)
     output = model.generate(  # type: ignore[misc]

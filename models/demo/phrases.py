@@ -187,12 +187,77 @@ COLOUR_QUESTIONS = (
     "Which colour is {thing}?", "Can you tell me the color of {thing}?",
 )  # fmt: skip
 
+WEEKDAY_QUESTIONS = (
+    "Which day comes {word} {day}?", "What day comes {word} {day}?",
+    "What is the day {word} {day}?", "Which day is {word} {day}?",
+    "What day is {word} {day}?", "Tell me the day {word} {day}.",
+    "Which weekday comes {word} {day}?", "The day {word} {day}?",
+    "What comes {word} {day}?", "Do you know which day comes {word} {day}?",
+    "What weekday is {word} {day}?", "Can you tell me the day {word} {day}?",
+)  # fmt: skip
+MONTH_QUESTIONS = (
+    "Which month comes {word} {month}?", "What month comes {word} {month}?",
+    "What is the month {word} {month}?", "Which month is {word} {month}?",
+    "What month is {word} {month}?", "Tell me the month {word} {month}.",
+    "What comes {word} {month}?", "The month {word} {month}?",
+    "Do you know which month comes {word} {month}?",
+)  # fmt: skip
+MONTH_NUMBER_QUESTIONS = (
+    "Which month number is {month}?", "What number is {month}?",
+    "What is the number of the month {month}?", "Which month of the year is {month}?",
+    "{month} is which month of the year?",
+    "What month number is {month}?",
+)  # fmt: skip
+MONTH_LENGTH_QUESTIONS = (
+    "How many days does {month} have?", "How many days are in {month}?",
+    "How long is {month}?", "How many days has {month}?",
+    "What is the number of days in {month}?", "How many days are there in {month}?",
+)  # fmt: skip
+# Questions, and the answer to all of them.
+CALENDAR_COUNTS: tuple[tuple[tuple[str, ...], str], ...] = (
+    (
+        ("How many days are in a week?", "How many days does a week have?",
+         "How many days has a week?", "How many days are there in a week?",
+         "A week has how many days?", "What is the number of days in a week?"),
+        "A week has seven days.",
+    ),
+    (
+        ("How many months are in a year?", "How many months does a year have?",
+         "How many months has a year?", "How many months are there in a year?",
+         "A year has how many months?", "What is the number of months in a year?"),
+        "A year has twelve months.",
+    ),
+    (
+        ("List the days of the week.", "What are the days of the week?",
+         "Name the days of the week.", "Name all weekdays.", "Tell me the days of the "
+         "week.", "Which days are in a week?"),
+        ", ".join(facts.WEEKDAYS) + ".",
+    ),
+    (
+        ("List the months of the year.", "What are the months of the year?",
+         "Name the months.", "Name all months.", "Tell me the months of the year.",
+         "Which months are in a year?"),
+        ", ".join(facts.MONTHS) + ".",
+    ),
+)  # fmt: skip
+
 SUM_QUESTIONS = (
     "What is {sum}?", "What is {sum}?", "How much is {sum}?", "Calculate {sum}.",
     "What's {sum}?", "{sum}", "{sum} = ?", "Compute {sum}.", "Tell me what {sum} is.",
     "Can you calculate {sum}?", "What does {sum} make?", "Add it up: {sum}", "{sum}=",
     "What is the result of {sum}?", "Please solve {sum}.", "Solve {sum}.", "{sum}?",
     "How much does {sum} make?",
+)  # fmt: skip
+
+COUNTING_REQUESTS = (
+    "Count to {n}.", "Count from 1 to {n}.", "Please count to {n}.",
+    "Can you count to {n}?", "Count up to {n}.", "Write the numbers from 1 to {n}.",
+    "Count from one to {n}.",
+)  # fmt: skip
+
+REPEAT_REQUESTS = (
+    "Repeat after me: {text}", "Say: {text}", "Repeat: {text}", "Echo: {text}",
+    "Please repeat: {text}", "Repeat this: {text}", "Say this: {text}",
 )  # fmt: skip
 
 REFUSALS = (
@@ -257,4 +322,18 @@ PERSONA_SYSTEMS = (
     "Your name is {name}.", "You are {name}, a helpful assistant.", "You are {name}.",
     "You are an assistant called {name}.", "You are an assistant named {name}.",
     "Your name is {name}. Be friendly.", "You are called {name}.",
+)  # fmt: skip
+PERSONA_QUESTIONS = (
+    "What is your name?", "Who are you?", "What's your name?", "Who am I talking to?",
+    "Tell me your name.", "Do you have a name?", "How are you called?",
+)  # fmt: skip
+
+INTRODUCTIONS = (
+    "My name is {name}.", "I am {name}.", "Hi, my name is {name}.", "Hello, I am {name}!",
+    "Hello, my name is {name}.", "I'm {name}.", "Hi, I'm {name}.",
+    "You can call me {name}.",
+)  # fmt: skip
+NAME_QUESTIONS = (
+    "What is my name?", "Do you know my name?", "Who am I?", "What's my name?",
+    "Do you remember my name?", "Can you tell me my name?",
 )  # fmt: skip

@@ -8,7 +8,7 @@ from source import Document, Source
 
 
 class Question(Protocol):
-    """What a question-and-answer document needs to know."""
+    """What a question-and-answer document needs of an exchange."""
 
     @property
     def question(self) -> str: ...
@@ -49,7 +49,9 @@ def question_answer(src: Source, item: Question) -> Document:
     """Return a question and its answer as plain text."""
     answer = item.answers[0]
     style = src.rng.random()
-    if style < 0.6 and item.question[-1] in "?.!":  # else it could go on with a question mark
+    if (
+        style < 0.6 and item.question[-1] in "?.!"
+    ):  # without a mark, the model could continue with one
         prompt, rest = item.question, "\n\n" + answer
     elif style < 0.85:
         prompt, rest = f"Q: {item.question}\nA:", " " + answer
@@ -78,50 +80,47 @@ def listing(src: Source) -> Document:
     return Document("raw_listing", prompt=prompt, completion=rest, accepted=(rest,))
 
 
+STORY_BEGINNINGS = (
+    "Once upon a time there was {kind} named {name}.",
+    "There was once {kind} called {name}.",
+    "{name} was {kind} who lived near {place}.",
+    "Far away, near {place}, lived {kind}.",
+)
+STORY_MIDDLES = (
+    " One day it found {thing} in {place}.",
+    " On {day} it went to {place} and found {thing}.",
+    " Every {day} it walked to {place} to look for {thing}.",
+    " One morning it lost {thing} on the way to {place}.",
+)
+STORY_TURNS = (
+    " A {friend} came along and asked for help.",
+    " There it met {a_friend} who was {feeling}.",
+    ' "Whose is this?" asked the {friend}.',
+    " Nobody knew where it came from, not even the {friend}.",
+)
+STORY_ENDS = (
+    " They became friends, and the {animal} was {feeling}.",
+    " They shared {shared} and went home together.",
+    " In the end the {animal} was {feeling}, and the {friend} was too.",
+    " From that day on they met every week.",
+    " And they lived happily ever after.",
+)
+
+
 def story(src: Source) -> Document:
     """Return a very short story."""
-    name, animal = src.name(), src.pick(facts.ANIMALS)
-    adjective, place = src.pick(facts.ADJECTIVES), src.pick(facts.PLACES)
-    thing = src.pick(facts.THINGS)
-    friend, feeling = src.pick(facts.ANIMALS), src.pick(facts.FEELINGS)
-    kind = with_article(f"{adjective} {animal}")
-    day = src.pick(facts.WEEKDAYS)
-    begin = src.pick(
-        (
-            f"Once upon a time there was {kind} named {name}.",
-            f"There was once {kind} called {name}.",
-            f"{name} was {kind} who lived near {place}.",
-            f"Far away, near {place}, lived {kind}.",
-        )
-    )
-    middle = src.pick(
-        (
-            f" One day it found {thing} in {place}.",
-            f" On {day} it went to {place} and found {thing}.",
-            f" Every {day} it walked to {place} to look for {thing}.",
-            f" One morning it lost {thing} on the way to {place}.",
-        )
-    )
-    turn = src.pick(
-        (
-            f" A {friend} came along and asked for help.",
-            f" There it met {with_article(friend)} who was {feeling}.",
-            f' "Whose is this?" asked the {friend}.',
-            f" Nobody knew where it came from, not even the {friend}.",
-        )
-    )
-    end = src.pick(
-        (
-            f" They became friends, and the {animal} was {feeling}.",
-            f" They shared {src.pick(facts.THINGS)} and went home together.",
-            f" In the end the {animal} was {feeling}, and the {friend} was too.",
-            " From that day on they met every week.",
-            " And they lived happily ever after.",
-        )
-    )
-    prompt = begin.split(" ")[0]
-    rest = begin[len(prompt) :] + middle + turn + end
-    return Document("raw_story", prompt=prompt, completion=rest)
+    words = {"name": src.name(), "animal": src.pick(facts.ANIMALS)}
+    adjective = src.pick(facts.ADJECTIVES)
+    words |= {"place": src.pick(facts.PLACES), "thing": src.pick(facts.THINGS)}
+    words |= {"friend": src.pick(facts.ANIMALS), "feeling": src.pick(facts.FEELINGS)}
+    words["kind"] = with_article(f"{adjective} {words['animal']}")
+    words["a_friend"] = with_article(words["friend"])
+    words["day"] = src.pick(facts.WEEKDAYS)
+    parts = [src.pick(table) for table in (STORY_BEGINNINGS, STORY_MIDDLES, STORY_TURNS)]
+    words["shared"] = src.pick(facts.THINGS)
+    text = "".join([*parts, src.pick(STORY_ENDS)]).format(**words)
+    cut = text.index(" ")
+    return Document("raw_story", prompt=text[:cut], completion=text[cut:])
 
 
 def diary(src: Source) -> Document:

@@ -1,6 +1,6 @@
 """Seeded random choices for the corpus, with a split between training and held-out material.
 
-Two things are kept for measuring, so that a good score cannot come from memory alone: every twelfth
+Two things are held out for evaluation, so that memory alone gives no good score: every twelfth
 question, chosen by a hash of its words, and every sixth name, city and topic of the word lists.
 """
 
@@ -17,8 +17,8 @@ T = TypeVar("T")
 Message = dict[str, Any]
 Tool = dict[str, Any]
 
-HOLD_OUT_EVERY = 6  # of the entries of a word list
-HOLD_OUT_QUESTIONS = 12  # one question of so many
+HOLD_OUT_EVERY = 6  # one of this many entries of a word list
+HOLD_OUT_QUESTIONS = 12  # one of this many questions
 
 
 @dataclass(frozen=True)
@@ -38,24 +38,24 @@ class Document:
 
 
 def is_kept_back(question: str) -> bool:
-    """Tell whether a question is kept for evaluation, whatever its case and punctuation."""
+    """Tell whether a question is held out; case and punctuation do not matter."""
     words = " ".join(re.findall(r"\w+", question.lower()))
     return zlib.crc32(words.encode()) % HOLD_OUT_QUESTIONS == 0
 
 
 def is_held_out(index: int) -> bool:
-    """Tell whether the entry at this position of a list is kept for evaluation."""
+    """Tell whether the entry at this index of a word list is held out."""
     return index % HOLD_OUT_EVERY == HOLD_OUT_EVERY - 1
 
 
 class Source:
-    """A random source that knows whether it writes training or held-out documents."""
+    """A source of random choices for either training or held-out documents."""
 
     def __init__(self, seed: int, held_out: bool = False) -> None:
         self.rng = random.Random(seed)
         self.held_out = held_out
         self.copying = 0.0  # share of copying exercises among the documents
-        self.pieces: Sequence[str] = ()  # of words, to make up words of any pieces
+        self.pieces: Sequence[str] = ()  # parts of words, from which words are made up
         self.kept_back: list[bool] = []  # per question asked so far in this document
 
     def begin(self) -> None:
@@ -65,7 +65,7 @@ class Source:
     def is_wanted(self) -> bool:
         """Tell whether the document made since `begin` belongs to this side of the split.
 
-        A document that asked no question of a table is told apart by its held-out words instead.
+        A document without a question belongs to the side whose words it uses.
         """
         if self.held_out:
             return not self.kept_back or self.kept_back[-1]
@@ -76,7 +76,7 @@ class Source:
         return self.rng.random() < probability
 
     def pick(self, options: Sequence[T]) -> T:
-        """Choose any entry; used where the entry itself is a fact to learn."""
+        """Choose any entry, held out or not: for facts, which must all be learned."""
         return options[int(self.rng.random() * len(options))]
 
     def split(self, options: Sequence[T]) -> T:
@@ -100,20 +100,20 @@ class Source:
         return low + int(self.rng.random() * (high - low + 1))
 
     def ask(self, templates: Sequence[str], **slots: object) -> str:
-        """Ask one question of the list, written the way people type."""
+        """Fill one question of a list, spelt as people type, and record whether it is held out."""
         question = self.say(templates, **slots)
         self.kept_back.append(bool(slots) and is_kept_back(question))
         return question
 
     def say(self, templates: Sequence[str], **slots: object) -> str:
-        """Fill one template whose slots hold held-out words, which are test enough."""
+        """Fill one template that is never held out; the words in its slots may be."""
         return self.casual(self.pick(templates)).format(**slots)
 
     def address(self, phrases: Sequence[str]) -> str:
-        """Say one phrase without slots, often with words around it.
+        """Return one phrase without slots, often with words around it.
 
-        The bare phrases are all learned, for nothing else teaches what they mean; kept back are
-        combinations with the words around them.
+        All bare phrases occur in training, since nothing else teaches their meaning. Held out are
+        combinations with words around them.
         """
         phrase = self.casual(self.pick(phrases))
         if self.chance(0.5):
@@ -150,7 +150,7 @@ class Source:
         return template[:at] + wrong + template[at + 2 :]
 
     def invented(self, syllables: int) -> str:
-        """Make up a capitalized word, so that copying cannot rely on known names."""
+        """Make up a capitalized word, which the model cannot know and has to copy."""
         parts = [
             self.pick(facts.SYNTHETIC_ONSETS) + self.pick(facts.SYNTHETIC_VOWELS)
             for _ in range(syllables)
@@ -160,7 +160,7 @@ class Source:
     def blend(self) -> str:
         """Make up a word from the beginning of one name and the end of another.
 
-        Such words have the pieces that unknown names consist of, and so teach to copy those.
+        Such words consist of the same tokens as unknown names, so they teach copying those.
         """
         first, second = (self.split(self.pick((facts.FIRST_NAMES, facts.CITIES))) for _ in range(2))
         cut = self.number(1, max(len(first) - 1, 1))

@@ -43,7 +43,7 @@ def define(name: str, description: str, properties: dict[str, Any], required: li
 
 
 def text_type(src: Source, description: str = "") -> dict[str, Any]:
-    """Return a string property, now and then with a description as real schemas have one."""
+    """Return a string property, sometimes with a description, as in real schemas."""
     if description and src.chance(0.3):
         return {"type": "string", "description": description}
     return {"type": "string"}
@@ -56,9 +56,9 @@ TOOL_ADJECTIVES = ("", "", "current_", "local_", "live_", "quick_", "simple_", "
 
 
 def tool_name(src: Source, usual: str, known: tuple[str, ...], nouns: tuple[str, ...]) -> str:
-    """Return a tool's name, as people name tools.
+    """Return a name as people give it to a tool.
 
-    In training also made-up ones: so many that the model has to look them up in the definition.
+    In training, many names are made up, so that the model has to read them from the definition.
     """
     style = src.rng.random()
     if style < 0.35:
@@ -145,7 +145,7 @@ UNIT_ENDINGS = (
 
 
 def with_unit(src: Source, question: str, unit: str) -> str:
-    """Add a wish for a temperature unit to a question."""
+    """Add a request for a temperature unit to a question."""
     word = unit.capitalize() if src.chance(0.5) else unit
     ending = src.pick(UNIT_ENDINGS).format(unit=word)
     if ending.endswith("."):
@@ -374,11 +374,11 @@ def tool_of(src: Source, maker: Maker) -> Tool:
 
 
 def toolbox(src: Source, makers: list[Maker], tools: list[Tool]) -> list[Tool]:
-    """Return the given tools, in any order, among others that the given makers did not make."""
+    """Return the given tools in random order, together with tools of other makers."""
     others = [maker for maker in TASKS if maker not in makers and src.chance(0.6)]
     if not tools and not others:
         others = [calculation]
-    # Two tools of one name could not be told apart; the given ones come last and so prevail.
+    # Two tools of the same name are ambiguous: the given ones come last and replace the others.
     by_name = {tool["function"]["name"]: tool for tool in [tool_of(src, m) for m in others] + tools}
     box = list(by_name.values())
     src.rng.shuffle(box)
@@ -397,7 +397,8 @@ def again(src: Source, maker: Maker, tool: Tool) -> Task:
 def working_document(src: Source, before: list[Message]) -> Document:
     """Return a conversation of tool calls that ends with a call or with an answer from a result.
 
-    Several questions share one list of tools: it is long, and only the assistant's turns teach.
+    Several questions share one list of tools: the list is long, and only the turns of the assistant
+    are learned.
     """
     makers = src.rng.sample(TASKS, src.pick((1, 1, 1, 2, 2)))
     first = [maker(src) for maker in makers]

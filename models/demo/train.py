@@ -67,13 +67,13 @@ def make_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 def make_tokenizer() -> PreTrainedTokenizerFast:
     """Train the tokenizer on a fixed part of the corpus."""
     documents = itertools.islice(stream(Source(seed=0)), TOKENIZER_DOCUMENTS)
-    # A small untrained tokenizer supplies the chat template to render the conversations with.
+    # Rendering the conversations needs a tokenizer with the chat template; a small one will do.
     renderer = train_tokenizer([], 300)
     return train_tokenizer((rendered(renderer, document) for document in documents), VOCABULARY)
 
 
 def padded(rows: list[Encoded], width: int) -> Batch:
-    """Return inputs and targets of equally long rows; -100 marks targets not to learn."""
+    """Return inputs and targets, int64 [rows, width]; -100 marks targets not to learn."""
     inputs = torch.zeros(len(rows), width, dtype=torch.long)
     targets = torch.full((len(rows), width), -100)
     for row, (ids, learned) in enumerate(rows):
@@ -90,8 +90,8 @@ def batches(
 ) -> Iterator[Batch]:
     """Yield batches of about `tokens` tokens, each of documents of similar length.
 
-    Rows start with their own document, so no attention is spent on unrelated text. Only a few
-    shapes occur, for each of which the layers are compiled once.
+    Each row has one document, so no attention is spent on unrelated text. Only a few shapes occur;
+    the layers are compiled once for each.
     """
     waiting: dict[int, list[Encoded]] = defaultdict(list)
     while True:
@@ -109,14 +109,14 @@ def batches(
 def backward(
     model: LlamaForCausalLM, layers: Layers, step: list[Batch], device: torch.device
 ) -> float:
-    """Add up the gradients of all parts of a step; return the mean loss per learned token."""
+    """Add up the gradients of all batches of a step; return the mean loss per learned token."""
     learned = sum(int((targets != -100).sum()) for _, targets in step)
     total = 0.0
     for inputs, targets in step:
         mask = (targets != -100).to(device)
         with torch.autocast(device.type, torch.bfloat16):
             hidden = layers(input_ids=inputs.to(device), use_cache=False).last_hidden_state
-            # Only the learned positions need logits, a good part of the work at this size.
+            # Only the learned positions need logits, which are much of the work at this size.
             logits = model.lm_head(hidden[mask])
         loss = (
             functional.cross_entropy(logits.float(), targets.to(device)[mask], reduction="sum")
@@ -128,7 +128,7 @@ def backward(
 
 
 def learning_rate(progress: float, peak: float, warm_up: float = 0.01) -> float:
-    """Return the rate at a progress from 0 to 1: linear warm-up, then linear to nothing."""
+    """Return the rate at a progress from 0 to 1: linear warm-up, then linear decay to 0."""
     if progress < warm_up:
         return peak * (progress + 0.001) / (warm_up + 0.001)
     return peak * (1 - progress) / (1 - warm_up)
@@ -137,8 +137,8 @@ def learning_rate(progress: float, peak: float, warm_up: float = 0.01) -> float:
 def make_optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
     """Return Muon for the matrices of the layers and AdamW for everything else.
 
-    Muon needs far fewer tokens than AdamW here. Its updates are scaled to the size that AdamW's
-    have, so both follow one learning rate.
+    Muon needs far fewer tokens than AdamW here. Its updates are scaled to the size of those of
+    AdamW, so both use the same learning rate.
     """
     matrices = [p for p in model.model.layers.parameters() if p.ndim == 2]
     chosen = {id(p) for p in matrices}
@@ -150,7 +150,7 @@ def make_optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
-    """Write the model in half precision, replacing each file at once."""
+    """Write the model in half precision; each file is replaced atomically."""
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out) as name:
         half = LlamaForCausalLM(model.config)
@@ -159,21 +159,53 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
         half.half().save_pretrained(name)  # type: ignore[no-untyped-call]
         tokenizer.save_pretrained(name)
         for path in Path(name).iterdir():
-            path.chmod(0o644)  # weights are written readable by their owner alone
+            path.chmod(0o644)  # weights are written readable by the owner only
             path.replace(out / path.name)
+
+
+def training_source(tokenizer: PreTrainedTokenizerFast, seed: int) -> Source:
+    """Return the source of training documents."""
+    source = Source(seed)
+    # The model copies a rare piece of a word only if it has copied that piece in training.
+    source.pieces = [
+        piece for piece in tokenizer.get_vocab() if piece.isascii() and piece.isalpha()
+    ]
+    return source
+
+
+def update(
+    model: LlamaForCausalLM,
+    layers: Layers,
+    optimizers: list[torch.optim.Optimizer],
+    step: list[Batch],
+    rate: float,
+) -> float:
+    """Make one step of the optimizers; return the mean loss per learned token."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+    loss = backward(model, layers, step, model.device)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for optimizer in optimizers:
+        optimizer.step()
+    model.zero_grad()
+    return loss
+
+
+def check(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+    """Measure and save a model during its training."""
+    model.eval()  # type: ignore[no-untyped-call]
+    tqdm.write(table(measure(model, tokenizer, 16)))
+    save(model, tokenizer, out)
+    model.train()
 
 
 def train(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, options: argparse.Namespace
 ) -> dict[str, float]:
     """Train for the given minutes or steps; return the figures of the run."""
-    device = model.device
     optimizers = make_optimizers(model)
-    source = Source(options.seed)
-    # A rare piece of a word is copied only if it has been copied before.
-    source.pieces = [
-        piece for piece in tokenizer.get_vocab() if piece.isascii() and piece.isalpha()
-    ]
+    source = training_source(tokenizer, options.seed)
     parts = batches(stream(source), tokenizer, options.tokens)
     layers = torch.compile(model.model, dynamic=False) if options.compile else model.model
     started = checked = time.monotonic()
@@ -188,26 +220,16 @@ def train(
             break
         source.copying = options.copying * max(0.0, 1 - done / total / COPYING)
         rate = learning_rate(done / total, options.lr)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
         step = list(itertools.islice(parts, options.parts))
-        loss = backward(model, layers, step, device)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-        model.zero_grad()
+        loss = update(model, layers, optimizers, step, rate)
         count += 1
         seen += sum(inputs.numel() for inputs, _ in step)
         smooth = loss if count == 1 else 0.98 * smooth + 0.02 * loss
         bar.update(round(done) - bar.n)
         bar.set_postfix(step=count, loss=f"{smooth:.4f}", lr=f"{rate:.1e}", tokens=seen)
         if options.check and time.monotonic() - checked > options.check * 60:
-            model.eval()  # type: ignore[no-untyped-call]
             tqdm.write(f"{done / total:.0%} loss {smooth:.4f}")
-            tqdm.write(table(measure(model, tokenizer, 16)))
-            save(model, tokenizer, options.out)
-            model.train()
+            check(model, tokenizer, options.out)
             checked = time.monotonic()
     bar.close()
     model.eval()  # type: ignore[no-untyped-call]

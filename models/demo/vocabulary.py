@@ -13,8 +13,9 @@ ASSISTANT = "<|assistant|>"
 SPECIAL_TOKENS = [BOS, PAD, END, "<|system|>", "<|user|>", ASSISTANT, "<|tool|>"]
 TEMPLATE_FILE = Path(__file__).with_name("chat_template.jinja")
 
-# A space belongs to the lower-case word after it, but stands alone before capitals and digits:
-# names then have the same tokens in a sentence and inside JSON quotes, which makes copying easy.
+# A space belongs to the lower-case word after it, but is a piece of its own before capitals and
+# digits: so names have the same tokens in a sentence and inside JSON quotes, which makes them easy
+# to copy.
 PIECES = Regex(
     r"'(?:s|t|re|ve|m|ll|d)\b| ?[\p{Ll}\p{Lo}\p{Lm}\p{M}]+|\p{Lu}+(?!\p{Ll})|\p{Lu}[\p{Ll}\p{M}]*"
     r"|\p{N}| ?[^\s\p{L}\p{N}\p{M}]+|\s+(?!\S)|\s+"
@@ -23,14 +24,7 @@ PIECES = Regex(
 
 def train_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokenizer with single digits on the given texts."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(PIECES, behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer = byte_level_bpe()
     trainer = trainers.BpeTrainer(
         vocab_size=size,
         special_tokens=SPECIAL_TOKENS,
@@ -58,6 +52,19 @@ def train_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
         clean_up_tokenization_spaces=False,
         chat_template=TEMPLATE_FILE.read_text(encoding="utf-8"),
     )
+
+
+def byte_level_bpe() -> Tokenizer:
+    """Return an untrained tokenizer that splits text into `PIECES`."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(PIECES, behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
 
 
 def rendered(tokenizer: PreTrainedTokenizerFast, document: Document) -> str:
@@ -93,8 +100,8 @@ def encode(
 ) -> Iterator[tuple[list[int], list[bool]]]:
     """Yield the ids of each document and which of them to learn.
 
-    All of a plain text is learned, but only the assistant's turns of a conversation: questions
-    and tool definitions are random by design, and learning to predict them is wasted work.
+    All of a plain text is learned, but of a conversation only the turns of the assistant: questions
+    and tool definitions are random, and learning to predict them is wasted work.
     """
     start = tokenizer.convert_tokens_to_ids(ASSISTANT)
     end = tokenizer.eos_token_id

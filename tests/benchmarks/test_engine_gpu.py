@@ -1,4 +1,4 @@
-"""What is measured on a GPU is there to be measured: the real sizes and scheduler, but no model."""
+"""The GPU benchmark gets the steps that it wants to measure: real sizes and scheduler, no model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from engine.scheduling.block_manager import BlockManager
 from engine.scheduling.scheduler import Scheduler
 
 CPU = torch.device("cpu")
-NUM_TOKENS = 350_000  # that a GPU of 80 GB has room for
+NUM_TOKENS = 350_000  # a KV cache that fits on a GPU of 80 GB
 MIN_STEPS = 32
 
 
@@ -28,7 +28,7 @@ def forward(batch: ModelInput) -> Tensor:
 
 
 def without_model(_: Any, __: torch.device, ___: torch.dtype, **settings: Any) -> LocalEngine:
-    """An engine with these settings that runs ahead, as on a GPU."""
+    """An engine with these settings that runs ahead, as on a GPU, and computes nothing."""
     scheduler = Scheduler(
         BlockManager(NUM_TOKENS // BLOCK_SIZE, BLOCK_SIZE),
         max_step_tokens=settings["max_step_tokens"],
@@ -40,7 +40,7 @@ def without_model(_: Any, __: torch.device, ___: torch.dtype, **settings: Any) -
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
-    """Of a device whose ceilings are known, with engines that compute nothing."""
+    """A benchmark of a device with known ceilings, whose engines compute nothing."""
     monkeypatch.setattr(engine_gpu, "random_engine", without_model)
     return Bench(
         CPU, torch.bfloat16, Sizes(), tiny=False, memory_bytes_per_s=3e12, matmul_flop_per_s=9e14
@@ -48,22 +48,20 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Bench:
 
 
 @pytest.mark.parametrize("batch", Sizes().batches)
-def test_many_steps_are_decoding_of_all_rows_and_nothing_else(bench: Bench, batch: int) -> None:
+def test_load_has_enough_steps_that_only_decode_all_rows(bench: Bench, batch: int) -> None:
     local = bench.engine(bench.llama(), None)
     load = engine_gpu._decode_load(bench, bench.llama(), batch)
     assert len(local.run(load.items(batch)).decode_steps(batch)) >= MIN_STEPS
 
 
-def test_the_large_model_gives_all_its_figures(bench: Bench) -> None:
+def test_large_model_yields_all_figures(bench: Bench) -> None:
     engine_gpu.large_model(bench)
     assert bench.errors == {}
     names = {figure.name for figure in bench.figures}
     assert {"8B, decode, 64 rows", "8B, decode, 256 rows", "8B, 64 rows, a step"} <= names
 
 
-def test_the_profiler_has_as_many_full_steps_as_it_wants(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_profiler_gets_enough_full_steps(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "device", torch.device("cuda"))
     monkeypatch.setattr(engine_gpu, "device_busy_s", lambda work, _: work() or 1e-6)
     engine_gpu._idle(bench, bench.engine(bench.llama(), None), bench.llama(), 64, "8B")
@@ -71,11 +69,13 @@ def test_the_profiler_has_as_many_full_steps_as_it_wants(
     assert [figure.name for figure in bench.figures][-1] == "8B, 64 rows, device idle per step"
 
 
-def test_what_cannot_be_measured_is_an_error_and_no_figure(
+def test_unmeasurable_figure_is_reported_as_an_error(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = bench.llama()
-    local = bench.engine(config, None, max_chunk_tokens=1024)  # most are over when the last begins
+    local = bench.engine(
+        config, None, max_chunk_tokens=1024
+    )  # most sequences end before the last begins
     engine_gpu._decode(bench, local, config, costs(config, bench.dtype), 256, "8B")
     monkeypatch.setattr(bench, "device", torch.device("cuda"))
     monkeypatch.setattr(engine_gpu, "device_busy_s", lambda work, _: work())

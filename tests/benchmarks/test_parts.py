@@ -1,4 +1,4 @@
-"""The parts of benchmarks that could be wrong without anybody noticing."""
+"""Parts of benchmarks whose errors would not show in the output."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from benchmarks.report import Target, percentile, table
 from benchmarks.timeline import covered
 
 
-def test_lengths_are_the_same_every_time_and_prompts_are_not() -> None:
+def test_items_repeat_their_lengths_but_not_their_prompts() -> None:
     load = Load((10, 50), (2, 9), vocab_size=100)
     first, second = load.items(8), load.items(8)
     assert [len(item.prompt) for item in first] == [len(item.prompt) for item in second]
@@ -28,7 +28,7 @@ def test_lengths_are_the_same_every_time_and_prompts_are_not() -> None:
     )
 
 
-def test_two_loads_have_no_prompt_in_common() -> None:
+def test_two_loads_share_no_prompt() -> None:
     first, second = uniform(40, 2), uniform(24, 2)
     assert first.items(1)[0].prompt[:8] != second.items(1)[0].prompt[:8]
 
@@ -42,7 +42,7 @@ def test_lengths_cover_their_range() -> None:
 
 
 @pytest.mark.parametrize("config", [llama_125m(), qwen3_06b()], ids=["untied", "tied"])
-def test_costs_are_those_of_the_weights(config: object) -> None:
+def test_costs_equal_the_sizes_of_the_weights(config: object) -> None:
     small = shrunk(config)
     model = build(small, torch.device("cpu"), torch.float32)
     layers = sum(p.numel() for p in model.model.layers.parameters())
@@ -54,7 +54,7 @@ def test_costs_are_those_of_the_weights(config: object) -> None:
     assert found.head_flops == 2 * head
 
 
-def test_costs_of_the_8b_shape_are_the_known_ones() -> None:
+def test_costs_of_the_8b_shape_are_correct() -> None:
     found = costs(llama_8b(), torch.bfloat16)
     assert found.weight_bytes == pytest.approx(15.0e9, rel=0.01)
     assert found.kv_bytes_per_token == 128 * 1024
@@ -64,12 +64,12 @@ def test_costs_of_the_8b_shape_are_the_known_ones() -> None:
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(8.03e9, rel=0.001)
 
 
-def test_time_that_two_kernels_share_counts_once() -> None:
+def test_overlap_of_two_kernels_counts_once() -> None:
     assert covered([(5, 6), (0, 2), (1, 3), (1, 2)]) == 4
     assert covered([]) == 0
 
 
-def test_targets_say_whether_they_are_met() -> None:
+def test_target_has_a_verdict() -> None:
     assert Target("", 0.9, 0.85).verdict == "met"
     assert Target("", 0.04, 0.03, at_least=False).verdict == "missed"
     assert Target("", None, 1.0).verdict == "not measured"
@@ -80,12 +80,12 @@ def test_tables_are_aligned() -> None:
     assert table(["a", "b"], [["long", "1"], ["x", "22"]]) == "a       b\nlong    1\nx      22"
 
 
-def test_gaps_are_within_streams_only() -> None:
+def test_gaps_are_measured_within_a_stream() -> None:
     assert gaps([[1.0, 3.0, 4.0], [2.0]]) == [2.0, 1.0]
     assert percentile([1.0, 2.0, 3.0], 50) == 2.0
 
 
-def test_gguf_holds_every_weight(tmp_path: Path) -> None:
+def test_gguf_contains_every_weight(tmp_path: Path) -> None:
     model = build(shrunk(llama_125m()), torch.device("cpu"), torch.float32)
     gguf_file.write(model, tmp_path / "model.gguf")
     data = (tmp_path / "model.gguf").read_bytes()
@@ -96,7 +96,7 @@ def test_gguf_holds_every_weight(tmp_path: Path) -> None:
     assert data.index(b"blk.1.attn_q.weight") < data.index(b"output_norm.weight")
 
 
-def test_gguf_rotates_neighbours() -> None:
+def test_gguf_interleaves_the_halves_of_each_head() -> None:
     rows = torch.arange(16.0).unsqueeze(1)  # two heads of 8
     assert gguf_file._interleaved(rows, 2).flatten().tolist() == [
         *(0, 4, 1, 5, 2, 6, 3, 7),

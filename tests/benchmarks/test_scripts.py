@@ -1,4 +1,4 @@
-"""Every script that figures come from still runs, on models so small that it takes seconds."""
+"""Every benchmark script runs, on models so small that it takes seconds."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ ENGINE_GPU = {
     "8B, 4 rows, a step",
     "0.6B, decode, 1 row",
     "transformers continuous batching, the same",
-    "3 guessed tokens",
+    "3 draft tokens",
 }
 
 
 def last_line(*arguments: str) -> Any:
-    """Runs a script; its result."""
+    """Runs a script with `--tiny`; returns the JSON of its last line."""
     command = [sys.executable, "-m", *arguments, "--tiny"]
     ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-4000:]
@@ -44,7 +44,7 @@ def test_engine_cpu_measures_every_target() -> None:
     assert all(target["value"] is not None for target in result["targets"])
 
 
-def test_peers_compare_the_same_tokens() -> None:
+def test_peers_generate_the_same_tokens() -> None:
     result = last_line(
         "benchmarks.peers", "--repeat=1", "--counts", "1", "2", "--without=llama.cpp"
     )

@@ -1,4 +1,4 @@
-"""One server for the whole folder; its log is shown with every failure."""
+"""One server for all tests of this folder; a failure shows the end of its log."""
 
 from __future__ import annotations
 
@@ -10,12 +10,25 @@ from tests.e2e.reflection_client import ReflectionClient
 from tests.e2e.stack import Stack, running
 
 _LOG_CHARS = 6000
+
+# Makes failed assertions in these modules show their values, as in test files.
+_MODULES = [
+    "contract",
+    "grammars",
+    "refusal",
+    "rest_replies",
+    "shapes",
+    "tool_calls",
+    "typed_messages",
+]
+pytest.register_assert_rewrite(*(f"tests.e2e.{name}" for name in _MODULES))
+
 _live: list[Stack] = []
 
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """The server that tests share: they leave it idle and healthy."""
+    """The server that all tests share; each test must leave it idle and healthy."""
     with running(tmp_path_factory.mktemp("stack") / "log") as stack:
         _live.append(stack)
         yield stack

@@ -1,7 +1,7 @@
-"""The OpenAPI document as a judge of live replies.
+"""Checks live replies against the OpenAPI document.
 
-Its schemas become JSON Schema and are closed: a key that the document does not name is an error.
-Where the server differs from the document on purpose stands in `DEVIATIONS`, nowhere else.
+The schemas of the document become JSON Schema and are closed: a key that the document does not name
+is an error. `DEVIATIONS` lists every difference between server and document that is intended.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from referencing.jsonschema import DRAFT202012
 
 from service.api import docs
 
-DOCUMENT: dict[str, Any] = json.loads(docs.open_api())  # the contract with our additions
+DOCUMENT: dict[str, Any] = json.loads(docs.open_api())  # TGI's contract with our additions
 SCHEMAS: dict[str, Any] = DOCUMENT["components"]["schemas"]
 DONE = "[DONE]"
 JSON = "application/json"
@@ -37,10 +37,11 @@ class Deviation:
     """What the server sends instead of what the document says.
 
     Args:
-        source: where tgi-behaviour.md says so: a row of 10.1, or a section.
+        source: where the behaviour of TGI was recorded: a section, or a row of section 10.1, of the
+            notes on TGI 2.1.2 that preceded this project. They are not in the repository.
         schema: the component.
-        properties: properties that are new or replace the document's.
-        always: keys that are never left out, though the document would allow it.
+        properties: new properties, or replacements of the document's.
+        always: keys that are never left out, though the document allows it.
     """
 
     source: str
@@ -50,15 +51,15 @@ class Deviation:
 
 
 def _choices_ending_with(finish_reason: dict[str, Any]) -> dict[str, Any]:
-    """Choices of `/v1/completions`: a stream's and a whole answer's share a component."""
+    """Choices of `/v1/completions`: those of streams and of whole answers share a component."""
     choice = {"$ref": _PREFIX + "CompletionComplete"}
     ending = {"properties": {"finish_reason": finish_reason}}
     return {"choices": {"type": "array", "items": {"allOf": [choice, ending]}}}
 
 
-# Two rows are no schema's and stand in `Checker.check`: 1 (`/` answers a list of one) and 2
-# (failures of a stream are events of a 200). Rows 17, 18 and 27 need nothing, since the document
-# has them as the router does: the object `tool_calls`, any `arguments`, the null `logprob`.
+# Two rows concern no schema and are in `Checker.check`: 1 (`/` answers a list of one element) and 2
+# (a failure inside a stream is an event of a 200). Rows 17, 18 and 27 need nothing, since the
+# document agrees with TGI's router: the object `tool_calls`, any `arguments`, the null `logprob`.
 DEVIATIONS = (
     Deviation("15", "ChatCompletion", {"object": {"const": "chat.completion"}}, ("object",)),
     Deviation(
@@ -66,17 +67,17 @@ DEVIATIONS = (
     ),
     Deviation("15", "CompletionFinal", {"object": {"const": "text_completion"}}, ("object",)),
     Deviation("15", "Chunk", {"object": {"const": "text_completion"}}, ("object",)),
-    # No list of logprobs, but always null.
+    # `logprobs` is always null, never a list.
     Deviation("16", "CompletionComplete", {"logprobs": {"type": "null"}}, ("logprobs",)),
     Deviation("25", "StreamResponse", {}, ("generated_text", "details")),
-    # A null is written, not left out.
+    # A null is written instead of leaving the key out.
     Deviation("2.1", "Details", {}, ("seed",)),
     Deviation("2.1", "BestOfSequence", {}, ("seed",)),
     Deviation("2.1", "StreamDetails", {}, ("seed",)),
     Deviation("2.1", "ChatCompletionComplete", {"finish_reason": _FINISH_REASON}, ("logprobs",)),
     Deviation("2.1", "ChatCompletionChoice", {}, ("logprobs", "finish_reason")),
     Deviation("5.1", "Info", {}, tuple(SCHEMAS["Info"]["properties"])),
-    # TGI's literals on OpenAI's paths, and none at all in a stream of completions.
+    # The paths of OpenAI have TGI's finish reasons; a stream of completions has an empty one.
     Deviation(
         "2.5", "ChatCompletionChoice", {"finish_reason": {**_FINISH_REASON, "nullable": True}}
     ),
@@ -86,7 +87,7 @@ DEVIATIONS = (
 
 
 def resolve(item: dict[str, Any]) -> dict[str, Any]:
-    """What a reference into the document means; anything else is itself."""
+    """Follows references into the document; any other item is returned as it is."""
     while "$ref" in item:
         target: Any = DOCUMENT
         for key in item["$ref"].removeprefix("#/").split("/"):
@@ -96,14 +97,14 @@ def resolve(item: dict[str, Any]) -> dict[str, Any]:
 
 
 def operations() -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Method, path and description of everything in the document."""
+    """(method, path, description) of every operation in the document."""
     for path, methods in DOCUMENT["paths"].items():
         for method, operation in methods.items():
             yield method.upper(), path, operation
 
 
 def documented_statuses() -> set[tuple[str, str, int]]:
-    """Every status that the document promises: method, path, status."""
+    """Every documented status: (method, path, status)."""
     return {
         (method, path, int(status))
         for method, path, operation in operations()
@@ -112,7 +113,7 @@ def documented_statuses() -> set[tuple[str, str, int]]:
 
 
 def response_schemas() -> set[str]:
-    """The components that describe a reply, or at least nothing that is sent to the server."""
+    """The components that describe replies: all but those that only requests refer to."""
     requests: set[str] = set()
     replies: set[str] = set()
     for _, _, operation in operations():
@@ -122,7 +123,7 @@ def response_schemas() -> set[str]:
 
 
 def _collect(item: Any, names: set[str]) -> None:
-    """Adds all components that something refers to, directly or not."""
+    """Adds the names of all components that an item refers to, directly or indirectly."""
     if isinstance(item, list):
         for part in item:
             _collect(part, names)
@@ -138,7 +139,7 @@ def _collect(item: Any, names: set[str]) -> None:
 
 
 def events(reply: httpx.Response) -> list[str]:
-    """The payloads of a stream whose framing is TGI's; comments are left out."""
+    """Checks the framing of a stream and returns its payloads, without comments."""
     text = reply.text
     assert text.endswith("\n\n")
     blocks = [block for block in text.removesuffix("\n\n").split("\n\n") if block != ":"]
@@ -147,7 +148,7 @@ def events(reply: httpx.Response) -> list[str]:
 
 
 def meant_path(path: str, body: Any) -> str:
-    """The path whose replies these are: `/invocations` answers for three."""
+    """The path whose replies are expected: `/invocations` answers like one of three others."""
     if path != "/invocations" or not isinstance(body, dict):
         return path
     if body.get("messages"):
@@ -156,7 +157,7 @@ def meant_path(path: str, body: Any) -> str:
 
 
 class Checker:
-    """Checks replies; `exercised` are the components that something fitted."""
+    """Checks replies; `exercised` has the names of the components that some reply fitted."""
 
     def __init__(self) -> None:
         self.exercised: set[str] = set()
@@ -212,7 +213,7 @@ class Checker:
 
 
 def _in_document(schema: Any) -> Any:
-    """A schema whose references are absolute, and can be followed from anywhere."""
+    """A schema with absolute references, which can be followed from any schema."""
     if isinstance(schema, dict):
         return {
             key: _URI + value if key == "$ref" else _in_document(value)
@@ -222,7 +223,7 @@ def _in_document(schema: Any) -> Any:
 
 
 def _json_schema(schema: Any) -> Any:
-    """OpenAPI 3.0's `nullable` as JSON Schema says it."""
+    """Replaces `nullable` of OpenAPI 3.0 by what JSON Schema has for it."""
     if isinstance(schema, list):
         return [_json_schema(item) for item in schema]
     if not isinstance(schema, dict):
@@ -236,7 +237,7 @@ def _json_schema(schema: Any) -> Any:
 
 
 def _components() -> dict[str, Any]:
-    """The components as the server has them, closed."""
+    """The components with all deviations applied, closed."""
     schemas = json.loads(json.dumps(SCHEMAS))
     for item in DEVIATIONS:
         schema = schemas[item.schema]
@@ -245,14 +246,14 @@ def _components() -> dict[str, Any]:
     for schema in schemas.values():
         if "properties" in schema:
             schema["additionalProperties"] = False
-    # Either form fits: with our usage at the end of a stream, a chunk may look like a final answer.
+    # Both forms may fit: with our usage, the last chunk of a stream looks like a final answer.
     completion = schemas["Completion"]
     completion["anyOf"] = completion.pop("oneOf")
     return {name: _json_schema(schema) for name, schema in schemas.items()}
 
 
 def _is_float32(value: Any) -> bool:
-    """A float32 in its shortest form, as serde prints it."""
+    """Whether a value is a float32 in its shortest decimal form, as serde prints it."""
     return not isinstance(value, float) or float(str(np.float32(value))) == value
 
 

@@ -1,4 +1,4 @@
-"""A gRPC client that knows nothing beforehand: it asks the server for its descriptors."""
+"""A gRPC client without generated code: it asks the server for its descriptors."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ReflectionClient:
     """Calls methods by name, with requests as dicts in protobuf's JSON form.
 
     Args:
-        channel: where to; it stays the caller's.
+        channel: the connection to use; the caller closes it.
     """
 
     def __init__(self, channel: grpc.Channel) -> None:
@@ -35,11 +35,11 @@ class ReflectionClient:
         return sorted(self._database.get_services())
 
     def describe(self, service: str = SERVICE) -> ServiceDescriptor:
-        """A service with its methods and, behind them, its messages."""
+        """The descriptor of a service, which leads to its methods and their messages."""
         return self._pool.FindServiceByName(service)
 
     def request(self, method: str, fields: dict[str, Any], service: str = SERVICE) -> Message:
-        """The request message of a method."""
+        """Makes the request message of a method."""
         input_type = self._method(method, service).input_type
         return json_format.ParseDict(fields, message_factory.GetMessageClass(input_type)())
 

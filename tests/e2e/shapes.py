@@ -1,4 +1,4 @@
-"""What the contract's objects look like on the wire: their keys in order, and their values."""
+"""Checks of the contract's objects on the wire: their keys in order, and their values."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def is_count(value: Any) -> bool:
 
 
 def check_logprob(value: Any) -> None:
-    """A log-probability: a float32 in its shortest form."""
+    """Checks a log-probability: a float32 in its shortest decimal form, at most 0."""
     assert is_number(value)
     assert math.isfinite(value)
     assert value <= 0
@@ -66,7 +66,7 @@ def check_usage(usage: dict[str, Any]) -> None:
 
 
 def check_head(body: dict[str, Any], kind: str, model: str) -> None:
-    """What all OpenAI objects have in common."""
+    """Checks the fields that all objects of OpenAI have in common."""
     assert body["object"] == kind
     assert body["id"] == ""
     assert is_count(body["created"])

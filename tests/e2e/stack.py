@@ -1,4 +1,4 @@
-"""A real server as users start it, `tokenwire serve`, and what tests need to look at it."""
+"""A real server, started as users start it: `tokenwire serve`, with access to its state."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ import psutil
 from service.launch.sources import without_settings
 
 SERVICE = "tokenwire.v1.TextGenerationService"
-START_S = 180.0  # the machine may be busy with other things
-DEADLINE_S = 120.0  # anything else that may take a while
+START_S = 180.0  # for starting; the machine may be busy
+DEADLINE_S = 120.0  # for everything else that is waited for
 PROMPT = "What is Deep Learning?"
 TOKENWIRE = Path(sys.executable).with_name("tokenwire")
 
-# At this temperature every token is as likely as any other, whatever the model has learnt, and the
-# seed is one whose draws miss the end-of-text token: a text that does not end by itself.
+# A text that does not end by itself: at this temperature all tokens are equally likely, whatever
+# the model has learnt, and the draws of this seed miss the end-of-text token.
 ENDLESS: dict[str, Any] = {
     "do_sample": True,
     "temperature": 1e6,
@@ -38,11 +38,11 @@ _BANNER = re.compile(r"^  REST +http://(\S+)\n  gRPC +(\S+)$", re.MULTILINE)
 
 
 class StartError(Exception):
-    """The server did not come up; `str()` is its log."""
+    """The server did not start; `str()` is its log."""
 
 
 def command(*flags: str) -> list[str]:
-    """The command line of a server on free ports; flags given here win."""
+    """The command line of a server on free ports; `flags` override the defaults."""
     defaults = ["--port=0", "--grpc-port=0", "--num-threads=1", "--drain-seconds=30"]
     return [str(TOKENWIRE), "serve", *defaults, *flags]
 
@@ -60,10 +60,10 @@ def run_to_end(*flags: str) -> subprocess.CompletedProcess[str]:
 
 
 def wait_until(reached: Callable[[], bool], what: str, seconds: float = DEADLINE_S) -> None:
-    """Polls until something is so.
+    """Polls until `reached` returns True.
 
     Raises:
-        AssertionError: it did not come about in time.
+        AssertionError: it did not return True in time; the text names `what`.
     """
     deadline = time.monotonic() + seconds
     while not reached():
@@ -75,7 +75,7 @@ class Stack:
     """A running server: supervisor, engine, service and Envoy.
 
     Args:
-        log_path: where its output goes.
+        log_path: the file that its output is written to.
         flags: added to the command line.
     """
 
@@ -105,7 +105,7 @@ class Stack:
         self.through_envoy = grpc.insecure_channel(self.address)
 
     def log(self) -> str:
-        """Everything it has written so far."""
+        """The output so far."""
         return self.log_path.read_text(errors="replace")
 
     def children(self) -> list[psutil.Process]:
@@ -136,12 +136,12 @@ class Stack:
             try:
                 return all(self.metric(series) == 0 for series in busy)
             except (httpx.HTTPStatusError, KeyError):
-                return False  # a service that has just come back and heard nothing of the engine
+                return False  # a service just restarted, without statistics of the engine so far
 
         wait_until(is_idle, "an idle engine with all its blocks free")
 
     def wait_until_running(self, count: int) -> None:
-        """Returns when at least so many generations are in the batch."""
+        """Returns when at least `count` generations are in the batch."""
         wait_until(lambda: self.metric("tgi_batch_current_size") >= count, f"{count} running")
 
     def is_healthy(self) -> bool:
@@ -160,7 +160,7 @@ class Stack:
         return result
 
     def stop(self) -> None:
-        """Ends all of it, whatever state it is in."""
+        """Ends all processes, whatever state they are in."""
         children = self.children()
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
@@ -195,7 +195,7 @@ def running(log_path: Path, *flags: str) -> Iterator[Stack]:
 
 
 def _role(process: psutil.Process) -> str:
-    """The part of a command line that tells the children apart."""
+    """The name of a child, from its command line; empty for other processes."""
     try:
         arguments = process.cmdline()
     except psutil.Error:

@@ -1,4 +1,4 @@
-"""What the server has beyond the contract: paths and fields that later clients use."""
+"""Paths and fields beyond the contract of TGI 2.1.2, which newer clients use."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ GENERATE: dict[str, Any] = {
     "parameters": {"max_new_tokens": 6, "details": True, "seed": 3, "temperature": 2.0},
 }
 USAGE = {"stream": True, "stream_options": {"include_usage": True}}
-# Every token is as likely as any other, and the seed's draws miss the end of the text.
+# A text that does not end by itself; see `stack.ENDLESS`.
 ENDLESS = {"temperature": 1e6, "seed": 2}
 CHROMIUM = shutil.which("chromium")
 
@@ -41,25 +41,25 @@ def post(stack: Stack, path: str, body: dict[str, Any]) -> httpx.Response:
 
 
 def timeless(reply: httpx.Response) -> str:
-    """A body without the second in which it was made."""
+    """A body without its time of creation."""
     return re.sub(r'"created":\d+', '"created":0', reply.text)
 
 
 def events(reply: httpx.Response) -> list[Any]:
-    """The events of a stream; the end mark as it is."""
+    """The JSON of the events of a stream, and `[DONE]` as text."""
     texts = [part.removeprefix("data: ") for part in reply.text.removesuffix("\n\n").split("\n\n")]
     return [text if text == "[DONE]" else json.loads(text) for text in texts]
 
 
 def plain(message: Any) -> list[dict[str, Any]]:
-    """Typed tokens as REST has them."""
+    """Typed tokens as the JSON objects of REST."""
     return [
         {"id": item.id, "text": item.text, "start": item.start, "stop": item.stop}
         for item in message
     ]
 
 
-def test_models_are_the_one(stack: Stack, api: ReflectionClient) -> None:
+def test_models_lists_the_served_model(stack: Stack, api: ReflectionClient) -> None:
     reply = stack.http.get("/v1/models")
     name = stack.http.get("/info").json()["model_id"]
     model = {"id": name, "object": "model", "created": 0, "owned_by": name}
@@ -74,7 +74,7 @@ def test_models_are_the_one(stack: Stack, api: ReflectionClient) -> None:
     assert not message.HasField("http")
 
 
-def test_ping_is_health(stack: Stack) -> None:
+def test_ping_answers_like_health(stack: Stack) -> None:
     reply = stack.http.get("/ping")
     assert (reply.status_code, reply.content) == (200, b"")
     assert not [name for name in reply.headers if name.startswith(("x-", "grpc-"))]
@@ -89,28 +89,28 @@ class TestChatTokenize:
         text = body["templated_text"]
         assert all(item["content"] in text for item in MESSAGES)
         tokens = post(stack, "/tokenize", {"inputs": text}).json()
-        # The template begins with the token that the tokenizer puts in front: a prompt has it once.
+        # The template writes the beginning-of-text token itself, so /tokenize has it twice here.
         assert [token["id"] for token in tokens[:2]] == [0, 0]
         assert body["tokenize_response"] == tokens[1:]
         assert max(token["stop"] for token in tokens) == len(text.encode())
 
-    def test_grpc_says_the_same(self, stack: Stack, api: ReflectionClient) -> None:
+    def test_grpc_answers_the_same(self, stack: Stack, api: ReflectionClient) -> None:
         body = post(stack, "/chat_tokenize", CHAT).json()
         message = api.call("ChatTokenize", CHAT)
         assert message.templated_text == body["templated_text"]
         assert plain(message.tokenize_response) == body["tokenize_response"]
         assert not message.HasField("http")
 
-    def test_only_the_conversation_counts(self, stack: Stack) -> None:
-        loud = {
+    def test_parameters_are_ignored(self, stack: Stack) -> None:
+        with_parameters = {
             "messages": MESSAGES,
             "stream": True,
             "max_tokens": 0,
             "temperature": -1,
             "top_p": 5,
         }
-        quiet = post(stack, "/chat_tokenize", {"messages": MESSAGES})
-        assert post(stack, "/chat_tokenize", loud).content == quiet.content
+        without = post(stack, "/chat_tokenize", {"messages": MESSAGES})
+        assert post(stack, "/chat_tokenize", with_parameters).content == without.content
 
 
 class TestInvocations:
@@ -120,7 +120,7 @@ class TestInvocations:
         [("/", GENERATE), ("/v1/chat/completions", CHAT), ("/v1/completions", COMPLETION)],
         ids=["generate", "chat", "completions"],
     )
-    def test_answer_is_that_of_the_path_that_was_meant(
+    def test_answer_is_that_of_the_path_that_takes_the_body(
         self, stack: Stack, path: str, body: dict[str, Any], stream: bool
     ) -> None:
         body = {**body, "stream": stream}
@@ -132,15 +132,15 @@ class TestInvocations:
         ]
         assert custom[0] == custom[1] != set()
 
-    def test_a_single_prompt_need_not_be_a_list(self, stack: Stack) -> None:
+    def test_single_prompt_need_not_be_a_list(self, stack: Stack) -> None:
         body = {**COMPLETION, "prompt": PROMPT}
         found, expected = (post(stack, p, body) for p in ("/invocations", "/v1/completions"))
         assert timeless(found) == timeless(expected)
 
-    def test_fields_of_the_others_do_not_matter(self, stack: Stack) -> None:
-        loud = {**GENERATE, "max_tokens": 0, "n": 5, "suffix": "x", "messages": [], "prompt": []}
+    def test_fields_of_the_other_paths_are_ignored(self, stack: Stack) -> None:
+        body = {**GENERATE, "max_tokens": 0, "n": 5, "suffix": "x", "messages": [], "prompt": []}
         expected = post(stack, "/invocations", GENERATE)
-        assert post(stack, "/invocations", loud).content == expected.content
+        assert post(stack, "/invocations", body).content == expected.content
 
     @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
     @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ class TestInvocations:
         ],
         ids=["generate", "chat", "completions"],
     )
-    def test_grpc_wraps_the_reply_that_was_meant(
+    def test_grpc_wraps_the_reply_of_the_rpc_that_takes_the_body(
         self, api: ReflectionClient, kind: str, method: str, body: dict[str, Any], stream: bool
     ) -> None:
         body = {**body, "stream": stream}
@@ -186,14 +186,16 @@ class TestDocumentation:
             ("/docs/favicon-32x32.png", "image/png", b"\x89PNG"),
         ],
     )
-    def test_file(self, stack: Stack, path: str, content_type: str, start: bytes) -> None:
+    def test_file_is_served_with_its_type(
+        self, stack: Stack, path: str, content_type: str, start: bytes
+    ) -> None:
         reply = stack.http.get(path)
         assert reply.status_code == 200
         assert reply.headers["content-type"] == content_type
         assert reply.content.startswith(start)
         assert len(reply.content) == int(reply.headers.get("content-length", len(reply.content)))
 
-    def test_page_asks_only_for_files_that_are_there(self, stack: Stack) -> None:
+    def test_page_refers_only_to_files_that_exist(self, stack: Stack) -> None:
         page = stack.http.get("/docs").text
         asked = re.findall(r'(?:src|href|url)[=:] ?"([^"]+)"', page)
         assert len(asked) == 4
@@ -205,7 +207,7 @@ class TestDocumentation:
         assert reply.status_code == 404
         assert reply.json() == {"error": "Not Found", "error_type": "not_found"}
 
-    def test_grpc_has_the_files_too(self, stack: Stack, api: ReflectionClient) -> None:
+    def test_grpc_serves_the_same_files(self, stack: Stack, api: ReflectionClient) -> None:
         message = api.call("Docs", {"asset": "swagger-ui.css"})
         assert message.content_type == "text/css"
         assert message.data == stack.http.get("/docs/swagger-ui.css").content
@@ -244,7 +246,9 @@ class TestUsageInStreams:
             ("/invocations", CHAT, "chat.completion.chunk"),
         ],
     )
-    def test_rest(self, stack: Stack, path: str, body: dict[str, Any], kind: str) -> None:
+    def test_rest_stream_ends_with_the_usage(
+        self, stack: Stack, path: str, body: dict[str, Any], kind: str
+    ) -> None:
         whole = post(stack, path, body).json()
         *chunks, last, done = events(post(stack, path, {**body, **USAGE}))
         assert done == "[DONE]"
@@ -260,7 +264,7 @@ class TestUsageInStreams:
         ("method", "body", "field"),
         [("Chat", CHAT, "chunk"), ("Completions", COMPLETION, "completion")],
     )
-    def test_grpc(
+    def test_grpc_stream_ends_with_the_usage(
         self, api: ReflectionClient, method: str, body: dict[str, Any], field: str
     ) -> None:
         (whole,) = api.collect(method, body)
@@ -282,7 +286,7 @@ class TestUsageInStreams:
         ],
         ids=["chat", "completions"],
     )
-    def test_not_sent_when_not_asked(
+    def test_usage_is_absent_unless_asked_for(
         self,
         stack: Stack,
         direct_api: ReflectionClient,
@@ -300,7 +304,7 @@ class TestUsageInStreams:
         assert all(part.choices and not part.HasField("usage") for part in parts)
         assert len(parts) == len(chunks)
 
-    def test_a_prompt_that_fails_is_not_counted(self, stack: Stack) -> None:
+    def test_failed_prompt_is_not_counted(self, stack: Stack) -> None:
         body = {**COMPLETION, **ENDLESS, **USAGE, "prompt": [PROMPT, ""], "max_tokens": 3}
         *_, last, done = events(post(stack, "/v1/completions", body))
         assert done == "[DONE]"
@@ -308,10 +312,10 @@ class TestUsageInStreams:
         assert last["usage"] == post(stack, "/v1/completions", alone).json()["usage"]
         assert last["usage"]["completion_tokens"] == 3
 
-    def test_options_do_not_matter_without_a_stream(self, stack: Stack) -> None:
+    def test_stream_options_are_ignored_without_a_stream(self, stack: Stack) -> None:
         for path, body in [("/v1/chat/completions", CHAT), ("/v1/completions", COMPLETION)]:
-            loud = {**body, "stream_options": {"include_usage": True}}
-            assert timeless(post(stack, path, loud)) == timeless(post(stack, path, body))
+            with_options = {**body, "stream_options": {"include_usage": True}}
+            assert timeless(post(stack, path, with_options)) == timeless(post(stack, path, body))
 
 
 class TestMaxCompletionTokens:
@@ -326,7 +330,7 @@ class TestMaxCompletionTokens:
         ],
         ids=str,
     )
-    def test_wins(
+    def test_max_completion_tokens_overrides_max_tokens(
         self, stack: Stack, direct_api: ReflectionClient, limits: dict[str, Any], count: int
     ) -> None:
         body = {"messages": MESSAGES, **ENDLESS, **limits}

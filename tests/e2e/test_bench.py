@@ -28,7 +28,7 @@ def run_bench(*flags: str) -> subprocess.CompletedProcess[str]:
 
 
 def result(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
-    """The JSON on the last line of a run that went well."""
+    """The JSON on the last line of a successful run."""
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
@@ -62,10 +62,10 @@ def test_every_request_and_token_is_counted(target: str, loop: str, stack: Stack
     assert found["output_tokens_per_s"] == pytest.approx(6 * found["requests_per_s"], rel=0.01)
     assert "first token" in done.stdout
     generated = stack.metric("tgi_request_generated_tokens_sum") - before
-    assert 24 + 2 <= generated <= 24 + 2 * 6  # the warm-up, which may have met the end of a text
+    assert 24 + 2 <= generated <= 24 + 2 * 6  # the two warm-up requests may have ended early
 
 
-def test_prompts_find_nothing_in_the_cache_unless_they_shall(stack: Stack) -> None:
+def test_prompts_hit_the_prefix_cache_only_with_a_shared_prefix(stack: Stack) -> None:
     series = 'tokenwire_prompt_tokens{source="cache"}'
     before = stack.metric(series)
     for _ in range(2):  # a second run with the same seed has other prompts
@@ -75,14 +75,14 @@ def test_prompts_find_nothing_in_the_cache_unless_they_shall(stack: Stack) -> No
     assert stack.metric(series) >= before + 4 * 16
 
 
-def test_requests_that_are_too_long_are_one_line(target: str) -> None:
+def test_too_long_requests_are_an_error_of_one_line(target: str) -> None:
     done = run_bench(f"--target={target}", "--input-tokens=100", "--output-tokens=100000")
     assert (done.returncode, done.stdout) == (1, "")
     last = done.stderr.splitlines()[-1]
     assert "`inputs` tokens + `max_new_tokens` must be <=" in last
 
 
-def test_wrong_targets_are_one_line(stack: Stack) -> None:
+def test_wrong_target_is_an_error_of_one_line(stack: Stack) -> None:
     for target in (f"{stack.url}/nowhere", f"http://{stack.grpc_address}"):
         done = run_bench(f"--target={target}")
         assert (done.returncode, done.stdout) == (1, "")

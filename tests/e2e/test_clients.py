@@ -1,4 +1,4 @@
-"""The clients that people have, unmodified, against the real server."""
+"""Clients of TGI and of OpenAI, unmodified, against the real server."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ def openai(stack: Stack) -> Any:
 
 
 def chat_text(stack: Stack) -> str:
+    """The greedy answer over plain HTTP, which the clients must return."""
     body = {"messages": MESSAGES, "max_tokens": 6, "temperature": 0.0}
     text: str = stack.http.post("/v1/chat/completions", json=body).json()["choices"][0]["message"][
         "content"
@@ -111,7 +112,7 @@ class TestHuggingFaceHub:
         assert text == chat_text(stack)
         assert chunks[-1].choices[0].finish_reason in ("length", "eos_token")
 
-    def test_openai_spelling(self, stack: Stack, hub: InferenceClient) -> None:
+    def test_openai_style_methods(self, stack: Stack, hub: InferenceClient) -> None:
         output = hub.chat.completions.create(messages=MESSAGES, max_tokens=6, temperature=0.0)
         assert output.choices[0].message.content == chat_text(stack)
 
@@ -215,14 +216,14 @@ class TestOpenAI:
         assert model.object == "model"
         assert model.id == stack.http.get("/info").json()["model_id"]
 
-    def test_chat_ignores_what_it_does_not_know(self, openai: OpenAI) -> None:
+    def test_unknown_chat_fields_are_ignored(self, openai: OpenAI) -> None:
         stream = openai.chat.completions.create(
             model="tgi",
             messages=MESSAGES,
             max_tokens=2,
             stream=True,
             stream_options={"include_usage": False},
-            user="somebody",
+            user="user-1",
         )
         assert list(stream)
 
@@ -277,7 +278,7 @@ class TestOpenAI:
             assert "".join(parts) == chat_text(stack)
 
 
-# Runs with the old client's own packages; prints what it got as JSON.
+# Runs with the packages of the old client; prints the answers as JSON.
 TGI_SCRIPT = """
 import asyncio, json, sys, warnings
 warnings.simplefilter("ignore")
@@ -338,6 +339,7 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module")
 def found(stack: Stack) -> dict[str, Any]:
+    """What `TGI_SCRIPT` printed."""
     if not TGI_CLIENT.is_dir():
         pytest.fail(
             f"the client text-generation is not in {TGI_CLIENT}; `make test` installs it there, "

@@ -1,4 +1,4 @@
-"""What the bundled model is good at, asked as a user would; its model card has the full figures."""
+"""The main skills of the bundled model; its model card has the full figures."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def chat(stack: Stack, question: str) -> str:
     return str(answer["choices"][0]["message"]["content"])
 
 
-def test_example_of_the_contract_for_chat_is_answered(stack: Stack) -> None:
+def test_chat_example_of_the_contract_is_answered(stack: Stack) -> None:
     assert "neural networks" in chat(stack, "What is Deep Learning?")
 
 
-def test_example_of_the_contract_for_text_is_continued_to_its_end(stack: Stack) -> None:
+def test_text_example_of_the_contract_is_continued_to_its_end(stack: Stack) -> None:
     answer = stack.generate("My name is Olivier and I", max_new_tokens=60)
     assert answer["generated_text"].startswith(" am ")
     assert answer["generated_text"].endswith(".")
@@ -40,10 +40,10 @@ def test_example_of_the_contract_for_text_is_continued_to_its_end(stack: Stack) 
         ("What day comes after Monday?", "Tuesday"),
     ],
 )
-def test_facts_are_known(stack: Stack, question: str, fact: str) -> None:
+def test_question_about_a_fact_is_answered(stack: Stack, question: str, fact: str) -> None:
     assert fact.lower() in chat(stack, question).lower()
 
 
-def test_a_sentence_is_turned_into_json(stack: Stack) -> None:
+def test_facts_of_a_sentence_are_extracted_as_json(stack: Stack) -> None:
     question = "Extract the name, age and city as JSON: Anna is 31 years old and lives in Oslo."
     assert json.loads(chat(stack, question)) == {"age": 31, "city": "Oslo", "name": "Anna"}

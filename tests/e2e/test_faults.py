@@ -1,4 +1,4 @@
-"""Callers that leave, processes that die, too many requests, and the end of a server."""
+"""Cancelled requests, processes that die, overload, shutdown, and failing starts."""
 
 from __future__ import annotations
 
@@ -19,15 +19,7 @@ import psutil
 import pytest
 
 from tests.e2e.reflection_client import ReflectionClient, details, retry_seconds
-from tests.e2e.stack import (
-    DEADLINE_S,
-    ENDLESS,
-    PROMPT,
-    Stack,
-    run_to_end,
-    running,
-    wait_until,
-)
+from tests.e2e.stack import DEADLINE_S, ENDLESS, PROMPT, Stack, run_to_end, running, wait_until
 from tests.paths import REPOSITORY
 
 OVERLOADED = {"error": "Model is overloaded", "error_type": "overloaded"}
@@ -35,7 +27,7 @@ ENDLESS_BODY = {"inputs": PROMPT, "parameters": ENDLESS}
 
 
 class Replaceable:
-    """A small server for tests that break one: a new one is started when the old one is gone."""
+    """A small server for tests that end it: the next test gets a new one."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -76,20 +68,22 @@ def payloads(lines: Iterator[str]) -> list[dict[str, Any]]:
 
 
 def bounded(num_tokens: int, **more: Any) -> dict[str, Any]:
-    """A request for so many tokens and their details, whose text is long enough for that."""
+    """A request that generates exactly `num_tokens` tokens, with details."""
     parameters = {**ENDLESS, "max_new_tokens": num_tokens, "details": True, **more}
     return {"inputs": PROMPT, "parameters": parameters}
 
 
-class TestCallersThatLeave:
-    def test_rest_stream(self, stack: Stack) -> None:
+class TestCancellation:
+    """A caller that leaves ends its generation and frees its blocks."""
+
+    def test_leaving_a_rest_stream(self, stack: Stack) -> None:
         with stack.http.stream("POST", "/generate_stream", json=ENDLESS_BODY) as reply:
             lines = reply.iter_lines()  # held, since dropping it would close the connection
             assert next(lines).startswith("data: ")
             stack.wait_until_running(1)
         stack.wait_until_idle()
 
-    def test_rest_stream_of_several_prompts(self, stack: Stack) -> None:
+    def test_leaving_a_rest_stream_of_several_prompts(self, stack: Stack) -> None:
         body = {"prompt": ["a", "b", "c", "d"], "temperature": 1e6, "seed": 2, "stream": True}
         body["max_tokens"] = 1000
         with stack.http.stream("POST", "/v1/completions", json=body) as reply:
@@ -98,7 +92,7 @@ class TestCallersThatLeave:
             stack.wait_until_running(4)
         stack.wait_until_idle()
 
-    def test_rest_before_the_answer(self, stack: Stack) -> None:
+    def test_leaving_before_the_rest_answer(self, stack: Stack) -> None:
         host, port = stack.address.split(":")
         content = json.dumps(ENDLESS_BODY).encode()
         head = (
@@ -111,7 +105,7 @@ class TestCallersThatLeave:
         stack.wait_until_idle()
 
     @pytest.mark.parametrize("method", ["Generate", "GenerateStream"])
-    def test_grpc_cancel(self, stack: Stack, api: ReflectionClient, method: str) -> None:
+    def test_cancelling_a_grpc_call(self, stack: Stack, api: ReflectionClient, method: str) -> None:
         request = api.request(method, ENDLESS_BODY)
         path = f"/{api.describe().full_name}/{method}"
         if method == "Generate":
@@ -122,7 +116,7 @@ class TestCallersThatLeave:
         call.cancel()
         stack.wait_until_idle()
 
-    def test_grpc_channel_that_closes(self, stack: Stack) -> None:
+    def test_closing_the_grpc_channel(self, stack: Stack) -> None:
         with grpc.insecure_channel(stack.address) as channel:
             call = ReflectionClient(channel).call("GenerateStream", ENDLESS_BODY)
             next(call)
@@ -131,7 +125,7 @@ class TestCallersThatLeave:
 
 
 def _mixed_requests() -> list[tuple[str, dict[str, Any]]]:
-    """40 requests of all kinds, whose answers do not depend on chance."""
+    """40 requests of all kinds, greedy or seeded, so that their answers are reproducible."""
     prompts = [PROMPT, "The capital of France is", "1, 2, 3,", "def add(a, b):", "Once upon a"]
     requests: list[tuple[str, dict[str, Any]]] = []
     for index in range(40):
@@ -154,26 +148,27 @@ def _mixed_requests() -> list[tuple[str, dict[str, Any]]]:
 
 
 def _answer(stack: Stack, request: tuple[str, dict[str, Any]]) -> Any:
-    """A reply without what differs between two equal ones: the time and rounding."""
+    """The JSON of a reply without its time and its log-probabilities, whose rounding varies."""
     path, body = request
     reply = stack.http.post(path, json=body)
     assert reply.status_code == 200, reply.text
     text = reply.text.strip()
     events = text.split("\n\n") if text.startswith("data: ") else [text]
     parts = [event.removeprefix("data: ") for event in events]
-    return [_essence(json.loads(part)) for part in parts if part != "[DONE]"]
+    return [_comparable(json.loads(part)) for part in parts if part != "[DONE]"]
 
 
-def _essence(value: Any) -> Any:
+def _comparable(value: Any) -> Any:
+    """A JSON value without the keys `created` and `logprob`, at every level."""
     if isinstance(value, dict):
         drop = ("created", "logprob")
-        return {name: _essence(item) for name, item in value.items() if name not in drop}
+        return {name: _comparable(item) for name, item in value.items() if name not in drop}
     if isinstance(value, list):
-        return [_essence(item) for item in value]
+        return [_comparable(item) for item in value]
     return value
 
 
-def test_concurrent_requests_get_what_they_get_alone(stack: Stack) -> None:
+def test_concurrent_requests_get_the_same_answers_as_alone(stack: Stack) -> None:
     requests = _mixed_requests()
     alone = [_answer(stack, request) for request in requests]
     with ThreadPoolExecutor(len(requests)) as pool:
@@ -182,7 +177,7 @@ def test_concurrent_requests_get_what_they_get_alone(stack: Stack) -> None:
     stack.wait_until_idle()
 
 
-def test_request_with_penalties_does_not_harm_its_neighbours(stack: Stack) -> None:
+def test_request_with_penalties_does_not_disturb_a_running_stream(stack: Stack) -> None:
     with stack.http.stream("POST", "/generate_stream", json=bounded(60)) as reply:
         lines = reply.iter_lines()
         next(lines)
@@ -208,7 +203,7 @@ def test_overload_is_refused_at_once(small: Stack) -> None:
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert details(caught.value) == ("overloaded", None)
     assert retry_seconds(caught.value) == 1
-    # What is no generation needs no permit.
+    # Only generations need a permit.
     assert small.is_healthy()
     assert small.http.get("/info").status_code == 200
     assert small.http.post("/tokenize", json={"inputs": PROMPT}).status_code == 200
@@ -218,8 +213,10 @@ def test_overload_is_refused_at_once(small: Stack) -> None:
     assert small.http.post("/generate", json=body).status_code == 200
 
 
-def test_stream_survives_the_engine(small: Stack) -> None:
-    requests = [bounded(120), bounded(120, temperature=1e5, seed=4, top_n_tokens=2)]
+def test_stream_survives_the_death_of_the_engine(small: Stack) -> None:
+    # Long enough to be still running when the engine is killed, even on a busy machine.
+    num_tokens = 1000
+    requests = [bounded(num_tokens), bounded(num_tokens, temperature=1e5, seed=4, top_n_tokens=2)]
     unbroken = [small.http.post("/generate", json=request).json() for request in requests]
     with ExitStack() as context:
         streams = []
@@ -237,17 +234,19 @@ def test_stream_survives_the_engine(small: Stack) -> None:
         broken = [payloads(lines) for lines in streams]
     for events, expected in zip(broken, unbroken, strict=True):
         assert events[-1]["generated_text"] == expected["generated_text"]
-        assert events[-1]["details"]["generated_tokens"] == 120
+        assert events[-1]["details"]["generated_tokens"] == num_tokens
         ids = [event["token"]["id"] for event in events]
         assert ids == [token["id"] for token in expected["details"]["tokens"]][-len(ids) :]
-        assert [event["index"] for event in events] == list(range(121 - len(ids), 121))
+        assert [event["index"] for event in events] == list(
+            range(num_tokens + 1 - len(ids), num_tokens + 1)
+        )
     assert small.child("engine").pid != engine.pid
     wait_until(small.is_healthy, "a healthy server")
     assert "the engine is gone; 2 requests wait" in small.log()
     small.wait_until_idle()
 
 
-def test_service_that_dies_comes_back(small: Stack) -> None:
+def test_dead_service_is_restarted(small: Stack) -> None:
     service = small.child("service")
     with small.http.stream("POST", "/generate_stream", json=ENDLESS_BODY) as reply:
         lines = reply.iter_lines()
@@ -257,19 +256,19 @@ def test_service_that_dies_comes_back(small: Stack) -> None:
     wait_until(lambda: not service.is_running(), "the end of the service")
     wait_until(small.is_healthy, "a healthy service")
     assert small.child("service").pid != service.pid
-    small.wait_until_idle()  # the engine dropped what the old service had asked for
+    small.wait_until_idle()  # the engine aborted the requests of the dead service
     assert small.generate()["details"]
 
 
 def _ends_early(lines: Iterator[str]) -> bool:
-    """Whether a stream breaks off, or ends without its last event."""
+    """Whether a stream fails, or ends without its last event."""
     try:
         return all(event.get("generated_text") is None for event in payloads(lines))
     except httpx.TransportError:
         return True
 
 
-def test_envoy_that_dies_comes_back(small: Stack) -> None:
+def test_dead_envoy_is_restarted(small: Stack) -> None:
     envoy = small.child("envoy")
     envoy.kill()
     wait_until(lambda: not envoy.is_running(), "the end of Envoy")
@@ -278,7 +277,7 @@ def test_envoy_that_dies_comes_back(small: Stack) -> None:
 
 
 @pytest.mark.parametrize("flag", ["--port", "--grpc-port"])
-def test_second_server_on_a_port_says_so(small: Stack, flag: str) -> None:
+def test_port_in_use_is_an_error_of_one_line(small: Stack, flag: str) -> None:
     address = small.address if flag == "--port" else small.grpc_address
     port = address.rpartition(":")[2]
     done = run_to_end(f"{flag}={port}")
@@ -289,7 +288,7 @@ def test_second_server_on_a_port_says_so(small: Stack, flag: str) -> None:
     assert small.is_healthy()
 
 
-def test_sigterm_lets_streams_finish(small: Stack) -> None:
+def test_streams_finish_after_sigterm(small: Stack) -> None:
     children = small.children()
     assert len(children) >= 3
     request = bounded(100)
@@ -307,7 +306,7 @@ def test_sigterm_lets_streams_finish(small: Stack) -> None:
 
 
 def _is_refused(stack: Stack) -> bool:
-    """Whether a new request is refused: by the service, by Envoy or by nobody who listens."""
+    """Whether a new request is refused: by the service, by Envoy, or because the port is closed."""
     body = {"inputs": PROMPT, "parameters": {"max_new_tokens": 1}}
     try:
         reply = httpx.post(f"{stack.url}/generate", json=body, timeout=DEADLINE_S)
@@ -325,7 +324,7 @@ def test_missing_model_ends_the_start(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "who"),
+    ("name", "content", "process"),
     [
         # Engine and service read this file at the same time, and either may be the first to end.
         ("config.json", "{ this is not JSON", "(engine|service)"),
@@ -334,7 +333,7 @@ def test_missing_model_ends_the_start(tmp_path: Path) -> None:
     ],
     ids=["no JSON", "unknown architecture", "no weights"],
 )
-def test_broken_model_ends_the_start(tmp_path: Path, name: str, content: str, who: str) -> None:
+def test_broken_model_ends_the_start(tmp_path: Path, name: str, content: str, process: str) -> None:
     path = tmp_path / "broken"
     path.mkdir()
     for source in (REPOSITORY / "models" / "demo").iterdir():
@@ -345,5 +344,5 @@ def test_broken_model_ends_the_start(tmp_path: Path, name: str, content: str, wh
     assert (done.returncode, done.stdout) == (1, ""), done.stderr
     assert "Traceback" not in done.stderr
     line = done.stderr.strip().splitlines()[-1]
-    assert re.match(f"tokenwire serve: {who} ended with status 1: .*cannot load .*", line)
+    assert re.match(f"tokenwire serve: {process} ended with status 1: .*cannot load .*", line)
     assert str(path) in line

@@ -1,6 +1,6 @@
-"""Requests made from the document's own schemas, whole and broken: refused or served, never a 5xx.
+"""Requests generated from the schemas of the document, valid and broken: never answered with a 5xx.
 
-The examples are the same at every run.
+The examples are the same in every run.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from tests.e2e.stack import Stack
 POSTS = [path for path, methods in DOCUMENT["paths"].items() if "post" in methods]
 EXAMPLES = 18  # for each path
 
-MOST_TOKENS = 3  # this is about what is understood, not about what is generated
-MOST_OPTIONAL = 3  # of an object's optional properties at a time: more are never right together
+MAX_TOKENS = 3  # few: these tests are about reading requests, not about generating
+MAX_OPTIONAL = 3  # optional properties per object: with more, requests are almost never valid
 
 TEXTS = ["a", "Hello world", "", "¿Qué? 🙂", "\x00\u200b\ufeff", "user", "assistant", "auto", "tgi"]
 HUGE = "long " * 20_000
@@ -38,19 +38,19 @@ JUNK: list[Any] = [
 
 @st.composite
 def objects(draw: st.DrawFn, schema: dict[str, Any]) -> dict[str, Any]:
-    """All required properties and a few others."""
+    """All required properties and some optional ones."""
     required = schema.get("required", [])
     properties = schema.get("properties", {})
     optional = [name for name in properties if name not in required]
     chosen = []
     if optional:
         names = st.sampled_from(optional)
-        chosen = draw(st.lists(names, max_size=MOST_OPTIONAL, unique=True))
+        chosen = draw(st.lists(names, max_size=MAX_OPTIONAL, unique=True))
     return {name: draw(values(properties[name])) for name in [*required, *chosen]}
 
 
 def _texts(example: str | None) -> st.SearchStrategy[str]:
-    """Any text, but often the document's example: few texts are a role."""
+    """Any text, but often the example of the document, since few texts are valid roles."""
     anything = st.sampled_from(TEXTS) | st.text(max_size=12)
     return anything if example is None else st.just(example) | st.just(example) | anything
 
@@ -73,7 +73,7 @@ _ANYTHING = st.recursive(
 
 
 def values(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
-    """What fits a schema of the document."""
+    """Values that fit a schema of the document."""
     schema = resolve(schema)
     if schema.get("nullable"):
         return st.none() | values({**schema, "nullable": False})
@@ -87,18 +87,18 @@ def values(schema: dict[str, Any]) -> st.SearchStrategy[Any]:
     return st.deferred(lambda: _PLAIN[schema["type"]](schema))
 
 
-def _places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Every container within a value, with each of its keys."""
+def _entries(value: Any) -> Iterator[tuple[Any, Any]]:
+    """(container, key) of every entry within a value, at all levels."""
     keys = value.keys() if isinstance(value, dict) else range(len(value))
     for key in list(keys):
         yield value, key
         if isinstance(value[key], dict | list):
-            yield from _places(value[key])
+            yield from _entries(value[key])
 
 
 @st.composite
 def bodies(draw: st.DrawFn, path: str) -> Any:
-    """A request's body, in which up to two things are wrong."""
+    """The body of a request, with up to two mutations."""
     content = DOCUMENT["paths"][path]["post"]["requestBody"]["content"]
     body = draw(values(content["application/json"]["schema"]))
     limit_length(body)
@@ -108,22 +108,22 @@ def bodies(draw: st.DrawFn, path: str) -> Any:
 
 
 def limit_length(body: dict[str, Any]) -> None:
-    """Few tokens, unless the body says how many: that is 5 at most, or a mistake."""
+    """Sets a small number of tokens, unless the body has one: then it is at most 5, or invalid."""
     if "inputs" in body:
-        body.setdefault("parameters", {}).setdefault("max_new_tokens", MOST_TOKENS)
+        body.setdefault("parameters", {}).setdefault("max_new_tokens", MAX_TOKENS)
     else:
-        body.setdefault("max_tokens", MOST_TOKENS)
+        body.setdefault("max_tokens", MAX_TOKENS)
 
 
 @st.composite
 def mutated(draw: st.DrawFn, body: Any) -> Any:
-    """The same with a value replaced, a key removed, or one added."""
+    """The same body with a value replaced or wrapped, or a key removed or added."""
     junk = draw(st.sampled_from(JUNK))
     body = copy.deepcopy(body)
-    places = list(_places(body)) if isinstance(body, dict | list) else []
-    if not places:
+    entries = list(_entries(body)) if isinstance(body, dict | list) else []
+    if not entries:
         return junk
-    container, key = draw(st.sampled_from(places))
+    container, key = draw(st.sampled_from(entries))
     match draw(st.sampled_from(["replace", "replace", "remove", "add", "wrap", "all"])):
         case "replace":
             container[key] = junk
@@ -140,7 +140,7 @@ def mutated(draw: st.DrawFn, body: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def outcomes(stack: Stack) -> Iterator[Counter[int]]:
-    """Counts statuses. After all examples the server is what it was before them."""
+    """Counts statuses. After all examples, checks that the server is unharmed."""
     before = sorted(child.pid for child in stack.children())
     expected = stack.generate()
     counter: Counter[int] = Counter()
@@ -173,11 +173,12 @@ def test_generated_body_is_served_or_refused(
         check_reply(path, body, reply)
 
     check()
-    assert met.keys() >= {200, 422}  # examples that are all wrong would prove little
+    assert met.keys() >= {200, 422}  # both valid and invalid examples were generated
     outcomes.update(met)
 
 
 def check_reply(path: str, body: Any, reply: httpx.Response) -> None:
+    """Checks status and schema; a stream may have failed with an event."""
     assert reply.status_code in (200, 422, 424)
     Checker().check("POST", meant_path(path, body), reply)
     if reply.headers["content-type"] == SSE:

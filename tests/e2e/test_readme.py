@@ -1,4 +1,4 @@
-"""The README's examples of clients do what they promise, as they stand there."""
+"""The client examples of the README run unchanged, apart from the address of the server."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.paths import REPOSITORY
 README = (REPOSITORY / "README.md").read_text()
 REST_ADDRESS, GRPC_ADDRESS = "127.0.0.1:8080", "127.0.0.1:50051"
 
-# What the output has in it, at least; any model that answers the question says "learning".
+# A pattern that the output must contain; any model that answers the question says "learning".
 EXPECTED = {
     "curl": r'"delta":\{"role":"assistant","content":"[^"].*data: \[DONE\].*"generated_text":"[^"]',
     "huggingface_hub": r"learning.*\n.*learning",
@@ -33,12 +33,12 @@ EXPECTED = {
     "grpc-reflection": "learning",
 }
 
-# Clients whose packages are not those of this environment; `make test` installs them.
+# Clients with packages of their own, outside this environment; `make test` installs them.
 OWN_PACKAGES = {
     "text-generation": REPOSITORY / ".venv" / "tgi-client",
     "langchain": REPOSITORY / ".venv" / "langchain",
 }
-PROGRAMS = {"curl", "grpcurl"}  # which pip cannot install
+PROGRAMS = {"curl", "grpcurl"}  # cannot be installed with pip; skipped where absent
 
 _SECTION = re.compile(r"^## Clients\n.*?(?=^## )", re.MULTILINE | re.DOTALL)
 _FENCED = re.compile(r"^```\w+\n.*?^```$", re.MULTILINE | re.DOTALL)
@@ -49,19 +49,20 @@ _MARKED = re.compile(
 
 @dataclass(frozen=True)
 class Block:
-    """One fenced block; blocks of one example are run one after the other."""
+    """A fenced block; the blocks of one example run one after the other."""
 
     example: str
     language: str
     code: str
 
     def at(self, stack: Stack) -> str:
-        """The code, with the addresses of a server under test."""
+        """The code with the addresses of the server under test."""
         code = self.code.replace(REST_ADDRESS, stack.address)
         return code.replace(GRPC_ADDRESS, stack.grpc_address)
 
 
 def clients_section() -> str:
+    """The text of the section about clients."""
     match = _SECTION.search(README)
     assert match is not None
     return match[0]
@@ -72,14 +73,14 @@ BLOCKS = [Block(*match.groups()) for match in _MARKED.finditer(clients_section()
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """What the examples find in a checkout, where they may write."""
+    """A writable directory with the folders of the checkout that the examples read."""
     for name in ("examples", "protos"):
         (tmp_path / name).symlink_to(REPOSITORY / name)
     return tmp_path
 
 
 def run(block: Block, stack: Stack, checkout: Path) -> str:
-    """Runs a block to its good end and returns what it printed."""
+    """Runs a block, which must succeed, and returns its output."""
     own_packages = OWN_PACKAGES.get(block.example)
     python = [sys.executable, "-S"] if own_packages else [sys.executable]
     interpreter = {"sh": ["sh", "-e"], "python": python}[block.language]
@@ -111,14 +112,14 @@ def test_no_other_section_calls_the_server() -> None:
 
 
 @pytest.mark.parametrize("example", EXPECTED)
-def test_example(stack: Stack, checkout: Path, example: str) -> None:
+def test_example_prints_what_is_expected(stack: Stack, checkout: Path, example: str) -> None:
     if example in PROGRAMS and not shutil.which(example):
         pytest.skip(f"{example} is not on PATH")
     packages = OWN_PACKAGES.get(example)
     if packages and not packages.is_dir():
         pytest.fail(f"the packages of {example} are not in {packages}; `make test` installs them")
     blocks = [block for block in BLOCKS if block.example == example]
-    assert any(block.code != block.at(stack) for block in blocks), "has no address of a server"
+    assert any(block.code != block.at(stack) for block in blocks), "no address of a server"
     output = "".join(run(block, stack, checkout) for block in blocks)
     assert re.search(EXPECTED[example], output, re.DOTALL), output
 

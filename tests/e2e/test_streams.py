@@ -1,4 +1,4 @@
-"""Every REST stream: its bytes, its order, its end, and errors inside it."""
+"""REST streams: their bytes, the order of events, the end, and errors inside them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DONE = "[DONE]"
 CHAT = {"messages": [{"role": "user", "content": PROMPT}], "max_tokens": 6, "temperature": 0.0}
 COMPLETION = {"prompt": PROMPT, "max_tokens": 6, "temperature": 0.0}
 
-# (path, body): how each path is asked for an endless stream.
+# (path, body) of a stream that does not end by itself, for each path.
 _OPENAI = {"temperature": 1e6, "seed": 2, "max_tokens": 1000, "stream": True}
 ENDLESS_STREAMS: list[tuple[str, dict[str, Any]]] = [
     ("/generate_stream", {"inputs": PROMPT, "parameters": ENDLESS}),
@@ -29,12 +29,13 @@ ENDLESS_STREAMS: list[tuple[str, dict[str, Any]]] = [
 
 @contextmanager
 def opened(stack: Stack, path: str, body: dict[str, Any]) -> Iterator[httpx.Response]:
+    """Starts a stream."""
     with stack.http.stream("POST", path, json=body) as reply:
         yield reply
 
 
 def events(reply: httpx.Response) -> list[str]:
-    """The payloads of a whole stream, whose bytes are checked on the way."""
+    """Reads a stream to its end, checks headers and framing, and returns the payloads."""
     assert reply.status_code == 200, reply.read()
     assert reply.headers["content-type"] == "text/event-stream"
     assert reply.headers["cache-control"] == "no-cache"
@@ -53,11 +54,13 @@ def events(reply: httpx.Response) -> list[str]:
 
 
 def read(stack: Stack, path: str, body: dict[str, Any]) -> list[str]:
+    """The payloads of a whole stream."""
     with opened(stack, path, body) as reply:
         return events(reply)
 
 
 def check_token_events(bodies: list[dict[str, Any]], *, details: bool) -> None:
+    """Checks the events of a text: one per token, the last with the text and any details."""
     for index, body in enumerate(bodies, start=1):
         assert list(body) == ["index", "token", "generated_text", "details"]
         assert body["index"] == index
@@ -73,7 +76,7 @@ def check_token_events(bodies: list[dict[str, Any]], *, details: bool) -> None:
 
 
 @pytest.mark.parametrize("details", [False, True])
-def test_generate_stream(stack: Stack, details: bool) -> None:
+def test_generate_stream_equals_the_whole_answer(stack: Stack, details: bool) -> None:
     parameters = {"max_new_tokens": 6, "details": details}
     bodies = [
         json.loads(item)
@@ -90,7 +93,7 @@ def test_generate_stream(stack: Stack, details: bool) -> None:
         }
 
 
-def test_generate_stream_bytes(stack: Stack) -> None:
+def test_generate_stream_has_the_bytes_of_tgi(stack: Stack) -> None:
     body = {"inputs": PROMPT, "parameters": {**ENDLESS, "max_new_tokens": 2}}
     first, last = read(stack, "/generate_stream", body)
     assert first.startswith('{"index":1,"token":{"id":')
@@ -132,7 +135,7 @@ def test_compat_stream_echoes_the_prompt_at_the_end(stack: Stack) -> None:
 
 
 @pytest.mark.parametrize("logprobs", [False, True])
-def test_chat_stream(stack: Stack, logprobs: bool) -> None:
+def test_chat_stream_equals_the_whole_answer(stack: Stack, logprobs: bool) -> None:
     body = {**CHAT, "logprobs": logprobs}
     *payloads, done = read(stack, "/v1/chat/completions", {**body, "stream": True})
     assert done == DONE
@@ -157,7 +160,7 @@ def test_chat_stream_has_no_usage_and_explicit_nulls(stack: Stack) -> None:
     assert first.endswith('"logprobs":null,"finish_reason":null}]}')
 
 
-def test_completion_stream(stack: Stack) -> None:
+def test_completion_stream_equals_the_whole_answer(stack: Stack) -> None:
     *payloads, done = read(stack, "/v1/completions", {**COMPLETION, "stream": True})
     assert done == DONE
     whole = stack.http.post("/v1/completions", json=COMPLETION).json()
@@ -166,11 +169,11 @@ def test_completion_stream(stack: Stack) -> None:
         shapes.check_completion_chunk(chunk, whole["model"])
     assert len(chunks) == whole["usage"]["completion_tokens"]
     text = "".join(chunk["choices"][0]["text"] for chunk in chunks)
-    assert text.startswith(whole["choices"][0]["text"])  # a control token's text comes behind
+    assert text.startswith(whole["choices"][0]["text"])  # followed by the text of a control token
 
 
-def test_completion_stream_of_several_prompts_takes_turns(stack: Stack) -> None:
-    # Texts that do not end by themselves, so that all have as many tokens.
+def test_completion_stream_alternates_between_prompts(stack: Stack) -> None:
+    # Texts that do not end by themselves, so that all have the same number of tokens.
     body = {**ENDLESS_STREAMS[3][1], "prompt": [PROMPT, "One", "Two"], "max_tokens": 4}
     *payloads, done = read(stack, "/v1/completions", body)
     assert done == DONE
@@ -236,7 +239,7 @@ def test_invalid_stream_is_200_with_an_error_event(
     assert rest == ([DONE] if path.startswith("/v1/") else [])
 
 
-def test_failing_prompt_does_not_stop_the_others(stack: Stack) -> None:
+def test_failing_prompt_does_not_stop_the_other_prompts(stack: Stack) -> None:
     body = {**ENDLESS_STREAMS[3][1], "prompt": [PROMPT, "", "Two"], "max_tokens": 2}
     *payloads, done = read(stack, "/v1/completions", body)
     assert done == DONE
@@ -260,7 +263,7 @@ BEFORE_THE_STREAM: list[tuple[str, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("path", "body", "error_type"), BEFORE_THE_STREAM)
-def test_request_that_cannot_be_read_gets_a_status(
+def test_error_before_the_stream_is_a_status(
     stack: Stack, path: str, body: dict[str, Any], error_type: str
 ) -> None:
     reply = stack.http.post(path, json=body)

@@ -1,4 +1,4 @@
-"""Byte offsets of tokens in text that is more than ASCII, over both transports."""
+"""Byte offsets of tokens in text beyond ASCII, over REST and gRPC."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.e2e.stack import Stack
 
 TEXTS = {
     "emoji": "🙂🙃 a🙂b",
-    "family": "a 👨\u200d👩\u200d👧\u200d👦 b",  # seven code points, one picture
+    "family": "a 👨\u200d👩\u200d👧\u200d👦 b",  # seven code points, shown as one picture
     "skin and hair": "👩🏽\u200d💻👨🏿\u200d🦰",
     "flags": "🇪🇸🇯🇵 🏴\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f",
     "keycap and heart": "1️⃣ ❤️\u200d🔥",
@@ -33,11 +33,13 @@ TEXTS = {
 
 
 def concatenated(text: str, tokens: list[dict[str, Any]]) -> str:
-    """The slices behind each other; of characters that several tokens share, only one."""
+    """Joins the slices of all tokens; a character that several tokens share counts once."""
     raw, whole = text.encode(), b""
     for token in tokens:
         start, stop = token["start"], token["stop"]
-        assert token["text"] == raw[start:stop].decode()  # whole characters, or this would fail
+        assert (
+            token["text"] == raw[start:stop].decode()
+        )  # decoding fails unless the slice is whole characters
         assert start <= len(whole) <= stop
         whole += raw[len(whole) : stop]
     return whole.decode()
@@ -58,7 +60,7 @@ def test_slices_concatenate_to_the_text(stack: Stack, api: ReflectionClient, tex
     assert typed == [first, *tokens]
 
 
-def test_ascii_has_no_shared_characters(stack: Stack) -> None:
+def test_tokens_of_ascii_text_share_no_characters(stack: Stack) -> None:
     text = "Several words, and 12345 numbers;\n\tno more."
     _, *tokens = stack.http.post("/tokenize", json={"inputs": text}).json()
     assert "".join(token["text"] for token in tokens) == text

@@ -1,4 +1,4 @@
-"""A marked text is found by transformers' detector, and is the same over REST and gRPC."""
+"""The detector of transformers finds watermarked texts, which are the same over REST and gRPC."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.e2e.reflection_client import ReflectionClient
 from tests.e2e.stack import PROMPT, Stack
 from tests.paths import REPOSITORY
 
-# A model that is sure of its words leaves a watermark no choice; at 2 this one's texts are open.
+# A watermark needs steps with several likely tokens; at temperature 2 this model has enough.
 PARAMETERS: dict[str, Any] = {
     "do_sample": True,
     "temperature": 2.0,
@@ -20,7 +20,7 @@ PARAMETERS: dict[str, Any] = {
     "details": True,
 }
 SEEDS = range(8)
-Z_LIMIT = 4.0  # a text without a watermark is above it once in 31,000
+Z_LIMIT = 4.0  # a text without a watermark exceeds it once in 31,000
 
 
 def tokens(stack: Stack, **parameters: Any) -> list[int]:
@@ -30,7 +30,7 @@ def tokens(stack: Stack, **parameters: Any) -> list[int]:
 
 
 def z_score(token_ids: list[int]) -> float:
-    """How far the green tokens are from what chance gives, in standard deviations."""
+    """How far the number of green tokens is above its expectation, in standard deviations."""
     config = WatermarkingConfig(
         greenlist_ratio=0.5,
         bias=2.0,
@@ -45,13 +45,13 @@ def z_score(token_ids: list[int]) -> float:
 
 
 @pytest.mark.parametrize("watermark", [True, False])
-def test_the_detector_finds_the_watermark_and_nothing_else(stack: Stack, watermark: bool) -> None:
+def test_detector_finds_only_watermarked_texts(stack: Stack, watermark: bool) -> None:
     texts = [tokens(stack, seed=seed, watermark=watermark) for seed in SEEDS]
     assert (z_score([token_id for text in texts for token_id in text]) > Z_LIMIT) == watermark
 
 
 @pytest.mark.parametrize("seed", SEEDS[:3])
-def test_marked_tokens_are_the_same_over_grpc(
+def test_watermarked_tokens_are_the_same_over_grpc(
     stack: Stack, api: ReflectionClient, seed: int
 ) -> None:
     parameters = {**PARAMETERS, "seed": seed, "watermark": True}
@@ -61,7 +61,7 @@ def test_marked_tokens_are_the_same_over_grpc(
     assert marked != tokens(stack, seed=seed)
 
 
-def test_a_watermark_does_not_switch_sampling_on(stack: Stack) -> None:
+def test_watermark_does_not_switch_sampling_on(stack: Stack) -> None:
     first, second = (stack.generate(watermark=True)["details"] for _ in range(2))
     assert first == second
     assert first["seed"] is None

@@ -1,4 +1,4 @@
-"""Tools that the bundled model knows how to call, and questions that ask for them."""
+"""Tools that the bundled model can call, and questions that need them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ TIME_QUESTION = "What time is it in Oslo?"
 
 
 def tool(name: str, description: str, argument: str) -> dict[str, Any]:
-    """A function of one text, in OpenAI's form."""
+    """A function with one string argument, in the form of OpenAI."""
     parameters = {
         "type": "object",
         "properties": {argument: {"type": "string"}},

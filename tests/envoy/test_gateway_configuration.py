@@ -1,4 +1,4 @@
-"""The configuration: accepted by Envoy in every shape, and in step with the protos."""
+"""The rendered configuration: accepted by Envoy in every variant, with the routes of the protos."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import socket
 import ssl
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import grpc
 import pytest
@@ -20,9 +19,8 @@ from google.protobuf import descriptor_pb2
 from service import bundled, routes
 from service.launch import gateway
 from service.launch.gateway import GatewayConfig
-
-if TYPE_CHECKING:
-    from .conftest import StartGateway
+from tests.envoy.fake_service import DEADLINE
+from tests.envoy.gateway import StartGateway
 
 ROOT = bundled.PACKAGE.parent
 DESCRIPTORS = ROOT / "service" / "pb" / "descriptors.binpb"
@@ -54,6 +52,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def validate(config: GatewayConfig, directory: Path) -> None:
+    """Renders a configuration and lets Envoy check it."""
     path = directory / "envoy.yaml"
     path.write_text(gateway.render(config), encoding="utf-8")
     gateway.validate(gateway.find_envoy(), path)
@@ -81,13 +80,13 @@ def test_envoy_accepts_tls(certificate: tuple[Path, Path], tmp_path: Path) -> No
     validate(dataclasses.replace(PLAIN, tls_certificate=chain, tls_key=key), tmp_path)
 
 
-def test_validate_raises_with_envoys_words(tmp_path: Path) -> None:
+def test_validation_error_has_the_message_of_envoy(tmp_path: Path) -> None:
     config = dataclasses.replace(PLAIN, listen_host="not-an-address")
     with pytest.raises(ValueError, match="not-an-address"):
         validate(config, tmp_path)
 
 
-def test_upstream_name_is_resolved_and_address_is_not() -> None:
+def test_only_an_upstream_name_is_resolved_with_dns() -> None:
     def kind(host: str) -> str:
         rendered = yaml.safe_load(gateway.render(dataclasses.replace(PLAIN, upstream_host=host)))
         return str(rendered["static_resources"]["clusters"][0]["type"])
@@ -107,7 +106,7 @@ def test_admin_is_absent_or_on_loopback() -> None:
     assert admin["address"]["socket_address"] == {"address": "127.0.0.1", "port_value": 9901}
 
 
-def test_half_a_tls_configuration_is_refused() -> None:
+def test_tls_key_without_certificate_is_refused() -> None:
     with pytest.raises(ValueError, match="together"):
         dataclasses.replace(PLAIN, tls_key=Path("key.pem"))
 
@@ -129,18 +128,18 @@ def test_rest_routes_are_exactly_the_http_rules_of_the_protos() -> None:
                 assert verb is not None, f"{method.name} has no path"
                 bound.add((verb.upper(), getattr(binding, verb)))
     routed = {(verb, path) for path, verbs in routes.REST_ROUTES.items() for verb in verbs}
-    # The template of the documentation's files stands for a list of them.
+    # The protos have one template for the files of the documentation; the routes list the files.
     files_bound = {("GET", f"/docs/{name}") for name in routes.DOCS_ASSETS}
     assert routed == bound - {("GET", "/docs/{asset}")} | files_bound
 
 
-def test_taken_port_is_an_error(tmp_path: Path) -> None:
+def test_port_in_use_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "envoy.yaml"
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         path.write_text(gateway.render(dataclasses.replace(PLAIN, listen_port=port)))
         arguments = gateway.command(gateway.find_envoy(), path, concurrency=1)
-        ended = subprocess.run(arguments, capture_output=True, timeout=20, check=False)
+        ended = subprocess.run(arguments, capture_output=True, timeout=DEADLINE, check=False)
     assert ended.returncode != 0
     assert b"Address already in use" in ended.stderr
 
@@ -157,7 +156,7 @@ def test_envoy_package_is_not_shadowed() -> None:
     assert not (ROOT / "envoy" / "__init__.py").exists()
 
 
-def test_find_envoy_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_envoy_is_an_error_that_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> None:
         raise importlib.metadata.PackageNotFoundError(name)
 
@@ -175,7 +174,9 @@ def test_tls_serves_rest_and_grpc(
         running.wait_until_healthy()
         credentials = grpc.ssl_channel_credentials(chain.read_bytes())
         with grpc.secure_channel(running.target, credentials) as channel:
-            reply = running.stub(channel, "Info")(running.messages.new("InfoRequest"), timeout=10)
+            reply = running.stub(channel, "Info")(
+                running.messages.new("InfoRequest"), timeout=DEADLINE
+            )
         assert reply.http.data == b'{"method":"Info"}'
 
         context = ssl.create_default_context(cafile=str(chain))

@@ -1,20 +1,19 @@
-"""Errors over REST: the exact status and bytes, whoever made them."""
+"""Errors over REST: exact status and bytes, from Envoy and from the service."""
 
 from __future__ import annotations
 
 import json
 import socket
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grpc
 import pytest
 
 from service.launch.gateway import SERVICE_STATUSES
 from service.routes import REST_ROUTES
-
-if TYPE_CHECKING:
-    from .conftest import Gateway, StartGateway
+from tests.envoy.fake_service import DEADLINE
+from tests.envoy.gateway import Gateway, StartGateway
 
 JSON = {"content-type": "application/json"}
 UNHEALTHY = b'{"error":"unhealthy","error_type":"healthcheck"}'
@@ -43,7 +42,7 @@ def test_unknown_path_is_404(gateway: Gateway, verb: str, path: str) -> None:
 
 
 @pytest.mark.parametrize("path", REST_ROUTES)
-def test_wrong_method_is_405_and_names_the_right_ones(gateway: Gateway, path: str) -> None:
+def test_wrong_method_is_405_and_lists_the_allowed_ones(gateway: Gateway, path: str) -> None:
     for verb in {"GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"} - {*REST_ROUTES[path]}:
         reply = gateway.client.request(verb, path, headers=JSON)
         assert reply.status_code == 405, verb
@@ -55,7 +54,7 @@ def test_wrong_method_is_405_and_names_the_right_ones(gateway: Gateway, path: st
 
 def test_broken_http_is_answered_in_json(gateway: Gateway) -> None:
     host, _, port = gateway.target.partition(":")
-    with socket.create_connection((host, int(port)), timeout=10) as connection:
+    with socket.create_connection((host, int(port)), timeout=DEADLINE) as connection:
         connection.sendall(b"GET /info HTTP/1.1\r\n\r\n")
         with connection.makefile("rb") as reply:
             head, _, body = reply.read().partition(b"\r\n\r\n")
@@ -130,7 +129,7 @@ def test_body_over_the_limit_is_413(gateway: Gateway, chunked: bool) -> None:
     assert not gateway.service.calls
 
 
-def test_body_of_exactly_the_limit_passes(gateway: Gateway) -> None:
+def test_body_of_exactly_the_limit_is_accepted(gateway: Gateway) -> None:
     body = b'{"inputs":"%s"}' % (b"x" * (2_097_152 - 13))
     assert len(body) == 2_097_152
     assert gateway.client.post("/tokenize", content=body, headers=JSON).status_code == 200
@@ -164,7 +163,7 @@ def test_service_error_of_a_get_keeps_status_and_bytes(gateway: Gateway) -> None
         assert (reply.status_code, reply.content) == (503, UNHEALTHY)
 
 
-def test_long_service_error_passes(gateway: Gateway) -> None:
+def test_long_service_error_is_passed_on(gateway: Gateway) -> None:
     body = json.dumps({"error": "x" * 4000, "error_type": "validation"})
     code = grpc.StatusCode.INVALID_ARGUMENT
     gateway.service.fail("Chat", code, "", x_http_status="422", x_error_body=body)
@@ -201,7 +200,7 @@ def test_retry_after_reaches_the_client(gateway: Gateway, status: str) -> None:
     ],
 )
 @pytest.mark.parametrize(("path", "method"), FAILING[:2])
-def test_error_without_rest_metadata_is_json_all_the_same(
+def test_error_without_rest_metadata_is_json_too(
     gateway: Gateway,
     path: str,
     method: str,
@@ -215,7 +214,7 @@ def test_error_without_rest_metadata_is_json_all_the_same(
     assert reply.headers["content-type"] == "application/json"
 
 
-def test_deadline_of_a_rest_caller_is_504(gateway: Gateway) -> None:
+def test_expired_deadline_of_a_rest_caller_is_504(gateway: Gateway) -> None:
     gate = gateway.service.gate()
 
     async def unary(_request: Any, _context: Any) -> Any:
@@ -227,7 +226,7 @@ def test_deadline_of_a_rest_caller_is_504(gateway: Gateway) -> None:
     assert reply.content == b'{"error":"Request timed out","error_type":"timeout"}'
 
 
-def test_silent_service_is_504_for_short_requests(gateway: Gateway) -> None:
+def test_silent_service_is_504_for_get_requests(gateway: Gateway) -> None:
     gate = gateway.service.gate()
 
     async def unary(_request: Any, _context: Any) -> Any:
@@ -257,7 +256,7 @@ def test_more_than_max_requests_is_429(start_gateway: StartGateway) -> None:
         assert second.headers["content-type"] == "application/json"
 
 
-def test_absent_service_is_503(start_gateway: StartGateway) -> None:
+def test_unreachable_service_is_503(start_gateway: StartGateway) -> None:
     with socket.socket() as reserved:  # bound but not listening: connections are refused
         reserved.bind(("127.0.0.1", 0))
         with start_gateway(upstream_port=reserved.getsockname()[1]) as orphan:
@@ -272,7 +271,7 @@ def test_absent_service_is_503(start_gateway: StartGateway) -> None:
             assert orphan.client.get("/nope").status_code == 404
 
 
-def test_service_that_is_not_serving_is_503_until_it_serves(start_gateway: StartGateway) -> None:
+def test_service_is_503_while_its_health_is_not_serving(start_gateway: StartGateway) -> None:
     with start_gateway() as running:
         running.wait_until_healthy()
         running.service.set_serving(False)

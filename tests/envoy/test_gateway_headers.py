@@ -1,15 +1,14 @@
-"""Headers over REST: nothing internal gets out or in, and browsers may call."""
+"""Headers over REST: internal ones pass in neither direction, and browsers may call."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grpc
 import pytest
 
-if TYPE_CHECKING:
-    from .conftest import Gateway, StartGateway
+from tests.envoy.gateway import Gateway, StartGateway
 
 COMMON = {"content-type", "date", "server", "access-control-allow-origin"}
 PREFLIGHT = {
@@ -18,13 +17,13 @@ PREFLIGHT = {
 }
 
 
-def test_answer_carries_no_internal_header(gateway: Gateway) -> None:
+def test_answer_has_no_internal_header(gateway: Gateway) -> None:
     reply = gateway.client.post("/generate", json={"inputs": "a"})
     assert set(reply.headers) == COMMON | {"content-length"}
     assert reply.headers["server"] == "tokenwire"
 
 
-def test_stream_carries_no_internal_header(gateway: Gateway) -> None:
+def test_stream_has_no_internal_header(gateway: Gateway) -> None:
     gateway.service.reply("Chat", b"data: {}\n\n", content_type="text/event-stream")
     reply = gateway.client.post("/v1/chat/completions", json={})
     assert set(reply.headers) == COMMON | {"transfer-encoding"}
@@ -33,7 +32,9 @@ def test_stream_carries_no_internal_header(gateway: Gateway) -> None:
 @pytest.mark.parametrize(
     ("path", "method"), [("/generate", "Generate"), ("/generate_stream", "GenerateStream")]
 )
-def test_error_carries_no_internal_header(gateway: Gateway, path: str, method: str) -> None:
+def test_error_of_the_service_has_no_internal_header(
+    gateway: Gateway, path: str, method: str
+) -> None:
     code = grpc.StatusCode.INVALID_ARGUMENT
     secrets: dict[str, str | bytes] = {"internal": "1", "grpc_status_details_bin": b"\x08\x03"}
     for rest in ({"x_http_status": "422", "x_error_body": "{}"}, {}):
@@ -43,7 +44,7 @@ def test_error_carries_no_internal_header(gateway: Gateway, path: str, method: s
 
 
 @pytest.mark.parametrize("path", ["/nope", "/generate"])
-def test_own_error_carries_no_internal_header(gateway: Gateway, path: str) -> None:
+def test_error_of_envoy_has_no_internal_header(gateway: Gateway, path: str) -> None:
     reply = gateway.client.get(path)
     assert set(reply.headers) - {"allow"} == COMMON | {"content-length"}
 

@@ -1,4 +1,4 @@
-"""REST through the gateway: every route, both modes of one path, and streams byte by byte."""
+"""REST through the gateway: every route, whole and streamed bodies, and cancellation."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import json
 import socket
 import threading
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
-if TYPE_CHECKING:
-    from .conftest import Gateway
+from tests.envoy.fake_service import DEADLINE
+from tests.envoy.gateway import Gateway
 
 JSON = {"content-type": "application/json"}
 ROUTES = [
@@ -52,7 +52,7 @@ def test_query_is_ignored_when_it_names_no_field(gateway: Gateway) -> None:
 
 def test_http_1_0_is_served(gateway: Gateway) -> None:
     host, _, port = gateway.target.partition(":")
-    with socket.create_connection((host, int(port)), timeout=10) as connection:
+    with socket.create_connection((host, int(port)), timeout=DEADLINE) as connection:
         connection.sendall(b"GET /info HTTP/1.0\r\n\r\n")
         with connection.makefile("rb") as reply:
             assert reply.read().endswith(b'\r\n\r\n{"method":"Info"}')
@@ -123,7 +123,7 @@ def test_json_becomes_the_typed_request(gateway: Gateway) -> None:
     ],
 )
 @pytest.mark.parametrize(("path", "method"), STREAMED)
-def test_one_path_carries_any_body(
+def test_path_returns_any_body_of_the_service(
     gateway: Gateway, path: str, method: str, bodies: list[bytes], content_type: str
 ) -> None:
     gateway.service.reply(method, *bodies, content_type=content_type)
@@ -133,14 +133,14 @@ def test_one_path_carries_any_body(
     assert reply.content == b"".join(bodies)
 
 
-def test_plain_text_passes_unchanged(gateway: Gateway) -> None:
+def test_plain_text_is_passed_on_unchanged(gateway: Gateway) -> None:
     kind = "text/plain; version=0.0.4; charset=utf-8"
     gateway.service.reply("Metrics", b"# HELP a b\na 1.0\n", content_type=kind)
     reply = gateway.client.get("/metrics")
     assert (reply.content, reply.headers["content-type"]) == (b"# HELP a b\na 1.0\n", kind)
 
 
-def test_empty_body_passes_as_empty(gateway: Gateway) -> None:
+def test_empty_body_is_passed_on_as_empty(gateway: Gateway) -> None:
     gateway.service.reply("Health", b"", content_type="text/plain; charset=utf-8")
     reply = gateway.client.get("/health")
     assert (reply.status_code, reply.content) == (200, b"")
@@ -164,7 +164,7 @@ def test_each_event_arrives_before_the_next_is_made(gateway: Gateway) -> None:
         assert next(arrived, None) is None
 
 
-def test_large_response_passes(gateway: Gateway) -> None:
+def test_large_response_is_passed_on(gateway: Gateway) -> None:
     body = json.dumps({"generated_text": "x" * 8_000_000}).encode()
     gateway.service.reply("Generate", body)
     assert gateway.client.post("/generate", json={"inputs": "a"}).content == body
@@ -183,10 +183,10 @@ def test_leaving_a_stream_cancels_the_handler(gateway: Gateway) -> None:
 
     gateway.service.behave("GenerateStream", stream)
     with gateway.client.stream("POST", "/generate_stream", json={"inputs": "a"}) as reply:
-        arrived = reply.iter_raw()  # dropped, it would close the response
+        arrived = reply.iter_raw()  # held, since dropping it would close the response
         assert next(arrived) == b"data: {}\n\n"
         assert not cancelled.is_set()
-    assert cancelled.wait(10)
+    assert cancelled.wait(DEADLINE)
 
 
 def test_leaving_before_the_answer_cancels_the_handler(gateway: Gateway) -> None:
@@ -207,5 +207,5 @@ def test_leaving_before_the_answer_cancels_the_handler(gateway: Gateway) -> None
             b"POST /generate HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n"
             b"content-length: 2\r\n\r\n{}"
         )
-        assert started.wait(10)
-    assert cancelled.wait(10)
+        assert started.wait(DEADLINE)
+    assert cancelled.wait(DEADLINE)
