@@ -43,9 +43,15 @@ class Metrics:
         self._successes = self._counter("tgi_request_success", "Generations finished")
         self._failures = self._counter("tgi_request_failure", "Generations that failed", "err")
         self._total = self._seconds("tgi_request_duration", "From receipt to the last token")
-        self._validation = self._seconds("tgi_request_validation_duration", "Until queued")
-        self._queue = self._seconds("tgi_request_queue_duration", "Until the first step")
-        self._inference = self._seconds("tgi_request_inference_duration", "From there to the end")
+        self._validation = self._seconds(
+            "tgi_request_validation_duration", "From receipt until queued"
+        )
+        self._queue = self._seconds(
+            "tgi_request_queue_duration", "From queued until the first step"
+        )
+        self._inference = self._seconds(
+            "tgi_request_inference_duration", "From the first step to the end"
+        )
         self._per_token = self._seconds(
             "tgi_request_mean_time_per_token_duration", "Inference time over generated tokens"
         )
@@ -67,7 +73,7 @@ class Metrics:
             "tgi_batch_inference_duration", "Duration of a step", "method"
         )
         self._forward_seconds = self._seconds(
-            "tgi_batch_forward_duration", "Of that, the model", "method"
+            "tgi_batch_forward_duration", "Duration of a step's forward pass", "method"
         )
         self._blocks = self._gauge("tokenwire_kv_blocks", "Blocks of the KV cache", "state")
         self._preemptions = self._gauge("tokenwire_preemptions", "Sequences recomputed so far")

@@ -114,7 +114,7 @@ class Settings:
     ] = None
     max_batch_size: Annotated[int | None, About("sequences running at a time", low=1)] = None
     speculate: Annotated[
-        int, About("tokens guessed from the text so far and checked in one step; 0 for none", low=0)
+        int, About("draft tokens from the text so far, checked in one step; 0 for none", low=0)
     ] = 0
     waiting_served_ratio: Annotated[
         float, About("reported only: new work joins the batch at every step", low=0)
@@ -156,7 +156,8 @@ class Settings:
         About("public port for REST, gRPC and gRPC-Web; 0 takes a free one", low=0, high=_MAX_PORT),
     ] = 8080
     grpc_host: Annotated[
-        str, About("where the service listens, and where the others look for it", ours=True)
+        str,
+        About("where the service listens for gRPC callers and for probes", ours=True),
     ] = "127.0.0.1"
     grpc_port: Annotated[
         int,
