@@ -1,13 +1,13 @@
 """A step's work as tensors.
 
-All tokens of a step stand in one row, sequence after sequence, whatever phase each is in::
+The tokens of all sequences are concatenated, whether a sequence prefills or decodes::
 
-    sequence      A (decode)  B (prefill, 3 of 5 tokens)   C (decode)
-    input_ids     [ a9      |  b0  b1  b2                |  c4 ]        num_tokens = 5
-    positions     [ 9       |  0   1   2                 |  4  ]
-    query_start_loc 0          1                            4    5
-    context_lens    10         3                            5            tokens in the cache after
-    it logits_rows   [ 0                                       4  ]         B has no next token yet
+    sequence          A (decode)   B (prefill, 3 of 5 tokens)   C (decode)
+    input_ids       [ a9         | b0  b1  b2                 | c4 ]    num_tokens = 5
+    positions       [ 9          | 0   1   2                  | 4  ]
+    query_start_loc [ 0            1                            4    5 ]
+    context_lens    [ 10           3                            5  ]    tokens cached after the step
+    logits_rows     [ 0                                         4  ]    B gets no token yet
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 from array import array
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,11 +33,12 @@ _FORMATS = {np.dtype(np.int64): torch.int64, np.dtype(np.int32): torch.int32}
 
 @dataclass(frozen=True, slots=True)
 class AttentionInput:
-    """What attention needs to know beside query, key and value.
+    """What attention needs in addition to query, key and value.
 
-    `slot_mapping` int64 [num_tokens]: where a token's key and value go, block * block_size +
-    offset. `block_tables` int32 [num_seqs, max_blocks], padded with 0. `query_start_loc` int32
-    [num_seqs + 1]. `context_lens` int32 [num_seqs].
+    `slot_mapping` int64 [num_tokens]: the slot of a token's key and value in the cache, block *
+    block_size + offset. `block_tables` int32 [num_seqs, max_blocks], padded with 0.
+    `query_start_loc` int32 [num_seqs + 1]: where each sequence's tokens start. `context_lens` int32
+    [num_seqs]: the tokens of each sequence in the cache, this step's included.
     """
 
     slot_mapping: Tensor
@@ -62,8 +64,8 @@ class ModelInput:
     """The input of one forward pass.
 
     `input_ids` and `positions` int64 [num_tokens]; `logits_rows` int64 [num_rows]: the tokens whose
-    logits are wanted. `sampled` says which rows of the logits give a sequence its next tokens: one,
-    and one more behind each guessed token.
+    logits are wanted. `sampled` says which rows of the logits a sequence's next tokens are sampled
+    from: one row, and one more for each draft token.
     """
 
     input_ids: Tensor
@@ -80,43 +82,30 @@ def pack(
     device: torch.device,
     sampled_ids: Tensor | None = None,
 ) -> ModelInput:
-    """Lays the tokens of a scheduled batch out as tensors on `device`.
+    """Packs the tokens of a scheduled batch into tensors on `device`.
 
-    `sampled_ids` int64 [rows of the last step], on the device: the tokens that sequences were
-    promised and the host does not know yet.
+    `sampled_ids` int64 [sampled rows of the previous step], on the device: the tokens that
+    placeholders stand for, which the host does not know yet.
     """
-    input_ids: list[int] = []
-    positions: list[int] = []
-    slots: list[int] = []
-    starts, contexts = [0], []
-    for sequence, num_tokens in batch.num_tokens.items():
-        first = sequence.num_computed_tokens
-        end = first + num_tokens
-        input_ids += sequence.token_ids[first:end]
-        input_ids += sequence.draft_ids
-        positions += range(first, end)
-        slots += _slots(sequence.block_table, first, end, block_size)
-        starts.append(starts[-1] + num_tokens)
-        contexts.append(end)
-    rows, sampled, prompt_rows = _logits_rows(batch, starts)
+    tokens = _concatenated(batch, block_size)
+    rows, sampled, prompt_rows = _logits_rows(batch, tokens.starts)
     arrays: list[_Integers] = [
-        np.array(input_ids, dtype=np.int64),
-        np.array(positions, dtype=np.int64),
-        np.array(slots, dtype=np.int64),
+        np.array(tokens.input_ids, dtype=np.int64),
+        np.array(tokens.positions, dtype=np.int64),
+        np.array(tokens.slots, dtype=np.int64),
         np.array(rows, dtype=np.int64),
         _block_tables(batch),
-        np.array(starts, dtype=np.int32),
-        np.array(contexts, dtype=np.int32),
+        np.array(tokens.starts, dtype=np.int32),
+        np.array(tokens.contexts, dtype=np.int32),
     ]
-    is_there = device.type == "cpu"
-    tensors = map(torch.from_numpy, arrays) if is_there else upload_together(arrays, device)
-    ids, position_ids, slot_mapping, logits_rows, tables, start_loc, context_lens = tensors
+    on_host = device.type == "cpu"
+    tensors = map(torch.from_numpy, arrays) if on_host else upload_together(arrays, device)
+    input_ids, positions, slot_mapping, logits_rows, tables, start_loc, context_lens = tensors
     if sampled_ids is not None:
-        promised = sampled_ids[(-1 - ids).clamp(min=0)]  # see `Sequence.append_placeholder`
-        ids = torch.where(ids < 0, promised, ids)
+        input_ids = _without_placeholders(input_ids, sampled_ids)
     return ModelInput(
-        input_ids=ids,
-        positions=position_ids,
+        input_ids=input_ids,
+        positions=positions,
         attention=AttentionInput(
             slot_mapping=slot_mapping,
             block_tables=tables,
@@ -132,7 +121,7 @@ def pack(
 def blank(
     num_tokens: int, num_seqs: int, num_rows: int, max_blocks: int, device: torch.device
 ) -> ModelInput:
-    """Zeros to copy one batch after another into, for who computes at fixed addresses."""
+    """Zeros, into which batches are copied for recorded steps, which read fixed addresses."""
 
     def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
         return torch.zeros(shape, dtype=dtype, device=device)
@@ -153,7 +142,7 @@ def blank(
 
 
 def copy_rows(rows: ModelInput, batch: ModelInput) -> None:
-    """Copies a batch's tokens and sequences into the first of at least as many rows."""
+    """Copies a batch's tokens and sequences into the first rows of a batch at least as large."""
     source, target = batch.attention, rows.attention
     num_tokens, num_seqs = len(batch.input_ids), len(source.context_lens)
     rows.input_ids[:num_tokens].copy_(batch.input_ids)
@@ -164,10 +153,48 @@ def copy_rows(rows: ModelInput, batch: ModelInput) -> None:
     target.block_tables[:num_seqs, :num_blocks].copy_(source.block_tables)
 
 
+class _Tokens(NamedTuple):
+    """A batch's tokens as lists.
+
+    `input_ids`, `positions` and `slots` have an entry per token; `starts` and `contexts` an entry
+    per sequence, and `starts` the number of tokens as its last.
+    """
+
+    input_ids: list[int]
+    positions: list[int]
+    slots: list[int]
+    starts: list[int]
+    contexts: list[int]
+
+
+def _concatenated(batch: ScheduledBatch, block_size: int) -> _Tokens:
+    """The tokens of all sequences, one sequence after the other, draft tokens included."""
+    input_ids: list[int] = []
+    positions: list[int] = []
+    slots: list[int] = []
+    starts, contexts = [0], []
+    for sequence, num_tokens in batch.num_tokens.items():
+        first = sequence.num_computed_tokens
+        end = first + num_tokens
+        input_ids += sequence.token_ids[first:end]
+        input_ids += sequence.draft_ids
+        positions += range(first, end)
+        slots += _slots(sequence.block_table, first, end, block_size)
+        starts.append(starts[-1] + num_tokens)
+        contexts.append(end)
+    return _Tokens(input_ids, positions, slots, starts, contexts)
+
+
+def _without_placeholders(input_ids: Tensor, sampled_ids: Tensor) -> Tensor:
+    """Replaces ids below 0 by the tokens they stand for: see `Sequence.append_placeholder`."""
+    sampled = sampled_ids[(-1 - input_ids).clamp(min=0)]
+    return torch.where(input_ids < 0, sampled, input_ids)
+
+
 def _slots(table: array[int], first: int, end: int, block_size: int) -> list[int]:
-    """Where the tokens at the positions from `first` to `end` go."""
+    """The cache slots of the positions from `first` to `end - 1`."""
     index, offset = divmod(first, block_size)
-    if end == first + 1:  # as in nearly every row
+    if end == first + 1:  # a decoding sequence: the usual case
         return [table[index] * block_size + offset]
     starts = [block * block_size for block in table[index : -(-end // block_size)]]
     slots = [slot for start in starts for slot in range(start, start + block_size)]
@@ -175,6 +202,7 @@ def _slots(table: array[int], first: int, end: int, block_size: int) -> list[int
 
 
 def _block_tables(batch: ScheduledBatch) -> NDArray[np.int32]:
+    """Int32 [num_seqs, max_blocks], padded with 0."""
     tables = [sequence.block_table.tobytes() for sequence in batch.num_tokens]
     width = max(map(len, tables))
     padded = bytearray().join([table.ljust(width, b"\0") for table in tables])  # zeros
@@ -184,6 +212,7 @@ def _block_tables(batch: ScheduledBatch) -> NDArray[np.int32]:
 def _logits_rows(
     batch: ScheduledBatch, starts: list[int]
 ) -> tuple[list[int], dict[Sequence, range], list[PromptRows]]:
+    """The tokens whose logits are wanted, and which of these rows are sampled or of a prompt."""
     rows: list[int] = []
     sampled: dict[Sequence, range] = {}
     prompt_rows: list[PromptRows] = []
@@ -202,9 +231,10 @@ def _logits_rows(
 
 
 def upload_together(arrays: list[_Integers], device: torch.device) -> list[Tensor]:
-    """The arrays on the device, brought there by one copy.
+    """Copies the arrays to the device in one transfer.
 
-    Each begins at a multiple of the longest vector that kernels load: Triton compiles others anew.
+    Each starts at a multiple of the longest vector that kernels load: Triton compiles a kernel
+    again for pointers that are aligned otherwise.
     """
     sizes = [(values.nbytes // ALIGNMENT + 1) * ALIGNMENT for values in arrays]
     buffer = np.empty(sum(sizes), dtype=np.uint8)

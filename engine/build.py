@@ -1,4 +1,4 @@
-"""Puts an engine together from its configuration: the only place of this package that does."""
+"""Builds an engine from its configuration; no other module knows all its parts."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ from .grammar.constraints import Constraints
 from .kernels import cpu as cpu_kernels
 from .memory import cache_size
 from .memory.worst_step import StepBounds
-from .model.loaded import LoadedModel
 from .model.loading import load_model
 from .model.model_runner import ModelRunner
-from .model.prepare import LoadModel, prepare
+from .model.prepare import LoadModel, PreparedModel, prepare
 from .protocol.config import EngineConfig, EngineInfo
 from .replay.cpu_graphs import CpuGraphs
 from .replay.cuda_graphs import DecodeGraphs, cuda_recorder
@@ -30,10 +29,11 @@ from .threads import num_processors
 
 logger = logging.getLogger(__name__)
 
-# By arithmetic, of a model of some size: ten decode steps on a CPU, five on a GPU.
+# Estimated from the arithmetic of a typical model: a chunk takes as long as ten decode steps on a
+# CPU, as five on a GPU.
 _CHUNK_TOKENS = {"cpu": 256, "cuda": 1024}
 _MAX_CPU_GRAPH_TOKENS = 64  # in larger steps a CPU computes for ten times as long as Python takes
-_MAX_LOGPROB_ROWS = 256  # in a step, of prompts; each is a vocabulary of logits
+_MAX_LOGPROB_ROWS = 256  # of prompts, in a step; each takes the logits of a whole vocabulary
 
 
 def build_engine(config: EngineConfig, load: LoadModel = load_model) -> tuple[Engine, EngineInfo]:
@@ -41,65 +41,31 @@ def build_engine(config: EngineConfig, load: LoadModel = load_model) -> tuple[En
 
     Args:
         config: the engine's configuration.
-        load: where the model comes from.
+        load: loads the model.
 
     Raises:
         ModelLoadError: the model cannot be served with this configuration.
     """
     torch.set_num_threads(config.num_threads or num_processors())
     model = prepare(config, load)
-    loaded, limit, cache_dtype = model.loaded, model.max_total_tokens, model.cache_dtype
-    vocab_size = int(loaded.model.config.get_text_config().vocab_size)
+    device, max_total_tokens = model.loaded.device, model.max_total_tokens
+    vocab_size = int(model.loaded.model.config.get_text_config().vocab_size)
     watermark = Watermark(
-        vocab_size, loaded.device, gamma=config.watermark_gamma, delta=config.watermark_delta
+        vocab_size, device, gamma=config.watermark_gamma, delta=config.watermark_delta
     )
-    bounds = _bounds(config, limit)
-    runner = ModelRunner(loaded, _cache(config, loaded, cache_dtype, 1), model.backend)
-    executor = Executor(runner.forward, loaded.device, config.block_size, watermark)
-    num_blocks = cache_size.num_blocks(
-        config,
-        cache_size.room_for_cache(config, executor, bounds, loaded.device),
-        bytes_per_token(loaded.layers, cache_dtype),
-        limit,
-        loaded.device,
-    )
-    runner.cache = _cache(config, loaded, cache_dtype, num_blocks)
-    blocks = BlockManager(
-        num_blocks, config.block_size, enable_prefix_caching=config.enable_prefix_caching
-    )
-    scheduler = Scheduler(
-        blocks,
-        max_step_tokens=bounds.max_step_tokens,
-        max_num_seqs=bounds.max_num_seqs,
-        max_chunk_tokens=config.max_chunk_tokens or _CHUNK_TOKENS[loaded.device.type],
-        max_logprob_rows=bounds.max_logprob_rows,
-        max_draft_tokens=bounds.max_draft_tokens,
-    )
-    info = EngineInfo(
-        model_id=config.model_id,
-        model_sha=getattr(loaded.model.config, "_commit_hash", None),
-        dtype=str(loaded.dtype),
-        device=loaded.device.type,
-        vocab_size=vocab_size,
-        max_total_tokens=limit,
-        max_batch_total_tokens=num_blocks * config.block_size,
-        block_size=config.block_size,
-        attention=model.attention,
-    )
-    is_gpu = loaded.device.type == "cuda"
+    bounds = _bounds(config, max_total_tokens)
+    runner = _runner(config, model, bounds, watermark)
     engine = Engine(
-        _with_cuda_graphs(config, runner, limit, vocab_size)
-        if is_gpu
-        else _with_cpu_graphs(config, runner, limit),
-        scheduler,
-        loaded.device,
+        _with_recorded_steps(config, runner, max_total_tokens, vocab_size),
+        _scheduler(config, bounds, runner),
+        device,
         vocab_size=vocab_size,
-        max_total_tokens=limit,
+        max_total_tokens=max_total_tokens,
         watermark=watermark,
         constraints=_constraints(config, vocab_size),
-        runs_ahead=is_gpu if config.run_ahead is None else config.run_ahead,
+        runs_ahead=device.type == "cuda" if config.run_ahead is None else config.run_ahead,
     )
-    return engine, info
+    return engine, _info(config, model, runner.cache.num_blocks, vocab_size)
 
 
 def _bounds(config: EngineConfig, max_total_tokens: int) -> StepBounds:
@@ -113,16 +79,79 @@ def _bounds(config: EngineConfig, max_total_tokens: int) -> StepBounds:
     )
 
 
-def _cache(
-    config: EngineConfig, loaded: LoadedModel, dtype: torch.dtype, num_blocks: int
-) -> KVCache:
-    return KVCache(loaded.layers, num_blocks, config.block_size, dtype, loaded.device)
+def _runner(
+    config: EngineConfig, model: PreparedModel, bounds: StepBounds, watermark: Watermark
+) -> ModelRunner:
+    """The model with its KV cache, which gets the memory that the largest step leaves.
+
+    Raises:
+        ModelLoadError: there is not enough memory.
+    """
+    loaded = model.loaded
+    runner = ModelRunner(loaded, _cache(config, model, 1), model.backend)
+    executor = Executor(runner.forward, loaded.device, config.block_size, watermark)
+    num_blocks = cache_size.num_blocks(
+        config,
+        cache_size.room_for_cache(config, executor, bounds, loaded.device),
+        bytes_per_token(loaded.layers, model.cache_dtype),
+        model.max_total_tokens,
+        loaded.device,
+    )
+    runner.cache = _cache(config, model, num_blocks)
+    return runner
+
+
+def _cache(config: EngineConfig, model: PreparedModel, num_blocks: int) -> KVCache:
+    loaded = model.loaded
+    return KVCache(loaded.layers, num_blocks, config.block_size, model.cache_dtype, loaded.device)
+
+
+def _scheduler(config: EngineConfig, bounds: StepBounds, runner: ModelRunner) -> Scheduler:
+    blocks = BlockManager(
+        runner.cache.num_blocks,
+        config.block_size,
+        enable_prefix_caching=config.enable_prefix_caching,
+    )
+    return Scheduler(
+        blocks,
+        max_step_tokens=bounds.max_step_tokens,
+        max_num_seqs=bounds.max_num_seqs,
+        max_chunk_tokens=config.max_chunk_tokens or _CHUNK_TOKENS[runner.device.type],
+        max_logprob_rows=bounds.max_logprob_rows,
+        max_draft_tokens=bounds.max_draft_tokens,
+    )
+
+
+def _info(
+    config: EngineConfig, model: PreparedModel, num_blocks: int, vocab_size: int
+) -> EngineInfo:
+    loaded = model.loaded
+    return EngineInfo(
+        model_id=config.model_id,
+        model_sha=getattr(loaded.model.config, "_commit_hash", None),
+        dtype=str(loaded.dtype),
+        device=loaded.device.type,
+        vocab_size=vocab_size,
+        max_total_tokens=model.max_total_tokens,
+        max_batch_total_tokens=num_blocks * config.block_size,
+        block_size=config.block_size,
+        attention=model.attention,
+    )
+
+
+def _with_recorded_steps(
+    config: EngineConfig, runner: ModelRunner, max_total_tokens: int, vocab_size: int
+) -> Forward:
+    """The model's forward, with small steps replayed from graphs where that is possible."""
+    if runner.device.type == "cuda":
+        return _with_cuda_graphs(config, runner, max_total_tokens, vocab_size)
+    return _with_cpu_graphs(config, runner, max_total_tokens)
 
 
 def _with_cuda_graphs(
     config: EngineConfig, runner: ModelRunner, max_total_tokens: int, vocab_size: int
 ) -> Forward:
-    """The model's forward, with decode steps recorded; only our own kernels allow that."""
+    """The model's forward, with decode steps recorded; only our own kernels can be recorded."""
     sizes = [size for size in config.graph_sizes if 0 < size <= config.max_num_seqs]
     if not sizes or isinstance(runner.backend, ReferenceAttention):
         return runner.forward
@@ -139,20 +168,18 @@ def _with_cuda_graphs(
 
 
 def _with_cpu_graphs(config: EngineConfig, runner: ModelRunner, max_total_tokens: int) -> Forward:
-    """The model's forward, with small steps repeated from graphs where our own kernels compute."""
+    """The model's forward, with small steps replayed if attention uses our own kernels."""
     max_tokens = min(max(config.graph_sizes, default=0), _MAX_CPU_GRAPH_TOKENS)
     if not max_tokens or not isinstance(runner.backend, cpu_kernels.CpuKernels):
         return runner.forward
     max_blocks = -(-max_total_tokens // config.block_size)
-    graphed = CpuGraphs(
-        runner.forward, runner.backend, max_tokens=max_tokens, max_blocks=max_blocks
-    )
-    graphed.prove(max_total_tokens - 1, config.block_size)
-    return graphed
+    graphs = CpuGraphs(runner.forward, runner.backend, max_tokens=max_tokens, max_blocks=max_blocks)
+    graphs.verify(max_total_tokens - 1, config.block_size)
+    return graphs
 
 
 def _constraints(config: EngineConfig, vocab_size: int) -> Constraints | None:
-    """Grammars need to know how tokens are spelt, which nothing else in the engine does."""
+    """Grammars, which need a fast tokenizer to know how tokens are spelt; None without one."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(config.model_id, revision=config.revision)
     except (OSError, ValueError):

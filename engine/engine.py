@@ -1,6 +1,6 @@
-"""The step loop's body: schedule, pack, forward, sample, publish. It runs in one thread.
+"""The body of the step loop: schedule, pack, forward, sample, publish. It runs in one thread.
 
-The caller feeds it with `add` and `abort` between steps. Nothing here waits for anybody.
+The caller calls `add` and `abort` between steps. Nothing here waits for a request or a connection.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ class Engine:
     """Continuous batching over one model.
 
     Args:
-        forward: computes logits for a packed batch: `ModelRunner.forward`, or a test's table.
+        forward: computes logits for a packed batch: `ModelRunner.forward`, or a fake.
         scheduler: decides what each step computes.
-        device: where `forward` wants its input.
+        device: where `forward` expects its input.
         vocab_size: token ids are below this.
-        max_total_tokens: of a sequence; the model may know no position behind it.
+        max_total_tokens: of a sequence; the model may have no positions beyond it.
         watermark: for requests that ask for one; without it they are refused.
         constraints: for requests with a grammar; without it they are refused.
-        runs_ahead: whether a step is launched before the tokens of the one before are known. The
-            device then never waits for the host; a sequence that ends has one token too many
-            computed, which nobody sees.
+        runs_ahead: whether a step is launched before the tokens of the previous one are read. The
+            device then never waits for the host; one token too many is computed for a sequence that
+            ends, and is dropped.
     """
 
     def __init__(
@@ -73,10 +73,11 @@ class Engine:
         return self._ahead is not None or self._scheduler.has_work
 
     def prepare(self, request: Request, done: Callable[[], object]) -> bool:
-        """Makes ready what a request needs before `add`, in the background if it takes time.
+        """Compiles the grammar of a request before `add`, in the background if it takes time.
 
         Returns:
-            Whether it can be added now; if not, `done` is called later from another thread.
+            Whether the request can be added now; if not, `done` is called later from another
+            thread.
         """
         return self._constraints is None or self._constraints.prepare(request, done)
 
@@ -86,23 +87,10 @@ class Engine:
         Returns:
             None, or the final output of a request that cannot be served.
         """
-        if not request.prompt_token_ids:
-            return _failed(request.request_id, "the prompt has no tokens")
-        if max((*request.prompt_token_ids, *request.resumed_token_ids)) >= self._vocab_size:
-            return _failed(request.request_id, f"a token id is not below {self._vocab_size}")
-        if request.sampling.watermark and self._watermark is None:
-            return _failed(request.request_id, "this engine has no watermark")
-        if request.request_id in self._sequences:
-            return _failed(request.request_id, "the request id is in use")
-        if request.max_new_tokens <= len(request.resumed_token_ids):
-            return _failed(request.request_id, "there is nothing left to generate")
-        if request.grammar and self._constraints is None:
-            return _failed(request.request_id, "this engine has no grammars")
-        sequence = Sequence(request)
-        num_tokens, limit = sequence.max_tokens, self._max_total_tokens
-        if num_tokens > limit:
-            reason = f"{num_tokens} tokens are more than max_total_tokens, which is {limit}"
+        reason = self._refusal(request)
+        if reason is not None:
             return _failed(request.request_id, reason)
+        sequence = Sequence(request)
         try:
             self._scheduler.add(sequence)
             if request.grammar and self._constraints is not None:
@@ -124,13 +112,13 @@ class Engine:
                 self._constraints.drop(request_id)
 
     def step(self) -> StepOutput:
-        """Computes one step for everybody who is in it.
+        """Computes one step and returns the outputs of its sequences.
 
-        Running ahead, the next step is on the device before this one's tokens are read.
+        When running ahead, the next step is launched before this one's tokens are read.
 
         Raises:
-            AcceleratorError: the device cannot be used any more: an illegal access or a failed
-                assertion makes all later calls of the process fail.
+            AcceleratorError: this process cannot use the device any more: after an illegal access
+                or a failed assertion all its later calls fail.
         """
         started = time.perf_counter()
         step, self._ahead = self._ahead or self._launch(None), None
@@ -151,7 +139,7 @@ class Engine:
         )
 
     def stats(self) -> EngineStats:
-        """A snapshot."""
+        """A snapshot of the counters."""
         scheduler = self._scheduler
         return EngineStats(
             num_steps=self._num_steps,
@@ -166,13 +154,37 @@ class Engine:
         )
 
     def check_integrity(self) -> None:
-        """Asserts that no block was lost or given twice."""
+        """Asserts that no block was lost or allocated twice."""
         self._scheduler.blocks.check_integrity([*self._scheduler.running, *self._scheduler.waiting])
 
+    def _refusal(self, request: Request) -> str | None:
+        """Why a request cannot be served by this engine; None if it can."""
+        if not request.prompt_token_ids:
+            return "the prompt has no tokens"
+        if max((*request.prompt_token_ids, *request.resumed_token_ids)) >= self._vocab_size:
+            return f"a token id is not below {self._vocab_size}"
+        if request.sampling.watermark and self._watermark is None:
+            return "this engine has no watermark"
+        if request.request_id in self._sequences:
+            return "the request id is in use"
+        if request.max_new_tokens <= len(request.resumed_token_ids):
+            return "there is nothing left to generate"
+        if request.grammar and self._constraints is None:
+            return "this engine has no grammars"
+        num_tokens = len(request.prompt_token_ids) + request.max_new_tokens
+        if num_tokens > self._max_total_tokens:
+            limit = self._max_total_tokens
+            return f"{num_tokens} tokens are more than max_total_tokens, which is {limit}"
+        return None
+
     def _launch(self, previous: LaunchedStep | None) -> LaunchedStep | None:
-        """Begins the next step, behind one whose tokens nobody knows yet; None without work."""
+        """Launches the next step; None if there is nothing to compute.
+
+        `previous` is a running step whose tokens are not read yet. Each of its sequences has one
+        row: those with draft tokens do not run ahead.
+        """
         if previous is not None:
-            for row, sequence in enumerate(previous.sampled):
+            for row, sequence in enumerate(previous.drafts):
                 if sequence.status is not SequenceStatus.FINISHED:
                     sequence.append_placeholder(row)
         batch = self._scheduler.schedule()
@@ -184,24 +196,24 @@ class Engine:
         return step
 
     def _collect(self, step: LaunchedStep) -> list[SequenceOutput]:
-        """Waits for a step, and publishes what it brought to those who are still there.
+        """Waits for a step, and returns the outputs of the sequences that still run.
 
         Raises:
-            AcceleratorError: the device cannot be used any more; only a new process can.
+            AcceleratorError: this process cannot use the device any more.
         """
-        living = [s for s in step.batch.num_tokens if s.status is not SequenceStatus.FINISHED]
+        unfinished = [s for s in step.batch.num_tokens if s.status is not SequenceStatus.FINISHED]
         try:
             result = None if step.has_failed else step.wait()
         except torch.AcceleratorError:
             raise
-        except Exception:  # of the device, which reports late
+        except Exception:  # an error on the device, which is raised only here
             logger.exception("a step of %d sequences failed", len(step.batch.num_tokens))
             result = None
         if result is None:
-            return [self._fail(s, "the model failed on this batch") for s in living]
+            return [self._fail(s, "the model failed on this batch") for s in unfinished]
         return [
             output
-            for sequence in living
+            for sequence in unfinished
             for output in self._publish(
                 sequence,
                 result.tokens.get(sequence, []),
@@ -212,7 +224,11 @@ class Engine:
     def _publish(
         self, sequence: Sequence, chosen: list[Token], logprobs: tuple[float | None, ...]
     ) -> list[SequenceOutput]:
-        """What a step brought: no token, one, or more where guesses were right or one is forced."""
+        """The outputs of a sequence for a step.
+
+        There is one without a token while the prompt is computed, otherwise one for each token:
+        several where draft tokens were accepted or a grammar forces tokens.
+        """
         is_first = not sequence.started
         if is_first:
             sequence.started = True
@@ -222,7 +238,7 @@ class Engine:
         if chosen:
             try:
                 if (constraints := self._constraints_of(sequence)) is not None:
-                    constraints.check(sequence)  # before the logits: a dead end masks all of them
+                    constraints.check(sequence)  # first: a grammar's dead end masks all logits
                 if math.isnan(chosen[0].logprob):
                     return [self._fail(sequence, "the model gave no valid logits")]
                 tokens = [*self._append(sequence, chosen)]
@@ -244,7 +260,7 @@ class Engine:
         return outputs
 
     def _append(self, sequence: Sequence, chosen: list[Token]) -> list[Token]:
-        """Adds the tokens of a step, up to the sequence's end: the chosen ones, then forced ones.
+        """Appends the tokens of a step, up to the sequence's end: sampled, then forced ones.
 
         Raises:
             GrammarError: the sequence cannot go on.
@@ -258,7 +274,7 @@ class Engine:
         constraints = self._constraints_of(sequence)
         if sequence.finish_reason is None and constraints is not None:
             for token_id in constraints.advance(sequence, tokens[-1].token_id):
-                tokens.append(_certain(token_id, sequence))
+                tokens.append(_forced_token(token_id, sequence))
                 if sequence.append(token_id) is not None:
                     break
         self._num_generated_tokens += len(tokens)
@@ -268,13 +284,13 @@ class Engine:
         return self._constraints if sequence.request.grammar else None
 
     def _fail(self, sequence: Sequence, reason: str) -> SequenceOutput:
-        self._scheduler.blocks.forget(sequence)  # what is in them may be wrong
+        self._scheduler.blocks.forget(sequence)  # their content may be wrong
         self.abort(sequence.request_id)
         return _failed(sequence.request_id, reason)
 
 
-def _certain(token_id: int, sequence: Sequence) -> Token:
-    """A token that nothing else could have been: its probability is 1."""
+def _forced_token(token_id: int, sequence: Sequence) -> Token:
+    """The only token that a grammar allows: its probability is 1."""
     top = ((token_id, 0.0),) if sequence.request.sampling.top_n_tokens else ()
     return Token(token_id, 0.0, top)
 

@@ -1,8 +1,8 @@
-"""Puts a batch onto the device, and takes the tokens off it later.
+"""Launches a batch on the device, and reads the sampled tokens later.
 
     ScheduledBatch --launch--> LaunchedStep --wait--> StepResult
 
-Between the two the device works and the host is free, among other things to launch the next step.
+Between the two the device computes and the host is free, for example to launch the next step.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Forward = Callable[[ModelInput], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """What a step computed: the next tokens of sequences, and log-probabilities of prompts."""
+    """The results of a step: the next tokens of sequences, and log-probabilities of prompts."""
 
     tokens: dict[Sequence, list[Token]] = field(default_factory=dict)
     prompt_logprobs: dict[Sequence, tuple[float | None, ...]] = field(default_factory=dict)
@@ -43,14 +43,22 @@ class StepResult:
 class LaunchedStep:
     """A step on the device.
 
-    `sampled` says how many tokens each sequence gets at most, in the order of `tokens`; a step
-    without tokens has an `end` to wait for. Durations are seconds of the host: on a GPU the device
-    goes on afterwards.
+    Attributes:
+        batch: what it computes.
+        num_prefill_tokens: tokens of the sequences in the batch that do not decode.
+        drafts: for each sequence that gets tokens, in the order of `tokens`, the draft tokens that
+            the step verifies. It gets one token more than are accepted.
+        tokens: what is sampled, a row for each draft token and one more for each sequence.
+        end: a copy to wait for instead, in a step that samples nothing.
+        prompts: the log-probabilities of prompts.
+        forward_s: seconds of the host; on a GPU the device computes on afterwards.
+        sample_s: likewise.
+        has_failed: whether the launch failed, so that there is nothing to wait for.
     """
 
     batch: ScheduledBatch
     num_prefill_tokens: int
-    sampled: dict[Sequence, int] = field(default_factory=dict)
+    drafts: dict[Sequence, list[int]] = field(default_factory=dict)
     tokens: SampledTokens | None = None
     end: Download | None = None
     prompts: list[_PromptLogprobs] = field(default_factory=list)
@@ -61,17 +69,17 @@ class LaunchedStep:
     @property
     def can_run_ahead(self) -> bool:
         """Whether the next step can be planned without knowing this one's tokens."""
-        return not self.has_failed and not any(s.needs_sampled_tokens for s in self.sampled)
+        return not self.has_failed and not any(s.needs_sampled_tokens for s in self.drafts)
 
     def wait(self) -> StepResult:
-        """What was computed, once the device is done with it."""
+        """Waits for the device and returns the results."""
         if self.end is not None:
             self.end.wait()
         tokens = iter(self.tokens.wait() if self.tokens is not None else ())
         return StepResult(
             tokens={
-                sequence: _verified(list(itertools.islice(tokens, count)), sequence.draft_ids)
-                for sequence, count in self.sampled.items()
+                sequence: _verified(list(itertools.islice(tokens, 1 + len(drafts))), drafts)
+                for sequence, drafts in self.drafts.items()
             },
             prompt_logprobs={part.sequence: part.wait() for part in self.prompts},
         )
@@ -81,9 +89,8 @@ class Executor:
     """Runs batches on one device.
 
     Args:
-        forward: computes logits of any format for a packed batch: `ModelRunner.forward`, or a
-            test's table.
-        device: where `forward` wants its input.
+        forward: computes logits of any dtype for a packed batch: `ModelRunner.forward`, or a fake.
+        device: where `forward` expects its input.
         block_size: tokens per block of the KV cache.
         watermark: for requests that ask for one.
         constraints: for requests with a grammar.
@@ -104,38 +111,38 @@ class Executor:
         self._constraints = constraints
 
     def launch(self, batch: ScheduledBatch, previous: LaunchedStep | None = None) -> LaunchedStep:
-        """Computes a batch, or begins to.
+        """Computes a batch on the CPU, or starts to compute it on a GPU.
 
         Args:
-            batch: the step's work.
-            previous: the step whose tokens this one continues without the host knowing them.
+            batch: what the step computes.
+            previous: the step whose sampled tokens this one continues before the host reads them.
 
         Returns:
-            The step; one that has failed if anything went wrong.
+            The step; if anything went wrong, one with `has_failed`.
 
         Raises:
-            AcceleratorError: the device cannot be used any more; only a new process can.
+            AcceleratorError: this process cannot use the device any more.
         """
         try:
             return self._launch(batch, previous)
         except torch.AcceleratorError:
             raise
         except Exception:
-            # Which row is to blame is not known, and memory may be short: the step's rows go, the
-            # waiting ones and the engine stay.
+            # Which sequence caused it is not known, and memory may be short: all sequences of this
+            # step fail; the waiting ones and the engine go on.
             logger.exception("a step of %d sequences failed", len(batch.num_tokens))
             return LaunchedStep(batch=batch, num_prefill_tokens=0, has_failed=True)
 
     @torch.inference_mode()
     def forward(self, batch: ScheduledBatch) -> Tensor:
-        """The logits of a batch as the model gives them, of which no token is chosen."""
+        """Computes the logits of a batch, in the model's dtype, without sampling from them."""
         return self._forward(pack(batch, self._block_size, self._device))
 
     @torch.inference_mode()  # logits come from it, and filters write into them
     def _launch(self, batch: ScheduledBatch, previous: LaunchedStep | None) -> LaunchedStep:
         num_prefill_tokens = batch.num_prefill_tokens
-        known = None if previous is None or previous.tokens is None else previous.tokens.ids
-        model_input = pack(batch, self._block_size, self._device, known)
+        sampled_ids = None if previous is None or previous.tokens is None else previous.tokens.ids
+        model_input = pack(batch, self._block_size, self._device, sampled_ids)
         rows = _sampled_rows(model_input)
         pending = self._constraints.start(rows) if self._constraints is not None else None
         started = time.perf_counter()
@@ -147,12 +154,12 @@ class Executor:
         if rows:
             chosen = logits if len(rows) == len(logits) else _rows_of(logits, model_input)
             tokens = sample(chosen, rows, self._watermark, masks)
-        else:  # a part of a prompt: many of them could pile up on the device, and others behind
+        else:  # only chunks of prompts: without a wait, steps would queue up on the device
             end = Download(model_input.input_ids[:1])
         return LaunchedStep(
             batch=batch,
             num_prefill_tokens=num_prefill_tokens,
-            sampled={sequence: len(part) for sequence, part in model_input.sampled.items()},
+            drafts={sequence: sequence.draft_ids for sequence in model_input.sampled},
             tokens=tokens,
             end=end,
             prompts=prompts,
@@ -163,7 +170,10 @@ class Executor:
 
 @dataclass(frozen=True, slots=True)
 class _PromptLogprobs:
-    """Log-probabilities of a prompt's tokens, on their way; `skip` of them were reported before."""
+    """Log-probabilities of a prompt's tokens, being copied; the first `skip` are reported already.
+
+    `is_first` says that they are of the beginning of the prompt.
+    """
 
     sequence: Sequence
     values: Download
@@ -171,7 +181,7 @@ class _PromptLogprobs:
     skip: int
 
     def wait(self) -> tuple[float | None, ...]:
-        """The new ones; the first token of a prompt has none."""
+        """Those not reported yet; that of a prompt's first token is None."""
         values: list[float | None] = [*self.values.wait().tolist()]
         if self.is_first:
             values.insert(0, None)
@@ -183,7 +193,7 @@ def _begin_prompt(logits: Tensor, rows: PromptRows) -> _PromptLogprobs:
     end = rows.start + len(rows.target_ids)
     values = prompt_logprobs(logits[rows.start : end], rows.target_ids)
     is_first = sequence.num_computed_tokens == 0
-    first = 0 if is_first else sequence.num_computed_tokens + 1  # the first value's place
+    first = 0 if is_first else sequence.num_computed_tokens + 1  # the first value's position
     num_values = len(rows.target_ids) + is_first
     skip = min(max(0, sequence.num_prompt_logprobs - first), num_values)
     sequence.num_prompt_logprobs += num_values - skip
@@ -191,7 +201,7 @@ def _begin_prompt(logits: Tensor, rows: PromptRows) -> _PromptLogprobs:
 
 
 def _sampled_rows(model_input: ModelInput) -> list[SampledSequence]:
-    """Whose token each sampled row gives."""
+    """The sequence of each sampled row, with the draft tokens that precede the row's token."""
     return [
         DraftedSequence(sequence, num_drafts) if num_drafts else sequence
         for sequence, part in model_input.sampled.items()
@@ -206,10 +216,10 @@ def _rows_of(logits: Tensor, model_input: ModelInput) -> Tensor:
 
 
 def _verified(tokens: list[Token], draft_ids: list[int]) -> list[Token]:
-    """The tokens up to the first that is not what was guessed: later rows saw a wrong text."""
-    num_right = 0
-    for token, guess in zip(tokens, draft_ids, strict=False):
-        if token.token_id != guess or math.isnan(tokens[num_right + 1].logprob):
+    """The tokens up to the first that differs from its draft: later rows had a wrong context."""
+    num_accepted = 0
+    for token, draft_id in zip(tokens, draft_ids, strict=False):
+        if token.token_id != draft_id or math.isnan(tokens[num_accepted + 1].logprob):
             break
-        num_right += 1
-    return tokens[: num_right + 1]
+        num_accepted += 1
+    return tokens[: num_accepted + 1]

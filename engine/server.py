@@ -29,14 +29,14 @@ from .threads import num_processors, pin, unpin
 
 logger = logging.getLogger(__name__)
 
-_HEARTBEAT_S = 0.5  # an idle engine shows that its loop runs this often
-_DRAIN_S = 90.0  # TGI's budget for requests that run when it is told to stop
-_FLUSH_S = 5.0  # for what was computed to reach the services at the end
-_MAX_OUTBOX = 20_000  # messages; at 100 steps a second a peer has been deaf for minutes
+_HEARTBEAT_S = 0.5  # an idle engine sends a step without outputs this often
+_DRAIN_S = 90.0  # TGI's time limit for running requests after it is told to stop
+_FLUSH_S = 5.0  # time limit for sending what is queued when the server ends
+_MAX_OUTBOX = 20_000  # messages; at 100 steps a second the peer has not read for minutes
 
 
 class _Connection:
-    """One service: its socket, and the messages that wait for it."""
+    """The connection of one service: its socket, and the messages that wait to be sent."""
 
     def __init__(self, sock: socket.socket, inbox: queue.SimpleQueue[_Delivery]) -> None:
         self._sock = sock
@@ -46,7 +46,7 @@ class _Connection:
         self._writer = threading.Thread(target=self._write, daemon=True)
 
     def start(self) -> None:
-        """Begins to read and write; the inbox must know the connection by then."""
+        """Starts to read and write; the connection must be announced in the inbox before."""
         self._reader.start()
         self._writer.start()
 
@@ -59,9 +59,9 @@ class _Connection:
         self._outbox.put(message)
 
     def finish(self, deadline: float) -> None:
-        """Closes once what is queued was sent, or at a time of the monotonic clock."""
+        """Closes after sending what is queued, or at `deadline`, in seconds of `time.monotonic`."""
         self._outbox.put(None)
-        if self._writer.is_alive():  # else it has not been started yet
+        if self._writer.is_alive():  # else the connection has not been started yet
             self._writer.join(max(0.0, deadline - time.monotonic()))
         self.close()
 
@@ -90,8 +90,8 @@ class _Connection:
         self._sock.close()
 
 
-# Of a connection: its beginning (b""), the body of a frame, a request whose grammar has meanwhile
-# been compiled, or its end (None).
+# A connection with one of: b"" when it starts, the body of a frame, a request whose grammar is
+# compiled by now, None when it has ended.
 _Delivery = tuple[_Connection, bytes | Request | None]
 
 
@@ -100,7 +100,7 @@ class EngineServer:
 
     Args:
         engine: the engine, owned by the thread that calls `run`.
-        info: what connecting services are told.
+        info: is sent to every service that connects.
         socket_path: where to listen. Its directory must be private to the user.
     """
 
@@ -116,7 +116,7 @@ class EngineServer:
         self._listener = _listen(socket_path)
 
     def run(self) -> None:
-        """Serves until `stop`, then finishes what runs, for a bounded time."""
+        """Serves until `stop`, then finishes running requests, for `_DRAIN_S` seconds at most."""
         threading.Thread(target=self._accept, daemon=True).start()
         heartbeat = 0.0
         while not self._stopping.is_set():
@@ -145,11 +145,11 @@ class EngineServer:
             connection.finish(deadline)
 
     def _accept(self) -> None:
-        unpin()  # and with it the threads of connections, which are started from here
+        unpin()  # the threads of connections are started here and inherit the processors
         while not self._stopping.is_set():
             try:
                 sock, _ = self._listener.accept()
-            except OSError as error:  # at the end, or for want of file descriptors: that may pass
+            except OSError as error:  # the listener is closed, or there are no file descriptors
                 self._stopping.wait(_HEARTBEAT_S)
                 if not self._stopping.is_set():
                     logger.warning("cannot accept a connection: %s", error)
@@ -157,10 +157,10 @@ class EngineServer:
             connection = _Connection(sock, self._inbox)
             connection.send(wire.ready(self._info))
             self._inbox.put((connection, b""))
-            connection.start()  # only now: nothing of it may come before it is known
+            connection.start()  # last: its announcement comes before its first message
 
     def _drain_inbox(self) -> None:
-        """Takes in all that has come; an idle engine waits a while for the first message."""
+        """Handles all messages in the inbox; an idle engine waits half a heartbeat for one."""
         timeout = 0.0 if self._engine.has_work else _HEARTBEAT_S / 2
         with contextlib.suppress(queue.Empty):
             self._receive(*self._inbox.get(block=timeout > 0, timeout=timeout or None))
@@ -173,7 +173,7 @@ class EngineServer:
         elif isinstance(body, Request):
             if (connection, body.request_id) in self._preparing:  # else it was aborted
                 self._preparing.remove((connection, body.request_id))
-                self._prepare(connection, body)  # what was compiled may be forgotten again
+                self._prepare(connection, body)  # again: the cache may have evicted the grammar
         elif body:
             self._handle(connection, body)
         else:
@@ -191,7 +191,7 @@ class EngineServer:
             connection.close()
 
     def _prepare(self, connection: _Connection, request: Request) -> None:
-        """Submits a request, at once or when its grammar is compiled."""
+        """Submits a request, at once or as soon as its grammar is compiled."""
 
         def done() -> None:
             self._inbox.put((connection, request))
@@ -235,7 +235,7 @@ class EngineServer:
             logger.info("a service left; %d requests aborted", len(orphans))
 
     def _publish(self, output: StepOutput) -> None:
-        """Sends each service its part of a step, and everybody the figures."""
+        """Sends each service its outputs of a step, and all services its figures."""
         parts: defaultdict[_Connection, list[SequenceOutput]] = defaultdict(list)
         for item in output.outputs:
             owner = self._owners.get(item.request_id)
@@ -249,7 +249,7 @@ class EngineServer:
 
 
 def _listen(path: Path) -> socket.socket:
-    """Binds the socket, replacing one that a dead engine left behind."""
+    """Binds the socket, replacing that of an engine that has died."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -282,5 +282,5 @@ def serve(config: EngineConfig) -> None:
     if info.device == "cpu":
         pin(config.num_threads or num_processors())
     gc.collect()
-    gc.freeze()  # what is there now stays: a full collection walks through it for 200 ms
+    gc.freeze()  # these objects stay: a full collection would take 200 ms to visit them
     server.run()

@@ -16,27 +16,27 @@ _CPU_MAX = Path("/sys/fs/cgroup/cpu.max")  # "quota period" in microseconds, or 
 def num_processors() -> int:
     """Processors that this process may keep busy, at least 1.
 
-    A container's quota counts as well: with more threads than it pays for, all of them are stopped
-    together for a part of every period.
+    A container's CPU quota counts as well: more threads than it allows are all throttled together
+    for a part of every period.
     """
     try:
         quota, period = _CPU_MAX.read_text().split()
         allowed = math.ceil(int(quota) / int(period))
-    except (OSError, ValueError):  # there is none
+    except (OSError, ValueError):  # there is no quota
         return len(_AFFINITY)
     return max(1, min(len(_AFFINITY), allowed))
 
 
 def pin(num_threads: int) -> None:
-    """Gives the calling thread and those that compute for it a processor each.
+    """Pins the calling thread and the OpenMP threads that compute for it to a processor each.
 
-    They wait for each other a hundred times a step. Left to itself, Linux puts two of them onto one
-    processor as long as something unimportant runs on the other: steps took thirty times as long
-    beside a process at the lowest priority. Nothing happens unless there are as many threads as
-    processors, since others may want to choose too. Threads that the caller starts afterwards
-    inherit its processor and must call `unpin`.
+    These threads wait for each other a hundred times a step. Left to itself, Linux puts two of them
+    onto one processor while a process of low priority runs on the other: beside one at the lowest
+    priority steps took thirty times as long. Nothing is pinned unless there are as many threads as
+    processors, since other processes may want to choose theirs too. Threads that the caller starts
+    afterwards inherit its processor and must call `unpin`.
     """
-    from .kernels import cpu as cpu_kernels  # imports torch, which who only unpins need not have
+    from .kernels import cpu as cpu_kernels  # here, since it imports torch and `unpin` needs none
 
     kernels = cpu_kernels.load()
     if kernels is not None and num_threads == len(_AFFINITY):
@@ -45,5 +45,5 @@ def pin(num_threads: int) -> None:
 
 
 def unpin() -> None:
-    """Lets the calling thread run anywhere again."""
+    """Lets the calling thread run on any processor of the process again."""
     os.sched_setaffinity(0, _AFFINITY)

@@ -1,8 +1,8 @@
-"""Copies between the host and the device that neither of them waits for.
+"""Asynchronous copies between the host and the device.
 
-A copy to a GPU out of ordinary memory, and any read of a result, stops the host until the GPU has
-done all it was told. Here numbers go out through pinned memory, and results come back in a copy
-that is waited for once, later.
+A copy to a GPU from pageable memory, and any read of a result, blocks the host until the GPU has
+done all queued work. Here inputs are copied from pinned memory, and results are copied to pinned
+memory by a copy that the host waits for later.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ def upload(
     device: torch.device,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Numbers as a tensor on the device; work queued afterwards finds them there.
+    """Numbers as a tensor on the device, for work that is queued afterwards.
 
-    Without `dtype` it is that of the numbers: int64 for Python's ints, float32 for its floats.
+    Without `dtype` it has that of the numbers: int64 for Python's ints, float32 for its floats.
     """
     tensor = torch.from_numpy(values) if isinstance(values, np.ndarray) else torch.tensor(values)
     if device.type == "cuda":
@@ -31,25 +31,25 @@ def upload(
 
 
 class Download:
-    """A result on its way to the host, behind all work that is queued now.
+    """A copy of a result to the host, queued after the work that computes it.
 
     Args:
         tensor: the result.
     """
 
-    __slots__ = ("_arrived", "_host")
+    __slots__ = ("_copied", "_host")
 
     def __init__(self, tensor: Tensor) -> None:
-        self._arrived: torch.cuda.Event | None = None
+        self._copied: torch.cuda.Event | None = None
         self._host = tensor
         if tensor.is_cuda:
             self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
             self._host.copy_(tensor, non_blocking=True)
-            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._arrived.record()
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record()
 
     def wait(self) -> Tensor:
-        """The result, on the CPU."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
+        """Waits for the copy and returns it, a tensor on the CPU."""
+        if self._copied is not None:
+            self._copied.synchronize()
         return self._host

@@ -1,12 +1,13 @@
-"""Puts a model's rotation of query and key off until attention, which can do it while it writes.
+"""Defers a model's rotary embedding of query and key to attention, which fuses it into its write.
 
-Most models call a function of their module, `apply_rotary_pos_emb`, and hand what it returns to
-attention as it is. `defer_rotation` gives their layers one that returns query and key as they are,
-and leaves a note at the query of what is still to be done. Nothing but the layers of this one model
-changes: each gets its own copy of its forward method, which sees the other function by that name.
+Most models call a function of their module, `apply_rotary_pos_emb`, and pass its results to
+attention unchanged. `defer_rotation` gives their layers a function that returns query and key
+unrotated, and attaches the pending `Rotation` to the query tensor. Only the layers of this one
+model change: each gets its own copy of its forward method, in which the name means that function.
 
-A model that uses the results in between, or rotates in another way, would compute nonsense. So the
-logits must be compared before it serves; `restore_rotation` takes everything back.
+A model that uses the rotated tensors before attention, or rotates in another way, would compute
+wrong results. So its logits must be compared before it serves; `restore_rotation` undoes the
+change.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from typing import Any
 from torch import Tensor, nn
 
 _FUNCTION = "apply_rotary_pos_emb"
-_NOTE = "tokenwire_rotation"
+_ATTRIBUTE = "tokenwire_rotation"  # of a query tensor
 
 
 @dataclass(frozen=True, slots=True)
 class Rotation:
-    """A rotation that is still to be done.
+    """A rotary embedding that is not applied yet.
 
     `cos` and `sin` [1, num_tokens, rotary_dim] are those of the first `rotary_dim` elements of a
     head; `stock` is the model's own function.
@@ -35,19 +36,19 @@ class Rotation:
     sin: Tensor
 
     def apply(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        """Does it, as the model would have done."""
+        """Applies it with the model's own function; returns the rotated query and key."""
         return self.stock(query, key, self.cos, self.sin)
 
 
 def pending_rotation(query: Tensor) -> Rotation | None:
-    """What is still to be done to this query and its key."""
-    rotation = getattr(query, _NOTE, None)
+    """The rotary embedding that is still to be applied to this query and its key, if any."""
+    rotation = getattr(query, _ATTRIBUTE, None)
     assert rotation is None or isinstance(rotation, Rotation)
     return rotation
 
 
 def defer_rotation(model: nn.Module) -> int:
-    """Defers the rotation in all layers that have one of the usual kind; returns how many do."""
+    """Defers the rotation in all layers that call the usual function; returns how many do."""
     layers = [module for module in model.modules() if _can_defer(module)]
     for layer in layers:
         forward = type(layer).forward
@@ -69,7 +70,7 @@ def restore_rotation(model: nn.Module) -> None:
 
 
 def _can_defer(module: nn.Module) -> bool:
-    """Whether a layer attends, and calls the function by its name."""
+    """Whether it is an attention layer that calls the function by its name."""
     forward = type(module).forward
     return (
         hasattr(module, "layer_idx")
@@ -80,14 +81,14 @@ def _can_defer(module: nn.Module) -> bool:
 
 
 def _deferred(stock: Callable[..., Any]) -> Callable[..., Any]:
-    """Stands where the model's function stood."""
+    """A replacement for the model's function that only notes the rotation."""
 
     def apply_rotary_pos_emb(
         query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, *rest: Any, **options: Any
     ) -> Any:
-        if rest or options or cos.shape[0] != 1 or cos.dim() != 3:  # not the usual kind
+        if rest or options or cos.shape[0] != 1 or cos.dim() != 3:  # not the usual call
             return stock(query, key, cos, sin, *rest, **options)
-        setattr(query, _NOTE, Rotation(stock, cos, sin))
+        setattr(query, _ATTRIBUTE, Rotation(stock, cos, sin))
         return query, key
 
     return apply_rotary_pos_emb

@@ -1,4 +1,4 @@
-"""The tensors that hold keys and values, and how many tokens they can hold."""
+"""The tensors of the KV cache, their format and size."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
-    """What one layer stores per token: `num_kv_heads` keys and values of these sizes."""
+    """What one layer stores per token: `num_kv_heads` keys and values of these head sizes."""
 
     num_kv_heads: int
     key_dim: int
@@ -26,8 +26,9 @@ class LayerShape:
 class KVCache:
     """One key and one value tensor per layer, [num_blocks, block_size, num_kv_heads, head_dim].
 
-    In memory a block is head-major, [num_kv_heads, block_size, head_dim]: attention reads the keys
-    of one head in a row, which measured 12-30 % faster for heads of 64 (benchmarks/cpu_kernels.py).
+    In memory a block is head-major, [num_kv_heads, block_size, head_dim]: the keys of one head are
+    contiguous, with which attention measured 12-30 % faster for heads of 64
+    (benchmarks/cpu_kernels.py).
     """
 
     def __init__(
@@ -55,21 +56,21 @@ class KVCache:
 
 
 def largest_value(dtype: torch.dtype) -> float | None:
-    """The bound of an 8-bit format, which numbers may well be beyond; None for wider ones."""
+    """The largest finite value of an 8-bit format, to saturate at; None for wider formats."""
     return float(torch.finfo(dtype).max) if dtype.itemsize == 1 else None
 
 
 def to_cache_format(states: Tensor, dtype: torch.dtype) -> Tensor:
-    """Keys or values in a cache's format. Those beyond the bound of 8 bits become the bound.
+    """Converts keys or values to a cache's format; an 8-bit format saturates.
 
-    There is no scale, as in TGI for checkpoints that bring none.
+    There is no scale, as in TGI for checkpoints without one.
     """
     bound = largest_value(dtype)
     return (states if bound is None else states.clamp(-bound, bound)).to(dtype)
 
 
 def bytes_per_token(layers: dict[int, LayerShape], dtype: torch.dtype) -> int:
-    """Memory that one token takes in all layers, in bytes."""
+    """Bytes that one token takes in all layers."""
     return sum(shape.elements_per_token for shape in layers.values()) * dtype.itemsize
 
 

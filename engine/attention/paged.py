@@ -2,8 +2,8 @@
 
 `install` registers it with transformers' attention interface. A model then calls it with the query,
 key and value of all tokens of the step; it writes key and value into the cache and attends through
-the block tables. How that is computed is the backend's business: `ReferenceAttention` in plain
-torch is always right and runs anywhere, faster ones are tested against it.
+the block tables. A backend computes both: `ReferenceAttention` is plain torch, correct and runs
+anywhere; the kernels are tested against it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ IMPLEMENTATION = "tokenwire_paged"
 
 
 class AttentionBackend(Protocol):
-    """The seam of attention kernels.
+    """The interface of attention kernels.
 
     Caches are [num_blocks, block_size, num_kv_heads, head_dim]; the key's and the value's head size
     may differ, and a cache may be in an 8-bit format (`to_cache_format`). A query token at position
@@ -39,7 +39,10 @@ class AttentionBackend(Protocol):
         value_cache: Tensor,
         slot_mapping: Tensor,
     ) -> None:
-        """Stores key and value [num_tokens, num_kv_heads, head_dim] in their slots."""
+        """Stores key and value [num_tokens, num_kv_heads, head_dim] in their slots.
+
+        `slot_mapping` is int64 [num_tokens]. Kernels skip tokens with a negative slot.
+        """
 
     def paged_attention(
         self,
@@ -55,16 +58,28 @@ class AttentionBackend(Protocol):
         softcap: float | None = None,
         sinks: Tensor | None = None,
     ) -> Tensor:
-        """Attends with query [num_tokens, num_heads, head_dim] and returns the same shape.
+        """Attends from every query token to the cached tokens of its own sequence.
 
-        `softcap` bounds the scaled logits: cap * tanh(logits / cap). `sinks` [num_heads] are extra
-        logits that take part in the softmax and carry no value.
+        Args:
+            query: [num_tokens, num_heads, head_dim], the tokens of all sequences concatenated.
+            key_cache: with this step's keys already written, as are the values.
+            value_cache: as key_cache.
+            block_tables: int32 [num_seqs, max_blocks].
+            query_start_loc: int32 [num_seqs + 1], where each sequence's tokens start.
+            context_lens: int32 [num_seqs], cached tokens, this step's included.
+            scale: factor on the dot products.
+            sliding_window: how many of the latest positions a token sees, its own included.
+            softcap: bounds the scaled logits: softcap * tanh(logits / softcap).
+            sinks: [num_heads], extra logits that take part in the softmax and carry no value.
+
+        Returns:
+            [num_tokens, num_heads, head_dim of the values].
         """
 
 
 @runtime_checkable
 class RotaryBackend(Protocol):
-    """What a backend has beside `AttentionBackend` if it can rotate keys while it writes them."""
+    """An `AttentionBackend` that can also rotate query and key while it writes the cache."""
 
     def rotary_write_kv(
         self,
@@ -79,13 +94,21 @@ class RotaryBackend(Protocol):
     ) -> Tensor:
         """Rotates query and key, stores key and value, and returns the rotated query.
 
-        Query [num_tokens, num_heads, head_dim], `cos` and `sin` [num_tokens, rotary_dim]. Of the
-        first `rotary_dim` elements of a head the first half pairs with the second; the others stay.
+        Args:
+            query: [num_tokens, num_heads, head_dim].
+            key: [num_tokens, num_kv_heads, head_dim]; tokens with a negative slot are not stored.
+            value: as key.
+            cos: [num_tokens, rotary_dim]. Of the first `rotary_dim` elements of a head, an even
+                number, the first half pairs with the second; the other elements are not rotated.
+            sin: as cos.
+            key_cache: see `AttentionBackend`.
+            value_cache: as key_cache.
+            slot_mapping: int64 [num_tokens].
         """
 
 
 class ReferenceAttention:
-    """Attention in plain torch, one sequence after the other: slow, short and right."""
+    """Attention in plain torch, one sequence after the other: slow, but short and correct."""
 
     def write_kv(
         self,
@@ -140,7 +163,7 @@ class ReferenceAttention:
 def _causal_mask(
     num_query: int, context: int, sliding_window: int | None, device: torch.device
 ) -> Tensor:
-    """Bool [num_query, context]: which positions each of the last `num_query` tokens may see."""
+    """Bool [num_query, context]: the positions that each of the last `num_query` tokens sees."""
     query = torch.arange(context - num_query, context, device=device).unsqueeze(1)
     key = torch.arange(context, device=device)
     mask = key <= query
@@ -149,7 +172,7 @@ def _causal_mask(
 
 @dataclass(frozen=True, slots=True)
 class AttentionStep:
-    """What a forward pass carries to each attention layer: where the cache is and who computes."""
+    """What a forward pass passes to each attention layer: the caches, the batch, the backend."""
 
     caches: dict[int, tuple[Tensor, Tensor]]
     batch: AttentionInput
@@ -170,7 +193,7 @@ def paged_attention_forward(
     attention_step: AttentionStep,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Called by transformers in every layer, with query, key, value [1, heads, tokens, head_dim].
+    """Transformers calls this in every layer, with query, key, value [1, heads, tokens, head_dim].
 
     Returns:
         The attended values [1, tokens, heads, head_dim], and None for the weights.
@@ -204,7 +227,11 @@ def _write_step(
     key_cache: Tensor,
     value_cache: Tensor,
 ) -> Tensor:
-    """Writes key and value into the caches; the query [num_tokens, num_heads, head_dim]."""
+    """Writes key and value into the caches, and rotates query and key if that is pending.
+
+    Returns:
+        The rotated query [num_tokens, num_heads, head_dim].
+    """
     backend, slots = attention_step.backend, attention_step.batch.slot_mapping
     rotation = pending_rotation(query)
     if rotation is not None and _rotates(type(backend)):
@@ -226,7 +253,7 @@ def _write_step(
 
 @cache
 def _rotates(kind: type[AttentionBackend]) -> bool:
-    """Whether a kind of backend is a `RotaryBackend`: to ask takes longer than to rotate."""
+    """Whether it is a `RotaryBackend`; cached, since the check takes longer than to rotate."""
     return issubclass(kind, RotaryBackend)
 
 
@@ -236,12 +263,12 @@ def _token_major(states: Tensor) -> Tensor:
 
 
 def _layer_index(module: nn.Module) -> int:
-    """The layer that a module belongs to, which names its cache."""
+    """The index of a module's layer, under which its cache is found."""
     index = module.layer_idx
     assert isinstance(index, int)
     return index
 
 
 def install() -> None:
-    """Makes the paged attention known to transformers under the name `IMPLEMENTATION`."""
+    """Registers the paged attention with transformers under the name `IMPLEMENTATION`."""
     AttentionInterface.register(IMPLEMENTATION, paged_attention_forward)

@@ -1,9 +1,9 @@
-"""Grammars: which tokens may come next. The only file that knows the library behind it.
+"""Grammars, which say what tokens may come next. The only module that imports llguidance.
 
     JSON Schema or regular expression --> source, a text --GrammarCompiler--> Matcher
 
-A source is checked in a process of its own before it comes here (`service/grammar/checker.py`), so
-that compiling it is known to be quick; this side only bounds it again.
+The service tries to compile a source in a process of its own before it sends it here
+(`service/grammar/checker.py`), so compiling is known to be quick; the limits below only make sure.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ..threads import unpin
 
 logger = logging.getLogger(__name__)
 
-# Bounds of work, in the library's units. A mask takes microseconds; these end one after some ms.
+# Limits of work, in the library's units. A mask takes microseconds; these stop one after some ms.
 _LIMITS = LLParserLimits(
     initial_lexer_fuel=1_000_000,
     step_lexer_fuel=100_000,
@@ -36,16 +36,16 @@ _LIMITS = LLParserLimits(
     max_lexer_states=100_000,
     verbose_errors=False,
 )
-_MAX_FORCED = 2048  # tokens at once; spelling them takes 2 us each, on the engine's thread
+_MAX_FORCED = 2048  # tokens at once; each takes 2 us to spell, on the engine's thread
 _NICENESS = 15  # of threads that compile
 _Key = tuple[str, frozenset[int]]  # a source, and the tokens that end a text
-_MAX_CACHED_BYTES = 1024 * 1024  # of sources whose compiled form, 200 times as large, is kept …
+_MAX_CACHED_BYTES = 1024 * 1024  # of cached sources; compiled, they are 200 times as large …
 _MAX_CACHED = 256  # … and how many: a short expression takes up to 1 MB when it is compiled
 
-# JSON as Python's json.dumps writes it: no other white space, on which a model could loop.
+# JSON as Python's json.dumps writes it: a model could repeat any other white space endlessly.
 _JSON_OPTIONS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-# And no escapes by number, with which {"a": 1, "\\u0061": 2} would say something about "a" twice,
-# unless a schema speaks, in its JSON, of characters that have no other escape.
+# And no escapes by number, with which {"a": 1, "\\u0061": 2} would have the property "a" twice,
+# unless the schema's JSON contains characters that have no other escape.
 _ESCAPES = 'nrbtf\\"'
 _NEEDS_NUMBERS = re.compile(
     r"\\u00(?:[01][0-9a-f]|7f)"
@@ -58,18 +58,18 @@ _NO_SCHEMAS = ("const", "enum", "default", "examples")
 def json_source(schema: dict[str, Any], *, or_text: bool = False, best_effort: bool = False) -> str:
     """The source of a JSON Schema.
 
-    With `or_text` a text whose first visible character is no brace is free. With `best_effort`
-    keywords that cannot be enforced are ignored.
+    With `or_text` any text is allowed whose first visible character is not a brace. With
+    `best_effort` keywords that cannot be enforced are ignored.
 
     Raises:
-        GrammarError: a keyword cannot be enforced; others are found when the source is compiled.
+        GrammarError: a keyword cannot be enforced. Compiling the source finds further ones.
     """
     if not best_effort:
         _check_min_properties(schema)
     escapes = _ESCAPES + "u" * bool(_NEEDS_NUMBERS.search(json.dumps(schema)))
     options: Any = {**_JSON_OPTIONS, "json_allowed_escapes": escapes}
     options.update(lenient=best_effort, coerce_one_of=best_effort)
-    # A caller's own options would switch the enforcement off.
+    # Options in the caller's schema would switch the enforcement off.
     bounded = {key: value for key, value in schema.items() if key != "x-guidance"}
     if not or_text:
         return str(LLMatcher.grammar_from_json_schema(bounded, overrides=options))
@@ -79,7 +79,11 @@ def json_source(schema: dict[str, Any], *, or_text: bool = False, best_effort: b
 
 
 def _check_min_properties(schema: Any) -> None:
-    """Refuses objects of a least size: the library would count a name that comes twice as two."""
+    """Refuses minProperties: the library counts a property that occurs twice as two.
+
+    Raises:
+        GrammarError: a schema demands more than one property, without requiring as many by name.
+    """
     if isinstance(schema, list):
         for item in schema:
             _check_min_properties(item)
@@ -102,10 +106,10 @@ def regex_source(pattern: str) -> str:
 
 
 class Matcher:
-    """A sequence's place in its grammar.
+    """The state of a sequence in its grammar.
 
     Raises:
-        GrammarError: the source is no grammar, or too complex.
+        GrammarError: the source is not a grammar, or too complex.
     """
 
     __slots__ = ("_matcher",)
@@ -115,14 +119,14 @@ class Matcher:
         self.check()
 
     def copy(self) -> Matcher:
-        """Another one at the same place, about 10 us."""
+        """Another matcher in the same state; takes about 10 us."""
         return Matcher(self._matcher.deep_copy())
 
     def advance(self, token_ids: Sequence[int]) -> None:
-        """Goes on behind tokens.
+        """Consumes tokens.
 
         Raises:
-            GrammarError: they are not allowed.
+            GrammarError: the grammar does not allow them.
         """
         self._matcher.consume_tokens(list(token_ids))
         self.check()
@@ -146,25 +150,25 @@ class Matcher:
         return bool(self._matcher.is_stopped())
 
     def check(self) -> None:
-        """Raises what the last call, or filling a mask, has come upon.
+        """Raises an error of the last call, or of the last mask that was filled.
 
         Raises:
-            GrammarError: the grammar is too complex, or has come to a dead end.
+            GrammarError: the grammar is too complex, or allows no token.
         """
         if self._matcher.is_error():
             raise GrammarError(self._matcher.get_error())
 
     @property
     def raw(self) -> LLMatcher:
-        """The library's object."""
+        """The matcher of llguidance."""
         return self._matcher
 
 
 class GrammarCompiler:
-    """Compiles sources for one tokenizer, in threads of its own, and keeps what it has compiled.
+    """Compiles sources for one tokenizer and caches the results, errors included.
 
     Args:
-        tokenizer: the tokenizer.json, as text.
+        tokenizer: the content of tokenizer.json.
         vocab_size: width of the model's logits.
     """
 
@@ -172,48 +176,56 @@ class GrammarCompiler:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._tokenizers: dict[frozenset[int], LLTokenizer] = {}
-        self._tokenizers_lock = threading.Lock()  # held while one is made, up to a second
+        self._tokenizers_lock = threading.Lock()  # held while one is built, up to a second
         self._lock = threading.Lock()
         self._cache: OrderedDict[_Key, Matcher | GrammarError] = OrderedDict()
         self._cached_bytes = 0
-        self._workers = ThreadPoolExecutor(2, thread_name_prefix="grammar", initializer=_give_way)
+        self._workers = ThreadPoolExecutor(
+            2, thread_name_prefix="grammar", initializer=_lower_priority
+        )
 
     def compile(self, source: str, eos_token_ids: frozenset[int]) -> Matcher:
-        """A matcher at the beginning; any thread may call it.
+        """Compiles a source, or takes it from the cache. Any thread may call this.
+
+        Returns:
+            A matcher in its initial state.
 
         Raises:
-            GrammarError: the source is no grammar, or too complex.
+            GrammarError: the source is not a grammar, or too complex.
         """
         key = (source, eos_token_ids)
         compiled = self._find(key)
         if compiled is None:
-            try:
-                tokenizer = self._tokenizer_for(eos_token_ids)
-                compiled = Matcher(LLMatcher(tokenizer, source, log_level=0, limits=_LIMITS))
-            except GrammarError as error:
-                compiled = error
-            except Exception as error:  # a library and a tokenizer.json may fail in any way
-                logger.exception("a grammar failed to compile")
-                compiled = GrammarError(f"it cannot be compiled: {type(error).__name__}")
+            compiled = self._compile(source, eos_token_ids)
             self._keep(key, compiled)
         if isinstance(compiled, GrammarError):
             raise compiled
         return compiled.copy()
 
-    def condemn(self, source: str, eos_token_ids: frozenset[int], error: GrammarError) -> None:
-        """Lets `compile` refuse a source from now on."""
+    def reject(self, source: str, eos_token_ids: frozenset[int], error: GrammarError) -> None:
+        """Makes `compile` raise this error for a source from now on."""
         self._keep((source, eos_token_ids), error)
 
     def is_ready(self, source: str, eos_token_ids: frozenset[int]) -> bool:
-        """Whether `compile` would answer at once."""
+        """Whether `compile` finds the source in its cache."""
         return self._find((source, eos_token_ids)) is not None
 
     def prepare(
         self, source: str, eos_token_ids: frozenset[int], done: Callable[[], object]
     ) -> None:
-        """Compiles in the background and calls `done` from there, whatever came of it."""
+        """Compiles in a background thread, which then calls `done`, also after an error."""
         future: Future[Matcher] = self._workers.submit(self.compile, source, eos_token_ids)
         future.add_done_callback(lambda _: done())
+
+    def _compile(self, source: str, eos_token_ids: frozenset[int]) -> Matcher | GrammarError:
+        try:
+            tokenizer = self._tokenizer_for(eos_token_ids)
+            return Matcher(LLMatcher(tokenizer, source, log_level=0, limits=_LIMITS))
+        except GrammarError as error:
+            return error
+        except Exception as error:  # the library may raise anything, also for a tokenizer
+            logger.exception("a grammar failed to compile")
+            return GrammarError(f"it cannot be compiled: {type(error).__name__}")
 
     def _find(self, key: _Key) -> Matcher | GrammarError | None:
         with self._lock:
@@ -228,11 +240,11 @@ class GrammarCompiler:
             if tokenizer is None:
                 try:
                     tokenizer = LLTokenizer(
-                        _unspeakable(self._tokenizer),
+                        _with_renamed_special_tokens(self._tokenizer),
                         n_vocab=self._vocab_size,
                         eos_token=sorted(eos_token_ids),
                     )
-                except ValueError as error:  # a kind of tokenizer that the library does not know
+                except ValueError as error:  # the library does not support this kind of tokenizer
                     raise GrammarError(f"the model's tokenizer has no grammars: {error}") from error
                 self._tokenizers[eos_token_ids] = tokenizer
             return tokenizer
@@ -249,18 +261,24 @@ class GrammarCompiler:
                 self._cached_bytes -= len(source)
 
 
-def _unspeakable(tokenizer: str) -> str:
+def _with_renamed_special_tokens(tokenizer: str) -> str:
     """A tokenizer whose special tokens have names that no text contains.
 
-    The library spells a text that must follow as the tokenizer would, and a tokenizer reads the
-    text "<|end|>" as the token that ends everything.
+    The library tokenizes a forced text with the tokenizer, which would turn the text "<|end|>" into
+    the token that ends a sequence.
     """
     spec = json.loads(tokenizer)
     special = [token for token in spec.get("added_tokens") or () if token["special"]]
     names = {token["content"]: f"\ufdd0{token['id']}" for token in special}
     for token in special:
         token["content"] = names[token["content"]]
-    model = spec.get("model") or {}
+    _rename_pieces(spec.get("model") or {}, names)
+    spec["post_processor"] = None  # it adds special tokens, by name
+    return json.dumps(spec)
+
+
+def _rename_pieces(model: dict[str, Any], names: dict[str, str]) -> None:
+    """Renames pieces in the vocabulary of a tokenizer's model."""
     vocab = model.get("vocab")
     if isinstance(vocab, dict):
         model["vocab"] = {names.get(piece, piece): token_id for piece, token_id in vocab.items()}
@@ -268,18 +286,16 @@ def _unspeakable(tokenizer: str) -> str:
         model["vocab"] = [[names.get(piece, piece), score] for piece, score in vocab]
     if model.get("unk_token") in names:
         model["unk_token"] = names[model["unk_token"]]
-    spec["post_processor"] = None  # it adds special tokens, by name
-    return json.dumps(spec)
 
 
-def _give_way() -> None:
-    """Lets other threads go first: whoever waits for a grammar waits for nothing else."""
+def _lower_priority() -> None:
+    """Lets the step loop and other threads run first: compiling delays only its own request."""
     unpin()
     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
 
 
 class TokenMasks:
-    """The masks of a step, filled beside the model's forward.
+    """Fills the masks of a step while the model's forward runs.
 
     Args:
         vocab_size: width of the model's logits.
@@ -292,9 +308,10 @@ class TokenMasks:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="masks", initializer=unpin)
 
     def start(self, matchers: Sequence[Matcher]) -> Future[NDArray[np.int32]]:
-        """Begins to fill: int32 [len(matchers), ceil(vocab_size / 32)], bit i % 32 of word i // 32.
+        """Starts to fill int32 [len(matchers), ceil(vocab_size / 32)].
 
-        Afterwards each matcher's `check` says whether its row means anything.
+        Bit i % 32 of word i // 32 is set if token i is allowed. Once the masks are filled, each
+        matcher's `check` raises if its row is invalid.
         """
         return self._thread.submit(self._fill, list(matchers))
 

@@ -1,4 +1,4 @@
-"""The grammars of the requests in the engine: who stands where, and what a step may choose from."""
+"""The grammars of the requests in the engine: the state of each, and the masks of a step."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class PendingMasks:
     filled: Future[NDArray[np.int32]]
 
     def wait(self, device: torch.device) -> RowMasks:
-        """The masks, once they are there."""
+        """Waits for the masks and returns them on a device."""
         return RowMasks(self.rows, upload(self.filled.result().view(np.uint8), device))
 
 
@@ -44,10 +44,10 @@ class Constraints:
         self._matchers: dict[str, Matcher] = {}
 
     def prepare(self, request: Request, done: Callable[[], object]) -> bool:
-        """Makes ready what `add` needs, in the background if it takes time.
+        """Compiles a request's grammar before `add`, in the background unless it is cached.
 
         Returns:
-            Whether everything is ready now; if not, `done` is called later from another thread.
+            Whether `add` can be called now; if not, `done` is called later from another thread.
         """
         eos = request.eos_token_ids
         if not request.grammar or self._compiler.is_ready(request.grammar, eos):
@@ -56,7 +56,7 @@ class Constraints:
         return False
 
     def add(self, request: Request) -> None:
-        """Takes in a request, behind the tokens that it resumes from.
+        """Adds a request, in the state after the tokens that it resumes from.
 
         Raises:
             GrammarError: its grammar cannot be compiled, or forbids those tokens.
@@ -66,11 +66,11 @@ class Constraints:
         self._matchers[request.request_id] = matcher
 
     def drop(self, request_id: str) -> None:
-        """Forgets a request, if it is there."""
+        """Removes a request, if it has a matcher."""
         self._matchers.pop(request_id, None)
 
     def start(self, sequences: list[SampledSequence]) -> PendingMasks | None:
-        """Begins to fill the masks of those rows that have a grammar; those have no guesses."""
+        """Starts to fill the masks of the rows with a grammar, which have no draft tokens."""
         if not self._matchers:
             return None
         rows = [row for row, seq in enumerate(sequences) if seq.request.grammar]
@@ -80,10 +80,10 @@ class Constraints:
         return PendingMasks(rows, self._masks.start(matchers))
 
     def advance(self, sequence: Sequence, token_id: int) -> list[int]:
-        """Goes on behind a token; the tokens after it that the grammar leaves no choice about.
+        """Consumes a token; returns the tokens after it that the grammar forces.
 
-        They need no forward: with one token allowed, its probability is 1. They are canonical, in
-        the tokenizer's own spelling of the text that must follow.
+        These need no forward: with one token allowed, its probability is 1. They are those with
+        which the tokenizer itself spells the text that must follow.
 
         Raises:
             GrammarError: the token is not allowed, or the grammar has become too complex.
@@ -96,7 +96,7 @@ class Constraints:
             forced = matcher.forced()
         except GrammarError as error:
             request = sequence.request
-            self._compiler.condemn(request.grammar, request.eos_token_ids, error)
+            self._compiler.reject(request.grammar, request.eos_token_ids, error)
             raise
         matcher.advance(forced)
         if matcher.is_over and sequence.request.eos_token_ids:
@@ -104,10 +104,10 @@ class Constraints:
         return forced
 
     def check(self, sequence: Sequence) -> None:
-        """Raises what filling a sequence's mask came upon.
+        """Raises an error that occurred while a sequence's mask was filled.
 
         Raises:
-            GrammarError: the grammar is too complex, or has come to a dead end.
+            GrammarError: the grammar is too complex, or allows no token.
         """
         matcher = self._matchers.get(sequence.request_id)
         if matcher is not None:

@@ -8,9 +8,9 @@ logger = logging.getLogger(__name__)
 
 @cache
 def has_triton() -> bool:
-    """Whether kernels for GPUs can be had. They are imported where they are needed.
+    """Whether Triton is installed, which the GPU kernels need.
 
-    Triton is large, and of no use on a CPU.
+    Their modules are imported where they are used, since Triton is large and useless on a CPU.
     """
     try:
         import triton  # noqa: F401

@@ -1,7 +1,7 @@
 """Compiles the C kernels at first use and loads them.
 
 Owns the compiler call, the per-user cache of built libraries and the choice of OpenMP runtime.
-It knows nothing about what the functions do; their signatures live in `cpu.py`.
+It does not know what the functions do; their signatures are in `cpu.py`.
 """
 
 import ctypes
@@ -22,7 +22,7 @@ import torch
 SOURCE = Path(__file__).with_name("cpu.c")
 SWITCH = "TOKENWIRE_NATIVE_KERNELS"
 COMPILE_TIMEOUT_S = 300
-# Infinities and NaN keep their meaning (no -ffast-math): a poisoned row must stay visible as one.
+# No -ffast-math, with which infinities and NaN lose their meaning: they mark invalid rows.
 FLAGS = (
     "-std=gnu11",
     "-O3",
@@ -55,7 +55,11 @@ def load_library() -> ctypes.CDLL | None:
 
 
 def build_library(extra_flags: Sequence[str] = ()) -> ctypes.CDLL:
-    """Compile unless an identical build is cached, then load; raises BuildError."""
+    """Compile unless an identical build is cached, then load.
+
+    Raises:
+        BuildError: there is no compiler, or it fails.
+    """
     compiler = find_compiler()
     flags = [*FLAGS, *extra_flags]
     runtime = find_openmp_runtime()
@@ -66,7 +70,11 @@ def build_library(extra_flags: Sequence[str] = ()) -> ctypes.CDLL:
 
 
 def find_compiler() -> list[str]:
-    """Return the C compiler command: $CC, else cc, gcc or clang."""
+    """Return the C compiler command: $CC, else cc, gcc or clang.
+
+    Raises:
+        BuildError: there is none of them.
+    """
     wanted = shlex.split(os.environ.get("CC", ""))
     if wanted and shutil.which(wanted[0]):
         return wanted
@@ -85,7 +93,11 @@ def find_openmp_runtime() -> Path | None:
 
 
 def cache_directory() -> Path:
-    """Return the per-user build cache, created private to the user."""
+    """Return the per-user build cache, created private to the user.
+
+    Raises:
+        BuildError: there is no directory that only the user can write to.
+    """
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     try:
         path = Path(base).expanduser() / "tokenwire"
@@ -93,7 +105,7 @@ def cache_directory() -> Path:
         state = path.stat()
     except (OSError, RuntimeError) as error:
         raise BuildError(f"no usable cache directory: {error}") from error
-    # What lies there is loaded as code: refuse a directory that others own or may write to.
+    # Its files are loaded as code: refuse a directory that other users own or may write to.
     if state.st_uid != os.getuid() or state.st_mode & 0o022:
         raise BuildError(f"cache directory {path} is writable by other users")
     return path
@@ -133,7 +145,7 @@ def _cpu_flags() -> str:
 
 
 def _compile(compiler: Sequence[str], flags: Sequence[str], runtime: Path | None, to: Path) -> None:
-    """Build beside the target and rename: processes starting together cannot see half a file."""
+    """Build in a temporary directory and rename: another process never sees half a file."""
     with tempfile.TemporaryDirectory(dir=to.parent, prefix="build-") as directory:
         built = Path(directory) / to.name
         try:

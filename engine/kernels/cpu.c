@@ -1,13 +1,13 @@
 /* The CPU kernels: paged attention, KV scatter, linear layers over prepacked weights in fp32 and in
- * int8, choosing tokens; and lists of their calls.
+ * int8, sampling; and the replay of recorded calls of them.
  *
- * Plain C11 with GCC/Clang vector extensions; the vector width follows the compile target, nothing
- * here is written for one instruction set but dot4, which has a portable twin. Built and loaded by
+ * Plain C11 with GCC/Clang vector extensions; the vector width follows the compile target. Only
+ * dot4 is written for one instruction set, and has a portable version. Built and loaded by
  * build.py, called through cpu.py.
  *
  * Every result is independent of the batch it was computed in and of the number of threads: sums
- * over K run in blocks of KC in a fixed order, and the KV range of a sequence is split at
- * positions that depend on that sequence alone.
+ * over K run in blocks of KC in a fixed order, and the KV range of a sequence is split at positions
+ * that depend on that sequence alone.
  */
 #define _GNU_SOURCE
 #include <math.h>
@@ -50,28 +50,28 @@
 
 #define QK 1024            /* depth of a block of int8 activations */
 #define QLD (QK + 64)      /* its row stride: off powers of two, for the cache sets */
-#define LEAST_SCALE 1e-30f /* of int8 rows: those of smaller magnitude count as zeros */
+#define LEAST_SCALE 1e-30f /* of int8 rows: smaller scales are raised to this */
 
-#define AHEAD 2048      /* bytes of a weight fetched ahead while few rows keep up with memory */
+#define AHEAD 2048      /* bytes of a weight prefetched while few rows keep up with memory */
 #define AHEAD_ROWS 2    /* for no more rows than this */
 
-#define SLICE 4096 /* scores handled at once: they stay in the first-level cache */
-#define GROUP 64   /* scores that have a maximum of their own when the largest are looked for */
-#define FEW 32     /* scores that hold most of nearly any distribution */
+#define SLICE 4096 /* scores processed at once: they stay in the first-level cache */
+#define GROUP 64   /* scores that share a precomputed maximum, to find the largest ones */
+#define FEW 32     /* scores that hold most of the mass of nearly any distribution */
 
-#define TILE 64            /* cache positions handled at once */
+#define TILE 64            /* cache positions processed at once */
 #define BURST 4            /* rows prefetched at once */
 #define LINE 16            /* floats of a cache line */
 #define MAX_D 256          /* head size */
 #define DLD (MAX_D + 16)   /* row stride of head-size scratch rows */
 #define SLD (TILE + 16)    /* row stride of the score rows */
-#define DIRECT_ROWS 4      /* up to here a K row meets its queries as dot products, untransposed */
+#define DIRECT_ROWS 4      /* for up to this many query rows, keys are not transposed */
 #define TARGET_ROWS 96     /* query rows (positions x heads of the group) of a prefill tile */
-#define DECODE_SPLIT 512   /* positions of a KV split when a sequence has one query */
-#define PREFILL_SPLIT 2048 /* the same for few queries over a long prefix */
-#define PREFILL_UNSPLIT 8  /* with this many tiles per sequence there is no need to split */
+#define DECODE_SPLIT 512   /* positions of a KV split if a sequence has one query token */
+#define PREFILL_SPLIT 2048 /* the same for few query tokens over a long prefix */
+#define PREFILL_UNSPLIT 8  /* a sequence with this many tiles is not split */
 #define SERIAL_WORK 100000 /* multiply-adds below which waking threads costs more than it saves */
-#define MASKED (-1e30f)    /* stands in for minus infinity; keeps every exp argument finite */
+#define MASKED (-1e30f)    /* in place of minus infinity; keeps every exp argument finite */
 
 #define EXPORT __attribute__((visibility("default")))
 #define INLINE static inline __attribute__((always_inline))
@@ -190,7 +190,7 @@ static void scratch_free(void *p) {
 }
 static void scratch_init(void) { pthread_key_create(&scratch_key, scratch_free); }
 
-/* One growing buffer per calling thread: a step allocates nothing. NULL when out of memory. */
+/* One growing buffer per calling thread: a step allocates nothing. NULL if out of memory. */
 static void *scratch(size_t size) {
     pthread_once(&scratch_once, scratch_init);
     Scratch *s = pthread_getspecific(scratch_key);
@@ -198,7 +198,7 @@ static void *scratch(size_t size) {
         if (!(s = calloc(1, sizeof *s))) return NULL;
         pthread_setspecific(scratch_key, s);
     }
-    if (!s->memory || s->size < size) { /* never of size 0, whose NULL would look like failure */
+    if (!s->memory || s->size < size) { /* also for size 0, since NULL means failure */
         free(s->memory);
         s->size = (size + size / 4 + 4096) & ~(size_t)4095;
         s->memory = aligned_alloc(4096, s->size);
@@ -209,8 +209,9 @@ static void *scratch(size_t size) {
 
 INLINE size_t rounded(size_t bytes) { return (bytes + 63) & ~(size_t)63; }
 
-/* Work of a loop that every worker begins in its own run of, and goes on in others' when done: memory
- * is read fastest front to back, and a worker whose processor is taken away holds nobody up. */
+/* A worker's share of the iterations of a loop. A worker that has finished its own share continues
+ * with those of other workers. So each reads memory front to back, which is fastest, and a worker
+ * that loses its processor does not delay the others. */
 typedef struct {
     _Alignas(64) atomic_int_fast64_t next;
     int64_t end;
@@ -227,7 +228,7 @@ static void deal(Share *shares, int64_t num_shares, int64_t count) {
     }
 }
 
-/* The next `step` of the worker's work; empty when nothing is left anywhere. */
+/* The next `step` iterations for a worker; empty if nothing is left in any share. */
 static Range claim(Share *shares, int64_t num_shares, int64_t worker, int64_t step) {
     for (int64_t i = 0; i < num_shares; i++) {
         Share *s = shares + (worker + i) % num_shares;
@@ -275,7 +276,7 @@ EXPORT void tw_pin_threads(const int *processors, int num_threads) {
 
 EXPORT int tw_max_head_size(void) { return MAX_D; }
 
-/* Asks for huge pages behind a large buffer: fewer TLB misses while weights or KV stream by. */
+/* Asks for huge pages for a large buffer: fewer TLB misses while weights are read. */
 EXPORT void tw_advise_huge(void *start, int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
     uintptr_t first = ((uintptr_t)start + 4095) & ~(uintptr_t)4095;
@@ -289,8 +290,8 @@ EXPORT void tw_advise_huge(void *start, int64_t bytes) {
 
 /* ---- KV scatter --------------------------------------------------------------------------- */
 
-/* One head rotated: element i of the first `rotary` ones pairs with i + rotary / 2, as transformers'
- * apply_rotary_pos_emb has it; those behind stay. */
+/* Rotates one head: element i of the first `rotary` ones pairs with i + rotary / 2, as in
+ * transformers' apply_rotary_pos_emb; the elements after them are copied. */
 INLINE void rotate_head(const float *x, const float *cosine, const float *sine, int64_t rotary,
                         int64_t head_size, float *to) {
     int64_t half = rotary / 2;
@@ -375,22 +376,15 @@ EXPORT void tw_pack_weight(const float *weight, int64_t row_stride, int64_t n, i
     }
 }
 
-/* Rebuilds row-major [N, K]. */
-EXPORT void tw_unpack_weight(const float *packed, int64_t n, int64_t k, float *weight) {
-    for (int64_t j = 0; j < n; j++)
-        for (int64_t i = 0; i < k; i++)
-            weight[j * k + i] = packed[(j / NR) * k * NR + i * NR + j % NR];
-}
-
 typedef struct {
     const float *start; /* [NR] to add on the first K block, or NULL */
     float *y;
     int64_t y_stride;
     int64_t columns; /* of this panel, at most NR */
-    int first;       /* K block */
+    int first;       /* whether it is the first K block */
 } Output;
 
-/* sums: [rows, NR]. Out of line: it is one in KC of the work and would bloat every tile. */
+/* Adds sums [rows, NR] to y. Not inlined: it is 1 / KC of the work, in every tile. */
 static __attribute__((noinline)) void add_sums(int rows, const float *sums, Output out) {
     for (int r = 0; r < rows; r++, sums += NR, out.y += out.y_stride) {
         const float *base = out.first ? out.start : out.y;
@@ -403,8 +397,8 @@ static __attribute__((noinline)) void add_sums(int rows, const float *sums, Outp
     }
 }
 
-/* One step of a panel, NR times four bytes. Panels lie one behind the other, so that what is behind
- * this one is needed next; hardware stops at the ends of pages. */
+/* Prefetches one step of a panel, NR times four bytes. Panels follow each other in memory, so the
+ * data after this panel is needed next; hardware prefetchers stop at the end of a page. */
 INLINE void fetch_ahead(const void *weights) {
     UNROLL for (int v = 0; v < NV; v++)
         __builtin_prefetch((const char *)weights + AHEAD + v * W * 4, 0, 2);
@@ -449,7 +443,7 @@ static void linear_rows(int rows, const float *x, int64_t depth, const float *pa
 #undef CALL
 }
 
-/* All rows of one panel and one K block; rows are dealt evenly over the fewest tiles. */
+/* All rows of one panel and one K block; rows are divided evenly among as few tiles as possible. */
 static void linear_block(int64_t rows, const float *x, int64_t depth, const float *panel,
                          Output out) {
     int64_t tiles = ceil_div(rows, MR);
@@ -493,7 +487,7 @@ static int64_t panels_at_once(int64_t rows, int64_t panels, int64_t num_threads)
     return max64(1, min64(PANELS, panels / (4 * num_threads)));
 }
 
-/* y[M, N] = x[M, K] @ W^T + bias. Returns 0, or -1 when out of memory. */
+/* y[M, N] = x[M, K] @ W^T + bias. Returns 0, or -1 if out of memory. */
 EXPORT int tw_linear(const float *x, const float *packed, const float *bias, float *y, int64_t m,
                      int64_t n, int64_t k, int num_threads) {
     const Linear l = {packed, bias, n, k};
@@ -507,7 +501,7 @@ EXPORT int tw_linear(const float *x, const float *packed, const float *bias, flo
         int64_t mc = min64(chunk, m - m0), step = panels_at_once(mc, panels, num_threads);
         PARALLEL {
             const float *blocks = x + m0 * k;
-            int64_t x_block = KC; /* one row needs no packing: its K blocks already lie in order */
+            int64_t x_block = KC; /* one row needs no packing: its K blocks are in order already */
             if (mc > 1) {
                 pack_rows(x + m0 * k, mc, k, rows, thread_id(), num_workers());
                 blocks = rows;
@@ -526,9 +520,9 @@ EXPORT int tw_linear(const float *x, const float *packed, const float *bias, flo
 
 /* ---- linear layer over int8 weights ------------------------------------------------------- */
 /*
- * Weights are whole numbers from -127 to 127 times a scale per output column; activations become
- * whole numbers ("levels") times a scale per row when a row comes in. Panels are NR columns wide as
- * above, with four steps of K side by side:
+ * Weights are integers from -127 to 127 times a scale per output column; activations are rounded to
+ * integers ("levels") times a scale per row. Panels are NR columns wide as above, with four steps
+ * of K side by side:
  *
  *     panel 0: k=0..3 of n=0 | k=0..3 of n=1 | ... n=NR-1 || k=4..7 of n=0 | ...
  *
@@ -537,12 +531,12 @@ EXPORT int tw_linear(const float *x, const float *packed, const float *bias, flo
  */
 
 #ifdef __AVX512VNNI__
-/* The instruction's first operand is unsigned: levels are kept with 128 added, and 128 times the
- * column's sum is taken off at the end. Sums may wrap around in between. */
+/* The instruction's first operand is unsigned: levels are stored with 128 added, and 128 times the
+ * column's sum is subtracted at the end. Sums may wrap around in between. */
 typedef uint8_t Level;
 #define LEVEL_OFFSET 128
 #else
-/* Products and sums of up to QK of them are whole numbers below 2^24: fp32 holds them exactly. */
+/* Products and sums of up to QK of them are integers below 2^24: fp32 holds them exactly. */
 typedef float Level;
 #define LEVEL_OFFSET 0
 #endif
@@ -555,10 +549,10 @@ typedef struct {
     int64_t n, k;
 } Int8Linear;
 
-/* Writes one row as levels, K block after K block, and returns its scale. The scale of a row that
- * holds infinities or NaN is NaN, which keeps it visible. */
+/* Writes one row as levels, K block after K block, and returns its scale. For a row with infinities
+ * or NaN the scale is NaN, and so is the row of the result. */
 static float quantize_row(const float *x, int64_t k, Level *to, int64_t block_stride) {
-    int32_t bits = 0; /* of the largest magnitude: signless they sort as numbers, NaN last */
+    int32_t bits = 0; /* of the largest magnitude: without a sign they sort like numbers */
     for (int64_t i = 0; i < k; i++) {
         int32_t magnitude;
         memcpy(&magnitude, x + i, sizeof magnitude);
@@ -622,7 +616,7 @@ INLINE void dot4(const int rows, const Level *x, int64_t groups, const int8_t *p
 }
 #endif
 
-/* y = sums * (row scale * column scale) + bias; one code for all tiles, so that all round alike. */
+/* y = sums * (row scale * column scale) + bias. Not inlined, so that all tiles round alike. */
 static __attribute__((noinline)) void write_scaled(const Int8Linear *l, int64_t p, int rows,
                                                    const vi *sums, const float *row_scales,
                                                    float *y) {
@@ -672,7 +666,7 @@ static void int8_panel(const Int8Linear *l, int64_t p, const Level *x, int64_t r
     }
 }
 
-/* y[M, N] = x[M, K] @ W^T + bias, x rounded to 8 bits row by row. 0, or -1 when out of memory. */
+/* y[M, N] = x[M, K] @ W^T + bias, x rounded to 8 bits row by row. 0, or -1 if out of memory. */
 EXPORT int tw_int8_linear(const float *x, const int8_t *packed, const float *scales,
                           const int32_t *columns, const float *bias, float *y, int64_t m,
                           int64_t n, int64_t k, int num_threads) {
@@ -701,7 +695,7 @@ EXPORT int tw_int8_linear(const float *x, const int8_t *packed, const float *sca
     return 0;
 }
 
-/* ---- row-wise pieces ---------------------------------------------------------------------- */
+/* ---- row-wise operations ------------------------------------------------------------------ */
 
 /* y = x / rms(x) * (offset + weight), row by row; x [rows, width] contiguous, y alike. */
 EXPORT int tw_rms_norm(const float *x, const float *weight, float *y, int64_t rows, int64_t width,
@@ -731,8 +725,8 @@ EXPORT int tw_rms_norm(const float *x, const float *weight, float *y, int64_t ro
     return 0;
 }
 
-/* y[i] = x[index[i]], rows of `width` numbers; below zero counts from the end. Returns 0, or -2 if
- * there is no such row. */
+/* y[i] = x[index[i]], rows of `width` numbers; a negative index counts from the end. Returns 0, or
+ * -2 if an index is out of range. */
 EXPORT int tw_take_rows(const float *x, int64_t row_stride, int64_t num_rows, const int64_t *index,
                         float *y, int64_t n, int64_t width, int num_threads) {
     for (int64_t i = 0; i < n; i++)
@@ -782,14 +776,14 @@ EXPORT int tw_silu_and_mul(const float *gate, int64_t gate_stride, const float *
 
 /* ---- choosing tokens ---------------------------------------------------------------------- */
 /*
- * A row is cut into slices at positions that depend on nothing else, and merged in their order: the
- * result is the same for any number of threads and rows. A slice comes from memory once; its second
- * and third reading find it in the first-level cache.
+ * A row is cut into slices of a fixed size, whose results are merged in order: so a row's result is
+ * the same for any number of threads and rows. A slice is read from memory once; later passes over
+ * it find it in the first-level cache.
  */
 
 typedef struct {
     float top, sum; /* the maximum, and the sum of exp(score - top) */
-    int64_t index;  /* where the maximum stands first */
+    int64_t index;  /* of the first maximum */
 } Peak;
 
 typedef struct {
@@ -811,7 +805,7 @@ INLINE vf load_scores(const float *x, int64_t n, int64_t i) {
     return load(lanes);
 }
 
-/* NaN scores end up in the sum. `ahead` is fetched meanwhile: as much as fits beside a slice. */
+/* With a NaN score the sum is NaN. The slice `ahead` is prefetched meanwhile. */
 static Peak find_peak(Slice slice, Slice ahead) {
     const float *x = slice.scores;
     int64_t n = slice.n;
@@ -822,7 +816,7 @@ static Peak find_peak(Slice slice, Slice ahead) {
         UNROLL for (int v = 0; v < 4; v++) tops[v] = larger(load_scores(x, n, i + v), tops[v]);
     vf top = horizontal_max(larger(larger(tops[0], tops[1]), larger(tops[2], tops[3])));
     vf shift = pick(top == -INFINITY, splat(0.0f), top);
-    vf sums[4] = {}; /* four, each of a quarter of the terms, round less than one of all */
+    vf sums[4] = {}; /* four sums of a quarter of the terms each round less than one sum */
     vi lane = (vi){LANES}, first = (vi){} + INT32_MAX;
     for (int64_t i = 0; i < vectors; i += 4)
         UNROLL for (int v = 0; v < 4; v++, lane += W) {
@@ -838,18 +832,18 @@ static Peak find_peak(Slice slice, Slice ahead) {
     return peak;
 }
 
-/* A share of what a slice adds to the sum of a row whose maximum is `top`. */
+/* What a slice adds to the sum of exp(score - top) of its row, whose maximum is `top`. */
 INLINE double mass_of(Peak peak, float top) {
     return peak.top == -INFINITY ? 0.0 : (double)(peak.sum * exp_1(peak.top - top));
 }
 
-/* exp(difference), exactly 0 where that is next to nothing. */
+/* exp(difference), exactly 0 for differences below -87. */
 INLINE vf weight_v(vf difference) {
     return pick(difference >= -87.0f, exp_v(difference), splat(0.0f));
 }
 
-/* Where the running sum of a slice's weights first exceeds `goal`; the last that has any if rounding
- * keeps it below. */
+/* The index at which the running sum of a slice's weights first exceeds `goal`; if rounding keeps
+ * it below, the last index with a weight above 0. */
 static int64_t find_in_slice(Slice slice, float top, double goal) {
     int64_t last = 0;
     double sum = 0.0;
@@ -870,17 +864,17 @@ static int64_t find_in_slice(Slice slice, float top, double goal) {
 typedef struct {
     const float *scores;
     int64_t row_stride, n;
-    const double *draws; /* in [0, 1); below 0 the likeliest is chosen. NULL: it is for all rows */
+    const double *draws; /* in [0, 1); below 0 the likeliest is chosen, with NULL for all rows */
     int64_t *ids;
     float *logprobs, *max, *norm;
 } Choice;
 
-/* The token at which the distribution exceeds the row's draw. */
+/* The first token at which the cumulative probability exceeds the row's draw. */
 static int64_t draw(const Choice *c, const Peak *peaks, int64_t slices, int64_t row, float top) {
     double total = 0.0, before = 0.0, mass = 0.0;
     for (int64_t s = 0; s < slices; s++) total += mass_of(peaks[s], top);
     double goal = total * c->draws[row];
-    int64_t last = 0; /* that has any mass, should rounding keep the sum below the goal */
+    int64_t last = 0; /* slice with any mass, in case rounding keeps the sum below the goal */
     for (int64_t s = 0; s < slices; s++) {
         double more = mass_of(peaks[s], top);
         if (more == 0.0) continue;
@@ -893,8 +887,8 @@ static int64_t draw(const Choice *c, const Peak *peaks, int64_t slices, int64_t 
     return last * SLICE + find_in_slice(slice, top, goal - before);
 }
 
-/* As torch: NaN wins over all, the first of equals counts, and where the maximum is infinite the
- * norm is NaN, since infinity minus infinity is. */
+/* As in torch: NaN counts as the maximum, the first of equal ones is taken, and if the maximum is
+ * infinite the norm is NaN, since infinity minus infinity is. */
 static void choose_in_row(const Choice *c, const Peak *peaks, int64_t slices, int64_t row) {
     const float *x = c->scores + row * c->row_stride;
     int64_t best = 0;
@@ -916,8 +910,8 @@ static void choose_in_row(const Choice *c, const Peak *peaks, int64_t slices, in
     c->logprobs[row] = x[id] - top - c->norm[row];
 }
 
-/* Of scores [rows, n]: per row a token and its log-probability, the maximum, and
- * log(sum(exp(score - maximum))). Returns 0, or -1 when out of memory. */
+/* For scores [rows, n]: per row a token and its log-probability, the maximum, and
+ * log(sum(exp(score - maximum))). Returns 0, or -1 if out of memory. */
 EXPORT int tw_choose(const float *scores, int64_t row_stride, int64_t rows, int64_t n,
                      const double *draws, int64_t *ids, float *logprobs, float *max, float *norm,
                      int num_threads) {
@@ -945,14 +939,15 @@ EXPORT int tw_choose(const float *scores, int64_t row_stride, int64_t rows, int6
 
 /* ---- truncating distributions ------------------------------------------------------------- */
 /*
- * What stays of a row is what has scores in a window, of which only the edges are looked for. The
- * maximum of every GROUP of scores says where: at least k scores reach the k-th largest of these.
+ * The scores that a row keeps are those in a window, so only its edges are searched for. The maxima
+ * of groups of GROUP scores bound the search: at least k scores are as large as the k-th largest
+ * maximum.
  */
 
 typedef struct {
     float *x;     /* scores */
-    float *tops;  /* of each group of them the maximum */
-    float *found; /* room for n + groups numbers */
+    float *tops;  /* the maximum of each group of scores */
+    float *found; /* scratch for n + groups numbers, or NULL */
     int64_t n, groups;
     float top; /* the maximum */
 } Row;
@@ -962,8 +957,8 @@ typedef struct {
 } Window;
 
 typedef struct {
-    Window all, sure; /* nothing outside of the first stays, everything inside of the second does; */
-    double left;      /* of what is between them the first scores that have this mass */
+    Window all, sure; /* scores outside of `all` are dropped, those inside of `sure` are kept; */
+    double left;      /* of the scores in between the first ones are kept, up to this mass */
 } Cut;
 
 /* Divides by a temperature and finds the maxima. Returns 0 for rows without a finite one. */
@@ -996,7 +991,7 @@ static int prepare_row(Row *row, float temperature) {
     return !has_nan && isfinite(top);
 }
 
-/* The k-th largest of n numbers, which it puts into another order. Hoare's selection. */
+/* The k-th largest of n numbers, which are reordered: Hoare's selection. */
 static float kth_largest(float *x, int64_t n, int64_t k) {
     int64_t from = 0, to = n - 1, at = k - 1;
     while (from < to) {
@@ -1026,14 +1021,14 @@ static int64_t find(const Row *row, Window window) {
         const float *x = row->x + g * GROUP;
         int64_t n = min64(GROUP, row->n - g * GROUP);
         for (int64_t i = 0; i < n; i++) {
-            row->found[count] = x[i]; /* without a branch: which ones are is hard to foresee */
+            row->found[count] = x[i]; /* without a branch, which would be hard to predict */
             count += (x[i] >= window.low) & (x[i] < window.high);
         }
     }
     return count;
 }
 
-/* The largest k scores and some more: how many there are in `found`. */
+/* Copies the largest k scores, and some more, to `found`; returns how many they are. */
 static int64_t find_largest(const Row *row, int64_t k) {
     Window window = {-INFINITY, INFINITY};
     if (k < row->groups) {
@@ -1057,13 +1052,13 @@ static Weight weigh(const Row *row, Window window) {
     vi counts = (vi){};
     for (int64_t from = 0; from < row->groups; from += SLICE / GROUP) {
         int64_t to = min64(from + SLICE / GROUP, row->groups);
-        vf sums = splat(0.0f); /* of no more terms than a slice has, for the sake of rounding */
+        vf sums = splat(0.0f); /* of a slice's terms only, which limits the error of rounding */
         for (int64_t g = from; g < to; g++) {
             if (row->tops[g] < window.low) continue;
             Slice group = {row->x + g * GROUP, min64(GROUP, row->n - g * GROUP)};
             for (int64_t i = 0; i < ceil_div(group.n, W); i++) {
                 vf score = load_scores(group.scores, group.n, i);
-                vi is_in = (score >= window.low) & (score < window.high); /* -1 where it is so */
+                vi is_in = (score >= window.low) & (score < window.high); /* -1 where true */
                 sums += pick(is_in, weight_v(score - row->top), splat(0.0f));
                 counts -= is_in;
             }
@@ -1075,7 +1070,7 @@ static Weight weigh(const Row *row, Window window) {
     return weight;
 }
 
-/* The scores in a window, as a row without room. */
+/* The scores in a window, as a row without `found`. */
 static Row narrow(const Row *row, Window window) {
     int64_t n = find(row, window);
     Row part = {row->found, row->found + n, NULL, n, ceil_div(n, GROUP), row->top};
@@ -1083,13 +1078,13 @@ static Row narrow(const Row *row, Window window) {
     return part;
 }
 
-/* Everything that has any mass. */
+/* All scores with any mass. */
 INLINE Window whole_window(const Row *row) {
     return (Window){row->top - 87.0f, nextafterf(row->top, INFINITY)};
 }
 
-/* The fewest of the largest scores, none below `least`, that hold a share of their mass. The score
- * at the edge is in a window, which gets smaller until no other one is. */
+/* Keeps the fewest of the largest scores that hold a share of the mass of all scores >= `least`.
+ * The window `edge` holds the smallest score that is kept, and shrinks until it holds no other. */
 static Cut cut_at_mass(const Row *whole, float least, float share) {
     Row row = *whole;
     Window edge = whole_window(whole);
@@ -1117,8 +1112,8 @@ static Cut cut_at_mass(const Row *whole, float least, float share) {
     return (Cut){{edge.low, INFINITY}, {edge.high, INFINITY}, left};
 }
 
-/* The mean of the scores under their own distribution. A token is as surprising as the distribution
- * is on average where its score is this. */
+/* The mean of the scores under their own distribution. A token with this score is as surprising as
+ * tokens are on average. */
 static float mean_score(const Row *row) {
     double mass = 0.0, moment = 0.0;
     for (int64_t from = 0; from < row->n; from += SLICE) {
@@ -1136,7 +1131,7 @@ static float mean_score(const Row *row) {
     return row->top + (float)(moment / mass);
 }
 
-/* The fewest of the scores nearest to the mean that hold a share of the mass. */
+/* Keeps the fewest of the scores nearest to the mean that hold a share of the mass. */
 static Cut cut_around_mean(const Row *row, float share) {
     float centre = mean_score(row), near = 0.0f, far = 88.0f;
     Cut cut = {whole_window(row), {INFINITY, -INFINITY}, 0.0};
@@ -1163,7 +1158,7 @@ static Cut cut_around_mean(const Row *row, float share) {
     return cut;
 }
 
-/* Sets to -inf what does not stay. */
+/* Sets dropped scores to -inf. */
 static void apply_cut(const Row *row, Cut cut) {
     double left = cut.left;
     for (int64_t g = 0; g < row->groups; g++) {
@@ -1184,11 +1179,12 @@ static void apply_cut(const Row *row, Cut cut) {
     }
 }
 
-/* Of scores [rows, n]: divided by a temperature, then -inf but for the top_k largest, then but for the
- * fewest of the largest that hold the share top_p, then but for the fewest of those nearest to the mean
- * that hold the share typical_p. What equals the k-th largest stays; at a share the first of equals
- * do. Rows with a NaN or without a finite maximum keep all scores. A top_k of at least n and shares
- * of at least 1 drop nothing. Returns 0, or -1 when out of memory. */
+/* Scores [rows, n] are divided by a temperature. Then all but these are set to -inf: the top_k
+ * largest; of these the fewest of the largest that hold the share top_p; of these the fewest of
+ * those nearest to the mean that hold the share typical_p. Scores that equal the k-th largest are
+ * kept; at the edge of a share the first of equal ones are. Rows with a NaN or without a finite
+ * maximum keep all scores. A top_k of at least n and shares of at least 1 drop nothing. Returns 0,
+ * or -1 if out of memory. */
 EXPORT int tw_truncate(float *scores, int64_t row_stride, int64_t rows, int64_t n,
                        const float *temperature, const float *top_k, const float *top_p,
                        const float *typical_p, int num_threads) {
@@ -1224,8 +1220,8 @@ EXPORT int tw_truncate(float *scores, int64_t row_stride, int64_t rows, int64_t 
  *     KV range:       [ split 0 | split 1 | ... up to the last query of the tile ]
  *     tile:                                 [ q0 .. q0 + count )
  *
- * Tiles with one split write the output at once, the others leave (max, sum, values) per row
- * behind, merged after a barrier.
+ * Tiles with one split write the output directly. The others store (max, sum, values) per row and
+ * split, which are merged after a barrier.
  */
 
 typedef struct {
@@ -1248,7 +1244,7 @@ typedef struct {
     int32_t sequence, kv_head;
     int64_t query, count; /* rows of the query tensor */
     int64_t position;     /* of the first query */
-    int64_t low, high;    /* KV range some row of the tile sees */
+    int64_t low, high;    /* KV range that any row of the tile sees */
     int64_t split;        /* length of a split */
     int64_t num_splits;
     int64_t partial; /* offset of the first split's partial result, in floats */
@@ -1362,7 +1358,7 @@ static void load_queries(const Attention *a, const Tile *t, Worker *w) {
     }
 }
 
-/* Row pointers of positions [from, from + n): the only place that knows about blocks. */
+/* Row pointers of positions [from, from + n); no other function uses the block table. */
 static void find_rows(const Attention *a, const Tile *t, int64_t from, int64_t n, Worker *w) {
     const int32_t *table = a->block_tables + t->sequence * a->table_stride;
     int64_t block = from / a->block_size, offset = from % a->block_size;
@@ -1377,7 +1373,7 @@ static void find_rows(const Attention *a, const Tile *t, int64_t from, int64_t n
     for (int64_t i = n; i < TILE; i++) w->next_keys[i] = w->key_rows[0];
 }
 
-/* Makes the rows found last the current ones. */
+/* Makes the rows that were found last the current ones. */
 static void advance(const Attention *a, int64_t n, Worker *w) {
     int64_t d = a->head_size, width = padded(d);
     memcpy(w->key_rows, w->next_keys, sizeof w->key_rows);
@@ -1391,8 +1387,8 @@ static void advance(const Attention *a, int64_t n, Worker *w) {
     }
 }
 
-/* Starts fetching rows into the second-level cache. Blocks lie scattered and hardware prefetchers
- * start over in each, so rows are asked for well before their use. */
+/* Prefetches rows into the second-level cache. Blocks are scattered in memory and hardware
+ * prefetchers start anew in each, so rows are prefetched well before their use. */
 INLINE void prefetch_rows(const float *const *rows, int64_t n, int64_t d) {
     for (int64_t i = 0; i < n; i++)
         for (int64_t c = 0; c < d; c += LINE) __builtin_prefetch(rows[i] + c, 0, 2);
@@ -1405,7 +1401,7 @@ INLINE vf load_part(const float *p, int64_t count) {
     return load(lanes);
 }
 
-/* Scores of up to DIRECT_ROWS queries against n positions as dot products over K rows in place. */
+/* Scores of up to DIRECT_ROWS query rows against n positions, as dot products with cached keys. */
 INLINE void score_direct(const int rows, const Worker *w, int64_t d, int64_t n) {
     int64_t whole = d / W * W;
     for (int64_t t = 0; t < n; t += W) {
@@ -1532,7 +1528,7 @@ INLINE void value_tile(const int rows, const int vectors, const Worker *w, int64
     for (int64_t t = 0; t < n; t++) {
         vf b[4];
         UNROLL for (int v = 0; v < vectors; v++) b[v] = load(w->value_rows[t] + c + v * W);
-        /* few rows wait for memory: have the next keys on their way */
+        /* with few rows memory is the limit: prefetch the next keys */
         if (rows <= DIRECT_ROWS && c == 0 && t % BURST == 0)
             prefetch_rows(w->next_keys + t, BURST, d);
         UNROLL for (int r = 0; r < rows; r++) {
@@ -1582,8 +1578,8 @@ static void add_values(const Worker *w, int64_t from, int64_t to, int64_t width,
     }
 }
 
-/* One run of at most TILE positions: find, score, weigh, accumulate. Rows that see none of it, the
- * queries before it and those whose window has passed it, are left out. */
+/* Scores, softmax and weighted sum for a run of at most TILE positions. Rows that see none of them
+ * are left out: queries before them, and those whose window starts after them. */
 static void attend(const Attention *a, const Tile *t, Worker *w, int64_t from, int64_t n) {
     int64_t g = group(a), d = a->head_size, rows = t->count * g;
     int64_t first = max64(0, from - t->position);
@@ -1616,8 +1612,8 @@ static void finish_row(const Attention *a, const Tile *t, int64_t r, const float
     for (int64_t i = 0; i < d; i++) out[i] = values[i] * factor;
 }
 
-/* The last of the items that nobody has taken, or NULL: later tiles of a sequence see more and go
- * first. */
+/* The last item that no worker has taken, or NULL: later tiles of a sequence see more positions, so
+ * they start first. */
 static const Item *take_item(const Plan *plan, atomic_int_fast64_t *taken) {
     int64_t i = atomic_fetch_add_explicit(taken, 1, memory_order_relaxed);
     return i < plan->num_items ? plan->items + plan->num_items - 1 - i : NULL;
@@ -1634,7 +1630,7 @@ static void find_first_rows(const Attention *a, const Plan *plan, const Item *it
     find_rows(a, plan->tiles + item->tile, r.from, min64(TILE, r.to - r.from), w);
 }
 
-/* What an item has found: into the output, or aside to be merged. */
+/* Stores the result of an item: in the output, or as a partial result to be merged. */
 static void finish_item(const Attention *a, const Plan *plan, const Worker *w, const Item *item) {
     const Tile *t = plan->tiles + item->tile;
     int64_t rows = t->count * group(a), width = padded(a->head_size);
@@ -1652,8 +1648,8 @@ static void finish_item(const Attention *a, const Plan *plan, const Worker *w, c
     }
 }
 
-/* Works until no item is left. The next one is taken at the last run of positions of the one before:
- * few rows wait for memory, and so its first keys are on their way. */
+/* Computes items until none is left. The next item is taken during the last run of positions of the
+ * one before, so that its first keys are prefetched: with few rows memory is the limit. */
 static void run_items(const Attention *a, const Plan *plan, Worker *w,
                       atomic_int_fast64_t *taken) {
     const Item *item = take_item(plan, taken), *next;
@@ -1699,7 +1695,7 @@ static void merge_splits(const Attention *a, const Plan *plan, Worker *w, int64_
     }
 }
 
-/* Returns 0, or -1 when out of memory. */
+/* Returns 0, or -1 if out of memory. */
 EXPORT int tw_paged_attention(float *out, const float *query, int64_t query_token,
                               int64_t query_head, const float *key_cache, const float *value_cache,
                               int64_t block_stride, int64_t token_stride, int64_t head_stride,
@@ -1730,10 +1726,10 @@ EXPORT int tw_paged_attention(float *out, const float *query, int64_t query_toke
     return 0;
 }
 
-/* ---- calls that were written down --------------------------------------------------------- */
+/* ---- replay of recorded calls ------------------------------------------------------------- */
 /*
- * A step of a model is some 200 calls at the same addresses every time. Python, which needs longer
- * for one of them than a small one takes, makes a list of them once; see kernel.py.
+ * A step of a model is some 200 calls, with the same addresses every time. A call from Python takes
+ * longer than many kernels, so Python records them once as a list; see kernel.py.
  */
 
 typedef union {
@@ -1745,33 +1741,33 @@ typedef union {
 #define MAX_ARGUMENTS 24
 
 typedef struct {
-    int (*player)(const Argument *arguments);
+    int (*replay)(const Argument *arguments);
     Argument arguments[MAX_ARGUMENTS];
 } Call;
 
 #define I(n) a[n].i
 #define P(n) a[n].p
 #define F(n) (float)a[n].f
-#define PLAYER(name, ...) \
-    EXPORT int tw_play_##name(const Argument *a) { return tw_##name(__VA_ARGS__); }
+#define REPLAY(name, ...) \
+    EXPORT int tw_replay_##name(const Argument *a) { return tw_##name(__VA_ARGS__); }
 
-PLAYER(linear, P(0), P(1), P(2), P(3), I(4), I(5), I(6), I(7))
-PLAYER(int8_linear, P(0), P(1), P(2), P(3), P(4), P(5), I(6), I(7), I(8), I(9))
-PLAYER(take_rows, P(0), I(1), I(2), P(3), P(4), I(5), I(6), I(7))
-PLAYER(add, P(0), P(1), P(2), I(3), I(4))
-PLAYER(rms_norm, P(0), P(1), P(2), I(3), I(4), F(5), F(6), I(7))
-PLAYER(silu_and_mul, P(0), I(1), P(2), I(3), P(4), I(5), I(6), I(7))
-PLAYER(choose, P(0), I(1), I(2), I(3), P(4), P(5), P(6), P(7), P(8), I(9))
-PLAYER(truncate, P(0), I(1), I(2), I(3), P(4), P(5), P(6), P(7), I(8))
-PLAYER(rotate_query, P(0), I(1), I(2), P(3), P(4), I(5), I(6), P(7), I(8), I(9), I(10), I(11))
-PLAYER(rotate_write_kv, P(0), P(1), I(2), I(3), I(4), I(5), P(6), P(7), I(8), I(9), P(10), P(11),
+REPLAY(linear, P(0), P(1), P(2), P(3), I(4), I(5), I(6), I(7))
+REPLAY(int8_linear, P(0), P(1), P(2), P(3), P(4), P(5), I(6), I(7), I(8), I(9))
+REPLAY(take_rows, P(0), I(1), I(2), P(3), P(4), I(5), I(6), I(7))
+REPLAY(add, P(0), P(1), P(2), I(3), I(4))
+REPLAY(rms_norm, P(0), P(1), P(2), I(3), I(4), F(5), F(6), I(7))
+REPLAY(silu_and_mul, P(0), I(1), P(2), I(3), P(4), I(5), I(6), I(7))
+REPLAY(choose, P(0), I(1), I(2), I(3), P(4), P(5), P(6), P(7), P(8), I(9))
+REPLAY(truncate, P(0), I(1), I(2), I(3), P(4), P(5), P(6), P(7), I(8))
+REPLAY(rotate_query, P(0), I(1), I(2), P(3), P(4), I(5), I(6), P(7), I(8), I(9), I(10), I(11))
+REPLAY(rotate_write_kv, P(0), P(1), I(2), I(3), I(4), I(5), P(6), P(7), I(8), I(9), P(10), P(11),
        I(12), I(13), I(14), P(15), I(16), I(17), I(18), I(19), I(20))
-PLAYER(paged_attention, P(0), P(1), I(2), I(3), P(4), P(5), I(6), I(7), I(8), P(9), I(10), P(11),
+REPLAY(paged_attention, P(0), P(1), I(2), I(3), P(4), P(5), I(6), I(7), I(8), P(9), I(10), P(11),
        P(12), I(13), I(14), I(15), I(16), I(17), F(18), I(19), F(20), P(21), I(22))
 
-/* Makes the calls in order. Returns 0, or what the first that failed returned. */
-EXPORT int tw_play(const Call *calls, int64_t n) {
+/* Makes the calls in order. Returns 0, or the status of the first that failed. */
+EXPORT int tw_replay(const Call *calls, int64_t n) {
     int status = 0;
-    for (int64_t i = 0; i < n && !status; i++) status = calls[i].player(calls[i].arguments);
+    for (int64_t i = 0; i < n && !status; i++) status = calls[i].replay(calls[i].arguments);
     return status;
 }

@@ -1,8 +1,8 @@
 """Typed access to the C kernels: checks and pointers, no arithmetic of its own.
 
-Everything is fp32, but for the weights of `int8_linear`. The KV cache is logically
+Everything is fp32, except for the weights of `int8_linear`. The KV cache is logically
 [num_blocks, block_size, num_kv_heads, head_size]; any strides will do as long as a head row is
-contiguous. `empty_kv_cache` is the one place that chooses them.
+contiguous.
 """
 
 import ctypes
@@ -17,10 +17,10 @@ from torch import Tensor
 from .build import load_library
 from .kernel import FLOAT, INT, POINTER, SIZE, Call, Kernel, Program, Types
 
-# Of cos and sin: their addresses, the stride of their rows, and the elements of a head they turn.
+# Of cos and sin: their addresses, the stride of their rows, and how many elements of a head rotate.
 _Rotation = tuple[int | None, int | None, int, int]
 _NO_ROTATION: _Rotation = (None, None, 0, 0)
-_ARENA_BYTES = 64 * 2**20  # asked of the system at once
+_ARENA_BYTES = 64 * 2**20  # allocated at once
 _ALIGNMENT = 64  # bytes: a cache line, and the longest vector
 
 _KERNELS: dict[str, Types] = {
@@ -58,33 +58,15 @@ _OTHERS: dict[str, tuple[type[Any] | None, Types]] = {
     "tw_panel_width": (INT, ()),
     "tw_advise_huge": (None, (POINTER, SIZE)),
     "tw_pack_weight": (None, (POINTER, SIZE, SIZE, SIZE, POINTER, INT)),
-    "tw_play": (INT, (POINTER, SIZE)),
-    "tw_unpack_weight": (None, (POINTER, SIZE, SIZE, POINTER)),
+    "tw_replay": (INT, (POINTER, SIZE)),
 }
 
 
 @functools.cache
 def load() -> "CpuKernels | None":
-    """Return the kernels, compiled at the first call, or None where they cannot be had."""
+    """Return the kernels, compiled at the first call, or None where that is not possible."""
     library = load_library()
     return None if library is None else CpuKernels(library)
-
-
-def empty_kv_cache(
-    num_blocks: int, block_size: int, num_kv_heads: int, head_size: int
-) -> tuple[Tensor, Tensor]:
-    """Return uninitialised key and value caches [num_blocks, block_size, Hkv, D].
-
-    In memory a block is head-major, [Hkv, block_size, D]: a head's share of it is one run, which
-    reads 10 to 20 % faster in decode than rows of all heads side by side.
-    """
-    shape = (num_blocks, num_kv_heads, block_size, head_size)
-    caches = torch.empty(shape), torch.empty(shape)
-    if (kernels := load()) is not None:
-        for cache in caches:
-            kernels.advise_huge_pages(cache)
-    key_cache, value_cache = (cache.transpose(1, 2) for cache in caches)
-    return key_cache, value_cache
 
 
 class CpuKernels:
@@ -135,31 +117,11 @@ class CpuKernels:
         value_cache: Tensor,
         slot_mapping: Tensor,
     ) -> Tensor:
-        """Rotate query and key, store key and value, and return the rotated query.
-
-        Args:
-            query: [T, H, D].
-            key: [T, Hkv, D]; rows with a negative slot are skipped.
-            value: As key.
-            cos: [T, R], R even: of the first R elements of a head the first half pairs with the
-                second, the others stay.
-            sin: As cos.
-            key_cache: [num_blocks, block_size, Hkv, D].
-            value_cache: As key_cache.
-            slot_mapping: int64 [T].
-        """
+        """See `RotaryBackend.rotary_write_kv`."""
         num_tokens, _, head_size = key.shape
-        rotary = cos.shape[-1]
-        angles = (num_tokens, rotary)
         if query.shape[::2] != key.shape[::2]:
             raise ValueError("query and key differ in rows or in size")
-        if cos.shape != angles or sin.shape != angles or rotary > head_size or rotary % 2:
-            raise ValueError("cos and sin do not fit the heads")
-        if cos.stride() != sin.stride() or cos.stride(1) != 1:
-            raise ValueError("cos and sin must be laid out alike, in contiguous rows")
-        if cos.dtype != torch.float32 or sin.dtype != torch.float32:
-            raise ValueError("expected fp32 cos and sin")
-        rotation = (cos.data_ptr(), sin.data_ptr(), cos.stride(0), rotary)
+        rotation = _rotation(cos, sin, num_tokens, head_size)
         self._store(key, value, rotation, key_cache, value_cache, slot_mapping)
         output = query.new_empty(query.shape)
         self._rotate_query(
@@ -184,7 +146,7 @@ class CpuKernels:
         value_cache: Tensor,
         slot_mapping: Tensor,
     ) -> None:
-        """Check and store keys, rotated, and values."""
+        """Check the arguments, and store keys, rotated, and values."""
         block, token, head = _cache_strides(key_cache, value_cache)
         num_tokens, num_kv_heads, head_size = key.shape
         if key.shape != value.shape or slot_mapping.numel() != num_tokens:
@@ -226,27 +188,10 @@ class CpuKernels:
         softcap: float | None = None,
         sinks: Tensor | None = None,
     ) -> Tensor:
-        """Attend from every query row to its own sequence's cache, causally by position.
-
-        Args:
-            query: [T, H, D], the rows of all sequences back to back.
-            key_cache: [num_blocks, block_size, Hkv, D], this step's rows already written.
-            value_cache: As key_cache.
-            block_tables: int32 [num_seqs, max_blocks].
-            query_start_loc: int32 [num_seqs + 1], row offsets of the sequences.
-            context_lens: int32 [num_seqs], cached tokens including this step's.
-            scale: Factor on the dot products.
-            sliding_window: Number of latest positions seen, the row's own included.
-            softcap: Bound c of logits: c * tanh(logit / c).
-            sinks: fp32 [H], logits that take part in the softmax but carry no value.
-
-        Returns:
-            [T, H, D].
-        """
+        """See `AttentionBackend.paged_attention`. Key and value have the same head size."""
         block, token, head = _cache_strides(key_cache, value_cache)
         num_tokens, num_heads, head_size = query.shape
-        num_seqs = context_lens.numel()
-        num_kv_heads = key_cache.shape[2]
+        num_seqs, num_kv_heads = context_lens.numel(), key_cache.shape[2]
         if key_cache.shape[3] != head_size or head_size > self.max_head_size:
             raise ValueError(f"head size {head_size} does not fit")
         if num_heads % num_kv_heads:
@@ -284,10 +229,10 @@ class CpuKernels:
         return output
 
     def take_rows(self, x: Tensor, index: Tensor, output: Tensor) -> None:
-        """Write the rows of x [N, width] that are named by int64 [n] into output [n, width].
+        """Write rows of x [N, width], with the indices int64 [n], into output [n, width].
 
         Raises:
-            IndexError: there is no such row.
+            IndexError: an index is out of range.
         """
         if x.dtype != torch.float32 or x.stride(1) != 1 or output.shape != (len(index), x.shape[1]):
             raise ValueError("expected fp32 rows, and room for as many as there are indices")
@@ -315,7 +260,7 @@ class CpuKernels:
         )
 
     def program(self, calls: Iterable[Call]) -> Program:
-        """Return calls, as one that makes them all."""
+        """Return a program that makes these calls."""
         return Program(self._library, calls)
 
     def rms_norm(
@@ -365,14 +310,14 @@ class CpuKernels:
         self._library.tw_pin_threads(numbers, len(processors))
 
     def advise_huge_pages(self, tensor: Tensor) -> None:
-        """Ask the system for huge pages behind a large tensor that has not been written yet."""
+        """Ask the system for huge pages for a large tensor that has not been written yet."""
         self._library.tw_advise_huge(tensor.data_ptr(), tensor.nbytes)
 
     def empty_weight(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Return an uninitialised tensor on huge pages, next to the one before.
+        """Return an uninitialised tensor on huge pages, next to the previous one in memory.
 
-        A page is as large as a small layer: each on pages of its own, half of them would lie on
-        usual ones, and hardware would have to look up where they are all the time.
+        A huge page is as large as a small layer: if each weight had pages of its own, half of the
+        weights would be on normal pages, with many TLB misses.
         """
         num_bytes = math.prod(shape) * dtype.itemsize
         if num_bytes > self._weight_arena.nbytes:
@@ -402,14 +347,6 @@ class CpuKernels:
         )
         return packed
 
-    def unpack_weight(self, packed: Tensor, out_features: int) -> Tensor:
-        """Return the weight [N, K] that was packed."""
-        weight = torch.empty(out_features, packed.shape[1])
-        self._library.tw_unpack_weight(
-            packed.data_ptr(), out_features, packed.shape[1], weight.data_ptr()
-        )
-        return weight
-
     def linear(self, x: Tensor, packed: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
         """Return x [..., K] times the packed weight, plus bias: [..., N].
 
@@ -435,8 +372,8 @@ class CpuKernels:
     def int8_linear(self, x: Tensor, weight: "Int8Weight", out_features: int) -> Tensor:
         """Return x [..., K] times the weight, plus its bias: fp32 [..., N].
 
-        A row of x is rounded to 8 bits by its own largest magnitude. A row of the result does not
-        depend on the other rows, bit for bit; it is NaN where the row of x is not finite.
+        A row of x is rounded to 8 bits, scaled by its own largest magnitude. A row of the result
+        does not depend on the other rows, bit for bit; it is NaN if the row of x is not finite.
         """
         in_features = x.shape[-1]
         if x.dtype != torch.float32 or -(-in_features // 4) != weight.packed.shape[1]:
@@ -460,20 +397,21 @@ class CpuKernels:
     def choose(
         self, scores: Tensor, draws: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return a token for every row of scores, read once from memory.
+        """Return a token for every row of scores, which are read once from memory.
 
-        A row's result depends on nothing but the row. NaN and infinities are treated as torch does:
-        a row with a NaN has it for its maximum, found at the first NaN; where the maximum is NaN or
-        infinite, so is the norm NaN, and nothing is drawn.
+        A row's result depends on that row alone. NaN and infinities are treated as in torch: the
+        maximum of a row with a NaN is NaN, and its token is the first NaN; if the maximum is NaN or
+        infinite, the norm is NaN and the draw is ignored.
 
         Args:
             scores: fp32 [rows, V] with contiguous rows, V at least 1.
-            draws: fp64 [rows] in [0, 1), where the cumulative distribution is to be cut; below 0
-                the likeliest token is wanted, the first of equals. None: everywhere.
+            draws: fp64 [rows] in [0, 1): the chosen token is the first at which the cumulative
+                probability exceeds the draw. Below 0, and without draws, it is the likeliest token,
+                the first of equal ones.
 
         Returns:
-            int64 [rows], the tokens; fp32 [rows], their log-probabilities; fp32 [rows], the
-            maximum; fp32 [rows], the logarithm of the sum of exp(score - maximum).
+            int64 [rows], the tokens; fp32 [rows], their log-probabilities; fp32 [rows], the maxima;
+            fp32 [rows], the norms: the logarithm of the sum of exp(score - maximum).
         """
         rows, width = scores.shape
         self._check_scores(scores)
@@ -497,16 +435,17 @@ class CpuKernels:
         return ids, logprobs, maxima, norms
 
     def truncate(self, scores: Tensor, limits: Tensor) -> None:
-        """Divide rows by their temperatures and set to -inf what is too unlikely, in place.
+        """Divide rows by their temperatures and set the scores of dropped tokens to -inf, in place.
 
         Rows with a NaN or without a finite maximum are only divided.
 
         Args:
             scores: fp32 [rows, V] with contiguous rows, V at least 1.
-            limits: fp32 [4, rows]. Temperatures; how many of the largest scores stay, and those
-                that equal the last of them: V or more keeps all; the share of the probability that
-                the fewest of the largest must hold, the first of equals: 1 or more keeps all; the
-                same of those nearest to the mean score.
+            limits: fp32 [4, rows]: temperature, top-k, top-p and typical-p. Top-k keeps the k
+                largest scores and those that equal the last of them; V or more keeps all. Top-p
+                keeps the fewest of the largest scores whose probabilities sum to its share, the
+                first of equal ones; 1 or more keeps all. Typical-p does the same with the scores
+                nearest to the mean score.
         """
         rows, width = scores.shape
         self._check_scores(scores)
@@ -528,10 +467,11 @@ class CpuKernels:
 
 
 class Int8Weight(NamedTuple):
-    """A weight [N, K] in whole numbers of 8 bits and a bias, laid out for `int8_linear`.
+    """An int8 weight [N, K] and a bias, laid out for `int8_linear`.
 
-    N is rounded up to whole panels everywhere; `packed` is int8 [panels, K / 4, width, 4], `scales`
-    and `bias` are fp32 [panels * width], `columns` int32: the sums over K of each output's levels.
+    N is rounded up to whole panels everywhere. `packed` is int8 [panels, K / 4, width, 4]; `scales`
+    and `bias` are fp32 [panels * width]; `columns` is int32 [panels * width], the sums over K of
+    each output's levels.
     """
 
     packed: Tensor
@@ -540,7 +480,21 @@ class Int8Weight(NamedTuple):
     bias: Tensor
 
 
+def _rotation(cos: Tensor, sin: Tensor, num_tokens: int, head_size: int) -> _Rotation:
+    """Check and describe cos and sin [num_tokens, rotary]."""
+    rotary = cos.shape[-1]
+    shape = (num_tokens, rotary)
+    if cos.shape != shape or sin.shape != shape or rotary > head_size or rotary % 2:
+        raise ValueError("cos and sin do not fit the heads")
+    if cos.stride() != sin.stride() or cos.stride(1) != 1:
+        raise ValueError("cos and sin must be laid out alike, in contiguous rows")
+    if cos.dtype != torch.float32 or sin.dtype != torch.float32:
+        raise ValueError("expected fp32 cos and sin")
+    return cos.data_ptr(), sin.data_ptr(), cos.stride(0), rotary
+
+
 def _cache_strides(key_cache: Tensor, value_cache: Tensor) -> tuple[int, int, int]:
+    """Check the caches and return the strides of their blocks, tokens and heads."""
     strides = key_cache.stride()
     if strides != value_cache.stride() or key_cache.shape != value_cache.shape:
         raise ValueError("key and value cache differ in layout")
@@ -550,13 +504,14 @@ def _cache_strides(key_cache: Tensor, value_cache: Tensor) -> tuple[int, int, in
 
 
 def _rows(tensor: Tensor) -> int:
-    """Address of a [T, heads, D] tensor whose head rows are contiguous."""
+    """Check that the head rows of a tensor [T, heads, D] are contiguous, and return its address."""
     if tensor.dtype != torch.float32 or tensor.stride(2) != 1:
         raise ValueError("expected fp32 with contiguous head rows")
     return tensor.data_ptr()
 
 
 def _flat(tensor: Tensor, dtype: torch.dtype) -> int:
+    """Check that a tensor is contiguous, and return its address."""
     if tensor.dtype != dtype or not tensor.is_contiguous():
         raise ValueError(f"expected a contiguous tensor of {dtype}")
     return tensor.data_ptr()

@@ -1,7 +1,7 @@
-"""A linear layer in whole numbers of 8 bits: weights and activations, multiplied exactly.
+"""A linear layer with int8 weights and activations, whose products are exact.
 
-Weights have one scale per output channel, activations one per row, found as the row comes in. It
-knows how weights are rounded and laid out; the product itself is in `cpu.c`.
+Weights have one scale per output channel, activations one per row, computed from the row. This
+module knows how weights are rounded and laid out; the product itself is in `cpu.c`.
 """
 
 from typing import Self
@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from .cpu import CpuKernels, Int8Weight, load
 from .packed_linear import output_rows
 
-MAX_LEVEL = 127  # -128 is left out: with it, scales would not be symmetric
-MAX_IN_FEATURES = 2**17  # sums of more products than this could leave int32
-_LEAST_SCALE = 1e-30  # rows of smaller magnitude count as zeros; `cpu.c` has the same bound
+MAX_LEVEL = 127  # -128 is not used, so that levels are symmetric
+MAX_IN_FEATURES = 2**17  # sums of more products than this could overflow int32
+_LEAST_SCALE = 1e-30  # smaller scales are raised to this; `cpu.c` has the same constant
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Round every row [..., K] to 8 bits by its largest magnitude.
+    """Round every row [..., K] to 8 bits, scaled by its largest magnitude.
 
     Returns:
-        int8 [..., K], the levels, and fp32 [..., 1], the scales; levels times scale is about x. The
-        scale of a row that is not finite is not finite.
+        int8 [..., K], the levels, and fp32 [..., 1], the scales; levels times scale is about x. If
+        a row is not finite, its scale is not finite either.
     """
     top = x.abs().amax(dim=-1, keepdim=True).float()
     scales = (top / MAX_LEVEL).clamp(min=_LEAST_SCALE)

@@ -1,7 +1,7 @@
-"""Functions of the compiled library, and lists of calls of them.
+"""Functions of the compiled library, and programs: recorded calls that run as one.
 
-A call from Python takes longer than many a kernel: arguments are checked and converted one by one.
-Who listens to the calls of a step can make a `Program` of them, which is one call.
+A call from Python takes longer than many kernels: arguments are checked and converted one by one. A
+listener that records the calls of a step can make a `Program` of them, which is a single call.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 
 POINTER, SIZE, INT, FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 _FIELDS: dict[type[Any], str] = {POINTER: "p", SIZE: "i", INT: "i", FLOAT: "f"}
-_MAX_ARGUMENTS = 24  # as in cpu.c, and so is the next
-_NO_MEMORY = -1
+_MAX_ARGUMENTS = 24  # as in cpu.c
+_NO_MEMORY = -1  # as in cpu.c
 
 Types = tuple[type[Any], ...]
 
 
 class Call(NamedTuple):
-    """A call that was made; pointers among its arguments are addresses."""
+    """A call of a kernel; pointers among its arguments are addresses."""
 
     kernel: Kernel
     arguments: tuple[Any, ...]
@@ -32,7 +32,7 @@ _listener: ContextVar[Callable[[Call], None] | None] = ContextVar("listener", de
 
 @contextmanager
 def listening(listener: Callable[[Call], None]) -> Iterator[None]:
-    """Tells the listener of every kernel that this thread calls meanwhile."""
+    """Reports every kernel call of this thread to a listener while the context is active."""
     token = _listener.set(listener)
     try:
         yield
@@ -41,20 +41,20 @@ def listening(listener: Callable[[Call], None]) -> Iterator[None]:
 
 
 class Kernel:
-    """A function of the library that says whether it succeeded.
+    """A function of the library that returns a status.
 
     Args:
         library: made by `build.py`.
-        name: that of the function, without its prefix.
+        name: of the function, without its prefix `tw_`.
         types: of its arguments.
     """
 
-    __slots__ = ("_function", "name", "player", "types")
+    __slots__ = ("_function", "name", "replay", "types")
 
     def __init__(self, library: ctypes.CDLL, name: str, types: Types) -> None:
         self.name = name
         self.types = types
-        self.player = ctypes.cast(library[f"tw_play_{name}"], POINTER).value
+        self.replay = ctypes.cast(library[f"tw_replay_{name}"], POINTER).value
         self._function = library[f"tw_{name}"]
         self._function.restype, self._function.argtypes = INT, types
 
@@ -62,8 +62,8 @@ class Kernel:
         """Calls it, without the GIL.
 
         Raises:
-            MemoryError: there was none for its scratch.
-            IndexError: it was told to take what is not there.
+            MemoryError: it could not allocate scratch memory.
+            IndexError: an index is out of range.
         """
         if (listener := _listener.get()) is not None:
             listener(Call(self, arguments))
@@ -75,11 +75,11 @@ class _Argument(ctypes.Union):
 
 
 class _Call(ctypes.Structure):
-    _fields_ = (("player", POINTER), ("arguments", _Argument * _MAX_ARGUMENTS))
+    _fields_ = (("replay", POINTER), ("arguments", _Argument * _MAX_ARGUMENTS))
 
 
 class Program:
-    """Calls that are made together; what they point to must stay where it is.
+    """Calls that run as one; the memory that they point to must stay allocated.
 
     Args:
         library: made by `build.py`.
@@ -89,16 +89,16 @@ class Program:
     def __init__(self, library: ctypes.CDLL, calls: Iterable[Call]) -> None:
         converted = [_converted(call) for call in calls]
         self._calls = (_Call * len(converted))(*converted)
-        self._play = library.tw_play
+        self._replay = library.tw_replay
 
     def run(self) -> None:
         """Makes the calls.
 
         Raises:
-            MemoryError: as one of them, and those behind it were not made.
+            MemoryError: a call raised it; the calls after it were not made.
             IndexError: likewise.
         """
-        _check(self._play(self._calls, len(self._calls)), "a program")
+        _check(self._replay(self._calls, len(self._calls)), "a program")
 
 
 def _check(status: int, name: str) -> None:
@@ -113,4 +113,4 @@ def _converted(call: Call) -> _Call:
         _Argument(**{_FIELDS[kind]: value})
         for kind, value in zip(call.kernel.types, call.arguments, strict=True)
     ]
-    return _Call(call.kernel.player, (_Argument * _MAX_ARGUMENTS)(*arguments))
+    return _Call(call.kernel.replay, (_Argument * _MAX_ARGUMENTS)(*arguments))

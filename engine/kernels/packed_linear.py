@@ -50,23 +50,23 @@ class PackReport(NamedTuple):
 
     num_layers: int
     packed_bytes: int
-    # weights that also live on elsewhere (an embedding tied to the output layer), plus padding
+    # copies of weights that other modules keep (embeddings tied to the output layer), and padding
     extra_bytes: int
 
 
 def pack_model(model: nn.Module, kernels: CpuKernels) -> PackReport:
     """Replace every fp32 nn.Linear (and GPT-2's Conv1D) in place, freeing weights as it goes.
 
-    A weight that another module holds too (tied embeddings) stays there beside its packed copy.
-    Layers that share one weight share one packed copy.
+    If another module holds a weight too (tied embeddings), it keeps the original. Layers that share
+    one weight share one packed copy.
     """
-    slots = [
+    layers = [
         (parent, name)
         for parent in model.modules()
         for name, child in parent.named_children()
         if _can_pack(child)
     ]
-    uses = Counter(id(getattr(parent, name).weight) for parent, name in slots)
+    uses = Counter(id(getattr(parent, name).weight) for parent, name in layers)
     kept = {
         id(parameter)
         for module in model.modules()
@@ -75,7 +75,7 @@ def pack_model(model: nn.Module, kernels: CpuKernels) -> PackReport:
     }
     shared: dict[int, Tensor] = {}
     packed_bytes = extra_bytes = 0
-    for parent, name in slots:
+    for parent, name in layers:
         layer = getattr(parent, name)
         key = id(layer.weight)
         packed = shared.get(key)
@@ -89,13 +89,13 @@ def pack_model(model: nn.Module, kernels: CpuKernels) -> PackReport:
         replacement = PackedLinear(kernels, packed, bias, output_rows(layer).shape[0])
         setattr(parent, name, replacement.train(layer.training))
         del layer  # the last reference to an untied weight
-    return PackReport(len(slots), packed_bytes, extra_bytes)
+    return PackReport(len(layers), packed_bytes, extra_bytes)
 
 
 def is_linear(module: nn.Module) -> bool:
     """Whether it is exactly nn.Linear or GPT-2's Conv1D.
 
-    Subclasses tend to have their weight read by others.
+    Not a subclass of them, since other modules often read the weight of those.
     """
     if type(module) is not nn.Linear and type(module).__name__ != "Conv1D":
         return False

@@ -1,4 +1,4 @@
-"""Which kernels choose tokens on a device."""
+"""The sampling kernels for a device."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class SamplingKernels(Protocol):
 
 @cache
 def sampling_kernels(device: str) -> SamplingKernels | None:
-    """Those for a type of devices, or None where torch has to do."""
+    """The kernels for a type of device; None where torch has to sample."""
     if device == "cpu":
         return cpu.load()
     if not has_triton():

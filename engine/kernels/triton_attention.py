@@ -1,12 +1,12 @@
-"""Attention on GPUs: chooses sizes and starts the Triton programs, without waiting for the device.
+"""Attention on GPUs: chooses sizes and launches the Triton kernels, without waiting for the device.
 
-What depends on the batch's contents (lengths, tables, slots) is read by the programs themselves;
-the grid depends on shapes alone. So a decode step can be captured in a CUDA graph, where a row of
-padding is a sequence with a context of 0 and a negative slot.
+What depends on the batch's contents (lengths, tables, slots) is read by the kernels themselves; the
+grid depends on shapes alone. So a decode step can be captured in a CUDA graph, where a padding row
+is a sequence with a context of 0 and a negative slot.
 
-All sizes here are unmeasured. They follow from what fits into registers and shared memory, also of
-GPUs that have 99 KiB for a program (8.6, 8.9). Where a sequence is cut follows from itself and the
-model alone, so that its sums have the same order in every batch.
+No size here has been measured on a GPU. They follow from what fits into registers and shared
+memory, also on GPUs with 99 KiB for a program (8.6, 8.9). Where a sequence is split depends on that
+sequence and the model alone, so that its sums have the same order in every batch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -25,25 +25,25 @@ from . import triton_paged, triton_store
 
 MAX_HEAD_DIM = 256
 
-_LEAST_SPLIT = 128  # keys of a split; more, in contexts that would have too many splits
-_FEWEST_SPLITS, _MOST_SPLITS = 32, 128  # bounds of how many a model's sequences may have
-_BUSY_SPLITS = 256  # of all key heads together: they keep a GPU busy with one sequence
-_PARTS_BYTES = 2**20  # that the splits of a sequence may write, unless they are the fewest
-_SPLIT_ROWS = 32  # the most of a sequence that is split: leaves room for guessed tokens
-_PROGRAMS_PER_UNIT = 4  # about as many as a multiprocessor has room for
+_LEAST_SPLIT = 128  # keys of a split; more, if a context would have too many splits otherwise
+_FEWEST_SPLITS, _MOST_SPLITS = 32, 128  # bounds of a model's maximum of splits per sequence
+_BUSY_SPLITS = 256  # of all key heads together: enough to keep a GPU busy with one sequence
+_PARTS_BYTES = 2**20  # of partial results of a sequence's splits, unless the splits are the fewest
+_SPLIT_ROWS = 32  # the most query rows of a sequence that is split: decoding, with draft tokens
+_PROGRAMS_PER_UNIT = 4  # about as many programs as a multiprocessor runs at the same time
 _LEAST_PROGRAMS = 4  # for the splits of a sequence, which may be much longer than the others
-_TILE_BYTES = 16_384  # of keys, and of values, that a program has at hand at a time
+_TILE_BYTES = 16_384  # of keys, and of values, that a program processes at a time
 
-# Keys are where the block table says, so to load them ahead takes twice the stages: with 3 only the
-# table is read while the tile before is computed, with 5 keys and values are, if there is room.
+# The addresses of keys come from the block table, so loading them in advance takes more stages.
+# With 3 only the table is loaded while the previous tile is computed, with 5 also keys and values.
 _STAGES, _FEWER_STAGES = 5, 3
 
 
 class TritonAttention:
-    """Triton kernels behind the seam of `engine.attention.paged.AttentionBackend`.
+    """The Triton kernels as an `engine.attention.paged.AttentionBackend`.
 
     They take fp32, bf16 and fp16, caches in these or in 8-bit formats, any block size, and head
-    sizes up to `MAX_HEAD_DIM`, if the elements of a head lie side by side.
+    sizes up to `MAX_HEAD_DIM`, if the elements of a head are contiguous.
     """
 
     def write_kv(
@@ -125,7 +125,8 @@ class TritonAttention:
     ) -> Tensor:
         """See `AttentionBackend.paged_attention`.
 
-        As many query tokens as sequences count as a decode step, in which row i is sequence i's.
+        A batch with as many query tokens as sequences must be a decode step, in which row i is the
+        token of sequence i.
         """
         _check_heads(query)
         _check_caches(key_cache, value_cache)
@@ -146,7 +147,7 @@ class TritonAttention:
             output = query.new_empty(shape)
             _attend_splits(call, output)
         else:
-            output = query.new_zeros(shape)  # tokens of padding may belong to no sequence
+            output = query.new_zeros(shape)  # padding rows may belong to no sequence
             _attend_splits(call, output)
             _attend_tiles(call, output)
         return output
@@ -154,7 +155,11 @@ class TritonAttention:
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """The arguments of one attention call; `scale` has a factor of log2(e), 0 stands for none."""
+    """The arguments of one attention call.
+
+    `scale` has a factor of log2(e), since the kernels use exp2; `window` and `softcap` are 0 for
+    none.
+    """
 
     query: Tensor
     key_cache: Tensor
@@ -169,7 +174,7 @@ class _Call:
 
     @property
     def num_seqs(self) -> int:
-        """Sequences, those of padding included."""
+        """Sequences, padding rows included."""
         return self.block_tables.shape[0]
 
     @property
@@ -179,12 +184,12 @@ class _Call:
 
     @property
     def kv_heads(self) -> int:
-        """Key heads."""
+        """The number of key heads."""
         return self.key_cache.shape[2]
 
     @property
     def group(self) -> int:
-        """Query heads of a key head."""
+        """Query heads per key head."""
         return self.query.shape[1] // self.kv_heads
 
     @property
@@ -199,7 +204,7 @@ class _Call:
 
     @property
     def table_and_query_strides(self) -> tuple[int, ...]:
-        """In the order in which the programs take them."""
+        """Strides of block table, query tokens and query heads, as the kernels take them."""
         return self.block_tables.stride(0), *self.query.stride()[:2]
 
     @property
@@ -209,27 +214,30 @@ class _Call:
 
     @property
     def max_splits(self) -> int:
-        """The most splits of a sequence, times its query tokens; a power of 2, and the model's."""
+        """The most splits of a sequence, times its query tokens.
+
+        A power of 2, which depends on the model alone.
+        """
         part_bytes = self.query.shape[1] * self.value_cache.shape[3] * 4
         splits = min(_BUSY_SPLITS // self.kv_heads, _PARTS_BYTES // part_bytes, _MOST_SPLITS)
         return 1 << max(splits, _FEWEST_SPLITS).bit_length() - 1
 
     @property
     def num_splits(self) -> int:
-        """The splits that any sequence of the batch may need."""
+        """The most splits that a sequence of this batch can have."""
         bound = self.block_tables.shape[1] * self.key_cache.shape[1]
-        if self.window:  # what the rows of a sequence see, from the edge of a split on
+        if self.window:  # the keys that a sequence's rows see, rounded down to a split's start
             bound = min(bound, self.window + self.split_tokens + _LEAST_SPLIT)
         return min(-(-bound // _LEAST_SPLIT), self.max_splits)
 
     def tile(self, element_size: int) -> int:
-        """Keys at hand at a time, if elements take so many bytes."""
+        """Keys that a program processes at a time, if an element has this many bytes."""
         row_bytes = max(self.key_lanes, self.value_lanes) * element_size
         return min(max(_TILE_BYTES // row_bytes, 16), 128 // element_size)
 
     @property
     def constants(self) -> dict[str, Any]:
-        """What both attention programs are compiled for."""
+        """The constants that both attention kernels are compiled for."""
         return {
             "KV_HEADS": self.kv_heads,
             "GROUP": self.group,
@@ -244,31 +252,52 @@ class _Call:
         }
 
 
-def _attend_splits(call: _Call, output: Tensor) -> None:
-    """Computes the sequences that have few query tokens."""
+class _Splits(NamedTuple):
+    """The bounds of splits, see `_Call`, and the memory for their partial results.
+
+    `num_parts` is the number of partial results per key head. `values` is float32 [num_seqs,
+    kv_heads, num_parts, value_dim], `largest` and `total` are float32 [num_seqs, kv_heads,
+    num_parts]; all three are None if every sequence has a single split.
+    """
+
+    split_tokens: int
+    num_splits: int
+    max_splits: int
+    num_parts: int
+    values: Tensor | None = None
+    largest: Tensor | None = None
+    total: Tensor | None = None
+
+
+def _splits(call: _Call) -> _Splits:
     split_tokens, num_splits, max_splits = call.split_tokens, call.num_splits, call.max_splits
-    rows = _power_of_2(split_tokens * call.group, 16)  # the least that tensor cores take
-    element_size = call.query.element_size()
-    if element_size == 2:  # fp32 has too few registers for what it converts
-        element_size = call.key_cache.element_size()
-    is_whole = num_splits == 1
     num_parts = call.group * (num_splits if call.is_decode else max_splits)
-    parts = largest = total = None
-    if not is_whole:
-        shape = (call.num_seqs, call.kv_heads, num_parts)
-        parts, largest, total = (
-            call.query.new_empty(*shape, *last, dtype=torch.float32)
-            for last in ((call.value_cache.shape[3],), (), ())
-        )
+    if num_splits == 1:
+        return _Splits(split_tokens, num_splits, max_splits, num_parts)
+    shape = (call.num_seqs, call.kv_heads, num_parts)
+    parts = (
+        call.query.new_empty(*shape, *last, dtype=torch.float32)
+        for last in ((call.value_cache.shape[3],), (), ())
+    )
+    return _Splits(split_tokens, num_splits, max_splits, num_parts, *parts)
+
+
+def _attend_splits(call: _Call, output: Tensor) -> None:
+    """Computes the sequences with few query tokens."""
+    splits = _splits(call)
+    rows = _power_of_2(splits.split_tokens * call.group, 16)  # the least that tensor cores take
+    element_size = call.query.element_size()
+    if element_size == 2:  # fp32 leaves too few registers for a converted cache
+        element_size = call.key_cache.element_size()
     # A recorded step allows for the longest context, so nearly all of its splits are empty. Hence
-    # there are only as many programs as fit into the GPU; they take one split after the other.
+    # there are only as many programs as the GPU runs at once; each takes several splits in turn.
     room = _PROGRAMS_PER_UNIT * _num_units(output.device) // (call.num_seqs * call.kv_heads)
-    num_programs = min(num_splits, max(room, _LEAST_PROGRAMS))
+    num_programs = min(splits.num_splits, max(room, _LEAST_PROGRAMS))
     triton_paged.attend_splits[(call.num_seqs, call.kv_heads, num_programs)](
         output,
-        parts,
-        largest,
-        total,
+        splits.values,
+        splits.largest,
+        splits.total,
         call.query,
         call.key_cache,
         call.value_cache,
@@ -277,46 +306,50 @@ def _attend_splits(call: _Call, output: Tensor) -> None:
         call.context_lens,
         call.sinks,
         call.scale,
-        num_parts,
+        splits.num_parts,
         *call.table_and_query_strides,
         **call.constants,
         ROWS=rows,
-        SPLIT_TOKENS=split_tokens,
+        SPLIT_TOKENS=splits.split_tokens,
         TILE=call.tile(element_size),
         LEAST_SPLIT=_LEAST_SPLIT,
-        MAX_SPLITS=max_splits,
+        MAX_SPLITS=splits.max_splits,
         IS_DECODE=call.is_decode,
-        IS_WHOLE=is_whole,
+        IS_WHOLE=splits.num_splits == 1,
         num_warps=4 if rows == 16 else 8,
         num_stages=_STAGES if rows <= 32 else _FEWER_STAGES,
     )
-    if is_whole:
-        return
+    if splits.num_splits != 1:
+        _merge_splits(call, output, splits)
+
+
+def _merge_splits(call: _Call, output: Tensor, splits: _Splits) -> None:
+    """Combines the partial results of each sequence's splits."""
     triton_paged.merge_splits[(call.num_seqs, call.group, call.kv_heads)](
         output,
-        parts,
-        largest,
-        total,
+        splits.values,
+        splits.largest,
+        splits.total,
         call.query_start_loc,
         call.context_lens,
         call.sinks,
-        num_parts,
+        splits.num_parts,
         KV_HEADS=call.kv_heads,
         GROUP=call.group,
         VALUE_DIM=call.value_cache.shape[3],
         VALUE_LANES=call.value_lanes,
-        SPLIT_TOKENS=split_tokens,
+        SPLIT_TOKENS=splits.split_tokens,
         LEAST_SPLIT=_LEAST_SPLIT,
-        MAX_SPLITS=max_splits,
+        MAX_SPLITS=splits.max_splits,
         WINDOW=call.window,
         HAS_SINKS=call.sinks is not None,
         IS_DECODE=call.is_decode,
-        num_warps=4 if max_splits == _FEWEST_SPLITS else 8,
+        num_warps=4 if splits.max_splits == _FEWEST_SPLITS else 8,
     )
 
 
 def _attend_tiles(call: _Call, output: Tensor) -> None:
-    """Computes the sequences that have more query tokens than those that are split."""
+    """Computes the sequences with more query tokens than those that are split."""
     num_tokens, split_tokens = call.query.shape[0], call.split_tokens
     is_wide = max(call.key_lanes, call.value_lanes) > 128
     element_size = call.query.element_size()
@@ -324,7 +357,7 @@ def _attend_tiles(call: _Call, output: Tensor) -> None:
     most_seqs = min(call.num_seqs, num_tokens // (split_tokens + 1))
     if not most_seqs:
         return
-    num_tiles = num_tokens // (rows // call.group) + most_seqs  # whose last tiles are not full
+    num_tiles = num_tokens // (rows // call.group) + most_seqs  # their last tiles are not full
     triton_paged.attend_tiles[(num_tiles, call.kv_heads)](
         output,
         call.query,
@@ -347,7 +380,7 @@ def _attend_tiles(call: _Call, output: Tensor) -> None:
 
 
 def _store_constants(key: Tensor, value: Tensor, key_cache: Tensor) -> dict[str, Any]:
-    """What both storing programs are compiled for."""
+    """The constants that both kernels for writing the cache are compiled for."""
     (_, num_heads, key_dim), value_dim = key.shape, value.shape[2]
     return {
         "HEADS": num_heads,
@@ -368,27 +401,27 @@ def _power_of_2(number: int, least: int) -> int:
 
 @cache
 def _num_units(device: torch.device) -> int:
-    """Multiprocessors of a GPU; the interpreter has one."""
+    """Multiprocessors of a GPU; 1 for Triton's interpreter."""
     if device.type != "cuda":
         return 1
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def _check_heads(*tensors: Tensor) -> None:
-    """The programs take any strides but this one.
+    """Checks the last stride; the kernels take any other strides.
 
     Raises:
-        ValueError: the elements of a head do not lie side by side.
+        ValueError: the elements of a head are not contiguous.
     """
     if any(tensor.stride(-1) != 1 for tensor in tensors):
         raise ValueError("the elements of a head must lie side by side")
 
 
 def _check_caches(*caches: Tensor) -> None:
-    """The programs are compiled for the layout that `KVCache` has.
+    """Checks the layout of `KVCache`, for which the kernels are compiled.
 
     Raises:
-        ValueError: a cache has another.
+        ValueError: a cache has another layout.
     """
     if not all(cache.transpose(1, 2).is_contiguous() for cache in caches):
         raise ValueError("the cache must be contiguous in the order of block, head, slot, element")

@@ -1,9 +1,9 @@
-"""What lies between a model's products, on GPUs: RMS norms and gates, a kernel each.
+"""RMS norms and the gates of MLPs on GPUs, in one kernel each.
 
-They round where transformers rounds, so that a model says what it says without them. Sizes depend
-on the width of a row alone: a row's result does not depend on how many there are.
+They round where transformers rounds, so that a model's tokens do not change. Block sizes depend on
+the width of a row alone: a row's result does not depend on the number of rows.
 
-Compiled for GPUs and tested in Triton's interpreter; the sizes below are unmeasured.
+Compiled for GPUs and tested in Triton's interpreter; no size below has been measured on a GPU.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from torch import Tensor
 
 Activation = Literal["silu", "gelu_tanh"]
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
-MAX_WIDTH = 16_384  # of a row that is normalised; a program holds it in registers
+MAX_WIDTH = 16_384  # of a row that is normalised: a program holds it in registers
 
-_NORM_ELEMENTS = 1024  # that a program normalises at least: many heads are narrow
+_NORM_ELEMENTS = 1024  # the fewest that a program normalises: rows of one head are narrow
 _GATE_TILE = 1024
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
@@ -46,7 +46,7 @@ def rms_norm(
     if width > MAX_WIDTH or weight.shape != (width,):
         raise ValueError(f"rows of {width} do not fit")
     output = torch.empty_like(x)
-    if x.stride(-1) != 1 or output.stride() != x.stride():  # rows do not fill the memory they span
+    if x.stride(-1) != 1 or output.stride() != x.stride():  # rows are not dense in memory
         x = x.contiguous()
         output = torch.empty_like(x)
     lanes = triton.next_power_of_2(width)
@@ -84,7 +84,7 @@ def gated(merged: Tensor, *, activation: Activation) -> Tensor:
     return output
 
 
-# The number of rows differs from step to step, and must not have kernels compiled during one.
+# The number of rows changes from step to step, and must not make Triton compile the kernel again.
 @triton.jit(do_not_specialize=["num_rows"])
 def norm_rows(
     output,
@@ -98,7 +98,7 @@ def norm_rows(
     WEIGHT_OFFSET: tl.constexpr,
     ROUNDS_EARLY: tl.constexpr,
 ):
-    """Normalises ROWS rows, which lie in memory one after the other."""
+    """Normalises ROWS rows, which follow each other in memory."""
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     lanes = tl.arange(0, LANES)
     is_lane = lanes < WIDTH
@@ -116,7 +116,7 @@ def norm_rows(
 
 @triton.jit
 def gate_rows(output, merged, WIDTH: tl.constexpr, TILE: tl.constexpr, IS_GELU: tl.constexpr):
-    """Computes a tile of one row; what the activation gives is rounded before it is multiplied."""
+    """Computes a tile of one row; the activation's result is rounded before it is multiplied."""
     row = tl.program_id(0).to(tl.int64)
     lanes = tl.program_id(1) * TILE + tl.arange(0, TILE)
     mask = lanes < WIDTH

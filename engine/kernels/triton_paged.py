@@ -1,19 +1,19 @@
-"""Attention over the paged cache as Triton programs: what one program computes, not who starts it.
+"""Triton kernels of attention over the paged cache; `triton_attention.py` launches them.
 
 Query heads that share a key head are computed together, so that each key is read once: a program
-has rows, and row r is the query token r // GROUP with the head r % GROUP of its group. Sequences
-with few query tokens (decode, guessed tokens) have one set of rows and many keys, and are split
-along the keys; all others are cut into tiles of rows::
+computes rows, of which row r is the query token r // GROUP with the head r % GROUP of its group.
+Sequences with few query tokens (decoding, with draft tokens) have few rows and many keys, and are
+split along the keys; all others are cut into tiles of rows::
 
     attend_splits  (sequence, key head, split)          rows x keys of splits  -> parts of results
     merge_splits   (sequence, head of group, key head)  the parts of a row     -> its result
     attend_tiles   (tile, key head)                     rows x all their keys  -> the results
 
-In memory a cache is [num_blocks, KV_HEADS, BLOCK_SIZE, head size]. Programs are compiled for that:
+In memory a cache is [num_blocks, KV_HEADS, BLOCK_SIZE, head size]. Kernels are compiled for that:
 with strides as arguments, heads of 72 or 120 would be loaded two bytes at a time.
 
-Logits carry a factor of log2(e), because GPUs have exp2 and not exp. Sums are fp32. A row that sees
-nothing gives zeros.
+Logits have a factor of log2(e), because GPUs have exp2 and not exp. Sums are fp32. A row that sees
+no key gives zeros.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-SEQUENCES_AT_HAND = tl.constexpr(256)  # in the search for a tile's owner
+SEQUENCES_AT_ONCE = tl.constexpr(256)  # in the search for a tile's sequence
 
 
 @triton.jit
@@ -38,7 +38,7 @@ def _visible_from(position, WINDOW: tl.constexpr):
 def _load_query(
     query, tokens, heads, is_row, token_stride, head_stride, DIM: tl.constexpr, LANES: tl.constexpr
 ):
-    """The query rows [ROWS, LANES], with zeros where there is none."""
+    """Loads the query rows [ROWS, LANES], with zeros in other rows and lanes."""
     lanes = tl.arange(0, LANES)
     rows = tokens.to(tl.int64) * token_stride + heads.to(tl.int64) * head_stride
     mask = is_row[:, None] & (lanes < DIM)[None, :]
@@ -69,7 +69,7 @@ def _attend(
     """Attends from query [ROWS, KEY_LANES] to the key positions begin … end - 1.
 
     `positions` [ROWS] are those of the rows, `table` points to the sequence's blocks. Slots outside
-    are never used: they may hold anything, even NaN.
+    are not read, and may hold anything, even NaN.
 
     Returns:
         The weighted sum of values [ROWS, VALUE_LANES], the largest logit and the sum of the weights
@@ -95,14 +95,14 @@ def _attend(
         logits = tl.dot(query, key, input_precision="ieee") * scale
         if SOFTCAP > 0:
             cap = SOFTCAP * LOG2_E
-            # tanh(x) = 2 sigmoid(2x) - 1, which neither end overflows
+            # tanh(x) = 2 sigmoid(2x) - 1, which does not overflow at either end
             logits = cap * (2.0 / (1.0 + tl.exp2(logits * (-2.0 * LOG2_E / cap))) - 1.0)
         visible = is_key[None, :] & (keys[None, :] <= positions[:, None])
         if WINDOW > 0:
             visible = visible & (keys[None, :] > positions[:, None] - WINDOW)
         logits = tl.where(visible, logits, float("-inf"))
         new_largest = tl.maximum(largest, tl.max(logits, 1))
-        # A row that has seen nothing yet has no largest logit: -inf - -inf would not be a number.
+        # A row that has not seen a key yet has -inf as its largest: -inf - -inf would be NaN.
         base = tl.where(new_largest == float("-inf"), 0.0, new_largest)
         weights = tl.exp2(logits - base[:, None])
         decay = tl.exp2(largest - base)
@@ -120,7 +120,7 @@ def _attend(
 
 @triton.jit
 def _finish(output, largest, total, sinks, heads, is_row, HAS_SINKS: tl.constexpr):
-    """Adds the sinks to the weights and divides by their sum: [ROWS, LANES]."""
+    """Adds the sinks to the sum of the weights and divides by it: [ROWS, LANES]."""
     if HAS_SINKS:
         sink = tl.load(sinks + heads, mask=is_row, other=0.0).to(tl.float32) * LOG2_E
         base = tl.maximum(largest, sink)
@@ -150,7 +150,7 @@ def _store_rows(
 
 @triton.jit
 def _query_span(query_start_loc, sequence, IS_DECODE: tl.constexpr):
-    """A sequence's first query token, and how many it has."""
+    """The index of a sequence's first query token, and the number of its query tokens."""
     first = sequence
     count = 1
     if not IS_DECODE:
@@ -163,10 +163,10 @@ def _query_span(query_start_loc, sequence, IS_DECODE: tl.constexpr):
 def _splits(
     context, num_query, LEAST_SPLIT: tl.constexpr, MAX_SPLITS: tl.constexpr, WINDOW: tl.constexpr
 ):
-    """Where the first split of a sequence begins, how many keys each has, and how many there are.
+    """The first key of a sequence's first split, the keys per split, and the number of splits.
 
-    It follows from the sequence alone. So its sums have the same order in every batch. A head has
-    at most MAX_SPLITS parts, which more query tokens share among them.
+    They depend on the sequence alone, so its sums have the same order in every batch. A head has at
+    most MAX_SPLITS partial results, which are divided among the query tokens.
     """
     begin = _visible_from(context - num_query, WINDOW) // LEAST_SPLIT * LEAST_SPLIT
     most = MAX_SPLITS // tl.maximum(num_query, 1)
@@ -213,18 +213,19 @@ def attend_splits(
 ):
     """Attends from the few query tokens of a sequence to every `num_programs(2)`-th of its splits.
 
-    With IS_WHOLE there is but one split, and its result goes to the output. Otherwise results go to
-    `parts` fp32 [num_seqs, KV_HEADS, num_parts, VALUE_DIM], and to `part_largest` and `part_total`
-    fp32 [num_seqs, KV_HEADS, num_parts]: the parts of a row side by side, row after row.
+    With IS_WHOLE there is a single split, whose result is written to the output. Otherwise results
+    are written to `parts` fp32 [num_seqs, KV_HEADS, num_parts, VALUE_DIM], and to `part_largest`
+    and `part_total` fp32 [num_seqs, KV_HEADS, num_parts]: row after row, the parts of a row next to
+    each other.
     """
     sequence, kv_head = tl.program_id(0), tl.program_id(1)
     first, num_query = _query_span(query_start_loc, sequence, IS_DECODE)
     if num_query > SPLIT_TOKENS:
-        return  # attend_tiles has it
+        return  # attend_tiles computes it
     context = tl.load(context_lens + sequence)
     begin, size, count = _splits(context, num_query, LEAST_SPLIT, MAX_SPLITS, WINDOW)
     if IS_WHOLE:
-        count = 1  # even where nothing is to be seen
+        count = 1  # even if there is no key to see
     if tl.program_id(2) >= count:
         return
 
@@ -293,7 +294,7 @@ def merge_splits(
     HAS_SINKS: tl.constexpr,
     IS_DECODE: tl.constexpr,
 ):
-    """Puts the parts of a head's rows together."""
+    """Combines the partial results of a head's rows."""
     sequence, kv_head = tl.program_id(0), tl.program_id(2)
     first, num_query = _query_span(query_start_loc, sequence, IS_DECODE)
     if num_query > SPLIT_TOKENS:
@@ -315,7 +316,7 @@ def merge_splits(
         overall = tl.max(largest, 0)
         weights = tl.exp2(largest - tl.where(overall == float("-inf"), 0.0, overall))
 
-        # The row as a set of one, which is what the helpers take.
+        # The helpers take a block of rows: here a block of one.
         zero = tl.zeros([1], tl.int32)
         tokens, heads = zero + first + row // GROUP, zero + kv_head * GROUP + row % GROUP
         is_row = zero == 0
@@ -333,25 +334,26 @@ def merge_splits(
 
 @triton.jit
 def _owner(query_start_loc, num_seqs, tile, SPLIT_TOKENS: tl.constexpr, TOKENS: tl.constexpr):
-    """The sequence that a tile belongs to, or -1, and how many of its tiles stand before this one.
+    """The sequence that a tile belongs to, or -1, and how many tiles of it come before its rows.
 
-    Sequences that are not split get their tiles one after the other, each from its end on: the last
-    rows see the most keys, so they start first. Tiles that are left over belong to none.
+    Tiles are assigned to the sequences that are not split, one sequence after the other, and within
+    a sequence from its end: its last rows see the most keys, so they start first. Surplus tiles
+    belong to no sequence.
     """
     owner, skipped = tile * 0 - 1, tile * 0
-    dealt = tile * 0
-    for begin in tl.range(0, num_seqs, SEQUENCES_AT_HAND, num_stages=1):
-        sequences = begin + tl.arange(0, SEQUENCES_AT_HAND)
+    assigned = tile * 0
+    for begin in tl.range(0, num_seqs, SEQUENCES_AT_ONCE, num_stages=1):
+        sequences = begin + tl.arange(0, SEQUENCES_AT_ONCE)
         starts = query_start_loc + sequences
         is_sequence = sequences < num_seqs
         first = tl.load(starts, mask=is_sequence, other=0)
         num_query = tl.load(starts + 1, mask=is_sequence, other=0) - first
         tiles = tl.where(num_query > SPLIT_TOKENS, tl.cdiv(num_query, TOKENS), 0)
-        ends = dealt + tl.cumsum(tiles, 0)
+        ends = assigned + tl.cumsum(tiles, 0)
         is_owner = (ends - tiles <= tile) & (tile < ends)
         owner += tl.sum(tl.where(is_owner, sequences + 1, 0), 0)
         skipped += tl.sum(tl.where(is_owner, ends - 1 - tile, 0), 0)
-        dealt += tl.sum(tiles, 0)
+        assigned += tl.sum(tiles, 0)
     return owner, skipped
 
 
@@ -386,7 +388,7 @@ def attend_tiles(
 ):
     """Attends from a tile of query tokens to all keys that they see.
 
-    Sequences of up to SPLIT_TOKENS query tokens are left to attend_splits.
+    Sequences of up to SPLIT_TOKENS query tokens are computed by attend_splits.
     """
     TOKENS: tl.constexpr = ROWS // GROUP
     kv_head = tl.program_id(1)

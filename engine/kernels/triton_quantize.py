@@ -1,9 +1,9 @@
-"""What lies around products of 8 bits, on GPUs: rows are rounded before, sums scaled after.
+"""Rounding of rows before an 8-bit matrix product and scaling of its sums after it, on GPUs.
 
-Both round as torch does on a CPU: `kernels.int8.quantize_rows` and `quantized_linear` have the
-definitions. A program has a row or a part of one: its result does not depend on the other rows.
+Both round as torch does on a CPU: `kernels.int8.quantize_rows` and `model.quantized_linear` define
+the results. A program computes a row or a part of one, which does not depend on the other rows.
 
-Compiled for GPUs and tested in Triton's interpreter; the sizes below are unmeasured.
+Compiled for GPUs and tested in Triton's interpreter; no size below has been measured on a GPU.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_BLOCK = 8192  # elements of a row that a program has in its registers
+_BLOCK = 8192  # elements of a row that a program holds in registers
 _TILE = 1024  # sums that a program scales
 
 _LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
-# Rows of smaller magnitude count as zeros: int8 has the bound after the division, fp8 before.
+# Smaller scales are raised to this: as in torch, int8 bounds the scale, fp8 the magnitude.
 _LEAST_SCALE = {torch.int8: 1e-30, torch.float8_e4m3fn: 1e-30 / 448}
 
-# 1.5 * 2**23. Numbers that far up have no fractions: added and taken off, it rounds half to even.
+# 1.5 * 2**23. Floats of this size have no fraction: adding and subtracting it rounds half to even.
 _WHOLE = tl.constexpr(12582912.0)
 
 
@@ -30,11 +30,11 @@ def quantize_rows(dtype: torch.dtype, x: Tensor, min_rows: int = 0) -> tuple[Ten
     Args:
         dtype: int8 or float8_e4m3fn.
         x: [num_rows, width]; fp32, bf16 or fp16.
-        min_rows: how many rows there shall be at least; those beyond num_rows hold anything.
+        min_rows: the least number of rows of the result; those beyond num_rows are undefined.
 
     Returns:
-        dtype [max(num_rows, min_rows), width]; fp32 [num_rows, 1], the scales. A row that is not
-        finite has a scale that is not finite, and in float8 values that are not.
+        dtype [max(num_rows, min_rows), width]; fp32 [num_rows, 1], the scales. If a row is not
+        finite, its scale is not finite either, and in float8 neither are its values.
     """
     num_rows, width = x.shape
     values = torch.empty(max(num_rows, min_rows), width, dtype=dtype, device=x.device)
@@ -56,7 +56,7 @@ def quantize_rows(dtype: torch.dtype, x: Tensor, min_rows: int = 0) -> tuple[Ten
 def scale_sums(
     sums: Tensor, row_scales: Tensor, column_scales: Tensor, bias: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
-    """Returns sums * (row_scales * column_scales), and then plus bias, rounded after either.
+    """Returns sums * (row_scales * column_scales) + bias, rounded after the product and the sum.
 
     Args:
         sums: int32 [num_rows or more, width], contiguous.
@@ -76,7 +76,7 @@ def scale_sums(
         WIDTH=width,
         TILE=_TILE,
         num_warps=4,
-        enable_fp_fusion=False,  # a product and the bias are rounded one after the other
+        enable_fp_fusion=False,  # the product is rounded before the bias is added
     )
     return output
 
@@ -91,7 +91,7 @@ def round_row(
     LARGEST: tl.constexpr,
     LEAST_SCALE: tl.constexpr,
 ):
-    """Rounds one row, which is read twice: it stays in the second-level cache."""
+    """Rounds one row. It is read twice, the second time from the second-level cache."""
     row = tl.program_id(0).to(tl.int64)
     source = x + row * WIDTH
     target = values + row * WIDTH
@@ -99,16 +99,16 @@ def round_row(
     tops = tl.zeros([BLOCK], tl.int32)
     for first in range(0, WIDTH, BLOCK):
         states = tl.load(source + first + lanes, mask=first + lanes < WIDTH, other=0.0)
-        # Without their signs, numbers are in the order of their bits, and NaN is the largest.
+        # Without the sign, floats are in the order of their bits, and NaN is the largest.
         bits = states.to(tl.float32).to(tl.int32, bitcast=True) & 0x7FFFFFFF
         tops = tl.maximum(tops, bits)
     scale = tl.div_rn(tl.max(tops, 0).to(tl.float32, bitcast=True), LARGEST)
-    scale = tl.where(scale < LEAST_SCALE, LEAST_SCALE, scale)  # which leaves NaN
+    scale = tl.where(scale < LEAST_SCALE, LEAST_SCALE, scale)  # keeps NaN
     tl.store(scales + row, scale)
     for first in range(0, WIDTH, BLOCK):
         mask = first + lanes < WIDTH
         states = tl.load(source + first + lanes, mask=mask, other=0.0).to(tl.float32)
-        # The quotient may be above LARGEST, but only by so little that it is rounded down to it.
+        # The quotient may exceed LARGEST, but by so little that it is rounded down to it.
         states = tl.div_rn(states, scale)
         if values.dtype.element_ty == tl.int8:
             states = (states + _WHOLE) - _WHOLE
@@ -119,7 +119,7 @@ def round_row(
 def scale_row(
     output, sums, row_scales, column_scales, bias, WIDTH: tl.constexpr, TILE: tl.constexpr
 ):
-    """Scales a tile of one row; what that gives is rounded before the bias is added."""
+    """Scales a tile of one row; the product is rounded before the bias is added."""
     row = tl.program_id(0).to(tl.int64)
     lanes = tl.program_id(1) * TILE + tl.arange(0, TILE)
     mask = lanes < WIDTH

@@ -1,10 +1,10 @@
-"""Choosing tokens on GPUs: what torch needs a dozen passes over the vocabulary for, or a sort.
+"""Sampling on GPUs: choosing and truncating, for which torch needs many passes or a sort.
 
-`choose` cuts rows into slices of a fixed size, which are then merged. `truncate` has a program for
-each row, which looks for the score at the edge by halving the interval it must be in. Either way a
-row's result does not depend on the rows beside it.
+`choose` cuts rows into slices of a fixed size, whose results are merged. `truncate` has a program
+for each row, which finds the smallest kept score by bisection. In both a row's result does not
+depend on the other rows.
 
-Compiled for GPUs and tested in Triton's interpreter; the sizes below are unmeasured.
+Compiled for GPUs and tested in Triton's interpreter; no size below has been measured on a GPU.
 """
 
 from __future__ import annotations
@@ -14,28 +14,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_SLICE = 4096  # scores of a program that chooses
-_BLOCK = 16384  # scores that a program that truncates has in its registers
+_SLICE = 4096  # scores that a program of `slice_peaks` reads
+_BLOCK = 16384  # scores that a program of `truncate_rows` holds in registers
 
 _NO_INDEX = tl.constexpr(2**31 - 1)
-_FEW = tl.constexpr(32)  # scores that hold most of nearly any distribution
-_LEAST_EXPONENT = tl.constexpr(-87.0)  # of a score's weight: others have next to none
+_FEW = tl.constexpr(32)  # scores that hold most of the mass of nearly any distribution
+_LEAST_EXPONENT = tl.constexpr(-87.0)  # of a score's weight: smaller ones count as 0
 
 
 def choose(scores: Tensor, draws: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Returns a token for every row, its log-probability, the row's maximum and log-sum-exp above.
+    """Returns a token for every row, its log-probability, the row's maximum and its norm.
 
-    Args:
-        scores: fp32 [rows, V] with contiguous rows, V at least 1.
-        draws: fp64 [rows] in [0, 1), where the cumulative distribution is to be cut; below 0 the
-            likeliest token is wanted, the first of equals. None: everywhere.
-
-    Returns:
-        int64 [rows]; fp32 [rows] three times. A row with a NaN has it for its maximum, found at the
-        first NaN; where the maximum is NaN or infinite, the last is NaN, and nothing is drawn.
+    See `CpuKernels.choose`, which has the same arguments and results.
 
     Raises:
-        ValueError: other scores.
+        ValueError: the scores are not fp32 with contiguous rows.
     """
     rows, width = _checked(scores)
     logprobs, maxima, norms = (scores.new_empty(rows) for _ in range(3))
@@ -44,9 +37,16 @@ def choose(scores: Tensor, draws: Tensor | None = None) -> tuple[Tensor, Tensor,
         return ids, logprobs, maxima, norms
     num_slices = triton.cdiv(width, _SLICE)
     peaks = scores.new_empty(rows, 2, num_slices)  # maximum and sum of a slice
-    places = torch.empty(rows, num_slices, dtype=torch.int32, device=scores.device)
+    peak_columns = torch.empty(rows, num_slices, dtype=torch.int32, device=scores.device)
     slice_peaks[(rows, num_slices)](
-        peaks, places, scores, scores.stride(0), num_slices, WIDTH=width, SLICE=_SLICE, num_warps=8
+        peaks,
+        peak_columns,
+        scores,
+        scores.stride(0),
+        num_slices,
+        WIDTH=width,
+        SLICE=_SLICE,
+        num_warps=8,
     )
     choose_rows[(rows,)](
         ids,
@@ -54,7 +54,7 @@ def choose(scores: Tensor, draws: Tensor | None = None) -> tuple[Tensor, Tensor,
         maxima,
         norms,
         peaks,
-        places,
+        peak_columns,
         scores,
         ids if draws is None else draws,
         scores.stride(0),
@@ -69,19 +69,12 @@ def choose(scores: Tensor, draws: Tensor | None = None) -> tuple[Tensor, Tensor,
 
 
 def truncate(scores: Tensor, limits: Tensor) -> None:
-    """Divides rows by their temperatures and sets to -inf what is too unlikely, in place.
+    """Divides rows by their temperatures and sets the scores of dropped tokens to -inf, in place.
 
-    Rows with a NaN or without a finite maximum are only divided.
-
-    Args:
-        scores: fp32 [rows, V] with contiguous rows, V at least 1.
-        limits: fp32 [4, rows], contiguous. Temperatures; how many of the largest scores stay, and
-            those that equal the last of them: V or more keeps all; the share of the probability
-            that the fewest of the largest must hold, the first of equals: 1 or more keeps all; the
-            same of those nearest to the mean score.
+    See `CpuKernels.truncate`, which takes the same arguments. `limits` must be contiguous.
 
     Raises:
-        ValueError: other scores.
+        ValueError: the scores are not fp32 with contiguous rows.
     """
     rows, width = _checked(scores)
     if rows:
@@ -101,14 +94,14 @@ def _checked(scores: Tensor) -> tuple[int, int]:
 @triton.jit(do_not_specialize=["row_stride"])
 def slice_peaks(
     peaks,
-    places,
+    peak_columns,
     scores,
     row_stride,
     num_slices,
     WIDTH: tl.constexpr,
     SLICE: tl.constexpr,
 ):
-    """The maximum of a slice, the sum of exp(score - maximum), and where the maximum stands."""
+    """The maximum of a slice, the sum of exp(score - maximum), and the index of the maximum."""
     row = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     columns = part * SLICE + tl.arange(0, SLICE)
@@ -120,13 +113,13 @@ def slice_peaks(
     is_finite = tl.abs(top) < float("inf")
     differences = tl.where(is_finite, x - tl.where(is_finite, top, 0.0), minus_infinity)
     total = tl.sum(tl.exp(differences), 0)
-    place = tl.min(tl.where((x == top) & is_score, columns, _NO_INDEX), 0)
-    nan_place = tl.min(tl.where(is_nan, columns, _NO_INDEX), 0)
-    has_nan = nan_place != _NO_INDEX
+    column = tl.min(tl.where((x == top) & is_score, columns, _NO_INDEX), 0)
+    nan_column = tl.min(tl.where(is_nan, columns, _NO_INDEX), 0)
+    has_nan = nan_column != _NO_INDEX
     target = peaks + row * 2 * num_slices + part
     tl.store(target, tl.where(has_nan, float("nan"), top))
     tl.store(target + num_slices, total)
-    tl.store(places + row * num_slices + part, tl.where(has_nan, nan_place, place))
+    tl.store(peak_columns + row * num_slices + part, tl.where(has_nan, nan_column, column))
 
 
 @triton.jit(do_not_specialize=["row_stride"])
@@ -136,7 +129,7 @@ def choose_rows(
     maxima,
     norms,
     peaks,
-    places,
+    peak_columns,
     scores,
     draws,
     row_stride,
@@ -146,7 +139,7 @@ def choose_rows(
     LANES: tl.constexpr,
     DRAWS: tl.constexpr,
 ):
-    """One row out of its slices."""
+    """Merges the slices of a row and chooses its token."""
     row = tl.program_id(0).to(tl.int64)
     lanes = tl.arange(0, LANES)
     is_slice = lanes < num_slices
@@ -154,7 +147,7 @@ def choose_rows(
     source = peaks + row * 2 * num_slices + lanes
     tops = tl.load(source, mask=is_slice, other=minus_infinity)
     sums = tl.load(source + num_slices, mask=is_slice, other=0.0)
-    columns = tl.load(places + row * num_slices + lanes, mask=is_slice, other=_NO_INDEX)
+    columns = tl.load(peak_columns + row * num_slices + lanes, mask=is_slice, other=_NO_INDEX)
     is_nan = tops != tops
     top = tl.max(tl.where(is_nan, minus_infinity, tops), 0)
     nan_column = tl.min(tl.where(is_nan, columns, _NO_INDEX), 0)
@@ -170,7 +163,7 @@ def choose_rows(
         draw = tl.load(draws + row)
         if (draw >= 0) & is_finite:
             token = _drawn(row_start, masses, top, draw, WIDTH, SLICE, LANES)
-    # Infinity minus infinity is a NaN in torch.
+    # As in torch, where infinity minus infinity is NaN.
     norm = tl.where(is_finite, tl.log(total), float("nan"))
     maximum = tl.where(has_nan, float("nan"), top)
     tl.store(ids + row, token.to(tl.int64))
@@ -183,10 +176,10 @@ def choose_rows(
 def _drawn(
     row_start, masses, top, draw, WIDTH: tl.constexpr, SLICE: tl.constexpr, LANES: tl.constexpr
 ):
-    """The first token up to which the weights sum up to more than a share of all.
+    """The first token at which the cumulative probability exceeds the draw.
 
-    Of the slices and then of a slice's tokens it is the first that has any weight and is beyond the
-    goal; should rounding keep the sums below, the last that has any weight.
+    First the slice is found, then the token in it. If rounding keeps the sums below the goal, it is
+    the last token with a weight above 0.
     """
     lanes = tl.arange(0, LANES)
     masses = masses.to(tl.float64)
@@ -206,7 +199,7 @@ def _drawn(
 
 @triton.jit(do_not_specialize=["row_stride", "num_rows"])
 def truncate_rows(scores, limits, row_stride, num_rows, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """One row, which is read a few times: it stays in the second-level cache."""
+    """Truncates one row. It is read several times, from the second-level cache after the first."""
     row = tl.program_id(0).to(tl.int64)
     x = scores + row * row_stride
     temperature = tl.load(limits + row)
@@ -229,10 +222,10 @@ def truncate_rows(scores, limits, row_stride, num_rows, WIDTH: tl.constexpr, BLO
         num_finite += tl.sum(is_there.to(tl.int32), 0)
         bottom = tl.minimum(bottom, tl.min(tl.where(is_there, score, float("inf")), 0))
         lane_tops = tl.maximum(lane_tops, score)
-    tl.debug_barrier()  # what a thread wrote may be read by another one
+    tl.debug_barrier()  # threads read what other threads have written
     top = tl.max(lane_tops, 0)
     is_usual = (num_nans == 0) & (tl.abs(top) < float("inf"))
-    above = top + tl.abs(top) * 1e-6 + 1e-6  # no score is as large as that
+    above = top + tl.abs(top) * 1e-6 + 1e-6  # larger than all scores
     if is_usual & ((top_k < WIDTH) | (top_p < 1.0)):
         low = bottom
         high = bottom
@@ -252,13 +245,13 @@ def truncate_rows(scores, limits, row_stride, num_rows, WIDTH: tl.constexpr, BLO
 
 @triton.jit
 def _middle(low, high):
-    """Halfway; not between them if there is no number between them."""
+    """The number halfway; equal to one of them if there is none in between."""
     return low * 0.5 + high * 0.5  # the difference may be infinite
 
 
 @triton.jit
 def _kth_largest(numbers, low, high, k):
-    """The largest threshold, or nearly, that k of the numbers reach; `low` if fewer reach that."""
+    """Nearly the largest threshold that k numbers reach; `low` if fewer than k reach that."""
     middle = _middle(low, high)
     count = tl.sum((numbers >= low).to(tl.int32), 0)
     while (count > k) & (middle > low) & (middle < high):
@@ -273,15 +266,15 @@ def _kth_largest(numbers, low, high, k):
 
 @triton.jit
 def _edge_of_count(x, lane_tops, low, high, wanted, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """A threshold that the k largest scores reach, and others only if they equal the last one."""
+    """A threshold that only the k largest scores reach, and those that equal the last of them."""
     k = tl.maximum(wanted, 1.0).to(tl.int32)
-    # Each lane has seen many scores: if k of their maxima reach a threshold, so do k scores.
+    # Each lane has the maximum of many scores: if k lanes reach a threshold, so do k scores.
     low = _kth_largest(lane_tops, low, high, k)
     count, _ = _weigh(x, low, high, high, WIDTH, BLOCK)
     middle = _middle(low, high)
     while (count > k) & (middle > low) & (middle < high):
         num_above, _ = _weigh(x, middle, high, high, WIDTH, BLOCK)
-        # Those from `high` on are not in this count.
+        # Scores of `high` or more are not in this count.
         is_enough = num_above >= k
         low = tl.where(is_enough, middle, low)
         count = tl.where(is_enough, num_above, count - num_above)
@@ -293,11 +286,15 @@ def _edge_of_count(x, lane_tops, low, high, wanted, WIDTH: tl.constexpr, BLOCK: 
 
 @triton.jit
 def _edge_of_mass(x, lane_tops, least, high, top, share, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """A threshold above which a share of the mass is, and how many that equal it are needed."""
+    """A window [low, high) around the smallest score that top-p keeps.
+
+    Returns:
+        The window, and the mass that scores in it must still contribute to the share.
+    """
     low = tl.maximum(least, top + _LEAST_EXPONENT)
     count, mass = _weigh(x, low, high, top, WIDTH, BLOCK)
-    left = mass * share  # of the goal, below `high`
-    middle = _kth_largest(lane_tops, low, high, _FEW)  # few scores may hold most of it
+    left = mass * share  # of the goal, to be held by scores below `high`
+    middle = _kth_largest(lane_tops, low, high, _FEW)  # the largest few may hold most of it
     middle = tl.where(middle > low, middle, _middle(low, high))
     while (count > 1) & (middle > low) & (middle < high):
         num_above, mass_above = _weigh(x, middle, high, top, WIDTH, BLOCK)
@@ -326,9 +323,13 @@ def _mean_difference(x, top, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def _edges_around(x, centre, above, top, share, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """How near to the centre scores are that stay, how far others may be, and the mass these need.
+    """The distances from the centre between which the farthest score lies that typical-p keeps.
 
     Windows are [centre - distance, centre + distance).
+
+    Returns:
+        The larger distance `far`, the smaller one `near`, and the mass that scores between them
+        must still contribute to the share.
     """
     near = 0.0
     far = tl.maximum(above - centre, centre - top - _LEAST_EXPONENT)
@@ -337,7 +338,7 @@ def _edges_around(x, centre, above, top, share, WIDTH: tl.constexpr, BLOCK: tl.c
     count_near = 0
     mass_near = 0.0
     middle = far * 0.5
-    # Halves of less than a rounding of the edges do not tell scores apart any more.
+    # Stops when the bisection is finer than the rounding of the edges.
     while (count - count_near > 1) & (centre - middle < centre - near) & (middle < far):
         num_within, mass_within = _weigh(x, centre - middle, centre + middle, top, WIDTH, BLOCK)
         is_enough = mass_within >= goal
@@ -366,9 +367,9 @@ def _weigh(x, low, high, top, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def _keep(x, low, high, sure_low, sure_high, left, top, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
-    """Sets to -inf what is not in [low, high).
+    """Sets scores outside of [low, high) to -inf.
 
-    Of what is not in [sure_low, sure_high) either, the first stay that have a mass of `left`.
+    Scores in [sure_low, sure_high) are kept; of the others the first, up to a mass of `left`.
     """
     used = 0.0
     for first in range(0, WIDTH, BLOCK):

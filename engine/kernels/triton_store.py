@@ -1,7 +1,7 @@
-"""Triton programs that put keys and values into the paged cache, rotated on the way if asked.
+"""Triton kernels that write keys and values into the paged cache, and may rotate keys before.
 
-A program has all heads of one token. A cache in an 8-bit format takes what is beyond its range as
-its largest number, see `engine.attention.kv_cache.to_cache_format`.
+A program writes all heads of one token. A cache in an 8-bit format saturates, see
+`engine.attention.kv_cache.to_cache_format`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import triton.language as tl
 
 @triton.jit
 def _store(target, states, mask, LARGEST: tl.constexpr):
-    """Stores fp32 in the target's format. LARGEST bounds 8-bit formats and is 0 for others."""
+    """Stores fp32 in the target's dtype. LARGEST bounds 8-bit formats and is 0 for others."""
     if LARGEST > 0:
-        # Comparisons with NaN are false, so it stays what it is.
+        # Comparisons with NaN are false, so NaN is stored as NaN.
         states = tl.where(states > LARGEST, LARGEST, states)
         states = tl.where(states < -LARGEST, -LARGEST, states)
     tl.store(target, states.to(target.dtype.element_ty), mask=mask)
@@ -96,7 +96,7 @@ def _store_rotated(
 
 @triton.jit
 def _slot_row(cache, slot, HEADS: tl.constexpr, DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr):
-    """Where a slot's first head is; the next is BLOCK_SIZE * DIM further."""
+    """The address of a slot's first head; the next head is BLOCK_SIZE * DIM elements further."""
     return cache + (slot // BLOCK_SIZE * HEADS * BLOCK_SIZE + slot % BLOCK_SIZE) * DIM
 
 
@@ -186,8 +186,8 @@ def rotary_write_kv(
 ):
     """Rotates a token's query and key, and stores its key and value unless its slot is negative.
 
-    The query goes to `output`, contiguous [num_tokens, QUERY_HEADS, KEY_DIM]. Of the programs of a
-    token the first has the query, the second the key and the third the value.
+    The query is written to `output`, contiguous [num_tokens, QUERY_HEADS, KEY_DIM]. Of the three
+    programs of a token the first computes the query, the second the key and the third the value.
     """
     token, part = tl.program_id(0), tl.program_id(1)
     if part == 0:

@@ -1,4 +1,4 @@
-"""How many blocks the KV cache has: decided once, from what the largest step leaves."""
+"""Sizes the KV cache, once: it gets the memory that the largest step leaves."""
 
 from __future__ import annotations
 
@@ -14,31 +14,28 @@ from .worst_step import StepBounds, peak_bytes, recorded_bytes
 
 logger = logging.getLogger(__name__)
 
-_CPU_TOKENS = 16_384  # on the CPU, unless told otherwise: TGI's floor of 16,000, in blocks
-_CPU_FRACTION = 0.5  # … but never more of the free memory than this; the rest is for the steps
+_CPU_TOKENS = 16_384  # on the CPU by default: TGI's minimum of 16,000, in whole blocks
+_CPU_FRACTION = 0.5  # … but at most this share of the free memory; the rest is for the steps
 
 
 def room_for_cache(
     config: EngineConfig, executor: Executor, bounds: StepBounds, device: torch.device
 ) -> int:
-    """Bytes that the cache may take beside the model and the largest steps there can be.
+    """Bytes that the model and the largest possible steps leave for the cache.
 
-    Such steps are computed to see what they take; on a GPU only, since a CPU needs minutes for that
-    with a large model. Recorded steps (`graphs.py`) share memory of their own, that of the largest.
+    Such steps are computed to measure their memory; on a GPU only, since a CPU would need minutes
+    for them with a large model. Recorded steps (`replay/cuda_graphs.py`) keep memory of their own,
+    which they share: as much as the largest of them takes.
 
     Raises:
-        ModelLoadError: there is no memory for such a step.
+        ModelLoadError: there is not enough memory for such a step.
     """
     if device.type != "cuda":
         return free_memory(device)
-    worst = (bounds.worst_prefill(), bounds.worst_decode(), bounds.worst_mixed())
-    sizes = [size for size in config.graph_sizes if 0 < size <= bounds.max_num_seqs]
-    recorded = bounds.recorded(max(sizes)) if sizes else []
     try:
-        largest = max(peak_bytes(executor, batch, device) for batch in worst)
-        kept = max((recorded_bytes(executor, batch, device) for batch in recorded), default=0)
+        largest, kept = _measured(config, executor, bounds, device)
     except torch.AcceleratorError:
-        raise  # the device itself fails, whatever memory it has
+        raise  # the device itself fails, which more memory would not change
     except RuntimeError as error:
         raise ModelLoadError(
             f"Not enough memory to handle {bounds.max_step_tokens} prefill tokens. You need to "
@@ -54,6 +51,22 @@ def room_for_cache(
     return int(total * config.memory_fraction) - (total - free) - largest - kept
 
 
+def _measured(
+    config: EngineConfig, executor: Executor, bounds: StepBounds, device: torch.device
+) -> tuple[int, int]:
+    """Bytes that the largest step takes, and bytes that recorded steps keep.
+
+    Raises:
+        RuntimeError: a step fails.
+    """
+    worst = (bounds.worst_prefill(), bounds.worst_decode(), bounds.worst_mixed())
+    sizes = [size for size in config.graph_sizes if 0 < size <= bounds.max_num_seqs]
+    recorded = bounds.recorded(max(sizes)) if sizes else []
+    largest = max(peak_bytes(executor, batch, device) for batch in worst)
+    kept = max((recorded_bytes(executor, batch, device) for batch in recorded), default=0)
+    return largest, kept
+
+
 def num_blocks(
     config: EngineConfig,
     room: int,
@@ -61,17 +74,17 @@ def num_blocks(
     max_total_tokens: int,
     device: torch.device,
 ) -> int:
-    """Blocks of the cache, which is never grown later.
+    """The number of blocks of the cache, which never grows later.
 
     Args:
-        config: says how many tokens it shall hold, or nothing.
+        config: may say how many tokens the cache shall hold.
         room: bytes that it may take.
-        bytes_per_token: that a token takes in all layers.
+        bytes_per_token: bytes that a token takes in all layers.
         max_total_tokens: tokens of the longest sequence.
-        device: without a wish, a GPU's memory is used to the last block and a CPU's is not.
+        device: by default a GPU's cache takes all the room, and a CPU's does not.
 
     Raises:
-        ModelLoadError: the longest sequence would not fit, or what is asked for does not.
+        ModelLoadError: the longest sequence or the configured number of tokens does not fit.
     """
     fitting = max(0, room) // (bytes_per_token * config.block_size)
     if config.max_batch_total_tokens is not None:

@@ -1,9 +1,9 @@
-"""The memory of the largest step there can be, so that the KV cache gets what is left and no more.
+"""The memory of the largest possible step, so that the KV cache gets exactly what it leaves.
 
-The step is computed before the cache is sized: as many tokens as a step may have, the longest
+The step is computed before the cache is sized: with as many tokens as a step may have, the longest
 context, as many rows of logits as can be wanted, and every filter on them. Which kind of step takes
-most depends on the model and on the attention, so there is one of each. All their blocks are the
-first block of a cache that has no other, since what is in them does not matter here.
+the most memory depends on the model and on the attention, so there is one of each kind. All their
+block tables refer to the only block of a small cache, whose content does not matter here.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _EVERYTHING = SamplingParams(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepBounds:
-    """What no step exceeds: see `Scheduler`. `max_total_tokens` bounds a sequence."""
+    """The limits of every step, see `Scheduler`, and `max_total_tokens` of a sequence."""
 
     max_total_tokens: int
     max_step_tokens: int
@@ -42,7 +42,7 @@ class StepBounds:
     block_size: int
 
     def worst_decode(self) -> ScheduledBatch:
-        """As many sequences as can run, each with as many guesses as the budget leaves."""
+        """As many sequences as can run, each with as many draft tokens as the budget leaves."""
         num_seqs = min(self.max_num_seqs, self.max_step_tokens)
         return ScheduledBatch(self._decoding(num_seqs, self.max_step_tokens))
 
@@ -51,28 +51,29 @@ class StepBounds:
         return ScheduledBatch(self._filled_with_prompts({}))
 
     def worst_mixed(self) -> ScheduledBatch:
-        """Sequences that decode, and beside them as much of prompts as the budget leaves.
+        """Decoding sequences, and as many tokens of prompts as the budget leaves.
 
-        It is as large as a step of prompts, and attention keeps parts of results for each sequence
-        in it. They are a few more than can run: nobody gives way to the prompts.
+        It has as many tokens as a step of prompts, and attention keeps partial results for each
+        sequence in it. The sequences of the prompts come on top of all that can run, so there are
+        a few more than in a real step.
         """
         return ScheduledBatch(self._filled_with_prompts(self.worst_decode().num_tokens))
 
     def recorded(self, num_tokens: int) -> list[ScheduledBatch]:
-        """Decode steps of so many tokens as they are recorded, without guesses and with them."""
+        """Decode steps of `num_tokens` as they are recorded, without and with draft tokens."""
         batches = [self._decoding(num_tokens, num_tokens)]
         if self.max_draft_tokens and num_tokens > 1:
             batches.append(self._decoding(num_tokens - 1, num_tokens))
         return [ScheduledBatch(planned) for planned in batches]
 
     def _decoding(self, num_seqs: int, num_tokens: int) -> dict[Sequence, int]:
-        """So many sequences, each with as many guesses as the tokens are enough for."""
+        """`num_seqs` sequences, each with as many draft tokens as `num_tokens` allows."""
         planned: dict[Sequence, int] = {}
         left = num_tokens
         drafts = min(self.max_draft_tokens, self.max_total_tokens - 2)
-        for others in reversed(range(num_seqs)):
-            num_drafts = min(drafts, left - others - 1)
-            # One long context makes the block tables as wide for everybody.
+        for num_after in reversed(range(num_seqs)):  # sequences, each of which needs a token
+            num_drafts = min(drafts, left - num_after - 1)
+            # One long context makes the block tables as wide for all sequences.
             length = 1 if planned else self.max_total_tokens - 1 - num_drafts
             sequence = self._sequence(len(planned), length, length - 1)
             sequence.draft_ids = [0] * num_drafts
@@ -109,10 +110,10 @@ class StepBounds:
 
 
 def peak_bytes(executor: Executor, batch: ScheduledBatch, device: torch.device) -> int:
-    """Memory of a GPU that a step takes beside what it finds, in bytes.
+    """Bytes of GPU memory that a step allocates at its peak.
 
     Raises:
-        RuntimeError: the step fails, most likely for want of memory.
+        RuntimeError: the step fails, most likely because memory is short.
     """
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
@@ -121,7 +122,7 @@ def peak_bytes(executor: Executor, batch: ScheduledBatch, device: torch.device) 
 
 
 def recorded_bytes(executor: Executor, batch: ScheduledBatch, device: torch.device) -> int:
-    """Memory that a recording of the step's forward keeps: its logits are float32 (`graphs.py`).
+    """Bytes that a recording of the step's forward keeps, with logits in float32.
 
     Raises:
         RuntimeError: the forward fails.
@@ -134,7 +135,7 @@ def recorded_bytes(executor: Executor, batch: ScheduledBatch, device: torch.devi
 
 
 def compute(executor: Executor, batch: ScheduledBatch) -> None:
-    """Computes a step that nobody asked for.
+    """Computes a step whose results are dropped.
 
     Raises:
         RuntimeError: it fails.

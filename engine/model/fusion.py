@@ -1,13 +1,14 @@
-"""Replaces layers of a loaded model by ones that compute the same in fewer steps.
+"""Replaces layers of a loaded model by fused ones, which compute the same in fewer operations.
 
-Two kinds: RMS norms, which transformers computes in six steps and a kernel of ours in one; and
-gated MLPs, whose gate and up projections become one product, followed by one kernel for
-act(gate) * up. What a layer computes is found out by trying: it is replaced by the form that gives
-its results on random input, and stays if none does. Names decide only where it is worth trying.
+Two kinds: RMS norms, which transformers computes in six operations and a kernel of ours in one; and
+gated MLPs, whose gate and up projections become one matrix product, followed by one kernel for
+act(gate) * up. Which fused kernel fits a layer is found out by trying: a layer is replaced by the
+one that gives its results on random input, and stays if none does. Names only decide which layers
+are tried.
 
 Query, key and value stay three products: models call these layers by name in the middle of their
-attention, so one product would have to be remembered from one call to the next. That was tried, and
-earned nothing on a CPU.
+attention, so the result of one product would have to be kept from one call to the next. That was
+tried, and was no faster on a CPU.
 """
 
 from __future__ import annotations
@@ -38,15 +39,15 @@ _Layer = TypeVar("_Layer", bound=Callable[[Tensor], Tensor])
 
 _SEPARATE = {"gate_proj", "up_proj", "down_proj"}
 _MERGED = {"gate_up_proj", "down_proj"}
-# Sizes of rows of random input. The least makes an epsilon felt, and vanishes in products of fp16.
+# Scales of random input. With the smallest an epsilon matters; products of it underflow in fp16.
 _NORM_SCALES = (1e-3, 1.0, 4.0)
 _MLP_SCALES = (1.0, 4.0)
-_TOLERANCE = 1e-5  # of a row's size, or two roundings of half formats
+_TOLERANCE = 1e-5  # of a row's norm, or two roundings in fp16 and bf16
 
 
 @dataclass(frozen=True, slots=True)
 class FusedKernels:
-    """What there are kernels for; which of them a layer is shows when they are tried."""
+    """The fused kernels that are tried on each layer."""
 
     norms: tuple[Norm, ...]
     gates: tuple[Gate, ...]
@@ -54,9 +55,9 @@ class FusedKernels:
 
 @dataclass(slots=True)
 class Fusion:
-    """What was replaced, until it has proved itself.
+    """What was replaced, to undo it if the model's logits change.
 
-    The layers that were there are held, with their weights: those of the new ones, not copies.
+    The original layers are kept, with their weights: these are shared with the new layers.
     """
 
     num_norms: int = 0
@@ -64,16 +65,16 @@ class Fusion:
     replaced: list[tuple[nn.Module, str, nn.Module]] = field(default_factory=list)
 
     def undo(self) -> None:
-        """Puts every layer back."""
+        """Puts every original layer back."""
         for parent, name, layer in self.replaced:
             setattr(parent, name, layer)
 
 
 class FusedRMSNorm(nn.Module):
-    """x / rms(x), times a weight."""
+    """An RMS norm, x / rms(x) times a weight, computed by one kernel."""
 
     def __init__(self, norm: Norm, weight: Tensor, epsilon: float) -> None:
-        """Take over a weight [width]."""
+        """Take over the weight [width] of a norm."""
         super().__init__()
         self.weight = weight
         self.epsilon = epsilon
@@ -85,13 +86,13 @@ class FusedRMSNorm(nn.Module):
 
 
 class FusedMLP(nn.Module):
-    """down(act(gate) * up), where gate and up come from one product.
+    """A gated MLP, down(act(gate) * up), where gate and up come from one matrix product.
 
-    Its products are plain layers, which may be packed or quantised.
+    Its products are plain linear layers, which may be packed or quantised later.
     """
 
     def __init__(self, gate_up_proj: nn.Linear, down_proj: nn.Linear, gate: Gate) -> None:
-        """Take over the products."""
+        """Take over the two linear layers."""
         super().__init__()
         self.gate_up_proj = gate_up_proj
         self.down_proj = down_proj
@@ -105,7 +106,7 @@ class FusedMLP(nn.Module):
 
 
 def kernels_for_fusion(device: torch.device, dtype: torch.dtype) -> FusedKernels | None:
-    """The kernels that a model on this device can have, if there are any."""
+    """The fused kernels for models of this dtype on this device, or None."""
     if device.type == "cuda":
         return _triton_kernels()
     kernels = cpu_kernels.load() if dtype is torch.float32 else None
@@ -114,16 +115,11 @@ def kernels_for_fusion(device: torch.device, dtype: torch.dtype) -> FusedKernels
 
 @torch.no_grad()
 def fuse(model: nn.Module, kernels: FusedKernels) -> Fusion:
-    """Replaces what it can in a model that is in evaluation mode."""
+    """Replaces every layer for which there is a fused one, in a model in evaluation mode."""
     fusion = Fusion()
-    slots = parents_of_layers(model)
-    uses = Counter(
-        id(parameter)
-        for layer, homes in slots.items()
-        for parameter in layer.parameters(recurse=False)
-        for _ in homes
-    )
-    for layer, homes in slots.items():
+    layers = parents_of_layers(model)
+    uses = _uses_of_weights(layers)
+    for layer, parents in layers.items():
         if not _is_plain(layer) or any(uses[id(weight)] > 1 for weight in layer.parameters()):
             continue
         replacement: nn.Module | None
@@ -134,14 +130,24 @@ def fuse(model: nn.Module, kernels: FusedKernels) -> Fusion:
         else:
             continue
         replacement.train(layer.training)
-        for parent, name in homes:
+        for parent, name in parents:
             setattr(parent, name, replacement)
             fusion.replaced.append((parent, name, layer))
     return fusion
 
 
+def _uses_of_weights(layers: dict[nn.Module, list[tuple[nn.Module, str]]]) -> Counter[int]:
+    """How often each parameter occurs in a model, by its id."""
+    return Counter(
+        id(parameter)
+        for layer, parents in layers.items()
+        for parameter in layer.parameters(recurse=False)
+        for _ in parents
+    )
+
+
 def _native_kernels(kernels: cpu_kernels.CpuKernels) -> FusedKernels:
-    """All are fp32, where it does not matter what is rounded first."""
+    """Kernels for a CPU. All are fp32, in which the order of roundings does not matter."""
 
     def silu(merged: Tensor) -> Tensor:
         rows, width = merged.flatten(0, -2), merged.shape[-1] // 2
@@ -173,13 +179,16 @@ def _triton_kernels() -> FusedKernels | None:
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    """Whether a layer takes one tensor and nothing else, and nobody listens in."""
+    """Whether a layer takes one tensor and nothing else, and has no hooks."""
     hooks = layer._forward_hooks or layer._forward_pre_hooks
     return not hooks and len(inspect.signature(layer.forward).parameters) == 1
 
 
 def _fused_norm(layer: nn.Module, norms: Iterable[Norm]) -> FusedRMSNorm | None:
-    """A replacement for a layer that has one weight, a vector, and some numbers."""
+    """A fused norm for a layer whose only tensor is a weight [width], if one gives its results.
+
+    Which of the layer's numbers is the epsilon is found out by trying as well.
+    """
     weight = getattr(layer, "weight", None)
     if not isinstance(weight, nn.Parameter) or weight.dim() != 1 or not weight.is_floating_point():
         return None
@@ -190,14 +199,14 @@ def _fused_norm(layer: nn.Module, norms: Iterable[Norm]) -> FusedRMSNorm | None:
     candidates = [
         FusedRMSNorm(norm, weight, epsilon)
         for norm, epsilon in itertools.product(norms, epsilons)
-        # Kernels that differ show it in fp32, and what they round first in the layer's own format.
+        # In fp32 other formulas differ, and in the layer's own dtype other orders of roundings.
         if _closest(exact, [FusedRMSNorm(norm, weight.float(), epsilon)], x.float()) is not None
     ]
     return _closest(layer, candidates, x)
 
 
 def _fused_mlp(layer: nn.Module, gates: Iterable[Gate]) -> FusedMLP | None:
-    """A replacement for a layer that has two or three products, an activation and nothing else."""
+    """A fused MLP for a layer of two or three linear layers and an activation, if one fits."""
     products = {name: child for name, child in layer.named_children() if _is_linear(child)}
     others = [child for child in layer.children() if not _is_linear(child)]
     num_tensors = sum(1 for product in products.values() for _ in product.parameters())
@@ -209,24 +218,21 @@ def _fused_mlp(layer: nn.Module, gates: Iterable[Gate]) -> FusedMLP | None:
     gate = _gate_with(others[0], gates, down_proj.weight.device)
     if gate is None:
         return None
-    if products.keys() == _MERGED:
-        gate_up_proj = products["gate_up_proj"]
-    elif (merged := _merge(products["gate_proj"], products["up_proj"])) is not None:
-        gate_up_proj = merged
-    else:
+    gate_up_proj = _gate_up_proj(products)
+    if gate_up_proj is None:
         return None
     x = _random_rows(gate_up_proj.weight, _MLP_SCALES)
     return _closest(layer, [FusedMLP(gate_up_proj, down_proj, gate)], x)
 
 
 def _is_linear(layer: nn.Module) -> TypeGuard[nn.Linear]:
-    """Whether it is exactly nn.Linear; those of quantised checkpoints are not, or have more."""
+    """Whether it is exactly nn.Linear, without the scales of quantised checkpoints."""
     names = {name for name, _ in layer.named_parameters()}
     return type(layer) is nn.Linear and names <= {"weight", "bias"} and _is_plain(layer)
 
 
 def _gate_with(activation: nn.Module, gates: Iterable[Gate], device: torch.device) -> Gate | None:
-    """The gate that has this activation. In fp32, since half formats hardly tell GELUs apart."""
+    """The gate with this activation. In fp32: fp16 and bf16 hardly tell variants of GELU apart."""
 
     def expected(merged: Tensor) -> Tensor:
         gate, up = merged.chunk(2, dim=-1)
@@ -238,8 +244,18 @@ def _gate_with(activation: nn.Module, gates: Iterable[Gate], device: torch.devic
     return _closest(expected, gates, torch.cat([slope, 1.0 - slope]).unsqueeze(0))
 
 
+def _gate_up_proj(products: dict[str, nn.Linear]) -> nn.Linear | None:
+    """The layer that computes gate and up at once; None if they cannot be merged."""
+    if products.keys() == _MERGED:
+        return products["gate_up_proj"]
+    return _merge(products["gate_proj"], products["up_proj"])
+
+
 def _merge(gate: nn.Linear, up: nn.Linear) -> nn.Linear | None:
-    """One layer with the outputs of both, which share its weights from then on."""
+    """One layer with the outputs of both, which share its weights from then on.
+
+    None if their shapes, dtypes or biases do not fit together.
+    """
     has_bias = gate.bias is not None
     if gate.weight.shape != up.weight.shape or gate.weight.dtype != up.weight.dtype:
         return None
@@ -258,19 +274,16 @@ def _merge(gate: nn.Linear, up: nn.Linear) -> nn.Linear | None:
 def _closest(
     layer: Callable[[Tensor], object], candidates: Iterable[_Layer], x: Tensor
 ) -> _Layer | None:
-    """The candidate that computes from x what the layer does, if one does."""
-    try:
-        expected = layer(x.clone())
-    except Exception:  # it wants something else, and is not what it looked like
-        return None
-    if not isinstance(expected, Tensor):
+    """The candidate whose result for x is closest to the layer's, if it is close enough."""
+    expected = _result(layer, x)
+    if expected is None:
         return None
     best: _Layer | None = None
     least = max(_TOLERANCE, 2 * torch.finfo(x.dtype).eps)
     for candidate in candidates:
         try:
             error = _error(candidate(x.clone()), expected)
-        except Exception:  # whatever a compiler can miss on a machine, the model is served
+        except Exception:  # for example no working compiler: the model is served without it
             logger.debug("no kernel for %s", layer, exc_info=True)
             continue
         if error < least:
@@ -278,15 +291,24 @@ def _closest(
     return best
 
 
+def _result(layer: Callable[[Tensor], object], x: Tensor) -> Tensor | None:
+    """The tensor that a layer computes from x; None if it takes or gives something else."""
+    try:
+        result = layer(x.clone())
+    except Exception:  # it needs other inputs, so it is another kind of layer
+        return None
+    return result if isinstance(result, Tensor) else None
+
+
 def _random_rows(weight: Tensor, scales: tuple[float, ...]) -> Tensor:
-    """Rows [1, rows, width] for a weight [..., width], whose means are not 0."""
+    """Random rows [1, len(scales), width] for a weight [..., width]; their means are not 0."""
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(1, len(scales), weight.shape[-1], generator=generator) + 0.5
     return (rows * torch.tensor(scales).unsqueeze(1)).to(weight)
 
 
 def _error(actual: Tensor, expected: Tensor) -> float:
-    """The worst row's root mean square difference, as a share of the row's size."""
+    """The largest error of a row: the norm of its difference, as a share of the row's norm."""
     if actual.dtype != expected.dtype or actual.shape != expected.shape:
         return float("inf")
     expected = expected.float()

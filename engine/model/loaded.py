@@ -1,4 +1,4 @@
-"""A model that is ready to run on our attention."""
+"""A model that runs on the paged attention."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from . import quantization
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model that is ready to run on our attention, and the shapes of its cache.
+    """A model that runs on the paged attention, and the shapes of its cache by layer.
 
-    `scheme` is what `quantize_model` has to do to it.
+    `scheme` says how `quantize_model` is to quantise it; None for not at all.
     """
 
     model: PreTrainedModel

@@ -1,4 +1,4 @@
-"""Loads a transformers model from a checkpoint; `prepare.py` says what is done to it afterwards."""
+"""Loads a transformers model from a checkpoint; `prepare.py` changes it afterwards."""
 
 from __future__ import annotations
 
@@ -33,27 +33,37 @@ def load_model(config: EngineConfig) -> LoadedModel:
         )
         dtype = _choose_dtype(config.dtype, device, model_config)
         scheme = quantization.choose(config, model_config, device, dtype)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            config.model_id,
-            config=model_config,
-            revision=config.revision,
-            trust_remote_code=config.trust_remote_code,
-            dtype=dtype,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-        model, report = loaded
-        if report["missing_keys"]:  # transformers would fill them with noise and go on
-            raise ValueError(f"the checkpoint lacks {', '.join(sorted(report['missing_keys']))}")
+        model = _load_weights(config, model_config, dtype)
         nn.Module.to(model, device)
         nn.Module.eval(model)
     except torch.OutOfMemoryError as error:
         raise ModelLoadError(f"not enough memory to load {config.model_id}: {error}") from error
     except MemoryError as error:
         raise ModelLoadError(f"not enough memory to load {config.model_id}") from error
-    except Exception as error:  # whatever a checkpoint can break ends as one line for its owner
+    except Exception as error:  # a broken checkpoint may raise anything; the user reads one line
         raise ModelLoadError(f"cannot load {config.model_id}: {first_line(error)}") from error
     return replace(attach_paged_attention(model, device, dtype), scheme=scheme)
+
+
+def _load_weights(config: EngineConfig, model_config: Any, dtype: torch.dtype) -> Any:
+    """Loads a model's weights with transformers.
+
+    Raises:
+        ValueError: the checkpoint lacks some of them.
+    """
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        config.model_id,
+        config=model_config,
+        revision=config.revision,
+        trust_remote_code=config.trust_remote_code,
+        dtype=dtype,
+        use_safetensors=True,
+        output_loading_info=True,
+    )
+    model, report = loaded
+    if report["missing_keys"]:  # transformers initialises them randomly and only warns
+        raise ValueError(f"the checkpoint lacks {', '.join(sorted(report['missing_keys']))}")
+    return model
 
 
 def _choose_dtype(name: str | None, device: torch.device, model_config: Any) -> torch.dtype:
@@ -62,6 +72,6 @@ def _choose_dtype(name: str | None, device: torch.device, model_config: Any) -> 
         assert isinstance(dtype, torch.dtype)
         return dtype
     if device.type == "cpu":
-        return torch.float32  # half formats are emulated, and slower, on most CPUs
+        return torch.float32  # most CPUs emulate fp16 and bf16, which is slower
     dtype = getattr(model_config, "dtype", None)
     return dtype if isinstance(dtype, torch.dtype) else torch.float16

@@ -1,4 +1,4 @@
-"""Runs the model: packed tokens in, logits out. It owns the KV cache's tensors and nothing else."""
+"""Runs the model: packed tokens in, logits out. Its only state is the KV cache."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class ModelRunner:
 
     Args:
         loaded: the model.
-        cache: where keys and values go.
-        backend: who computes attention.
+        cache: the KV cache.
+        backend: computes attention.
     """
 
     def __init__(self, loaded: LoadedModel, cache: KVCache, backend: AttentionBackend) -> None:
@@ -31,7 +31,7 @@ class ModelRunner:
         """Computes all tokens of a step.
 
         Returns:
-            Logits [num_rows, vocab_size] in the model's own format, one row for each of
+            Logits [num_rows, vocab_size] in the model's own dtype, one row for each of
             `batch.logits_rows`.
         """
         step = AttentionStep(self.cache.layers, batch.attention, self.backend)

@@ -23,12 +23,17 @@ from .self_check import SELF_CHECK_TOKENS, objection, paged_logits
 logger = logging.getLogger(__name__)
 
 
-# Of the logits' spread. int4 comes to 0.15 in the bundled model, to 0.4 in one of random weights.
+# As a share of the logits' standard deviation. int4 has 0.15 in the bundled model, and 0.4 in one
+# with random weights.
 _MAX_QUANTIZATION_ERROR = 0.9
 
 
 def fuse_rotation(loaded: LoadedModel, backend: AttentionBackend) -> bool:
-    """Lets a backend rotate query and key, if it can and the model's logits stay what they are."""
+    """Makes a backend rotate query and key, if it can and the logits stay the same within rounding.
+
+    Returns:
+        Whether the backend rotates them now.
+    """
     if not isinstance(backend, RotaryBackend):
         return False
     expected = paged_logits(loaded, ReferenceAttention())
@@ -36,16 +41,16 @@ def fuse_rotation(loaded: LoadedModel, backend: AttentionBackend) -> bool:
         return False
     reason = objection(loaded, backend, expected)
     if reason is not None:
-        logger.debug("the rotation stays where it is: %s", reason)
+        logger.debug("the model rotates query and key itself: %s", reason)
         restore_rotation(loaded.model)
     return reason is None
 
 
 def fuse_layers(loaded: LoadedModel) -> None:
-    """Replaces norms and gated MLPs by faster ones, if the model's logits stay what they are.
+    """Replaces norms and gated MLPs by fused ones, if the logits stay the same within rounding.
 
     Raises:
-        ModelLoadError: there is no memory to do it in.
+        ModelLoadError: there is not enough memory to merge weights.
     """
     kernels = fusion.kernels_for_fusion(loaded.device, loaded.dtype)
     if kernels is None:
@@ -61,13 +66,12 @@ def fuse_layers(loaded: LoadedModel) -> None:
     else:
         logger.warning("norms and MLPs stay as they are: %s", reason)
         fused.undo()
-    del fused  # and the weights in it that nobody else has
-    if loaded.device.type == "cuda":
-        torch.cuda.empty_cache()  # the cache is sized by what the device has free
+    del fused  # frees the weights that only the replaced layers have
+    _free_unused_memory(loaded)
 
 
 def use_rotary_tables(loaded: LoadedModel, num_positions: int) -> None:
-    """Has angles looked up that the model computes, if its logits stay what they are."""
+    """Replaces the computation of the rotary embedding by tables, if the logits stay the same."""
     model = loaded.model
     expected = paged_logits(loaded, ReferenceAttention())
     like = torch.empty(0, dtype=loaded.dtype, device=loaded.device)
@@ -76,24 +80,26 @@ def use_rotary_tables(loaded: LoadedModel, num_positions: int) -> None:
         return
     reason = objection(loaded, ReferenceAttention(), expected)
     if reason is not None:
-        logger.warning("angles are computed in every step: %s", reason)
+        logger.warning("the rotary embedding is computed in every step: %s", reason)
         rope_tables.restore_rotary(model)
         return
     num_positions = max(num_positions, SELF_CHECK_TOKENS)
-    stay = [table.extend(num_positions) for table in tables]
-    if not all(stay):
-        logger.warning("angles depend on a text's length: they are those of %d", num_positions)
-    if loaded.device.type == "cuda":
-        torch.cuda.empty_cache()  # the cache is sized by what the device has free
+    are_unchanged = [table.extend(num_positions) for table in tables]
+    if not all(are_unchanged):
+        logger.warning(
+            "the rotary embedding depends on a text's length: it is that of %d tokens",
+            num_positions,
+        )
+    _free_unused_memory(loaded)
 
 
 @torch.inference_mode()
 def warm_up(
     loaded: LoadedModel, backend: AttentionBackend, block_size: int, cache_dtype: torch.dtype
 ) -> None:
-    """Runs a step of each kind, for which a backend may have to compile kernels.
+    """Runs a step of each kind for which a backend may have to compile kernels.
 
-    Steps differ in whether sequences have one token each, and in whether contexts may be long.
+    Steps differ in whether sequences have one token each, and in the width of the block table.
     """
     cache = KVCache(loaded.layers, 1, block_size, cache_dtype, loaded.device)
     for num_tokens in (1, 2):
@@ -114,13 +120,13 @@ def warm_up(
 
 
 def quantize_model(loaded: LoadedModel) -> None:
-    """Quantises a model's weights, as its scheme says; nothing without one.
+    """Quantises a model's weights as its scheme says; without a scheme it does nothing.
 
-    Closer comparisons of logits come before this: rounded activations turn small differences into
-    larger ones. What is checked here is that the model has not become another one.
+    Checks with small tolerances must come before: rounded activations enlarge small differences.
+    Here logits only must not change too much.
 
     Raises:
-        ModelLoadError: the scheme does not run on this device, or spoils the model.
+        ModelLoadError: the scheme does not run on this device, or changes the logits too much.
     """
     if loaded.scheme is None:
         return
@@ -131,7 +137,7 @@ def quantize_model(loaded: LoadedModel) -> None:
         actual = paged_logits(loaded, ReferenceAttention())
     except torch.OutOfMemoryError as error:
         raise ModelLoadError(f"not enough memory for quantize={name}: {error}") from error
-    except Exception as error:  # what a device or a version of torch lacks
+    except Exception as error:  # the device or this version of torch may lack an operation
         raise ModelLoadError(f"quantize={name} does not run here: {first_line(error)}") from error
     change = float((actual - expected).std() / expected.std())
     if not change <= _MAX_QUANTIZATION_ERROR:  # also when it is not a number
@@ -139,5 +145,10 @@ def quantize_model(loaded: LoadedModel) -> None:
             f"quantize={name} spoils this model: its logits change by {change:.0%}"
         )
     logger.info("logits change by %.1f %% of their spread", 100 * change)
+    _free_unused_memory(loaded)
+
+
+def _free_unused_memory(loaded: LoadedModel) -> None:
+    """Returns memory that torch keeps to the device, whose free memory the KV cache gets."""
     if loaded.device.type == "cuda":
-        torch.cuda.empty_cache()  # the cache is sized by what the device has free
+        torch.cuda.empty_cache()

@@ -1,6 +1,7 @@
-"""Makes a checkpoint a model that serves: the passes over it, and the order they go in.
+"""Turns a checkpoint into a model that is ready to serve: the passes over it, and their order.
 
-Each pass is tried and undone, or refused, by its own check in `passes.py` and `self_check.py`.
+Each pass has its own check, in `passes.py` or `self_check.py`: if it fails, the pass is undone or
+the model is refused.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from .self_check import backend_agrees
 logger = logging.getLogger(__name__)
 
 
-_DEFAULT_MAX_TOTAL_TOKENS = 4096  # TGI's bound on what it takes from the model's own
+_DEFAULT_MAX_TOTAL_TOKENS = 4096  # TGI's default takes no more of the model's own positions
 _CACHE_DTYPES = {"fp8_e4m3fn": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}  # TGI's names
 
 
@@ -41,12 +42,12 @@ LoadModel = Callable[[EngineConfig], LoadedModel]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PreparedModel:
-    """A model as it serves.
+    """A model that is ready to serve.
 
     Attributes:
         loaded: the model, after all passes.
-        backend: the attention that it computes with.
-        attention: that attention's name, for people.
+        backend: computes its attention.
+        attention: the backend's name, for logs and `EngineInfo`.
         cache_dtype: of keys and values in the KV cache.
         max_total_tokens: of a sequence; the model has no position after that.
     """
@@ -63,18 +64,18 @@ def prepare(config: EngineConfig, load: LoadModel = load_model) -> PreparedModel
 
     The order matters:
 
-    1. Load, and compare logits on the paged attention with transformers' own: everything after
-       this is compared with the paged reference.
-    2. Choose the attention. Its check needs the layers' own shapes and their full precision; the
-       rotation moves into its write of keys and values, which only this attention can do.
-    3. Fuse layers, and tabulate the rotary embedding: comparisons of full precision as well.
-    4. Quantise. From here on logits differ from the checkpoint's, so no closer check comes later.
-    5. Pack what is still a linear layer in full precision: it gives its weight away.
-    6. Warm up: kernels are compiled for the layers as they are now, before anyone waits.
+    1. Load, and compare logits on the paged attention with those of transformers' own attention:
+       later passes are compared with the paged reference attention.
+    2. Choose the attention backend, whose check needs the original layers in full precision. The
+       rotary embedding moves into its write of keys and values, which depends on the backend.
+    3. Fuse layers, and tabulate the rotary embedding: their checks need full precision as well.
+    4. Quantise. Logits differ from the checkpoint's from here on, so no exact check can follow.
+    5. Pack the remaining fp32 linear layers on a CPU, which frees their original weights.
+    6. Warm up: compile kernels for the final layers before the first request.
 
     Args:
         config: the engine's configuration.
-        load: where the model comes from; a benchmark has one that was never on a disk.
+        load: loads the model; benchmarks pass one that makes a random model.
 
     Raises:
         ModelLoadError: the model cannot be served with this configuration.

@@ -1,8 +1,8 @@
-"""Which quantisation a name asks for, whether it can be had here, and doing it to a loaded model.
+"""Chooses the quantisation for a name, checks that it is available, and applies it to a model.
 
-Some names quantise any checkpoint after it was loaded; the layers are in `quantized_linear.py` and
-`kernels/int8.py`. The others say how a checkpoint was quantised already, and transformers loads it.
-Why it is done this way: docs/decisions/2026-11-23-quantised-weights.md.
+Some names quantise any checkpoint after loading; the layers are in `quantized_linear.py` and
+`kernels/int8.py`. The others say how a checkpoint is quantised already; transformers loads those.
+For the reasons see docs/decisions/2026-11-23-quantised-weights.md.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from .quantized_linear import Fp8Linear, Int4Linear, Int8Linear
 
 logger = logging.getLogger(__name__)
 
-# TGI's names for quantising while loading, and which of ours gives the same size.
-_MEANT = {
+# TGI's names for quantising while loading, and our scheme with the same number of bits.
+_EQUIVALENTS = {
     "eetq": "int8",
     "bitsandbytes": "int8",
     "bitsandbytes-nf4": "int4",
     "bitsandbytes-fp4": "int4",
 }
-_ON_LOADING = frozenset({"int8", "int4", "fp8", *_MEANT})
-# The `quant_method` of checkpoints that a name stands for; the name itself, unless it is here.
+_ON_LOADING = frozenset({"int8", "int4", "fp8", *_EQUIVALENTS})
+# The `quant_method`s of checkpoints that a name accepts; by default the name itself.
 _METHODS = {
     "fp8": frozenset({"fp8", "fbgemm_fp8"}),
     "marlin": frozenset({"marlin", "gptq"}),
@@ -56,8 +56,8 @@ class Scheme:
     """A way to quantise linear layers.
 
     Attributes:
-        name: one of ours: int8, int4, fp8.
-        make: the layer that replaces another.
+        name: int8, int4 or fp8.
+        make: makes the quantised layer that replaces a layer.
         fits: whether a weight [N, K] can be multiplied in this format.
         has_output: whether the output layer is quantised as well. Embeddings never are.
     """
@@ -71,24 +71,20 @@ class Scheme:
 def choose(
     config: EngineConfig, model_config: Any, device: torch.device, dtype: torch.dtype
 ) -> Scheme | None:
-    """What has to be done to a model after loading; None where nothing is.
+    """The scheme to apply to a model after loading; None if there is nothing to do.
 
     Args:
-        config: `quantize` counts.
-        model_config: of transformers, before the weights are loaded; for a checkpoint that is
-            quantised it may be changed, so that the loading suits the device.
+        config: its `quantize` is the name.
+        model_config: of transformers, before the weights are loaded; for a quantised checkpoint it
+            may be changed, so that transformers loads it in the way that suits the device.
         device: where the model will run.
-        dtype: the format of what is not quantised.
+        dtype: of weights that are not quantised.
 
     Raises:
-        ValueError: it cannot be had; the message is one line and says what is missing.
+        ValueError: it is not available; the message is one line and says what is missing.
     """
-    described = getattr(model_config, "quantization_config", None)
-    if described is not None:
-        described = described if isinstance(described, dict) else described.to_dict()
-        _check_checkpoint(config.quantize, _method(described))
-        if _method(described) == "compressed-tensors":
-            model_config.quantization_config = described | _loading_options(described, device)
+    if getattr(model_config, "quantization_config", None) is not None:
+        _prepare_checkpoint(config.quantize, model_config, device)
         return None
     if config.quantize is None:
         return None
@@ -97,7 +93,7 @@ def choose(
             f"quantize={config.quantize} is for checkpoints that were quantised with it, and the "
             "config.json of this one has no quantization_config; use int8, int4 or fp8"
         )
-    name = _MEANT.get(config.quantize, config.quantize)
+    name = _EQUIVALENTS.get(config.quantize, config.quantize)
     if name != config.quantize:
         logger.warning("--quantize %s: served with %s, our own", config.quantize, name)
     return _scheme(name, config, device, dtype)
@@ -106,28 +102,22 @@ def choose(
 def apply(model: PreTrainedModel, scheme: Scheme) -> None:
     """Replaces a model's linear layers in place, freeing weights as it goes.
 
-    A weight that another module holds too (tied embeddings) stays there beside its copy. Experts of
-    mixtures, which are no linear layers in transformers, stay as they are.
+    If another module holds a weight too (tied embeddings), it keeps the original. Experts of
+    mixtures are not linear layers in transformers, and stay as they are.
 
     Raises:
-        ValueError: there is nothing that could be quantised.
+        ValueError: no layer can be quantised.
     """
-    slots = parents_of_layers(model)
+    layers = parents_of_layers(model)
     output = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    chosen = [
-        layer
-        for layer in slots
-        if is_linear(layer)
-        and (scheme.has_output or layer is not output)
-        and scheme.fits(output_rows(layer))
-    ]
+    chosen = [layer for layer in layers if _is_quantized(layer, scheme, is_output=layer is output)]
     if not chosen:
         raise ValueError(f"{type(model).__name__} has no layer that fits {scheme.name}")
     num_weights = sum(output_rows(layer).numel() for layer in chosen)
     while chosen:
         layer = chosen.pop()
         replacement = scheme.make(layer).train(layer.training)
-        for parent, name in slots.pop(layer):
+        for parent, name in layers.pop(layer):
             setattr(parent, name, replacement)
     num_others = sum(parameter.numel() for parameter in model.parameters())
     logger.info(
@@ -136,6 +126,13 @@ def apply(model: PreTrainedModel, scheme: Scheme) -> None:
         num_weights / 1e6,
         num_others / 1e6,
     )
+
+
+def _is_quantized(layer: nn.Module, scheme: Scheme, *, is_output: bool) -> bool:
+    """Whether a scheme replaces a layer."""
+    if not is_linear(layer) or (is_output and not scheme.has_output):
+        return False
+    return scheme.fits(output_rows(layer))
 
 
 def _scheme(name: str, config: EngineConfig, device: torch.device, dtype: torch.dtype) -> Scheme:
@@ -151,7 +148,7 @@ def _scheme(name: str, config: EngineConfig, device: torch.device, dtype: torch.
 
 
 def _int8(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> Scheme:
-    """The compiled layer where it runs, torch's otherwise; both give the same whole numbers."""
+    """The layer in compiled C where it runs, otherwise torch's; both give the same integers."""
     native = config.enable_native_kernels and device.type == "cpu" and dtype is torch.float32
     kernels = cpu_kernels.load() if native else None
     if kernels is None:
@@ -168,15 +165,33 @@ def _int8(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> Sch
 
 def _method(described: dict[str, Any]) -> str:
     if described.get("load_in_8bit") or described.get("load_in_4bit"):
-        return "bitsandbytes"  # whose configurations may lack a method
+        return "bitsandbytes"  # its configurations may lack a method
     return str(described.get("quant_method"))
 
 
-def _check_checkpoint(name: str | None, method: str) -> None:
-    """Whether a quantised checkpoint is what was asked for, and can be loaded."""
+def _prepare_checkpoint(name: str | None, model_config: Any, device: torch.device) -> None:
+    """Checks a quantised checkpoint, and sets how transformers loads it on the device.
+
+    Raises:
+        ValueError: it is not in the format of `name`, or cannot be loaded.
+    """
+    described = model_config.quantization_config
+    described = described if isinstance(described, dict) else described.to_dict()
+    method = _method(described)
     if name is not None and method not in _METHODS.get(name, {name}):
         raise ValueError(f"the checkpoint is quantised already ({method}), not with {name}")
-    # transformers has bitsandbytes twice, with suffixes.
+    _check_loadable(method)
+    if method == "compressed-tensors":
+        model_config.quantization_config = described | _loading_options(described, device)
+
+
+def _check_loadable(method: str) -> None:
+    """Checks that transformers can load checkpoints of a method.
+
+    Raises:
+        ValueError: it cannot, or packages are missing.
+    """
+    # transformers lists bitsandbytes as two methods, with suffixes.
     if not any(
         known == method or known.startswith(f"{method}_") for known in AUTO_QUANTIZER_MAPPING
     ):
@@ -192,9 +207,10 @@ def _check_checkpoint(name: str | None, method: str) -> None:
 
 
 def _loading_options(described: dict[str, Any], device: torch.device) -> dict[str, bool]:
-    """Weights stay in 8 bits where the device multiplies them, and are widened otherwise.
+    """Options for compressed-tensors: weights stay in fp8 if the device multiplies fp8.
 
-    Left alone, transformers widens them as well, in the first step. The GPU's way was not tried.
+    Otherwise they are dequantised while loading. By default, transformers does that in the first
+    step. The fp8 path has not been run on a GPU yet.
     """
     groups = [group.get("weights") or {} for group in described.get("config_groups", {}).values()]
     is_fp8 = all(group.get("type") == "float" and group.get("num_bits") == 8 for group in groups)
@@ -204,7 +220,7 @@ def _loading_options(described: dict[str, Any], device: torch.device) -> dict[st
 
 
 def multiplies_fp8(device: torch.device) -> bool:
-    """Whether it is a GPU with instructions for fp8_e4m3fn."""
+    """Whether it is a GPU with instructions for products of fp8_e4m3fn."""
     if device.type != "cuda":
         return False
     return torch.cuda.get_device_capability(device) >= _FP8_CAPABILITY

@@ -1,9 +1,9 @@
-"""Linear layers over quantised weights whose products torch has itself, on CPU and GPU.
+"""Linear layers over quantised weights whose matrix products torch has, on CPU and GPU.
 
 They know how weights and activations are rounded, not which layers of a model they replace. All
-three are tested on the CPU; none has been run on a GPU yet. `kernels/int8.py` has the layer that is
-faster than `Int8Linear` on the CPU. On a GPU with Triton, what lies around the products of 8 bits
-is a kernel each instead of torch's many; results are the same.
+three are tested on the CPU; none has been run on a GPU yet. `kernels/int8.py` has a layer that is
+faster than `Int8Linear` on the CPU. On a GPU with Triton, rounding the input of an 8-bit product
+and scaling its sums is one kernel each instead of torch's many; results are the same.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from ..kernels.packed_linear import output_rows
 _FLOAT8 = torch.float8_e4m3fn
 _MAX_FLOAT8 = torch.finfo(_FLOAT8).max
 _LEAST = 1e-30  # magnitudes below count as zeros
-_INT8_ROWS = 32  # torch._int_mm wants more than 16 on a GPU
-_GROUP_SIZE = 64  # weights that share a scale and an offset: 4.5 bits per weight in all
+_INT8_ROWS = 32  # torch._int_mm needs more than 16 on a GPU
+_GROUP_SIZE = 64  # weights that share a scale and an offset: 4.5 bits per weight in total
 _MAX_INT4 = 15
-_INNER_K_TILES = 8  # of the GPU's layout; K has to be a multiple of 16 times this
+_INNER_K_TILES = 8  # of the GPU's weight layout; K has to be a multiple of 16 times this
 
 
 class QuantizedLinear(nn.Module):
-    """What the layers have in common: sizes, the bias, and rows instead of leading dimensions."""
+    """The base of the layers: sizes, the bias, and flattening of leading dimensions to rows."""
 
     def __init__(self, linear: nn.Module) -> None:
         """Take over the sizes and the bias of a layer."""
@@ -53,7 +53,7 @@ class QuantizedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return x [..., K] times the weight, plus bias: [..., N] in the format of x."""
         rows = x.reshape(-1, self.in_features).contiguous()
-        if not len(rows):  # not all of torch's products take none
+        if not len(rows):  # not all of torch's products accept an input without rows
             return x.new_empty(*x.shape[:-1], self.out_features)
         return self._multiply(rows).view(*x.shape[:-1], self.out_features)
 
@@ -68,13 +68,13 @@ class QuantizedLinear(nn.Module):
 
 
 class Int8Linear(QuantizedLinear):
-    """W8A8: whole numbers of 8 bits on both sides, exact sums, a scale per channel and per row."""
+    """W8A8 in int8: exact integer sums, a scale per output channel and per input row."""
 
     def __init__(self, linear: nn.Module) -> None:
         """Quantise a layer."""
         super().__init__(linear)
         weight = output_rows(linear).detach()
-        levels, scales = _steps(weight.device.type).to_int8(weight, 0)
+        levels, scales = _row_ops(weight.device.type).to_int8(weight, 0)
         self.levels = nn.Buffer(levels, persistent=False)  # int8 [N, K]
         self.scales = nn.Buffer(scales.t().contiguous(), persistent=False)  # fp32 [1, N]
 
@@ -85,16 +85,16 @@ class Int8Linear(QuantizedLinear):
         return out_features % 8 == 0 and in_features % 8 == 0 and in_features <= MAX_IN_FEATURES
 
     def _multiply(self, rows: Tensor) -> Tensor:
-        steps = _steps(rows.device.type)
-        levels, scales = steps.to_int8(rows, _INT8_ROWS)
+        ops = _row_ops(rows.device.type)
+        levels, scales = ops.to_int8(rows, _INT8_ROWS)
         sums = torch._int_mm(levels, self.levels.t())
-        return steps.scale(sums, scales, self.scales, self.bias, rows.dtype)
+        return ops.scale(sums, scales, self.scales, self.bias, rows.dtype)
 
 
 class Int4Linear(QuantizedLinear):
     """Weight-only, 4 bits: 16 evenly spaced values between the extremes of every 64 weights.
 
-    Products are in bfloat16, whatever the model's format: on a GPU torch has no others, on the CPU
+    Products are in bfloat16, whatever the model's dtype: on a GPU torch has no others, on the CPU
     those of float32 are a hundred times slower.
     """
 
@@ -121,13 +121,13 @@ class Int4Linear(QuantizedLinear):
 
 
 class Fp8Linear(QuantizedLinear):
-    """W8A8 in float8 (e4m3): a scale per output channel and per row, as Ada and Hopper have it."""
+    """W8A8 in float8 (e4m3), for Ada and Hopper: a scale per output channel and per input row."""
 
     def __init__(self, linear: nn.Module) -> None:
         """Quantise a layer."""
         super().__init__(linear)
         weight = output_rows(linear).detach()
-        values, scales = _steps(weight.device.type).to_float8(weight)
+        values, scales = _row_ops(weight.device.type).to_float8(weight)
         self.values = nn.Buffer(values, persistent=False)  # float8 [N, K]
         self.scales = nn.Buffer(scales.t().contiguous(), persistent=False)  # fp32 [1, N]
 
@@ -137,23 +137,24 @@ class Fp8Linear(QuantizedLinear):
         return weight.shape[0] % 16 == 0 and weight.shape[1] % 16 == 0
 
     def _multiply(self, rows: Tensor) -> Tensor:
-        values, scales = _steps(rows.device.type).to_float8(rows)
-        # Row-wise scales come with this output format only. It would take the bias too, and round
-        # once instead of twice where the GPU's library does, but only in models of this format.
+        values, scales = _row_ops(rows.device.type).to_float8(rows)
+        # With scales per row, bfloat16 is the only output dtype. The product could add a bfloat16
+        # bias as well, and round once instead of twice if the GPU's library does.
         product = torch._scaled_mm(
             values, self.values.t(), scales, self.scales, out_dtype=torch.bfloat16
         )
         return _finish(product, self.bias, rows.dtype)
 
 
-class _Steps(NamedTuple):
-    """What lies around the products of 8 bits.
+class _RowOps(NamedTuple):
+    """The operations before and after a product of 8 bits.
 
     Attributes:
-        to_int8: from rows [num_rows, K], and how many rows the product wants at least, to levels
-            with so many and scales [num_rows, 1]; rows that were added hold anything.
-        to_float8: from rows to values and scales.
-        scale: from sums, the scales of rows and columns, bias and a format to the layer's output.
+        to_int8: rounds rows [num_rows, K] to levels and scales [num_rows, 1]. The second argument
+            is the least number of rows of the levels; the content of added rows is undefined.
+        to_float8: rounds rows to values and scales.
+        scale: turns the product's sums into the layer's output, from the scales of rows and
+            columns, the bias and the output's dtype.
     """
 
     to_int8: Callable[[Tensor, int], tuple[Tensor, Tensor]]
@@ -162,13 +163,14 @@ class _Steps(NamedTuple):
 
 
 @cache
-def _steps(device: str) -> _Steps:
+def _row_ops(device: str) -> _RowOps:
+    """The operations on a type of device: in Triton where it is installed, otherwise in torch."""
     if device == "cpu" or not has_triton():
-        return _Steps(_int8_rows, _float8_rows, _scaled)
+        return _RowOps(_int8_rows, _float8_rows, _scaled)
     from ..kernels.triton_quantize import quantize_rows as in_triton
     from ..kernels.triton_quantize import scale_sums
 
-    return _Steps(partial(in_triton, torch.int8), partial(in_triton, _FLOAT8), scale_sums)
+    return _RowOps(partial(in_triton, torch.int8), partial(in_triton, _FLOAT8), scale_sums)
 
 
 def _int8_rows(x: Tensor, min_rows: int) -> tuple[Tensor, Tensor]:
@@ -209,7 +211,7 @@ def _quantize_groups(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _pack_int4(levels: Tensor) -> Tensor:
-    """The layout that torch's kernel for the device wants."""
+    """Packs levels into the layout of torch's kernel for the device."""
     aten = torch.ops.aten
     if levels.is_cuda:
         pairs = (levels[:, ::2] << 4 | levels[:, 1::2]).to(torch.uint8)

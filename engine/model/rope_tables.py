@@ -1,11 +1,11 @@
-"""Looks up the angles of rotary embeddings, which models compute anew in every step.
+"""Tables of the rotary embedding (cosines and sines), which models compute again in every step.
 
-They depend on a token's position alone, and are a handful of small operations: next to nothing to
-compute, but each has to be started. What stands in a table is what the model's own layer gave.
+They depend on a token's position alone, and take a handful of small operations: hardly anything to
+compute, but each operation has to be launched. A table holds the results of the model's own layer.
 
-Where that layer looks at the longest position of a step as well (transformers' "longrope"), the
-table has the angles of a text as long as the table: the tokens of one request would otherwise
-depend on who else is in the step, and keys in the cache would not fit together.
+If that layer depends on the longest position of a step as well (transformers' "longrope"), the
+table is computed as for a text of the table's length: otherwise the tokens of one request would
+depend on the other requests in the step, and keys in the cache would not fit together.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _ARGUMENTS = ("x", "position_ids", "layer_type")  # of transformers' layers; the
 
 
 class RotaryTable(nn.Module):
-    """The angles of the first positions, in place of a layer that computes them.
+    """Replaces a rotary embedding layer by tables of its cosines and sines.
 
     Args:
-        stock: the layer.
-        like: a tensor of the model's format, on its device.
-        num_positions: how many positions it has at first.
+        stock: the model's layer.
+        like: a tensor of the model's dtype, on its device.
+        num_positions: how many positions the tables have at first.
 
     Raises:
         ValueError: the layer computes something else.
@@ -50,7 +50,11 @@ class RotaryTable(nn.Module):
         return cos, sin
 
     def extend(self, num_positions: int) -> bool:
-        """Makes room for more positions; returns whether those it had keep their angles."""
+        """Computes the tables for more positions.
+
+        Returns:
+            Whether the positions that they had before keep their cosines and sines.
+        """
         before, self._tables = self._tables, self._computed(num_positions)
         return all(
             torch.allclose(self._tables[kind][: len(table)], table, rtol=0, atol=1e-6)
@@ -59,50 +63,54 @@ class RotaryTable(nn.Module):
 
     @torch.inference_mode()
     def _computed(self, num_positions: int) -> dict[str | None, Tensor]:
-        """Cosines and sines [num_positions, 2 * rotary_dim] for each type of layers."""
+        """Cosines and sines [num_positions, 2 * rotary_dim] for each type of layers.
+
+        Raises:
+            ValueError: the layer computes something else.
+        """
         positions = torch.arange(num_positions, device=self._like.device).unsqueeze(0)
         tables = {}
         for kind in _layer_types(self.stock):
             cos, sin = self.stock(self._like, positions, *([] if kind is None else [kind]))
             if cos.shape != sin.shape or cos.shape[:-1] != positions.shape:
-                raise ValueError("not the angles of positions")
+                raise ValueError("not the cosines and sines of positions")
             tables[kind] = torch.cat([cos, sin], dim=-1)[0]
         return tables
 
 
 def tabulate_rotary(model: nn.Module, like: Tensor, num_positions: int) -> list[RotaryTable]:
-    """Puts a table in place of every layer that computes angles; returns them.
+    """Replaces every rotary embedding layer of a model by a table; returns the tables.
 
     Args:
         model: its logits must be compared before it serves.
-        like: a tensor of the model's format, on its device.
-        num_positions: that the tables have.
+        like: a tensor of the model's dtype, on its device.
+        num_positions: how many positions the tables have.
     """
     tables = []
-    for layer, homes in parents_of_layers(model).items():
+    for layer, parents in parents_of_layers(model).items():
         if not _computes_rotary(layer):
             continue
         try:
             table = RotaryTable(layer, like, num_positions)
-        except Exception:  # it wants something else, and is not what it looked like
+        except Exception:  # it needs other inputs, so it is another kind of layer
             logger.debug("no table for %s", layer, exc_info=True)
             continue
         tables.append(table)
-        for parent, name in homes:
+        for parent, name in parents:
             setattr(parent, name, table)
     return tables
 
 
 def restore_rotary(model: nn.Module) -> None:
     """Puts the model's own layers back."""
-    for layer, homes in parents_of_layers(model).items():
+    for layer, parents in parents_of_layers(model).items():
         if isinstance(layer, RotaryTable):
-            for parent, name in homes:
+            for parent, name in parents:
                 setattr(parent, name, layer.stock)
 
 
 def _computes_rotary(layer: nn.Module) -> bool:
-    """Whether a layer is worth trying: it is called so, and takes positions."""
+    """Whether a layer is likely to be one: it has the name, and takes positions."""
     if not type(layer).__name__.endswith("RotaryEmbedding"):
         return False
     arguments = tuple(inspect.signature(layer.forward).parameters)
@@ -110,7 +118,7 @@ def _computes_rotary(layer: nn.Module) -> bool:
 
 
 def _layer_types(layer: nn.Module) -> list[str | None]:
-    """The types of layers that have angles of their own; None where all have the same."""
+    """The layer types with rotary embeddings of their own; only None if all have the same."""
     if "layer_type" not in inspect.signature(layer.forward).parameters:
         return [None]
     types = layer.layer_types

@@ -1,4 +1,4 @@
-"""Compares logits: a model's on our attention with its own, a kernel's with the reference's."""
+"""Compares logits: on the paged attention with transformers' own, with kernels and without."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ logger = logging.getLogger(__name__)
 
 
 _PROBE = "tokenwire_probe"
-SELF_CHECK_TOKENS = 19  # more than a block, so that the check crosses a block's edge
-_LONG_CHECK_TOKENS = 300  # more than a part of the cache that a kernel reads by itself
-# Of logits, as a share of their spread. Half formats get so many roundings: 32 random layers of the
-# 8B shape in bfloat16 come to 6 (0.05), both from transformers' own attention and among kernels.
+SELF_CHECK_TOKENS = 19  # more than a block of 16, so that the check crosses the end of a block
+_LONG_CHECK_TOKENS = 300  # more than one split of a GPU kernel's keys
+# Of logits, as a share of their standard deviation. In fp16 and bf16 it is this many roundings: 32
+# random layers of the 8B shape in bfloat16 differ by 6 (0.05), from transformers' own attention and
+# between kernels.
 _SELF_CHECK_TOLERANCE = {torch.float32: 1e-3}
 _SELF_CHECK_ROUNDINGS = 20
 
@@ -38,7 +39,7 @@ _SELF_CHECK_ROUNDINGS = 20
 def attach_paged_attention(
     model: PreTrainedModel, device: torch.device, dtype: torch.dtype
 ) -> LoadedModel:
-    """Puts a model onto the paged attention, and compares its logits with the stock ones.
+    """Makes a model use the paged attention, and compares its logits with those it had before.
 
     Raises:
         ModelLoadError: the architecture is not supported.
@@ -69,9 +70,9 @@ def attach_paged_attention(
 def backend_agrees(
     loaded: LoadedModel, backend: AttentionBackend, block_size: int, cache_dtype: torch.dtype
 ) -> bool:
-    """Whether the model has the logits of the reference with this backend. Logs why not.
+    """Whether the model's logits with this backend are those with the reference. Logs why not.
 
-    Tried are short texts and long ones, for which a backend may have kernels of their own.
+    Short and long texts are tried, since a backend may have different kernels for them.
     """
     text_config = loaded.model.config.get_text_config()
     longest = int(getattr(text_config, "max_position_embeddings", _LONG_CHECK_TOKENS))
@@ -88,12 +89,12 @@ def backend_agrees(
 def objection(
     loaded: LoadedModel, backend: AttentionBackend, expected: Tensor, trial: _Trial | None = None
 ) -> str | None:
-    """Why a backend cannot be used for a model, if it cannot."""
+    """Why a backend cannot be used for a model; None if it can."""
     try:
         actual = paged_logits(loaded, backend, trial)
-    except torch.AcceleratorError:  # nothing else will run on this device
+    except torch.AcceleratorError:  # the device cannot be used any more
         raise
-    except Exception as error:  # whatever a compiler can miss on a machine, the model is served
+    except Exception as error:  # for example no working compiler: the model is served without it
         return f"it does not run here: {first_line(error)}"
     difference = _difference(actual, expected)
     if difference <= _tolerance(loaded.dtype):
@@ -102,17 +103,17 @@ def objection(
 
 
 def _difference(actual: Tensor, expected: Tensor) -> float:
-    """The worst token's root mean square difference of logits, as a share of all logits' spread.
+    """The worst token's root mean square difference, as a share of all logits' deviation.
 
-    Not the largest difference of any: of half a million numbers in bfloat16 that comes to a
-    quarter of the spread. A model that computes something else is at 1.4.
+    Not the largest difference of a single logit: among half a million numbers in bfloat16 that is a
+    quarter of the standard deviation. For a model that computes something else this is 1.4.
     """
     errors = (actual - expected).square().mean(dim=-1).sqrt()
     return float(errors.max()) / (float(expected.std()) or 1.0)
 
 
 def _tolerance(dtype: torch.dtype) -> float:
-    """How far logits may be from those expected."""
+    """The largest `_difference` that rounding explains."""
     roundings = _SELF_CHECK_ROUNDINGS * torch.finfo(dtype).eps
     return _SELF_CHECK_TOLERANCE.get(dtype, roundings)
 
@@ -126,7 +127,7 @@ def _self_check_ids(model: PreTrainedModel, num_tokens: int = SELF_CHECK_TOKENS)
 
 @dataclass(frozen=True, slots=True)
 class _Trial:
-    """How many tokens are computed, over which cache."""
+    """The number of tokens of a comparison, and the format of its cache."""
 
     num_tokens: int
     block_size: int
@@ -144,7 +145,10 @@ def _stock_logits(model: PreTrainedModel) -> Tensor:
 def paged_logits(
     loaded: LoadedModel, backend: AttentionBackend, trial: _Trial | None = None
 ) -> Tensor:
-    """The same logits by way of a cache, computed in two chunks and a decode step."""
+    """Logits over the paged cache, float32 [num_tokens, vocab_size].
+
+    The tokens, those of `_stock_logits`, are computed in two chunks and a decode step.
+    """
     trial = trial or _Trial(SELF_CHECK_TOKENS, 16, loaded.dtype)
     model = loaded.model
     ids = _self_check_ids(model, trial.num_tokens)
@@ -153,26 +157,34 @@ def paged_logits(
     chunks = []
     for start, end in itertools.pairwise((0, 11, trial.num_tokens - 1, trial.num_tokens)):
         positions = torch.arange(start, end, device=model.device)
-        batch = AttentionInput(
-            slot_mapping=positions,
-            block_tables=torch.arange(cache.num_blocks, device=model.device).int().unsqueeze(0),
-            query_start_loc=torch.tensor([0, end - start], device=model.device).int(),
-            context_lens=torch.tensor([end], device=model.device).int(),
-        )
-        step = AttentionStep(cache.layers, batch, backend)
         output = model(
             input_ids=ids[:, start:end],
             position_ids=positions.unsqueeze(0),
             use_cache=False,
-            attention_step=step,
+            attention_step=AttentionStep(cache.layers, _chunk(positions, end, num_blocks), backend),
         )
         chunks.append(output.logits[0].float())
     return torch.cat(chunks)
 
 
+def _chunk(positions: Tensor, end: int, num_blocks: int) -> AttentionInput:
+    """A step of a single sequence, whose tokens are in the slots of their positions."""
+    device = positions.device
+    return AttentionInput(
+        slot_mapping=positions,
+        block_tables=torch.arange(num_blocks, device=device).int().unsqueeze(0),
+        query_start_loc=torch.tensor([0, len(positions)], device=device).int(),
+        context_lens=torch.tensor([end], device=device).int(),
+    )
+
+
 @torch.inference_mode()
 def _probe_layers(model: PreTrainedModel) -> dict[int, LayerShape]:
-    """Runs one token to see which layers attend, and with which shapes."""
+    """Runs one token to find out which layers have attention, and the shapes of keys and values.
+
+    Raises:
+        ValueError: layers share a cache, or some do not use the attention interface.
+    """
     layers: dict[int, LayerShape] = {}
 
     def probe(

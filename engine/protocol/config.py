@@ -1,4 +1,7 @@
-"""What an engine is started with, frozen; what loading finds out is not written back."""
+"""An engine's settings, and what it reports about itself once it is ready.
+
+Settings never change: what loading a model finds out is in `EngineInfo`.
+"""
 
 from __future__ import annotations
 
@@ -17,32 +20,34 @@ class EngineConfig:
         model_id: a local directory, or a hub id.
         revision: the hub revision.
         dtype: "float32", "bfloat16", "float16", or None for float32 on the CPU and the checkpoint's
-            own format on a GPU.
-        quantize: "int8", "int4", "fp8", or one of TGI's names; see `quantization.py`. None for the
-            weights as they are.
-        kv_cache_dtype: "fp8_e4m3fn", "fp8_e5m2", or None for the model's own format.
+            own dtype on a GPU.
+        quantize: "int8", "int4", "fp8", or one of TGI's names; see `model/quantization.py`. None
+            for the weights as they are.
+        kv_cache_dtype: "fp8_e4m3fn", "fp8_e5m2", or None for the model's own dtype.
         device: "cuda", "cpu", or None for a GPU if there is one.
-        trust_remote_code: whether code that comes with a checkpoint may run.
+        trust_remote_code: whether code in a checkpoint may run.
         socket_path: the Unix socket on which the engine listens.
         block_size: tokens per block of the KV cache.
-        max_total_tokens: tokens of a prompt and its continuation at most; None asks the model.
+        max_total_tokens: the most tokens of a prompt and its continuation; None takes the model's.
         max_batch_total_tokens: tokens that the KV cache holds; None sizes it to the memory.
-        max_step_tokens: tokens computed in one step at most.
-        max_chunk_tokens: of these, tokens of prompts beside decoding sequences; None: by device.
-        max_num_seqs: sequences running at a time at most.
-        run_ahead: whether a step is launched before the tokens of the one before are known; None
-            does so on a GPU, where the device would wait otherwise.
+        max_step_tokens: the most tokens computed in one step.
+        max_chunk_tokens: of these, the most tokens of prompts in a step that also decodes; None
+            chooses by the device.
+        max_num_seqs: the most sequences running at the same time.
+        run_ahead: whether a step is launched before the tokens of the previous one are read; None
+            does so on a GPU, which would wait for the host otherwise.
         graph_sizes: batch sizes for which decode steps are recorded on a GPU; a CPU records all
-            steps up to the largest of these, 64 tokens at most. None records none.
-        speculate: guessed tokens per sequence and step at most; 0 guesses nothing.
+            steps up to the largest of these, 64 tokens at most. Without a size above 0 no steps are
+            recorded.
+        speculate: the most draft tokens per sequence and step; 0 switches speculation off.
         memory_fraction: share of the device's memory that may be used, 0 … 1.
         num_threads: CPU threads of the model; None takes all cores.
-        enable_prefix_caching: whether prompts share blocks.
-        enable_native_kernels: whether kernels of our own are used: compiled C on a CPU, Triton on a
+        enable_prefix_caching: whether sequences with a common prefix share blocks.
+        enable_native_kernels: whether our own kernels are used: compiled C on a CPU, Triton on a
             GPU.
-        enable_fused_rotation: whether kernels may rotate query and key for the model.
-        enable_fusion: whether kernels of our own may replace norms and gated MLPs, and tables the
-            angles of rotary embeddings.
+        enable_fused_rotation: whether attention may apply the rotary embedding to query and key.
+        enable_fusion: whether fused kernels may replace norms and gated MLPs, and tables the
+            computation of rotary embeddings.
         watermark_gamma: the share of the vocabulary that a watermark favours, between 0 and 1.
         watermark_delta: what a watermark adds to the logits of those tokens.
     """
@@ -85,7 +90,7 @@ class EngineConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineInfo:
-    """What an engine tells about itself once it is ready.
+    """What an engine reports about itself once it is ready.
 
     `max_total_tokens` is the longest sequence it can hold; `max_batch_total_tokens` the size of its
     KV cache; both in tokens.

@@ -1,4 +1,4 @@
-"""What can go wrong in the engine.
+"""The engine's exceptions.
 
 EngineError
 ├── ModelLoadError      the model cannot be served: start-up fails
@@ -10,11 +10,11 @@ from __future__ import annotations
 
 
 class EngineError(Exception):
-    """Base of the engine's errors; `str()` is one line, fit to be shown to a person."""
+    """Base of the engine's errors; `str()` is one line that a user can read."""
 
 
 class ModelLoadError(EngineError):
-    """The model cannot be loaded, or not be served correctly."""
+    """The model cannot be loaded, or cannot be served correctly."""
 
 
 class CapacityError(EngineError):
@@ -22,4 +22,4 @@ class CapacityError(EngineError):
 
 
 class GrammarError(EngineError):
-    """The grammar is none, is too complex, or does not allow what came."""
+    """The source is not a grammar, is too complex, or does not allow a sequence's tokens."""

@@ -1,6 +1,6 @@
-"""What is asked of the engine, and what it answers: values without behaviour.
+"""Requests to the engine and its outputs: values without behaviour.
 
-A `Request` never changes. All its parameters are resolved: `None` means "this filter is off", and
+A `Request` never changes. All its parameters have values: `None` means "this filter is off", and
 nothing else is optional.
 """
 
@@ -23,7 +23,7 @@ class SamplingParams:
     """How the next token is chosen from the logits.
 
     `seed` is any unsigned 64-bit integer. With `do_sample` false the likeliest token is taken,
-    after penalties. Defaults mean that a step is off.
+    after penalties. With its default, a parameter has no effect.
     """
 
     do_sample: bool = False
@@ -42,9 +42,9 @@ class SamplingParams:
 class Request:
     """A prompt to continue.
 
-    `grammar` is the source of a grammar (see `grammar.py`) that the text must follow, or empty.
-    `resumed_token_ids` are tokens that were generated for this request before, by an engine that is
-    gone: generation goes on behind them and gives what it would have given without the break.
+    `grammar` is the source of a grammar (see `grammar/backend_llguidance.py`) that the text must
+    follow, or empty. `resumed_token_ids` are tokens that an engine has generated for this request
+    before it ended: generation continues after them and gives the same tokens as without the break.
     """
 
     request_id: str
@@ -66,11 +66,11 @@ class Token(NamedTuple):
 
 
 class SequenceOutput(NamedTuple):
-    """What one step brought for one request.
+    """The output of one step for one request.
 
-    `prompt_logprobs` continues the list of earlier steps; its first entry of all is None. `token`
-    is None while the prompt is still being computed. `error` ends the request without a finish
-    reason.
+    `token` is None while the prompt is still being computed. `prompt_logprobs` continues the list
+    of earlier steps; the first entry of the whole list is None. `error` ends the request without a
+    finish reason. `first_scheduled` marks the first output of a request.
     """
 
     request_id: str
@@ -82,7 +82,7 @@ class SequenceOutput(NamedTuple):
 
     @property
     def is_last(self) -> bool:
-        """Whether nothing more comes for this request."""
+        """Whether this is the last output of its request."""
         return self.finish_reason is not None or self.error is not None
 
 
@@ -103,10 +103,10 @@ class EngineStats:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepOutput:
-    """All that leaves the engine after one step.
+    """The outputs of one step, with figures about the step and the engine.
 
-    Durations are seconds: `forward_s` the model, `sample_s` choosing tokens, `duration_s`
-    everything.
+    Durations are seconds: `forward_s` of the model, `sample_s` of sampling, `duration_s` of the
+    whole step.
     """
 
     outputs: tuple[SequenceOutput, ...] = ()

@@ -1,7 +1,7 @@
 """Messages between a service and the engine: length-prefixed msgpack over a Unix socket.
 
-A frame is a big-endian uint32 length and so many bytes of msgpack: a list of the message's kind and
-its fields. One `STEP` leaves per step, with everything that concerns the receiver.
+A frame is a big-endian uint32 length and that many bytes of msgpack: a list of the message's kind
+and its fields. Each service gets one `STEP` per step, with the outputs of its own requests.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MAX_FRAME_BYTES = 64 * 1024 * 1024  # a prompt of a million tokens takes about 5
 
 
 class Kind(IntEnum):
-    """What a message is."""
+    """The kinds of messages."""
 
     SUBMIT = 1  # to the engine: a request
     ABORT = 2  # to the engine: a request's id
@@ -39,13 +39,13 @@ class Kind(IntEnum):
 
 
 def framed(message: Any) -> bytes:
-    """Anything that msgpack takes as bytes, with its length in front."""
+    """Packs anything that msgpack takes, with its length in front."""
     body = msgpack.packb(message)
     return HEADER.pack(len(body)) + bytes(body)
 
 
 def frame(kind: Kind, *fields: Any) -> bytes:
-    """A message between service and engine as bytes, with its length in front."""
+    """Packs a message between service and engine, with its length in front."""
     return framed([kind, *fields])
 
 
@@ -102,12 +102,12 @@ def parse_request(fields: list[Any]) -> Request:
 
 
 def _token_ids(values: list[Any]) -> tuple[int, ...]:
-    """Checked at C speed: whole numbers of 0 … 2**32 - 1."""
+    """Whole numbers of 0 … 2**32 - 1; `array` checks them in C."""
     return tuple(array("I", values))
 
 
 def ready(info: EngineInfo) -> bytes:
-    """A frame that says what the engine serves."""
+    """A frame that describes the engine."""
     return frame(Kind.READY, info.to_dict())
 
 

@@ -1,9 +1,10 @@
-"""Small steps on a CPU, each shape of which is recorded once and then repeated.
+"""Small steps on a CPU, recorded once for each shape and then replayed.
 
 A model is a few hundred operations, and a good part of the time of a small step goes into what
-Python does between them: modules, checks, views, conversions. All of that comes out the same as
-long as the step has the same shape, so it can be left out: `cpu_recorder.py` is to a CPU
-what a CUDA graph is to a GPU. Nothing is padded, since a CPU computes every row it is given.
+Python does between them: modules, checks, views, conversions. All of that has the same results as
+long as the step has the same shape, so a replay leaves it out: `cpu_recorder.py` is to a CPU what a
+CUDA graph is to a GPU. No step is padded to a larger shape, since a CPU would compute the padding
+rows as well.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from torch import Tensor
 from ..batch import ModelInput, blank, copy_rows
 from ..kernels.cpu import CpuKernels
 from ..kernels.kernel import listening
-from .cpu_recorder import Arena, CpuGraph, CpuGraphRecorder, NotRepeatableError, twin
+from .cpu_recorder import Arena, CpuGraph, CpuGraphRecorder, NotRepeatableError, alias
 
 logger = logging.getLogger(__name__)
 
-_MAX_GRAPHS = 128  # the one that was not used for the longest time goes
-# Sightings of a shape before it is recorded, which takes as long as a few steps: when there is
-# room, and when another one has to go. So too many shapes do not push each other out all the time.
+_MAX_GRAPHS = 128  # above that, the least recently used one is dropped
+# How often a shape must occur before it is recorded, which takes as long as a few steps: while
+# there is room, and when another graph has to be dropped. With the lower number alone, too many
+# shapes would replace each other all the time.
 _MIN_SIGHTINGS = 2
 _MIN_SIGHTINGS_WHEN_FULL = 32
 _CPU = torch.device("cpu")
@@ -40,7 +42,7 @@ class _Shape(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _CapturedStep:
-    """A graph, where it reads its rows, and where it leaves their logits."""
+    """A graph, the rows that it reads, and the logits that it writes."""
 
     rows: ModelInput
     logits: Tensor
@@ -48,12 +50,12 @@ class _CapturedStep:
 
 
 class CpuGraphs:
-    """Computes small steps from graphs, one for every shape that comes back; others as they are.
+    """Replays small steps whose shape has been recorded; computes all others with the model.
 
     Args:
-        forward: computes logits, in CPU kernels and operations of torch.
+        forward: computes logits, with CPU kernels and operations of torch.
         kernels: those kernels.
-        max_tokens: of a step that is recorded; what Python takes does not matter in larger ones.
+        max_tokens: of a step that is recorded; in larger steps Python's time does not matter.
         max_blocks: blocks of the longest sequence.
     """
 
@@ -75,14 +77,15 @@ class CpuGraphs:
 
     @property
     def num_graphs(self) -> int:
-        """Shapes that are recorded."""
+        """The number of recorded shapes."""
         return len(self._steps)
 
     @torch.inference_mode()
-    def prove(self, last_position: int, block_size: int) -> None:
-        """Gives up for good unless a graph computes another token, elsewhere, as the model does.
+    def verify(self, last_position: int, block_size: int) -> None:
+        """Compares a replay with the model; if their logits differ, no step is ever replayed.
 
-        Both are computed in the first block of the cache, in which nothing may be kept yet.
+        The graph is recorded with token 0 at position 0, and replayed with token 1 at
+        `last_position`. Both steps write into the first block of the cache, which must be unused.
         """
         first, other = (
             _one_token(number, position, block_size, self._max_blocks)
@@ -91,12 +94,12 @@ class CpuGraphs:
         self._record(_shape(first), first)
         expected = self._forward(other).clone()
         if not torch.equal(self(other), expected):
-            logger.warning("small steps are not captured: the model keeps something between them")
-            self._give_up()
+            logger.warning("small steps are not recorded: the model keeps a state between them")
+            self._disable()
 
     @torch.inference_mode()
     def __call__(self, batch: ModelInput) -> Tensor:
-        """Logits [num_rows, vocab_size] of any batch; those of a graph hold until the next step."""
+        """Logits [num_rows, vocab_size] of any batch; a graph's are valid until the next step."""
         shape = _shape(batch)
         num_blocks = batch.attention.block_tables.shape[1]
         if shape.num_tokens > self._max_tokens or num_blocks > self._max_blocks:
@@ -120,18 +123,18 @@ class CpuGraphs:
         _fill(rows, batch)
         recorder = CpuGraphRecorder(self._arena, self._kernels)
         try:
-            with listening(recorder.heard), recorder:
+            with listening(recorder.record_call), recorder:
                 logits = self._forward(rows)
         except NotRepeatableError as error:
-            logger.warning("small steps are not captured: %s", error)
-            self._give_up()
+            logger.warning("small steps are not recorded: %s", error)
+            self._disable()
             return self._forward(batch)
-        self._steps[shape] = _CapturedStep(rows, twin(logits), recorder.graph())
+        self._steps[shape] = _CapturedStep(rows, alias(logits), recorder.graph())
         if len(self._steps) > _MAX_GRAPHS:
             self._steps.popitem(last=False)
         return logits
 
-    def _give_up(self) -> None:
+    def _disable(self) -> None:
         self._max_tokens = 0
         self._steps.clear()
 
@@ -141,7 +144,7 @@ def _shape(batch: ModelInput) -> _Shape:
 
 
 def _one_token(token_id: int, position: int, block_size: int, max_blocks: int) -> ModelInput:
-    """A sequence of which all blocks are the first of the cache, and one token is computed."""
+    """A step of one token, in a sequence whose blocks are all block 0 of the cache."""
     rows = blank(1, 1, 1, max_blocks, _CPU)
     rows.input_ids.fill_(token_id)
     rows.positions.fill_(position)

@@ -1,7 +1,7 @@
-"""Computations on the CPU, written down while they are done, to be repeated without Python.
+"""Records a computation on the CPU while it runs, to replay it without the Python code around it.
 
-A graph holds the calls of kernels and of torch's operations, at fixed addresses. What a program did
-to get to them is left out: it is assumed to come out the same whatever the numbers are.
+A graph holds the calls of kernels and of torch's operations, with their fixed addresses. The Python
+code that made these calls does not run again: it is assumed to make the same ones for any numbers.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ _aten = torch.ops.aten
 
 
 class NotRepeatableError(Exception):
-    """A model does something that may come out differently with the same shapes."""
+    """A model does something whose result may differ between steps of the same shape."""
 
 
 class Arena:
-    """Memory of all graphs, of which only one runs at a time.
+    """The memory of all graphs, of which only one runs at a time.
 
-    As with torch's own allocator, a piece is given out again when no tensor needs it any more, so
-    that a step's numbers stay in the processor's caches. It cannot be torch's own, since the pieces
-    are written to whenever a graph is played.
+    As in torch's own allocator, a piece is reused when no tensor needs it any more, so that a
+    step's numbers stay in the processor's caches. It cannot be torch's own memory, which torch
+    would allocate to other tensors, since every replay writes to the pieces.
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class Arena:
 
     @property
     def num_bytes(self) -> int:
-        """The size of all pieces."""
+        """The size of all pieces in bytes."""
         return sum(piece.nbytes for piece in self._pieces.values())
 
     def like(self, tensor: Tensor) -> Tensor:
@@ -65,7 +65,11 @@ class Arena:
         return copy
 
     def watch(self, tensor: Tensor) -> bool:
-        """Counts a tensor among those that need their piece while they live, if it lies here."""
+        """Keeps the piece under a tensor allocated until the tensor is deleted.
+
+        Returns:
+            Whether the tensor's memory is in the arena at all.
+        """
         address = _address(tensor)
         if address not in self._pieces:
             return False
@@ -75,7 +79,7 @@ class Arena:
 
     def _piece(self, tensor: Tensor) -> Tensor:
         last = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
-        # In powers of two, so that shapes of all sizes can share a few pieces.
+        # Sizes are powers of two, so that tensors of all shapes can share a few pieces.
         size = 1 << ((last + 1) * tensor.itemsize - 1).bit_length() if tensor.numel() else 1
         if free := self._free[size]:
             return free.pop()
@@ -91,12 +95,12 @@ class Arena:
 
 
 class CpuGraph:
-    """What was computed, as calls that take and return nothing.
+    """A recorded computation, as functions without arguments and results.
 
     Args:
-        parts: calls of kernels, and everything else, in order.
-        kernels: make one call of several.
-        constants: what it reads and nobody else may keep.
+        parts: calls of kernels, and functions for everything else, in order.
+        kernels: combine consecutive calls of kernels into one.
+        constants: tensors that it reads, kept since the model may delete them.
     """
 
     def __init__(
@@ -119,24 +123,24 @@ class CpuGraph:
                 self._runs.append(part)
 
     def replay(self) -> None:
-        """Computes it again from what its inputs hold now.
+        """Computes it again from the numbers that its inputs hold now.
 
         Raises:
-            MemoryError: a kernel found none.
+            MemoryError: a kernel could not allocate scratch memory.
         """
         for run in self._runs:
             run()
 
 
 class CpuGraphRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Listens to what is computed while it is entered.
+    """Records what is computed in its context.
 
-    What operations return lies in the arena from then on. The record refers to it by tensors of its
-    own, so that pieces are free as soon as the model has dropped them.
+    Results of operations are moved into the arena. The recording refers to them by aliases, which
+    do not count as users, so that a piece is free as soon as the model has deleted its tensors.
 
     Args:
-        arena: where results go.
-        kernels: those that the model calls.
+        arena: the memory of the results.
+        kernels: the kernels that the model calls.
     """
 
     def __init__(self, arena: Arena, kernels: CpuKernels) -> None:
@@ -147,51 +151,55 @@ class CpuGraphRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._constants: dict[int, Tensor] = {}  # by address
 
     def graph(self) -> CpuGraph:
-        """The record so far."""
+        """The recording so far."""
         return CpuGraph(self._parts, self._kernels, list(self._constants.values()))
 
-    def heard(self, call: Call) -> None:
-        """Notes the call of a kernel."""
+    def record_call(self, call: Call) -> None:
+        """Records the call of a kernel."""
         self._parts.append(call)
 
     def __torch_dispatch__(
         self, op: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Called by torch in place of every operation.
+        """Torch calls this in place of every operation.
 
         Raises:
-            NotRepeatableError: the operation cannot be repeated.
+            NotRepeatableError: the operation cannot be replayed.
         """
         inputs = list(_tensors((args, kwargs)))
         operation = _Operation(op, args, kwargs or {}, inputs)
         operation.check()
-        if not kwargs and (taken := self._in_a_kernel(op, args)) is not None:
-            return taken
+        if not kwargs and (computed := self._by_kernel(op, args)) is not None:
+            return computed
         result = op(*args, **operation.kwargs)
-        places = set(map(_address, inputs))
-        if torch.Tag.inplace_view in op.tags:  # it does something to Python's object only
-            if _address(result) not in places:
+        addresses = set(map(_address, inputs))
+        if torch.Tag.inplace_view in op.tags:  # it changes the tensor object, not its memory
+            if _address(result) not in addresses:
                 raise NotRepeatableError(f"{op} gives a tensor other memory")
             return result
         if operation.writes:
-            self._parts.append(operation.again())
+            self._parts.append(operation.in_place())
             return result
-        if all(_address(tensor) in places for tensor in _tensors(result)):  # views, or none at all
+        if all(_address(tensor) in addresses for tensor in _tensors(result)):  # views, or no tensor
             for tensor in _tensors(result):
                 if not self._arena.watch(tensor):
-                    self._constants[_address(tensor)] = twin(tensor)
+                    self._constants[_address(tensor)] = alias(tensor)
             return result
-        kept = tree_map_only(Tensor, lambda tensor: self._arena.like(tensor).copy_(tensor), result)
-        targets = [twin(tensor) for tensor in _tensors(kept)]
-        if not op._schema.name.startswith(_EMPTY):
-            constants = None if inputs else list(_tensors(result))
+        return self._moved(operation, result)
+
+    def _moved(self, operation: _Operation, result: Any) -> Any:
+        """Copies results into the arena, and records the operation that writes them there."""
+        moved = tree_map_only(Tensor, lambda tensor: self._arena.like(tensor).copy_(tensor), result)
+        targets = [alias(tensor) for tensor in _tensors(moved)]
+        if not operation.op._schema.name.startswith(_EMPTY):
+            constants = None if operation.inputs else list(_tensors(result))
             self._parts.append(operation.into(targets, constants))
-        return kept
+        return moved
 
-    def _in_a_kernel(self, op: OpOverload, args: tuple[Any, ...]) -> Tensor | None:
-        """Computes what is small and in every model, if it is that.
+    def _by_kernel(self, op: OpOverload, args: tuple[Any, ...]) -> Tensor | None:
+        """Computes some small operations that every model has by kernels of our own.
 
-        It takes torch longer to find out what to do than to do it.
+        In torch, their dispatch takes longer than their computation. None for other operations.
         """
         if op is _aten.add.Tensor and len(args) == 2 and all(map(_is_plain, args)):
             a, b = args
@@ -200,15 +208,15 @@ class CpuGraphRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._kernels.add(a, b, total)
                 return total
         if op is _aten.embedding.default and _is_plain(args[0]):
-            return self._taken(args[0], args[1])
+            return self._take_rows(args[0], args[1])
         if op is _aten.index.Tensor and _is_plain(args[0]) and args[0].dim() == 3:
             x, index = args
             if len(x) == 1 and len(index) == 2 and index[0] is None and index[1].dim() == 1:
-                return self._taken(x[0], index[1].unsqueeze(0))
+                return self._take_rows(x[0], index[1].unsqueeze(0))
         return None
 
-    def _taken(self, x: Tensor, index: Tensor) -> Tensor | None:
-        """Rows of x [N, width]: [..., width] for an index [...]."""
+    def _take_rows(self, x: Tensor, index: Tensor) -> Tensor | None:
+        """Rows of x [N, width]: [..., width] for an int64 index [...]; None for other indices."""
         if index.dtype is not torch.int64 or not index.is_contiguous():
             return None
         rows = self._arena.like(x.new_empty(*index.shape, x.shape[1]))
@@ -218,7 +226,7 @@ class CpuGraphRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @dataclass(frozen=True, slots=True)
 class _Operation:
-    """An operation of torch with its arguments, of which `inputs` are tensors."""
+    """A call of an operation of torch; `inputs` are the tensors among its arguments."""
 
     op: OpOverload
     args: tuple[Any, ...]
@@ -231,23 +239,30 @@ class _Operation:
         return bool(self.op._schema.is_mutable)
 
     def check(self) -> None:
-        """Refuses what may come out differently."""
+        """Refuses operations whose results may differ between steps of the same shape.
+
+        Raises:
+            NotRepeatableError: this is one of them.
+        """
         has_mask = any(tensor.dtype is torch.bool for tensor in self.inputs)
         if self.op is _aten.index.Tensor and not has_mask:
-            return  # its shape depends on nothing else
+            return  # without a mask, its shape depends on the indices' shapes alone
         if self.op is _aten.dropout.default and not self.args[2]:
-            return  # it is not training, and drops nothing
+            return  # not in training, so nothing is dropped
         if not _UNREPEATABLE.isdisjoint(self.op.tags):
             raise NotRepeatableError(f"{self.op} depends on more than a step's shape")
 
-    def again(self) -> Callable[[], object]:
-        """Does it, for what it writes."""
-        op, (args, kwargs) = self.op, self._twins()
+    def in_place(self) -> Callable[[], object]:
+        """A function that calls it again, for an operation that writes to its arguments."""
+        op, (args, kwargs) = self.op, self._arguments()
         return lambda: op(*args, **kwargs)
 
     def into(self, targets: list[Tensor], constants: list[Tensor] | None) -> Callable[[], object]:
-        """Does it and leaves the results in `targets`; what has no inputs is copied from before."""
-        op, (args, kwargs) = self.op, self._twins()
+        """A function that calls it again and writes the results to `targets`.
+
+        `constants` are the results of an operation without inputs, which are copied instead.
+        """
+        op, (args, kwargs) = self.op, self._arguments()
         if op._schema.name in _COPIES:
             return lambda: targets[0].copy_(args[0])
         if constants is None and (out := _out_variant(op)) is not None:
@@ -260,15 +275,17 @@ class _Operation:
 
         return run
 
-    def _twins(self) -> Any:
-        return tree_map_only(Tensor, twin, (self.args, self.kwargs))
+    def _arguments(self) -> Any:
+        """Positional and keyword arguments, with aliases for tensors."""
+        return tree_map_only(Tensor, alias, (self.args, self.kwargs))
 
 
 @cache
 def _out_variant(op: OpOverload) -> OpOverload | None:
-    """The same operation as one that writes its only result to a tensor, if there is one.
+    """The overload of an operation that writes its only result to a given tensor, if there is one.
 
-    Those that torch makes of others may go another way there, and round otherwise.
+    Not for operations that torch composes of others: their `out` overloads may be composed
+    differently, and round differently.
     """
     if op.has_kernel_for_dispatch_key(DispatchKey.CompositeImplicitAutograd):
         return None
@@ -297,7 +314,7 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether our kernels can read it."""
+    """Whether it is a tensor that our kernels can read."""
     return isinstance(value, Tensor) and value.dtype is torch.float32 and value.is_contiguous()
 
 
@@ -305,6 +322,6 @@ def _address(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
 
-def twin(tensor: Tensor) -> Tensor:
-    """Another tensor at the same place, which does not count as one of the arena's users."""
+def alias(tensor: Tensor) -> Tensor:
+    """Another tensor on the same memory, which does not count as one of the arena's users."""
     return tensor.detach()

@@ -1,12 +1,11 @@
-"""Decode steps that were recorded once and are replayed.
+"""Decode steps on a GPU, recorded once as CUDA graphs and then replayed.
 
-A model is hundreds of kernels, and starting them takes Python longer than a GPU needs to compute
-them for a few tokens. A recorded step starts at one word from the host. It always computes the same
-number of rows, at the same addresses: a batch is filled up to the next recorded size with rows that
-belong to nobody::
+A model is hundreds of kernels, and launching them takes Python longer than a GPU needs to compute
+them for a few tokens. A recorded step is one launch. It always computes the same number of rows, at
+the same addresses: a batch is filled up to the next recorded size with padding rows::
 
-    a step of 4 tokens                      [ a9 | b4 | -- | -- ]
-    one of 5, where some may be guesses     [ a9 | b4  b5? b6? ] --
+    a step of 4 tokens                          [ a9 | b4 | -- | -- ]
+    one of 5, where some are draft tokens (?)   [ a9 | b4  b5? b6? ] --
 """
 
 from __future__ import annotations
@@ -27,16 +26,16 @@ from ..batch import AttentionInput, ModelInput, blank, copy_rows
 
 logger = logging.getLogger(__name__)
 
-_PAD_SLOT = -1  # the slot of a row that belongs to nobody: nothing is stored
+_PAD_SLOT = -1  # the slot of a padding row: nothing is stored for it
 
 Replay = Callable[[], object]
 Recorder = Callable[[Callable[[], object]], Replay]
 
 
 def cuda_recorder(device: torch.device) -> Recorder:
-    """Records on a GPU; all recordings share their memory, since only one runs at a time.
+    """A recorder of CUDA graphs, which all share their memory, since only one runs at a time.
 
-    They also share a stream, for each of which cuBLAS has a workspace.
+    They also share one stream, since cuBLAS allocates a workspace for each stream.
     """
     pool = torch.cuda.graph_pool_handle()
     side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -49,18 +48,18 @@ def cuda_recorder(device: torch.device) -> Recorder:
             with torch.cuda.graph(graph, pool=pool, stream=side):
                 run()
         finally:
-            torch.cuda.set_stream(here)  # torch stays on the other one when a recording fails
+            torch.cuda.set_stream(here)  # torch stays on the other stream if a recording fails
         return graph.replay
 
     return record
 
 
 def _warm_up(run: Callable[[], object], here: torch.cuda.Stream, side: torch.cuda.Stream) -> None:
-    """Computes twice what is to be recorded: first calls compile kernels and choose algorithms.
+    """Runs twice what is to be recorded: first calls compile kernels and choose algorithms.
 
     Raises:
-        RuntimeError: it waits for the device. To find that out while recording is too late: before
-            2.12, torch's allocator goes on as if that recording had never ended.
+        RuntimeError: it synchronises with the device. While recording, that would be found too
+            late: before 2.12, torch's allocator goes on as if that recording had never ended.
     """
     side.wait_stream(here)
     try:
@@ -83,7 +82,7 @@ def _waiting_forbidden() -> Iterator[None]:
 
 
 class _Shape(NamedTuple):
-    """Of a recorded step: as many sequences as tokens, or one less where some may have guesses."""
+    """Of a recorded step: `num_seqs` is `num_tokens`, or one less in a step with draft tokens."""
 
     num_tokens: int
     num_seqs: int
@@ -91,7 +90,7 @@ class _Shape(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Recorded:
-    """A recorded step: where it reads its rows, where it leaves their logits, how to run it."""
+    """A recorded step: the rows that it reads, the logits that it writes, and its replay."""
 
     rows: ModelInput
     logits: Tensor
@@ -99,17 +98,17 @@ class _Recorded:
 
 
 class DecodeGraphs:
-    """Computes decode steps by replay, and all others as they are.
+    """Replays decode steps; computes all other steps with the model.
 
     Args:
-        forward: computes logits; it may not wait for the device, and must store nothing for tokens
-            that have a negative slot, whether they belong to a sequence with a context of 0 or to
-            none.
+        forward: computes logits; it must not wait for the device, and must store nothing for
+            padding rows, which have a negative slot and belong to a sequence with a context of 0 or
+            to no sequence.
         sizes: numbers of tokens to record.
         max_blocks: blocks of the longest sequence.
         vocab_size: columns of the logits.
-        device: where everything is.
-        with_drafts: whether steps in which guessed tokens are checked are recorded as well.
+        device: where inputs and logits are.
+        with_drafts: whether steps that verify draft tokens are recorded as well.
     """
 
     def __init__(
@@ -134,20 +133,17 @@ class DecodeGraphs:
     def record(self, recorder: Recorder) -> None:
         """Records all sizes, the largest first, whose memory the others then share.
 
-        A model that cannot be recorded, since it asks the device for something on its way, is
-        computed as it is from then on.
+        A model that cannot be recorded, for example since it reads a value from the device, is
+        never replayed.
         """
         largest = self._sizes[-1]
         logits = torch.empty(largest, self._vocab_size, device=self._device)
         decode = _padding_rows(largest, self._max_blocks, self._device)
         torch.arange(largest + 1, out=decode.attention.query_start_loc)
         drafted = _padding_rows(largest, self._max_blocks, self._device)
-        shapes = [(_Shape(size, size), decode) for size in reversed(self._sizes)]
-        if self._with_drafts:
-            sizes = [size for size in reversed(self._sizes) if size > 1]
-            shapes += [(_Shape(size, size - 1), drafted) for size in sizes]
         try:
-            for shape, rows in tqdm(shapes, desc="recording"):
+            for shape in tqdm(self._shapes(), desc="recording"):
+                rows = decode if shape.num_seqs == shape.num_tokens else drafted
                 part, target = _first_rows(rows, shape), logits[: shape.num_tokens]
                 replay = recorder(partial(self._compute, part, target))
                 self._recorded[shape] = _Recorded(part, target, replay)
@@ -157,7 +153,7 @@ class DecodeGraphs:
 
     @torch.inference_mode()
     def __call__(self, batch: ModelInput) -> Tensor:
-        """Logits [num_rows, vocab_size] of any batch; those of a replay hold until the next."""
+        """Logits [num_rows, vocab_size] of any batch; a replay's are valid until the next one."""
         recorded = self._recorded_for(batch)
         if recorded is None:
             return self._forward(batch)
@@ -165,11 +161,21 @@ class DecodeGraphs:
         recorded.replay()
         return recorded.logits[: len(batch.input_ids)]
 
+    def _shapes(self) -> list[_Shape]:
+        """What is recorded: all sizes, the largest first, and the same with draft tokens."""
+        shapes = [_Shape(size, size) for size in reversed(self._sizes)]
+        if self._with_drafts:
+            shapes += [_Shape(size, size - 1) for size in reversed(self._sizes) if size > 1]
+        return shapes
+
     def _compute(self, rows: ModelInput, logits: Tensor) -> None:
-        logits.copy_(self._forward(rows))  # as float32, whatever the model gives
+        logits.copy_(self._forward(rows))  # as float32, whatever the model's dtype
 
     def _recorded_for(self, batch: ModelInput) -> _Recorded | None:
-        """The smallest step that a batch fits into, if the logits of all its tokens are wanted."""
+        """The smallest recorded step that a batch of decoding sequences fits into, if any.
+
+        In such a batch the logits of all tokens are wanted.
+        """
         num_tokens = len(batch.input_ids)
         num_seqs, num_blocks = batch.attention.block_tables.shape
         index = bisect_left(self._sizes, num_tokens)
@@ -181,7 +187,7 @@ class DecodeGraphs:
 
 
 def _padding_rows(size: int, max_blocks: int, device: torch.device) -> ModelInput:
-    """A batch at fixed addresses, in which no token belongs to anybody; all logits are wanted."""
+    """A batch of padding rows at fixed addresses; the logits of all rows are wanted."""
     rows = blank(size, size, size, max_blocks, device)
     rows.attention.slot_mapping.fill_(_PAD_SLOT)
     torch.arange(size, out=rows.logits_rows)
@@ -189,7 +195,7 @@ def _padding_rows(size: int, max_blocks: int, device: torch.device) -> ModelInpu
 
 
 def _first_rows(rows: ModelInput, shape: _Shape) -> ModelInput:
-    """The same memory, seen as a smaller batch."""
+    """The first rows of a batch, in the same memory."""
     num_tokens, num_seqs = shape
     attention = rows.attention
     return ModelInput(
@@ -208,14 +214,14 @@ def _first_rows(rows: ModelInput, shape: _Shape) -> ModelInput:
 
 
 def _fill(rows: ModelInput, batch: ModelInput) -> None:
-    """Copies a batch in; what is left over belongs to nobody."""
+    """Copies a batch into the first rows; the others become padding rows."""
     copy_rows(rows, batch)
     num_tokens, num_seqs = len(batch.input_ids), len(batch.attention.context_lens)
     rows.input_ids[num_tokens:].fill_(0)
     rows.positions[num_tokens:].fill_(0)
     rows.attention.slot_mapping[num_tokens:].fill_(_PAD_SLOT)
     rows.attention.context_lens[num_seqs:].fill_(0)
-    if num_seqs != num_tokens:  # else sequence i has token i, as it was recorded
+    if num_seqs != num_tokens:  # else sequence i has token i, as when it was recorded
         starts = rows.attention.query_start_loc
         starts[: num_seqs + 1].copy_(batch.attention.query_start_loc)
         starts[num_seqs + 1 :].fill_(num_tokens)

@@ -1,9 +1,9 @@
-"""What happens to the logits before a token is chosen, in TGI's order.
+"""Penalties, masks and filters on the logits before a token is chosen, in TGI's order.
 
-Each step takes float32 scores [num_rows, vocab_size] and the rows' sequences, and returns scores.
-It does nothing, and builds nothing, when no row asks for it. Order and formulas are those of TGI
-2.1.1, server/text_generation_server/utils/tokens.py and logits_process.py, except that a row never
-depends on the rows beside it.
+Each takes float32 scores [num_rows, vocab_size] and the rows' sequences, and returns scores. It
+does nothing, and builds nothing, if no row asks for it. Order and formulas are those of TGI 2.1.1,
+server/text_generation_server/utils/tokens.py and logits_process.py, except that a row never depends
+on the other rows.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from .truncation import truncate
 
 _NEVER = float("-inf")
 _EVERYTHING = float("inf")  # for a top-k
-_LEAST_SHARE = 1e-30  # smaller ones may be 0 in float32, and leave no token at all
+_LEAST_SHARE = 1e-30  # smaller top-p and typical-p may be 0 in float32, and keep no token at all
 
 
 @dataclass(frozen=True, slots=True)
 class RowMasks:
-    """The tokens that some rows may have.
+    """The tokens that the grammars of some rows allow.
 
     `packed` is uint8 [len(rows), at least ceil(vocab_size / 8)] on the scores' device: bit i % 8 of
     byte i // 8 is set if token i is allowed.
@@ -42,7 +42,7 @@ class RowMasks:
 def process(
     scores: Tensor, sequences: list[SampledSequence], masks: RowMasks | None = None
 ) -> Tensor:
-    """Applies every step that some row asks for."""
+    """Applies every penalty, mask and filter that some row asks for."""
     for penalty in (_repetition_penalty, _frequency_penalty):
         scores = penalty(scores, sequences)
     if masks is not None:
@@ -51,7 +51,7 @@ def process(
 
 
 def _mask(scores: Tensor, masks: RowMasks) -> None:
-    """Sets to -inf what a grammar does not allow, in place."""
+    """Sets the scores of tokens that a grammar does not allow to -inf, in place."""
     bias = spread(masks.packed, _mask_table(scores.device), scores.shape[1])
     if len(masks.rows) == scores.shape[0]:
         scores.add_(bias)
@@ -69,7 +69,7 @@ def _repetition_penalty(scores: Tensor, sequences: list[SampledSequence]) -> Ten
     rows = [row for row, penalty in enumerate(penalties) if penalty != 1.0]
     if rows:
         counts = [sequences[row].count_tokens() for row in rows]
-        seen = _places(rows, counts, scores.device)
+        seen = _indices(rows, counts, scores.device)
         strengths = _repeated([penalties[row] for row in rows], counts)
         penalty = upload(strengths, scores.device)
         old = scores[seen]
@@ -85,23 +85,22 @@ def _frequency_penalty(scores: Tensor, sequences: list[SampledSequence]) -> Tens
         lengths = _repeated([sequences[row].num_tokens for row in rows], counts)
         shares = np.frombuffer(b"".join(count.counts for count in counts), np.float32) / lengths
         strengths = _repeated([penalties[row] for row in rows], counts)
-        scores[_places(rows, counts, scores.device)] -= upload(strengths * shares, scores.device)
+        scores[_indices(rows, counts, scores.device)] -= upload(strengths * shares, scores.device)
     return scores
 
 
-def _places(
+def _indices(
     rows: list[int], counts: list[TokenCounts], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Where the scores of rows' tokens stand, those of all rows together: no place twice."""
-    owners = np.repeat(np.array(rows), [len(count.ids) for count in counts])
+    """Row and column of the scores of all tokens that occur in the rows' texts, each once."""
+    repeated_rows = np.repeat(np.array(rows), [len(count.ids) for count in counts])
     ids = np.frombuffer(b"".join(count.ids for count in counts), dtype=np.int64)
-    places = np.stack([owners, ids])
-    row, column = upload(places, device)
+    row, column = upload(np.stack([repeated_rows, ids]), device)
     return row, column
 
 
 def _repeated(values: list[float] | list[int], counts: list[TokenCounts]) -> NDArray[np.float32]:
-    """A number of each row, for each of the row's tokens."""
+    """The number of each row, repeated for each of the row's tokens."""
     return np.repeat(np.array(values, dtype=np.float32), [len(count.ids) for count in counts])
 
 

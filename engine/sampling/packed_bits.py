@@ -1,4 +1,4 @@
-"""Rows of one bit a token, spread over scores: what a watermark and a grammar say about tokens.
+"""Expands rows of one bit per token into numbers to add to scores: for watermarks and grammars.
 
 Bit i % 8 of byte i // 8 is token i's. One look-up gives eight columns, which is faster than to
 unpack, convert and multiply.

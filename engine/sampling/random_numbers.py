@@ -1,6 +1,6 @@
 """Random numbers that are a pure function of (seed, position).
 
-So a token does not depend on what else is in the batch, on a preemption or on a restart.
+So a token does not depend on the other requests of a batch, on a preemption or on a restart.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _MULTIPLIER_2 = np.uint64(0x94D049BB133111EB)
 
 
 def uniform(seeds: Sequence[int], positions: Sequence[int]) -> NDArray[np.float64]:
-    """Numbers in [0, 1), float64 [n], for n seeds of 64 bits without sign and n positions.
+    """Numbers in [0, 1), float64 [n], for n unsigned seeds of 64 bits and n positions.
 
     The mixing function is that of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom
     number generators, OOPSLA 2014), applied once to the seed and once to its stream's position.
@@ -27,7 +27,7 @@ def uniform(seeds: Sequence[int], positions: Sequence[int]) -> NDArray[np.float6
 
 
 def _mix(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Arithmetic wraps around, as it should."""
+    """The mixing function of SplitMix64; its arithmetic is modulo 2^64."""
     state = (state ^ (state >> np.uint64(30))) * _MULTIPLIER_1
     state = (state ^ (state >> np.uint64(27))) * _MULTIPLIER_2
     return state ^ (state >> np.uint64(31))

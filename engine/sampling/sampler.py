@@ -1,4 +1,4 @@
-"""Chooses the next token of each sequence, and reports how likely it was."""
+"""Samples the next token of each sequence, with its log-probability."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class SampledTokens:
     Args:
         ids: int64 [num_rows].
         logprobs: float32 [num_rows], of the ids.
-        tops: for each row that asks, how many of the likeliest tokens it wants.
-        top_ids: int64 [num_rows, k]: the likeliest tokens, if some row asks.
+        tops: for each row how many of the likeliest tokens it asks for; 0 for none.
+        top_ids: int64 [num_rows, k]: the likeliest tokens, if some row asks for any.
         top_logprobs: float32 [num_rows, k].
     """
 
@@ -38,14 +38,14 @@ class SampledTokens:
     ) -> None:
         self.ids = ids
         self._tops = tops
-        # One copy for everything, in float32: it has all whole numbers up to 2^24, and so all ids.
+        # One copy for everything, in float32: it represents all integers up to 2^24, so all ids.
         packed = torch.stack([ids, logprobs])
         if top_ids is not None and top_logprobs is not None:
             packed = torch.cat([packed, top_ids.T, top_logprobs.T])
         self._packed = Download(packed)
 
     def wait(self) -> list[Token]:
-        """One token per row. A row whose logits are not numbers has a NaN for a log-probability."""
+        """One token per row. If a row's logits are not numbers, its log-probability is NaN."""
         ids, logprobs, *top = self._packed.wait().tolist()
         chosen = [
             Token(int(token_id), logprob + 0.0)  # no -0.0
@@ -67,7 +67,7 @@ def sample(
     watermark: Watermark | None = None,
     masks: logits_processing.RowMasks | None = None,
 ) -> SampledTokens:
-    """One token per row.
+    """Samples one token per row.
 
     A row depends on its own logits, parameters, seed and position only. Log-probabilities are those
     after all filters, as in TGI.
@@ -75,8 +75,8 @@ def sample(
     Args:
         logits: float32 [num_rows, vocab_size]; may be overwritten.
         sequences: the rows' sequences, before the token is appended.
-        watermark: for the rows that ask for it; it comes before everything else, as in TGI.
-        masks: the tokens that rows with a grammar may have.
+        watermark: for the rows that ask for it; it is applied before everything else, as in TGI.
+        masks: the tokens that the rows with a grammar allow.
     """
     if watermark is not None:
         watermark.apply(logits, sequences)
@@ -91,15 +91,15 @@ def sample(
 
 
 def prompt_logprobs(logits: Tensor, target_ids: list[int]) -> Download:
-    """The log-probability of each target after its row: logits float32 [len(target_ids), vocab]."""
+    """The log-probability of each target id in its row of float32 [len(target_ids), vocab_size]."""
     targets = upload(target_ids, logits.device, torch.int64).unsqueeze(1)
     return Download(torch.log_softmax(logits, dim=-1).gather(1, targets).squeeze(1))
 
 
 def _draws(sequences: list[SampledSequence], device: torch.device) -> Tensor | None:
-    """Float64 [num_rows]: random numbers for the rows that draw, -1 for others; None if none does.
+    """Float64 [num_rows]: random numbers for rows with `do_sample`, -1 for others.
 
-    They are functions of a sequence's seed and length.
+    They are functions of a sequence's seed and length. None if no row has `do_sample`.
     """
     params = [sequence.request.sampling for sequence in sequences]
     if not any(p.do_sample for p in params):
@@ -111,7 +111,7 @@ def _draws(sequences: list[SampledSequence], device: torch.device) -> Tensor | N
 def _top(
     ids: tuple[float, ...], logprobs: tuple[float, ...], wanted: int
 ) -> tuple[tuple[int, float], ...]:
-    """The likeliest tokens of a row, with those that tie with the last; never -inf."""
+    """The likeliest tokens of a row, and those that tie with the last; none of probability 0."""
     if not wanted:
         return ()
     threshold = logprobs[min(wanted, len(logprobs)) - 1]

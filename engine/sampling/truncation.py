@@ -1,10 +1,11 @@
-"""What is too unlikely to be chosen: temperature, top-k, top-p and typical-p.
+"""Temperature, top-k, top-p and typical-p: they drop tokens that are too unlikely.
 
-The scores of a row are divided by its temperature; the largest `top_k` of them stay, and those that
-equal the last; of these the fewest stay that hold the share `top_p` of their probability; and of
-these the fewest that hold the share `typical_p`, beginning with those that are as surprising as the
-average (Meister, Pimentel, Wiher, Cotterell: Locally typical sampling, TACL 2023): a token is that
-where its score is the mean of the scores under their own distribution.
+The scores of a row are divided by its temperature. Top-k keeps the `top_k` largest of them, and
+those that equal the last one. Of these, top-p keeps the fewest that hold the share `top_p` of their
+probability. Of these, typical-p keeps the fewest that hold the share `typical_p`, starting with
+those whose surprise is nearest to the average (Meister, Pimentel, Wiher, Cotterell: Locally typical
+sampling, TACL 2023): a token has the average surprise if its score is the mean of the scores under
+their own distribution.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ _NEVER = float("-inf")
 
 
 def truncate(scores: Tensor, limits: Tensor) -> Tensor:
-    """The scores, with -inf for what is dropped; may write into those it is given.
+    """Returns the scores with -inf for dropped tokens; may overwrite those it is given.
 
     Args:
         scores: float32 [num_rows, vocab_size].
-        limits: float32 [4, num_rows], for each row its temperature, top-k, top-p and typical-p. A
-            top-k of the vocabulary's size and shares of 1 drop nothing.
+        limits: float32 [4, num_rows]: temperature, top-k, top-p and typical-p of each row. A top-k
+            of the vocabulary's size or more and shares of 1 drop nothing.
     """
     kernels = sampling_kernels(scores.device.type)
     if kernels is None:
@@ -33,7 +34,7 @@ def truncate(scores: Tensor, limits: Tensor) -> Tensor:
 
 
 def in_torch(scores: Tensor, limits: Tensor) -> Tensor:
-    """The same in several passes over the vocabulary, where there is no kernel for it."""
+    """`truncate` in several passes over the vocabulary, where there is no kernel for it."""
     temperatures, top_ks, top_ps, typical_ps = limits.unsqueeze(2)
     scores = scores / temperatures
     vocab_size = scores.shape[1]
@@ -53,7 +54,7 @@ def in_torch(scores: Tensor, limits: Tensor) -> Tensor:
 
 
 def _first_of(order: Tensor, scores: Tensor, shares: Tensor) -> Tensor:
-    """Keeps the tokens that come first in an order and hold a share of the probability."""
+    """Keeps the first tokens of an order that together hold a share of the probability."""
     probs = torch.softmax(scores, dim=-1).gather(1, order)
     before = probs.cumsum(-1) - probs  # the first has none before it
     drop = torch.zeros_like(scores, dtype=torch.bool)

@@ -1,7 +1,8 @@
-"""Marks text by a pattern that a test can find and a reader cannot: some tokens become likelier.
+"""Watermarks text statistically: a detector can find the pattern, a reader cannot see it.
 
-Each token makes a pseudo-random part of the vocabulary "green" for its successor, and green tokens'
-scores are raised: Kirchenbauer et al., A Watermark for Large Language Models, 2023, algorithm 2.
+Each token makes a pseudo-random part of the vocabulary "green" for the next token, and the scores
+of green tokens are raised: Kirchenbauer et al., A Watermark for Large Language Models, 2023,
+algorithm 2.
 The lists are those of TGI 2.1.1 (server/text_generation_server/utils/watermark.py) and of
 `transformers.WatermarkDetector` with seeding scheme "lefthash" and a context of one token, bit for
 bit. A list depends on the last token alone, so neither batching nor resumption can change it.
@@ -20,7 +21,7 @@ from ..transfer import upload
 from .packed_bits import byte_table, spread
 
 _HASH_KEY = 15485863  # the millionth prime, as in TGI and transformers
-_CACHE_BYTES = 64 << 20  # of lists: all that a vocabulary of 23,000 has, 4,186 of 128,256's
+_CACHE_BYTES = 64 << 20  # of lists: all of a vocabulary of 23,000, or 4,186 of one of 128,256
 
 
 class Watermark:
@@ -39,7 +40,7 @@ class Watermark:
         self._vocab_size = vocab_size
         self._num_green = int(vocab_size * gamma)
         self._device = device
-        self._generator = torch.Generator()  # the CPU's: a GPU's would give other lists
+        self._generator = torch.Generator()  # of the CPU: a GPU's would give different lists
         self._bias_of_byte = byte_table(delta, 0.0, device)
         row_bytes = -(-vocab_size // 8)
         self._green_bits = lru_cache(maxsize=max(1, _CACHE_BYTES // row_bytes))(self._pack)
@@ -65,7 +66,7 @@ class Watermark:
         return torch.randperm(self._vocab_size, generator=self._generator)[: self._num_green]
 
     def _pack(self, last_token_id: int) -> Tensor:
-        """The same as bits, the first token's lowest: uint8 [ceil(vocab_size / 8)]."""
+        """The green tokens as bits, the first token's lowest: uint8 [ceil(vocab_size / 8)]."""
         is_green = np.zeros(self._vocab_size, dtype=np.bool_)
         is_green[self.green_ids(last_token_id).numpy()] = True
         return upload(np.packbits(is_green, bitorder="little"), self._device)

@@ -1,8 +1,9 @@
-"""Who owns which block of the KV cache.
+"""Which sequences hold which blocks of the KV cache.
 
-A block holds `block_size` tokens of one sequence. Full blocks are named by a hash over all tokens
-up to their end, so a later sequence with the same beginning takes them over instead of computing
-them. Blocks nobody uses keep their content until they are needed for something else, oldest first.
+A block holds `block_size` tokens of one sequence. A full block is named by a hash over all tokens
+up to its end, so a later sequence with the same prefix shares it instead of computing it again.
+Blocks that no sequence holds keep their content until they are allocated again, those that have
+been free the longest first.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ def hash_block(parent: bytes, token_ids: Ids[int]) -> bytes:
 
 
 class BlockManager:
-    """Hands out blocks 0 … num_blocks - 1.
+    """Allocates the blocks 0 … num_blocks - 1.
 
     Args:
         num_blocks: blocks in the cache.
@@ -42,20 +43,20 @@ class BlockManager:
 
     @property
     def num_free_blocks(self) -> int:
-        """Blocks that can be handed out now, those with cached content included."""
+        """Blocks that can be allocated now, those with cached content included."""
         return len(self._free)
 
     def num_blocks_for(self, num_tokens: int) -> int:
-        """Blocks that so many tokens take."""
+        """The number of blocks that this many tokens take."""
         return -(-num_tokens // self.block_size)
 
     def match_prefix(self, sequence: Sequence) -> int:
-        """Gives a sequence without blocks the cached blocks of its beginning.
+        """Gives a sequence without blocks the cached blocks of its prefix.
 
         At least one token is always left to compute, since its logits are wanted.
 
         Returns:
-            The number of tokens that need no computing: a multiple of `block_size`.
+            The number of cached tokens: a multiple of `block_size`.
         """
         assert not sequence.block_table
         if not self.enable_prefix_caching or sequence.request.prompt_logprobs:
@@ -70,10 +71,10 @@ class BlockManager:
         return len(sequence.block_table) * self.block_size
 
     def allocate(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Makes room for the first `num_tokens` tokens of a sequence; all of it or nothing.
+        """Extends a block table to the first `num_tokens` tokens of a sequence, or not at all.
 
         Returns:
-            Whether there was room.
+            Whether there were enough free blocks.
         """
         num_new = self.num_blocks_for(num_tokens) - len(sequence.block_table)
         if num_new > len(self._free):
@@ -86,7 +87,7 @@ class BlockManager:
         return True
 
     def commit(self, sequence: Sequence) -> None:
-        """Names the blocks that the computed tokens of a sequence fill, so others can find them."""
+        """Names the blocks that a sequence's computed tokens fill, so that they can be shared."""
         if sequence.num_computed_tokens // self.block_size == sequence.num_committed_blocks:
             return  # as after nearly every token
         if not self.enable_prefix_caching:
@@ -97,14 +98,14 @@ class BlockManager:
         num_full = num_known // self.block_size
         for index in range(sequence.num_committed_blocks, num_full):
             name = self._block_hash(sequence, index)
-            if name not in self._block_of:  # else a twin was computed in the same step
+            if name not in self._block_of:  # else the same block was computed twice in one step
                 block = sequence.block_table[index]
                 self._hash_of[block] = name
                 self._block_of[name] = block
         sequence.num_committed_blocks = num_full
 
     def free(self, sequence: Sequence) -> None:
-        """Takes all blocks back; a sequence's last block is the first to be reused."""
+        """Frees all blocks of a sequence; its last block is the first to be reused."""
         for block in reversed(sequence.block_table):
             self._ref_counts[block] -= 1
             if self._ref_counts[block] == 0:
@@ -113,12 +114,12 @@ class BlockManager:
         sequence.num_committed_blocks = 0
 
     def forget(self, sequence: Sequence) -> None:
-        """Takes the names off a sequence's blocks: nobody else finds what may be wrong."""
+        """Removes the names of a sequence's blocks: no other sequence shares wrong content."""
         for block in sequence.block_table:
             self._forget(block)
 
     def check_integrity(self, sequences: Ids[Sequence]) -> None:
-        """Asserts that the books agree with the block tables of all living sequences."""
+        """Asserts that the counts agree with the block tables of all unfinished sequences."""
         counts = [0] * self.num_blocks
         for sequence in sequences:
             for block in sequence.block_table:
@@ -128,7 +129,7 @@ class BlockManager:
         assert self._block_of == {name: block for block, name in self._hash_of.items()}
 
     def _block_hash(self, sequence: Sequence, index: int) -> bytes:
-        """The name of a sequence's full block, remembered: block i needs those before it."""
+        """The name of a sequence's full block, cached: block i needs the name of block i - 1."""
         hashes = sequence.block_hashes
         if index == len(hashes):
             start = index * self.block_size

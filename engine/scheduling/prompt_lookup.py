@@ -1,32 +1,32 @@
-"""Guesses at the next tokens: what followed the last few tokens when they stood in the text before.
+"""Prompt lookup: draft tokens are what followed the last few tokens earlier in the same text.
 
-A guess is checked by the model in the same step and costs nothing but that step's spare arithmetic
-when it is wrong. Known as prompt lookup or n-gram speculation (Saxena, Prompt Lookup Decoding,
-2023); TGI's `--speculate` does the same.
+The model verifies draft tokens in the same step; rejected ones cost nothing but that step's spare
+arithmetic. Also known as n-gram speculation (Saxena, Prompt Lookup Decoding, 2023); TGI's
+`--speculate` does the same.
 """
 
 from __future__ import annotations
 
-_SIZES = (3, 2)  # tokens that must agree; longer agreements are tried first
+_SIZES = (3, 2)  # tokens of an n-gram that must match; longer n-grams are tried first
 
 
 class Drafter:
-    """Guesses for one sequence. It learns the sequence's tokens as they come, O(1) each.
+    """Proposes draft tokens for one sequence. Indexing a new token of the sequence takes O(1).
 
     Args:
-        max_tokens: tokens of a guess at most.
+        max_tokens: the most draft tokens at a time.
     """
 
     __slots__ = ("_follower", "_length", "_max_tokens", "_num_known")
 
     def __init__(self, max_tokens: int) -> None:
         self._max_tokens = max_tokens
-        self._length = max_tokens  # of the next guess; wrong ones make it shorter
+        self._length = max_tokens  # of the next draft; rejected tokens make it shorter
         self._num_known = 0
-        self._follower: dict[tuple[int, ...], int] = {}  # some tokens -> index of what came next
+        self._follower: dict[tuple[int, ...], int] = {}  # n-gram -> index of the next token
 
     def propose(self, token_ids: list[int]) -> list[int]:
-        """A guess at what follows these tokens; often none."""
+        """Draft tokens to follow these tokens; often none."""
         self._learn(token_ids)
         for size in _SIZES:
             if len(token_ids) > size:
@@ -36,14 +36,14 @@ class Drafter:
         return []
 
     def report(self, num_proposed: int, num_accepted: int) -> None:
-        """Tells how good a guess was: good ones become longer, bad ones shorter."""
+        """Adapts the length of drafts: doubled if all were accepted, halved if fewer than half."""
         if num_accepted == num_proposed:
             self._length = min(self._max_tokens, 2 * self._length)
         elif 2 * num_accepted < num_proposed:
             self._length = max(1, self._length // 2)
 
     def _learn(self, token_ids: list[int]) -> None:
-        """Notes what followed each group of tokens; the last group's follower is not known yet."""
+        """Indexes what followed each n-gram; the next token after the last one is not known yet."""
         for at in range(max(self._num_known, 1), len(token_ids)):
             for size in _SIZES:
                 if at >= size:

@@ -33,19 +33,34 @@ class ScheduledBatch:
         return sum(n for sequence, n in self.num_tokens.items() if sequence.num_pending_tokens > 1)
 
 
+@dataclass(slots=True)
+class StepBudget:
+    """What the step that is being planned has room for.
+
+    Attributes:
+        tokens: tokens of any kind.
+        chunk_tokens: of these, tokens of prompts.
+        logprob_rows: of these, tokens of prompts whose log-probabilities are wanted.
+    """
+
+    tokens: int
+    chunk_tokens: int
+    logprob_rows: int
+
+
 class Scheduler:
     """First come, first served, under a token budget.
 
     Args:
-        blocks: the cache's books.
-        max_step_tokens: tokens computed in one step at most.
-        max_chunk_tokens: of these, tokens of prompts in a step in which others decode: as long as
-            such a step takes, they wait for their next tokens. None has no bound of its own.
-        max_num_seqs: sequences running at a time at most.
-        max_logprob_rows: tokens per step at most of prompts whose log-probabilities are wanted:
-            each such row costs a vocabulary of logits.
-        max_draft_tokens: guessed tokens that a decoding sequence has checked in a step at most; 0
-            switches guessing off.
+        blocks: the allocator of the KV cache's blocks.
+        max_step_tokens: the most tokens computed in one step.
+        max_chunk_tokens: of these, the most tokens of prompts in a step that also decodes: decoding
+            sequences get their next tokens only when such a step ends. None sets no extra bound.
+        max_num_seqs: the most sequences running at the same time.
+        max_logprob_rows: the most tokens per step of prompts whose log-probabilities are wanted:
+            each such row takes memory for the logits of a whole vocabulary.
+        max_draft_tokens: the most draft tokens of a decoding sequence that a step verifies; 0
+            switches speculation off.
     """
 
     def __init__(
@@ -67,8 +82,6 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.num_preemptions = 0
-        self._chunk_tokens = 0  # of prompts, that this step may still have
-        self._logprob_rows = 0  # likewise
 
     @property
     def has_work(self) -> bool:
@@ -81,7 +94,7 @@ class Scheduler:
         Raises:
             CapacityError: it would not fit into the cache even alone.
         """
-        # The last token is returned but never computed, so it takes no room.
+        # The last token is returned but never computed, so it needs no slot.
         num_blocks = self.blocks.num_blocks_for(sequence.max_tokens - 1)
         if num_blocks > self.blocks.num_blocks:
             raise CapacityError(
@@ -94,42 +107,32 @@ class Scheduler:
 
     def schedule(self) -> ScheduledBatch:
         """Plans a step: running sequences first, then as many waiting ones as fit."""
-        budget = self.max_step_tokens
-        somebody_decodes = any(sequence.num_pending_tokens == 1 for sequence in self.running)
-        self._chunk_tokens = self.max_chunk_tokens if somebody_decodes else budget
-        self._logprob_rows = self.max_logprob_rows
+        any_decoding = any(sequence.num_pending_tokens == 1 for sequence in self.running)
+        budget = StepBudget(
+            tokens=self.max_step_tokens,
+            chunk_tokens=self.max_chunk_tokens if any_decoding else self.max_step_tokens,
+            logprob_rows=self.max_logprob_rows,
+        )
         planned: dict[Sequence, int] = {}
-        for sequence in list(self.running):
-            if budget == 0:
-                break
-            if sequence.status is not SequenceStatus.RUNNING:
-                continue  # preempted a moment ago, for one that came earlier
-            num_tokens = self._take(sequence, budget)
-            if num_tokens and self._make_room(sequence, num_tokens, planned):
-                num_tokens += self._draft(sequence, budget - num_tokens)
-                planned[sequence] = num_tokens
-                budget -= num_tokens
-        while self.waiting and budget and len(self.running) < self.max_num_seqs:
-            num_tokens = self._admit(self.waiting[0], budget)
-            if not num_tokens:
-                break  # nobody overtakes: a large request would otherwise starve
-            sequence = self.waiting.popleft()
-            sequence.status = SequenceStatus.RUNNING
-            self.running.append(sequence)
-            planned[sequence] = num_tokens
-            budget -= num_tokens
+        self._plan_running(budget, planned)
+        self._plan_waiting(budget, planned)
         return ScheduledBatch(planned)
 
     def advance(self, batch: ScheduledBatch) -> None:
-        """Notes that the device computes the step before all that it is told later."""
+        """Counts a launched step's tokens as computed: later steps run after it on the device."""
         for sequence, num_tokens in batch.num_tokens.items():
             sequence.num_computed_tokens += num_tokens - len(sequence.draft_ids)
             self.blocks.commit(sequence)
 
     def accept(self, sequence: Sequence, num_drafts: int) -> None:
-        """Notes that a sequence has its tokens, and how many of the step's guesses are among them.
+        """Counts the accepted draft tokens of a sequence as computed, and drops the others.
 
-        The cache has their keys and values already; those of wrong guesses are overwritten later.
+        The cache has the keys and values of all of them already; later steps overwrite those of the
+        rejected ones.
+
+        Args:
+            sequence: it has its tokens of the step.
+            num_drafts: how many of the step's draft tokens are among them.
         """
         if sequence.drafter is not None and sequence.draft_ids:
             sequence.drafter.report(len(sequence.draft_ids), num_drafts)
@@ -138,7 +141,7 @@ class Scheduler:
         self.blocks.commit(sequence)
 
     def finish(self, sequence: Sequence) -> None:
-        """Removes a sequence, wherever it stands; its blocks are free at once."""
+        """Removes a sequence, whether it runs or waits; its blocks are free at once."""
         if sequence.status is SequenceStatus.FINISHED:
             return
         (self.running if sequence.status is SequenceStatus.RUNNING else self.waiting).remove(
@@ -147,23 +150,55 @@ class Scheduler:
         sequence.status = SequenceStatus.FINISHED
         self.blocks.free(sequence)
 
-    def _take(self, sequence: Sequence, budget: int) -> int:
-        """How many of its pending tokens a sequence gets, out of what is left of the budgets."""
+    def _plan_running(self, budget: StepBudget, planned: dict[Sequence, int]) -> None:
+        """Adds running sequences to the plan, the oldest first, and takes them off the budget."""
+        for sequence in list(self.running):
+            if budget.tokens == 0:
+                break
+            if sequence.status is not SequenceStatus.RUNNING:
+                continue  # preempted earlier in this loop, in favour of an older sequence
+            num_tokens = self._take(sequence, budget)
+            if num_tokens and self._make_room(sequence, num_tokens, planned):
+                num_tokens += self._draft(sequence, budget.tokens - num_tokens)
+                planned[sequence] = num_tokens
+                budget.tokens -= num_tokens
+
+    def _plan_waiting(self, budget: StepBudget, planned: dict[Sequence, int]) -> None:
+        """Starts waiting sequences in their order, as long as there is room for the next one."""
+        while self.waiting and budget.tokens and len(self.running) < self.max_num_seqs:
+            num_tokens = self._admit(self.waiting[0], budget)
+            if not num_tokens:
+                break  # smaller requests do not overtake, or a large one would starve
+            sequence = self.waiting.popleft()
+            sequence.status = SequenceStatus.RUNNING
+            self.running.append(sequence)
+            planned[sequence] = num_tokens
+            budget.tokens -= num_tokens
+
+    def _take(self, sequence: Sequence, budget: StepBudget) -> int:
+        """How many of its pending tokens a sequence gets.
+
+        A prompt's tokens are taken off the budget here, except from `budget.tokens`, which the
+        caller does when the sequence is planned.
+        """
         if sequence.num_pending_tokens <= 1:
-            return min(sequence.num_pending_tokens, budget)
-        num_tokens = min(sequence.num_pending_tokens, budget, self._chunk_tokens)
+            return min(sequence.num_pending_tokens, budget.tokens)
+        num_tokens = min(sequence.num_pending_tokens, budget.tokens, budget.chunk_tokens)
         if sequence.request.prompt_logprobs:
-            num_tokens = min(num_tokens, self._logprob_rows)
-            self._logprob_rows -= num_tokens
-        self._chunk_tokens -= num_tokens
+            num_tokens = min(num_tokens, budget.logprob_rows)
+            budget.logprob_rows -= num_tokens
+        budget.chunk_tokens -= num_tokens
         return num_tokens
 
-    def _draft(self, sequence: Sequence, budget: int) -> int:
-        """Guesses tokens for a sequence that decodes; they take nothing that others need."""
+    def _draft(self, sequence: Sequence, max_tokens: int) -> int:
+        """Proposes draft tokens for a decoding sequence; returns how many.
+
+        They get spare blocks only: every running sequence keeps one in reserve.
+        """
         sequence.draft_ids = []
         if sequence.drafter is None or sequence.num_pending_tokens != 1:
             return 0
-        room = min(budget, sequence.max_tokens - sequence.num_tokens - 1)
+        room = min(max_tokens, sequence.max_tokens - sequence.num_tokens - 1)
         if room <= 0:
             return 0
         drafts = sequence.drafter.propose(sequence.token_ids)[:room]
@@ -175,14 +210,14 @@ class Scheduler:
         sequence.draft_ids = drafts
         return len(drafts)
 
-    def _admit(self, sequence: Sequence, budget: int) -> int:
-        """Gives a waiting sequence its blocks; 0 when there is no room, otherwise its tokens.
+    def _admit(self, sequence: Sequence, budget: StepBudget) -> int:
+        """Allocates blocks for a waiting sequence; returns its tokens, or 0 if there is no room.
 
-        The whole prompt gets its blocks at once, and each running sequence keeps one in reserve:
-        whoever is let in is not thrown out again by the very next step.
+        The whole prompt gets its blocks at once, and each running sequence keeps one in reserve, so
+        that an admitted sequence is not preempted again by the very next step.
         """
-        rows_are_out = sequence.request.prompt_logprobs and not self._logprob_rows
-        if sequence.has_placeholder or not self._chunk_tokens or rows_are_out:
+        lacks_rows = sequence.request.prompt_logprobs and not budget.logprob_rows
+        if sequence.has_placeholder or not budget.chunk_tokens or lacks_rows:
             return 0
         num_cached = self.blocks.match_prefix(sequence)
         num_new = self.blocks.num_blocks_for(sequence.num_tokens) - len(sequence.block_table)
@@ -195,10 +230,10 @@ class Scheduler:
         return self._take(sequence, budget)
 
     def _make_room(self, sequence: Sequence, num_tokens: int, planned: dict[Sequence, int]) -> bool:
-        """Finds blocks for a running sequence, taking them from the youngest one if it must.
+        """Allocates blocks for a running sequence, preempting the youngest ones if necessary.
 
         Returns:
-            False when the sequence itself was the youngest and had to go.
+            False if the sequence itself was the youngest and has been preempted.
         """
         while not self.blocks.allocate(sequence, sequence.num_computed_tokens + num_tokens):
             victim = self.running[-1]
@@ -209,7 +244,7 @@ class Scheduler:
         return True
 
     def _preempt(self, sequence: Sequence) -> None:
-        """Puts the youngest running sequence back to the queue's head, to be recomputed."""
+        """Moves a running sequence to the head of the queue, to be recomputed."""
         self.running.remove(sequence)
         self.blocks.free(sequence)
         sequence.reset()

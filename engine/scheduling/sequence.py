@@ -1,4 +1,4 @@
-"""The run of one request through the engine: the only mutable part of it."""
+"""The state of one request in the engine, which changes from step to step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .token_counts import TokenCounts
 
 
 class SequenceStatus(Enum):
-    """Where a sequence stands."""
+    """Whether a sequence waits, runs or is finished."""
 
     WAITING = auto()
     RUNNING = auto()
@@ -24,7 +24,7 @@ class Sequence:
     ::
 
         token_ids  |<------ prompt ------>|<- generated ->|
-                   |<- num_computed_tokens ->|<- to come ->|
+                   |<- num_computed_tokens ->|<- pending ->|
 
     When everything but the last token is computed, computing that one gives the next.
     """
@@ -53,20 +53,21 @@ class Sequence:
         self.request = request
         self.num_prompt_tokens = len(request.prompt_token_ids)
         self.token_ids: list[int] = [*request.prompt_token_ids, *request.resumed_token_ids]
-        self.token_counts: TokenCounts | None = None  # of token_ids; kept once a penalty asked
+        self.token_counts: TokenCounts | None = None  # of token_ids, if a penalty needs them
         self.num_computed_tokens = 0
         self.num_cached_tokens = 0  # of those computed: how many came from the prefix cache
-        self.block_table = array("i")  # as kernels read it: a step copies it, however long it is
+        self.block_table = array("i")  # int32, as kernels read it: packing copies its bytes
         self.block_hashes: list[bytes] = []  # of the full blocks hashed so far, in order
-        self.num_committed_blocks = 0  # of block_table: how many others can find by their hash
+        self.num_committed_blocks = 0  # of block_table: how many can be shared by their hash
         self.status = SequenceStatus.WAITING
-        self.num_prompt_logprobs = 0  # reported so far; a preemption does not report them again
+        self.num_prompt_logprobs = 0  # reported so far: not again after a preemption
         self.num_preemptions = 0
         self.started = False
         self.finish_reason: FinishReason | None = None
         self.drafter: Drafter | None = None
-        self.has_placeholder = False  # the last of token_ids stands for one that is being computed
-        self.draft_ids: list[int] = []  # guessed tokens that the current step checks
+        self.has_placeholder = False  # the last of token_ids, whose token is being computed
+        # Draft tokens that the current step verifies. Replaced, never changed: the step keeps them.
+        self.draft_ids: list[int] = []
 
     @property
     def request_id(self) -> str:
@@ -80,7 +81,7 @@ class Sequence:
 
     @property
     def num_generated_tokens(self) -> int:
-        """Tokens generated, those before a resumption included."""
+        """Tokens generated, those from before a resumption included."""
         return len(self.token_ids) - self.num_prompt_tokens
 
     @property
@@ -90,12 +91,12 @@ class Sequence:
 
     @property
     def max_tokens(self) -> int:
-        """The length at which the sequence ends in any case."""
+        """The length at which the sequence ends at the latest."""
         return self.num_prompt_tokens + self.request.max_new_tokens
 
     @property
     def needs_sampled_tokens(self) -> bool:
-        """Whether the host must know a token before it can ask for the next one."""
+        """Whether the host must know a token before the step of the next one can be planned."""
         sampling = self.request.sampling
         return (
             bool(self.request.grammar)
@@ -106,20 +107,19 @@ class Sequence:
         )
 
     def append_placeholder(self, row: int) -> None:
-        """Adds the token that a row of the running step will give, unless the sequence ends there.
+        """Appends a placeholder for the token that a row of the running step samples.
 
-        Until it is known, its id is -1 - row.
+        Its id is -1 - row. Nothing is appended if that token is the last one allowed.
         """
         if self.num_tokens + 1 < self.max_tokens:
             self.token_ids.append(-1 - row)
             self.has_placeholder = True
 
     def append(self, token_id: int) -> FinishReason | None:
-        """Adds a generated token, or keeps the promise of it; says whether it is the last one.
+        """Appends a generated token, or replaces its placeholder; returns why the sequence ends.
 
-        A token that is both the last allowed and an end-of-text token counts as `LENGTH`: TGI
-        checks in that order (server/text_generation_server/utils/tokens.py at v2.1.1,
-        StoppingCriteria).
+        A token that is both the last allowed and an end-of-text token counts as `LENGTH`, as in TGI
+        (server/text_generation_server/utils/tokens.py at v2.1.1, StoppingCriteria).
         """
         if self.has_placeholder:
             self.token_ids[-1] = token_id
@@ -141,7 +141,7 @@ class Sequence:
         return self.token_counts
 
     def reset(self) -> None:
-        """Forgets what was computed, after the blocks were taken away."""
+        """Marks all tokens as not computed, after the blocks have been freed."""
         self.num_computed_tokens = 0
         self.num_cached_tokens = 0
         self.draft_ids = []
@@ -150,9 +150,9 @@ class Sequence:
 
 
 class DraftedSequence:
-    """A sequence as it would be if the first of its guessed tokens were right.
+    """A sequence as it will be if its first `num_drafts` draft tokens are accepted.
 
-    It has what choosing a token needs: parameters, tokens and their number.
+    It has what sampling needs: parameters, tokens and their number.
     """
 
     __slots__ = ("_num_drafts", "_sequence", "request")
@@ -164,16 +164,16 @@ class DraftedSequence:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens, the guessed ones included."""
+        """Tokens, the draft tokens included."""
         return self._sequence.num_tokens + self._num_drafts
 
     @property
     def token_ids(self) -> list[int]:
-        """All of them."""
+        """Ids of all these tokens."""
         return self._sequence.token_ids + self._sequence.draft_ids[: self._num_drafts]
 
     def count_tokens(self) -> TokenCounts:
-        """How often each token occurs."""
+        """How often each token occurs, the draft tokens included."""
         drafts = self._sequence.draft_ids[: self._num_drafts]
         return self._sequence.count_tokens().extended(drafts)
 

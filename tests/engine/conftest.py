@@ -1,14 +1,23 @@
-"""What the engine's tests share."""
+"""Fixtures of the engine's tests."""
 
 from collections.abc import Iterator
 
 import pytest
 
+from tests.engine.fakes import RUNS_AHEAD
 from tests.engine.native import threads
 
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """For models so small that threads only wait for each other."""
+    """Computes with one thread: for small models the synchronisation of threads takes longer."""
     with threads(1):
         yield
+
+
+@pytest.fixture(params=[False, True], ids=["step by step", "running ahead"])
+def runs_ahead(request: pytest.FixtureRequest) -> Iterator[bool]:
+    """Runs a test with engines that wait for a step's tokens and with engines that run ahead."""
+    token = RUNS_AHEAD.set(request.param)
+    yield request.param
+    RUNS_AHEAD.reset(token)

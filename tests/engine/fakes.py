@@ -1,4 +1,4 @@
-"""A model that is a table of its context, and the few lines that drive an engine with it."""
+"""A fake model whose logits are a function of the context, and helpers to run an engine with it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextvars import ContextVar
 from functools import cache
 from threading import Semaphore
+from typing import Any
 from zlib import crc32
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from engine.batch import ModelInput
 from engine.engine import Engine
 from engine.executor import Forward
-from engine.protocol.request import Request, SequenceOutput
+from engine.protocol.request import Request, SamplingParams, SequenceOutput
 from engine.sampling.watermark import Watermark
 from engine.scheduling.block_manager import BlockManager
 from engine.scheduling.scheduler import Scheduler
@@ -48,7 +49,7 @@ def counting_logits(token_ids: tuple[int, ...]) -> Tensor:
 
 
 class FakeModel:
-    """Keeps token ids where a model keeps keys and values, and reads its context back from there.
+    """Stores token ids in cache slots in place of keys and values, and reads its context from them.
 
     So a wrong slot, a wrong block table or a block shared by mistake gives other tokens.
     """
@@ -67,7 +68,7 @@ class FakeModel:
     def __call__(self, batch: ModelInput) -> Tensor:
         """The logits of the wanted rows, read through the block tables."""
         if self.gate is not None:
-            assert self.gate.acquire(timeout=30), "the test lets no more steps through"
+            assert self.gate.acquire(timeout=30), "the test allows no more steps"
         if FATAL in batch.input_ids:
             raise RuntimeError("the device is on fire")
         slots = batch.attention.slot_mapping
@@ -84,39 +85,48 @@ class FakeModel:
 def make_engine(
     *,
     num_blocks: int = 64,
-    max_step_tokens: int = 64,
-    max_num_seqs: int = 40,
-    max_logprob_rows: int = 256,
     enable_prefix_caching: bool = True,
-    max_draft_tokens: int = 0,
     gate: Semaphore | None = None,
     logits_of: Callable[[tuple[int, ...]], Tensor] = next_logits,
     runs_ahead: bool | None = None,
     wrap: Callable[[FakeModel], Forward] = lambda model: model,
+    **limits: int,
 ) -> Engine:
     """An engine over a `FakeModel`; each step takes a permit of `gate`, if there is one.
 
-    `wrap` puts something around the model. Whether it runs ahead is what `RUNS_AHEAD` says, unless
-    it is said here.
+    `wrap` wraps the model. By default `RUNS_AHEAD` says whether the engine runs ahead. `limits` are
+    those of `Scheduler`.
     """
     blocks = BlockManager(num_blocks, BLOCK_SIZE, enable_prefix_caching=enable_prefix_caching)
-    scheduler = Scheduler(
-        blocks,
-        max_step_tokens=max_step_tokens,
-        max_num_seqs=max_num_seqs,
-        max_logprob_rows=max_logprob_rows,
-        max_draft_tokens=max_draft_tokens,
-    )
+    scheduler = Scheduler(blocks, **{"max_step_tokens": 64, "max_num_seqs": 40, **limits})
     watermark = Watermark(VOCAB_SIZE, CPU)
     ahead = RUNS_AHEAD.get() if runs_ahead is None else runs_ahead
     model = FakeModel(num_blocks, gate, logits_of)
     return Engine(wrap(model), scheduler, CPU, watermark=watermark, runs_ahead=ahead)
 
 
+def make_request(
+    request_id: str = "r",
+    prompt: tuple[int, ...] = (1, 2, 3),
+    *,
+    max_new_tokens: int = 5,
+    sampling: dict[str, Any] | None = None,
+    **options: Any,
+) -> Request:
+    """A request with these parameters."""
+    return Request(
+        request_id=request_id,
+        prompt_token_ids=prompt,
+        max_new_tokens=max_new_tokens,
+        sampling=SamplingParams(**(sampling or {})),
+        **options,
+    )
+
+
 def run(
     engine: Engine, *requests: Request, max_steps: int = 2000
 ) -> dict[str, list[SequenceOutput]]:
-    """Adds requests and steps until nothing is left; the outputs of each request in order."""
+    """Adds requests and runs steps until all have ended; returns each request's outputs."""
     outputs: defaultdict[str, list[SequenceOutput]] = defaultdict(list)
     for request in requests:
         refused = engine.add(request)
@@ -137,7 +147,7 @@ def token_ids(outputs: list[SequenceOutput]) -> list[int]:
 
 
 def greedy_tokens(prompt: tuple[int, ...], num_tokens: int) -> list[int]:
-    """What `FakeModel` continues a prompt with."""
+    """The tokens with which `FakeModel` continues a prompt."""
     ids = list(prompt)
     for _ in range(num_tokens):
         ids.append(int(next_logits(tuple(ids)).argmax()))

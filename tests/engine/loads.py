@@ -1,4 +1,4 @@
-"""Requests that come and go at any time, and what an engine answers them."""
+"""Random loads: requests that arrive and are aborted at any step, and an engine's answers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ _SAMPLING = st.one_of(
     st.just({}),
     st.builds(lambda seed: {"do_sample": True, "seed": seed}, st.integers(0, 2**64 - 1)),
     st.just({"do_sample": True, "seed": 7, "top_k": 3, "temperature": 1.5}),
-    st.just({"repetition_penalty": 1.3}),  # these need their tokens: the steps wait for them
+    st.just(
+        {"repetition_penalty": 1.3}
+    ),  # needs sampled tokens, as does the next: no running ahead
     st.just({"frequency_penalty": 0.7}),
     st.just({"watermark": True}),
 )
@@ -24,7 +26,10 @@ _SAMPLING = st.one_of(
 
 @dataclass(frozen=True)
 class Arrival:
-    """A request that comes after some steps, and perhaps leaves before it has all its tokens."""
+    """A request that is added `after` some steps.
+
+    It may be aborted once it has `leaves_after` tokens.
+    """
 
     request: Request
     after: int
@@ -48,13 +53,13 @@ def arrivals(draw: st.DrawFn) -> list[Arrival]:
     return result
 
 
-def play(engine: Engine, load: list[Arrival]) -> dict[str, list[Any]]:
-    """Tokens, log-probabilities and ends of the requests, in order."""
+def run_load(engine: Engine, load: list[Arrival]) -> dict[str, list[Any]]:
+    """Runs a load; returns each request's tokens, finish reasons and errors in order."""
     found: dict[str, list[Any]] = {arrival.request.request_id: [] for arrival in load}
     tokens_of: dict[str, int] = dict.fromkeys(found, 0)
     step = 0
     waiting = sorted(load, key=lambda arrival: arrival.after)
-    patience = {a.request.request_id: a.leaves_after for a in load if a.leaves_after is not None}
+    abort_after = {a.request.request_id: a.leaves_after for a in load if a.leaves_after is not None}
     while waiting or engine.has_work:
         while waiting and waiting[0].after <= step:
             assert engine.add(waiting.pop(0).request) is None
@@ -62,7 +67,7 @@ def play(engine: Engine, load: list[Arrival]) -> dict[str, list[Any]]:
             name = output.request_id
             found[name].append((output.token, output.finish_reason, output.error))
             tokens_of[name] += output.token is not None
-            if name in patience and tokens_of[name] >= patience[name]:
+            if name in abort_after and tokens_of[name] >= abort_after[name]:
                 engine.abort(name)
         engine.check_integrity()
         step += 1
@@ -72,7 +77,7 @@ def play(engine: Engine, load: list[Arrival]) -> dict[str, list[Any]]:
 def assert_same_answers(
     load: list[Arrival], expected: dict[str, list[Any]], actual: dict[str, list[Any]]
 ) -> None:
-    """Asserts that tokens and ends agree; a caller who left may have heard more of them or less."""
+    """Asserts that tokens are equal; aborted requests may have a different number of them."""
     leaving = {a.request.request_id for a in load if a.leaves_after is not None}
     for name, events in expected.items():
         texts = [[item for item in found if item[0]] for found in (events, actual[name])]

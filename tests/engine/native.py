@@ -1,4 +1,4 @@
-"""The C kernels for this machine, and the same source compiled for less."""
+"""The C kernels for this machine, and the same source compiled for smaller instruction sets."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,13 +10,25 @@ import torch
 from engine.kernels import build
 from engine.kernels.cpu import CpuKernels
 
-# By what the compiler may not use: fp32 in place of VNNI, narrower vectors, the plainest ones.
+# By what the compiler must not use: without VNNI int8 products are in fp32, without AVX-512 vectors
+# are narrower.
 TARGETS = {"whole": (), "no vnni": ("-mno-avx512vnni",), "no avx-512": ("-mno-avx512f",)}
+
+
+def _compiler_exists() -> bool:
+    try:
+        build.find_compiler()
+    except build.BuildError:
+        return False
+    return True
+
+
+needs_compiler = pytest.mark.skipif(not _compiler_exists(), reason="no C compiler")
 
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Has torch, and with it the kernels, compute with so many threads meanwhile."""
+    """Sets the number of threads of torch, and so of the kernels, in the context."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -27,7 +39,7 @@ def threads(count: int) -> Iterator[None]:
 
 @cache
 def kernels_for(target: str) -> CpuKernels:
-    """Compiles the kernels; skips the test where there is no compiler, or nothing to leave out."""
+    """Compiles the kernels; skips the test without a compiler, or without these instructions."""
     try:
         native = CpuKernels(build.build_library())
     except build.BuildError as error:

@@ -1,4 +1,4 @@
-"""Packing a step: every tensor against a plain loop over tokens."""
+"""Packing a step: every tensor is compared with a loop over tokens."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Work:
-    """One sequence of a batch: what it has, and how many tokens it computes."""
+    """One sequence of a batch: its tokens, and how many of them the step computes."""
 
     num_prompt: int
     num_generated: int
@@ -116,14 +116,14 @@ def test_rows_match_a_loop_over_tokens(todo: list[Work]) -> None:
         wanted = by_sequence.get(sequence)
         assert (wanted.target_ids if wanted is not None else []) == targets
         if wanted is not None:
-            # Ids count up by one, so the row of a target is the token before it.
+            # Token ids are consecutive, so a target's row is that of the id before it.
             span = row_tokens[wanted.start : wanted.start + len(targets)]
             assert span == [target - 1 for target in targets]
         num_rows += len(targets)
-    assert len(row_tokens) == num_rows, "no logits that nobody wants"
+    assert len(row_tokens) == num_rows, "only logits that are wanted"
 
 
-def test_the_example_of_the_module() -> None:
+def test_the_example_in_the_modules_docstring() -> None:
     batch = make_batch([Work(5, 5, 9, 1), Work(5, 0, 0, 3), Work(3, 2, 4, 1)], 4)
     packed = pack(batch, 4, CPU)
     assert packed.positions.tolist() == [9, 0, 1, 2, 4]
@@ -149,14 +149,14 @@ def test_a_step_without_a_finished_prompt_wants_no_logits() -> None:
     assert packed.sampled == {}
 
 
-def test_guesses_are_computed_behind_the_last_token_and_each_has_a_row() -> None:
+def test_draft_tokens_follow_the_last_token_and_each_has_a_row() -> None:
     batch = make_batch([Work(3, 2, 4, 1), Work(5, 0, 0, 2)], 4)
-    guessing = next(iter(batch.num_tokens))
-    guessing.draft_ids = [90, 91]
-    batch.num_tokens[guessing] += 2
-    guessing.block_table.extend([7] * 2)
+    drafting = next(iter(batch.num_tokens))
+    drafting.draft_ids = [90, 91]
+    batch.num_tokens[drafting] += 2
+    drafting.block_table.extend([7] * 2)
     packed = pack(batch, 4, CPU)
-    assert packed.input_ids.tolist()[:3] == [guessing.token_ids[-1], 90, 91]
+    assert packed.input_ids.tolist()[:3] == [drafting.token_ids[-1], 90, 91]
     assert packed.positions.tolist() == [4, 5, 6, 0, 1]
     assert packed.attention.context_lens.tolist() == [7, 2]
     assert packed.logits_rows.tolist() == [0, 1, 2]
@@ -168,7 +168,7 @@ def test_guesses_are_computed_behind_the_last_token_and_each_has_a_row() -> None
         st.tuples(st.lists(st.integers(0, 2**30), max_size=20), st.booleans()), min_size=1
     )
 )
-def test_arrays_that_are_copied_together_stay_as_they_are(
+def test_arrays_that_are_copied_together_keep_their_values(
     arrays: list[tuple[list[int], bool]],
 ) -> None:
     given = [np.array(values, dtype=np.int64 if wide else np.int32) for values, wide in arrays]

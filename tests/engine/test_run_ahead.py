@@ -1,4 +1,4 @@
-"""A step that is launched before the tokens of the one before are known changes no token."""
+"""Launching a step before the previous step's tokens are read changes no token."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from engine.engine import Engine
 from engine.protocol.request import Request
 from tests.engine.fakes import greedy_tokens, make_engine, run, token_ids
-from tests.engine.loads import Arrival, arrivals, assert_same_answers, play
+from tests.engine.loads import Arrival, arrivals, assert_same_answers, run_load
 
 
 def prompt_logprobs(engine: Engine, request: Request) -> list[float | None]:
@@ -19,10 +19,10 @@ def prompt_logprobs(engine: Engine, request: Request) -> list[float | None]:
 def test_tokens_are_those_of_an_engine_that_waits(
     load: list[Arrival], num_blocks: int, max_step_tokens: int
 ) -> None:
-    """Also with preemptions, ends of text, and callers who leave."""
+    """Also with preemptions, end tokens and aborts."""
     options = {"num_blocks": num_blocks, "max_step_tokens": max_step_tokens}
-    expected = play(make_engine(**options, runs_ahead=False), load)
-    actual = play(make_engine(**options, runs_ahead=True), load)
+    expected = run_load(make_engine(**options, runs_ahead=False), load)
+    actual = run_load(make_engine(**options, runs_ahead=True), load)
     assert_same_answers(load, expected, actual)
 
 
@@ -31,10 +31,10 @@ def test_the_next_step_is_launched_before_tokens_are_read() -> None:
     engine.add(Request(request_id="a", prompt_token_ids=(1, 2, 3), max_new_tokens=3))
     tokens = [engine.step().outputs for _ in range(3)]
     assert [len(outputs) for outputs in tokens] == [1, 1, 1]
-    assert not engine.has_work  # none was launched behind the last token that is allowed
+    assert not engine.has_work  # no step was launched after the last allowed token
 
 
-def test_a_token_that_ends_a_text_is_the_last_one_heard_of() -> None:
+def test_an_end_token_is_the_last_output() -> None:
     ids = greedy_tokens((1, 2, 3), 8)
     eos = ids[3]
     request = Request(

@@ -42,7 +42,7 @@ def test_without_a_quota_all_processors_count(
     assert threads.num_processors() == len(_ALL)
 
 
-# Pinning stays for the life of a thread, and the pool's threads are everybody's: another process.
+# In a process of its own: pinning lasts as long as a thread, and all tests share the thread pool.
 _PINNED = """
 import os, threading, torch
 from engine import threads
@@ -73,7 +73,7 @@ def _run(number: int) -> str:
     (kernels := cpu_kernels.load()) is None or not kernels.has_openmp or len(_ALL) < 2,
     reason="needs OpenMP and two processors",
 )
-def test_each_computing_thread_gets_a_processor_and_others_are_free() -> None:
+def test_each_computing_thread_is_pinned_and_other_threads_are_not() -> None:
     assert _run(len(_ALL)) == f"True {len(_ALL)} [True]"
 
 

@@ -1,4 +1,4 @@
-"""Rotating query and key in attention: which models allow it, and that their logits stay."""
+"""Deferring the rotary embedding to attention: for which models, and that logits do not change."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ needs_kernels = pytest.mark.skipif(cpu_kernels.load() is None, reason="needs the
 
 
 class RotatingAttention(ReferenceAttention):
-    """The reference, with the rotation written out."""
+    """The reference attention, with the rotation in plain torch."""
 
     calls = 0
 
@@ -66,7 +66,7 @@ def logits(loaded: LoadedModel, backend: AttentionBackend) -> Tensor:
 
 @pytest.mark.parametrize("name", FUSED)
 @needs_kernels
-def test_the_cpu_kernels_rotate_for_usual_models(name: str) -> None:
+def test_cpu_kernels_rotate_for_models_with_the_usual_rotation(name: str) -> None:
     loaded, kernels = load(name), cpu_kernels.load()
     assert kernels is not None
     expected = logits(loaded, ReferenceAttention())
@@ -80,7 +80,7 @@ def test_the_cpu_kernels_rotate_for_usual_models(name: str) -> None:
     rotary=st.sampled_from([2, 8, 16, 24]),
     seed=st.integers(0, 1000),
 )
-def test_the_cpu_kernels_rotate_parts_of_heads_and_skip_rows_of_nobody(
+def test_cpu_kernels_rotate_parts_of_heads_and_skip_padding_rows(
     num_tokens: int, rotary: int, seed: int
 ) -> None:
     kernels = cpu_kernels.load()
@@ -108,7 +108,7 @@ def test_the_cpu_kernels_rotate_parts_of_heads_and_skip_rows_of_nobody(
 
 
 @pytest.mark.parametrize("name", FUSED)
-def test_usual_models_leave_their_rotation_to_attention(name: str) -> None:
+def test_rotation_of_usual_models_is_deferred_to_attention(name: str) -> None:
     loaded, backend = load(name), RotatingAttention()
     expected = logits(loaded, ReferenceAttention())
     assert fuse_rotation(loaded, backend)
@@ -118,7 +118,7 @@ def test_usual_models_leave_their_rotation_to_attention(name: str) -> None:
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_a_rotation_stays_in_the_model(kind: str) -> None:
+def test_other_rotations_are_not_deferred(kind: str) -> None:
     loaded = attach_paged_attention(build_model(REFUSED[kind]()), CPU, torch.float32)
     backend = RotatingAttention()
     expected = logits(loaded, ReferenceAttention())
@@ -128,15 +128,17 @@ def test_a_rotation_stays_in_the_model(kind: str) -> None:
     assert backend.calls == 0
 
 
-def test_a_backend_that_cannot_rotate_is_not_asked_to() -> None:
+def test_rotation_is_applied_before_a_backend_that_cannot_rotate() -> None:
     loaded = load("llama")
     assert not fuse_rotation(loaded, ReferenceAttention())
     expected = logits(loaded, ReferenceAttention())
     assert defer_rotation(loaded.model) == len(loaded.layers)
-    assert torch.equal(logits(loaded, ReferenceAttention()), expected), "it is done before"
+    assert torch.equal(logits(loaded, ReferenceAttention()), expected), (
+        "the rotation is applied before the backend is called"
+    )
 
 
-def test_deferring_changes_one_model_and_can_be_taken_back() -> None:
+def test_deferring_changes_one_model_and_can_be_undone() -> None:
     loaded, other = load("llama"), load("llama")
     expected = logits(loaded, ReferenceAttention())
     defer_rotation(loaded.model)
@@ -147,7 +149,7 @@ def test_deferring_changes_one_model_and_can_be_taken_back() -> None:
     assert backend.calls == 0
 
 
-def test_warming_up_takes_steps_of_each_kind() -> None:
+def test_warm_up_runs_a_step_of_each_kind() -> None:
     loaded, backend = load("llama"), RotatingAttention()
     fuse_rotation(loaded, backend)
     backend.calls = 0

@@ -1,4 +1,4 @@
-"""What the cache holds, and in which format; the arithmetic on it is tested with the backends."""
+"""The cache's size and format; attention over it is tested with the backends."""
 
 from __future__ import annotations
 
@@ -33,26 +33,28 @@ def config_with(kv_cache_dtype: str | None) -> EngineConfig:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e5m2])
-def test_size_is_what_the_tensors_take(dtype: torch.dtype) -> None:
+def test_bytes_per_token_is_the_size_of_the_tensors(dtype: torch.dtype) -> None:
     cache = KVCache(LAYERS, 5, 16, dtype, CPU)
     size = sum(states.nbytes for layer in cache.layers.values() for states in layer)
     assert size == 5 * 16 * bytes_per_token(LAYERS, dtype)
 
 
-def test_only_formats_of_8_bits_have_a_bound() -> None:
+def test_only_8_bit_formats_saturate() -> None:
     states = torch.tensor([1.0, -1e5, 1e5, float("nan")])
     assert torch.equal(to_cache_format(states, torch.bfloat16)[:3], states.bfloat16()[:3])
     for dtype, bound in ((torch.float8_e4m3fn, 448.0), (torch.float8_e5m2, 57344.0)):
         stored = to_cache_format(states, dtype).float()
         assert stored[:3].tolist() == [1.0, -bound, bound]
-        assert stored[3].isnan(), "what is not a number must not become one"
+        assert stored[3].isnan(), "NaN must stay NaN"
 
 
 @pytest.mark.parametrize(
     ("cache_dtype", "name"),
     [(torch.float32, "native CPU kernels"), (torch.float8_e4m3fn, "reference attention")],
 )
-def test_cpu_kernels_get_the_cache_they_can_read(cache_dtype: torch.dtype, name: str) -> None:
+def test_cpu_kernels_are_used_only_with_a_cache_they_can_read(
+    cache_dtype: torch.dtype, name: str
+) -> None:
     loaded = attach_paged_attention(build_model(ARCHITECTURES["llama"]()), CPU, torch.float32)
     backend, actual = _choose_backend(config_with(None), loaded, cache_dtype)
     if name == "native CPU kernels" and isinstance(backend, ReferenceAttention):
@@ -60,7 +62,7 @@ def test_cpu_kernels_get_the_cache_they_can_read(cache_dtype: torch.dtype, name:
     assert actual == name
 
 
-def test_a_model_still_speaks_with_half_the_cache_and_less() -> None:
+def test_a_model_generates_with_an_8_bit_cache() -> None:
     prompt = tuple(range(5, 25))
     texts = []
     for kv_cache_dtype in (None, "fp8_e4m3fn"):

@@ -1,4 +1,4 @@
-"""The reference attention against torch's own, with every mask written out."""
+"""The reference attention is compared with torch's own, with explicit masks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LENGTHS = [(1, 1), (1, 9), (5, 5), (3, 11), (8, 8), (2, 17)]  # new tokens, toke
 
 @dataclass(frozen=True)
 class Case:
-    """A batch whose keys and values lie in the cache, and also plainly side by side."""
+    """A batch whose keys and values are in the cache, and also as contiguous tensors."""
 
     query: Tensor
     key_cache: Tensor
@@ -32,7 +32,7 @@ class Case:
 def make_case(
     *, num_heads: int = 4, num_kv_heads: int = 2, key_dim: int = 8, value_dim: int = 8
 ) -> Case:
-    """Sequences of `LENGTHS` in blocks dealt at random; unused slots are not numbers."""
+    """Sequences of `LENGTHS` in random blocks; unused slots hold NaN."""
     generator = torch.Generator().manual_seed(0)
 
     def noise(*shape: int) -> Tensor:
@@ -89,7 +89,7 @@ def attend(
 
 
 def visible(num_new: int, context: int, window: int | None) -> Tensor:
-    """Bool [num_new, context], one entry at a time."""
+    """Bool [num_new, context], computed entry by entry."""
     return torch.tensor(
         [
             [k <= q and (window is None or k >= q - window + 1) for k in range(context)]
@@ -143,7 +143,7 @@ def test_value_size_may_differ_from_key_size() -> None:
 
 
 @pytest.mark.parametrize("window", [None, 3])
-def test_softcap_and_sinks_match_the_written_out_softmax(window: int | None) -> None:
+def test_softcap_and_sinks_match_an_explicit_softmax(window: int | None) -> None:
     case = make_case()
     sinks = torch.tensor([0.5, -1.0, 2.0, 0.0])
     expected = []

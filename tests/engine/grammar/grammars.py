@@ -1,7 +1,8 @@
-"""Tokenizers and engines to try grammars with, and an eye of our own for what tokens spell."""
+"""Tokenizers and engines to test grammars with, and a decoder that does not use the tokenizer's."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable
 from functools import cache
 from itertools import chain
@@ -24,13 +25,14 @@ from engine.model.loaded import LoadedModel
 from engine.model.model_runner import ModelRunner
 from engine.model.self_check import attach_paged_attention
 from engine.protocol.config import EngineConfig
+from engine.protocol.errors import GrammarError
 from engine.protocol.request import FinishReason, Request, SamplingParams
 from engine.scheduling.block_manager import BlockManager
 from engine.scheduling.scheduler import Scheduler
 from tests.engine.fakes import run, token_ids
 from tests.paths import DEMO_MODEL
 
-KINDS = ("demo", "bpe", "unigram")  # of tokenizers: bytes, and pieces with a byte fallback
+KINDS = ("demo", "bpe", "unigram")  # of tokenizers: byte-level, and two with a byte fallback
 _CPU = torch.device("cpu")
 _BLOCK_SIZE = 16
 _END = {"demo": "<|end|>", "bpe": "</s>", "unigram": "</s>"}
@@ -41,7 +43,7 @@ _BYTE_OF = {character: byte for byte, character in bytes_to_unicode().items()}
 
 @cache
 def tokenizer(kind: str) -> Tokenizer:
-    """The demo model's, or one as SentencePiece makes them."""
+    """The bundled model's tokenizer, or one like those of SentencePiece."""
     if kind == "demo":
         return Tokenizer.from_file(str(DEMO_MODEL / "tokenizer.json"))
     pieces = [*_SPECIAL, *(f"<0x{byte:02X}>" for byte in range(256)), "▁"]
@@ -72,7 +74,7 @@ def eos_of(kind: str) -> frozenset[int]:
 
 @cache
 def compiler(kind: str) -> GrammarCompiler:
-    """One for all tests, as an engine has one for all requests."""
+    """One compiler for all tests, as an engine has one for all requests."""
     return GrammarCompiler(tokenizer(kind).to_str(), tokenizer(kind).get_vocab_size())
 
 
@@ -90,7 +92,7 @@ def allowed(matcher: Matcher, kind: str = "demo") -> set[int]:
     """The tokens that may come next.
 
     Raises:
-        GrammarError: there is no saying.
+        GrammarError: the mask is invalid.
     """
     (words,) = _masks(kind).start([matcher]).result()
     matcher.check()
@@ -99,7 +101,7 @@ def allowed(matcher: Matcher, kind: str = "demo") -> set[int]:
 
 
 def encode(text: str, kind: str = "demo") -> list[int]:
-    """The tokenizer's own tokens of a text, without a space that it would put in front."""
+    """The tokenizer's own tokens of a text, without a space that it would prepend."""
     full: list[int] = tokenizer(kind).encode(text, add_special_tokens=False).ids
     if kind == "demo" or not text:
         return full
@@ -110,12 +112,12 @@ def encode(text: str, kind: str = "demo") -> list[int]:
 
 
 def spell(ids: Iterable[int], kind: str = "demo") -> bytes:
-    """The bytes of tokens, read off their pieces."""
+    """The bytes of tokens, from their pieces in the vocabulary."""
     return b"".join(_bytes_of(token_id, kind) for token_id in ids)
 
 
 def _bytes_of(token_id: int, kind: str) -> bytes:
-    assert token_id not in special_ids(kind), f"{token_id} is no text"
+    assert token_id not in special_ids(kind), f"{token_id} is a special token"
     piece = tokenizer(kind).id_to_token(token_id)
     assert piece is not None
     if kind == "demo":
@@ -127,12 +129,12 @@ def _bytes_of(token_id: int, kind: str) -> bytes:
 
 @cache
 def special_ids(kind: str) -> frozenset[int]:
-    """Tokens that are no text."""
+    """Tokens that are not text."""
     return frozenset(tokenizer(kind).get_added_tokens_decoder())
 
 
 class Outcome(NamedTuple):
-    """What became of a request; `tokens` without the one that ended it."""
+    """The result of a request; `tokens` are without the end token."""
 
     tokens: list[int]
     reason: FinishReason | None
@@ -140,12 +142,12 @@ class Outcome(NamedTuple):
 
     @property
     def finished(self) -> bool:
-        """Whether the text is whole."""
+        """Whether the text is complete."""
         return self.reason is FinishReason.EOS_TOKEN
 
 
 def make_request(name: str, source: str, kind: str = "demo", **options: object) -> Request:
-    """A request for 200 wild tokens, with a seed of its own."""
+    """A request for 200 tokens at a high temperature, with a seed of its own."""
     seed = sum(map(ord, name)) * 7919
     sampling = SamplingParams(do_sample=True, seed=seed, temperature=2.5)
     values: dict[str, object] = {
@@ -179,7 +181,7 @@ def _random_model(kind: str) -> LoadedModel:
 
 
 def random_engine(kind: str = "demo", *, num_blocks: int = 4000) -> Engine:
-    """An engine whose model knows nothing."""
+    """An engine whose model has random weights."""
     loaded = _random_model(kind)
     vocab_size = tokenizer(kind).get_vocab_size()
     cache_ = KVCache(loaded.layers, num_blocks, _BLOCK_SIZE, torch.float32, _CPU)
@@ -209,7 +211,7 @@ def demo_engine(socket_path: Path) -> Engine:
 
 
 def generate(engine: Engine, *requests: Request) -> dict[str, Outcome]:
-    """What becomes of requests that run together."""
+    """The results of requests that run together."""
     results: dict[str, Outcome] = {}
     for name, outputs in run(engine, *requests).items():
         tokens = token_ids(outputs)
@@ -218,3 +220,25 @@ def generate(engine: Engine, *requests: Request) -> dict[str, Outcome]:
             tokens.pop()
         results[name] = Outcome(tokens, reason, outputs[-1].error)
     return results
+
+
+def accepts(matcher: Matcher, text: str, kind: str = "demo") -> bool:
+    """Whether a grammar allows a text, in the tokenizer's own tokens, and its end after it."""
+    try:
+        matcher.advance(encode(text, kind))
+        return eos_of(kind) <= allowed(matcher, kind)
+    except GrammarError:
+        return False
+
+
+def walk(matcher: Matcher, seed: int, kind: str = "demo", num_tokens: int = 60) -> list[int]:
+    """Randomly chosen allowed tokens, without the end token."""
+    rng = random.Random(seed)
+    tokens: list[int] = []
+    while len(tokens) < num_tokens:
+        token_id = rng.choice(sorted(allowed(matcher, kind)))
+        if token_id in eos_of(kind):
+            break
+        matcher.advance([token_id])
+        tokens.append(token_id)
+    return tokens

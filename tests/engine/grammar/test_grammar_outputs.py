@@ -1,4 +1,4 @@
-"""Whatever a model says under a grammar follows it: judged by other libraries than the engine's."""
+"""A model's outputs follow their grammar, as libraries judge that the engine does not use."""
 
 from __future__ import annotations
 
@@ -53,15 +53,15 @@ MODELS = ("random", "demo")
 NUM_SEEDS = 2
 MAX_NEW_TOKENS = 200
 ALL_SCHEMAS = {**SCHEMAS, **ENDLESS}
-# What a call or free text is bound by, among others.
+# A few schemas, for tests that need only some.
 SMALL = {name: SCHEMAS[name] for name in ("object", "enum of unicode", "uuid", "tree", "number")}
-FORMATS = FormatChecker()  # with those that need nothing but Python: date, uuid, ipv4, ipv6, email
+FORMATS = FormatChecker()  # with the formats that need no packages: date, uuid, ipv4, ipv6, email
 _DURATION = r"P(?!$)(\d+W|(\d+Y)?(\d+M)?(\d+D)?(T(?=\d)(\d+H)?(\d+M)?(\d+S)?)?)"
 
 
 @FORMATS.checks("date", ValueError)
 def is_date(value: object) -> bool:
-    """RFC 3339 but for leap years, of which the grammar knows nothing: 29 February is in all."""
+    """RFC 3339, except that the grammar allows 29 February in every year."""
     if isinstance(value, str):
         known = re.sub("^[0-9]{4}", "2000", value)
         return str(datetime.date.fromisoformat(known)) == known
@@ -70,7 +70,7 @@ def is_date(value: object) -> bool:
 
 @FORMATS.checks("time", ValueError)
 def is_time(value: object) -> bool:
-    """RFC 3339, with a leap second at any minute: the grammar cannot know better."""
+    """RFC 3339, except that the grammar allows a leap second in every minute."""
     if isinstance(value, str):
         match = re.fullmatch(r"(\d\d:\d\d):(\d\d)(\.\d+)?(Z|[+-]\d\d:\d\d)", value, re.I)
         if match is None or int(match[2]) > 60:
@@ -96,12 +96,12 @@ def is_duration(value: object) -> bool:
 
 @FORMATS.checks("uri", ValueError)
 def is_uri(value: object) -> bool:
-    """A scheme and something."""
+    """A scheme and ASCII characters."""
     return not isinstance(value, str) or bool(urlsplit(value).scheme and value.isascii())
 
 
 def request_of(kind: str, name: str, seed: int, **options: Any) -> Request:
-    """The request that a case stands for."""
+    """The request for a schema or a regular expression."""
     source = regex_source(name) if kind == "regex" else json_source(ALL_SCHEMAS[name])
     return make_request(f"{kind} {seed} {name}", source, max_new_tokens=MAX_NEW_TOKENS, **options)
 
@@ -121,17 +121,17 @@ def outcomes(model: str) -> dict[str, Outcome]:
 
 
 def check_json(schema: Schema, spelt: bytes) -> None:
-    """Asserts that a whole text is JSON, written as it should be, and an instance of the schema."""
+    """Asserts that a text is JSON with the usual white space, and an instance of the schema."""
     written = spelt.decode()
     instance = json.loads(written, parse_constant=pytest.fail)
     Draft202012Validator(schema, format_checker=FORMATS).validate(instance)
     bare = re.sub(r'"(\\.|[^"\\])*"', "", written)
     assert not re.search(r"\s", re.sub("[,:] ", "", bare)), "no other white space"
-    assert not re.search("[,:](?! )", bare), "nor less"
+    assert not re.search("[,:](?! )", bare), "one space after each comma and colon"
 
 
 def check_regex(pattern: str, spelt: bytes) -> None:
-    """Asserts that a whole text matches."""
+    """Asserts that the whole text matches."""
     assert regex.fullmatch(pattern, spelt.decode()), spelt.decode()
 
 
@@ -147,7 +147,7 @@ def test_finished_json_is_an_instance_of_its_schema(model: str, name: str) -> No
         else:
             assert outcome.reason is FinishReason.LENGTH
             assert len(outcome.tokens) == MAX_NEW_TOKENS
-            spell(outcome.tokens)  # only text
+            spell(outcome.tokens)  # raises for special tokens
 
 
 @pytest.mark.parametrize("pattern", REGEXES)
@@ -166,26 +166,26 @@ def test_finished_text_matches_its_regular_expression(model: str, pattern: str) 
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_most_finish(model: str) -> None:
+def test_most_outputs_finish(model: str) -> None:
     finished = [name for name, outcome in outcomes(model).items() if outcome.finished]
     assert len(finished) > 0.85 * len(outcomes(model))
     assert not outcomes(model)["json 0 a long string"].finished
     assert len({bytes(spell(outcomes(model)[name].tokens)) for name in finished}) > 120
 
 
-def test_an_end_at_the_last_token_counts_as_cut() -> None:
+def test_an_end_token_at_max_new_tokens_counts_as_length() -> None:
     source = json_source({"const": "abc"})
     length = len(encode('"abc"'))
     requests = [make_request(str(n), source, max_new_tokens=n) for n in range(1, length + 3)]
     for name, outcome in generate(random_engine(), *requests).items():
-        if int(name) <= length + 1:  # TGI says so, see Sequence.append
+        if int(name) <= length + 1:  # as in TGI, see Sequence.append
             assert outcome.reason is FinishReason.LENGTH
             assert [*encode('"abc"'), *eos_of("demo")][: int(name)] == outcome.tokens
         else:
             assert outcome.finished
 
 
-def test_forced_tokens_come_with_the_one_before_and_are_certain() -> None:
+def test_forced_tokens_come_in_the_same_step_with_probability_1() -> None:
     request = make_request(
         "r",
         json_source(record({"name": {"const": "x"}, "ok": BOOLEAN})),
@@ -228,7 +228,7 @@ def test_same_seed_gives_the_same_tokens_after_preemption() -> None:
     assert results == {name: outcomes("random")[name] for name in results}
 
 
-def test_resumed_requests_go_on_as_without_the_break() -> None:
+def test_resumed_requests_continue_with_the_same_tokens() -> None:
     requests, expected = [], {}
     for kind, name in few():
         whole = outcomes("random")[f"{kind} 0 {name}"]
@@ -280,7 +280,7 @@ def test_a_grammar_that_fails_ends_its_own_request_only() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_calls_or_text(kind: str) -> None:
+def test_outputs_are_calls_or_text(kind: str) -> None:
     schema = record({"name": {"const": "now"}, "arguments": record({"x": INTEGER})})
     source = json_source(schema, or_text=True)
     begun = [tuple(encode(beginning, kind)) for beginning in ("{", '{"', "", "", "Hi", " ", "[")]
@@ -301,7 +301,7 @@ def test_calls_or_text(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
-def test_pieces_with_a_byte_fallback(kind: str) -> None:
+def test_outputs_of_tokenizers_with_a_byte_fallback_match(kind: str) -> None:
     names = [*list(SCHEMAS)[:60:2], "enum of unicode", "object with unicode names"]
     patterns = [*REGEXES[16:20], "[😀-😏]{1,3}", " the{1,2} ?tr", "(👍🏽|🇩🇪|é){1,3}", " {0,3}x  "]
     schemas = {**{name: SCHEMAS[name] for name in names}, "emoji": {"const": " 👍🏽  the\n🇩🇪"}}
@@ -377,7 +377,7 @@ _numbers = count()
 
 @given(st.lists(_schemas, min_size=4, max_size=8))
 @settings(max_examples=20)
-def test_made_up_schemas(schemas: list[Schema]) -> None:
+def test_outputs_match_random_schemas(schemas: list[Schema]) -> None:
     made = {f"{next(_numbers)}": schema for schema in schemas}
     requests = [make_request(name, json_source(schema)) for name, schema in made.items()]
     for name, outcome in generate(_shared_engine(), *requests).items():

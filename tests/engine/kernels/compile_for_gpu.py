@@ -1,10 +1,10 @@
-"""Compiles the GPU kernels down to machine code, which needs no GPU.
+"""Compiles the GPU kernels to machine code, which needs no GPU.
 
-It is told for which ones, and with which model's format, format of the cache and head size::
+Arguments are the compute capability, the dtypes of model and cache, and the head size::
 
     python -m tests.engine.kernels.compile_for_gpu 80:bfloat16:bfloat16:128
 
-Finds what Triton's interpreter lets pass: sizes that are no powers of 2, types that do not mix,
+This finds errors that Triton's interpreter does not: sizes that are not powers of 2, mixed types,
 instructions that a GPU lacks. Kernels are compiled as Triton itself would for these arguments: it
 tells the compiler which of them are multiples of 16, and so how wide loads may be. Prints each
 kernel's GPU and shared memory in bytes. Must run in a process of its own, because kernels are
@@ -40,7 +40,7 @@ KERNELS = {
 
 
 class _Driver:
-    """Stands where Triton's driver of a GPU stands: compiling asks it for no more than this."""
+    """Replaces Triton's driver of a GPU; compiling needs no more than this."""
 
     def __init__(self, capability: int) -> None:
         self.capability = capability
@@ -49,14 +49,14 @@ class _Driver:
         return GPUTarget("cuda", self.capability, 32)
 
     def get_current_device(self) -> int:
-        return self.capability  # a device of its own, since Triton remembers kernels by device
+        return self.capability  # a different device for each, since Triton caches kernels by device
 
     def get_current_stream(self, _device: int) -> int:
         return 0
 
 
 class _Compiler:
-    """Stands where a kernel stands, and compiles it when it would be started."""
+    """Replaces a kernel, and compiles it when it would be launched."""
 
     def __init__(self, kernel: Any, capability: int) -> None:
         self.kernel, self.capability = kernel, capability
@@ -70,14 +70,14 @@ class _Compiler:
 
 
 def compile_for(capability: int) -> None:
-    """Has kernels compiled instead of started from now on."""
+    """Makes launches of kernels compile them from now on."""
     triton.runtime.driver.set_active(_Driver(capability))
     for (module, name), kernel in KERNELS.items():
         setattr(module, name, _Compiler(kernel, capability))
 
 
 def attend(dtype: torch.dtype, cache_dtype: torch.dtype, head_dim: int) -> None:
-    """Starts what attention needs, with every option on; heads of values are a bit smaller."""
+    """Launches attention's kernels with all options; values have smaller heads than keys."""
     value_dim = head_dim * 3 // 4
     layer = {0: LayerShape(2, head_dim, value_dim)}
     caches = KVCache(layer, 1, 16, cache_dtype, torch.device("cpu")).layers[0]
@@ -85,8 +85,8 @@ def attend(dtype: torch.dtype, cache_dtype: torch.dtype, head_dim: int) -> None:
     states = torch.zeros(20, 8, head_dim, dtype=dtype)
     rows = states[:2, :2], states[:2, :2, :value_dim]
     backend.write_kv(*rows, *caches, numbers[:2].long())
-    angles = torch.zeros(2, head_dim // 2, dtype=dtype)
-    backend.rotary_write_kv(states[:2], *rows, angles, angles, *caches, numbers[:2].long())
+    cos = torch.zeros(2, head_dim // 2, dtype=dtype)
+    backend.rotary_write_kv(states[:2], *rows, cos, cos, *caches, numbers[:2].long())
     tables = torch.zeros(2, 500, dtype=torch.int32)
     for num_tokens in (2, 20):  # a step of decoding, and one with prompts
         backend.paged_attention(
@@ -102,8 +102,8 @@ def attend(dtype: torch.dtype, cache_dtype: torch.dtype, head_dim: int) -> None:
         )
 
 
-def compute_the_rest(capability: int) -> None:
-    """Starts the kernels that are not attention's."""
+def launch_other_kernels(capability: int) -> None:
+    """Launches all kernels that are not attention's."""
     states = torch.zeros(6, 8, 128, dtype=torch.bfloat16)
     for early in (False, True):
         triton_elementwise.rms_norm(
@@ -118,7 +118,7 @@ def compute_the_rest(capability: int) -> None:
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         rows = torch.zeros(3, 14_336, dtype=dtype)
         levels, scales = triton_quantize.quantize_rows(torch.int8, rows, 32)
-        if capability >= 89:  # others have no instructions for fp8_e4m3fn
+        if capability >= 89:  # older GPUs have no instructions for fp8_e4m3fn
             triton_quantize.quantize_rows(torch.float8_e4m3fn, rows)
         for bias in (None, rows[0]):
             triton_quantize.scale_sums(levels.int(), scales, rows[:1].float(), bias, dtype)
@@ -131,5 +131,5 @@ if __name__ == "__main__":
         compile_for(int(capability))
         attend(*(getattr(torch, dtype) for dtype in dtypes), int(head_dim))
         if capability not in capabilities:
-            compute_the_rest(int(capability))
+            launch_other_kernels(int(capability))
         capabilities.add(capability)

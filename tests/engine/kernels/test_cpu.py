@@ -1,14 +1,7 @@
-"""The C kernels against plain torch: attention over a paged cache, KV scatter, packed linear."""
+"""The C kernels against plain torch: attention over a paged cache, KV scatter, row-wise kernels."""
 
-import ctypes
-import logging
-import os
-import stat
-import subprocess
-import sys
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import TypedDict, Unpack
 
 import pytest
@@ -17,40 +10,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from engine.kernels import build
-from engine.kernels.cpu import CpuKernels, empty_kv_cache, load
-from engine.kernels.packed_linear import PackedLinear, pack_model
-from tests.engine.native import threads
-from tests.paths import REPOSITORY
+from engine.attention.kv_cache import KVCache, LayerShape
+from engine.kernels.cpu import CpuKernels
+from tests.engine.native import needs_compiler, threads
 
-
-def _compiler_exists() -> bool:
-    try:
-        build.find_compiler()
-    except build.BuildError:
-        return False
-    return True
-
-
-needs_compiler = pytest.mark.skipif(not _compiler_exists(), reason="no C compiler")
 relaxed = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-
-
-@pytest.fixture(scope="module")
-def kernels() -> CpuKernels:
-    loaded = load()
-    assert loaded is not None
-    return loaded
-
-
-@pytest.fixture(scope="module")
-def narrow_kernels(kernels: CpuKernels) -> CpuKernels:
-    """The same source for a smaller instruction set: other vector widths and tiles."""
-    if kernels.panel_width != 32:  # two AVX-512 vectors
-        pytest.skip("this machine has no wider vectors to leave out")
-    return CpuKernels(build.build_library(["-mno-avx512f"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +31,20 @@ class Batch:
     context_lens: Tensor
 
 
+def make_caches(
+    shape: tuple[int, int, int, int], *, head_major: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Key and value cache [num_blocks, block_size, num_kv_heads, head_size].
+
+    In memory they are as `KVCache` has them, or else contiguous.
+    """
+    if not head_major:
+        return torch.empty(shape), torch.empty(shape)
+    num_blocks, block_size, num_kv_heads, head_size = shape
+    layers = {0: LayerShape(num_kv_heads, head_size, head_size)}
+    return KVCache(layers, num_blocks, block_size, torch.float32, torch.device("cpu")).layers[0]
+
+
 def make_batch(
     sequences: list[tuple[int, int]],
     num_heads: int,
@@ -75,15 +55,12 @@ def make_batch(
     seed: int = 0,
     head_major: bool = True,
 ) -> Batch:
-    """Random cache contents in scattered blocks; every slot that is not used holds NaN."""
+    """Random cache contents in scattered blocks; unused slots hold NaN."""
     torch.manual_seed(seed)
     counts = [-(-context // block_size) for _, context in sequences]
     num_blocks = sum(counts) + 2
     shape = (num_blocks, block_size, num_kv_heads, head_size)
-    if head_major:
-        key_cache, value_cache = empty_kv_cache(*shape)
-    else:
-        key_cache, value_cache = torch.empty(shape), torch.empty(shape)
+    key_cache, value_cache = make_caches(shape, head_major=head_major)
     key_cache.fill_(torch.nan)
     value_cache.fill_(torch.nan)
     free = (torch.randperm(num_blocks - 1) + 1).tolist()
@@ -122,7 +99,7 @@ def reference_attention(
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> Tensor:
-    """Sequence by sequence in float64, with all scores laid out."""
+    """Attention in float64, one sequence after the other, with all scores in memory."""
     out = torch.empty_like(batch.query)
     group = batch.query.shape[1] // batch.key_cache.shape[2]
     starts = batch.query_start_loc.tolist()
@@ -253,9 +230,7 @@ def test_attention_keeps_precision_with_large_logits(kernels: CpuKernels) -> Non
 
 @needs_compiler
 @pytest.mark.parametrize("poisoned", ["query", "key", "value"])
-def test_nan_of_one_sequence_stays_in_it_and_stays_visible(
-    kernels: CpuKernels, poisoned: str
-) -> None:
+def test_nan_of_one_sequence_stays_in_its_rows(kernels: CpuKernels, poisoned: str) -> None:
     batch = make_batch([(1, 90), (1, 77), (40, 60), (1, 600)], 6, 2, 64, 16)
     clean = run(kernels, batch, 0.125)
     if poisoned == "query":
@@ -353,7 +328,7 @@ def test_write_kv_fills_exactly_its_slots(
     torch.manual_seed(seed)
     num_blocks = 80 // block_size + 3
     shape = (num_blocks, block_size, num_kv_heads, head_size)
-    caches = empty_kv_cache(*shape) if head_major else (torch.empty(shape), torch.empty(shape))
+    caches = make_caches(shape, head_major=head_major)
     expected = [torch.randn(shape) for _ in caches]
     for cache, content in zip(caches, expected, strict=True):
         cache.copy_(content)
@@ -368,105 +343,10 @@ def test_write_kv_fills_exactly_its_slots(
         assert torch.equal(cache, content)
 
 
-linear_cases = {
-    "rows": st.one_of(st.integers(1, 32), st.integers(1, 300)),
-    "in_features": st.one_of(st.integers(1, 70), st.integers(500, 1100)),
-    "out_features": st.integers(1, 200),
-    "has_bias": st.booleans(),
-    "seed": st.integers(0, 2**16),
-}
-
-
-def check_linear(
-    kernels: CpuKernels, rows: int, in_features: int, out_features: int, has_bias: bool, seed: int
-) -> None:
-    torch.manual_seed(seed)
-    linear = nn.Linear(in_features, out_features, bias=has_bias)
-    packed = PackedLinear.from_linear(linear, kernels)
-    x = torch.randn(rows, in_features)
-    y = packed(x)
-    exact = x.double() @ linear.weight.double().T
-    if has_bias:
-        exact += linear.bias
-    torch.testing.assert_close(y, exact.float(), atol=1e-5, rtol=1e-5)
-    row = seed % rows
-    assert torch.equal(packed(x[row : row + 1]), y[row : row + 1])
-    assert torch.equal(kernels.unpack_weight(packed.packed, out_features), linear.weight)
-
-
-@needs_compiler
-@relaxed
-@given(**linear_cases)
-def test_packed_linear_equals_linear_and_ignores_other_rows(
-    kernels: CpuKernels, rows: int, in_features: int, out_features: int, has_bias: bool, seed: int
-) -> None:
-    check_linear(kernels, rows, in_features, out_features, has_bias, seed)
-
-
-@needs_compiler
-@settings(relaxed, max_examples=25)
-@given(**linear_cases)
-def test_packed_linear_equals_linear_with_narrow_vectors(
-    narrow_kernels: CpuKernels,
-    rows: int,
-    in_features: int,
-    out_features: int,
-    has_bias: bool,
-    seed: int,
-) -> None:
-    check_linear(narrow_kernels, rows, in_features, out_features, has_bias, seed)
-
-
-@needs_compiler
-def test_packed_linear_takes_any_leading_shape_and_more_rows_than_one_pass(
-    kernels: CpuKernels,
-) -> None:
-    linear = nn.Linear(40, 24)
-    packed = PackedLinear.from_linear(linear, kernels)
-    for shape in ((40,), (2, 450, 40), (0, 40), (3, 1, 2, 40)):
-        x = torch.randn(shape)
-        torch.testing.assert_close(packed(x), linear(x), atol=1e-5, rtol=1e-5)
-    transposed = torch.randn(40, 7).T
-    torch.testing.assert_close(packed(transposed), linear(transposed), atol=1e-5, rtol=1e-5)
-
-
-class _TiedModel(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(50, 32)
-        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(32, 32), nn.ReLU()) for _ in range(2))
-        self.head = nn.Linear(32, 50, bias=False)
-        self.head.weight = self.embedding.weight
-
-    def forward(self, ids: Tensor) -> Tensor:
-        x = self.embedding(ids)
-        for block in self.blocks:
-            x = block(x)
-        return self.head(x)  # type: ignore[no-any-return]
-
-
-@needs_compiler
-@torch.inference_mode()
-def test_pack_model_keeps_results_and_reports_the_copy_of_tied_weights(
-    kernels: CpuKernels,
-) -> None:
-    model = _TiedModel()
-    ids = torch.arange(50)
-    expected = model(ids)
-    report = pack_model(model, kernels)
-    torch.testing.assert_close(model(ids), expected, atol=1e-5, rtol=1e-5)
-    assert report.num_layers == 3
-    assert not any(isinstance(module, nn.Linear) for module in model.modules())
-    assert [name for name, _ in model.named_parameters()] == ["embedding.weight"]
-    padded_head = -(-50 // kernels.panel_width) * kernels.panel_width * 32 * 4
-    assert report.extra_bytes == padded_head
-    assert report.packed_bytes == padded_head + 2 * 32 * 32 * 4
-
-
 @needs_compiler
 @pytest.mark.parametrize("rows", [1, 3, 400])
 @pytest.mark.parametrize("width", [1, 15, 40, 768])
-def test_row_wise_pieces_equal_torch(kernels: CpuKernels, rows: int, width: int) -> None:
+def test_rms_norm_and_silu_and_mul_equal_torch(kernels: CpuKernels, rows: int, width: int) -> None:
     torch.manual_seed(rows * width)
     x, weight = torch.randn(rows, width), torch.randn(width)
     exact = x.double() / (x.double().pow(2).mean(-1, keepdim=True) + 1e-6).sqrt()
@@ -481,7 +361,7 @@ def test_row_wise_pieces_equal_torch(kernels: CpuKernels, rows: int, width: int)
 
 
 @needs_compiler
-def test_empty_steps_and_wide_groups_are_fine(kernels: CpuKernels) -> None:
+def test_attention_takes_empty_steps_and_many_query_heads_per_key_head(kernels: CpuKernels) -> None:
     batch = make_batch([(1, 40), (3, 20)], 130, 1, 16, 8)
     expected = reference_attention(batch, 0.25)
     torch.testing.assert_close(run(kernels, batch, 0.25), expected, atol=1e-5, rtol=0)
@@ -494,95 +374,3 @@ def test_empty_steps_and_wide_groups_are_fine(kernels: CpuKernels) -> None:
         batch.context_lens[:0],
     )
     assert run(kernels, empty, 0.25).shape == (0, 130, 16)
-
-
-@needs_compiler
-def test_kernels_share_torchs_openmp_runtime(kernels: CpuKernels) -> None:
-    if build.find_openmp_runtime() is None:
-        pytest.skip("torch brings no libgomp here")
-    assert kernels.has_openmp
-    mapped = {path for path in build._mapped_libraries() if path.name.startswith("libgomp")}
-    assert len(mapped) == 1
-
-
-@needs_compiler
-def test_build_is_cached_in_a_private_directory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert isinstance(build.build_library(["-O0"]), ctypes.CDLL)
-    directory = tmp_path / "tokenwire"
-    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
-    assert [path.suffix for path in directory.iterdir()] == [".so"]
-    monkeypatch.setattr(build, "_compile", lambda *_: pytest.fail("compiled again"))
-    build.build_library(["-O0"])
-
-
-@needs_compiler
-def test_build_refuses_a_directory_others_can_write(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    (tmp_path / "tokenwire").mkdir()
-    (tmp_path / "tokenwire").chmod(0o777)
-    with pytest.raises(build.BuildError, match="writable by other users"):
-        build.build_library()
-
-
-@needs_compiler
-def test_build_without_a_shared_runtime_runs_on_one_thread(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(build, "find_openmp_runtime", lambda: None)
-    with caplog.at_level(logging.WARNING):
-        kernels = CpuKernels(build.build_library(["-O1"]))
-    assert not kernels.has_openmp
-    assert "one thread" in caplog.text
-    check_linear(kernels, 5, 64, 70, True, 0)
-
-
-def test_missing_compiler_gives_none_and_one_warning(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.delenv("CC", raising=False)
-    build.load_library.cache_clear()
-    try:
-        with caplog.at_level(logging.WARNING):
-            assert build.load_library() is None
-            assert build.load_library() is None
-        assert caplog.text.count("no C compiler found") == 1
-    finally:
-        build.load_library.cache_clear()
-
-
-def test_failing_compiler_gives_none_with_its_message(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    compiler = tmp_path / "broken-cc"
-    compiler.write_text("#!/bin/sh\n[ $1 = --version ] && exit 0\necho out of luck >&2\nexit 1\n")
-    compiler.chmod(0o755)
-    monkeypatch.setenv("CC", str(compiler))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    build.load_library.cache_clear()
-    try:
-        with caplog.at_level(logging.WARNING):
-            assert build.load_library() is None
-        assert "out of luck" in caplog.text
-    finally:
-        build.load_library.cache_clear()
-
-
-def test_switch_turns_the_kernels_off() -> None:
-    code = "from engine.kernels.cpu import load; print(load())"
-    environment = {**os.environ, build.SWITCH: "0"}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=REPOSITORY,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout.strip() == "None"

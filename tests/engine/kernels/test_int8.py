@@ -1,4 +1,4 @@
-"""Linear layers in whole numbers of 8 bits: against numpy, against torch, across targets."""
+"""Int8 linear layers on the CPU, compared with numpy and torch, for all instruction sets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Floats = np.ndarray[tuple[int, int], np.dtype[np.float32]]
 
 
 def rounded(x: Tensor) -> tuple[np.ndarray[tuple[int, int], np.dtype[np.int64]], Floats]:
-    """The levels and scales of rows, from the definition."""
+    """The levels and scales of rows, by their definition."""
     values: Floats = x.numpy()
     scales = np.abs(values).max(axis=1, keepdims=True) / np.float32(127)
     return np.rint(values / scales).astype(np.int64), scales
@@ -59,7 +59,7 @@ def test_product_is_exact_and_a_row_ignores_the_others(
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("rows", [1, 5, 40])
-def test_products_are_those_of_torch(target: str, rows: int) -> None:
+def test_products_equal_those_of_torch(target: str, rows: int) -> None:
     linear = nn.Linear(264, 72)
     native, plain = PackedInt8Linear.from_linear(linear, kernels_for(target)), Int8Linear(linear)
     x = torch.randn(2, rows, 264)
@@ -93,7 +93,7 @@ def test_rows_do_not_depend_on_threads(target: str) -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
-def test_a_row_that_is_not_finite_stays_visible_and_alone(target: str, poison: float) -> None:
+def test_a_row_that_is_not_finite_gives_nan_in_that_row_only(target: str, poison: float) -> None:
     linear = nn.Linear(64, 40)
     layer, plain = PackedInt8Linear.from_linear(linear, kernels_for(target)), Int8Linear(linear)
     x = torch.randn(3, 64)
@@ -128,7 +128,7 @@ def test_layer_takes_any_leading_shape() -> None:
         layer(torch.randn(2, 40).double())
 
 
-def test_levels_are_within_half_a_step() -> None:
+def test_levels_are_rounded_to_the_nearest() -> None:
     x = torch.randn(50, 300) * torch.logspace(-20, 20, 50).unsqueeze(1)
     levels, scales = quantize_rows(x)
     assert levels.abs().amax(dim=1).eq(127).all()

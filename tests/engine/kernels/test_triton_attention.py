@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +25,6 @@ from engine.protocol.request import Request
 from engine.scheduling.block_manager import BlockManager
 from engine.scheduling.scheduler import Scheduler
 from tests.engine.fakes import run, token_ids
-from tests.paths import REPOSITORY
 
 triton = pytest.importorskip("triton")
 
@@ -64,7 +60,7 @@ class Case:
 
 @pytest.fixture(autouse=True)
 def dots_of_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Repairs the interpreter, which multiplies the bit patterns of bf16 as if it were numbers."""
+    """Repairs the interpreter, which multiplies bf16 numbers as if their bits were integers."""
     if not INTERPRETED:
         return
     from triton.runtime import interpreter
@@ -82,9 +78,9 @@ def dots_of_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def small_splits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Splits so small that short contexts have several, and so few that some have larger ones.
+    """Makes splits so small that short contexts have several, and so few that some are larger.
 
-    Programs are half as many, so that each has two.
+    There are half as many programs, so that each has two splits.
     """
     monkeypatch.setattr(triton_attention, "_LEAST_SPLIT", 16)
     monkeypatch.setattr(triton_attention, "_FEWEST_SPLITS", 4)
@@ -106,7 +102,7 @@ class Batch:
 
 
 def make_batch(case: Case) -> Batch:
-    """Random queries, and random caches whose unused slots are not numbers."""
+    """Random queries, and random caches whose unused slots hold NaN."""
     generator = torch.Generator().manual_seed(case.seed)
     (num_heads, kv_heads), size = case.heads, case.block_size
     counts = [-(-context // size) for _, context in case.sequences]
@@ -127,7 +123,7 @@ def make_batch(case: Case) -> Batch:
             *(x.to(DEVICE, case.dtype) for x in (key, value)), *caches, slots.to(DEVICE)
         )
     starts = torch.tensor([0, *(queries for queries, _ in case.sequences)]).cumsum(0).int()
-    # Head-major, as transformers has it before the transpose: strides that are not the usual ones.
+    # Head-major, as in transformers before the transpose: other strides than those of [T, H, D].
     query = torch.randn(num_heads, int(starts[-1]), case.key_dim, generator=generator)
     sinks = torch.randn(num_heads, generator=generator)
     return Batch(
@@ -194,7 +190,7 @@ def test_a_context_of_thousands_equals_the_reference() -> None:
 
 @st.composite
 def lengths(draw: st.DrawFn) -> tuple[int, int]:
-    """Decode, guessed tokens, whole prompts and chunks of prompts."""
+    """Decoding, with draft tokens or without, whole prompts and chunks of prompts."""
     queries = draw(st.one_of(st.just(1), st.integers(1, 9), st.integers(1, 60)))
     return queries, queries + draw(st.one_of(st.just(0), st.integers(0, 90)))
 
@@ -231,7 +227,7 @@ def test_padding_gives_zeros(sequences: list[tuple[int, int]], has_sinks: bool) 
 
 
 @pytest.mark.usefixtures("small_splits")
-def test_tokens_of_nobody_are_zeros_and_sequences_may_have_none() -> None:
+def test_padding_rows_give_zeros_and_sequences_may_have_no_tokens() -> None:
     case = Case(sequences=[(1, 40), (3, 50), (0, 0), (0, 0)])
     batch = make_batch(case)
     expected = attend(case, batch, ReferenceAttention())
@@ -241,7 +237,7 @@ def test_tokens_of_nobody_are_zeros_and_sequences_may_have_none() -> None:
     assert not output[4:].any()
 
 
-def test_one_row_that_is_not_a_number_stays_alone() -> None:
+def test_nan_of_one_row_stays_in_it() -> None:
     backend, shape = TritonAttention(), LayerShape(1, 16, 16)
     caches = KVCache({0: shape}, 3, 16, torch.float32, DEVICE).layers[0]
     query = torch.ones(2, 2, 16, device=DEVICE)
@@ -283,7 +279,7 @@ def test_a_result_does_not_depend_on_the_size_of_the_gpu(
     assert torch.equal(outputs[0], outputs[2])
 
 
-def test_more_sequences_than_are_searched_at_a_time() -> None:
+def test_more_sequences_than_one_search_step_equal_the_reference() -> None:
     sequences = [(1, 1)] * 255 + [(33, 33), (0, 0), (40, 44), (1, 3)]
     check(Case(sequences=sequences, heads=(1, 1)))
 
@@ -295,7 +291,7 @@ def test_more_sequences_than_are_searched_at_a_time() -> None:
 def test_a_model_with_fewer_key_heads_has_more_splits(heads: tuple[int, int], splits: int) -> None:
     num_heads, kv_heads = heads
     cache = torch.zeros(1, kv_heads, 16, 128).transpose(1, 2)
-    for num_tokens in (2, 70):  # the same in a step of decoding and in others
+    for num_tokens in (2, 70):  # in decode steps and in others
         numbers = torch.zeros(3, dtype=torch.int32)
         query = torch.zeros(num_tokens, num_heads, 128)
         call = triton_attention._Call(
@@ -304,91 +300,12 @@ def test_a_model_with_fewer_key_heads_has_more_splits(heads: tuple[int, int], sp
         assert call.max_splits == splits
 
 
-@pytest.mark.parametrize("block_size", [16, 32])
+@pytest.mark.parametrize("cache_dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_writing_fills_its_slots_and_skips_padding(block_size: int, dtype: torch.dtype) -> None:
-    written = []
-    slots = torch.tensor([3, 2 * block_size + 1, 0, block_size - 1])
-    states = torch.randn(3, 4, 24).to(dtype).transpose(0, 1)  # [4, 3, 24]
-    for backend in (TritonAttention(), ReferenceAttention()):
-        caches = KVCache({0: LayerShape(3, 24, 16)}, 3, block_size, dtype, DEVICE).layers[0]
-        key, value, where = states.to(DEVICE), states[..., :16].to(DEVICE), slots.to(DEVICE)
-        if isinstance(backend, TritonAttention):
-            key, value = (torch.cat([x, torch.full_like(x[:1], 9.0)]) for x in (key, value))
-            where = torch.cat([where, torch.tensor([-1], device=DEVICE)])
-        backend.write_kv(key, value, *caches, where)
-        written.append(caches)
-    for actual, expected in zip(*written, strict=True):
-        assert torch.equal(actual, expected)
-
-
-def test_heads_whose_elements_lie_apart_are_refused() -> None:
-    caches = KVCache({0: LayerShape(2, 16, 16)}, 2, 16, torch.float32, DEVICE).layers[0]
-    states = torch.zeros(1, 2, 32, device=DEVICE)[..., ::2]
-    with pytest.raises(ValueError, match="side by side"):
-        TritonAttention().write_kv(states, states, *caches, torch.zeros(1, dtype=torch.int64))
-
-
-def test_a_cache_of_another_layout_is_refused() -> None:
-    cache = torch.zeros(2, 16, 2, 16, device=DEVICE)  # each slot has its heads side by side
-    states = torch.zeros(1, 2, 16, device=DEVICE)
-    with pytest.raises(ValueError, match="in the order of block, head, slot, element"):
-        TritonAttention().write_kv(states, states, cache, cache, torch.zeros(1, dtype=torch.int64))
-
-
-def test_compiles_for_gpus(tmp_path: Path) -> None:
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = ["-m", "tests.engine.kernels.compile_for_gpu", "80:bfloat16:bfloat16:128"]
-    command += ["80:bfloat16:float8_e5m2:256", "90:bfloat16:float8_e4m3fn:128"]
-    command += ["90:float32:float32:256"]
-    ended = subprocess.run(
-        [sys.executable, *command],
-        cwd=REPOSITORY,
-        env=environment | {"TRITON_CACHE_DIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr
-    names = {"attend_splits", "attend_tiles", "merge_splits", "rotary_write_kv", "write_kv"}
-    names |= {
-        "round_row",
-        "scale_row",
-        "gate_rows",
-        "norm_rows",
-        "slice_peaks",
-        "choose_rows",
-        "truncate_rows",
-    }
-    # KiB that a program may have. What runs on 8.0 also has to on 8.6 and 8.9, which have least.
-    for gpu, limit in (("80", 99), ("90", 227)):
-        lines = [line.split() for line in ended.stdout.splitlines() if f" {gpu} " in line]
-        assert {name for name, _, _ in lines} == names
-        assert max(int(size) for _, _, size in lines) <= limit * 1024
-
-
-class TestEightBitCaches:
-    """Formats of half the size; they have 3 and 2 bits behind the point."""
-
-    @pytest.mark.parametrize("cache_dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-    def test_are_read_as_the_reference_reads_them(
-        self, dtype: torch.dtype, cache_dtype: torch.dtype
-    ) -> None:
-        check(Case(sequences=[(1, 40), (20, 20)], dtype=dtype, cache_dtype=cache_dtype))
-
-    @pytest.mark.parametrize("cache_dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
-    @pytest.mark.parametrize("backend", [ReferenceAttention(), TritonAttention()])
-    def test_saturate(self, backend: AttentionBackend, cache_dtype: torch.dtype) -> None:
-        bound = torch.finfo(cache_dtype).max
-        # Exact in both formats, because the interpreter cuts off where a GPU rounds.
-        values = [0.0, 1.0, -1.5, 0.25, bound, 1.5 * bound, -2 * bound, float("inf")]
-        states = torch.tensor(values, device=DEVICE).view(1, 1, 8)
-        caches = KVCache({0: LayerShape(1, 8, 8)}, 1, 16, cache_dtype, DEVICE).layers[0]
-        backend.write_kv(states, states, *caches, torch.tensor([2], device=DEVICE))
-        for cache in caches:
-            stored = cache[0, 2, 0].float()
-            assert torch.equal(stored, states.flatten().clamp(-bound, bound))
+def test_eight_bit_caches_are_read_as_the_reference_reads_them(
+    dtype: torch.dtype, cache_dtype: torch.dtype
+) -> None:
+    check(Case(sequences=[(1, 40), (20, 20)], dtype=dtype, cache_dtype=cache_dtype))
 
 
 TINY: dict[str, Any] = {
@@ -417,7 +334,7 @@ def load() -> LoadedModel:
 
 
 def greedy_tokens(loaded: LoadedModel, backend: AttentionBackend) -> list[list[int]]:
-    """What the engine continues the prompts with, in steps that mix prompts and decoding."""
+    """The engine's continuations of the prompts, in steps that mix prompts and decoding."""
     cache = KVCache(loaded.layers, 20, 16, torch.float32, DEVICE)
     scheduler = Scheduler(BlockManager(20, 16), max_step_tokens=10, max_num_seqs=8)
     engine = Engine(ModelRunner(loaded, cache, backend).forward, scheduler, DEVICE)
@@ -429,49 +346,16 @@ def greedy_tokens(loaded: LoadedModel, backend: AttentionBackend) -> list[list[i
     return [token_ids(outputs[request.request_id]) for request in requests]
 
 
-def test_a_model_says_what_it_says_with_the_reference() -> None:
+def test_a_model_gives_the_tokens_of_the_reference() -> None:
     loaded = load()
     expected = greedy_tokens(loaded, ReferenceAttention())
-    assert len({token_id for tokens in expected for token_id in tokens}) > 3, "it says something"
+    assert len({token_id for tokens in expected for token_id in tokens}) > 3, "tokens differ"
     backend = _triton_attention(CONFIG, loaded, torch.float32)
-    assert isinstance(backend, TritonAttention), "it passes the check at start"
-    assert fuses(loaded)
+    assert isinstance(backend, TritonAttention), "the backend passes its check"
+    assert defers_rotation(loaded)
     assert greedy_tokens(loaded, backend) == expected
 
 
-def fuses(loaded: LoadedModel) -> bool:
-    """Whether the layers leave their rotation to attention."""
+def defers_rotation(loaded: LoadedModel) -> bool:
+    """Whether the rotary embedding of the layers is deferred to attention."""
     return any("forward" in vars(module) for module in loaded.model.modules())
-
-
-@pytest.mark.parametrize("cache_dtype", [torch.float32, torch.float8_e5m2])
-@pytest.mark.parametrize(("head_dim", "rotary_dim"), [(16, 16), (40, 40), (24, 16)])
-def test_rotating_while_writing_equals_rotating_before(
-    head_dim: int, rotary_dim: int, cache_dtype: torch.dtype
-) -> None:
-    generator = torch.Generator().manual_seed(0)
-
-    def noise(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator).to(DEVICE)
-
-    def rotate(states: Tensor) -> Tensor:
-        first, second = states[..., :rotary_dim].chunk(2, dim=-1)
-        turned = torch.cat([-second, first], dim=-1)
-        rotated = states[..., :rotary_dim] * cos[:, None] + turned * sin[:, None]
-        return torch.cat([rotated, states[..., rotary_dim:]], dim=-1)
-
-    cos, sin = noise(3, rotary_dim), noise(3, rotary_dim)
-    query, key, value = noise(5, 3, head_dim).transpose(0, 1), noise(3, 2, head_dim), noise(3, 2, 8)
-    slots = torch.tensor([17, -1, 4], device=DEVICE)
-    shape = LayerShape(2, head_dim, 8)
-    caches, expected = (KVCache({0: shape}, 2, 16, cache_dtype, DEVICE).layers[0] for _ in range(2))
-    backend = TritonAttention()
-    rotated = backend.rotary_write_kv(query, key, value, cos, sin, *caches, slots)
-    backend.write_kv(rotate(key), value, *expected, slots)
-    torch.testing.assert_close(rotated, rotate(query), atol=1e-6, rtol=1e-5)
-    # A last bit may be rounded up or down, of which 8-bit formats have few.
-    tolerance = 1e-5 if cache_dtype is torch.float32 else 0.25
-    for actual, wanted in zip(caches, expected, strict=True):
-        torch.testing.assert_close(
-            actual.float(), wanted.float(), atol=tolerance * 1e-3, rtol=tolerance
-        )

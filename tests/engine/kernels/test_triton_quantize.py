@@ -1,4 +1,4 @@
-"""What lies around products of 8 bits on a GPU, against torch's code on the CPU.
+"""Rounding before and scaling after 8-bit products on a GPU, compared with torch on the CPU.
 
 It runs on a GPU where there is one, otherwise in Triton's interpreter.
 """
@@ -25,17 +25,17 @@ triton = pytest.importorskip("triton")
 INTERPRETED = triton.knobs.runtime.interpret
 DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 
-FORMATS = [torch.float32, torch.bfloat16, torch.float16]
+INPUT_DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 EIGHT_BITS = [torch.int8, torch.float8_e4m3fn]
-IN_TORCH = quantized_linear._steps("cpu")
-IN_TRITON = quantized_linear._steps("cuda")
+IN_TORCH = quantized_linear._row_ops("cpu")
+IN_TRITON = quantized_linear._row_ops("cuda")
 widths = st.one_of(st.integers(1, 5000), st.sampled_from([8191, 8192, 8193, 20_000]))
-formats = st.sampled_from(FORMATS)
+input_dtypes = st.sampled_from(INPUT_DTYPES)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def rounding_of_gpus() -> Iterator[None]:
-    """The interpreter cuts off where a GPU rounds: torch converts to bf16 and fp8 in its place."""
+    """The interpreter truncates where a GPU rounds: here torch converts to bf16 and fp8 instead."""
     if not INTERPRETED:
         yield
         return
@@ -56,18 +56,18 @@ def rounding_of_gpus() -> Iterator[None]:
         yield
 
 
-def rounded_rows(steps: quantized_linear._Steps, dtype: torch.dtype, x: Tensor) -> list[Tensor]:
-    x = x.to(DEVICE) if steps is IN_TRITON else x
-    values, scales = steps.to_int8(x, 0) if dtype is torch.int8 else steps.to_float8(x)
+def rounded_rows(ops: quantized_linear._RowOps, dtype: torch.dtype, x: Tensor) -> list[Tensor]:
+    x = x.to(DEVICE) if ops is IN_TRITON else x
+    values, scales = ops.to_int8(x, 0) if dtype is torch.int8 else ops.to_float8(x)
     assert values.dtype is dtype
     assert scales.dtype is torch.float32
     return [values.float().cpu(), scales.cpu()]
 
 
 def check(dtype: torch.dtype, x: Tensor) -> None:
-    ours, wanted = (rounded_rows(steps, dtype, x) for steps in (IN_TRITON, IN_TORCH))
+    ours, wanted = (rounded_rows(ops, dtype, x) for ops in (IN_TRITON, IN_TORCH))
     torch.testing.assert_close(ours[1], wanted[1], rtol=0, atol=0, equal_nan=True)
-    if dtype is torch.int8:  # has no NaN: levels beside a scale that is not finite do not count
+    if dtype is torch.int8:  # has no NaN: levels are ignored if the scale is not finite
         is_finite = wanted[1].isfinite().squeeze(1)
         ours, wanted = [ours[0][is_finite]], [wanted[0][is_finite]]
     torch.testing.assert_close(ours[0], wanted[0], rtol=0, atol=0, equal_nan=True)
@@ -78,7 +78,7 @@ def check(dtype: torch.dtype, x: Tensor) -> None:
 @given(
     rows=st.integers(1, 4),
     width=widths,
-    form=formats,
+    input_dtype=input_dtypes,
     exponent=st.integers(-45, 38),
     special=st.lists(
         st.tuples(
@@ -90,18 +90,18 @@ def check(dtype: torch.dtype, x: Tensor) -> None:
     ),
     seed=st.integers(0, 2**16),
 )
-@example(rows=2, width=20_000, form=torch.bfloat16, exponent=0, special=[], seed=0)
+@example(rows=2, width=20_000, input_dtype=torch.bfloat16, exponent=0, special=[], seed=0)
 def test_rows_are_rounded_as_torch_rounds_them(
     dtype: torch.dtype,
     rows: int,
     width: int,
-    form: torch.dtype,
+    input_dtype: torch.dtype,
     exponent: int,
     special: list[tuple[int, int, float]],
     seed: int,
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
-    x = (torch.randn(rows, width, generator=generator).double() * 10.0**exponent).to(form)
+    x = (torch.randn(rows, width, generator=generator).double() * 10.0**exponent).to(input_dtype)
     for row, column, value in special:
         if row < rows:
             x[row, column % width] = value
@@ -109,9 +109,9 @@ def test_rows_are_rounded_as_torch_rounds_them(
 
 
 @pytest.mark.parametrize("dtype", EIGHT_BITS)
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("input_dtype", INPUT_DTYPES)
 def test_rows_of_every_kind_are_rounded_as_torch_rounds_them(
-    dtype: torch.dtype, form: torch.dtype
+    dtype: torch.dtype, input_dtype: torch.dtype
 ) -> None:
     usual = torch.randn(300)
     rows = [usual * 0, -usual * 0, usual * 1e-38, usual * 1e-29, usual * 1e30, usual]
@@ -119,15 +119,19 @@ def test_rows_of_every_kind_are_rounded_as_torch_rounds_them(
         rows.append(usual.index_fill(0, torch.tensor([299]), value))
         rows.append(torch.full_like(usual, value))
     rows.append(rows[6].index_fill(0, torch.tensor([0]), math.inf))
-    check(dtype, torch.stack(rows).to(form))
+    check(dtype, torch.stack(rows).to(input_dtype))
 
 
 @pytest.mark.parametrize("dtype", EIGHT_BITS)
-@pytest.mark.parametrize("form", FORMATS)
-def test_ties_are_rounded_to_even(dtype: torch.dtype, form: torch.dtype) -> None:
-    """Quotients that lie between two numbers: the largest magnitude makes the scale 1."""
+@pytest.mark.parametrize("input_dtype", INPUT_DTYPES)
+def test_ties_are_rounded_to_even(dtype: torch.dtype, input_dtype: torch.dtype) -> None:
+    """Quotients halfway between two numbers: the largest magnitude makes the scale 1."""
     largest = 127 if dtype is torch.int8 else 448
-    x = torch.cat([torch.arange(-63.5, 64, 0.5), torch.tensor([largest])]).to(form).unsqueeze(0)
+    x = (
+        torch.cat([torch.arange(-63.5, 64, 0.5), torch.tensor([largest])])
+        .to(input_dtype)
+        .unsqueeze(0)
+    )
     values, scales = rounded_rows(IN_TRITON, dtype, x)
     assert scales.item() == 1
     check(dtype, x)
@@ -136,7 +140,7 @@ def test_ties_are_rounded_to_even(dtype: torch.dtype, form: torch.dtype) -> None
 
 
 @pytest.mark.parametrize("dtype", EIGHT_BITS)
-def test_the_bounds_for_tiny_rows_are_those_of_torch(dtype: torch.dtype) -> None:
+def test_bounds_of_tiny_scales_are_those_of_torch(dtype: torch.dtype) -> None:
     bounds = torch.tensor([1e-30, 1.27e-28])
     for direction in (0.0, math.inf):
         near = [bounds]
@@ -147,23 +151,23 @@ def test_the_bounds_for_tiny_rows_are_those_of_torch(dtype: torch.dtype) -> None
 
 
 @pytest.mark.parametrize("dtype", EIGHT_BITS)
-@given(width=widths, form=formats, seed=st.integers(0, 2**16))
+@given(width=widths, input_dtype=input_dtypes, seed=st.integers(0, 2**16))
 @settings(max_examples=10)
 def test_a_row_does_not_depend_on_the_others(
-    dtype: torch.dtype, width: int, form: torch.dtype, seed: int
+    dtype: torch.dtype, width: int, input_dtype: torch.dtype, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randn(5, width, generator=generator).to(form)
+    x = torch.randn(5, width, generator=generator).to(input_dtype)
     together = rounded_rows(IN_TRITON, dtype, x)
     x[1] = math.nan
     for row in (0, 2, 4):
         for other in (x, x[row:], x[row : row + 1]):
-            place = row if other is x else 0
+            index = row if other is x else 0
             alone = rounded_rows(IN_TRITON, dtype, other)
-            assert all(torch.equal(a[place], b[row]) for a, b in zip(alone, together, strict=True))
+            assert all(torch.equal(a[index], b[row]) for a, b in zip(alone, together, strict=True))
 
 
-def test_rows_that_the_product_wants_come_after_the_others() -> None:
+def test_rows_added_for_the_product_come_last() -> None:
     x = torch.randn(3, 40, device=DEVICE)
     for min_rows in (0, 3, 32):
         levels, scales = IN_TRITON.to_int8(x, min_rows)
@@ -177,7 +181,7 @@ def test_rows_that_the_product_wants_come_after_the_others() -> None:
     rows=st.integers(1, 4),
     surplus=st.integers(0, 20),
     width=st.one_of(st.integers(1, 300), st.sampled_from([1023, 1024, 1025, 5000])),
-    form=formats,
+    input_dtype=input_dtypes,
     has_bias=st.booleans(),
     exponent=st.integers(-40, 30),
     seed=st.integers(0, 2**16),
@@ -186,7 +190,7 @@ def test_sums_are_scaled_as_torch_scales_them(
     rows: int,
     surplus: int,
     width: int,
-    form: torch.dtype,
+    input_dtype: torch.dtype,
     *,
     has_bias: bool,
     exponent: int,
@@ -199,31 +203,33 @@ def test_sums_are_scaled_as_torch_scales_them(
     scales = torch.rand(rows, 1, generator=generator) * 10.0**exponent
     scales[seed % rows] = [1.0, math.nan, math.inf, 1e-30][seed % 4]
     columns = torch.rand(1, width, generator=generator)
-    bias = torch.randn(width, generator=generator).to(form) if has_bias else None
-    wanted = IN_TORCH.scale(sums, scales, columns, bias, form)
+    bias = torch.randn(width, generator=generator).to(input_dtype) if has_bias else None
+    wanted = IN_TORCH.scale(sums, scales, columns, bias, input_dtype)
     there = (sums.to(DEVICE), scales.to(DEVICE), columns.to(DEVICE))
-    ours = IN_TRITON.scale(*there, None if bias is None else bias.to(DEVICE), form)
-    assert ours.dtype is form
+    ours = IN_TRITON.scale(*there, None if bias is None else bias.to(DEVICE), input_dtype)
+    assert ours.dtype is input_dtype
     torch.testing.assert_close(ours.cpu(), wanted, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="products in float8 differ between CPU and GPU")
 @pytest.mark.parametrize("kind", [Int8Linear, Fp8Linear])
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("input_dtype", INPUT_DTYPES)
 @pytest.mark.parametrize("has_bias", [True, False])
-def test_layers_give_what_they_give_in_torch(
+def test_layers_equal_those_in_torch(
     kind: type[QuantizedLinear],
-    form: torch.dtype,
+    input_dtype: torch.dtype,
     monkeypatch: pytest.MonkeyPatch,
     *,
     has_bias: bool,
 ) -> None:
-    linear = nn.Linear(272, 96, bias=has_bias, dtype=form)
-    inputs = [torch.randn(shape).to(form) for shape in ((272,), (2, 3, 272), (40, 272), (0, 272))]
+    linear = nn.Linear(272, 96, bias=has_bias, dtype=input_dtype)
+    inputs = [
+        torch.randn(shape).to(input_dtype) for shape in ((272,), (2, 3, 272), (40, 272), (0, 272))
+    ]
     inputs[2][7, 5] = math.inf
     in_torch = kind.from_linear(linear)
     expected = [in_torch(x) for x in inputs]
-    monkeypatch.setattr(quantized_linear, "_steps", lambda _: IN_TRITON)
+    monkeypatch.setattr(quantized_linear, "_row_ops", lambda _: IN_TRITON)
     in_triton = kind.from_linear(linear)
     for (name, ours), wanted in zip(in_triton.named_buffers(), in_torch.buffers(), strict=True):
         assert torch.equal(ours.float(), wanted.float()), name
@@ -233,7 +239,7 @@ def test_layers_give_what_they_give_in_torch(
     assert expected[2][8].isfinite().all()
 
 
-def test_a_gpu_without_triton_has_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_without_triton_uses_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "triton", None)  # importing it fails
     monkeypatch.setattr(quantized_linear, "has_triton", has_triton.__wrapped__)
-    assert quantized_linear._steps.__wrapped__("cuda") == IN_TORCH
+    assert quantized_linear._row_ops.__wrapped__("cuda") == IN_TORCH

@@ -1,4 +1,4 @@
-"""The cache never gets more memory than there is, and always enough for the longest sequence."""
+"""The cache never gets more memory than is free, and always enough for the longest sequence."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ def test_all_blocks_fit_and_the_longest_sequence_fits_into_them(
         assert asked <= blocks * block_size < asked + block_size
 
 
-def test_a_gpu_is_used_to_the_last_block_and_a_cpu_is_not() -> None:
+def test_the_cache_takes_all_memory_of_a_gpu_but_not_of_a_cpu() -> None:
     room = 1000 * 16 * 1024
     assert num_blocks(config(), room * 4, 1024, 64, GPU) == 4000
     assert num_blocks(config(), room * 4, 1024, 64, CPU) == 1024
 
 
 class FakeGpu:
-    """A device of 1000 MiB, on which the model takes 200 and a step what `cost` says, in MiB."""
+    """A device of 1000 MiB; the model takes 200, and a step as many as `cost` returns."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.peak = 0
@@ -81,7 +81,7 @@ class FakeGpu:
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (800 * MIB, 1000 * MIB))
 
     def forward(self, batch: ModelInput) -> torch.Tensor:
-        """Takes what a step of so many tokens and sequences costs."""
+        """Allocates the memory of a step with this number of tokens and sequences."""
         num_tokens, num_seqs = len(batch.input_ids), len(batch.attention.context_lens)
         self.peak = self.cost(num_tokens, num_seqs) * MIB
         return torch.zeros(len(batch.logits_rows), VOCAB_SIZE)
@@ -97,7 +97,7 @@ BOUNDS = StepBounds(
 )
 
 
-def test_a_gpus_steps_keep_what_the_largest_of_them_take(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_largest_step_keeps_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = FakeGpu(monkeypatch)
     executor = Executor(gpu.forward, CPU, BOUNDS.block_size)
     room = room_for_cache(config(memory_fraction=0.9, graph_sizes=()), executor, BOUNDS, GPU)
@@ -105,7 +105,7 @@ def test_a_gpus_steps_keep_what_the_largest_of_them_take(monkeypatch: pytest.Mon
     assert room == (900 - model - prefill) * MIB
 
 
-def test_a_step_of_prompts_beside_many_who_decode_may_be_the_largest(
+def test_a_step_of_prompts_beside_many_decoding_sequences_may_be_the_largest(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     gpu = FakeGpu(monkeypatch)
@@ -116,7 +116,7 @@ def test_a_step_of_prompts_beside_many_who_decode_may_be_the_largest(
     assert room == (900 - model - mixed) * MIB
 
 
-def test_recorded_steps_keep_what_a_forward_of_the_largest_takes(
+def test_recorded_steps_keep_the_memory_of_the_largest_forward(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     gpu = FakeGpu(monkeypatch)
@@ -127,7 +127,7 @@ def test_recorded_steps_keep_what_a_forward_of_the_largest_takes(
     assert room == (900 - model - prefill - recorded - logits) * MIB
 
 
-def test_a_gpu_too_small_for_a_step_is_refused_with_the_flag_that_helps(
+def test_too_little_memory_for_a_step_is_refused_naming_the_flag(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     FakeGpu(monkeypatch)
@@ -140,7 +140,9 @@ def test_a_gpu_too_small_for_a_step_is_refused_with_the_flag_that_helps(
         room_for_cache(config(), executor, BOUNDS, GPU)
 
 
-def test_a_device_that_fails_is_not_said_to_be_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_error_is_not_reported_as_too_little_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     FakeGpu(monkeypatch)
 
     def broken(_: ModelInput) -> torch.Tensor:
@@ -151,6 +153,6 @@ def test_a_device_that_fails_is_not_said_to_be_too_small(monkeypatch: pytest.Mon
         room_for_cache(config(), executor, BOUNDS, GPU)
 
 
-def test_a_cpu_lends_its_free_memory() -> None:
+def test_a_cpus_free_memory_is_room_for_the_cache() -> None:
     executor = Executor(lambda _: torch.zeros(0), CPU, BOUNDS.block_size)
     assert room_for_cache(config(), executor, BOUNDS, CPU) > 64 * MIB

@@ -1,4 +1,4 @@
-"""The largest step there can be is one, and can be computed."""
+"""The largest possible steps reach all limits, and can be computed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_a_step_of_prompts_has_all_tokens_and_the_longest_context(limits: StepBo
     assert packed.attention.context_lens.max() == limits.max_total_tokens - 1
     wanted = sum(len(part.target_ids) for part in packed.prompt_rows)
     full = min(limits.max_logprob_rows, limits.max_step_tokens)
-    ends = len(packed.prompt_rows)  # the last token of a prompt has no next one in it
+    ends = len(packed.prompt_rows)  # the last token of a prompt has no target
     assert full - ends <= wanted <= full
     assert not packed.attention.slot_mapping.max() >= limits.block_size
 
@@ -57,7 +57,7 @@ def test_a_step_of_decoding_has_all_rows_and_the_longest_context(limits: StepBou
 
 
 @given(bounds())
-def test_a_mixed_step_has_all_tokens_beside_all_who_can_decode(limits: StepBounds) -> None:
+def test_a_mixed_step_has_all_tokens_and_all_decoding_sequences(limits: StepBounds) -> None:
     batch = limits.worst_mixed()
     assert batch.total_tokens == limits.max_step_tokens
     decode = limits.worst_decode()
@@ -74,15 +74,15 @@ def test_a_recorded_step_has_its_tokens_and_the_longest_context(
     plain, *drafted = (pack(batch, limits.block_size, CPU) for batch in limits.recorded(num_tokens))
     assert len(plain.input_ids) == len(plain.attention.context_lens) == num_tokens
     assert plain.attention.context_lens.max() == limits.max_total_tokens - 1
-    can_guess = limits.max_draft_tokens and limits.max_total_tokens > 2
+    has_drafts = limits.max_draft_tokens and limits.max_total_tokens > 2
     for packed in drafted:
         assert len(packed.attention.context_lens) == num_tokens - 1
-        assert len(packed.logits_rows) == num_tokens - (not can_guess)
+        assert len(packed.logits_rows) == num_tokens - (not has_drafts)
     assert len(drafted) == (limits.max_draft_tokens > 0 and num_tokens > 1)
 
 
 class Model:
-    """Any logits, and the largest batch that was asked for."""
+    """Random logits; records the number of rows of each batch."""
 
     def __init__(self) -> None:
         self.num_rows: list[int] = []
@@ -102,7 +102,7 @@ LIMITS: dict[str, Any] = {
 }
 
 
-def test_all_can_be_computed_with_everything_switched_on() -> None:
+def test_largest_steps_can_be_computed_with_all_parameters() -> None:
     model = Model()
     limits = StepBounds(**LIMITS)
     executor = Executor(model, CPU, limits.block_size, Watermark(VOCAB_SIZE, CPU))
@@ -113,7 +113,7 @@ def test_all_can_be_computed_with_everything_switched_on() -> None:
     assert model.num_rows[2] == 30
 
 
-def test_one_that_fails_says_so() -> None:
+def test_a_step_that_fails_raises() -> None:
     def broken(_: ModelInput) -> torch.Tensor:
         raise torch.OutOfMemoryError("no room")
 

@@ -1,4 +1,4 @@
-"""Small random models of every architecture that is tested, and what transformers makes of them."""
+"""Small random models of every tested architecture, and the tokens that transformers generates."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ ARCHITECTURES: dict[str, Callable[[], Any]] = {
 
 
 def build_model(config: Any, scale: float = 3.0) -> PreTrainedModel:
-    """A random model, the same at every call; scaled up, so that it does not repeat one token."""
+    """A random model, the same at every call; scaled, so that it does not repeat one token."""
     torch.manual_seed(0)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.eval()
@@ -72,7 +72,7 @@ def build_model(config: Any, scale: float = 3.0) -> PreTrainedModel:
 
 @cache
 def make_prompts() -> list[tuple[int, ...]]:
-    """Prompts of 1 to 50 tokens, of which half begin alike."""
+    """Prompts of 1 to 50 tokens, of which half have a common prefix."""
     rng = random.Random(1)
     beginning = [rng.randrange(3, 128) for _ in range(30)]
     return [
@@ -86,7 +86,7 @@ def make_prompts() -> list[tuple[int, ...]]:
 
 @cache
 def generate(name: str) -> list[list[int]]:
-    """What transformers continues the prompts with, each alone."""
+    """The greedy continuations of the prompts by transformers, one prompt at a time."""
     model = build_model(ARCHITECTURES[name]())
     continuations = []
     for prompt in make_prompts():

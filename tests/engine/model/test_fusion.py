@@ -1,23 +1,17 @@
-"""Fused norms and MLPs: which layers are replaced, by what, and that a model says the same."""
+"""Fused norms and MLPs in whole models: what is replaced, and that tokens do not change."""
 
 from __future__ import annotations
 
 import gc
 import sys
 import weakref
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import LlamaConfig, PreTrainedModel, Qwen2MoeConfig
-from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
-from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
-from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm
-from transformers.models.phi3.modeling_phi3 import Phi3MLP
+from transformers import PreTrainedModel, Qwen2MoeConfig
 
 from engine import build
 from engine.attention.paged import ReferenceAttention
@@ -42,10 +36,11 @@ from tests.engine.model.architectures import (
     generate,
     make_prompts,
 )
+from tests.engine.model.fused_kernels import native_kernels, triton_kernels
 from tests.engine.native import kernels_for, threads
 
 CPU = torch.device("cpu")
-# Norms per layer; there is one more behind the last. Every layer has an MLP.
+# Norms per layer; there is one more after the last layer. Every layer has an MLP.
 NUM_NORMS = {
     "llama": 2,
     "qwen2": 2,
@@ -64,21 +59,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION"),
     pytest.mark.usefixtures("one_thread"),
 ]
-
-
-def native_kernels() -> FusedKernels:
-    """What is computed on a CPU."""
-    return fusion._native_kernels(kernels_for("whole"))
-
-
-def triton_kernels() -> FusedKernels:
-    """What is computed on a GPU, here in Triton's interpreter."""
-    triton = pytest.importorskip("triton")
-    if not triton.knobs.runtime.interpret:
-        pytest.skip("these layers are on the CPU")
-    kernels = fusion._triton_kernels()
-    assert kernels is not None
-    return kernels
 
 
 @pytest.fixture(params=[native_kernels, triton_kernels], ids=["native", "triton"])
@@ -106,7 +86,7 @@ class TestModels:
     """Whole models."""
 
     @pytest.mark.parametrize("name", NUM_NORMS)
-    def test_of_every_family_are_fused_and_keep_their_logits(
+    def test_of_every_architecture_are_fused_and_keep_their_logits(
         self, name: str, kernels: FusedKernels
     ) -> None:
         model = build_model(ARCHITECTURES[name](), scale=1.0)
@@ -120,11 +100,11 @@ class TestModels:
         assert not any(isinstance(layer, FusedRMSNorm | FusedMLP) for layer in model.modules())
 
     @pytest.mark.parametrize("name", UNTOUCHED)
-    def test_with_other_layers_are_left_alone(self, name: str) -> None:
+    def test_with_other_layers_are_not_changed(self, name: str) -> None:
         model = build_model(ARCHITECTURES[name]())
         assert fuse(model, native_kernels()) == fusion.Fusion()
 
-    def test_with_experts_have_their_shared_one_fused(self) -> None:
+    def test_with_experts_have_their_shared_expert_fused(self) -> None:
         sizes = {"moe_intermediate_size": 32, "shared_expert_intermediate_size": 48}
         model = build_model(
             Qwen2MoeConfig(
@@ -145,7 +125,7 @@ class TestModels:
         torch.testing.assert_close(logits(model), expected, atol=1e-5, rtol=1e-4)
 
     @pytest.mark.parametrize("name", NUM_NORMS)
-    def test_hold_no_weight_twice(self, name: str) -> None:
+    def test_hold_no_copies_of_weights(self, name: str) -> None:
         model = build_model(ARCHITECTURES[name]())
         before = num_bytes(model)
         layers = [
@@ -194,14 +174,14 @@ class TestModels:
         assert [token_ids(outputs[r.request_id]) for r in requests] == generate(name)
 
     @pytest.mark.parametrize("switch", ["enable_native_kernels", "enable_fusion"])
-    def test_stay_as_they_are_where_that_is_wanted(
+    def test_are_not_fused_if_that_is_switched_off(
         self, switch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(prepare, "fuse_layers", lambda _: pytest.fail("fused"))
         build_model(ARCHITECTURES["llama"]()).save_pretrained(tmp_path)
         build_engine(config(tmp_path, max_batch_total_tokens=512, **{switch: False}))
 
-    def test_that_would_say_something_else_get_their_layers_back(
+    def test_whose_logits_would_change_get_their_layers_back(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         kernels_for("whole")
@@ -213,7 +193,7 @@ class TestModels:
         assert "stay as they are" in caplog.text
         assert torch.equal(logits_of(loaded), expected)
 
-    def test_stay_as_they_are_on_a_gpu_without_triton(
+    def test_are_not_fused_on_a_gpu_without_triton(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
         monkeypatch.setitem(sys.modules, "triton", None)  # importing it fails
@@ -221,7 +201,9 @@ class TestModels:
         assert kernels_for_fusion(torch.device("cuda"), torch.float16) is None
         assert "Triton is not installed" in caplog.text
 
-    def test_for_which_memory_is_short_are_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_are_refused_if_memory_is_too_short_to_fuse(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         kernels_for("whole")
         loaded = attach_paged_attention(build_model(ARCHITECTURES["llama"]()), CPU, torch.float32)
 
@@ -232,8 +214,8 @@ class TestModels:
         with pytest.raises(ModelLoadError, match="not enough memory to merge layers: tried"):
             fuse_layers(loaded)
 
-    def test_do_not_mix_rows(self) -> None:
-        """A row's result is the same bits alone and among others."""
+    def test_compute_each_row_independently(self) -> None:
+        """A row's result is the same alone and with other rows, bit for bit."""
         model = build_model(ARCHITECTURES["qwen3"]())
         fuse(model, native_kernels())
         pack_model(model, kernels_for("whole"))
@@ -257,168 +239,3 @@ def num_bytes(model: nn.Module) -> int:
 
 def logits_of(loaded: LoadedModel) -> Tensor:
     return paged_logits(loaded, ReferenceAttention())
-
-
-class Around(nn.Module):
-    """Something that has a layer."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer = layer
-
-
-def make_mlp(kind: type[nn.Module] = LlamaMLP, activation: str = "silu", **sizes: Any) -> Any:
-    torch.manual_seed(0)
-    return kind(LlamaConfig(**SIZES | {"hidden_act": activation} | sizes)).eval()
-
-
-class Scaled(LlamaRMSNorm):
-    """Not what it looks like."""
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        return 1.01 * super().forward(hidden_states)
-
-
-class Centred(LlamaRMSNorm):
-    """A layer norm by an RMS norm's name."""
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        return super().forward(hidden_states - hidden_states.mean(-1, keepdim=True))
-
-
-class OtherEpsilon(LlamaRMSNorm):
-    """Does not use the epsilon it has."""
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        scale = torch.rsqrt(hidden_states.pow(2).mean(-1, keepdim=True) + 1e-5)
-        return self.weight * (hidden_states * scale)
-
-
-class Gated(LlamaRMSNorm):
-    """Takes a second input."""
-
-    def forward(self, hidden_states: Tensor, gate: Tensor | None = None) -> Tensor:
-        normed = super().forward(hidden_states)
-        return normed if gate is None else normed * gate
-
-
-class Swapped(LlamaMLP):
-    """Gate and up have changed places."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.up_proj(x)) * self.gate_proj(x))
-
-
-class Clamped(LlamaMLP):
-    """Has one step more."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x).clamp(-1e-3, 1e-3)
-
-
-class Wrapped(nn.Linear):
-    """Whose weight others may read."""
-
-
-def listened_to(layer: nn.Module) -> nn.Module:
-    layer.register_forward_hook(lambda *_: None)
-    return layer
-
-
-def with_scales(layer: LlamaMLP) -> LlamaMLP:
-    layer.up_proj.weight_scale = nn.Parameter(torch.ones(1))
-    return layer
-
-
-def with_another_linear(layer: LlamaMLP) -> LlamaMLP:
-    layer.gate_proj = Wrapped(64, 96, bias=False)
-    return layer
-
-
-LOOKALIKES: dict[str, Callable[[], nn.Module]] = {
-    "layer norm": lambda: nn.LayerNorm(64),
-    "layer norm without bias": lambda: nn.LayerNorm(64, bias=False),
-    "group norm": lambda: nn.GroupNorm(4, 64),
-    "linear": lambda: nn.Linear(64, 1),
-    "scaled": lambda: Scaled(64),
-    "centred": lambda: Centred(64),
-    "epsilon": lambda: OtherEpsilon(64),
-    "gated norm": lambda: Gated(64),
-    "hooks": lambda: listened_to(LlamaRMSNorm(64)),
-    "swapped": lambda: make_mlp(Swapped),
-    "clamped": lambda: make_mlp(Clamped),
-    "relu": lambda: make_mlp(activation="relu"),
-    "exact gelu": lambda: make_mlp(activation="gelu"),
-    "another gelu": lambda: make_mlp(activation="quick_gelu"),
-    "more tensors": lambda: with_scales(make_mlp()),
-    "another linear": lambda: with_another_linear(make_mlp()),
-}
-
-
-class TestLayers:
-    """One layer at a time."""
-
-    @pytest.mark.parametrize("make", LOOKALIKES.values(), ids=LOOKALIKES)
-    def test_that_only_look_alike_are_left_alone(self, make: Callable[[], nn.Module]) -> None:
-        for kernels, dtype in (
-            (native_kernels(), torch.float32),
-            (triton_kernels(), torch.bfloat16),
-        ):
-            layer = make().eval().to(dtype)
-            around = Around(layer)
-            assert fuse(around, kernels) == fusion.Fusion()
-            assert around.layer is layer
-
-    def test_whose_weights_are_shared_are_left_alone(self) -> None:
-        first, second = make_mlp(), make_mlp()
-        second.up_proj.weight = first.up_proj.weight
-        third = make_mlp()
-        third.up_proj = first.up_proj
-        assert fuse(nn.ModuleList([first, second, third]), native_kernels()).num_mlps == 0
-
-    def test_that_are_used_in_two_places_are_replaced_in_both(self) -> None:
-        around = Around(make_mlp(Phi3MLP))
-        both = nn.ModuleList([around, Around(around.layer)])
-        assert fuse(both, native_kernels()).num_mlps == 1
-        assert isinstance(both[0].layer, FusedMLP)
-        assert both[0].layer is both[1].layer
-
-    def test_with_biases_are_fused(self) -> None:
-        layer = make_mlp(mlp_bias=True)
-        for name in ("gate_proj", "up_proj", "down_proj"):
-            nn.init.normal_(getattr(layer, name).bias)
-        around, x = Around(layer), torch.randn(5, 64)
-        expected = layer(x)
-        assert fuse(around, native_kernels()).num_mlps == 1
-        torch.testing.assert_close(around.layer(x), expected, atol=1e-6, rtol=1e-5)
-
-    @pytest.mark.parametrize("kind", [LlamaRMSNorm, Olmo2RMSNorm, GemmaRMSNorm])
-    @pytest.mark.parametrize("width", [8, 24, 128, 1000])
-    def test_norms_on_a_gpu_round_as_transformers_does(
-        self, kind: type[nn.Module], width: int
-    ) -> None:
-        around = Around(kind(width).half())
-        nn.init.normal_(around.layer.weight)
-        layer = around.layer
-        assert fuse(around, triton_kernels()).num_norms == 1
-        x = torch.randn(2, 9, 3, width).half()
-        for rows in (x, x.transpose(1, 2), x[:, ::2]):
-            actual, expected = around.layer(rows), layer(rows)
-            assert actual.dtype is expected.dtype
-            # Sums have another order, which tips few roundings.
-            assert (actual != expected).float().mean() < 0.01
-            torch.testing.assert_close(actual, expected, atol=1e-3, rtol=2e-3)
-
-    @pytest.mark.parametrize("activation", ["silu", "gelu_pytorch_tanh"])
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-    @pytest.mark.parametrize("width", [96, 1500])
-    def test_gates_on_a_gpu_round_as_transformers_does(
-        self, width: int, dtype: torch.dtype, activation: str
-    ) -> None:
-        around = Around(make_mlp(activation=activation, intermediate_size=width).to(dtype))
-        layer, x = around.layer, torch.randn(2, 3, 64).to(dtype)
-        assert fuse(around, triton_kernels()).num_mlps == 1
-        tolerance = 1e-5 if dtype is torch.float32 else 4 * torch.finfo(dtype).eps
-        with torch.inference_mode():
-            error = fusion._error(around.layer(x), layer(x))
-        assert error < tolerance

@@ -1,4 +1,4 @@
-"""The bar of correctness: our engine gives the tokens of `transformers.generate`, one by one."""
+"""The engine gives the tokens of `transformers.generate`, for every architecture."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ UNSUPPORTED: dict[str, Callable[[], Any]] = {
 def make_engine(
     name: str, backend: str, *, num_blocks: int, max_step_tokens: int = MAX_STEP_TOKENS
 ) -> Engine:
-    """Our engine over the same model."""
+    """An engine with the model of an architecture."""
     loaded = attach_paged_attention(build_model(ARCHITECTURES[name]()), CPU, torch.float32)
     attention: AttentionBackend = ReferenceAttention()
     kernels = cpu_kernels.load() if backend != "reference" else None
@@ -100,7 +100,7 @@ def make_engine(
         assert kernels is not None
         fuse_rotation(loaded, kernels)
         steps = CpuGraphs(forward, kernels, max_tokens=MAX_STEP_TOKENS, max_blocks=128)
-        steps.prove(511, BLOCK_SIZE)
+        steps.verify(511, BLOCK_SIZE)
         assert steps.num_graphs == 1
         forward = steps
     return Engine(forward, scheduler, CPU)
@@ -110,7 +110,7 @@ def make_engine(
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_greedy_tokens_are_those_of_transformers(name: str, backend: str) -> None:
     prompts, expected = make_prompts(), generate(name)
-    assert len({token_id for tokens in expected for token_id in tokens}) > 5, "it says something"
+    assert len({token_id for tokens in expected for token_id in tokens}) > 5, "tokens differ"
     assert max(map(len, prompts)) > MAX_STEP_TOKENS
     engine = make_engine(name, backend, num_blocks=17)
     outputs = run(
@@ -180,7 +180,7 @@ def test_what_does_not_fit_a_paged_cache_is_refused(name: str, scale: float) -> 
 
 
 class TestLoad:
-    """Checkpoints on disk, whole and broken."""
+    """Loading checkpoints from a disk, complete and broken."""
 
     @pytest.fixture
     def checkpoint(self, tmp_path: Path) -> Path:
@@ -201,7 +201,7 @@ class TestLoad:
         assert str(path) in message
         return message
 
-    def test_of_a_whole_checkpoint_tells_its_shapes(self, checkpoint: Path) -> None:
+    def test_of_a_complete_checkpoint_finds_its_shapes(self, checkpoint: Path) -> None:
         loaded = load_model(
             EngineConfig(model_id=str(checkpoint), socket_path=checkpoint / "s", device="cpu")
         )
@@ -221,7 +221,7 @@ class TestLoad:
         self.load_error(checkpoint)
 
     @pytest.mark.parametrize("size", [0, 7, 100, 20_000])
-    def test_of_weights_that_are_cut_off(self, checkpoint: Path, size: int) -> None:
+    def test_of_truncated_weights(self, checkpoint: Path, size: int) -> None:
         weights = checkpoint / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:size])
         self.load_error(checkpoint)
@@ -231,7 +231,7 @@ class TestLoad:
         self.load_error(checkpoint)
 
     def test_of_a_tensor_that_is_missing(self, checkpoint: Path) -> None:
-        # transformers fills it with noise and goes on: the model would answer, and talk nonsense.
+        # transformers would initialise it randomly, warn, and the model would generate nonsense.
         weights = checkpoint / "model.safetensors"
         tensors = load_file(weights)
         del tensors["model.layers.1.mlp.up_proj.weight"]
@@ -245,5 +245,5 @@ class TestLoad:
         save_file(tensors, weights, metadata={"format": "pt"})
         self.load_error(checkpoint)
 
-    def test_with_an_unknown_number_format(self, checkpoint: Path) -> None:
+    def test_with_an_unknown_dtype(self, checkpoint: Path) -> None:
         self.load_error(checkpoint, dtype="float33")

@@ -1,4 +1,4 @@
-"""Quantised weights: the layers, which names mean what, refusals, and engines that use them."""
+"""Quantisation: the meaning of names, refusals, and quantised models."""
 
 from __future__ import annotations
 
@@ -11,124 +11,34 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoTokenizer, GPT2Config
+from transformers import GPT2Config
 from transformers.pytorch_utils import Conv1D
 
 from engine.build import build_engine
-from engine.engine import Engine
 from engine.kernels.int8 import PackedInt8Linear
-from engine.kernels.packed_linear import PackedLinear
 from engine.model import quantization
 from engine.model.loaded import LoadedModel
 from engine.model.loading import load_model
 from engine.model.passes import quantize_model
 from engine.model.quantization import Scheme
-from engine.model.quantized_linear import Fp8Linear, Int4Linear, Int8Linear, QuantizedLinear
+from engine.model.quantized_linear import Int4Linear, Int8Linear
 from engine.model.self_check import attach_paged_attention
-from engine.protocol.config import EngineConfig
 from engine.protocol.errors import ModelLoadError
-from engine.protocol.request import Request, SamplingParams
+from engine.protocol.request import Request
 from service.launch.settings import Quantization
 from service.launch.sources import load as load_settings
 from tests.engine.fakes import run, token_ids
 from tests.engine.model.architectures import ARCHITECTURES, build_model
+from tests.engine.model.quantized import config, relative_error
 from tests.engine.native import kernels_for, threads
-from tests.paths import DEMO_MODEL
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
-LAYERS: tuple[type[QuantizedLinear], ...] = (Int8Linear, Int4Linear, Fp8Linear)
-# Questions of the bundled model's skills, and what it answers in float32.
-QUESTIONS = {
-    "What is the capital of France?": "Paris",
-    "What is Deep Learning?": "layers",
-    "What day comes after Monday?": "Tuesday",
-    "What is 3 plus 4?": "7",
-    "Hello": "",
-}
-
-
-def config(path: Path, quantize: str | None, **options: Any) -> EngineConfig:
-    return EngineConfig(
-        model_id=str(path),
-        socket_path=path / "socket",
-        device="cpu",
-        num_threads=1,
-        quantize=quantize,
-        **options,
-    )
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    return float(((actual - expected).std() / expected.std()).detach())
-
-
-class TestLayers:
-    """What torch multiplies, as far as it does so on the CPU."""
-
-    @pytest.mark.parametrize(
-        ("kind", "bound"), [(Int8Linear, 0.015), (Int4Linear, 0.12), (Fp8Linear, 0.05)]
-    )
-    @pytest.mark.parametrize("has_bias", [True, False])
-    def test_are_close_to_the_layer_they_replace(
-        self, kind: type[QuantizedLinear], bound: float, has_bias: bool
-    ) -> None:
-        torch.manual_seed(0)
-        linear = nn.Linear(256, 96, bias=has_bias)
-        layer = kind.from_linear(linear)
-        for shape in ((256,), (1, 5, 256), (40, 256), (0, 256)):
-            x = torch.randn(shape)
-            y = layer(x)
-            assert y.shape == (*shape[:-1], 96)
-            assert y.dtype is x.dtype
-            if x.numel():
-                assert relative_error(y, linear(x)) < bound
-        transposed = torch.randn(256, 7).t()
-        assert torch.equal(layer(transposed), layer(transposed.contiguous()))
-
-    @pytest.mark.parametrize("kind", [Int8Linear, Int4Linear])
-    def test_compute_a_row_without_looking_at_the_others(self, kind: type[QuantizedLinear]) -> None:
-        layer = kind.from_linear(nn.Linear(128, 64))
-        x = torch.randn(70, 128)
-        together = layer(x)
-        assert all(torch.equal(layer(x[i : i + 1]), together[i : i + 1]) for i in range(len(x)))
-
-    @pytest.mark.parametrize("kind", LAYERS)
-    def test_keep_what_is_not_a_number_in_its_row(self, kind: type[QuantizedLinear]) -> None:
-        layer = kind.from_linear(nn.Linear(128, 64))
-        x = torch.randn(3, 128)
-        x[1, 7] = torch.nan
-        finite = layer(x).isfinite()
-        assert finite[::2].all()
-        assert not finite[1].any()
-
-    @pytest.mark.parametrize("kind", LAYERS)
-    def test_say_which_shapes_do_not_fit(self, kind: type[QuantizedLinear]) -> None:
-        assert kind.fits(torch.empty(64, 128))
-        assert not kind.fits(torch.empty(64, 129))
-        assert not kind.fits(torch.empty(65, 128))
-
-    @pytest.mark.parametrize("kind", LAYERS)
-    def test_replace_conv1d_as_well(self, kind: type[QuantizedLinear]) -> None:
-        torch.manual_seed(0)
-        conv = Conv1D(48, 64)  # GPT-2's, whose weight is [in, out]
-        x = torch.randn(4, 64)
-        assert relative_error(kind.from_linear(conv)(x), conv(x)) < 0.12
-
-    def test_of_four_bits_have_sixteen_values_in_a_group(self) -> None:
-        linear = nn.Linear(128, 16, bias=False)
-        weight = Int4Linear.from_linear(linear)(torch.eye(128)).t()
-        groups = weight.unflatten(1, (-1, 64)).flatten(0, 1)
-        assert all(len(group.unique()) <= 16 for group in groups.mul(1e4).round())
-        span = linear.weight.detach().unflatten(1, (-1, 64)).flatten(0, 1)
-        steps = (span.amax(1) - span.amin(1)) / 15
-        difference = (groups - span).abs().amax(1)
-        assert (difference <= 0.6 * steps).all()
 
 
 class Checkpoint:
-    """The part of a transformers configuration that is looked at."""
+    """The part of a transformers configuration that `choose` reads."""
 
     def __init__(self, quantization_config: dict[str, Any] | None = None) -> None:
         if quantization_config is not None:
@@ -147,13 +57,15 @@ def choose(
 
 
 class TestChoice:
-    """Names, and what becomes of them."""
+    """The choice of a scheme by name."""
 
-    def test_of_nothing_is_nothing(self) -> None:
+    def test_without_a_name_is_none(self) -> None:
         assert choose(None) is None
 
     @pytest.mark.parametrize("name", ["int8", "int4"])
-    def test_of_our_own_names(self, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    def test_of_our_own_names_is_the_scheme_of_that_name(
+        self, name: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
         with caplog.at_level(logging.WARNING):
             scheme = choose(name)
         assert scheme is not None
@@ -169,7 +81,7 @@ class TestChoice:
             ("bitsandbytes-fp4", "int4"),
         ],
     )
-    def test_of_tgis_names_for_loading_says_what_is_served(
+    def test_of_tgis_names_is_an_equivalent_scheme_with_a_warning(
         self, name: str, ours: str, caplog: pytest.LogCaptureFixture
     ) -> None:
         with caplog.at_level(logging.WARNING):
@@ -179,12 +91,12 @@ class TestChoice:
         assert f"--quantize {name}: served with {ours}" in caplog.text
 
     @pytest.mark.parametrize("name", ["gptq", "awq", "marlin", "exl2", "compressed-tensors"])
-    def test_of_a_format_that_the_checkpoint_is_not_in(self, name: str) -> None:
+    def test_of_a_checkpoint_format_is_refused_for_other_checkpoints(self, name: str) -> None:
         with pytest.raises(ValueError, match=f"quantize={name} is for checkpoints that were"):
             choose(name)
 
     @pytest.mark.parametrize(("capability", "runs"), [((8, 0), False), ((8, 9), True)])
-    def test_of_fp8_needs_a_gpu_that_has_it(
+    def test_of_fp8_needs_a_gpu_with_fp8(
         self, capability: tuple[int, int], runs: bool, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with pytest.raises(ValueError, match="fp8 needs a GPU"):
@@ -207,7 +119,7 @@ class TestChoice:
             ("cuda", "int", "dequantize"),
         ],
     )
-    def test_of_compressed_tensors_widens_what_is_not_multiplied(
+    def test_of_compressed_tensors_dequantises_unless_the_device_multiplies_fp8(
         self, device: str, kind: str, wanted: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
@@ -219,7 +131,7 @@ class TestChoice:
         assert checkpoint.quantization_config[wanted] is True
 
     @pytest.mark.parametrize("name", ["int8", "int4", "fp8", "awq", "eetq"])
-    def test_of_another_format_than_the_checkpoints(self, name: str) -> None:
+    def test_of_another_format_than_the_checkpoints_is_refused(self, name: str) -> None:
         with pytest.raises(ValueError, match=rf"quantised already \(gptq\), not with {name}"):
             choose(name, {"quant_method": "gptq", "bits": 4})
 
@@ -244,11 +156,11 @@ class TestChoice:
             choose(name, described)
 
     @pytest.mark.parametrize("method", ["exl2", "marlin", "None"])
-    def test_of_a_format_that_transformers_does_not_load(self, method: str) -> None:
+    def test_of_a_format_that_transformers_does_not_load_is_refused(self, method: str) -> None:
         with pytest.raises(ValueError, match=f"transformers does not load .* with {method}"):
             choose(None, {"quant_method": method})
 
-    def test_of_a_format_that_transformers_loads_leaves_it_to_it(self) -> None:
+    def test_of_a_format_that_transformers_loads_is_none(self) -> None:
         assert choose(None, {"quant_method": "fbgemm_fp8"}) is None
         assert choose("fp8", {"quant_method": "fbgemm_fp8"}) is None
 
@@ -264,21 +176,21 @@ class TestChoice:
         assert isinstance(plain.make(linear), Int8Linear)
         assert isinstance(half.make(linear), Int8Linear)
 
-    def test_knows_every_name_that_can_be_given(self) -> None:
+    def test_accepts_every_name_of_the_settings(self) -> None:
         served = {name for name in get_args(Quantization) if name in quantization._ON_LOADING}
         assert served == quantization._ON_LOADING
         for name in set(get_args(Quantization)) - served:
             with pytest.raises(ValueError, match=f"quantize={name} is for"):
                 choose(name)
 
-    def test_comes_from_tgis_flag_and_variable(self) -> None:
+    def test_is_set_by_tgis_flag_and_variable(self) -> None:
         for arguments, environment in (({"quantize": "eetq"}, {}), ({}, {"QUANTIZE": "eetq"})):
             settings = load_settings(arguments, environment)
             assert settings.engine_config(Path("/s")).quantize == "eetq"
 
 
 class TestModels:
-    """Schemes on whole models."""
+    """Whole models that a scheme is applied to."""
 
     @staticmethod
     def loaded(name: str, scheme: Scheme | None) -> LoadedModel:
@@ -313,7 +225,7 @@ class TestModels:
         assert [type(module) for module in loaded.model.modules()] == before
 
     @pytest.mark.parametrize("factor", [0.0, torch.nan])
-    def test_that_are_spoilt_are_refused(self, factor: float) -> None:
+    def test_whose_logits_change_too_much_are_refused(self, factor: float) -> None:
         class Spoilt(nn.Module):
             def __init__(self, layer: nn.Module) -> None:
                 super().__init__()
@@ -352,7 +264,7 @@ class TestModels:
 
 
 class TestLoading:
-    """From a directory to a refusal or a model."""
+    """Loading a checkpoint with `quantize`."""
 
     @pytest.fixture
     def checkpoint(self, tmp_path: Path) -> Path:
@@ -365,13 +277,15 @@ class TestLoading:
         content = json.loads(file.read_text()) | {"quantization_config": quantization_config}
         file.write_text(json.dumps(content))
 
-    def test_refuses_in_one_line_that_names_the_model(self, checkpoint: Path) -> None:
+    def test_refuses_a_wrong_format_in_one_line_with_the_model_id(self, checkpoint: Path) -> None:
         with pytest.raises(ModelLoadError, match="quantize=awq is for checkpoints") as caught:
             load_model(config(checkpoint, "awq"))
         assert "\n" not in str(caught.value)
         assert str(checkpoint) in str(caught.value)
 
-    def test_refuses_what_is_described_but_cannot_be_read(self, checkpoint: Path) -> None:
+    def test_refuses_a_described_format_that_transformers_does_not_load(
+        self, checkpoint: Path
+    ) -> None:
         self.describe(checkpoint, {"quant_method": "exl2", "bits": 4.0})
         with pytest.raises(ModelLoadError, match="transformers does not load"):
             load_model(config(checkpoint, None))
@@ -384,9 +298,11 @@ class TestLoading:
         loaded = load_model(config(checkpoint, quantize))
         assert loaded.scheme is None
         ids = torch.arange(3, 60).unsqueeze(0)
-        with threads(1):  # an engine takes those that it wants
+        with threads(1):  # building an engine sets their number
             engine, _ = build_engine(config(checkpoint, quantize))
-        assert token_ids(run(engine, request("r", (3, 4, 5)))["r"])
+        assert token_ids(
+            run(engine, Request(request_id="r", prompt_token_ids=(3, 4, 5), max_new_tokens=24))["r"]
+        )
         exact.set_attn_implementation("sdpa")
         loaded.model.set_attn_implementation("sdpa")
         with torch.inference_mode():
@@ -394,7 +310,7 @@ class TestLoading:
         assert 0 < error < 0.2
 
     def compress(self, path: Path) -> None:
-        """Rewrites a checkpoint as those are that come with whole numbers of 8 bits."""
+        """Rewrites a checkpoint in int8, in the format of compressed-tensors."""
         weights = path / "model.safetensors"
         tensors: dict[str, Tensor] = {}
         for name, tensor in load_file(weights).items():
@@ -414,66 +330,3 @@ class TestLoading:
             "config_groups": {"group_0": {"targets": ["Linear"], "weights": group}},
         }
         self.describe(path, described)
-
-
-def request(name: str, prompt: tuple[int, ...], **options: Any) -> Request:
-    return Request(request_id=name, prompt_token_ids=prompt, max_new_tokens=24, **options)
-
-
-def demo_engine(quantize: str | None) -> Engine:
-    with threads(1):  # an engine takes those that it wants
-        engine, _ = build_engine(config(DEMO_MODEL, quantize))
-    return engine
-
-
-def demo_prompts() -> dict[str, tuple[int, ...]]:
-    tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL)
-    return {
-        question: tuple(
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": question}],
-                add_generation_prompt=True,
-                return_dict=False,
-            )
-        )
-        for question in QUESTIONS
-    }
-
-
-class TestEngines:
-    """The bundled model, quantised, behind the whole engine."""
-
-    def test_answer_as_without_quantisation(self) -> None:
-        prompts = demo_prompts()
-        tokenizer = AutoTokenizer.from_pretrained(DEMO_MODEL)
-        requests = [request(question, prompt) for question, prompt in prompts.items()]
-        exact, rounded = (run(demo_engine(name), *requests) for name in (None, "int8"))
-        for question, wanted in QUESTIONS.items():
-            assert token_ids(rounded[question]) == token_ids(exact[question])
-            assert wanted in tokenizer.decode(token_ids(rounded[question]))
-
-    @pytest.mark.parametrize("quantize", ["int8", "int4"])
-    def test_give_the_same_tokens_alone_and_among_others(self, quantize: str) -> None:
-        prompts = list(demo_prompts().values())
-        sampling = SamplingParams(do_sample=True, seed=7, temperature=0.9)
-        requests = [
-            request(f"{kind} {index}", prompt, sampling=params)
-            for index, prompt in enumerate(prompts)
-            for kind, params in (("greedy", SamplingParams()), ("sampled", sampling))
-        ]
-        together = run(demo_engine(quantize), *requests)
-        engine = demo_engine(quantize)
-        for item in requests:
-            alone = run(engine, item)[item.request_id]
-            assert token_ids(alone) == token_ids(together[item.request_id])
-
-    def test_use_the_compiled_layers(self) -> None:
-        kernels_for("whole")
-        kinds = {}
-        for quantize in ("int8", "int4"):
-            loaded = load_model(config(DEMO_MODEL, quantize))
-            quantize_model(loaded)
-            kinds[quantize] = {type(module) for module in loaded.model.modules()}
-        assert PackedInt8Linear in kinds["int8"]
-        assert Int4Linear in kinds["int4"]
-        assert PackedLinear not in kinds["int8"]

@@ -1,4 +1,4 @@
-"""Angles out of tables: whose layers they replace, and that they are those of the model."""
+"""Tables of the rotary embedding: which layers they replace, and that they equal the model's."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def load(name: str) -> LoadedModel:
 
 
 def longrope() -> LoadedModel:
-    """A model whose angles are others in texts of more than 32 tokens."""
+    """A model whose rotary embedding changes in texts of more than 32 tokens."""
     factors = {"short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
     config = Phi3Config(
         **{**SMALL, "original_max_position_embeddings": 32},
@@ -59,7 +59,7 @@ def tables_of(model: nn.Module) -> list[RotaryTable]:
 
 
 @pytest.mark.parametrize("name", WITH_ROTARY)
-def test_a_model_with_tables_has_the_logits_it_had(name: str) -> None:
+def test_tables_do_not_change_the_logits(name: str) -> None:
     loaded = load(name)
     expected = logits(loaded)
     use_rotary_tables(loaded, NUM_POSITIONS)
@@ -67,7 +67,7 @@ def test_a_model_with_tables_has_the_logits_it_had(name: str) -> None:
     assert torch.equal(logits(loaded), expected)
 
 
-def test_a_model_without_angles_stays_as_it_is() -> None:
+def test_a_model_without_rotary_embedding_is_not_changed() -> None:
     loaded = load("gpt2")
     use_rotary_tables(loaded, NUM_POSITIONS)
     assert not tables_of(loaded.model)
@@ -78,7 +78,7 @@ def test_a_model_without_angles_stays_as_it_is() -> None:
     name=st.sampled_from(["llama", "gemma3"]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
 )
-def test_tokens_have_the_angles_that_the_model_computes(
+def test_tables_hold_the_cosines_and_sines_of_the_model(
     positions: list[int], name: str, dtype: torch.dtype
 ) -> None:
     model = build_model(ARCHITECTURES[name]())
@@ -91,20 +91,22 @@ def test_tokens_have_the_angles_that_the_model_computes(
         torch.testing.assert_close(actual, expected)
 
 
-class TestAnglesThatDependOnTheLongestPosition:
-    def test_are_those_of_a_text_as_long_as_allowed(self, caplog: pytest.LogCaptureFixture) -> None:
+class TestEmbeddingsThatDependOnTheLongestPosition:
+    def test_are_those_of_a_text_of_the_largest_length(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
         loaded = longrope()
         stock = loaded.model.model.rotary_emb
         use_rotary_tables(loaded, 48)
-        assert "depend on a text's length: they are those of 48" in caplog.text
+        assert "depends on a text's length: it is that of 48 tokens" in caplog.text
         (table,) = tables_of(loaded.model)
-        alone, among_others = torch.tensor([[3]]), torch.tensor([[3, 47]])
+        alone, in_batch = torch.tensor([[3]]), torch.tensor([[3, 47]])
         cos, _ = table(LIKE, alone)
-        assert torch.equal(cos, table(LIKE, among_others)[0][:, :1])
-        assert torch.equal(cos, stock(LIKE, among_others)[0][:, :1])
+        assert torch.equal(cos, table(LIKE, in_batch)[0][:, :1])
+        assert torch.equal(cos, stock(LIKE, in_batch)[0][:, :1])
         assert not torch.allclose(cos, stock(LIKE, alone)[0])
 
-    def test_are_the_usual_ones_where_no_text_is_long(
+    def test_are_the_usual_ones_if_no_text_can_be_long(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:
         loaded = longrope()
@@ -116,24 +118,24 @@ class TestAnglesThatDependOnTheLongestPosition:
 
 
 class _Other(nn.Module):
-    """Is called like a layer of angles."""
+    """Has the interface of a rotary embedding layer."""
 
     def forward(self, x: Tensor, position_ids: Tensor) -> Any:
-        return self.angles(position_ids[..., None].float())
+        return self.embedding(position_ids[..., None].float())
 
 
 class FlatRotaryEmbedding(_Other):
-    def angles(self, positions: Tensor) -> Any:
+    def embedding(self, positions: Tensor) -> Any:
         return positions.flatten(), positions.flatten()
 
 
 class SingleRotaryEmbedding(_Other):
-    def angles(self, positions: Tensor) -> Any:
+    def embedding(self, positions: Tensor) -> Any:
         return positions.cos()
 
 
 class CountingRotaryEmbedding(_Other):
-    """Gives every call angles of its own."""
+    """Gives every call different cosines and sines."""
 
     calls = 0
 
@@ -153,20 +155,20 @@ class OtherEmbedding(nn.Module):
 
 
 @pytest.mark.parametrize("kind", [FlatRotaryEmbedding, SingleRotaryEmbedding, OtherEmbedding])
-def test_layers_that_are_something_else_stay(kind: type[nn.Module]) -> None:
+def test_layers_that_compute_something_else_are_not_replaced(kind: type[nn.Module]) -> None:
     model = nn.ModuleDict({"layer": kind()})
     assert tabulate_rotary(model, LIKE, NUM_POSITIONS) == []
     assert type(model["layer"]) is kind
 
 
-def test_a_model_that_would_say_something_else_gets_its_layers_back(
+def test_a_model_whose_logits_would_change_gets_its_layers_back(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     loaded = load("llama")
     inner = loaded.model.model
     counting = inner.rotary_emb = CountingRotaryEmbedding(inner.rotary_emb)
     use_rotary_tables(loaded, NUM_POSITIONS)
-    assert "angles are computed in every step" in caplog.text
+    assert "the rotary embedding is computed in every step" in caplog.text
     assert inner.rotary_emb is counting
 
 
@@ -190,8 +192,8 @@ def config(folder: Path, **options: Any) -> EngineConfig:
     )
 
 
-def test_a_built_engine_knows_every_position_it_takes(tmp_path: Path) -> None:
-    """Also where these are fewer than the model is tried with."""
+def test_a_built_engine_has_tables_for_all_its_positions(tmp_path: Path) -> None:
+    """Also if it has fewer positions than the self-check's texts."""
     engine, _ = build_engine(config(tmp_path, max_total_tokens=8))
     longest = Request(request_id="r", prompt_token_ids=(3,) * 5, max_new_tokens=3)
     assert len(run(engine, longest)["r"]) == 3
@@ -200,7 +202,7 @@ def test_a_built_engine_knows_every_position_it_takes(tmp_path: Path) -> None:
     assert refused.error == "9 tokens are more than max_total_tokens, which is 8"
 
 
-def test_a_built_engine_has_no_tables_where_they_are_not_wanted(
+def test_a_built_engine_has_no_tables_if_fusion_is_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prepare, "use_rotary_tables", lambda *_: pytest.fail("tabulated"))

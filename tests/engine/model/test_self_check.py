@@ -1,4 +1,4 @@
-"""What a model is tried with before it serves, and how far its logits may be off."""
+"""The checks of a model and its backend before it serves, and their tolerances."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def test_the_bundled_model_is_served_in_half_formats(dtype: torch.dtype) -> None
 
 
 @pytest.mark.parametrize("dtype", HALF_FORMATS)
-def test_roundings_of_many_layers_are_no_objection(dtype: torch.dtype) -> None:
-    """Their largest error is a tenth of the logits' spread in bfloat16, and more in wide models."""
+def test_roundings_of_many_layers_are_tolerated(dtype: torch.dtype) -> None:
+    """The largest error of a logit is a tenth of their spread in bfloat16, more in wide models."""
     deep = LlamaConfig(**{**SMALL, "num_hidden_layers": 32, "initializer_range": 0.125})
     attach_paged_attention(build_model(deep, scale=1.0).to(dtype), CPU, dtype)
 
@@ -52,7 +52,7 @@ def test_a_model_that_computes_something_else_is_refused(
 
 
 class FailingAttention(ReferenceAttention):
-    """Computes something else, or nothing, in steps of some kind."""
+    """Gives wrong results in steps of one kind."""
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -81,7 +81,7 @@ def test_a_backend_is_used_if_it_agrees(llama: LoadedModel, dtype: torch.dtype) 
 
 
 @pytest.mark.parametrize("kind", ["decode steps", "steps of prompts", "long texts", "wide tables"])
-def test_a_backend_is_tried_with_every_kind_of_step(
+def test_a_backend_is_checked_with_every_kind_of_step(
     llama: LoadedModel, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert not backend_agrees(llama, FailingAttention(kind), 4, torch.float32)

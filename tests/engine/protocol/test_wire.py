@@ -1,4 +1,4 @@
-"""Messages: what goes in comes out, and what is no message is refused as such."""
+"""Messages survive packing and parsing, and anything else is refused."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ values = st.recursive(
 
 
 def body_of(frame: bytes) -> bytes:
-    """A frame without its length, which must be right."""
+    """The body of a frame, whose length must be right."""
     header, body = frame[: wire.HEADER.size], frame[wire.HEADER.size :]
     assert wire.HEADER.unpack(header) == (len(body),)
     return body
@@ -111,7 +111,7 @@ def test_logprobs_that_are_not_numbers_survive_the_wire() -> None:
     assert infinite == -math.inf
 
 
-def test_information_survives_the_wire() -> None:
+def test_engine_info_survives_the_wire() -> None:
     info = EngineInfo(
         model_id="m",
         model_sha=None,
@@ -136,7 +136,7 @@ def test_information_survives_the_wire() -> None:
 @example(b"\xd6\xff\x00\x00\x00\x00")
 @example(msgpack.packb([[1]]))
 @example(msgpack.packb([wire.Kind.ABORT, "r"]) + b"x")
-def test_bytes_that_are_no_message_raise_value_error(body: bytes) -> None:
+def test_bytes_that_are_not_a_message_raise_value_error(body: bytes) -> None:
     try:
         kind, fields = wire.parse(body)
     except ValueError:
@@ -146,14 +146,14 @@ def test_bytes_that_are_no_message_raise_value_error(body: bytes) -> None:
 
 
 @given(st.lists(values, max_size=8))
-def test_fields_that_are_no_request_raise_value_error(fields: list[Any]) -> None:
+def test_fields_that_are_not_a_request_raise_value_error(fields: list[Any]) -> None:
     with pytest.raises(ValueError):
         wire.parse_request(fields)
 
 
 @pytest.mark.parametrize("bad", ["x", -1, 2**40, 1.5, None, [1]])
 @pytest.mark.parametrize("field", [1, 6])
-def test_prompts_that_are_no_token_ids_raise_value_error(bad: Any, field: int) -> None:
+def test_prompts_that_are_not_token_ids_raise_value_error(bad: Any, field: int) -> None:
     fields = list(wire.parse(body_of(wire.submit(make_request())))[1])
     fields[field] = [1, bad]
     with pytest.raises(ValueError):
@@ -161,7 +161,7 @@ def test_prompts_that_are_no_token_ids_raise_value_error(bad: Any, field: int) -
 
 
 @pytest.mark.parametrize("seed", [-1, 2**63 * 2.0, "x", None])
-def test_seeds_that_are_no_unsigned_numbers_raise_value_error(seed: Any) -> None:
+def test_seeds_that_are_not_unsigned_raise_value_error(seed: Any) -> None:
     fields = list(wire.parse(body_of(wire.submit(make_request())))[1])
     fields[3] = [seed if name == "seed" else value for name, value in sampling_fields(fields)]
     with pytest.raises(ValueError):

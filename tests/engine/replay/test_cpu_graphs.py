@@ -1,4 +1,4 @@
-"""Replayed steps give what the model gives, and what cannot be recorded is computed as it is."""
+"""Replayed steps give the model's logits, and other steps are computed by the model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from engine.sampling.watermark import Watermark
 from engine.scheduling.block_manager import BlockManager
 from engine.scheduling.scheduler import Scheduler
 from tests.engine.fakes import CPU
-from tests.engine.loads import Arrival, arrivals, assert_same_answers, play
+from tests.engine.loads import Arrival, arrivals, assert_same_answers, run_load
 from tests.engine.model.architectures import build_model
 from tests.engine.native import kernels_for
 
@@ -96,21 +96,21 @@ def make_engine(forward: Forward, max_draft_tokens: int, runs_ahead: bool = Fals
 
 
 @given(load=arrivals(), runs_ahead=st.booleans(), max_draft_tokens=st.sampled_from([0, 3]))
-def test_answers_are_bit_for_bit_those_of_an_engine_without(
+def test_answers_are_bit_for_bit_those_without_graphs(
     kernels: cpu_kernels.CpuKernels,
     load: list[Arrival],
     runs_ahead: bool,
     max_draft_tokens: int,
 ) -> None:
     plain, repeated = (make_forward(packed_model(), kernels) for _ in range(2))
-    expected = play(make_engine(plain, max_draft_tokens), load)
+    expected = run_load(make_engine(plain, max_draft_tokens), load)
     steps = graphed(repeated)
-    actual = play(make_engine(steps, max_draft_tokens, runs_ahead), load)
+    actual = run_load(make_engine(steps, max_draft_tokens, runs_ahead), load)
     assert_same_answers(load, expected, actual)
 
 
 def decode(num_seqs: int, token_id: int = 3, position: int = 1) -> ModelInput:
-    """The same row for several sequences, each with a block of its own."""
+    """A decode step of several sequences with the same token, each with a block of its own."""
     rows = blank(num_seqs, num_seqs, num_seqs, MAX_BLOCKS, CPU)
     rows.input_ids.fill_(token_id)
     rows.positions.fill_(position)
@@ -124,7 +124,7 @@ def decode(num_seqs: int, token_id: int = 3, position: int = 1) -> ModelInput:
 
 
 class Counting:
-    """Counts how often the model itself was asked."""
+    """Counts how often the model itself is called."""
 
     def __init__(self, forward: Callable[[ModelInput], Tensor]) -> None:
         self.num_calls = 0
@@ -135,7 +135,7 @@ class Counting:
         return self._forward(batch)
 
 
-def test_a_shape_that_comes_back_is_recorded_and_the_model_not_asked_again(
+def test_a_shape_that_occurs_again_is_recorded_and_then_replayed(
     kernels: cpu_kernels.CpuKernels,
 ) -> None:
     model = Counting(make_forward(packed_model(), kernels))
@@ -157,7 +157,7 @@ def test_only_small_steps_are_recorded(kernels: cpu_kernels.CpuKernels) -> None:
     assert steps.num_graphs == 1
 
 
-def test_a_context_that_no_tape_has_room_for_is_computed_as_it_is(
+def test_a_context_too_long_for_graphs_is_not_replayed(
     kernels: cpu_kernels.CpuKernels,
 ) -> None:
     forward = make_forward(packed_model(), kernels)
@@ -170,7 +170,7 @@ def test_a_context_that_no_tape_has_room_for_is_computed_as_it_is(
     assert torch.equal(steps(wide), forward(wide))
 
 
-def test_the_shape_that_was_longest_unused_makes_room(
+def test_the_least_recently_used_graph_is_dropped(
     kernels: cpu_kernels.CpuKernels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cpu_graphs, "_MAX_GRAPHS", 2)
@@ -188,7 +188,7 @@ def test_the_shape_that_was_longest_unused_makes_room(
     assert calls == [0, 0, 1]
 
 
-def test_shapes_that_are_too_many_are_rarely_recorded(
+def test_too_many_shapes_are_rarely_recorded(
     kernels: cpu_kernels.CpuKernels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cpu_graphs, "_MAX_GRAPHS", 2)
@@ -209,12 +209,12 @@ def scheme(name: str) -> Scheme:
 
 
 @pytest.mark.parametrize("name", ["int8", "int4"])
-def test_quantised_layers_are_repeated_too(kernels: cpu_kernels.CpuKernels, name: str) -> None:
+def test_quantised_layers_are_replayed_too(kernels: cpu_kernels.CpuKernels, name: str) -> None:
     loaded = make_model(kernels)
     apply(loaded.model, scheme(name))
     pack_model(loaded.model, kernels)
     steps = graphed(make_forward(loaded, kernels))
-    steps.prove(MAX_BLOCKS * BLOCK_SIZE - 1, BLOCK_SIZE)
+    steps.verify(MAX_BLOCKS * BLOCK_SIZE - 1, BLOCK_SIZE)
     assert steps.num_graphs == 1
 
 
@@ -228,12 +228,12 @@ def reads_a_number(forward: Forward) -> Forward:
 
 
 @pytest.mark.parametrize("wrap", [counts_on_the_host, reads_a_number])
-def test_a_model_that_cannot_be_repeated_is_asked_every_time(
+def test_a_model_that_cannot_be_replayed_is_called_every_time(
     kernels: cpu_kernels.CpuKernels, wrap: Callable[[Forward], Forward]
 ) -> None:
     model = Counting(wrap(make_forward(packed_model(), kernels)))
     steps = graphed(model)
-    steps.prove(MAX_BLOCKS * BLOCK_SIZE - 1, BLOCK_SIZE)
+    steps.verify(MAX_BLOCKS * BLOCK_SIZE - 1, BLOCK_SIZE)
     assert steps.num_graphs == 0
     before = model.num_calls
     for _ in range(4):

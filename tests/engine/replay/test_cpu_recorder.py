@@ -1,4 +1,4 @@
-"""A graph computes what the recorded program computes, whatever its inputs hold."""
+"""A graph computes what the recorded program computes, for any numbers in its inputs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ KEPT = torch.ones(SHAPE)
 
 @pytest.fixture(scope="module")
 def kernels() -> CpuKernels:
-    packed_square()  # not while something is recorded
+    packed_square()  # packed here, before anything is recorded
     return kernels_for("whole")
 
 
@@ -44,12 +44,12 @@ OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "view": lambda a, b: a.contiguous().view(4, 3).t().reshape(SHAPE),
     "strided": lambda a, b: a.t().contiguous().t() + b,
     "in place": lambda a, b: a.clone().mul_(b),
-    "over an input": lambda a, b: a.tanh_(),
-    "over a part": lambda a, b: _over_a_part(a, b),
-    "seen otherwise": lambda a, b: a.clone().t_().clone().t_(),
+    "overwritten input": lambda a, b: a.tanh_(),
+    "overwritten part": lambda a, b: _overwrite_a_part(a, b),
+    "transposed in place": lambda a, b: a.clone().t_().clone().t_(),
     "joined": lambda a, b: torch.cat([a, b])[1:4],
     "halves": lambda a, b: torch.cat(a.chunk(2, dim=-1)[::-1], dim=-1),
-    "from nothing": lambda a, b: torch.arange(4.0).expand(SHAPE).clone().sub_(b),
+    "without inputs": lambda a, b: torch.arange(4.0).expand(SHAPE).clone().sub_(b),
     "from a list": lambda a, b: torch.tensor([1.0, 2.0, 3.0, 4.0]) * a,
     "zeros": lambda a, b: torch.zeros_like(a).add_(b),
     "several results": lambda a, b: a.max(dim=-1, keepdim=True).values * b,
@@ -60,7 +60,7 @@ OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "formats": lambda a, b: (a.double() * b.double()).float(),
     "choice": lambda a, b: torch.where(a > b, a, b),
     "product": lambda a, b: F.linear(a, SQUARE),
-    "nothing dropped": lambda a, b: F.dropout(a, 0.5, training=False),
+    "dropout in evaluation": lambda a, b: F.dropout(a, 0.5, training=False),
     "norm kernel": lambda a, b: kernels_for("whole").rms_norm(a.tanh(), WEIGHT, 1e-5),
     "linear kernel": lambda a, b: kernels_for("whole").linear(a.cos(), packed_square(), None, 4),
     "gate kernel": lambda a, b: kernels_for("whole").silu_and_mul(a.contiguous(), b.contiguous()),
@@ -68,14 +68,14 @@ OPERATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 Program = list[tuple[str, int, int, bool]]  # operation, operands, whether the first is dropped
 
 
-def _over_a_part(a: Tensor, b: Tensor) -> Tensor:
+def _overwrite_a_part(a: Tensor, b: Tensor) -> Tensor:
     result = a.clone()
     result[1:].copy_(b[1:])
     return result
 
 
 def execute(program: Program, x: Tensor, y: Tensor) -> Tensor:
-    """All tensors that are left at the end."""
+    """Runs a program; returns all tensors that it has not dropped."""
     pool = [x.clone(), y.clone()]
     for name, first, second, drops in program:
         pool.append(OPERATIONS[name](pool[first % len(pool)], pool[second % len(pool)]))
@@ -88,7 +88,7 @@ def record(
     run: Callable[[], Tensor], kernels: CpuKernels, arena: Arena | None = None
 ) -> tuple[CpuGraph, Tensor]:
     recorder = CpuGraphRecorder(arena or Arena(), kernels)
-    with listening(recorder.heard), recorder:
+    with listening(recorder.record_call), recorder:
         result = run()
     return recorder.graph(), result
 
@@ -109,24 +109,22 @@ programs = st.lists(
 
 @torch.inference_mode()
 @given(program=programs, seed=st.integers(0, 99))
-def test_any_program_is_repeated_with_other_numbers(
+def test_any_program_is_replayed_with_other_numbers(
     kernels: CpuKernels, program: Program, seed: int
 ) -> None:
     x, y = values(seed)
     graph, result = record(lambda: execute(program, x, y), kernels)
     assert torch.equal(result, execute(program, x, y))
     for later in (seed + 1, seed + 2):
-        for place, value in zip((x, y), values(later), strict=True):
-            place.copy_(value)
+        for tensor, value in zip((x, y), values(later), strict=True):
+            tensor.copy_(value)
         graph.replay()
         assert torch.equal(result, execute(program, x, y))
 
 
 @torch.inference_mode()
 @given(first=programs, second=programs)
-def test_programs_share_an_arena_when_they_take_turns(
-    kernels: CpuKernels, first: Program, second: Program
-) -> None:
+def test_graphs_share_an_arena(kernels: CpuKernels, first: Program, second: Program) -> None:
     arena, (x, y) = Arena(), values(0)
     recorded = []
     for program in (first, second):
@@ -135,14 +133,14 @@ def test_programs_share_an_arena_when_they_take_turns(
         del result
     for seed in (1, 2):
         for program, graph, result in recorded:
-            for place, value in zip((x, y), values(seed), strict=True):
-                place.copy_(value)
+            for tensor, value in zip((x, y), values(seed), strict=True):
+                tensor.copy_(value)
             graph.replay()
             assert torch.equal(result, execute(program, x, y))
 
 
 @torch.inference_mode()
-def test_memory_is_used_again_within_a_tape_and_by_the_next(kernels: CpuKernels) -> None:
+def test_memory_is_reused_within_a_graph_and_by_the_next_one(kernels: CpuKernels) -> None:
     def deep(x: Tensor) -> Tensor:
         for _ in range(50):
             x = F.layer_norm(x * 2.0 + x, (4,))
@@ -157,7 +155,7 @@ def test_memory_is_used_again_within_a_tape_and_by_the_next(kernels: CpuKernels)
 
 
 @torch.inference_mode()
-def test_a_row_that_is_not_there_ends_a_tape_with_an_error(kernels: CpuKernels) -> None:
+def test_an_index_out_of_range_raises_in_a_replay(kernels: CpuKernels) -> None:
     index = torch.tensor([1, 2])
     graph, rows = record(lambda: F.embedding(index, SQUARE), kernels)
     assert torch.equal(rows, SQUARE[1:3])
@@ -169,7 +167,7 @@ def test_a_row_that_is_not_there_ends_a_tape_with_an_error(kernels: CpuKernels) 
 REFUSED: dict[str, Callable[[Tensor], Any]] = {
     "a number is read": lambda x: x * x.sum().item(),
     "a condition is read": lambda x: x if x.sum() > 0 else -x,
-    "places are looked for": lambda x: x.nonzero(),
+    "indices are searched": lambda x: x.nonzero(),
     "a mask chooses": lambda x: x[x > 0],
     "chance": lambda x: torch.bernoulli(x.sigmoid()),
     "dropout": lambda x: F.dropout(x, 0.5, training=True),
@@ -179,17 +177,19 @@ REFUSED: dict[str, Callable[[Tensor], Any]] = {
 
 @pytest.mark.parametrize("name", REFUSED)
 @torch.inference_mode()
-def test_what_depends_on_more_than_shapes_is_refused(kernels: CpuKernels, name: str) -> None:
+def test_operations_that_depend_on_more_than_shapes_are_refused(
+    kernels: CpuKernels, name: str
+) -> None:
     with pytest.raises(NotRepeatableError):
         record(lambda: REFUSED[name](values(0)[0]), kernels)
 
 
 @torch.inference_mode()
-def test_what_only_the_program_had_is_kept(kernels: CpuKernels) -> None:
+def test_tensors_that_only_the_program_holds_are_kept(kernels: CpuKernels) -> None:
     x, _ = values(0)
 
     def program() -> Tensor:
-        weight = torch.tensor([1.0, 2.0, 3.0, 4.0])  # known to nobody but the kernel's call
+        weight = torch.tensor([1.0, 2.0, 3.0, 4.0])  # after recording, only the graph refers to it
         return kernels.rms_norm(x, weight, 1e-5)
 
     graph, result = record(program, kernels)
@@ -201,13 +201,13 @@ def test_what_only_the_program_had_is_kept(kernels: CpuKernels) -> None:
     del others
 
 
-def test_a_kernel_without_memory_ends_a_tape_with_an_error(kernels: CpuKernels) -> None:
+def test_a_kernel_without_memory_raises_in_a_program(kernels: CpuKernels) -> None:
     calls: list[Call] = []
     x, packed = torch.ones(1, 4), kernels.pack_weight(SQUARE)
     with listening(calls.append):
         y = kernels.linear(x, packed, None, 4)
     (call,) = calls
-    endless = (*call.arguments[:6], 2**50, call.arguments[7])  # so much scratch nobody has
+    endless = (*call.arguments[:6], 2**50, call.arguments[7])  # more scratch memory than there is
     with pytest.raises(MemoryError, match="linear"):
         call.kernel(*endless)
     with pytest.raises(MemoryError):
@@ -215,7 +215,7 @@ def test_a_kernel_without_memory_ends_a_tape_with_an_error(kernels: CpuKernels) 
     assert torch.equal(y, kernels.linear(x, packed, None, 4))
 
 
-def test_nobody_listens_when_nobody_records(kernels: CpuKernels) -> None:
+def test_calls_are_reported_only_while_a_listener_is_set(kernels: CpuKernels) -> None:
     calls: list[Call] = []
     with listening(calls.append):
         kernels.rms_norm(KEPT, WEIGHT, 1e-5)

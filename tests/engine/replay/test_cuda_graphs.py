@@ -1,8 +1,8 @@
 """Recorded decode steps give the tokens of unrecorded ones.
 
-Without a GPU a recording is a call at the same addresses, which is what a replay computes: what a
-GPU adds is that Python is not asked again. Of the recorder for GPUs itself, a fake says what it
-leaves behind.
+Without a GPU, a replay here is a call with the same addresses, which computes what a CUDA graph
+computes; a GPU only leaves out Python. The recorder for GPUs itself is tested with a fake of
+`torch.cuda`, which says on which streams it records and what state it leaves.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ from tests.engine.fakes import (
     run,
     token_ids,
 )
-from tests.engine.loads import Arrival, arrivals, assert_same_answers, play
+from tests.engine.loads import Arrival, arrivals, assert_same_answers, run_load
 
 MAX_BLOCKS = 8
 SIZES = (1, 2, 5)
 
 
 class Recorder:
-    """Remembers what was recorded and how often it was replayed."""
+    """Counts recordings and replays."""
 
     def __init__(self) -> None:
         self.num_recorded = 0
@@ -83,11 +83,11 @@ def graphs(
 
 
 def padded(model: FakeModel) -> Callable[[ModelInput], Tensor]:
-    """The same model, which may be given tokens that no sequence owns, as a real one may."""
+    """The same model, which also takes padding rows that belong to no sequence, as a real one."""
 
     def forward(batch: ModelInput) -> Tensor:
         owned = int(batch.attention.query_start_loc[-1])
-        assert (batch.attention.slot_mapping[owned:] < 0).all(), "nobody's tokens are stored"
+        assert (batch.attention.slot_mapping[owned:] < 0).all(), "padding rows are stored"
         logits = torch.full((len(batch.logits_rows), VOCAB_SIZE), float("nan"))
         if owned:
             assert (batch.logits_rows[owned:] >= owned).all()
@@ -98,38 +98,38 @@ def padded(model: FakeModel) -> Callable[[ModelInput], Tensor]:
 
 
 @given(load=arrivals(), runs_ahead=st.booleans())
-def test_tokens_are_those_of_an_engine_without(load: list[Arrival], runs_ahead: bool) -> None:
+def test_tokens_are_those_without_recorded_steps(load: list[Arrival], runs_ahead: bool) -> None:
     recorder = Recorder()
-    expected = play(make_engine(num_blocks=16), load)
+    expected = run_load(make_engine(num_blocks=16), load)
     engine = make_engine(
         num_blocks=16, runs_ahead=runs_ahead, wrap=lambda model: graphs(model, recorder)
     )
-    assert_same_answers(load, expected, play(engine, load))
+    assert_same_answers(load, expected, run_load(engine, load))
 
 
 def cycling_logits(token_ids: tuple[int, ...]) -> Tensor:
-    """Float32 [VOCAB_SIZE]: 0, 1, 2 and again, but not always."""
+    """Float32 [VOCAB_SIZE]: most often after 0 comes 1, after 1 comes 2 and after 2 comes 0."""
     logits = next_logits(token_ids).clone()
     logits[(token_ids[-1] + 1) % 3] += 9.0
     return logits
 
 
 @given(load=arrivals())
-def test_guesses_that_are_checked_in_a_recorded_step_change_no_token(load: list[Arrival]) -> None:
-    expected = play(make_engine(num_blocks=16, logits_of=cycling_logits), load)
+def test_draft_tokens_in_a_recorded_step_change_no_token(load: list[Arrival]) -> None:
+    expected = run_load(make_engine(num_blocks=16, logits_of=cycling_logits), load)
     engine = make_engine(
         num_blocks=16,
         max_draft_tokens=3,
         logits_of=cycling_logits,
         wrap=lambda model: graphs(padded(model), Recorder(), with_drafts=True),
     )
-    assert_same_answers(load, expected, play(engine, load))
+    assert_same_answers(load, expected, run_load(engine, load))
 
 
 @pytest.mark.parametrize(
     ("max_draft_tokens", "num_replays"), [(1, 2), (2, 2), (4, 2), (5, 0)], ids=str
 )
-def test_a_step_with_guesses_takes_the_next_larger_size_if_there_is_one(
+def test_a_step_with_draft_tokens_uses_the_next_larger_size_if_there_is_one(
     max_draft_tokens: int, num_replays: int
 ) -> None:
     recorder = Recorder()
@@ -139,10 +139,12 @@ def test_a_step_with_guesses_takes_the_next_larger_size_if_there_is_one(
         wrap=lambda model: graphs(padded(model), recorder, with_drafts=True),
     )
     prompt = (*range(10), *range(5))
-    num_tokens = 1 + 2 * (1 + max_draft_tokens)  # of the prompt and two steps: no guess is wrong
+    num_tokens = 1 + 2 * (
+        1 + max_draft_tokens
+    )  # of the prompt and two steps: all drafts are accepted
     request = Request(request_id="0", prompt_token_ids=prompt, max_new_tokens=num_tokens)
     assert token_ids(run(engine, request)["0"]) == [(5 + i) % 10 for i in range(num_tokens)]
-    assert recorder.num_recorded == 2 * len(SIZES) - 1  # one token leaves no room for a guess
+    assert recorder.num_recorded == 2 * len(SIZES) - 1  # none of one token with drafts
     assert recorder.num_replays == num_replays
 
 
@@ -158,7 +160,7 @@ def requests(count: int, prompt_tokens: int = 3) -> list[Request]:
 
 
 @pytest.mark.parametrize(("num_requests", "num_replays"), [(1, 3), (3, 3), (5, 3), (6, 0)], ids=str)
-def test_a_batch_takes_the_next_larger_size_if_there_is_one(
+def test_a_batch_uses_the_next_larger_size_if_there_is_one(
     num_requests: int, num_replays: int
 ) -> None:
     recorder = Recorder()
@@ -171,7 +173,7 @@ def test_a_batch_takes_the_next_larger_size_if_there_is_one(
         assert tokens == greedy_tokens(request.prompt_token_ids, 4)
 
 
-def test_logits_of_any_format_become_those_of_a_step_that_is_not_recorded() -> None:
+def test_logits_of_any_dtype_equal_those_of_an_unrecorded_step() -> None:
     def coarse(model: FakeModel) -> Callable[[ModelInput], Tensor]:
         return lambda batch: model(batch).bfloat16()
 
@@ -182,7 +184,7 @@ def test_logits_of_any_format_become_those_of_a_step_that_is_not_recorded() -> N
     assert recorder.num_replays == 3
 
 
-def test_a_context_that_no_recording_has_room_for_is_computed_as_it_is() -> None:
+def test_a_context_too_long_for_recordings_is_not_replayed() -> None:
     recorder = Recorder()
     engine = make_engine(wrap=lambda model: graphs(model, recorder))
     (request,) = requests(1, prompt_tokens=4 * MAX_BLOCKS - 2)
@@ -191,7 +193,7 @@ def test_a_context_that_no_recording_has_room_for_is_computed_as_it_is() -> None
     assert recorder.num_replays == 2
 
 
-def test_a_model_that_cannot_be_recorded_runs_all_the_same() -> None:
+def test_a_model_that_cannot_be_recorded_runs_unrecorded() -> None:
     def refuses(_: Callable[[], object]) -> Replay:
         raise RuntimeError("operation not permitted when stream is capturing")
 
@@ -206,7 +208,7 @@ def test_a_model_that_cannot_be_recorded_runs_all_the_same() -> None:
     assert token_ids(run(make_engine(wrap=wrap), request)["0"]) == greedy_tokens((0, 1, 2), 4)
 
 
-def test_rows_that_belong_to_nobody_store_nothing() -> None:
+def test_padding_rows_store_nothing() -> None:
     model = FakeModel(num_blocks=4)
     before = model.slots.clone()
     graphs(model, Recorder())
@@ -228,13 +230,13 @@ REPETITIVE = [(3, 4, 5, 6, 3, 4, 5), (9, 8, 9, 8, 9), (7,) * 20]
 
 @pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
 @pytest.mark.usefixtures("one_thread")
-def test_a_model_on_our_kernels_says_the_same_when_its_steps_are_recorded() -> None:
-    """On a GPU, otherwise in Triton's interpreter; the cache is full of what others left there."""
+def test_a_model_on_our_kernels_gives_the_same_tokens_when_recorded() -> None:
+    """On a GPU, otherwise in Triton's interpreter; unused slots of the cache hold NaN."""
     triton = pytest.importorskip("triton")
     from engine.kernels.triton_attention import TritonAttention
 
     device = torch.device("cpu" if triton.knobs.runtime.interpret else "cuda")
-    played = Recorder()
+    recorder = Recorder()
     torch.manual_seed(0)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(TINY)
     loaded = attach_paged_attention(model.to(device).eval(), device, torch.float32)
@@ -263,16 +265,16 @@ def test_a_model_on_our_kernels_says_the_same_when_its_steps_are_recorded() -> N
         steps = DecodeGraphs(
             forward, (2, 6, 12), max_blocks=8, vocab_size=48, device=device, with_drafts=True
         )
-        steps.record(played if device.type == "cpu" else cuda_recorder(device))
+        steps.record(recorder if device.type == "cpu" else cuda_recorder(device))
         return steps
 
     expected = answers(ReferenceAttention(), lambda forward: forward, 0)
     assert answers(TritonAttention(), recorded, 3) == expected
-    assert device.type != "cpu" or played.num_replays >= 2
+    assert device.type != "cpu" or recorder.num_replays >= 2
 
 
 class FakeGpu:
-    """Keeps what `torch.cuda` keeps: the stream that is current, and whether waiting is allowed."""
+    """Replaces `torch.cuda`; has its current stream, and whether synchronising is an error."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.stream = self.default = FakeStream()
@@ -295,7 +297,7 @@ class FakeGpu:
             monkeypatch.setattr(torch.cuda, name, value)
 
     def wait(self) -> None:
-        """What a model does that reads a value from the device."""
+        """Synchronises, as a model that reads a value from the device."""
         if self.mode == "error":
             raise RuntimeError("called a synchronizing CUDA operation")
         if self.is_capturing:
@@ -324,7 +326,7 @@ class FakeGpu:
         before, self.stream = self.stream, stream
         self.recorded_on.append(stream)
         self.is_capturing = True
-        yield  # a failure leaves everything as it is, as in torch
+        yield  # after a failure nothing is restored, as in torch
         self.stream, self.is_capturing = before, False
 
 
@@ -362,17 +364,17 @@ def test_a_recording_that_fails_leaves_the_thread_on_its_own_stream(
 ) -> None:
     gpu = FakeGpu(monkeypatch)
 
-    def unnoticed() -> None:
+    def fails_while_capturing() -> None:
         if gpu.is_capturing:
             raise torch.AcceleratorError("operation failed due to a previous error")
 
-    make_engine(wrap=lambda model: on_gpu(model, unnoticed))
+    make_engine(wrap=lambda model: on_gpu(model, fails_while_capturing))
     assert len(gpu.recorded_on) == 1
     assert gpu.stream is gpu.default
 
 
 def on_gpu(model: FakeModel, before: Callable[[], object]) -> DecodeGraphs:
-    """Graphs of a model that does something else first, recorded as on a GPU."""
+    """Graphs of a model that calls `before` first, recorded as on a GPU."""
 
     def forward(batch: ModelInput) -> Tensor:
         before()

@@ -1,4 +1,4 @@
-"""Choosing a token in each row: the likeliest as torch finds it, or one that was drawn."""
+"""Choosing a token in each row: the likeliest, as in torch, or one that is drawn."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def choose(way: str, scores: Tensor, draws: Tensor | None = None) -> Choice:
         return in_torch(scores, draws)
     if way == "triton":
         module = pytest.importorskip("engine.kernels.triton_sampling")
-        with np.errstate(all="ignore"):  # of the interpreter; a GPU has no warnings
+        with np.errstate(all="ignore"):  # the interpreter warns; a GPU does not
             return Choice(*module.choose(scores, draws))
     return Choice(*kernels_for(way).choose(scores, draws))
 
@@ -107,7 +107,7 @@ def test_the_only_token_that_is_allowed_is_certain(way: str, draw: float) -> Non
     allowed=st.floats(0.001, 1.0),
     seed=st.integers(0, 2**16),
 )
-def test_a_draw_cuts_the_distribution_where_it_should(
+def test_a_draw_chooses_the_token_at_its_cumulative_probability(
     way: str, draws: list[float], width: int, allowed: float, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -129,7 +129,7 @@ def test_a_draw_cuts_the_distribution_where_it_should(
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_draws_spread_over_slices_as_the_probabilities_do(way: str) -> None:
+def test_draws_follow_the_probabilities_across_slices(way: str) -> None:
     """Over 9000 tokens, of which those with even ids are three times as likely."""
     scores = torch.zeros(1, 9000)
     scores[:, ::2] = math.log(3.0)
@@ -143,7 +143,7 @@ def test_draws_spread_over_slices_as_the_probabilities_do(way: str) -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("draws", [False, True])
-def test_a_row_depends_on_itself_alone(target: str, *, draws: bool) -> None:
+def test_a_row_does_not_depend_on_other_rows_or_threads(target: str, *, draws: bool) -> None:
     kernels = kernels_for(target)
     scores = torch.randn(7, 12_345) * 3
     numbers = torch.rand(7, dtype=torch.float64) if draws else None
@@ -158,25 +158,25 @@ def test_a_row_depends_on_itself_alone(target: str, *, draws: bool) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_rows_may_be_parts_of_wider_ones(way: str) -> None:
+def test_rows_may_be_slices_of_wider_ones(way: str) -> None:
     wide = torch.randn(4, 10_000)
     check(way, wide[1:3, 77:9000])
 
 
-def test_draws_may_be_a_column_of_others() -> None:
+def test_draws_may_be_strided() -> None:
     scores, wide = torch.randn(5, 900), torch.rand(5, 4, dtype=torch.float64)
     apart = choose("whole", scores, wide[:, 1])
     assert torch.equal(apart.ids, choose("whole", scores, wide[:, 1].clone()).ids)
 
 
 @pytest.mark.parametrize("way", ["whole", "triton"])
-def test_what_cannot_be_read_is_refused(way: str) -> None:
+def test_other_layouts_and_dtypes_are_refused(way: str) -> None:
     for scores in (torch.randn(4, 8).t(), torch.randn(2, 8).double(), torch.empty(2, 0)):
         with pytest.raises(ValueError, match="fp32"):
             choose(way, scores)
 
 
-def test_draws_that_cannot_be_read_are_refused() -> None:
+def test_draws_of_other_shapes_and_dtypes_are_refused() -> None:
     for draws in (torch.zeros(3), torch.zeros(2, dtype=torch.float64)):
         with pytest.raises(ValueError, match="fp64 draw for each row"):
             choose("whole", torch.randn(3, 8), draws)

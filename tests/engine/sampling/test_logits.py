@@ -1,4 +1,4 @@
-"""Each filter against a naive one for a single row, and rows against their batch mates."""
+"""Each filter is compared with a naive one for a single row, and rows with rows in a batch."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def softmax(scores: list[float]) -> list[float]:
 
 
 def naive(scores: list[float], token_ids: tuple[int, ...], params: SamplingParams) -> list[float]:
-    """All filters of one row, written down plainly. Ties at an edge are not its business."""
+    """All filters for one row, in plain Python. It does not handle ties at an edge."""
     scores = list(scores)
     for token_id in set(token_ids):
         penalty = params.repetition_penalty
@@ -87,7 +87,7 @@ def naive(scores: list[float], token_ids: tuple[int, ...], params: SamplingParam
     return [score if index in keep else NEVER for index, score in enumerate(scores)]
 
 
-# Shares are odd numbers, so that no sum of probabilities falls on an edge by design.
+# Shares have many digits, so that no sum of probabilities equals one.
 params_strategy = st.builds(
     SamplingParams,
     temperature=st.sampled_from([1.0, 0.5, 1.7]),
@@ -97,7 +97,7 @@ params_strategy = st.builds(
     repetition_penalty=st.sampled_from([1.0, 1.3, 0.8]),
     frequency_penalty=st.sampled_from([0.0, 0.7, -0.7]),
 )
-# Distinct by more than rounding, so that order is never a matter of the last bit.
+# Scores differ by more than rounding, so that their order is certain.
 scores_strategy = st.permutations(range(VOCAB_SIZE)).flatmap(
     lambda order: st.floats(0.05, 1.0).map(lambda unit: [(i - 5) * unit + 0.013 for i in order])
 )
@@ -135,7 +135,7 @@ def test_each_filter_alone_matches_the_naive_one(
 @given(
     st.lists(st.tuples(scores_strategy, tokens_strategy, params_strategy), min_size=1, max_size=6)
 )
-def test_a_row_does_not_depend_on_its_batch_mates(
+def test_a_row_does_not_depend_on_the_other_rows(
     rows: list[tuple[list[float], tuple[int, ...], SamplingParams]],
 ) -> None:
     sequences = []
@@ -174,7 +174,7 @@ def test_nothing_is_built_when_no_row_asks() -> None:
     assert torch.equal(scores, before)
 
 
-def test_repetition_penalty_pushes_both_signs_down_once() -> None:
+def test_repetition_penalty_lowers_scores_of_both_signs_once() -> None:
     scores = apply([2.0, -2.0, 5.0, 0.0], (0, 0, 1, 3), repetition_penalty=2.0)
     assert scores == [1.0, -4.0, 5.0, 0.0]
 
@@ -213,19 +213,19 @@ def test_top_p_keeps_the_fewest_that_reach_the_share() -> None:
     assert kept(apply(scores, top_p=0.999)) == {0, 1, 2, 3}
 
 
-def test_typical_p_prefers_what_is_as_surprising_as_the_average() -> None:
+def test_typical_p_prefers_tokens_of_average_surprise() -> None:
     # Entropy 1.19: of the surprises 0.69, 1.39, 2.08 the middle one is nearest.
     scores = [math.log(p) for p in (0.5, 0.25, 0.125, 0.125)]
     assert kept(apply(scores, typical_p=0.2)) == {1}
     assert kept(apply(scores, typical_p=0.3)) == {0, 1}
 
 
-def test_typical_p_ignores_tokens_that_are_out_already() -> None:
+def test_typical_p_ignores_tokens_that_are_dropped_already() -> None:
     scores = [math.log(0.5), math.log(0.25), NEVER, math.log(0.25)]
     assert 2 not in kept(apply(scores, typical_p=0.999))
 
 
-def test_a_row_that_is_not_a_number_stays_so_and_alone() -> None:
+def test_nan_of_one_row_stays_in_it() -> None:
     def batch(first: Tensor) -> tuple[Tensor, list[Sequence]]:
         mate = torch.arange(VOCAB_SIZE, dtype=torch.float32)
         sequences = [

@@ -1,4 +1,4 @@
-"""Random numbers: a pure function of seed and position, and evenly spread."""
+"""Random numbers are a pure function of seed and position, and uniformly distributed."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def draw(seeds: list[int], positions: list[int]) -> Tensor:
 
 
 def mix(state: int) -> int:
-    """SplitMix64's mixing function on whole numbers."""
+    """SplitMix64's mixing function on Python integers."""
     state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
     state = (state ^ (state >> 27)) * 0x94D049BB133111EB & _MASK
     return state ^ (state >> 31)
 
 
 def kolmogorov_smirnov(numbers: Tensor) -> float:
-    """The probability that evenly spread numbers are this uneven or more (Kolmogorov's limit)."""
+    """The probability that uniform numbers deviate this much or more (Kolmogorov's limit)."""
     n = numbers.numel()
     ordered = numbers.sort().values
     above = torch.arange(1, n + 1, dtype=torch.float64) / n - ordered
@@ -58,8 +58,8 @@ def test_a_number_does_not_depend_on_the_others_drawn_with_it() -> None:
     assert together.tolist() == alone
 
 
-# Each of the 12 cases below would fail by chance with probability 1e-6. Seeds are fixed, so none
-# does by itself: only a change of the function can move them.
+# With random seeds, each of the 12 cases below would fail with probability 1e-6. Seeds are fixed,
+# so they fail only if the function changes.
 _FALSE_ALARM = 1e-6
 
 

@@ -1,4 +1,4 @@
-"""Choosing tokens: greedy, drawn, reported, and independent of the batch."""
+"""Sampling tokens: greedy and random, log-probabilities, and independence of the batch."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_successive_positions_of_one_seed_follow_the_softmax_too() -> None:
 
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 2**64 - 1), st.integers(0, 32), st.integers(1, 40))
-def test_same_seed_gives_the_same_token_alone_and_among_others(
+def test_same_seed_gives_the_same_token_alone_and_in_a_batch(
     seed: int, row: int, num_tokens: int
 ) -> None:
     options: dict[str, Any] = {"do_sample": True, "seed": seed, "temperature": 0.8, "top_p": 0.9}
@@ -92,14 +92,14 @@ def test_seeds_and_positions_change_the_draw() -> None:
     by_seed = sample(
         logits.clone(), [make_sequence(do_sample=True, seed=i) for i in range(64)]
     ).wait()
-    by_place = sample(
+    by_position = sample(
         logits.clone(), [make_sequence(i + 1, do_sample=True) for i in range(64)]
     ).wait()
     assert len({token.token_id for token in by_seed}) > 20
-    assert len({token.token_id for token in by_place}) > 20
+    assert len({token.token_id for token in by_position}) > 20
 
 
-def test_a_row_without_numbers_gets_a_nan_logprob_and_spoils_no_other() -> None:
+def test_a_row_with_nan_gets_a_nan_logprob_and_changes_no_other() -> None:
     logits = noise(4)
     options: list[dict[str, Any]] = [
         {},
@@ -122,7 +122,7 @@ def test_a_row_without_numbers_gets_a_nan_logprob_and_spoils_no_other() -> None:
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf")])
-def test_a_row_of_infinities_counts_as_not_a_number(value: float) -> None:
+def test_a_row_of_infinities_counts_as_nan(value: float) -> None:
     tokens = sample(torch.full((1, VOCAB_SIZE), value), [make_sequence(do_sample=True)]).wait()
     assert math.isnan(tokens[0].logprob)
 
@@ -153,7 +153,7 @@ def test_top_tokens_include_all_that_tie_with_the_last() -> None:
     assert [token_id for token_id, _ in top] == [1, 2, 3, 4]
 
 
-def test_top_tokens_leave_out_what_was_filtered() -> None:
+def test_top_tokens_leave_out_filtered_tokens() -> None:
     top = sample(noise(1), [make_sequence(top_n_tokens=5, top_k=2)]).wait()[0].top
     assert len(top) == 2
 

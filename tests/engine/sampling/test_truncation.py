@@ -1,4 +1,4 @@
-"""Temperature, top-k, top-p and typical-p: every way against a sort in double precision."""
+"""Temperature, top-k, top-p and typical-p: all kernels compared with a sort in float64."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ Limits = tuple[float, float, float, float]  # temperature, top-k, top-p, typical
 
 
 def truncate(way: str, scores: Tensor, limits: list[Limits]) -> Tensor:
-    """Each row has its limits."""
+    """The truncated scores; each row has its own limits."""
     rows = torch.tensor(limits).T.contiguous()
     scores = scores.clone()
     if way == "torch":
         return in_torch(scores, rows)
     if way == "triton":
         module = pytest.importorskip("engine.kernels.triton_sampling")
-        with np.errstate(all="ignore"):  # of the interpreter; a GPU has no warnings
+        with np.errstate(all="ignore"):  # the interpreter warns; a GPU does not
             module.truncate(scores, rows)
     else:
         kernels_for(way).truncate(scores, rows)
@@ -38,16 +38,16 @@ def truncate(way: str, scores: Tensor, limits: list[Limits]) -> Tensor:
 
 
 def kept(scores: Tensor) -> list[int]:
-    """Of one row, the ids that are left."""
+    """The ids of a row that are kept."""
     return (scores > -INF).nonzero().flatten().tolist()
 
 
 def check(scores: Tensor, actual: Tensor, limits: Limits) -> None:
-    """One row; at the shares themselves either side is right, since sums round."""
+    """Checks one row. Scores at the edge of a share may be kept or not, since sums round."""
     temperature, top_k, top_p, typical_p = limits
     scores = scores / torch.tensor(temperature)
     left = torch.tensor(kept(actual), dtype=torch.int64)
-    assert torch.equal(actual[left], scores[left]), "what stays is only divided"
+    assert torch.equal(actual[left], scores[left]), "kept scores are only divided"
     if top_k < len(scores):
         kth = scores.sort(descending=True).values[max(int(top_k), 1) - 1]
         scores = torch.where(scores < kth, -INF, scores)
@@ -56,7 +56,7 @@ def check(scores: Tensor, actual: Tensor, limits: Limits) -> None:
         certain, possible = cut(scores, -scores, top_p)
     if typical_p < 1:
         if kept(certain) != kept(possible):
-            return  # the mean depends on which of them stay
+            return  # the mean depends on which of them are kept
         double = certain.double()
         mean = (double.softmax(0) * double).nansum()
         certain, possible = cut(certain, (double - mean).abs(), typical_p)
@@ -65,9 +65,9 @@ def check(scores: Tensor, actual: Tensor, limits: Limits) -> None:
 
 
 def cut(scores: Tensor, order: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """The scores that must stay, and those that may: the first in an order that hold a share.
+    """The scores that must be kept, and those that may be: the first of an order, up to a share.
 
-    Of those that are next to the edge, in the order as well, any may stay.
+    Scores next to the edge, by their mass or in the order, may be kept or not.
     """
     indices = order.sort(stable=True).indices
     probs = scores.double().softmax(0)[indices]
@@ -107,7 +107,7 @@ shares = st.one_of(st.sampled_from([1.0, 1e-6, 0.5, 0.95]), st.floats(0.01, 0.99
 
 @st.composite
 def cases(draw: st.DrawFn, max_rows: int = 5) -> Case:
-    """Flat and peaked ones, with and without ties, and with some tokens that are not allowed."""
+    """Flat and peaked distributions, with and without ties, some with tokens of score -inf."""
     limits = draw(
         st.lists(st.tuples(temperatures, top_ks, shares, shares), min_size=1, max_size=max_rows)
     )
@@ -126,28 +126,28 @@ def cases(draw: st.DrawFn, max_rows: int = 5) -> Case:
 @pytest.mark.parametrize("way", [*TARGETS, "torch"])
 @settings(max_examples=80)
 @given(case=cases())
-def test_what_stays_is_what_a_sort_would_leave(way: str, case: Case) -> None:
+def test_kept_scores_are_those_of_a_sort(way: str, case: Case) -> None:
     case.check(way)
 
 
 @settings(max_examples=15)
 @given(case=cases(max_rows=2))
-def test_what_stays_on_a_gpu_is_the_same(case: Case) -> None:
+def test_kept_scores_on_a_gpu_are_those_of_a_sort(case: Case) -> None:
     case.check("triton")
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_of_equals_at_the_share_the_first_stay(way: str) -> None:
+def test_of_equal_scores_at_the_share_the_first_are_kept(way: str) -> None:
     scores = torch.zeros(2, 1000)
     scores[1, 500] = 2.0
     result = truncate(way, scores, [(1.0, INF, 0.0995, 1.0), (1.0, INF, 0.05, 1.0)])
     assert kept(result[0]) == [*range(100)]
-    # The one holds 0.73 % of the mass, so 43 of the others are needed.
+    # Token 500 holds 0.73 % of the mass, so 43 of the other tokens are needed.
     assert kept(result[1]) == [*range(43), 500]
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_what_equals_the_last_of_the_largest_stays(way: str) -> None:
+def test_scores_equal_to_the_kth_largest_are_kept(way: str) -> None:
     scores = torch.tensor([[1.0, 3.0, 2.0, 2.0, 2.0, 0.0]])
     assert kept(truncate(way, scores, [(1.0, 2.0, 1.0, 1.0)])[0]) == [1, 2, 3, 4]
 
@@ -161,7 +161,7 @@ def test_limits_that_drop_nothing_change_nothing(way: str) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("value", [NAN, INF])
-def test_rows_that_are_not_numbers_stay_so_and_alone(way: str, value: float) -> None:
+def test_nan_and_infinity_of_one_row_stay_in_it(way: str, value: float) -> None:
     scores = torch.randn(3, 700)
     good = truncate(way, scores, [(0.5, 3.0, 0.9, 0.9)] * 3)
     scores[1, 13] = value
@@ -171,20 +171,20 @@ def test_rows_that_are_not_numbers_stay_so_and_alone(way: str, value: float) -> 
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_rows_without_anything_allowed_stay_so(way: str) -> None:
+def test_rows_without_a_finite_score_are_not_changed(way: str) -> None:
     scores = torch.full((1, 700), -INF)
     assert torch.equal(truncate(way, scores, [(0.5, 3.0, 0.9, 0.9)]), scores)
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_scores_may_be_as_large_as_numbers_get(way: str) -> None:
+def test_scores_may_be_as_large_as_float32_allows(way: str) -> None:
     scores = torch.arange(-300, 300).unsqueeze(0) * 1e36
     assert kept(truncate(way, scores, [(1.0, 5.0, 1.0, 1.0)])[0]) == [*range(595, 600)]
     assert kept(truncate(way, scores, [(1.0, INF, 0.5, 1.0)])[0]) == [599]
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_a_row_depends_on_itself_alone(target: str) -> None:
+def test_a_row_does_not_depend_on_other_rows_or_threads(target: str) -> None:
     kernels = kernels_for(target)
     scores = torch.randn(7, 12_345) * 3
     limits = torch.tensor([[0.7, 1, 2, 1, 1, 1, 1], [50, INF] * 3 + [9], [0.9] * 7, [0.8] * 7])
@@ -199,7 +199,7 @@ def test_a_row_depends_on_itself_alone(target: str) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_rows_may_be_parts_of_wider_ones(way: str) -> None:
+def test_rows_may_be_slices_of_wider_ones(way: str) -> None:
     wide = torch.randn(4, 10_000)
     part = wide[1:3, 77:9000]
     result = truncate(way, part, [(0.7, 50.0, 0.9, 0.9)] * 2)
@@ -207,7 +207,7 @@ def test_rows_may_be_parts_of_wider_ones(way: str) -> None:
         check(part[row], result[row], (0.7, 50.0, 0.9, 0.9))
 
 
-def test_what_cannot_be_read_is_refused() -> None:
+def test_other_layouts_and_dtypes_are_refused() -> None:
     kernels = kernels_for("whole")
     for scores in (torch.randn(4, 8).t(), torch.randn(2, 8).double(), torch.empty(2, 0)):
         with pytest.raises(ValueError, match="fp32 scores"):

@@ -1,4 +1,4 @@
-"""Green lists are those of transformers, whose detector finds the watermark that we make."""
+"""Green lists are those of transformers, whose detector finds the engine's watermark."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
 HASH_KEY = 15485863
-NUM_TOKENS = 200  # of a text that is judged
-Z_LIMIT = 4.0  # a text without a watermark is above it once in 31,000
+NUM_TOKENS = 200  # of a text for the detector
+Z_LIMIT = 4.0  # one text in 31,000 without a watermark exceeds it
 MODEL = LlamaConfig(
     vocab_size=250,
     hidden_size=32,
@@ -59,7 +59,7 @@ def make_request(
 
 
 def reference(vocab_size: int, gamma: float, delta: float) -> WatermarkLogitsProcessor:
-    """What transformers does to scores."""
+    """The processor of transformers."""
     return WatermarkLogitsProcessor(
         vocab_size=vocab_size,
         device="cpu",
@@ -72,7 +72,7 @@ def reference(vocab_size: int, gamma: float, delta: float) -> WatermarkLogitsPro
 
 
 def z_score(token_ids: list[int], gamma: float = 0.5, delta: float = 2.0) -> float:
-    """How far the green tokens are from what chance gives, in standard deviations."""
+    """The excess of green tokens over the expected number, in standard deviations."""
     config = WatermarkingConfig(
         greenlist_ratio=gamma,
         bias=delta,
@@ -144,7 +144,7 @@ def test_nothing_is_built_when_no_row_asks(monkeypatch: pytest.MonkeyPatch) -> N
     watermark.apply(torch.zeros(2, 50), [make_sequence(), make_sequence()])
 
 
-def test_lists_are_kept_until_their_bytes_are_used_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lists_are_cached_within_a_number_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[int] = []
     pack = Watermark._pack
 
@@ -158,14 +158,14 @@ def test_lists_are_kept_until_their_bytes_are_used_up(monkeypatch: pytest.Monkey
     for token_id in (1, 2, 1, 3, 1, 2):
         watermark.apply(torch.zeros(1, 50), [make_sequence((token_id,), watermark=True)])
     assert made == [1, 2, 3, 2]
-    # A step may need more lists than are kept.
+    # A step may need more lists than are cached.
     sequences = [make_sequence((token_id,), watermark=True) for token_id in range(5)]
     scores = torch.zeros(5, 50)
     watermark.apply(scores, sequences)
     assert torch.equal(scores, reference(50, 0.5, 2.0)(torch.arange(5).unsqueeze(1), scores * 0))
 
 
-def test_the_watermark_comes_before_all_filters_and_does_not_switch_sampling_on() -> None:
+def test_the_watermark_is_applied_before_all_filters_and_does_not_enable_sampling() -> None:
     watermark = Watermark(50, CPU)
     green = set(watermark.green_ids(2).tolist())
     best_green, best_red = min(green), min(set(range(50)) - green)
@@ -176,14 +176,14 @@ def test_the_watermark_comes_before_all_filters_and_does_not_switch_sampling_on(
     assert sample(logits.clone(), [plain], watermark).wait()[0].token_id == best_red
     token = sample(logits.clone(), [marked], watermark).wait()[0]
     assert (token.token_id, token.logprob) == (best_green, 0.0)
-    # Penalised first it would be -1 * 2 + 2 = 0; marked first it is (-1 + 2) / 2 = 0.5.
+    # With the penalty first, the score would be -1 * 2 + 2 = 0; here it is (-1 + 2) / 2 = 0.5.
     logits = torch.full((1, 50), -9.0)
     logits[0, best_green], logits[0, best_red] = -1.0, 0.4
     marked = make_sequence((best_green, 2), repetition_penalty=2.0, watermark=True)
     assert sample(logits, [marked], watermark).wait()[0].token_id == best_green
 
 
-def test_a_row_without_numbers_spoils_no_other() -> None:
+def test_a_row_with_nan_changes_no_other() -> None:
     logits = torch.zeros(2, 50)
     logits[0] = float("nan")
     sequences = [make_sequence(watermark=True), make_sequence(watermark=True)]
@@ -200,7 +200,7 @@ def test_an_engine_without_a_watermark_refuses_it() -> None:
 
 
 @pytest.mark.parametrize("enable_prefix_caching", [True, False])
-def test_marked_tokens_are_the_same_alone_in_a_batch_and_after_preemption(
+def test_watermarked_tokens_are_the_same_alone_in_a_batch_and_after_preemption(
     enable_prefix_caching: bool,
 ) -> None:
     def marked(request_id: str = "marked") -> Request:
@@ -224,7 +224,7 @@ def test_marked_tokens_are_the_same_alone_in_a_batch_and_after_preemption(
 
 
 @pytest.mark.parametrize("num_before", [1, 6, 11])
-def test_a_resumed_marked_request_continues_as_if_unbroken(num_before: int) -> None:
+def test_a_resumed_watermarked_request_continues_with_the_same_tokens(num_before: int) -> None:
     unbroken = token_ids(
         run(make_engine(), make_request("r", (1, 2, 3), 12, watermark=True, **SAMPLED))["r"]
     )
@@ -248,7 +248,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("gamma", "delta"), [(0.5, 2.0), (0.25, 1.5)])
-def test_transformers_detector_finds_the_watermark_and_nothing_else(
+def test_transformers_detector_finds_only_watermarked_texts(
     checkpoint: Path, gamma: float, delta: float
 ) -> None:
     config = EngineConfig(
@@ -274,7 +274,7 @@ def test_transformers_detector_finds_the_watermark_and_nothing_else(
         assert (z_score(text, gamma, delta) > Z_LIMIT) == request.sampling.watermark
 
 
-def test_a_share_outside_its_bounds_is_refused(tmp_path: Path) -> None:
+def test_a_gamma_outside_its_bounds_is_refused(tmp_path: Path) -> None:
     for gamma in (0.0, 1.0, float("nan")):
         with pytest.raises(ValueError, match="watermark_gamma"):
             EngineConfig(model_id="m", socket_path=tmp_path, watermark_gamma=gamma)

@@ -1,4 +1,4 @@
-"""Block books: nothing lost, nothing given twice, and a shared block holds the same tokens."""
+"""Block allocation: no block is lost or allocated twice, and shared blocks hold the same tokens."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ def compute(blocks: BlockManager, sequence: Sequence) -> None:
 
 
 class BlockManagerMachine(RuleBasedStateMachine):
-    """Random lives of sequences, against a model of what each block holds and who freed it when."""
+    """Random sequences, compared with a model of the blocks' contents and the order of frees."""
 
     def __init__(self) -> None:
         super().__init__()
         self.blocks = BlockManager(NUM_BLOCKS, BLOCK_SIZE)
         self.living: list[Sequence] = []
-        self.content: dict[int, list[int]] = {}  # what the cache's tensors would hold
+        self.content: dict[int, list[int]] = {}  # the content of the cache's tensors
         self.free_order = list(range(NUM_BLOCKS))  # the longest free first
 
     @rule(
-        # Two tokens only, so that prompts share beginnings.
+        # Two token ids only, so that prompts have common prefixes.
         token_ids=st.lists(st.integers(0, 1), min_size=1, max_size=12),
         prompt_logprobs=st.integers(0, 4).map(lambda n: n == 0),
     )
@@ -91,7 +91,7 @@ class BlockManagerMachine(RuleBasedStateMachine):
         assert sequence.block_table == table
 
     def extend_to(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Allocates and computes up to `num_tokens`, writing into the model of the cache."""
+        """Allocates and computes up to `num_tokens`, writing them into the model of the cache."""
         num_new = -(-num_tokens // BLOCK_SIZE) - len(sequence.block_table)
         num_old = len(sequence.block_table)
         fits = num_new <= len(self.free_order)
@@ -119,7 +119,7 @@ class BlockManagerMachine(RuleBasedStateMachine):
         self.free_order += [block for block in reversed(table) if block not in used]
 
     @invariant()
-    def books_agree(self) -> None:
+    def block_tables_agree(self) -> None:
         self.blocks.check_integrity(self.living)
         used = {block for sequence in self.living for block in sequence.block_table}
         assert self.blocks.num_free_blocks + len(used) == NUM_BLOCKS
@@ -130,7 +130,7 @@ TestBlockManagerMachine = BlockManagerMachine.TestCase
 TestBlockManagerMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
-def test_second_sequence_takes_over_the_full_blocks_of_the_first() -> None:
+def test_second_sequence_shares_the_full_blocks_of_the_first() -> None:
     blocks = BlockManager(NUM_BLOCKS, BLOCK_SIZE)
     first, second = make_sequence([1, 2, 3, 4, 5]), make_sequence([1, 2, 3, 4, 9])
     compute(blocks, first)
@@ -139,13 +139,13 @@ def test_second_sequence_takes_over_the_full_blocks_of_the_first() -> None:
     assert second.block_table == first.block_table[:2]
 
 
-def test_freed_blocks_keep_their_content_until_they_are_needed() -> None:
+def test_freed_blocks_keep_their_content_until_they_are_allocated() -> None:
     blocks = BlockManager(4, BLOCK_SIZE)
     first = make_sequence([1, 2, 3, 4, 5, 6])
     compute(blocks, first)
     blocks.free(first)
     other = make_sequence([9, 9, 9])
-    compute(blocks, other)  # takes the block never used, and the end of the first sequence
+    compute(blocks, other)  # gets the unused block and the last block of the first sequence
 
     again = make_sequence([1, 2, 3, 4, 5, 6])
     assert blocks.match_prefix(again) == 4
@@ -158,7 +158,7 @@ def test_identical_prompt_still_computes_its_last_token() -> None:
     assert blocks.match_prefix(make_sequence([1, 2, 3, 4])) == 2
 
 
-def test_blocks_match_only_behind_the_same_beginning() -> None:
+def test_blocks_match_only_after_the_same_prefix() -> None:
     blocks = BlockManager(NUM_BLOCKS, BLOCK_SIZE)
     compute(blocks, make_sequence([1, 2, 3, 4, 5]))
 
@@ -186,16 +186,16 @@ def test_nothing_is_shared_when_caching_is_off() -> None:
     assert blocks.match_prefix(make_sequence([1, 2, 3, 4, 5])) == 0
 
 
-def test_twins_computed_in_one_step_keep_their_own_blocks() -> None:
+def test_equal_sequences_computed_in_one_step_keep_their_own_blocks() -> None:
     blocks = BlockManager(NUM_BLOCKS, BLOCK_SIZE)
-    twins = [make_sequence([1, 2, 3]) for _ in range(2)]
-    for twin in twins:
-        compute(blocks, twin)
+    equal = [make_sequence([1, 2, 3]) for _ in range(2)]
+    for sequence in equal:
+        compute(blocks, sequence)
 
-    assert not set(twins[0].block_table) & set(twins[1].block_table)
-    blocks.check_integrity(twins)
-    blocks.free(twins[0])
-    blocks.check_integrity(twins[1:])
+    assert not set(equal[0].block_table) & set(equal[1].block_table)
+    blocks.check_integrity(equal)
+    blocks.free(equal[0])
+    blocks.check_integrity(equal[1:])
     assert blocks.match_prefix(make_sequence([1, 2, 9])) == 2
 
 

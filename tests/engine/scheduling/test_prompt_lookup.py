@@ -1,4 +1,4 @@
-"""Guesses: what they are, and that nobody can tell whether they were made."""
+"""Draft tokens: which ones are proposed, and that outputs are the same with and without them."""
 
 from __future__ import annotations
 
@@ -23,23 +23,25 @@ from tests.engine.fakes import (
 TOKENS = st.lists(st.integers(0, 3), max_size=60)
 
 
-def test_a_guess_is_what_followed_the_same_tokens_before() -> None:
+def test_draft_tokens_are_what_followed_the_same_tokens_before() -> None:
     assert Drafter(4).propose([1, 2, 3, 4, 5, 6, 1, 2, 3]) == [4, 5, 6, 1]
     assert Drafter(2).propose([1, 2, 3, 4, 5, 6, 1, 2, 3]) == [4, 5]
 
 
-def test_the_longest_and_then_the_latest_agreement_counts() -> None:
+def test_the_longest_and_then_the_latest_match_counts() -> None:
     assert Drafter(1).propose([1, 2, 3, 8, 5, 2, 3, 9, 1, 2, 3]) == [8]
     assert Drafter(1).propose([2, 3, 8, 2, 3, 9, 7, 2, 3]) == [9]
 
 
 @pytest.mark.parametrize("tokens", [[], [1], [1, 1], [1, 2, 3, 4, 5]])
-def test_what_never_stood_there_before_gives_no_guess(tokens: list[int]) -> None:
+def test_tokens_without_an_earlier_match_give_no_drafts(tokens: list[int]) -> None:
     assert Drafter(4).propose(tokens) == []
 
 
 @given(TOKENS, st.integers(1, 5), st.lists(st.integers(0, 60)))
-def test_tokens_may_come_in_any_pieces(tokens: list[int], size: int, cuts: list[int]) -> None:
+def test_drafts_do_not_depend_on_how_many_tokens_are_added_at_a_time(
+    tokens: list[int], size: int, cuts: list[int]
+) -> None:
     drafter = Drafter(size)
     for cut in sorted(cuts):
         drafter.propose(tokens[:cut])
@@ -47,28 +49,30 @@ def test_tokens_may_come_in_any_pieces(tokens: list[int], size: int, cuts: list[
 
 
 @given(TOKENS, st.integers(1, 5))
-def test_a_guess_stood_in_the_text_behind_the_same_two_tokens(tokens: list[int], size: int) -> None:
-    guess = Drafter(size).propose(tokens)
-    assert len(guess) <= size
-    if guess:
-        pattern = [*tokens[-2:], *guess]
+def test_draft_tokens_occur_in_the_text_after_the_same_two_tokens(
+    tokens: list[int], size: int
+) -> None:
+    drafts = Drafter(size).propose(tokens)
+    assert len(drafts) <= size
+    if drafts:
+        pattern = [*tokens[-2:], *drafts]
         ends = range(len(pattern), len(tokens) + 1)
         assert any(tokens[end - len(pattern) : end] == pattern for end in ends)
 
 
-def test_wrong_guesses_become_shorter_and_right_ones_longer() -> None:
+def test_drafts_become_shorter_when_rejected_and_longer_when_accepted() -> None:
     drafter = Drafter(4)
     tokens = [1, 2, 3, 4, 5, 6, 7, 1, 2, 3]
     lengths = []
     for accepted in (0, 0, 0, 1, 2, 4):
-        guess = drafter.propose(tokens)
-        lengths.append(len(guess))
-        drafter.report(len(guess), min(accepted, len(guess)))
+        drafts = drafter.propose(tokens)
+        lengths.append(len(drafts))
+        drafter.report(len(drafts), min(accepted, len(drafts)))
     assert lengths == [4, 2, 1, 1, 2, 4]
 
 
 def requests(count: int, seed: int) -> list[Request]:
-    """Requests with texts that repeat themselves, and every kind of parameter."""
+    """Requests with repetitive prompts, and with parameters of every kind."""
     rng = random.Random(seed)
     made = []
     for number in range(count):
@@ -95,8 +99,8 @@ def requests(count: int, seed: int) -> list[Request]:
     return made
 
 
-def seen(outputs: dict[str, list[SequenceOutput]]) -> dict[str, list[Any]]:
-    """All that a caller can see of its stream, except when it came."""
+def visible(outputs: dict[str, list[SequenceOutput]]) -> dict[str, list[Any]]:
+    """All that a caller sees of its stream, except the times."""
     return {
         key: [
             (o.token.token_id, round(o.token.logprob, 4), len(o.token.top), o.finish_reason)
@@ -110,16 +114,16 @@ def seen(outputs: dict[str, list[SequenceOutput]]) -> dict[str, list[Any]]:
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("num_blocks", [200, 14])
 @pytest.mark.parametrize("logits_of", [next_logits, counting_logits])
-def test_guessing_changes_no_token(seed: int, num_blocks: int, logits_of: Any) -> None:
+def test_speculation_changes_no_token(seed: int, num_blocks: int, logits_of: Any) -> None:
     todo = requests(6, seed)
     fits = [r for r in todo if len(r.prompt_token_ids) + 30 <= num_blocks * BLOCK_SIZE]
     plain = run(make_engine(num_blocks=num_blocks, logits_of=logits_of), *fits)
-    guessing = make_engine(num_blocks=num_blocks, logits_of=logits_of, max_draft_tokens=4)
-    assert seen(run(guessing, *fits)) == seen(plain)
+    drafting = make_engine(num_blocks=num_blocks, logits_of=logits_of, max_draft_tokens=4)
+    assert visible(run(drafting, *fits)) == visible(plain)
 
 
-def test_guessing_saves_steps_on_a_text_that_repeats_itself() -> None:
-    """A model that says the next number up to nine and begins again."""
+def test_speculation_saves_steps_on_a_repetitive_text() -> None:
+    """With a model that counts to nine and starts again."""
     request = Request(request_id="r", prompt_token_ids=tuple(range(10)) * 2, max_new_tokens=60)
     steps = {}
     for max_draft_tokens in (0, 4):

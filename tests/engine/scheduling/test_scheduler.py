@@ -1,4 +1,4 @@
-"""Scheduling: budgets hold, order is kept, everybody gets through and nothing is lost."""
+"""Scheduling: budgets and the order hold, every sequence finishes, and no block is lost."""
 
 from __future__ import annotations
 
@@ -49,7 +49,11 @@ def make_sequence(
 
 
 def compute(scheduler: Scheduler, batch: ScheduledBatch) -> list[Sequence]:
-    """Does what the engine does with a batch; each token is its place. Returns the finished."""
+    """Completes a batch as the engine does; a token's id is its position.
+
+    Returns:
+        The finished sequences.
+    """
     scheduler.advance(batch)
     finished = []
     for sequence in batch.num_tokens:
@@ -60,7 +64,7 @@ def compute(scheduler: Scheduler, batch: ScheduledBatch) -> list[Sequence]:
 
 
 def steps_alone(scheduler: Scheduler, sequence: Sequence) -> int:
-    """Steps that a sequence takes at most once it is the oldest."""
+    """The most steps that a sequence takes once it is the oldest."""
     cap = min(scheduler.max_step_tokens, scheduler.max_chunk_tokens)
     if sequence.request.prompt_logprobs:
         cap = min(cap, scheduler.max_logprob_rows)
@@ -68,7 +72,7 @@ def steps_alone(scheduler: Scheduler, sequence: Sequence) -> int:
 
 
 def check_batch(scheduler: Scheduler, batch: ScheduledBatch) -> None:
-    """Asserts what holds for every plan."""
+    """Asserts what holds for every batch."""
     assert batch.total_tokens <= scheduler.max_step_tokens
     assert len(scheduler.running) <= scheduler.max_num_seqs
     assert set(batch.num_tokens) <= set(scheduler.running)
@@ -106,7 +110,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             max_num_seqs=max_seqs,
             max_chunk_tokens=max_chunk_tokens,
         )
-        self.arrived: list[Sequence] = []  # in order; the finished ones are taken out
+        self.arrived: list[Sequence] = []  # in order, without finished ones
 
     @rule(
         prompt=st.lists(st.integers(0, 1), min_size=1, max_size=14),
@@ -128,9 +132,9 @@ class SchedulerMachine(RuleBasedStateMachine):
     @rule()
     def step(self) -> None:
         had_work = self.scheduler.has_work
-        somebody_decodes = any(s.num_pending_tokens == 1 for s in self.scheduler.running)
+        any_decoding = any(s.num_pending_tokens == 1 for s in self.scheduler.running)
         batch = self.scheduler.schedule()
-        if somebody_decodes:
+        if any_decoding:
             assert batch.num_prefill_tokens <= self.scheduler.max_chunk_tokens
         check_batch(self.scheduler, batch)
         assert bool(batch.num_tokens) == had_work
@@ -144,12 +148,12 @@ class SchedulerMachine(RuleBasedStateMachine):
     def abort(self, data: st.DataObject) -> None:
         sequence = data.draw(st.sampled_from(self.arrived))
         self.scheduler.finish(sequence)
-        self.scheduler.finish(sequence)  # once more does no harm
+        self.scheduler.finish(sequence)  # a second time does nothing
         assert not sequence.block_table
         self.arrived.remove(sequence)
 
     @invariant()
-    def order_and_books_are_kept(self) -> None:
+    def order_and_block_tables_are_kept(self) -> None:
         if hasattr(self, "scheduler"):
             living = [*self.scheduler.running, *self.scheduler.waiting]
             assert living == self.arrived
@@ -161,11 +165,11 @@ class SchedulerMachine(RuleBasedStateMachine):
             return
         bound = sum(steps_alone(self.scheduler, sequence) for sequence in self.arrived)
         expected = [sequence.max_tokens for sequence in self.arrived]
-        everybody = list(self.arrived)
+        sequences = list(self.arrived)
         for _ in range(bound):
             self.step()
-        assert not self.scheduler.has_work, "somebody starves"
-        assert [sequence.num_tokens for sequence in everybody] == expected
+        assert not self.scheduler.has_work, "a sequence starves"
+        assert [sequence.num_tokens for sequence in sequences] == expected
         assert self.scheduler.blocks.num_free_blocks == self.scheduler.blocks.num_blocks
 
 
@@ -186,7 +190,7 @@ def test_long_prompt_is_computed_in_chunks_of_the_budget() -> None:
     assert chunks == [4, 4, 2]
 
 
-def test_decoding_sequences_go_on_beside_a_long_prompt() -> None:
+def test_decoding_sequences_continue_beside_a_long_prompt() -> None:
     scheduler = make_scheduler(max_step_tokens=4)
     decoding, long = make_sequence([1, 2]), make_sequence(list(range(10)))
     scheduler.add(decoding)
@@ -199,13 +203,13 @@ def test_decoding_sequences_go_on_beside_a_long_prompt() -> None:
     assert batch.num_prefill_tokens == 3
 
 
-def test_prompts_take_no_more_than_a_chunk_of_a_step_in_which_others_decode() -> None:
+def test_prompts_take_at_most_a_chunk_of_a_step_that_also_decodes() -> None:
     scheduler = make_scheduler(num_blocks=40, max_step_tokens=20, max_chunk_tokens=3)
     decoding, other = make_sequence([1] * 2, max_new_tokens=9), make_sequence([2] * 12)
     scheduler.add(decoding)
     scheduler.add(other)
     batch = scheduler.schedule()
-    assert batch.num_tokens == {decoding: 2, other: 12}  # nobody waits for a next token
+    assert batch.num_tokens == {decoding: 2, other: 12}  # no sequence decodes
     compute(scheduler, batch)
     scheduler.finish(other)
 
@@ -233,7 +237,7 @@ def test_prompt_with_logprobs_is_computed_in_smaller_chunks() -> None:
     assert scheduler.schedule().num_tokens == {wants: LOGPROB_ROWS, other: 8}
 
 
-def test_cached_beginning_is_not_computed_again() -> None:
+def test_cached_prefix_is_not_computed_again() -> None:
     scheduler = make_scheduler()
     first, second = make_sequence([1, 2, 3, 4, 5]), make_sequence([1, 2, 3, 4, 9])
     scheduler.add(first)
@@ -244,7 +248,7 @@ def test_cached_beginning_is_not_computed_again() -> None:
     assert second.num_cached_tokens == 4
 
 
-def test_nobody_overtakes_a_large_request() -> None:
+def test_smaller_requests_do_not_overtake_a_large_one() -> None:
     scheduler = make_scheduler(num_blocks=8)
     running, large, small = make_sequence([1] * 10), make_sequence([2] * 12), make_sequence([3])
     for sequence in (running, large, small):
@@ -292,7 +296,7 @@ def test_request_larger_than_the_cache_is_refused() -> None:
 
 
 @given(st.integers(1, 30), st.integers(1, 30))
-def test_whatever_is_accepted_runs_to_its_end_alone(num_prompt: int, max_new_tokens: int) -> None:
+def test_every_accepted_request_finishes_alone(num_prompt: int, max_new_tokens: int) -> None:
     scheduler = make_scheduler(num_blocks=10, max_step_tokens=7)
     sequence = make_sequence([1] * num_prompt, max_new_tokens=max_new_tokens)
     try:

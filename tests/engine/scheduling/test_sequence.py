@@ -24,7 +24,7 @@ def make_sequence(
     )
 
 
-def test_new_sequence_waits_with_its_whole_prompt_to_come() -> None:
+def test_new_sequence_waits_with_its_whole_prompt_pending() -> None:
     sequence = make_sequence()
     assert sequence.status is SequenceStatus.WAITING
     assert sequence.num_pending_tokens == sequence.num_tokens == 2
@@ -62,7 +62,7 @@ def test_length_comes_before_end_token() -> None:
     assert sequence.append(9) is FinishReason.LENGTH
 
 
-def test_reset_forgets_the_computed_and_keeps_the_known() -> None:
+def test_reset_keeps_tokens_and_marks_them_as_not_computed() -> None:
     sequence = make_sequence()
     sequence.append(5)
     sequence.num_computed_tokens, sequence.num_cached_tokens = 2, 1

@@ -1,0 +1,258 @@
+"""Schemas with instances that they allow or not, and schemas that are refused. Only data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.engine.grammar.grammar_cases import (
+    BOOLEAN,
+    INTEGER,
+    NODE,
+    NULL,
+    POINT,
+    Schema,
+    array,
+    record,
+    text,
+)
+
+# A schema with a keyword that cannot be enforced, and a part of the error's text.
+REFUSED: dict[str, tuple[Schema, str]] = {
+    "not": ({"type": "string", "not": {"const": "a"}}, '"not"'),
+    "uniqueItems": (array(INTEGER, uniqueItems=True), '"uniqueItems"'),
+    "contains": ({"type": "array", "contains": {"const": 1}}, '"contains"'),
+    "minContains": ({"type": "array", "minContains": 1}, '"minContains"'),
+    "if": ({"if": {"type": "integer"}, "then": {"minimum": 1}}, '"if"'),
+    "then": ({"if": {"type": "integer"}, "then": {"minimum": 1}}, '"then"'),
+    "else": ({"if": {"type": "integer"}, "else": {"minLength": 1}}, '"else"'),
+    "dependentRequired": ({"dependentRequired": {"a": ["b"]}}, '"dependentRequired"'),
+    "dependentSchemas": ({"dependentSchemas": {"a": {}}}, '"dependentSchemas"'),
+    "dependencies": ({"dependencies": {"a": ["b"]}}, '"dependencies"'),
+    "unevaluatedProperties": ({"unevaluatedProperties": False}, '"unevaluatedProperties"'),
+    "unevaluatedItems": ({"unevaluatedItems": False}, '"unevaluatedItems"'),
+    "propertyNames": ({"propertyNames": {"pattern": "^a$"}}, '"propertyNames"'),
+    "$dynamicRef": ({"$dynamicRef": "#x"}, "dynamicRef"),
+    "overlapping oneOf": (
+        {"oneOf": [{"type": "integer", "minimum": 0}, {"type": "integer", "maximum": 9}]},
+        "oneOf",
+    ),
+    "oneOf of open objects": (
+        {"oneOf": [{"type": "object", "required": ["a"]}, {"type": "object", "required": ["b"]}]},
+        "oneOf",
+    ),
+    "minProperties": (
+        {"type": "object", "additionalProperties": INTEGER, "minProperties": 2},
+        '"minProperties"',
+    ),
+    "overlapping patternProperties": (
+        {"patternProperties": {"^a": INTEGER, "b$": BOOLEAN}},
+        "not disjoint",
+    ),
+    "unknown format": ({"type": "string", "format": "colour"}, "format: colour"),
+    "format regex": ({"type": "string", "format": "regex"}, "format: regex"),
+    "unknown type": ({"type": "text"}, "type: text"),
+    "lookahead": ({"type": "string", "pattern": "^(?=a)[a-z]+$"}, "look-ahead"),
+    "lookbehind": ({"type": "string", "pattern": "a(?<!b)c"}, "look-behind"),
+    "backreference": ({"type": "string", "pattern": r"^(a|b)\1$"}, "backreferences"),
+    "remote reference": ({"$ref": "https://example.com/a.json"}, "https://example.com/a.json"),
+    "reference to nothing": ({"$ref": "#/$defs/nothing"}, "/$defs/nothing"),
+    "minLength above maxLength": (text(2, minLength=5), "minLength"),
+    "minimum above maximum": ({"type": "integer", "minimum": 5, "maximum": 2}, "minimum"),
+    "an empty enum": ({"enum": []}, "empty"),
+}
+
+# A schema, instances that it allows (properties in its order), and instances that it does not.
+INSTANCES: dict[str, tuple[Schema, list[Any], list[Any]]] = {
+    "anything": ({}, [0, -1.5, "é😀", None, True, [], {}, [1, {"a": [None]}]], []),
+    "string": (
+        {"type": "string"},
+        ["", "a", '\n\t"\\/', "日本 😀", "\u2028"],
+        [0, None, [], {}],
+    ),
+    "integer": ({"type": "integer"}, [0, -1, 7, 10**15], [1.5, "1", True, None, [1]]),
+    "number": ({"type": "number"}, [0, 1, -1, 1.5, -0.25, 1e30, 1.5e-7], ["1", None, False]),
+    "boolean": ({"type": "boolean"}, [True, False], [0, 1, "true", None]),
+    "null": ({"type": "null"}, [None], [0, "", False, [], "null"]),
+    "several types": ({"type": ["string", "null"]}, ["a", None], [1, True, [], {}]),
+    "minimum": ({"type": "integer", "minimum": -3}, [-3, 0, 12345], [-4, -100]),
+    "maximum": ({"type": "integer", "maximum": 12}, [12, 0, -13, -12345], [13, 20, 120]),
+    "minimum of numbers": ({"type": "number", "minimum": 0.5}, [0.5, 0.51, 3, 3.25], [0.49, 0, -1]),
+    "maximum of numbers": ({"type": "number", "maximum": 1.5}, [1.5, 1.49, -8.5], [1.51, 2, 15]),
+    "exclusiveMinimum": ({"type": "integer", "exclusiveMinimum": 0}, [1, 10], [0, -1]),
+    "exclusiveMaximum": ({"type": "integer", "exclusiveMaximum": 10}, [9, -10], [10, 11, 100]),
+    "exclusive bounds of numbers": (
+        {"type": "number", "exclusiveMinimum": 1, "exclusiveMaximum": 2},
+        [1.5, 1.001, 1.999],
+        [1, 2, 0.9, 2.1],
+    ),
+    "a bound without a type": ({"minimum": 5}, [5, 6, "a", None, []], [4, -5]),
+    "multipleOf": ({"type": "integer", "multipleOf": 7}, [0, 7, 21, 700], [1, 8, 20]),
+    "multipleOf a fraction": (
+        {"type": "number", "multipleOf": 0.25},
+        [0, 0.25, 1.75, 3],
+        [0.1, 0.3],
+    ),
+    "minLength": ({"type": "string", "minLength": 2}, ["ab", "é😀", "\n\n"], ["", "a", "😀", "\n"]),
+    "maxLength": ({"type": "string", "maxLength": 2}, ["", "ab", "é😀", "\n\\"], ["abc", "😀😀😀"]),
+    "pattern": ({"type": "string", "pattern": "^a+$"}, ["a", "aaa"], ["", "b", "ab", "A"]),
+    "pattern inside": ({"type": "string", "pattern": "b[0-9]"}, ["b1", "ab1c"], ["", "b", "1b"]),
+    "pattern at the beginning": ({"type": "string", "pattern": "^b"}, ["b", "ba"], ["ab", ""]),
+    "pattern at the end": ({"type": "string", "pattern": "b$"}, ["b", "ab"], ["ba", ""]),
+    "pattern of unicode": (
+        {"type": "string", "pattern": "^[β-ω😀]+$"},
+        ["ωψ", "😀"],
+        ["d", "日", ""],
+    ),
+    "pattern and maxLength": (
+        {"type": "string", "pattern": "^[a-z]+$", "maxLength": 3},
+        ["a", "abc"],
+        ["", "abcd", "1"],
+    ),
+    "format date": (
+        {"type": "string", "format": "date"},
+        ["2024-02-29", "1999-12-31"],
+        ["2024-13-01", "2024-1-1", "2023-02-30", "1.1.2024", ""],
+    ),
+    "format time": (
+        {"type": "string", "format": "time"},
+        ["10:20:30Z", "23:59:59.123+02:00"],
+        ["25:00:00Z", "10:60:00Z", "10:20", ""],
+    ),
+    "format date-time": (
+        {"type": "string", "format": "date-time"},
+        ["2024-02-28T10:20:30Z", "2024-02-28T10:20:30.5-08:00"],
+        ["2024-02-28", "2024-02-28 10:20", "2024-02-30T10:20:30Z"],
+    ),
+    "format uuid": (
+        {"type": "string", "format": "uuid"},
+        ["123e4567-e89b-12d3-a456-426614174000"],
+        ["123e4567e89b12d3a456426614174000", "123g4567-e89b-12d3-a456-426614174000", "x"],
+    ),
+    "format ipv4": ({"type": "string", "format": "ipv4"}, ["1.2.3.4"], ["256.1.1.1", "1.2.3"]),
+    "format ipv6": ({"type": "string", "format": "ipv6"}, ["::1", "2001:db8::1"], ["x:y", "1.2.3"]),
+    "format email": ({"type": "string", "format": "email"}, ["a.b@example.com"], ["ab", "a b@c.d"]),
+    "enum": ({"enum": ["a", 1, None, {"k": [1]}]}, ["a", 1, None, {"k": [1]}], ["b", 2, True, {}]),
+    "enum within a type": ({"type": "string", "enum": ["a", 1]}, ["a"], [1, "b"]),
+    "enum within a length": ({"enum": ["a", "abc"], "maxLength": 2}, ["a"], ["abc"]),
+    "const": ({"const": [1, "x"]}, [[1, "x"]], [[1], ["x", 1], [1, "x", 1], 1]),
+    "required": (
+        record({"a": INTEGER, "b": BOOLEAN}),
+        [{"a": 1, "b": True}],
+        [{}, {"a": 1}, {"b": True}, {"a": "1", "b": True}, {"a": 1, "b": True, "c": 1}],
+    ),
+    "optional": (
+        record({"b": INTEGER}, {"c": INTEGER, "d": INTEGER}),
+        [{"b": 1}, {"b": 1, "c": 2}, {"b": 1, "d": 2}, {"b": 1, "c": 2, "d": 3}],
+        [{}, {"c": 2}, {"b": 1, "c": None}],
+    ),
+    "required but not listed": (
+        {"type": "object", "properties": {"a": INTEGER}, "required": ["z"]},
+        [{"z": 1}, {"a": 1, "z": "?"}],
+        [{}, {"a": 1}],
+    ),
+    "additional properties": (
+        {"type": "object", "properties": {"a": INTEGER}, "required": ["a"]},
+        [{"a": 1}, {"a": 1, "b": [2]}],
+        [{}, {"b": 1}, {"a": "x"}],
+    ),
+    "additional properties of a kind": (
+        {"type": "object", "properties": {"a": INTEGER}, "additionalProperties": BOOLEAN},
+        [{}, {"a": 1}, {"a": 1, "b": True}, {"c": False}],
+        [{"b": 1}, {"a": True}],
+    ),
+    "properties without a type": (
+        {"properties": {"a": INTEGER}, "required": ["a"]},
+        [{"a": 1}, 3, "a", None, []],
+        [{}, {"a": "x"}],
+    ),
+    "a property that is never allowed": (
+        {"type": "object", "properties": {"a": False, "b": True}},
+        [{}, {"b": 1}],
+        [{"a": 1}],
+    ),
+    "patternProperties": (
+        {"type": "object", "patternProperties": {"^x": INTEGER}, "additionalProperties": False},
+        [{}, {"x": 1}, {"x1": 1, "xy": 2}],
+        [{"y": 1}, {"x": "1"}],
+    ),
+    "minProperties": (
+        {"type": "object", "additionalProperties": INTEGER, "minProperties": 1},
+        [{"a": 1}, {"a": 1, "b": 2, "c": 3}],
+        [{}, {"a": "x"}],
+    ),
+    "maxProperties": (
+        {"type": "object", "additionalProperties": INTEGER, "maxProperties": 1},
+        [{}, {"a": 1}],
+        [{"a": 1, "b": 2}],
+    ),
+    "items": (array(INTEGER, 0, 9), [[], [1], [1, 2, 3]], [["a"], [1, None], {}, 1]),
+    "minItems": ({"type": "array", "minItems": 2}, [[1, "a"], [1, 2, 3]], [[], [1]]),
+    "maxItems": ({"type": "array", "maxItems": 2}, [[], [1], [1, "a"]], [[1, 2, 3]]),
+    "prefixItems": (
+        {"type": "array", "prefixItems": [INTEGER, BOOLEAN]},
+        [[], [1], [1, True], [1, True, "x"]],
+        [[True], [1, 2]],
+    ),
+    "prefixItems only": (
+        {"type": "array", "prefixItems": [INTEGER], "items": False},
+        [[], [1]],
+        [["a"], [1, 2]],
+    ),
+    "items of an older draft": (
+        {
+            "$schema": "http://json-schema.org/draft-07/schema#",
+            "type": "array",
+            "items": [INTEGER, BOOLEAN],
+            "additionalItems": False,
+        },
+        [[], [1], [1, True]],
+        [[True], [1, 2], [1, True, 3]],
+    ),
+    "anyOf": ({"anyOf": [INTEGER, text(2)]}, [1, "ab"], ["abc", None, 1.5, 1000]),
+    "anyOf beside a type": (
+        {"type": "string", "anyOf": [{"maxLength": 1}, {"const": "abc"}]},
+        ["", "a", "abc"],
+        ["ab", 1, None],
+    ),
+    "oneOf": ({"oneOf": [INTEGER, NULL]}, [1, None], ["a", True, 1.5]),
+    "oneOf by tag": (
+        {"oneOf": [record({"t": {"const": t}, t: INTEGER}) for t in ("a", "b")]},
+        [{"t": "a", "a": 1}, {"t": "b", "b": 1}],
+        [{"t": "a", "b": 1}, {"t": "c"}, {"t": "a"}],
+    ),
+    "allOf": (
+        {"allOf": [{"type": "integer"}, {"minimum": 3}, {"maximum": 5}, {"multipleOf": 2}]},
+        [4],
+        [2, 3, 5, 6, "4"],
+    ),
+    "allOf of objects": (
+        {"allOf": [{"properties": {k: INTEGER}, "required": [k]} for k in "ab"], "type": "object"},
+        [{"a": 1, "b": 2}, {"a": 1, "b": 2, "c": 3}],
+        [{"a": 1}, {"b": 2}, {"a": "x", "b": 2}],
+    ),
+    "$ref": (
+        record({"p": {"$ref": "#/$defs/p"}}) | {"$defs": {"p": POINT}},
+        [{"p": {"x": 1, "y": 2}}],
+        [{"p": {"x": 1}}, {"p": 1}, {}],
+    ),
+    "$ref beside keywords": (
+        {"$ref": "#/$defs/i", "maximum": 5, "$defs": {"i": INTEGER}},
+        [5, -3],
+        [6, 9, "a"],
+    ),
+    "$ref to an anchor": (
+        {"$ref": "#here", "$defs": {"a": {"$anchor": "here", "type": "integer"}}},
+        [1],
+        ["a", None],
+    ),
+    "$ref to itself": (
+        {"$ref": "#/$defs/node", "$defs": {"node": NODE}},
+        [{"v": 1, "next": None}, {"v": 1, "next": {"v": 2, "next": {"v": 3, "next": None}}}],
+        [{"v": 1}, {"v": 1, "next": {"v": 2}}, {"v": 1, "next": 2}, None],
+    ),
+    "$ref to the root": (
+        record({}, {"in": {"$ref": "#"}}),
+        [{}, {"in": {}}, {"in": {"in": {"in": {}}}}],
+        [{"out": {}}, {"in": 1}, {"in": {"out": {}}}],
+    ),
+}

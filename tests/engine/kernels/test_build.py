@@ -1,0 +1,111 @@
+"""Compiling and loading the C kernels: the compiler, the cache, the OpenMP runtime, the switch."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.kernels import build
+from engine.kernels.cpu import CpuKernels
+from tests.engine.kernels.linear_checks import check_linear
+from tests.engine.native import needs_compiler
+from tests.paths import REPOSITORY
+
+
+@needs_compiler
+def test_kernels_share_torchs_openmp_runtime(kernels: CpuKernels) -> None:
+    if build.find_openmp_runtime() is None:
+        pytest.skip("torch brings no libgomp here")
+    assert kernels.has_openmp
+    mapped = {path for path in build._mapped_libraries() if path.name.startswith("libgomp")}
+    assert len(mapped) == 1
+
+
+@needs_compiler
+def test_build_is_cached_in_a_private_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert isinstance(build.build_library(["-O0"]), ctypes.CDLL)
+    directory = tmp_path / "tokenwire"
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+    assert [path.suffix for path in directory.iterdir()] == [".so"]
+    monkeypatch.setattr(build, "_compile", lambda *_: pytest.fail("compiled again"))
+    build.build_library(["-O0"])
+
+
+@needs_compiler
+def test_build_refuses_a_directory_others_can_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "tokenwire").mkdir()
+    (tmp_path / "tokenwire").chmod(0o777)
+    with pytest.raises(build.BuildError, match="writable by other users"):
+        build.build_library()
+
+
+@needs_compiler
+def test_build_without_a_shared_runtime_runs_on_one_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(build, "find_openmp_runtime", lambda: None)
+    with caplog.at_level(logging.WARNING):
+        kernels = CpuKernels(build.build_library(["-O1"]))
+    assert not kernels.has_openmp
+    assert "one thread" in caplog.text
+    check_linear(kernels, 5, 64, 70, True, 0)
+
+
+def test_missing_compiler_gives_none_and_one_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CC", raising=False)
+    build.load_library.cache_clear()
+    try:
+        with caplog.at_level(logging.WARNING):
+            assert build.load_library() is None
+            assert build.load_library() is None
+        assert caplog.text.count("no C compiler found") == 1
+    finally:
+        build.load_library.cache_clear()
+
+
+def test_failing_compiler_gives_none_with_its_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    compiler = tmp_path / "broken-cc"
+    compiler.write_text("#!/bin/sh\n[ $1 = --version ] && exit 0\necho out of luck >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    build.load_library.cache_clear()
+    try:
+        with caplog.at_level(logging.WARNING):
+            assert build.load_library() is None
+        assert "out of luck" in caplog.text
+    finally:
+        build.load_library.cache_clear()
+
+
+def test_switch_turns_the_kernels_off() -> None:
+    code = "from engine.kernels.cpu import load; print(load())"
+    environment = {**os.environ, build.SWITCH: "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=REPOSITORY,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "None"

@@ -1,0 +1,168 @@
+"""Connections to the engine's socket: garbage, peers that do not read, the end of the server."""
+
+from __future__ import annotations
+
+import socket
+import stat
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgpack
+import pytest
+
+from engine.protocol import wire
+from engine.protocol.request import FinishReason
+from tests.engine.fakes import greedy_tokens, make_engine, token_ids
+from tests.engine.sockets import (
+    INFO,
+    TIMEOUT_S,
+    BigEngine,
+    Client,
+    Serve,
+    make_request,
+    running_servers,
+)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where the server listens."""
+    return tmp_path / "run" / "engine.sock"
+
+
+@pytest.fixture
+def serve(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
+    with running_servers(path, monkeypatch) as start:
+        yield start
+
+
+def frame(body: bytes) -> bytes:
+    """A frame with any body."""
+    return wire.HEADER.pack(len(body)) + body
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        frame(b"\xc1"),
+        frame(b"\x05"),
+        frame(b""),
+        frame(msgpack.packb([99])),
+        wire.frame(wire.Kind.SUBMIT, "too", "few"),
+        wire.frame(wire.Kind.SUBMIT, *[None] * 7),
+        wire.frame(wire.Kind.ABORT),
+        wire.frame(wire.Kind.ABORT, ["unhashable"]),
+        wire.HEADER.pack(wire.MAX_FRAME_BYTES + 1),
+    ],
+)
+def test_garbage_closes_its_own_connection_only(serve: Serve, path: Path, garbage: bytes) -> None:
+    serve(make_engine())
+    with Client(path) as good, Client(path) as bad:
+        bad.send(garbage)
+        bad.until_closed()
+        good.send(wire.submit(make_request()))
+        assert token_ids(good.until_ended("r")["r"]) == greedy_tokens((1, 2, 3), 5)
+
+
+def test_half_a_message_and_a_disconnect_do_not_affect_other_services(
+    serve: Serve, path: Path
+) -> None:
+    serve(make_engine())
+    with Client(path) as good:
+        with Client(path) as bad:
+            bad.send(wire.submit(make_request("half"))[:-3])
+        good.send(wire.submit(make_request()))
+        assert set(good.until_ended("r")) == {"r"}
+
+
+def test_an_idle_engine_sends_heartbeats(serve: Serve, path: Path) -> None:
+    serve(make_engine())
+    with Client(path) as client:
+        assert [client.step().outputs for _ in range(3)] == [()] * 3
+
+
+def test_the_socket_is_private(serve: Serve, path: Path) -> None:
+    serve(make_engine())
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_socket_left_by_a_dead_engine_is_replaced(serve: Serve, path: Path) -> None:
+    path.parent.mkdir(mode=0o700)
+    dead = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    dead.bind(str(path))
+    dead.close()
+    serve(make_engine())
+    with Client(path) as client:
+        assert client.read() == INFO
+
+
+def test_stop_lets_running_requests_finish(serve: Serve, path: Path) -> None:
+    gate = threading.Semaphore(0)
+    server = serve(make_engine(gate=gate))
+    with Client(path) as client:
+        client.send(wire.submit(make_request()))
+        gate.release()
+        while not (first := client.step().outputs):
+            pass
+        server.stop()
+        gate.release(100)
+        steps = client.until_closed()
+    outputs = [*first, *(output for step in steps for output in step.outputs)]
+    assert token_ids(outputs) == greedy_tokens((1, 2, 3), 5)
+    assert outputs[-1].finish_reason is FinishReason.LENGTH
+
+
+def test_stop_sends_computed_outputs_before_it_closes(serve: Serve, path: Path) -> None:
+    engine = BigEngine()
+    server = serve(engine)
+    with Client(path) as client:
+        client.send(wire.submit(make_request()))
+        assert engine.stepped.wait(TIMEOUT_S)
+        server.stop()
+        outputs = [output for step in client.until_closed() for output in step.outputs]
+    assert [output.error for output in outputs] == [engine.text]
+
+
+def test_a_service_that_does_not_read_is_closed_without_delaying_other_services(
+    serve: Serve, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.server._MAX_OUTBOX", 20)
+    serve(BigEngine())
+    with Client(path) as reads, Client(path) as deaf:
+        deaf.send(
+            wire.submit(make_request("deaf"))
+        )  # fills the socket's buffer; heartbeats queue up
+        for index in range(5):
+            reads.send(wire.submit(make_request(str(index))))
+            assert set(reads.until_ended(str(index))) == {str(index)}
+        for _ in range(40):
+            assert reads.step().outputs == ()
+        assert not any(step.outputs for step in deaf.until_closed()), (
+            "its output was not sent completely"
+        )
+
+
+def test_connections_that_end_at_once_are_forgotten(
+    path: Path, serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("threading.Thread.start", _start_and_wait_a_turn)
+    server = serve(make_engine())
+    for _ in range(30):
+        Client(path).close()
+    with Client(path) as client:
+        for _ in range(50):
+            client.step()
+            if len(server._connections) == 1:
+                return
+        raise AssertionError(f"{len(server._connections)} connections are kept")
+
+
+_start = threading.Thread.start
+
+
+def _start_and_wait_a_turn(thread: threading.Thread) -> None:
+    """Starts a thread and gives it 1 ms, in which one with little to do ends."""
+    _start(thread)
+    thread.join(0.001)
