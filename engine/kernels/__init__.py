@@ -1,4 +1,7 @@
-"""Native kernels and their build."""
+"""Kernels in C and Triton, the layers that hold their weights, and the build of the C ones.
+
+They know tensors only: no model, no sequence, and not which attention was chosen.
+"""
 
 import logging
 from functools import cache
