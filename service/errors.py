@@ -25,6 +25,12 @@ class ErrorKind(Enum):
     """One row per kind of error: `error_type`, REST status, gRPC code, TGI's prefix of texts."""
 
     VALIDATION = _Row("validation", 422, StatusCode.INVALID_ARGUMENT, "Input validation error: ")
+    JSON = _Row(
+        "validation",
+        400,
+        StatusCode.INVALID_ARGUMENT,
+        "Failed to parse the request body as JSON: ",
+    )
     SHAPE = _Row(
         "validation",
         422,
@@ -41,6 +47,7 @@ class ErrorKind(Enum):
     INCOMPLETE = _Row("incomplete_generation", 500, StatusCode.INTERNAL)
     INTERNAL = _Row("internal", 500, StatusCode.INTERNAL)
     UNHEALTHY = _Row("healthcheck", 503, StatusCode.UNAVAILABLE)
+    SLOW_READER = _Row("slow_reader", 408, StatusCode.DEADLINE_EXCEEDED)
     NOT_FOUND = _Row("not_found", 404, StatusCode.NOT_FOUND)
 
     @property
@@ -71,12 +78,18 @@ class ServiceError(Exception):
     def __init__(self, kind: ErrorKind, message: str, *, field: str | None = None) -> None:
         super().__init__(kind.value.prefix + message)
         self.kind = kind
+        self.reason = message
         self.field = field
 
     @property
     def message(self) -> str:
-        """The message with its prefix."""
+        """The whole text, as REST callers get it."""
         return str(self)
+
+    @property
+    def grpc_message(self) -> str:
+        """The text for gRPC callers, to whom a JSON body means nothing."""
+        return self.reason if self.kind in (ErrorKind.JSON, ErrorKind.SHAPE) else str(self)
 
     def rename_field(self, names: Mapping[str, str]) -> None:
         """Replaces the field's name in `/generate` by its name in another endpoint.
@@ -98,9 +111,21 @@ def fields_named(names: Mapping[str, str]) -> Iterator[None]:
         raise
 
 
+def internal() -> ServiceError:
+    """A defect of the server, of which callers learn nothing."""
+    return ServiceError(ErrorKind.INTERNAL, "Internal server error")
+
+
 def overloaded() -> ServiceError:
     """The error for a request that the server has no capacity for."""
     return ServiceError(ErrorKind.OVERLOADED, "Model is overloaded")
+
+
+def slow_reader(limit_s: float) -> ServiceError:
+    """The caller does not read its stream."""
+    return ServiceError(
+        ErrorKind.SLOW_READER, f"the stream was not read for more than {limit_s:g} s"
+    )
 
 
 def unhealthy() -> ServiceError:

@@ -53,5 +53,5 @@ def test_every_file_that_comes_with_the_package_is_in_it(installed: Path) -> Non
 
 
 def test_envoys_configuration_names_the_installed_descriptors(installed: Path) -> None:
-    configuration = run(installed, "-m", "service.cli", "envoy-config")
+    configuration = run(installed, "-m", "service.cli", "envoy-config", "--gateway-port=1")
     assert str(installed / "service" / "pb" / "descriptors.binpb") in configuration

@@ -2,40 +2,77 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any
 
 from grpc import aio
 
-from ..codec.presenter import Presenter, RestPresenter, TypedPresenter
-from ..pb.google import api as _api  # noqa: F401  importing a package adds it to the pool
-from ..pb.tokenwire import v1 as _v1  # noqa: F401
+from ..codec.presenter import Presenter, Reply, RestPresenter, TypedPresenter
+from ..errors import ServiceError, slow_reader
 
 # Envoy's transcoder sets it on REST calls; Envoy removes it from gRPC calls.
 _ORIGINAL_PATH = "x-envoy-original-path"
+
+MAX_UNREAD_S = 30.0  # that a caller may leave a message of a stream unread
+
+Metadata = Iterable[tuple[str, str | bytes]] | None
+
+
+def is_rest_call(metadata: Metadata, *, from_gateway: bool) -> bool:
+    """Whether a call was made by a REST caller: only the gateway can say so."""
+    return from_gateway and any(key == _ORIGINAL_PATH for key, _ in metadata or ())
 
 
 class Call:
     """One call, as its handler sees it.
 
+    Args:
+        context: the call, as grpc.aio has it.
+        from_gateway: whether it arrived at the gateway's address.
+
     Attributes:
         received: when it arrived, in seconds of the monotonic clock.
         metadata: the caller's metadata, without binary values.
         is_rest: whether Envoy made it from a REST request.
+        failure: why its stream has ended early, if the caller did not read it.
         presenter: makes replies in the form that this caller expects.
     """
 
-    def __init__(self, context: aio.ServicerContext[Any, Any]) -> None:
+    def __init__(self, context: aio.ServicerContext[Any, Any], *, from_gateway: bool) -> None:
         self._context = context
         self.received = time.monotonic()
-        self.metadata = {
-            key: value
-            for key, value in context.invocation_metadata() or ()
-            if isinstance(value, str)
-        }
-        self.is_rest = _ORIGINAL_PATH in self.metadata
+        metadata = context.invocation_metadata() or ()
+        self.metadata = {key: value for key, value in metadata if isinstance(value, str)}
+        self.is_rest = is_rest_call(metadata, from_gateway=from_gateway)
+        self.failure: ServiceError | None = None
+        self._end: Callable[[], Coroutine[Any, Any, object]] | None = None
+        self._ending: asyncio.Task[object] | None = None
         self.presenter: Presenter = RestPresenter() if self.is_rest else TypedPresenter()
+
+    def end_unread_by(self, end: Callable[[], Coroutine[Any, Any, object]]) -> None:
+        """Sets what ends the work for this call's stream when the caller stops to read it."""
+        self._end = end
+
+    async def write(self, reply: Reply) -> None:
+        """Sends a message of a stream, which may wait until the caller has read others.
+
+        After `MAX_UNREAD_S` the work for the stream ends, and `failure` says so. The message stays:
+        a write that has begun cannot be taken back, and nothing can overtake it.
+        """
+        timer = asyncio.get_running_loop().call_later(MAX_UNREAD_S, self._give_up)
+        try:
+            await self._context.write(reply)
+        finally:
+            timer.cancel()
+            if self._ending is not None:
+                await self._ending
+
+    def _give_up(self) -> None:
+        if self._end is not None and self.failure is None:
+            self.failure = slow_reader(MAX_UNREAD_S)
+            self._ending = asyncio.create_task(self._end())
 
     async def send_headers(self, headers: Mapping[str, str]) -> None:
         """Sends response headers (gRPC: initial metadata).

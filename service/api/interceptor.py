@@ -11,7 +11,7 @@ import inspect
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,22 +20,31 @@ from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 from grpc import aio
 
-from ..errors import ErrorKind, ServiceError
+from ..errors import ErrorKind, ServiceError, internal
 from ..generation.metrics import Metrics
+from ..routes import SERVICE
+from .call import is_rest_call
 
 logger = logging.getLogger(__name__)
 
-_DOMAIN = "tokenwire"
 _RETRY_S = 1
 # The trailers contain a message three times, escaped; peers refuse trailers above 8 to 16 KiB.
 _MAX_MESSAGE_BYTES = 512
 
+Trailers = tuple[tuple[str, str | bytes], ...]
+
 
 class CallInterceptor(aio.ServerInterceptor):  # type: ignore[misc]
-    """Wraps every handler of the server."""
+    """Wraps every handler of a server.
 
-    def __init__(self, metrics: Metrics) -> None:
+    Args:
+        metrics: where calls are counted.
+        from_gateway: whether the server's calls come from the gateway.
+    """
+
+    def __init__(self, metrics: Metrics, *, from_gateway: bool) -> None:
         self._metrics = metrics
+        self._from_gateway = from_gateway
 
     async def intercept_service(
         self,
@@ -48,36 +57,39 @@ class CallInterceptor(aio.ServerInterceptor):  # type: ignore[misc]
         if handler is None:
             return None
         if handler.unary_unary is not None:
-            return handler._replace(unary_unary=self._unary(handler.unary_unary, method))
-        if inspect.isasyncgenfunction(handler.unary_stream):
-            return handler._replace(unary_stream=self._stream(handler.unary_stream, method))
+            return handler._replace(unary_unary=self._wrapped(handler.unary_unary, method))
+        if inspect.iscoroutinefunction(handler.unary_stream):  # it writes by itself
+            return handler._replace(unary_stream=self._wrapped(handler.unary_stream, method))
         return handler  # reflection and health watching, which raise no ServiceError
 
-    def _unary(self, function: Any, method: str) -> Any:
+    def _wrapped(self, function: Any, method: str) -> Any:
         async def call(request: bytes, context: aio.ServicerContext[Any, Any]) -> Any:
             with self._counted(method, context):
                 try:
                     return await function(request, context)
                 except Exception as error:
-                    await _abort(context, error)
+                    await self._abort(context, error)
 
         return call
 
-    def _stream(self, function: Any, method: str) -> Any:
-        async def call(
-            request: bytes, context: aio.ServicerContext[Any, Any]
-        ) -> AsyncIterator[Any]:
-            replies = function(request, context)
-            with self._counted(method, context):
-                try:
-                    async for reply in replies:
-                        yield reply
-                except Exception as error:
-                    await _abort(context, error)
-                finally:
-                    await replies.aclose()
+    def _is_rest(self, context: aio.ServicerContext[Any, Any]) -> bool:
+        return is_rest_call(context.invocation_metadata(), from_gateway=self._from_gateway)
 
-        return call
+    async def _abort(self, context: aio.ServicerContext[Any, Any], error: Exception) -> None:
+        """Ends a call with the status of an error.
+
+        Raises:
+            aio.AbortError: always; that is how grpc.aio ends a call.
+        """
+        if isinstance(error, aio.AbortError):
+            raise error
+        if not isinstance(error, ServiceError):
+            logger.error("a call failed unexpectedly", exc_info=error)
+            error = internal()
+        is_rest = self._is_rest(context)
+        message = _cut(error.message if is_rest else error.grpc_message)
+        trailers = _rest_trailers(error, message) if is_rest else _grpc_trailers(error, message)
+        await context.abort(error.kind.grpc_code, message, trailers)
 
     @contextmanager
     def _counted(self, method: str, context: aio.ServicerContext[Any, Any]) -> Any:
@@ -103,21 +115,6 @@ def _code_name(code: Any) -> str:
     return next((item.name for item in grpc.StatusCode if item.value[0] == code), str(code))
 
 
-async def _abort(context: aio.ServicerContext[Any, Any], error: Exception) -> None:
-    """Ends a call with the status of an error.
-
-    Raises:
-        aio.AbortError: always; that is how grpc.aio ends a call.
-    """
-    if isinstance(error, aio.AbortError):
-        raise error
-    if not isinstance(error, ServiceError):
-        logger.error("a call failed unexpectedly", exc_info=error)
-        error = ServiceError(ErrorKind.INTERNAL, "Internal server error")
-    message = _cut(error.message)
-    await context.abort(error.kind.grpc_code, message, _trailers(error, message))
-
-
 def _cut(message: str) -> str:
     """Shortens a message so that it fits into the trailers: JSON may escape one byte as six."""
     raw = message.encode(errors="replace")
@@ -126,20 +123,32 @@ def _cut(message: str) -> str:
     return raw[:_MAX_MESSAGE_BYTES].decode(errors="ignore") + "…"
 
 
-def _trailers(error: ServiceError, message: str) -> tuple[tuple[str, str | bytes], ...]:
-    """Trailing metadata: status and body of the reply for REST, rich details for gRPC."""
+def _rest_trailers(error: ServiceError, message: str) -> Trailers:
+    """Status and body of the reply, which the gateway makes of them."""
     # json.dumps, because it escapes everything that is not ASCII: the body is sent in a header.
     body = {"error": message, "error_type": error.kind.error_type}
     return (
         ("x-http-status", str(error.kind.http_status)),
         ("x-error-body", json.dumps(body, separators=(",", ":"))),
-        *((("retry-after", str(_RETRY_S)),) if error.kind is ErrorKind.OVERLOADED else ()),
-        ("grpc-status-details-bin", _status(error, message).SerializeToString()),
+        *_retry_after(error),
     )
 
 
+def _grpc_trailers(error: ServiceError, message: str) -> Trailers:
+    """Rich details."""
+    details = ("grpc-status-details-bin", _status(error, message).SerializeToString())
+    return (*_retry_after(error), details)
+
+
+def _retry_after(error: ServiceError) -> Trailers:
+    return (("retry-after", str(_RETRY_S)),) if error.kind is ErrorKind.OVERLOADED else ()
+
+
 def _status(error: ServiceError, message: str) -> status_pb2.Status:
-    details = [error_details_pb2.ErrorInfo(reason=error.kind.error_type, domain=_DOMAIN)]
+    info = error_details_pb2.ErrorInfo(
+        reason=error.kind.name, domain=SERVICE, metadata={"error_type": error.kind.error_type}
+    )
+    details = [info]
     if error.field is not None:
         violation = error_details_pb2.BadRequest.FieldViolation(
             field=error.field, description=message

@@ -8,7 +8,8 @@ implementation fails there and not at the first call.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
+from contextlib import aclosing
 from typing import Any
 
 import betterproto2
@@ -21,6 +22,7 @@ from grpc import aio
 
 from ..bundled import DESCRIPTORS
 from ..codec.presenter import Reply
+from ..codec.requests import NOTHING, READERS, Reader, Request
 from ..errors import ErrorKind, ServiceError
 from ..grammar.checker import MAX_GRAMMAR_BYTES
 from ..pb.google import api as _api  # noqa: F401  importing a package adds it to the pool
@@ -29,7 +31,13 @@ from ..pb.tokenwire import v1 as _v1  # noqa: F401
 from ..routes import SERVICE
 from .call import Call
 
-_MAX_LOOP_BYTES = 4 * 1024  # of a message parsed on the event loop, which takes some milliseconds
+# Of requests that are parsed on the event loop, which takes some milliseconds: betterproto2 takes
+# 2 us per byte of JSON values in a message, msgspec 7 us per kilobyte of JSON text.
+_MAX_LOOP_BYTES = 4 * 1024
+_MAX_LOOP_BODY_BYTES = 256 * 1024
+
+# Takes a message's bytes, and whether a REST caller sent it.
+Decoder = Callable[[bytes, bool], Request]
 
 
 def load_pool() -> DescriptorPool:
@@ -41,39 +49,45 @@ def load_pool() -> DescriptorPool:
     return pool
 
 
-def handlers(servicer: object, pool: DescriptorPool) -> grpc.GenericRpcHandler:
+def handlers(
+    servicer: object, pool: DescriptorPool, *, from_gateway: bool
+) -> grpc.GenericRpcHandler:
     """Makes the handlers of all methods of the service.
+
+    Args:
+        servicer: has a method for every RPC, which takes a request of the domain and the call.
+        pool: the descriptors.
+        from_gateway: whether all calls come from the gateway, some of them for REST callers.
 
     Raises:
         AttributeError: the servicer lacks a method.
     """
     service = pool.FindServiceByName(SERVICE)
     return grpc.method_handlers_generic_handler(
-        SERVICE, {method.name: _handler(servicer, method) for method in service.methods}
+        SERVICE,
+        {method.name: _handler(servicer, method, from_gateway) for method in service.methods},
     )
 
 
-def _handler(servicer: object, method: MethodDescriptor) -> grpc.RpcMethodHandler[Any, Any]:
+def _handler(
+    servicer: object, method: MethodDescriptor, from_gateway: bool
+) -> grpc.RpcMethodHandler[Any, Any]:
     function = getattr(servicer, betterproto2.casing.snake_case(method.name))
-    decode = _decoder(method.input_type)
+    decode = _decoder(method.input_type, READERS.get(method.name, NOTHING))
     if method.server_streaming:
 
-        async def stream(
-            raw: bytes, context: aio.ServicerContext[Any, Any]
-        ) -> AsyncIterator[Reply]:
-            call = Call(context)
-            replies = function(await _decoded(decode, raw), call)
-            try:
+        async def stream(raw: bytes, context: aio.ServicerContext[Any, Any]) -> None:
+            call = Call(context, from_gateway=from_gateway)
+            request = await _decoded(decode, raw, call.is_rest)
+            async with aclosing(function(request, call)) as replies:
                 async for reply in replies:
-                    yield reply
-            finally:
-                await replies.aclose()
+                    await call.write(reply)
 
         return grpc.unary_stream_rpc_method_handler(stream, None, serialise)
 
     async def unary(raw: bytes, context: aio.ServicerContext[Any, Any]) -> Reply:
-        call = Call(context)
-        reply: Reply = await function(await _decoded(decode, raw), call)
+        call = Call(context, from_gateway=from_gateway)
+        reply: Reply = await function(await _decoded(decode, raw, call.is_rest), call)
         return reply
 
     return grpc.unary_unary_rpc_method_handler(unary, None, serialise)
@@ -105,31 +119,38 @@ def _check_sizes(message: Message) -> None:
             )
 
 
-async def _decoded(decode: Callable[[bytes], betterproto2.Message], raw: bytes) -> Any:
-    """Parses a message, in a thread if it is large: JSON values take 2 us a byte."""
-    if len(raw) <= _MAX_LOOP_BYTES:
-        return decode(raw)
-    return await asyncio.to_thread(decode, raw)
+async def _decoded(decode: Decoder, raw: bytes, is_rest: bool) -> Request:
+    """Reads a request, in a thread if it is large."""
+    if len(raw) <= (_MAX_LOOP_BODY_BYTES if is_rest else _MAX_LOOP_BYTES):
+        return decode(raw, is_rest)
+    return await asyncio.to_thread(decode, raw, is_rest)
 
 
-def _decoder(descriptor: Descriptor) -> Callable[[bytes], betterproto2.Message]:
+def _decoder(descriptor: Descriptor, reader: Reader) -> Decoder:
     """Makes a strict parser: google's checks the bytes, since betterproto2 accepts broken ones."""
     checked: type[Message] = message_factory.GetMessageClass(descriptor)
     url = f"type.googleapis.com/{descriptor.full_name}"
     message_class: type[betterproto2.Message] = default_message_pool.url_to_type[url]
+    takes_body = "http" in descriptor.fields_by_name
 
-    def decode(raw: bytes) -> betterproto2.Message:
+    def decode(raw: bytes, is_rest: bool) -> Request:
         try:
-            message = checked.FromString(raw)
+            message: Any = checked.FromString(raw)
         except DecodeError as error:
             raise ServiceError(ErrorKind.SHAPE, f"invalid {descriptor.name} bytes") from error
+        if takes_body and is_rest:
+            return reader.from_body(message.http.data)
+        if takes_body and message.HasField("http"):
+            raise ServiceError(
+                ErrorKind.SHAPE, "`http` is for the gateway: use the other fields", field="http"
+            )
         _check_sizes(message)
         size = message.ByteSize()
         message.DiscardUnknownFields()  # known fields of the wrong wire type are among them
         if message.ByteSize() != size:
-            return message_class.parse(message.SerializeToString())
+            return reader.from_message(message_class.parse(message.SerializeToString()))
         # The bytes as received: google's parser loses the order of keys, and an answer has the
         # order of keys in its JSON Schema.
-        return message_class.parse(raw)
+        return reader.from_message(message_class.parse(raw))
 
     return decode

@@ -7,20 +7,21 @@ presented: as an event to REST callers, as a status to gRPC callers.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
 
-from ..codec import convert, headers, presenter
+from ..codec import headers, presenter
 from ..codec.keep_alive import with_keep_alive
 from ..codec.presenter import InvocationKind, Reply
-from ..errors import ServiceError, fields_named, missing_field, unhealthy
+from ..errors import ServiceError, fields_named, internal, unhealthy
 from ..generation.engine_client import EngineClient
 from ..generation.gather import gather
 from ..generation.generator import Generation, TokenEvent
 from ..generation.metrics import Metrics
-from ..generation.parameters import Parameters
+from ..generation.parameters import Parameters, TextRequest
 from ..generation.pipeline import Pipeline
 from ..generation.server_info import ServerInfo
 from ..openai import chat, completions
@@ -32,10 +33,11 @@ from ..openai.completions import (
     round_robin,
 )
 from ..openai.usage import StreamUsage, Usage
-from ..pb.tokenwire import v1 as pb
 from ..text.tokenizer import TextTokenizer
 from . import docs
 from .call import Call
+
+logger = logging.getLogger(__name__)
 
 KEEP_ALIVE_S = 15.0  # TGI's interval: axum's KeepAlive
 
@@ -57,29 +59,21 @@ class TextGenerationServicer:
         self._server = server
         self._metrics = metrics
 
-    async def generate(self, request: pb.GenerateRequest, call: Call) -> Reply:
+    async def generate(self, request: TextRequest, call: Call) -> Reply:
         """Generates a whole text."""
-        inputs = _required(request.inputs, "inputs")
-        result = await self._run(inputs, convert.parameters(request.parameters), call)
-        return call.presenter.generate(result)
+        return call.presenter.generate(await self._run(request.inputs, request.parameters, call))
 
-    async def generate_stream(
-        self, request: pb.GenerateRequest, call: Call
-    ) -> AsyncGenerator[Reply]:
+    async def generate_stream(self, request: TextRequest, call: Call) -> AsyncGenerator[Reply]:
         """Generates a text as one message per token."""
-        inputs = _required(request.inputs, "inputs")
-        events = self._stream(inputs, convert.parameters(request.parameters), call)
+        events = self._stream(request.inputs, request.parameters, call)
         messages = _numbered(events, call.presenter.generate_stream)
-        async with aclosing(self._presented(messages, inputs, call)) as replies:
+        async with aclosing(self._presented(messages, request.inputs, call)) as replies:
             async for reply in replies:
                 yield reply
 
-    async def compat_generate(
-        self, request: pb.CompatGenerateRequest, call: Call
-    ) -> AsyncGenerator[Reply]:
+    async def compat_generate(self, request: TextRequest, call: Call) -> AsyncGenerator[Reply]:
         """Generate or GenerateStream; by default the text includes the prompt."""
-        inputs = _required(request.inputs, "inputs")
-        parameters = convert.parameters(request.parameters)
+        inputs, parameters = request.inputs, request.parameters
         if parameters.return_full_text is None:
             parameters = replace(parameters, return_full_text=True)
         if not request.stream:
@@ -91,7 +85,7 @@ class TextGenerationServicer:
             async for reply in replies:
                 yield reply
 
-    async def chat(self, request: pb.ChatRequest, call: Call) -> AsyncGenerator[Reply]:
+    async def chat(self, request: ChatRequest, call: Call) -> AsyncGenerator[Reply]:
         """Continues a conversation."""
         conversation = self._conversation(request, call)
         wanted, prompt = conversation.request, conversation.prompt
@@ -106,11 +100,8 @@ class TextGenerationServicer:
                 async for reply in replies:
                     yield reply
 
-    async def completions(
-        self, request: pb.CompletionsRequest, call: Call
-    ) -> AsyncGenerator[Reply]:
+    async def completions(self, wanted: CompletionsRequest, call: Call) -> AsyncGenerator[Reply]:
         """Continues one or several prompts."""
-        wanted = convert.completions_request(request)
         wanted.check(self._server.limits)
         created = int(time.time())
         with fields_named(completions.FIELD_NAMES):
@@ -124,51 +115,50 @@ class TextGenerationServicer:
                     yield reply
 
     async def invocations(
-        self, request: pb.InvocationsRequest, call: Call
+        self, request: TextRequest | ChatRequest | CompletionsRequest, call: Call
     ) -> AsyncGenerator[Reply]:
         """CompatGenerate, Chat or Completions, depending on the fields that are set."""
         kind: InvocationKind
-        match convert.invocation(request):
-            case pb.ChatRequest() as meant:
-                kind, replies = "chat", self.chat(meant, call)
-            case pb.CompletionsRequest() as meant:
-                kind, replies = "completions", self.completions(meant, call)
-            case meant:
-                kind, replies = "generate", self.compat_generate(meant, call)
+        match request:
+            case ChatRequest():
+                kind, replies = "chat", self.chat(request, call)
+            case CompletionsRequest():
+                kind, replies = "completions", self.completions(request, call)
+            case _:
+                kind, replies = "generate", self.compat_generate(request, call)
         async with aclosing(replies):
             async for reply in replies:
                 yield call.presenter.invocation(kind, reply)
 
-    async def tokenize(self, request: pb.TokenizeRequest, call: Call) -> Reply:
+    async def tokenize(self, inputs: str, call: Call) -> Reply:
         """Splits text into tokens."""
-        inputs = _required(request.inputs, "inputs")
         spans = await self._tokenizer.spans(inputs)
         # In a thread, like the tokenising: a long text has hundreds of thousands of tokens.
         return await asyncio.to_thread(call.presenter.tokenize, spans)
 
-    async def chat_tokenize(self, request: pb.ChatRequest, call: Call) -> Reply:
+    async def chat_tokenize(self, request: ChatRequest, call: Call) -> Reply:
         """The prompt of a conversation, and its tokens."""
         prompt = self._conversation(request, call).prompt
         spans = await self._tokenizer.spans(prompt, is_prompt=True)
         return await asyncio.to_thread(call.presenter.chat_tokenize, prompt, spans)
 
-    async def list_models(self, _: pb.ListModelsRequest, call: Call) -> Reply:
+    async def list_models(self, _: None, call: Call) -> Reply:
         """The one model that is served."""
         return call.presenter.list_models(self._server)
 
-    async def open_api(self, _: pb.OpenApiRequest, __: Call) -> Reply:
+    async def open_api(self, _: None, __: Call) -> Reply:
         """The OpenAPI document: the contract with our additions."""
         return presenter.document(docs.JSON_TYPE, docs.open_api())
 
-    async def docs(self, request: pb.DocsRequest, _: Call) -> Reply:
+    async def docs(self, asset: str, _: Call) -> Reply:
         """The interactive documentation."""
-        return presenter.document(*docs.file(request.asset))
+        return presenter.document(*docs.file(asset))
 
-    async def info(self, _: pb.InfoRequest, call: Call) -> Reply:
+    async def info(self, _: None, call: Call) -> Reply:
         """The model and the limits."""
         return call.presenter.info(self._server)
 
-    async def health(self, _: pb.HealthRequest, call: Call) -> Reply:
+    async def health(self, _: None, call: Call) -> Reply:
         """Answers while an engine is connected and its step loop runs.
 
         Raises:
@@ -178,13 +168,13 @@ class TextGenerationServicer:
             raise unhealthy()
         return call.presenter.health()
 
-    async def metrics(self, _: pb.MetricsRequest, __: Call) -> Reply:
+    async def metrics(self, _: None, __: Call) -> Reply:
         """The Prometheus exposition."""
         return presenter.metrics(self._metrics.exposition())
 
-    def _conversation(self, request: pb.ChatRequest, call: Call) -> Conversation:
+    def _conversation(self, request: ChatRequest, call: Call) -> Conversation:
         call_format = tool_call_format(self._server.tool_call_format, call.metadata)
-        return Conversation.of(convert.chat_request(request, call_format), self._tokenizer)
+        return Conversation.of(replace(request, tool_call_format=call_format), self._tokenizer)
 
     async def _run(self, inputs: str, parameters: Parameters, call: Call) -> Generation:
         result = await self._pipeline.run(inputs, parameters, call.received)
@@ -251,12 +241,18 @@ class TextGenerationServicer:
         filler = call.presenter.keep_alive()
         if filler is not None:
             messages = with_keep_alive(messages, filler, KEEP_ALIVE_S)
+        call.end_unread_by(messages.aclose)
         try:
             async with aclosing(messages):
                 async for message in messages:
                     yield message
+            if call.failure is not None:
+                raise call.failure
         except ServiceError as error:
             yield call.presenter.stream_error(error)
+        except Exception:
+            logger.exception("a stream failed unexpectedly")
+            yield call.presenter.stream_error(internal())
         if openai and (end := call.presenter.stream_end()) is not None:
             yield end
 
@@ -270,14 +266,3 @@ async def _numbered(
         async for event in events:
             index += 1
             yield present(index, event)
-
-
-def _required(value: str | None, name: str) -> str:
-    """The value of a required field.
-
-    Raises:
-        ServiceError: it is absent.
-    """
-    if value is None:
-        raise missing_field(name)
-    return value

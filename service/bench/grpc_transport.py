@@ -102,14 +102,14 @@ async def _translated() -> AsyncIterator[None]:
 
 def _failure(error: Any) -> Failure:
     code, message = error.code().name, error.details() or ""
-    reason = _reason(error.trailing_metadata())
-    if reason is None and code == "UNAVAILABLE":
+    error_type = _error_type(error.trailing_metadata())
+    if error_type is None and code == "UNAVAILABLE":
         return Failure("connection", code, message)
-    return Failure(reason or "grpc", code, message)
+    return Failure(error_type or "grpc", code, message)
 
 
-def _reason(trailers: Any) -> str | None:
-    """The reason of google.rpc.ErrorInfo, which is REST's `error_type`."""
+def _error_type(trailers: Any) -> str | None:
+    """REST's `error_type`, from google.rpc.ErrorInfo."""
     raw = dict(trailers or ()).get("grpc-status-details-bin")
     if raw is None:
         return None
@@ -117,5 +117,5 @@ def _reason(trailers: Any) -> str | None:
         for detail in status_pb2.Status.FromString(raw).details:
             info = error_details_pb2.ErrorInfo()
             if detail.Unpack(info):
-                return str(info.reason)
+                return str(info.metadata["error_type"])
     return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from ..errors import overloaded, unhealthy
 
@@ -20,8 +21,8 @@ class Admission:
         self.num_active = 0
 
     @contextmanager
-    def permit(self, count: int = 1) -> Iterator[None]:
-        """Holds `count` permits.
+    def permit(self, count: int = 1) -> Iterator[Permit]:
+        """Holds `count` permits, until the end or until they are released before it.
 
         Raises:
             ServiceError: there are not so many left, or the server is shutting down.
@@ -30,12 +31,26 @@ class Admission:
             raise unhealthy()
         if self.num_active + count > self._max:
             raise overloaded()
+        permit = Permit(self, count)
         self.num_active += count
         try:
-            yield
+            yield permit
         finally:
-            self.num_active -= count
+            permit.release()
 
     def close(self) -> None:
         """Refuses all further permits; those held already stay valid."""
         self._open = False
+
+
+@dataclass(slots=True)
+class Permit:
+    """Permits that one request holds."""
+
+    _admission: Admission
+    _count: int
+
+    def release(self) -> None:
+        """Gives the permits back, once: a caller that still reads holds none."""
+        self._admission.num_active -= self._count
+        self._count = 0

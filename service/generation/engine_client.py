@@ -41,6 +41,7 @@ class _Stream:
     num_prompt_logprobs: int = 0
     num_repeated_logprobs: int = 0  # of the prompt, that a new engine will send again
     num_restarts: int = 0
+    on_end: Callable[[], object] = lambda: None
     ended: bool = False  # the last output was received; the caller may not have read it yet
 
     def push(self, output: SequenceOutput) -> None:
@@ -52,7 +53,9 @@ class _Stream:
             output = output._replace(prompt_logprobs=fresh)
         if output.token is not None:
             self.token_ids.append(output.token.token_id)
-        self.ended |= output.is_last
+        if output.is_last and not self.ended:
+            self.ended = True
+            self.on_end()
         self.queue.put_nowait(output)
 
     def resumption(self) -> Request:
@@ -111,21 +114,32 @@ class EngineClient:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
-        self._fail_streams("the server is shutting down", min_restarts=0)
+        self.end_streams("the server is shutting down")
+
+    def end_streams(self, reason: str) -> None:
+        """Fails all requests that still run."""
+        self._fail_streams(reason, min_restarts=0)
 
     def new_request_id(self) -> str:
         """An id that no other request of this machine has."""
         return next(self._ids)
 
-    async def generate(self, request: Request) -> AsyncGenerator[SequenceOutput]:
+    async def generate(
+        self, request: Request, on_end: Callable[[], object] = lambda: None
+    ) -> AsyncGenerator[SequenceOutput]:
         """Yields a request's output of each step until it ends. Closing the iterator aborts it.
+
+        Args:
+            request: the request.
+            on_end: is called when the engine is done with it, which may be long before its last
+                output is read.
 
         Raises:
             ServiceError: no engine is connected.
         """
         if self._writer is None:
             raise unhealthy()
-        stream = self._streams[request.request_id] = _Stream(request)
+        stream = self._streams[request.request_id] = _Stream(request, on_end=on_end)
         try:
             self._send(wire.submit(request))
             while not (stream.ended and stream.queue.empty()):

@@ -6,7 +6,7 @@ Stop sequences need text, so they are found here; closing the engine's stream ab
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
@@ -145,15 +145,22 @@ class Generator:
         return replace(best, best_of_sequences=[item for item in results if item is not best])
 
     async def stream(
-        self, request: GenerationRequest, received: float, validated: float
+        self,
+        request: GenerationRequest,
+        received: float,
+        validated: float,
+        on_end: Callable[[], object] = lambda: None,
     ) -> AsyncGenerator[TokenEvent]:
         """One event per token. Closing the iterator ends the work in the engine.
+
+        `on_end` is called when the engine is done, which may be long before the events are read.
 
         Raises:
             ServiceError: generation failed.
         """
         progress = _Progress(request, self._tokenizer, received, validated)
-        async with aclosing(self._client.generate(self._engine_request(request))) as outputs:
+        outputs = self._client.generate(self._engine_request(request), on_end)
+        async with aclosing(outputs):
             async for output in outputs:
                 event = progress.push(output)
                 if event is not None:

@@ -17,7 +17,10 @@ DEFAULT_MAX_NEW_TOKENS: Final = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameters:
-    """The parameters of the contract; None is absent. Names are the wire's."""
+    """The parameters of the contract; None is absent. Names are the wire's.
+
+    For `max_new_tokens`, None means as many as fit beside the prompt.
+    """
 
     best_of: int | None = None
     temperature: float | None = None
@@ -27,7 +30,7 @@ class Parameters:
     top_p: float | None = None
     typical_p: float | None = None
     do_sample: bool = False
-    max_new_tokens: int = DEFAULT_MAX_NEW_TOKENS
+    max_new_tokens: int | None = DEFAULT_MAX_NEW_TOKENS
     return_full_text: bool | None = None
     stop: tuple[str, ...] = ()
     truncate: int | None = None
@@ -46,6 +49,15 @@ class Parameters:
             value is not None
             for value in (self.temperature, self.top_k, self.top_p, self.typical_p)
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextRequest:
+    """A text to continue, as it came; `stream` says so where an endpoint does both."""
+
+    inputs: str
+    parameters: Parameters
+    stream: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -60,9 +60,10 @@ class Pipeline:
         """
         with self._counted():
             self._validator.check_stream(parameters)
-            with self._admission.permit():
+            with self._admission.permit() as permit:
                 request = await self._validate(inputs, parameters)
-                events = self._generator.stream(request, received, time.monotonic())
+                validated = time.monotonic()
+                events = self._generator.stream(request, received, validated, permit.release)
                 async with aclosing(events):
                     async for event in events:
                         if event.generation is not None:

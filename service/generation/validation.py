@@ -62,14 +62,17 @@ class Validator:
             raise ServiceError(ErrorKind.VALIDATION, "`inputs` cannot be empty", field="inputs")
         check(INPUT_RULES, parameters, limits)
         token_ids = await self._tokenise(inputs, parameters)
-        check_lengths(len(token_ids), parameters.max_new_tokens, limits)
+        max_new_tokens = parameters.max_new_tokens
+        if max_new_tokens is None:
+            max_new_tokens = max(limits.max_total_tokens - len(token_ids), 0)
+        check_lengths(len(token_ids), max_new_tokens, limits)
         grammar = parameters.grammar
         source = "" if grammar is None else await self._grammars.check(grammar)
         return GenerationRequest(
             inputs=inputs,
             prompt_token_ids=token_ids,
             sampling=_sampling(parameters),
-            max_new_tokens=parameters.max_new_tokens,
+            max_new_tokens=max_new_tokens,
             stop=parameters.stop,
             return_full_text=bool(parameters.return_full_text),
             details=parameters.details,

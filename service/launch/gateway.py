@@ -38,7 +38,7 @@ SERVICE_STATUSES = (400, 404, 413, 422, 424, 429, 500, 503, 504)
 
 # gRPC code -> HTTP status, for calls that end without `x-http-status`: gRPC itself refused or ended
 # them (deadline, message size, unknown method) or the service has a defect.
-_GRPC_STATUSES = dict.fromkeys(range(1, 17), 500) | {4: 504, 8: 429, 14: 503}
+_GRPC_STATUSES = dict.fromkeys(range(1, 17), 500) | {4: 504, 14: 503}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +49,8 @@ class GatewayConfig:
         listen_host: the IP address to listen on.
         listen_port: the one port for REST, gRPC and gRPC-Web.
         upstream_host: the service's IP address, or a DNS name whose every address is a replica.
-        upstream_port: the service's gRPC port.
+        upstream_port: the port on which the service takes the gateway's calls.
+        upstream_socket: the Unix socket for the same, which wins over host and port.
         descriptors: the compiled descriptor set, as a path that Envoy can open.
         admin_port: port of Envoy's admin interface on 127.0.0.1; None leaves it out.
         max_request_bytes: the largest REST request body; TGI's limit is the default.
@@ -64,6 +65,7 @@ class GatewayConfig:
     upstream_host: str
     upstream_port: int
     descriptors: Path
+    upstream_socket: Path | None = None
     admin_port: int | None = None
     max_request_bytes: int = 2_097_152
     max_requests: int = 4096

@@ -16,7 +16,7 @@ from pathlib import Path
 from ..bundled import DESCRIPTORS, PACKAGE
 from ..routes import SERVICE
 from . import gateway
-from .settings import Settings, reachable
+from .settings import Settings, address, reachable
 
 _PROBE_S = 5.0  # a probe that takes longer has failed
 
@@ -48,7 +48,11 @@ def make_plan(settings: Settings, runtime: Path) -> Plan:
         FileNotFoundError: there is no Envoy, or no model where a path points.
     """
     _check_model(settings.model_path)
-    settings = replace(settings, engine_socket=settings.engine_socket or runtime / "engine.sock")
+    settings = replace(
+        settings,
+        engine_socket=settings.engine_socket or runtime / "engine.sock",
+        gateway_socket=settings.gateway_socket or runtime / "gateway.sock",
+    )
     command, flags = _own_command(), settings.to_argv()
     return Plan(
         commands={
@@ -146,7 +150,7 @@ async def is_serving(host: str, port: int) -> bool:
     import grpc.aio  # here, because the commands that do not probe need no gRPC
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-    async with grpc.aio.insecure_channel(_address(host, port)) as channel:
+    async with grpc.aio.insecure_channel(address(host, port)) as channel:
         request = health_pb2.HealthCheckRequest(service=SERVICE)
         try:
             reply = await health_pb2_grpc.HealthStub(channel).Check(request, timeout=_PROBE_S)
@@ -185,8 +189,8 @@ async def _connection(
 
 def _banner(settings: Settings) -> str:
     scheme = "http" if settings.tls_certificate is None else "https"
-    rest = f"{scheme}://{_address(reachable(settings.hostname), settings.port)}"
-    direct = _address(settings.upstream_host, settings.grpc_port)
+    rest = f"{scheme}://{address(reachable(settings.hostname), settings.port)}"
+    direct = address(settings.upstream_host, settings.grpc_port)
     chat = {
         "messages": [{"role": "user", "content": "What is Deep Learning?"}],
         "max_tokens": 60,
@@ -212,7 +216,3 @@ Try it:
 or in Python: python examples/grpc_client.py
 
 """
-
-
-def _address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -171,6 +171,19 @@ class Settings:
         Path | None,
         About("Unix socket between service and engine; serve makes one of its own", ours=True),
     ] = None
+    gateway_socket: Annotated[
+        Path | None,
+        About("Unix socket on which the service takes Envoy's calls; serve makes one", ours=True),
+    ] = None
+    gateway_port: Annotated[
+        int | None,
+        About(
+            "port on which the service takes Envoy's calls, where Envoy runs elsewhere",
+            ours=True,
+            low=1,
+            high=_MAX_PORT,
+        ),
+    ] = None
     cors_allow_origin: Annotated[
         tuple[str, ...], About("an origin that browsers may call from; otherwise all may")
     ] = ()
@@ -217,10 +230,10 @@ class Settings:
             raise SettingsError(f"`hostname` must be an IP address. Given: {self.hostname}")
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise SettingsError("`tls_certificate` and `tls_key` must be given together")
-        if self.engine_socket and len(bytes(self.engine_socket)) > _MAX_SOCKET_PATH:
-            raise SettingsError(
-                f"`engine_socket` must be <= {_MAX_SOCKET_PATH} bytes. Given: {self.engine_socket}"
-            )
+        for name in ("engine_socket", "gateway_socket"):
+            path = getattr(self, name)
+            if path and len(bytes(path)) > _MAX_SOCKET_PATH:
+                raise SettingsError(f"`{name}` must be <= {_MAX_SOCKET_PATH} bytes. Given: {path}")
 
     def _check_tokens(self) -> None:
         """TGI's start-up checks, as far as they apply to a cache without reservations."""
@@ -247,6 +260,18 @@ class Settings:
     def upstream_host(self) -> str:
         """Where to reach the service."""
         return reachable(self.grpc_host)
+
+    @property
+    def grpc_address(self) -> str:
+        """Where the service listens for gRPC callers."""
+        return address(self.grpc_host, self.grpc_port)
+
+    @property
+    def gateway_addresses(self) -> list[str]:
+        """Where the service listens for Envoy, which is believed what it says of REST callers."""
+        socket = [] if self.gateway_socket is None else [f"unix:{self.gateway_socket}"]
+        port = [] if self.gateway_port is None else [address(self.grpc_host, self.gateway_port)]
+        return [*socket, *port]
 
     def engine_config(self, socket_path: Path) -> EngineConfig:
         """Returns the engine's configuration."""
@@ -280,12 +305,21 @@ class Settings:
         )
 
     def gateway_config(self, descriptors: Path) -> GatewayConfig:
-        """Returns Envoy's parameters."""
+        """Returns Envoy's parameters.
+
+        Raises:
+            SettingsError: it is not said where the service takes Envoy's calls.
+        """
+        if self.gateway_socket is None and self.gateway_port is None:
+            raise SettingsError(
+                "--gateway-socket or --gateway-port is needed where Envoy runs alone"
+            )
         return GatewayConfig(
             listen_host=self.hostname,
             listen_port=self.port,
             upstream_host=self.upstream_host,
-            upstream_port=self.grpc_port,
+            upstream_port=self.gateway_port or 0,
+            upstream_socket=self.gateway_socket,
             descriptors=descriptors,
             admin_port=self.admin_port,
             max_request_bytes=self.max_request_bytes,
@@ -320,3 +354,8 @@ def _options() -> Iterator[Option]:
 
 
 OPTIONS = tuple(_options())
+
+
+def address(host: str, port: int) -> str:
+    """Host and port as one text, IPv6 addresses in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -9,7 +9,7 @@ import grpc
 import jsonschema
 import pytest
 
-from tests.e2e.reflection_client import ReflectionClient, details
+from tests.e2e.reflection_client import ReflectionClient, assert_same_text, details
 from tests.e2e.stack import PROMPT, Stack
 
 SCHEMA: dict[str, Any] = {
@@ -73,7 +73,7 @@ def check_refused(
         if method == "Chat":
             list(result)
     assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert failed.value.details() == error["error"]
+    assert_same_text(failed.value, error["error"])
     reason, field = details(failed.value)
     assert reason == "validation"
     assert field is not None

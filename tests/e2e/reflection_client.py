@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +17,8 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 )
 
 from tests.e2e.stack import DEADLINE_S, SERVICE
+
+SHAPE = "Failed to deserialize the JSON body into the target type: "
 
 
 class ReflectionClient:
@@ -81,18 +84,28 @@ def as_dict(message: Message) -> dict[str, Any]:
 
 
 def details(error: grpc.RpcError) -> tuple[str, str | None]:
-    """The reason of google.rpc.ErrorInfo and the field of BadRequest in a failure."""
-    reason, field = "", None
+    """REST's `error_type` in google.rpc.ErrorInfo, and the field of BadRequest, in a failure."""
+    error_type, field = "", None
     for detail in _details(error):
         info, bad = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
         if detail.Unpack(info):
-            assert info.domain == "tokenwire"
-            reason = info.reason
+            assert info.domain == SERVICE
+            assert re.fullmatch("[A-Z_]+", info.reason)
+            error_type = info.metadata["error_type"]
         elif detail.Unpack(bad):
             (violation,) = bad.field_violations
             assert violation.description == error.details()
             field = violation.field
-    return reason, field
+    return error_type, field
+
+
+def assert_same_text(error: grpc.RpcError, rest: str) -> None:
+    """Both callers get the same text, but for the shape of a request: each has its own words."""
+    if rest.startswith(SHAPE):
+        assert error.details()
+        assert "JSON" not in str(error.details())
+    else:
+        assert error.details() == rest
 
 
 def retry_seconds(error: grpc.RpcError) -> int | None:

@@ -26,7 +26,7 @@ class TestRefused:
             ({"type": "json", "value": "{"}, "grammar is not valid: ", ""),
             ({"type": "json", "value": "[]"}, "it is not an object", ""),
             ({"type": "json", "value": [1]}, "grammar is not supported", ""),
-            ({"type": "json", "value": {"maximum": 1e300}}, "more than 64 bits", ""),
+            ({"type": "json", "value": {"maximum": 1e300}}, "grammar is not valid: ", ""),
             ({"type": "regex", "value": "["}, "regex", ""),
             ({"type": "regex", "value": 5}, "expected a string", ""),
             ({"type": "regex"}, "missing field `value`", ".value"),

@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.e2e.reflection_client import ReflectionClient, details
+from tests.e2e.reflection_client import ReflectionClient, assert_same_text, details
 from tests.e2e.stack import Stack
 from tests.e2e.tool_calls import CALL, WANTED, called, choice, post, templated
 from tests.e2e.tools import TIME, WEATHER, tool
@@ -87,7 +87,7 @@ class TestToolChoice:
         with pytest.raises(grpc.RpcError) as refused:
             api.collect("Chat", wanted)
         assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-        assert refused.value.details() == reply.json()["error"]
+        assert_same_text(refused.value, reply.json()["error"])
         assert details(refused.value) == (error_type, "tool_choice")
 
 

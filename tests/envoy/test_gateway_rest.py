@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from service.routes import REST_ROUTES
 from tests.envoy.fake_service import DEADLINE
 from tests.envoy.gateway import Gateway
 
@@ -74,34 +75,30 @@ def test_json_content_types_are_accepted(gateway: Gateway, content_type: str) ->
     assert reply.status_code == 200
 
 
-def test_json_becomes_the_typed_request(gateway: Gateway) -> None:
-    schema = {"zeta": 1, "alpha": {"minLength": 2}}
-    body = {
-        "inputs": "caf\u00e9 \U0001f600",
-        "parameters": {
-            "temperature": 0.5,
-            "top_k": 7,
-            "stop": ["a", "b"],
-            "seed": 18446744073709551615,
-            "max_new_tokens": 0,
-            "do_sample": None,
-            "grammar": {"type": "json", "value": schema},
-        },
-        "unknown": {"nested": []},
-    }
-    gateway.client.post("/generate", json=body)
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{}",
+        b"",
+        b"{'inputs': 'a',}",
+        b'{"inputs": "caf\xc3\xa9 \xf0\x9f\x98\x80", "seed": 18446744073709551615, "x": null}',
+        b'{"inputs": "\xff\x00"}',
+        b"[" * 100_000,
+    ],
+)
+@pytest.mark.parametrize("path", [path for path, verbs in REST_ROUTES.items() if "POST" in verbs])
+def test_a_body_reaches_the_service_byte_for_byte(gateway: Gateway, path: str, body: bytes) -> None:
+    headers = {"content-type": "application/json; charset=utf-8"}
+    gateway.client.post(path, content=body, headers=headers)
     request = gateway.service.calls[-1].request
-    assert request.inputs == body["inputs"]
-    parameters = request.parameters
-    assert parameters.temperature == 0.5
-    assert parameters.top_k == 7
-    assert list(parameters.stop) == ["a", "b"]
-    assert parameters.seed == 2**64 - 1
-    assert parameters.HasField("max_new_tokens")
-    assert not parameters.HasField("do_sample")
-    assert not parameters.HasField("top_p")
-    assert parameters.grammar.type == 1
-    assert parameters.grammar.value.struct_value["alpha"]["minLength"] == 2
+    assert request.http.data == body
+    assert [field.name for field, _ in request.ListFields()] in (["http"], [])
+
+
+def test_a_query_does_not_change_the_body(gateway: Gateway) -> None:
+    path = "/generate?inputs=x&parameters.top_k=5&http.data=eHg="
+    gateway.client.post(path, content=b"{}", headers={"content-type": "application/json"})
+    assert gateway.service.calls[-1].request.http.data == b"{}"
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,9 @@ class FakeEngineClient:
         """Consecutive numbers."""
         return str(len(self.requests))
 
-    async def generate(self, request: Request) -> AsyncGenerator[SequenceOutput]:
+    async def generate(
+        self, request: Request, on_end: Callable[[], object] = lambda: None
+    ) -> AsyncGenerator[SequenceOutput]:
         """The script's outputs."""
         self.requests.append(request)
         self.num_open += 1
@@ -133,6 +135,8 @@ class FakeEngineClient:
         try:
             async for output in self.script(request):
                 ended = output.finish_reason is not None or output.error is not None
+                if ended:
+                    on_end()
                 yield output
         finally:
             self.num_open -= 1
@@ -275,19 +279,31 @@ def simple_tokenizer(ids: Sequence[int]) -> SimpleNamespace:
 
 
 @asynccontextmanager
-async def serving(
-    handlers: grpc.GenericRpcHandler, metrics: Metrics | None = None
-) -> AsyncGenerator[aio.Channel]:
-    """A server on a free port with our interceptor, and a channel to it."""
-    server = aio.server(interceptors=[CallInterceptor(metrics or Metrics(LIMITS))])
+async def listening(
+    handlers: grpc.GenericRpcHandler, metrics: Metrics | None = None, **options: Any
+) -> AsyncGenerator[int]:
+    """A server on a free port with our interceptor and its options; gives the port."""
+    options = {"from_gateway": False, **options}
+    server = aio.server(interceptors=[CallInterceptor(metrics or Metrics(LIMITS), **options)])
     server.add_generic_rpc_handlers((handlers,))
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
-        async with aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield channel
+        yield port
     finally:
         await server.stop(None)
+
+
+@asynccontextmanager
+async def serving(
+    handlers: grpc.GenericRpcHandler, metrics: Metrics | None = None, **options: Any
+) -> AsyncGenerator[aio.Channel]:
+    """A server as from `listening`, and a channel to it."""
+    async with (
+        listening(handlers, metrics, **options) as port,
+        aio.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        yield channel
 
 
 async def eventually(condition: Callable[[], bool]) -> None:

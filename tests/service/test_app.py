@@ -125,7 +125,7 @@ async def test_a_port_in_use_is_reported(app: App, tmp_path: Path) -> None:
             grpc_port=app.port,
         )
     )
-    with pytest.raises(OSError, match=r"cannot listen on 127\.0\.0\.1:\d+: is the port in use\?"):
+    with pytest.raises(OSError, match=r"cannot listen on 127\.0\.0\.1:\d+: is it in use\?"):
         await second.start()
     await second._client.close()
 

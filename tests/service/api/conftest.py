@@ -6,16 +6,12 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
-from service.api import rpc
-from tests.service.api.harness import POOL, Service
-from tests.service.fakes import serving
+from tests.service.api.harness import Service
 
 
 @pytest.fixture
 async def service() -> AsyncGenerator[Service]:
-    service = Service()
-    async with serving(rpc.handlers(service.servicer, POOL), service.metrics) as channel:
-        service.channel = channel
+    async with Service().running() as service:
         yield service
         assert service.client.num_open == 0
         assert service.admission.num_active == 0

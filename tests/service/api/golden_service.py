@@ -6,16 +6,14 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from google.protobuf import json_format, message_factory
-
-from service.api import rpc
 from service.api.servicer import TextGenerationServicer
 from service.generation.admission import Admission
 from service.generation.generator import Generator
 from service.generation.metrics import Metrics
 from service.generation.pipeline import Pipeline
 from service.generation.validation import Validator
-from tests.service.api.harness import METHODS, POOL, Answer, Service
+from service.pb.tokenwire import v1 as pb
+from tests.service.api.harness import METHODS, Answer, Service, with_body
 from tests.service.fakes import (
     LIMITS,
     NO_GRAMMARS,
@@ -24,7 +22,6 @@ from tests.service.fakes import (
     Script,
     WordTokenizer,
     script,
-    serving,
     step,
 )
 
@@ -75,12 +72,9 @@ BREAKS_OFF = script(step(TEXT[0]))
 async def answer(
     name: str, body: dict[str, Any], engine_script: Script, *, full: bool = False
 ) -> Answer:
-    """What a REST caller receives; the JSON becomes a message as in Envoy's transcoder."""
-    service = GoldenService(engine_script)
-    message = message_factory.GetMessageClass(METHODS[name].input_type)()
-    request = json_format.Parse(json.dumps(body), message).SerializeToString()
-    async with serving(rpc.handlers(service.servicer, POOL), service.metrics) as channel:
-        service.channel = channel
+    """What a REST caller receives."""
+    request = with_body(getattr(pb, METHODS[name].input_type.name), json.dumps(body).encode())
+    async with GoldenService(engine_script).running() as service:
         with service.admission.permit(LIMITS.max_concurrent_requests if full else 0):
             result = await service.ask(name, request, rest=True)
     assert service.client.num_open == service.admission.num_active == 0

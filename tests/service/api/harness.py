@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, fields
+from enum import Enum
+from typing import Any, Self
 
+import betterproto2
 import grpc
 from grpc import aio
 
 from service.api import rpc
 from service.api.servicer import TextGenerationServicer
+from service.codec.requests import plain
 from service.generation.admission import Admission
 from service.generation.generator import Generator
 from service.generation.metrics import Metrics
@@ -29,10 +34,12 @@ from tests.service.fakes import (
     FakeEngineClient,
     Script,
     demo_tokenizer,
+    serving,
     speaking,
     trailers,
 )
 
+SHAPE = "Failed to deserialize the JSON body into the target type: "
 TEXT = " Grüße, 😀 said the fox.\n"
 POOL = rpc.load_pool()
 METHODS = {method.name: method for method in POOL.FindServiceByName(SERVICE).methods}
@@ -100,17 +107,35 @@ class Service:
             SERVER,
             self.metrics,
         )
-        self.channel: aio.Channel
+        self.channel: aio.Channel  # of gRPC callers
+        self.gateway: aio.Channel
 
     def use_script(self, engine_script: Script) -> None:
         self.client.script = engine_script
 
-    async def ask(self, name: str, request: Any, *, rest: bool) -> Answer:
+    def call(self, name: str, request: Any, *, rest: bool) -> Any:
+        """Begins a call of a gRPC caller, or of the gateway for a REST caller."""
         path, kind = f"/{SERVICE}/{name}", REPLIES[name]
-        make = self.channel.unary_unary
-        if METHODS[name].server_streaming:
-            make = self.channel.unary_stream
-        call = make(path, bytes, kind.parse)(request, metadata=REST if rest else None)
+        channel = self.gateway if rest else self.channel
+        make = channel.unary_stream if METHODS[name].server_streaming else channel.unary_unary
+        if rest:
+            request = as_body(request)
+        return make(path, bytes, kind.parse)(request, metadata=REST if rest else None)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncGenerator[Self]:
+        """Serves on both addresses."""
+        direct, gateway = (
+            rpc.handlers(self.servicer, POOL, from_gateway=flag) for flag in (False, True)
+        )
+        async with (
+            serving(direct, self.metrics) as self.channel,
+            serving(gateway, self.metrics, from_gateway=True) as self.gateway,
+        ):
+            yield self
+
+    async def ask(self, name: str, request: Any, *, rest: bool) -> Answer:
+        call = self.call(name, request, rest=rest)
         answer = Answer({}, [])
         async with asyncio.timeout(TIMEOUT_S):
             try:
@@ -132,6 +157,36 @@ class Service:
         return native, rest
 
 
+def as_body(request: Any) -> Any:
+    """The same request as the gateway sends it for a REST caller: its JSON in `http`."""
+    if getattr(request, "http", request) is not None:  # it has a body already, or takes none
+        return request
+    return with_body(type(request), json.dumps(to_json(request)).encode())
+
+
+def with_body(kind: Any, body: bytes) -> Any:
+    return kind(http=HttpBody(content_type="application/json", data=body))
+
+
+def to_json(value: Any) -> Any:
+    """A message as a REST caller writes it: absent fields are left out, enums are names."""
+    match value:
+        case Value():
+            return plain(value)
+        case betterproto2.Message():
+            members = {item.name: getattr(value, item.name) for item in fields(value)}
+            return {
+                name: to_json(member)
+                for name, member in members.items()
+                if member is not None and member != []
+            }
+        case list():
+            return [to_json(item) for item in value]
+        case Enum():
+            return value.name
+    return value
+
+
 PROMPT = "Once upon a time"
 
 
@@ -148,12 +203,12 @@ def chat_request(**changes: Any) -> pb.ChatRequest:
 def assert_same_status(
     native: Answer, rest: Answer, code: grpc.StatusCode, http: int, kind: str, text: str
 ) -> None:
-    for answer in (native, rest):
-        assert answer.failure.code() is code
-        assert answer.failure.details() == text
-        assert trailers(answer.failure)["x-http-status"] == str(http)
-        body = json.loads(trailers(answer.failure)["x-error-body"])
-        assert body == {"error": text, "error_type": kind}
+    assert native.failure.code() is rest.failure.code() is code
+    assert native.failure.details() == text.removeprefix(SHAPE)
+    assert "x-http-status" not in trailers(native.failure)
+    assert trailers(rest.failure)["x-http-status"] == str(http)
+    body = json.loads(trailers(rest.failure)["x-error-body"])
+    assert body == {"error": text, "error_type": kind}
     assert native.replies == rest.replies == []
 
 

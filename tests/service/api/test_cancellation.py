@@ -9,7 +9,7 @@ import pytest
 from grpc import aio
 
 from service.routes import SERVICE
-from tests.service.api.harness import REPLIES, REST, STREAMS, Service, generate_request, streamed
+from tests.service.api.harness import STREAMS, Service, generate_request, streamed
 from tests.service.fakes import TIMEOUT_S, demo_ids, eventually, script, step
 
 
@@ -19,8 +19,7 @@ async def test_a_cancelled_stream_is_aborted_in_the_engine(
     service: Service, name: str, rest: bool
 ) -> None:
     service.use_script(script(step(demo_ids("x")[0]), asyncio.Event()))
-    ask = service.channel.unary_stream(f"/{SERVICE}/{name}", bytes, REPLIES[name].parse)
-    call = ask(streamed(name), metadata=REST if rest else None)
+    call = service.call(name, streamed(name), rest=rest)
     async with asyncio.timeout(TIMEOUT_S):
         await call.read()
     assert service.client.num_open == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import grpc
@@ -15,6 +15,8 @@ from grpc import aio
 
 from service.errors import ErrorKind, ServiceError, missing_field, overloaded, unhealthy
 from service.generation.metrics import Metrics
+from service.routes import SERVICE
+from tests.service.api.harness import REST
 from tests.service.fakes import LIMITS, TIMEOUT_S, eventually, sample, serving, trailers
 
 UNARY, STREAM = "/test.Service/Unary", "/test.Service/Stream"
@@ -22,6 +24,12 @@ UNARY, STREAM = "/test.Service/Unary", "/test.Service/Stream"
 # error_type, REST status, gRPC code, prefix: the table of the contract.
 STATUSES = {
     ErrorKind.VALIDATION: ("validation", 422, "INVALID_ARGUMENT", "Input validation error: "),
+    ErrorKind.JSON: (
+        "validation",
+        400,
+        "INVALID_ARGUMENT",
+        "Failed to parse the request body as JSON: ",
+    ),
     ErrorKind.SHAPE: (
         "validation",
         422,
@@ -38,6 +46,7 @@ STATUSES = {
     ErrorKind.INCOMPLETE: ("incomplete_generation", 500, "INTERNAL", ""),
     ErrorKind.INTERNAL: ("internal", 500, "INTERNAL", ""),
     ErrorKind.UNHEALTHY: ("healthcheck", 503, "UNAVAILABLE", ""),
+    ErrorKind.SLOW_READER: ("slow_reader", 408, "DEADLINE_EXCEEDED", ""),
     ErrorKind.NOT_FOUND: ("not_found", 404, "NOT_FOUND", ""),
 }
 
@@ -55,10 +64,10 @@ class Outcome:
         await self._decide()
         return request
 
-    async def stream(self, request: bytes, _: Any) -> AsyncIterator[bytes]:
-        yield request
+    async def stream(self, request: bytes, context: Any) -> None:
+        await context.write(request)
         await self._decide()
-        yield request
+        await context.write(request)
 
     async def _decide(self) -> None:
         if self.error is not None:
@@ -99,21 +108,22 @@ async def channel(outcome: Outcome) -> AsyncGenerator[aio.Channel]:
             "Stream": grpc.unary_stream_rpc_method_handler(outcome.stream),
         },
     )
-    async with serving(handlers, outcome.metrics) as channel:
+    async with serving(handlers, outcome.metrics, from_gateway=True) as channel:
         yield channel
 
 
-async def call(channel: aio.Channel, method: str) -> list[bytes]:
+async def call(channel: aio.Channel, method: str, *, rest: bool = False) -> list[bytes]:
     """The replies of a call."""
+    metadata = REST if rest else None
     async with asyncio.timeout(TIMEOUT_S):
         if method == UNARY:
-            return [await channel.unary_unary(UNARY)(b"x")]
-        return [reply async for reply in channel.unary_stream(STREAM)(b"x")]
+            return [await channel.unary_unary(UNARY)(b"x", metadata=metadata)]
+        return [reply async for reply in channel.unary_stream(STREAM)(b"x", metadata=metadata)]
 
 
-async def failure(channel: aio.Channel, method: str) -> aio.AioRpcError:
+async def failure(channel: aio.Channel, method: str, *, rest: bool = False) -> aio.AioRpcError:
     with pytest.raises(aio.AioRpcError) as failed:
-        await call(channel, method)
+        await call(channel, method, rest=rest)
     return failed.value
 
 
@@ -139,24 +149,30 @@ async def test_an_error_has_its_statuses_and_details(
     channel: aio.Channel, outcome: Outcome, kind: ErrorKind, method: str
 ) -> None:
     error_type, http_status, code, prefix = STATUSES[kind]
-    outcome.error = ServiceError(kind, 'why "é"')
+    text = 'why "é"'
+    outcome.error = ServiceError(kind, text)
+    rest = await failure(channel, method, rest=True)
+    assert rest.code().name == code
+    assert trailers(rest)["x-http-status"] == str(http_status)
+    body = json.dumps({"error": prefix + text, "error_type": error_type}, separators=(",", ":"))
+    assert trailers(rest)["x-error-body"] == body
+    assert ("retry-after" in trailers(rest)) == (kind is ErrorKind.OVERLOADED)
+    assert "grpc-status-details-bin" not in trailers(rest)
+
     error = await failure(channel, method)
     assert error.code().name == code
-    assert error.details() == prefix + 'why "é"'
-    assert trailers(error)["x-http-status"] == str(http_status)
-    body = json.dumps(
-        {"error": prefix + 'why "é"', "error_type": error_type}, separators=(",", ":")
-    )
-    assert trailers(error)["x-error-body"] == body
+    assert error.details() == ("" if "JSON" in prefix else prefix) + text
+    assert not {"x-http-status", "x-error-body"} & trailers(error).keys()
     status, found = details(error)
     assert status.code == error.code().value[0]
     assert status.message == error.details()
-    assert found["ErrorInfo"].reason == error_type
-    assert found["ErrorInfo"].domain == "tokenwire"
+    assert found["ErrorInfo"].reason == kind.name
+    assert found["ErrorInfo"].domain == SERVICE
+    assert found["ErrorInfo"].metadata == {"error_type": error_type}
     assert ("RetryInfo" in found) == (kind is ErrorKind.OVERLOADED)
     assert ("retry-after" in trailers(error)) == (kind is ErrorKind.OVERLOADED)
     assert "BadRequest" not in found
-    await outcome.ended(method, code)
+    await eventually(lambda: outcome.count(method, code) == 2)
 
 
 async def test_an_overloaded_server_tells_when_to_retry(
@@ -173,7 +189,7 @@ async def test_an_unhealthy_server_has_its_error_type(
     channel: aio.Channel, outcome: Outcome
 ) -> None:
     outcome.error = unhealthy()
-    error = await failure(channel, UNARY)
+    error = await failure(channel, UNARY, rest=True)
     assert trailers(error)["x-error-body"] == '{"error":"unhealthy","error_type":"healthcheck"}'
 
 
@@ -183,9 +199,7 @@ async def test_the_offending_field_is_named(channel: aio.Channel, outcome: Outco
     (violation,) = details(error)[1]["BadRequest"].field_violations
     assert violation.field == "inputs"
     assert violation.description == error.details()
-    assert error.details() == (
-        "Failed to deserialize the JSON body into the target type: missing field `inputs`"
-    )
+    assert error.details() == "missing field `inputs`"
 
 
 @pytest.mark.parametrize("method", [UNARY, STREAM])
@@ -197,7 +211,7 @@ async def test_unexpected_errors_are_logged_and_not_sent(
 ) -> None:
     outcome.error = RuntimeError("a secret")
     with caplog.at_level(logging.ERROR, "service.api.interceptor"):
-        error = await failure(channel, method)
+        error = await failure(channel, method, rest=True)
     assert error.code() is grpc.StatusCode.INTERNAL
     assert error.details() == "Internal server error"
     assert trailers(error)["x-http-status"] == "500"
@@ -245,7 +259,7 @@ async def test_a_short_message_is_not_cut(
     channel: aio.Channel, outcome: Outcome, text: str
 ) -> None:
     outcome.error = ServiceError(ErrorKind.SUFFIX, text)
-    body = trailers(await failure(channel, UNARY))["x-error-body"]
+    body = trailers(await failure(channel, UNARY, rest=True))["x-error-body"]
     assert json.loads(body)["error"] == text
 
 
@@ -255,7 +269,8 @@ async def test_a_long_message_is_cut_everywhere(
 ) -> None:
     """Clients drop trailers above 8 KiB and would see another error than ours."""
     outcome.error = ServiceError(ErrorKind.TEMPLATE, char * 50_000, field="messages")
-    error = await failure(channel, UNARY)
+    assert (await failure(channel, UNARY)).code() is grpc.StatusCode.INVALID_ARGUMENT
+    error = await failure(channel, UNARY, rest=True)
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert (error.details() or "").startswith(f"Template error: {char}")
     body = trailers(error)["x-error-body"]
@@ -267,7 +282,7 @@ async def test_a_long_message_is_cut_everywhere(
 async def test_a_long_message_is_cut_in_the_body(channel: aio.Channel, outcome: Outcome) -> None:
     """Long enough to be cut in the body, short enough for the other trailers."""
     outcome.error = ServiceError(ErrorKind.SUFFIX, "é" * 700)
-    body = trailers(await failure(channel, UNARY))["x-error-body"]
+    body = trailers(await failure(channel, UNARY, rest=True))["x-error-body"]
     assert len(body) <= 4096
     assert body.isascii()
     text = json.loads(body)["error"]
@@ -279,6 +294,6 @@ async def test_a_message_of_emoji_is_cut_in_the_body(
     channel: aio.Channel, outcome: Outcome
 ) -> None:
     outcome.error = ServiceError(ErrorKind.SUFFIX, "😀" * 520)
-    body = trailers(await failure(channel, UNARY))["x-error-body"]
+    body = trailers(await failure(channel, UNARY, rest=True))["x-error-body"]
     assert len(body) <= 4096
     assert json.loads(body)["error_type"] == "suffix not supported"

@@ -9,8 +9,7 @@ import pytest
 from engine.protocol.request import FinishReason
 from service.api import servicer
 from service.pb.tokenwire import v1 as pb
-from service.routes import SERVICE
-from tests.service.api.harness import REPLIES, REST, Service
+from tests.service.api.harness import Service
 from tests.service.fakes import demo_ids, eventually, script, step
 
 pytestmark = pytest.mark.usefixtures("no_task_left")
@@ -31,13 +30,11 @@ async def test_a_silent_stream_sends_comments_to_rest_callers_only(
         "Chat": pb.ChatRequest(messages=[pb.Message.from_dict(MESSAGE)], stream=True),
         "Completions": pb.CompletionsRequest(prompt=["a"], stream=True),
     }[name]
-    path = f"/{SERVICE}/{name}"
-    for metadata in (REST, None):
+    for is_rest in (True, False):
         silence = asyncio.Event()
         service.use_script(script(silence, step(demo_ids("x")[0], finish=FinishReason.LENGTH)))
-        make = service.channel.unary_stream(path, bytes, REPLIES[name].parse)
-        replies = aiter(make(request, metadata=metadata))
-        if metadata is not None:
+        replies = aiter(service.call(name, request, rest=is_rest))
+        if is_rest:
             comment = await anext(replies)
             assert comment.http.data == b":\n\n"
             assert comment.http.content_type == "text/event-stream"
@@ -48,5 +45,5 @@ async def test_a_silent_stream_sends_comments_to_rest_callers_only(
         rest = [reply async for reply in replies]
         rest = [reply for reply in rest if reply.http is None or reply.http.data != b":\n\n"]
         is_openai = name in ("Chat", "Completions")
-        assert len(rest) == (2 if metadata and is_openai else 1)
-        assert all((reply.http is None) is (metadata is None) for reply in rest)
+        assert len(rest) == (2 if is_rest and is_openai else 1)
+        assert all((reply.http is None) is not is_rest for reply in rest)

@@ -88,7 +88,11 @@ class FakeServicer:
             yield bytes(pb.GenerateStreamResponse(index=2, generated_text="ab"))
         if self.kind == "bad":
             detail = any_pb2.Any()
-            detail.Pack(error_details_pb2.ErrorInfo(reason="generation"))
+            detail.Pack(
+                error_details_pb2.ErrorInfo(
+                    reason="GENERATION", metadata={"error_type": "generation"}
+                )
+            )
             status = status_pb2.Status(details=[detail]).SerializeToString()
             trailers = (("grpc-status-details-bin", status),)
             await context.abort(grpc.StatusCode.ABORTED, "x", trailers)

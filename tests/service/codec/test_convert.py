@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.codec import convert
+from service.codec import requests
 from service.generation.parameters import Parameters
 from service.grammar.spec import Grammar
 from service.openai.chat import Message
@@ -45,11 +45,11 @@ def value(plain: Any) -> Value:
 
 
 def test_absent_parameters_mean_sampling() -> None:
-    assert convert.parameters(None) == Parameters(do_sample=True)
+    assert requests.parameters(None) == Parameters(do_sample=True)
 
 
 def test_empty_parameters_mean_greedy() -> None:
-    assert convert.parameters(pb.GenerateParameters()) == Parameters()
+    assert requests.parameters(pb.GenerateParameters()) == Parameters()
 
 
 def test_zeros_are_not_absent() -> None:
@@ -69,7 +69,7 @@ def test_zeros_are_not_absent() -> None:
         top_n_tokens=0,
         adapter_id="",
     )
-    assert convert.parameters(pb.GenerateParameters.parse(bytes(message))) == Parameters(
+    assert requests.parameters(pb.GenerateParameters.parse(bytes(message))) == Parameters(
         best_of=0,
         temperature=0.0,
         repetition_penalty=0.0,
@@ -108,7 +108,7 @@ def test_all_parameters_arrive() -> None:
         grammar=pb.Grammar(type=pb.GrammarType.regex, value=value("a+")),
         adapter_id="x",
     )
-    assert convert.parameters(pb.GenerateParameters.parse(bytes(message))) == Parameters(
+    assert requests.parameters(pb.GenerateParameters.parse(bytes(message))) == Parameters(
         best_of=2,
         temperature=0.5,
         repetition_penalty=1.5,
@@ -132,7 +132,7 @@ def test_all_parameters_arrive() -> None:
 
 
 def test_chat_gets_the_openai_defaults() -> None:
-    wanted = convert.chat_request(pb.ChatRequest())
+    wanted = requests.chat_request(pb.ChatRequest())
     assert wanted.parameters == Parameters(do_sample=True, details=True)
     assert (wanted.stream, wanted.logprobs, wanted.n, wanted.tools) == (
         False,
@@ -159,7 +159,7 @@ def test_chat_parameters_get_their_names_in_generate() -> None:
         temperature=0.5,
         top_p=0.25,
     )
-    wanted = convert.chat_request(message)
+    wanted = requests.chat_request(message)
     assert wanted.parameters == Parameters(
         do_sample=True,
         temperature=0.5,
@@ -184,7 +184,7 @@ def test_chat_parameters_get_their_names_in_generate() -> None:
 def test_repetition_penalty_is_presence_penalty_plus_two(
     presence: float | None, repetition: float | None
 ) -> None:
-    wanted = convert.chat_request(pb.ChatRequest(presence_penalty=presence))
+    wanted = requests.chat_request(pb.ChatRequest(presence_penalty=presence))
     assert wanted.parameters.repetition_penalty == repetition
 
 
@@ -195,14 +195,16 @@ def test_repetition_penalty_is_presence_penalty_plus_two(
 def test_a_temperature_of_zero_is_greedy(
     temperature: float | None, expected: tuple[bool, float | None]
 ) -> None:
-    chat = convert.chat_request(pb.ChatRequest(temperature=temperature)).parameters
-    prompts = convert.completions_request(pb.CompletionsRequest(temperature=temperature)).parameters
+    chat = requests.chat_request(pb.ChatRequest(temperature=temperature)).parameters
+    prompts = requests.completions_request(
+        pb.CompletionsRequest(temperature=temperature)
+    ).parameters
     for parameters in (chat, prompts):
         assert (parameters.do_sample, parameters.temperature) == expected
 
 
 def test_completions_get_the_openai_defaults() -> None:
-    wanted = convert.completions_request(pb.CompletionsRequest())
+    wanted = requests.completions_request(pb.CompletionsRequest())
     assert wanted.prompts == ()
     assert wanted.suffix is None
     assert not wanted.stream
@@ -223,7 +225,7 @@ def test_completions_parameters_get_their_names_in_generate() -> None:
         frequency_penalty=1.0,
         stop=["x"],
     )
-    wanted = convert.completions_request(pb.CompletionsRequest.parse(bytes(message)))
+    wanted = requests.completions_request(pb.CompletionsRequest.parse(bytes(message)))
     assert wanted.prompts == ("a", "")
     assert wanted.suffix == ""
     assert wanted.stream
@@ -264,7 +266,7 @@ Format = pb.ResponseFormatType
     ],
 )
 def test_response_formats_become_grammars(message: pb.ResponseFormat | None, expected: Any) -> None:
-    wanted = convert.chat_request(pb.ChatRequest(response_format=message)).response_format
+    wanted = requests.chat_request(pb.ChatRequest(response_format=message)).response_format
     assert wanted == (expected and Grammar(kind=expected[0], value=expected[1]))
 
 
@@ -273,13 +275,13 @@ def test_response_formats_become_grammars(message: pb.ResponseFormat | None, exp
 )
 def test_content_is_any_json(content: Any) -> None:
     message = pb.Message(role="user", content=value(content), name="me", tool_call_id="c")
-    assert convert.chat_request(pb.ChatRequest(messages=[message])).messages == (
+    assert requests.chat_request(pb.ChatRequest(messages=[message])).messages == (
         Message(role="user", content=content, name="me", tool_call_id="c"),
     )
 
 
 def test_an_empty_message_has_neither_role_nor_content() -> None:
-    wanted = convert.chat_request(pb.ChatRequest(messages=[pb.Message()]))
+    wanted = requests.chat_request(pb.ChatRequest(messages=[pb.Message()]))
     assert wanted.messages == (Message(role=None),)
 
 
@@ -287,7 +289,7 @@ def test_an_empty_message_has_neither_role_nor_content() -> None:
 def test_tool_calls_of_earlier_answers_are_converted(arguments: Any) -> None:
     call = pb.ToolCall(id="1", function=pb.FunctionCall(name="f", arguments=value(arguments)))
     message = pb.Message(role="assistant", tool_calls=[call, pb.ToolCall(type="x")])
-    assert convert.chat_request(pb.ChatRequest(messages=[message])).messages[0].tool_calls == (
+    assert requests.chat_request(pb.ChatRequest(messages=[message])).messages[0].tool_calls == (
         {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}},
         {"id": "", "type": "x", "function": {"name": "", "arguments": None}},
     )
@@ -298,24 +300,24 @@ def test_tool_calls_of_earlier_answers_are_converted(arguments: Any) -> None:
 )
 def test_tools_and_their_choice_are_converted(choice: Any) -> None:
     tool = pb.Tool(type="function", function=pb.FunctionDefinition(name="f"))
-    wanted = convert.chat_request(pb.ChatRequest(tools=[tool], tool_choice=value(choice)))
+    wanted = requests.chat_request(pb.ChatRequest(tools=[tool], tool_choice=value(choice)))
     assert wanted.tools == (Tool(name="f"),)
     assert wanted.tool_choice == choice
 
 
 @given(JSON)
 def test_json_values_keep_their_order_and_integers(plain: Any) -> None:
-    back = convert.plain(value(plain))
+    back = requests.plain(value(plain))
     assert json.dumps(back) == json.dumps(plain)
 
 
 def test_an_absent_value_is_none() -> None:
-    assert convert.plain(None) is None
+    assert requests.plain(None) is None
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf])
 def test_nan_and_infinity_do_not_fail(number: float) -> None:
-    back = convert.plain(Value(list_value=ListValue(values=[Value(number_value=number)])))
+    back = requests.plain(Value(list_value=ListValue(values=[Value(number_value=number)])))
     assert str(back) == f"[{number}]"
 
 
@@ -328,8 +330,8 @@ def test_nan_and_infinity_do_not_fail(number: float) -> None:
     ],
 )
 def test_a_value_of_no_kind_is_null(odd: Value, expected: Any) -> None:
-    assert convert.plain(Value.parse(bytes(odd))) == expected
+    assert requests.plain(Value.parse(bytes(odd))) == expected
 
 
 def test_null_is_none() -> None:
-    assert convert.plain(Value(null_value=NullValue.NULL_VALUE)) is None
+    assert requests.plain(Value(null_value=NullValue.NULL_VALUE)) is None

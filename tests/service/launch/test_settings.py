@@ -257,11 +257,25 @@ def test_settings_of_the_watermark_have_the_names_of_tgi() -> None:
 
 def test_gateway_gets_its_configuration() -> None:
     config = parse(
-        "--grpc-host=0.0.0.0", "--grpc-port=5", "--port=6", "--max-concurrent-requests=9000"
+        "--grpc-host=0.0.0.0", "--gateway-port=5", "--port=6", "--max-concurrent-requests=9000"
     ).gateway_config(Path("descriptors.binpb"))
     assert (config.upstream_host, config.upstream_port) == ("127.0.0.1", 5)
+    assert config.upstream_socket is None
     assert (config.listen_host, config.listen_port) == ("127.0.0.1", 6)
     assert config.max_requests > 9000
+
+
+def test_the_gateway_is_reached_over_its_socket_if_there_is_one() -> None:
+    settings = parse("--gateway-socket=/run/gateway.sock", "--gateway-port=5", "--grpc-host=::1")
+    assert settings.gateway_config(Path("x")).upstream_socket == Path("/run/gateway.sock")
+    assert settings.gateway_addresses == ["unix:/run/gateway.sock", "[::1]:5"]
+
+
+def test_envoy_alone_needs_the_services_address(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("envoy", "envoy-config"):
+        code, stderr = run_cli(command, capsys=capsys)
+        assert code == 2
+        assert "--gateway-socket or --gateway-port" in stderr
 
 
 def test_engine_alone_needs_a_socket(capsys: pytest.CaptureFixture[str]) -> None:

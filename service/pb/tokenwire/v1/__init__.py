@@ -557,6 +557,13 @@ class ChatRequest(betterproto2.Message):
     What else a stream shall contain.
     """
 
+    http: "__google__api__.HttpBody | None" = betterproto2.field(
+        100, betterproto2.TYPE_MESSAGE, optional=True
+    )
+    """
+    The body of a REST request as it came, for the gateway: from any other caller it is refused.
+    """
+
 
 default_message_pool.register_message("tokenwire.v1", "ChatRequest", ChatRequest)
 
@@ -665,6 +672,13 @@ class CompatGenerateRequest(betterproto2.Message):
     stream: "bool" = betterproto2.field(3, betterproto2.TYPE_BOOL)
     """
     One message per token (true), or one response at the end (false, the default).
+    """
+
+    http: "__google__api__.HttpBody | None" = betterproto2.field(
+        100, betterproto2.TYPE_MESSAGE, optional=True
+    )
+    """
+    The body of a REST request as it came, for the gateway: from any other caller it is refused.
     """
 
 
@@ -847,6 +861,13 @@ class CompletionsRequest(betterproto2.Message):
     )
     """
     What else a stream shall contain.
+    """
+
+    http: "__google__api__.HttpBody | None" = betterproto2.field(
+        100, betterproto2.TYPE_MESSAGE, optional=True
+    )
+    """
+    The body of a REST request as it came, for the gateway: from any other caller it is refused.
     """
 
 
@@ -1138,6 +1159,13 @@ class GenerateRequest(betterproto2.Message):
     """
     How to generate. Absent as a whole means sampling (`do_sample` = true) with all other defaults;
     present but empty means greedy. Both are TGI's rules.
+    """
+
+    http: "__google__api__.HttpBody | None" = betterproto2.field(
+        100, betterproto2.TYPE_MESSAGE, optional=True
+    )
+    """
+    The body of a REST request as it came, for the gateway: from any other caller it is refused.
     """
 
 
@@ -1555,6 +1583,13 @@ class InvocationsRequest(betterproto2.Message):
     See CompletionsRequest.
     """
 
+    http: "__google__api__.HttpBody | None" = betterproto2.field(
+        100, betterproto2.TYPE_MESSAGE, optional=True
+    )
+    """
+    The body of a REST request as it came, for the gateway: from any other caller it is refused.
+    """
+
 
 default_message_pool.register_message("tokenwire.v1", "InvocationsRequest", InvocationsRequest)
 
@@ -1930,6 +1965,13 @@ class TokenizeRequest(betterproto2.Message):
     inputs: "str | None" = betterproto2.field(1, betterproto2.TYPE_STRING, optional=True)
     """
     The text, UTF-8. Required; may be empty.
+    """
+
+    http: "__google__api__.HttpBody | None" = betterproto2.field(
+        100, betterproto2.TYPE_MESSAGE, optional=True
+    )
+    """
+    The body of a REST request as it came, for the gateway: from any other caller it is refused.
     """
 
 

@@ -1,0 +1,219 @@
+"""The JSON bodies of REST requests, field by field, with the names of the contract.
+
+Whether a field may be null is TGI's choice (router/src/lib.rs at v2.1.1): those that may have
+`None` in their type. Unknown fields are ignored at every level, as in TGI. Floats are rounded to
+float32, in which typed callers send them, so that both get the same tokens.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Annotated, Any, ClassVar, Literal
+
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+Unsigned = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+Signed = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
+Natural = Annotated[int, Meta(ge=0)]
+
+_MAX_SEED = 2**64 - 1
+_FLOAT32 = struct.Struct("<f")
+
+
+class _Body(Struct, kw_only=True):
+    """An object with numbers in it; `floats` and `seeds` name the fields that are such."""
+
+    floats: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        """Rounds floats, and checks what msgspec cannot.
+
+        Raises:
+            ValueError: a number does not fit; msgspec adds the object's path.
+        """
+        for name in self.floats:
+            value = getattr(self, name)
+            if value is not None:
+                setattr(self, name, _float32(name, value))
+        seed = getattr(self, "seed", None)
+        if seed is not None and seed > _MAX_SEED:
+            raise ValueError(f"`seed` must be <= {_MAX_SEED}. Given: {seed}")
+
+
+class Grammar(Struct):
+    """A constraint on the text of `/generate`."""
+
+    type: Literal["json", "json_object", "regex"]
+    value: Any
+
+
+class Parameters(_Body, kw_only=True):
+    """How `/generate` generates. `max_new_tokens: null` is not absent: it means as many as fit."""
+
+    floats = ("temperature", "repetition_penalty", "frequency_penalty", "top_p", "typical_p")
+
+    best_of: Unsigned | None = None
+    temperature: float | None = None
+    repetition_penalty: float | None = None
+    frequency_penalty: float | None = None
+    top_k: Signed | None = None
+    top_p: float | None = None
+    typical_p: float | None = None
+    do_sample: bool = False
+    max_new_tokens: Unsigned | UnsetType | None = UNSET
+    return_full_text: bool | None = None
+    stop: list[str] = []
+    truncate: Unsigned | None = None
+    watermark: bool = False
+    details: bool = False
+    decoder_input_details: bool = False
+    seed: Natural | None = None
+    top_n_tokens: Unsigned | None = None
+    grammar: Grammar | None = None
+    adapter_id: str | None = None
+
+
+class Generate(Struct, kw_only=True):
+    """POST /generate and /generate_stream. Absent parameters are not the same as empty ones."""
+
+    inputs: str
+    parameters: Parameters | UnsetType = UNSET
+
+
+class CompatGenerate(Generate, kw_only=True):
+    """POST /."""
+
+    stream: bool = False
+
+
+class Tokenize(Struct, kw_only=True):
+    """POST /tokenize, whose clients may send all that `/generate` takes."""
+
+    inputs: str
+
+
+class FunctionCall(Struct, kw_only=True):
+    """A function's name with arguments: JSON, or a text that holds it."""
+
+    name: str
+    arguments: Any = None
+
+
+class ToolCall(Struct, kw_only=True):
+    """A call that the assistant made."""
+
+    function: FunctionCall
+    id: str = ""
+    type: str = "function"
+
+
+class Message(Struct, kw_only=True):
+    """A turn of a conversation; `content` is a text or a list of parts."""
+
+    role: str
+    content: Any = None
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+
+
+class Function(Struct, kw_only=True):
+    """A function that may be called. The schema has two names: OpenAI's and the contract's."""
+
+    name: str
+    description: str | None = None
+    parameters: Any = None
+    arguments: Any = None
+
+
+class Tool(Struct, kw_only=True):
+    """A tool: always a function."""
+
+    type: str
+    function: Function
+
+
+class JsonSchema(Struct, kw_only=True):
+    """OpenAI's form of a schema."""
+
+    schema: Any = None
+
+
+class ResponseFormat(Struct, kw_only=True):
+    """A constraint on an answer: TGI's form (type, value) or OpenAI's (type, json_schema)."""
+
+    type: Literal["json", "json_object", "json_schema", "regex", "text"]
+    value: Any = None
+    json_schema: JsonSchema | None = None
+
+
+class StreamOptions(Struct, kw_only=True):
+    """What else a stream shall contain."""
+
+    include_usage: bool | None = None
+
+
+class Chat(_Body, kw_only=True):
+    """POST /v1/chat/completions and /chat_tokenize."""
+
+    floats = ("frequency_penalty", "presence_penalty", "temperature", "top_p")
+
+    messages: list[Message]
+    model: str | None = None
+    frequency_penalty: float | None = None
+    logprobs: bool | None = None
+    top_logprobs: Unsigned | None = None
+    max_tokens: Unsigned | None = None
+    max_completion_tokens: Unsigned | None = None
+    n: Unsigned | None = None
+    presence_penalty: float | None = None
+    stop: str | list[str] | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    seed: Natural | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    tools: list[Tool] | None = None
+    tool_prompt: str | None = None
+    tool_choice: Any = None
+    response_format: ResponseFormat | None = None
+
+
+class Completions(_Body, kw_only=True):
+    """POST /v1/completions."""
+
+    floats = ("temperature", "top_p", "repetition_penalty", "frequency_penalty")
+
+    prompt: str | list[str]
+    model: str | None = None
+    max_tokens: Unsigned | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    seed: Natural | None = None
+    suffix: str | None = None
+    repetition_penalty: float | None = None
+    frequency_penalty: float | None = None
+    stop: str | list[str] | None = None
+
+
+class Invocation(Struct, kw_only=True):
+    """POST /invocations: which of the endpoints a body is for, by the field that is there."""
+
+    inputs: Any = None
+    messages: Any = None
+    prompt: Any = None
+
+
+def _float32(name: str, value: float) -> float:
+    """The nearest float32.
+
+    Raises:
+        ValueError: it is beyond the largest.
+    """
+    try:
+        (rounded,) = _FLOAT32.unpack(_FLOAT32.pack(value))
+    except OverflowError as error:
+        raise ValueError(f"`{name}` does not fit into a float32. Given: {value}") from error
+    return float(rounded)

@@ -1,0 +1,309 @@
+"""From the wire to the domain: a REST body or a gRPC message becomes the same request.
+
+Both have the same fields under the same names, so one function reads both. What is absent stays
+absent; defaults are filled in by validation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+from msgspec import UNSET, UnsetType
+
+from ..errors import ErrorKind, ServiceError, missing_field
+from ..generation.parameters import DEFAULT_MAX_NEW_TOKENS, Parameters, TextRequest
+from ..grammar.spec import Grammar
+from ..openai.chat import ChatRequest, Message
+from ..openai.completions import CompletionsRequest
+from ..openai.tools import Tool
+from ..pb.google.protobuf import ListValue, Struct, Value
+from ..pb.tokenwire import v1 as pb
+from . import bodies
+from .strict_json import parse
+
+Request = TextRequest | ChatRequest | CompletionsRequest | str | None
+
+# presence_penalty is shifted so: TGI, router/src/server.rs at v2.1.1, chat_completions.
+_PRESENCE_SHIFT = 2.0
+
+# Kinds of grammars by their names on the wire.
+_KINDS = {"json": "json", "json_object": "json", "json_schema": "json", "regex": "regex"}
+_FIRST_FIELDS = ("inputs", "messages", "prompt")  # of the bodies that `/invocations` takes
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """How the requests of an RPC are read: from the body of a REST call, or from its message.
+
+    Raises (both):
+        ServiceError: the request has not the shape of one.
+    """
+
+    from_body: Callable[[bytes], Request]
+    from_message: Callable[[Any], Request]
+
+
+def text_request(
+    wire: bodies.Generate | bodies.CompatGenerate | pb.GenerateRequest | pb.CompatGenerateRequest,
+) -> TextRequest:
+    """A text to continue."""
+    return TextRequest(
+        inputs=_required(wire.inputs, "inputs"),
+        parameters=parameters(wire.parameters),
+        stream=bool(getattr(wire, "stream", False)),
+    )
+
+
+def parameters(wire: bodies.Parameters | pb.GenerateParameters | UnsetType | None) -> Parameters:
+    """The parameters of `/generate`. Absent as a whole they mean sampling: TGI's rule."""
+    if wire is None or isinstance(wire, UnsetType):
+        return Parameters(do_sample=True)
+    return Parameters(
+        best_of=wire.best_of,
+        temperature=wire.temperature,
+        repetition_penalty=wire.repetition_penalty,
+        frequency_penalty=wire.frequency_penalty,
+        top_k=wire.top_k,
+        top_p=wire.top_p,
+        typical_p=wire.typical_p,
+        do_sample=bool(wire.do_sample),
+        max_new_tokens=_max_new_tokens(wire),
+        return_full_text=wire.return_full_text,
+        stop=tuple(wire.stop),
+        truncate=wire.truncate,
+        watermark=bool(wire.watermark),
+        details=bool(wire.details),
+        decoder_input_details=bool(wire.decoder_input_details),
+        seed=wire.seed,
+        top_n_tokens=wire.top_n_tokens,
+        grammar=_grammar(wire.grammar),
+        adapter_id=wire.adapter_id,
+    )
+
+
+def chat_request(wire: bodies.Chat | pb.ChatRequest) -> ChatRequest:
+    """A conversation to continue."""
+    response_format = _response_format(wire.response_format)
+    presence = wire.presence_penalty
+    max_tokens = wire.max_completion_tokens
+    return ChatRequest(
+        messages=tuple(_message(item) for item in wire.messages),
+        stream=wire.stream,
+        logprobs=bool(wire.logprobs),
+        n=wire.n,
+        include_usage=_include_usage(wire.stream_options),
+        tools=tuple(_tool(item) for item in wire.tools or ()),
+        tool_choice=plain(wire.tool_choice),
+        tool_prompt=wire.tool_prompt,
+        response_format=response_format,
+        parameters=Parameters(
+            frequency_penalty=wire.frequency_penalty,
+            repetition_penalty=None if presence is None else presence + _PRESENCE_SHIFT,
+            max_new_tokens=_or_default(wire.max_tokens if max_tokens is None else max_tokens),
+            stop=_texts(wire.stop),
+            seed=wire.seed,
+            top_p=wire.top_p,
+            top_n_tokens=wire.top_logprobs,
+            grammar=response_format,
+            adapter_id=wire.model,
+            details=True,
+            **_temperature(wire.temperature),
+        ),
+    )
+
+
+def completions_request(wire: bodies.Completions | pb.CompletionsRequest) -> CompletionsRequest:
+    """Prompts to continue."""
+    return CompletionsRequest(
+        prompts=_texts(wire.prompt),
+        stream=wire.stream,
+        suffix=wire.suffix,
+        include_usage=_include_usage(wire.stream_options),
+        parameters=Parameters(
+            frequency_penalty=wire.frequency_penalty,
+            repetition_penalty=wire.repetition_penalty,
+            max_new_tokens=_or_default(wire.max_tokens),
+            stop=_texts(wire.stop),
+            seed=wire.seed,
+            top_p=wire.top_p,
+            adapter_id=wire.model,
+            details=True,
+            **_temperature(wire.temperature),
+        ),
+    )
+
+
+def invocation_of_body(data: bytes) -> Request:
+    """The request that a body of `/invocations` is."""
+    which = parse(data, bodies.Invocation)
+    name = _only({name: getattr(which, name) not in (None, []) for name in _FIRST_FIELDS})
+    return {"inputs": COMPAT, "messages": CHAT, "prompt": COMPLETIONS}[name].from_body(data)
+
+
+def invocation_of_message(message: pb.InvocationsRequest) -> Request:
+    """The request that a message of Invocations is."""
+    given = {name: getattr(message, name) not in (None, []) for name in _FIRST_FIELDS}
+    match _only(given):
+        case "inputs":
+            return text_request(_part(message, pb.CompatGenerateRequest))
+        case "messages":
+            return chat_request(_part(message, pb.ChatRequest))
+        case _:
+            return completions_request(_part(message, pb.CompletionsRequest))
+
+
+def plain(value: Any) -> Any:
+    """Plain JSON values. A `Value` has doubles only: whole ones become integers where exact."""
+    match value:
+        case Value(list_value=ListValue(values=items)):
+            return [plain(item) for item in items]
+        case Value(struct_value=Struct(fields=members)):
+            return {key: plain(item) for key, item in members.items()}
+        case Value(number_value=float(number)):
+            return int(number) if number.is_integer() and abs(number) <= 2**53 else number
+        case Value(string_value=str(text)):
+            return text
+        case Value(bool_value=bool(truth)):
+            return truth
+        case Value():
+            return None  # null, or nothing at all
+    return value
+
+
+def _body(kind: type[Any], convert: Callable[[Any], Request]) -> Callable[[bytes], Request]:
+    return lambda data: convert(parse(data, kind))
+
+
+def _inputs(wire: bodies.Tokenize | pb.TokenizeRequest) -> str:
+    return _required(wire.inputs, "inputs")
+
+
+def _nothing(_: Any) -> None:
+    return None
+
+
+TEXT = Reader(_body(bodies.Generate, text_request), text_request)
+COMPAT = Reader(_body(bodies.CompatGenerate, text_request), text_request)
+CHAT = Reader(_body(bodies.Chat, chat_request), chat_request)
+COMPLETIONS = Reader(_body(bodies.Completions, completions_request), completions_request)
+
+# By the name of the RPC. Those that are not here are asked nothing.
+READERS = {
+    "Generate": TEXT,
+    "GenerateStream": TEXT,
+    "CompatGenerate": COMPAT,
+    "Chat": CHAT,
+    "ChatTokenize": CHAT,
+    "Completions": COMPLETIONS,
+    "Invocations": Reader(invocation_of_body, invocation_of_message),
+    "Tokenize": Reader(_body(bodies.Tokenize, _inputs), _inputs),
+    "Docs": Reader(_nothing, lambda message: message.asset),
+}
+NOTHING = Reader(_nothing, _nothing)
+
+
+def _required(value: str | None, name: str) -> str:
+    """A field that must be there.
+
+    Raises:
+        ServiceError: it is not.
+    """
+    if value is None:
+        raise missing_field(name)
+    return value
+
+
+def _only(given: dict[str, bool]) -> str:
+    """The one field of several that is given.
+
+    Raises:
+        ServiceError: none is, or more than one.
+    """
+    names = [name for name, is_given in given.items() if is_given]
+    if not names:
+        raise missing_field("inputs")
+    if len(names) > 1:
+        listed = " and ".join(f"`{name}`" for name in names)
+        raise ServiceError(
+            ErrorKind.VALIDATION,
+            f"one of `inputs`, `messages` and `prompt` must be set. Given: {listed}",
+        )
+    return names[0]
+
+
+def _part(message: pb.InvocationsRequest, kind: type[Any]) -> Any:
+    """The message of another RPC, whose fields all are among those of Invocations."""
+    return kind(**{item.name: getattr(message, item.name) for item in fields(kind)})
+
+
+def _max_new_tokens(wire: bodies.Parameters | pb.GenerateParameters) -> int | None:
+    """None means as many tokens as fit: that is what null means in a body, and only there."""
+    if isinstance(wire, bodies.Parameters):
+        return DEFAULT_MAX_NEW_TOKENS if wire.max_new_tokens is UNSET else wire.max_new_tokens
+    return _or_default(wire.max_new_tokens)
+
+
+def _or_default(max_new_tokens: int | None) -> int:
+    return DEFAULT_MAX_NEW_TOKENS if max_new_tokens is None else max_new_tokens
+
+
+def _texts(wire: str | list[str] | None) -> tuple[str, ...]:
+    """A list of texts, which REST callers may write as one text."""
+    return (wire,) if isinstance(wire, str) else tuple(wire or ())
+
+
+def _temperature(value: float | None) -> dict[str, Any]:
+    """OpenAI's reading: exactly 0 is greedy, everything else samples."""
+    if value == 0.0:
+        return {"do_sample": False, "temperature": None}
+    return {"do_sample": True, "temperature": value}
+
+
+def _kind(wire: str | pb.GrammarType | pb.ResponseFormatType) -> str:
+    return _KINDS.get(wire if isinstance(wire, str) else str(wire.name), "")
+
+
+def _grammar(wire: bodies.Grammar | pb.Grammar | None) -> Grammar | None:
+    if wire is None:
+        return None
+    return Grammar(kind=_kind(wire.type), value=plain(wire.value))
+
+
+def _response_format(wire: bodies.ResponseFormat | pb.ResponseFormat | None) -> Grammar | None:
+    if wire is None or wire.type in ("text", pb.ResponseFormatType.text):
+        return None
+    value = plain(wire.json_schema.schema if wire.json_schema else wire.value)
+    if wire.type in ("json_object", pb.ResponseFormatType.json_object) and value is None:
+        value = {"type": "object"}  # OpenAI's form: any object
+    return Grammar(kind=_kind(wire.type), value=value)
+
+
+def _message(wire: bodies.Message | pb.Message) -> Message:
+    return Message(
+        role=wire.role,
+        content=plain(wire.content),
+        name=wire.name,
+        tool_calls=tuple(_tool_call(call) for call in wire.tool_calls or ()),
+        tool_call_id=wire.tool_call_id,
+    )
+
+
+def _tool_call(wire: bodies.ToolCall | pb.ToolCall) -> dict[str, Any]:
+    function = wire.function or pb.FunctionCall()
+    return {
+        "id": wire.id,
+        "type": wire.type or "function",
+        "function": {"name": function.name, "arguments": plain(function.arguments)},
+    }
+
+
+def _tool(wire: bodies.Tool | pb.Tool) -> Tool:
+    function = wire.function or pb.FunctionDefinition()
+    schema = function.arguments if function.parameters is None else function.parameters
+    return Tool(name=function.name, description=function.description, parameters=plain(schema))
+
+
+def _include_usage(wire: bodies.StreamOptions | pb.StreamOptions | None) -> bool:
+    return wire is not None and bool(wire.include_usage)

@@ -1,0 +1,118 @@
+"""A client that speaks HTTP/2 frame by frame: it can stop to read, and sees how streams end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+import h2.config
+import h2.connection
+import h2.events
+import h2.settings
+
+Headers = Iterable[tuple[str, str]]
+_Event = TypeVar("_Event", bound=h2.events.Event)
+
+
+class RawConnection:
+    """One connection.
+
+    Args:
+        reader: bytes of the server.
+        writer: bytes for the server.
+        window: bytes that the server may send on each stream before it is told to go on.
+    """
+
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, window: int
+    ) -> None:
+        self._reader = reader
+        self._writer = writer
+        config = h2.config.H2Configuration(client_side=True, header_encoding="utf-8")
+        self.h2 = h2.connection.H2Connection(config)
+        self.h2.local_settings = h2.settings.Settings(
+            client=True,
+            initial_values={
+                h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: window,
+                h2.settings.SettingCodes.ENABLE_PUSH: 0,
+            },
+        )
+        self.h2.initiate_connection()
+        self.events: list[h2.events.Event] = []
+        self.is_closed = False
+
+    def send(self) -> None:
+        """Writes the frames that are due."""
+        self._writer.write(self.h2.data_to_send())
+
+    def post(self, path: str, headers: Headers, body: bytes, *, end: bool = True) -> int:
+        """Sends a request; returns its stream's number."""
+        stream_id = self.h2.get_next_available_stream_id()
+        fields = [(":method", "POST"), (":path", path), (":scheme", "http"), (":authority", "x")]
+        self.h2.send_headers(stream_id, [*fields, *headers])
+        self.h2.send_data(stream_id, body, end_stream=end)
+        self.send()
+        return stream_id
+
+    def grpc(self, path: str, message: bytes, metadata: Headers = ()) -> int:
+        """Sends a gRPC call."""
+        framed = b"\0" + len(message).to_bytes(4, "big") + message
+        fields = [("content-type", "application/grpc"), ("te", "trailers"), *metadata]
+        return self.post(path, fields, framed)
+
+    def read_on(self, stream_id: int, num_bytes: int) -> None:
+        """Lets the server send more on a stream."""
+        self.h2.increment_flow_control_window(num_bytes, stream_id)
+        self.h2.increment_flow_control_window(num_bytes)
+        self.send()
+
+    async def until(self, is_it: Callable[[h2.events.Event], bool]) -> h2.events.Event:
+        """Reads until such an event; all events so far are looked at first.
+
+        Raises:
+            EOFError: the server closes the connection before.
+        """
+        seen = 0
+        while True:
+            for event in self.events[seen:]:
+                seen += 1
+                if is_it(event):
+                    return event
+            data = await self._reader.read(65536)
+            if not data:
+                self.is_closed = True
+                raise EOFError
+            self.events += self.h2.receive_data(data)
+            self.send()
+
+    async def of(self, kind: type[_Event], stream_id: int | None = None) -> _Event:
+        """The first event of a kind, on any stream or on one."""
+        event = await self.until(
+            lambda event: (
+                isinstance(event, kind) and stream_id in (None, getattr(event, "stream_id", None))
+            )
+        )
+        assert isinstance(event, kind)
+        return event
+
+    def data(self, stream_id: int) -> bytes:
+        """What has come of a stream's body."""
+        return b"".join(
+            event.data or b""
+            for event in self.events
+            if isinstance(event, h2.events.DataReceived) and event.stream_id == stream_id
+        )
+
+
+@asynccontextmanager
+async def raw_connection(port: int, window: int = 65535) -> AsyncGenerator[RawConnection]:
+    """A connection to a server on this machine."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    connection = RawConnection(reader, writer, window)
+    connection.send()
+    try:
+        yield connection
+    finally:
+        writer.close()
