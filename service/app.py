@@ -8,13 +8,13 @@ import logging
 import signal
 
 from grpc import aio
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from engine.protocol.config import EngineInfo
 
-from .api import rpc
+from .api import health, rpc
 from .api.interceptor import CallInterceptor
+from .api.reflection import add_reflection
 from .api.servicer import TextGenerationServicer
 from .generation.admission import Admission
 from .generation.engine_client import EngineClient
@@ -51,7 +51,7 @@ class App:
         self._settings = settings
         self._client = EngineClient(settings.engine_socket, stall_s=settings.engine_stall_seconds)
         self._admission = Admission(settings.max_concurrent_requests)
-        self._health = health.aio.HealthServicer()
+        self._health = health.HealthServicer()
         self._stopping = asyncio.Event()
         self._servers: list[aio.Server] = []
         self._grammars: GrammarChecker | None = None
@@ -138,13 +138,10 @@ class App:
         """
         server = _grpc_server(self._settings, metrics, from_gateway=from_gateway)
         pool = rpc.load_pool()
-        for module in (health_pb2, reflection_pb2):
-            pool.AddSerializedFile(module.DESCRIPTOR.serialized_pb)
         handlers = rpc.handlers(servicer, pool, from_gateway=from_gateway)
         server.add_generic_rpc_handlers((handlers,))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, server, pool=pool)
+        add_reflection(server, pool, (SERVICE, health.SERVICE_NAME))
         try:
             port = int(server.add_insecure_port(address))
         except RuntimeError as error:
@@ -200,9 +197,13 @@ def _server_info(settings: Settings, info: EngineInfo, limits: Limits) -> Server
     )
 
 
+def _interceptor(settings: Settings, metrics: Metrics, from_gateway: bool) -> CallInterceptor:
+    return CallInterceptor(metrics, from_gateway=from_gateway, access_log=settings.access_log)
+
+
 def _grpc_server(settings: Settings, metrics: Metrics, *, from_gateway: bool) -> aio.Server:
     return aio.server(
-        interceptors=[CallInterceptor(metrics, from_gateway=from_gateway)],
+        interceptors=[_interceptor(settings, metrics, from_gateway)],
         options=[
             ("grpc.max_receive_message_length", settings.max_request_bytes * 2),
             ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),

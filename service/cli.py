@@ -24,6 +24,7 @@ from engine.protocol.errors import EngineError
 
 from .bench.options import add_arguments as add_bench_arguments
 from .bench.options import from_arguments as bench_options
+from .call_record import RequestIdFilter
 from .launch.options import SettingsError
 from .launch.plan import envoy_command, envoy_configuration, is_serving
 from .launch.settings import Settings
@@ -167,10 +168,20 @@ def _version() -> str:
 
 def _set_up_logging(settings: Settings) -> None:
     handler = logging.StreamHandler()
-    text = logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    handler.addFilter(RequestIdFilter())
+    text = _TextFormatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
     handler.setFormatter(_JsonFormatter() if settings.json_output else text)
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
     logging.getLogger("asyncio").setLevel(logging.WARNING)
+
+
+class _TextFormatter(logging.Formatter):
+    """A line, which ends in the request's id if it is about one."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        text = super().formatMessage(record)
+        request_id = getattr(record, "request_id", "")
+        return f"{text} [{request_id}]" if request_id else text
 
 
 class _JsonFormatter(logging.Formatter):
@@ -184,6 +195,9 @@ class _JsonFormatter(logging.Formatter):
             "message": record.getMessage(),
             "target": record.name,
         }
+        if request_id := getattr(record, "request_id", ""):
+            line["request_id"] = request_id
+        line |= getattr(record, "access", {})
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False)

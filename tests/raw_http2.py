@@ -15,6 +15,8 @@ import h2.settings
 Headers = Iterable[tuple[str, str]]
 _Event = TypeVar("_Event", bound=h2.events.Event)
 
+_DEFAULT_WINDOW = 65535  # bytes: HTTP/2's
+
 
 class RawConnection:
     """One connection.
@@ -30,6 +32,7 @@ class RawConnection:
     ) -> None:
         self._reader = reader
         self._writer = writer
+        self._reads_on = window >= _DEFAULT_WINDOW
         config = h2.config.H2Configuration(client_side=True, header_encoding="utf-8")
         self.h2 = h2.connection.H2Connection(config)
         self.h2.local_settings = h2.settings.Settings(
@@ -42,6 +45,7 @@ class RawConnection:
         self.h2.initiate_connection()
         self.events: list[h2.events.Event] = []
         self.is_closed = False
+        self._buffer = b""
 
     def send(self) -> None:
         """Writes the frames that are due."""
@@ -68,6 +72,23 @@ class RawConnection:
         self.h2.increment_flow_control_window(num_bytes)
         self.send()
 
+    def _next_frame(self) -> bytes | None:
+        """Takes a whole frame off what was read: h2 accepts none after a GOAWAY."""
+        end = 9 + int.from_bytes(self._buffer[:3], "big")
+        if len(self._buffer) < end:
+            return None
+        frame, self._buffer = self._buffer[:end], self._buffer[end:]
+        return frame
+
+    def _receive(self, frame: bytes) -> None:
+        if any(isinstance(event, h2.events.ConnectionTerminated) for event in self.events):
+            return
+        for event in self.h2.receive_data(frame):
+            self.events.append(event)
+            if isinstance(event, h2.events.DataReceived) and self._reads_on:
+                num_bytes = event.flow_controlled_length or 0
+                self.h2.acknowledge_received_data(num_bytes, event.stream_id)
+
     async def until(self, is_it: Callable[[h2.events.Event], bool]) -> h2.events.Event:
         """Reads until such an event; all events so far are looked at first.
 
@@ -84,7 +105,9 @@ class RawConnection:
             if not data:
                 self.is_closed = True
                 raise EOFError
-            self.events += self.h2.receive_data(data)
+            self._buffer += data
+            while (frame := self._next_frame()) is not None:
+                self._receive(frame)
             self.send()
 
     async def of(self, kind: type[_Event], stream_id: int | None = None) -> _Event:
@@ -107,7 +130,7 @@ class RawConnection:
 
 
 @asynccontextmanager
-async def raw_connection(port: int, window: int = 65535) -> AsyncGenerator[RawConnection]:
+async def raw_connection(port: int, window: int = _DEFAULT_WINDOW) -> AsyncGenerator[RawConnection]:
     """A connection to a server on this machine."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     connection = RawConnection(reader, writer, window)

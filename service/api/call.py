@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any
 
 from grpc import aio
 
+from ..call_record import REQUEST_ID_HEADER, current_record
 from ..codec.presenter import Presenter, Reply, RestPresenter, TypedPresenter
 from ..errors import ServiceError, slow_reader
 
@@ -74,10 +75,12 @@ class Call:
             self.failure = slow_reader(MAX_UNREAD_S)
             self._ending = asyncio.create_task(self._end())
 
-    async def send_headers(self, headers: Mapping[str, str]) -> None:
+    async def send_headers(self, headers: dict[str, str]) -> None:
         """Sends response headers (gRPC: initial metadata).
 
         To be called only before a successful reply: once they are sent, an error cannot have a REST
         status of its own.
         """
-        await self._context.send_initial_metadata(tuple(headers.items()))
+        record = current_record()
+        request_id = {} if record is None else {REQUEST_ID_HEADER: record.request_id}
+        await self._context.send_initial_metadata(tuple((headers | request_id).items()))

@@ -20,9 +20,11 @@ from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 from grpc import aio
 
+from ..call_record import REQUEST_ID_HEADER, begin_record, current_record
 from ..errors import ErrorKind, ServiceError, internal
 from ..generation.metrics import Metrics
 from ..routes import SERVICE
+from .access_log import log_access
 from .call import is_rest_call
 
 logger = logging.getLogger(__name__)
@@ -30,6 +32,14 @@ logger = logging.getLogger(__name__)
 _RETRY_S = 1
 # The trailers contain a message three times, escaped; peers refuse trailers above 8 to 16 KiB.
 _MAX_MESSAGE_BYTES = 512
+
+# What probes and scrapers call every few seconds.
+_QUIET = {
+    "/grpc.health.v1.Health/Check",
+    "/grpc.health.v1.Health/Watch",
+    f"/{SERVICE}/Health",
+    f"/{SERVICE}/Metrics",
+}
 
 Trailers = tuple[tuple[str, str | bytes], ...]
 
@@ -40,11 +50,13 @@ class CallInterceptor(aio.ServerInterceptor):  # type: ignore[misc]
     Args:
         metrics: where calls are counted.
         from_gateway: whether the server's calls come from the gateway.
+        access_log: whether each call gets a log line at its end.
     """
 
-    def __init__(self, metrics: Metrics, *, from_gateway: bool) -> None:
+    def __init__(self, metrics: Metrics, *, from_gateway: bool, access_log: bool = False) -> None:
         self._metrics = metrics
         self._from_gateway = from_gateway
+        self._access_log = access_log
 
     async def intercept_service(
         self,
@@ -64,6 +76,9 @@ class CallInterceptor(aio.ServerInterceptor):  # type: ignore[misc]
 
     def _wrapped(self, function: Any, method: str) -> Any:
         async def call(request: bytes, context: aio.ServicerContext[Any, Any]) -> Any:
+            metadata = dict(context.invocation_metadata() or ())
+            record = begin_record(_text(metadata.get(REQUEST_ID_HEADER)))
+            context.set_trailing_metadata(((REQUEST_ID_HEADER, record.request_id),))
             with self._counted(method, context):
                 try:
                     return await function(request, context)
@@ -89,6 +104,8 @@ class CallInterceptor(aio.ServerInterceptor):  # type: ignore[misc]
         is_rest = self._is_rest(context)
         message = _cut(error.message if is_rest else error.grpc_message)
         trailers = _rest_trailers(error, message) if is_rest else _grpc_trailers(error, message)
+        if (record := current_record()) is not None:
+            trailers = (*trailers, (REQUEST_ID_HEADER, record.request_id))
         await context.abort(error.kind.grpc_code, message, trailers)
 
     @contextmanager
@@ -103,7 +120,10 @@ class CallInterceptor(aio.ServerInterceptor):  # type: ignore[misc]
             raise
         finally:
             code = "CANCELLED" if cancelled else _code_name(context.code())
-            self._metrics.call_ended(method, code, time.monotonic() - started)
+            seconds = time.monotonic() - started
+            self._metrics.call_ended(method, code, seconds)
+            if self._access_log and method not in _QUIET:
+                log_access(method, code, seconds, context.invocation_metadata())
 
 
 def _code_name(code: Any) -> str:
@@ -121,6 +141,10 @@ def _cut(message: str) -> str:
     if len(raw) <= _MAX_MESSAGE_BYTES:
         return message
     return raw[:_MAX_MESSAGE_BYTES].decode(errors="ignore") + "…"
+
+
+def _text(value: str | bytes | None) -> str | None:
+    return value if isinstance(value, str) else None
 
 
 def _rest_trailers(error: ServiceError, message: str) -> Trailers:

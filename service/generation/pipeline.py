@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing, contextmanager
 
+from ..call_record import note_tokens
 from ..errors import ErrorKind, ServiceError
 from .admission import Admission
 from .generator import Generation, Generator, TokenEvent
@@ -47,7 +48,7 @@ class Pipeline:
             with self._admission.permit(max(parameters.best_of or 1, 1)):
                 request = await self._validate(inputs, parameters)
                 result = await self._generator.run(request, received, time.monotonic())
-        self._metrics.request_finished(result)
+        self._finish(result)
         return result
 
     async def stream(
@@ -67,8 +68,12 @@ class Pipeline:
                 async with aclosing(events):
                     async for event in events:
                         if event.generation is not None:
-                            self._metrics.request_finished(event.generation)
+                            self._finish(event.generation)
                         yield event
+
+    def _finish(self, result: Generation) -> None:
+        self._metrics.request_finished(result)
+        note_tokens(result.num_prompt_tokens, len(result.tokens))
 
     async def _validate(self, inputs: str, parameters: Parameters) -> GenerationRequest:
         request = await self._validator.validate(inputs, parameters)

@@ -5,6 +5,7 @@ Also the argument list that starts Envoy; `child.py` runs the process, `supervis
 
 from __future__ import annotations
 
+import asyncio
 import importlib.metadata
 import ipaddress
 import json
@@ -40,6 +41,8 @@ SERVICE_STATUSES = (400, 404, 413, 422, 424, 429, 500, 503, 504)
 # them (deadline, message size, unknown method) or the service has a defect.
 _GRPC_STATUSES = dict.fromkeys(range(1, 17), 500) | {4: 504, 14: 503}
 
+_ADMIN_S = 2.0  # for an answer of the admin interface
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewayConfig:
@@ -52,7 +55,8 @@ class GatewayConfig:
         upstream_port: the port on which the service takes the gateway's calls.
         upstream_socket: the Unix socket for the same, which wins over host and port.
         descriptors: the compiled descriptor set, as a path that Envoy can open.
-        admin_port: port of Envoy's admin interface on 127.0.0.1; None leaves it out.
+        admin_port: port of Envoy's admin interface on 127.0.0.1, for all users of the machine.
+        admin_socket: a Unix socket for the same, where there is no port.
         max_request_bytes: the largest REST request body; TGI's limit is the default.
         max_requests: calls in flight to the service, the last resort behind its own limit.
         cors_allow_origins: the origins that browsers may call from; none or `*` means all.
@@ -67,6 +71,7 @@ class GatewayConfig:
     descriptors: Path
     upstream_socket: Path | None = None
     admin_port: int | None = None
+    admin_socket: Path | None = None
     max_request_bytes: int = 2_097_152
     max_requests: int = 4096
     cors_allow_origins: tuple[str, ...] = ()
@@ -135,12 +140,37 @@ def command(
         log_level,
         "--concurrency",
         str(concurrency),
+        # A drain asks every connection to close at once; new ones are accepted for this long.
+        "--drain-strategy",
+        "immediate",
+        "--drain-time-s",
+        "3600",
         # Without it two Envoys on one machine would use the same shared memory.
         "--disable-hot-restart",
         # At every start it would warn, per status, that custom_response's API may still change.
         "--component-log-level",
         "misc:error",
     ]
+
+
+async def drain(admin_socket: Path) -> None:
+    """Lets Envoy ask its clients to open other connections: they are served until then.
+
+    Replies get `connection: close` over HTTP/1, connections a GOAWAY over HTTP/2.
+
+    Raises:
+        OSError: Envoy does not answer; a timeout is one, too.
+    """
+    async with asyncio.timeout(_ADMIN_S):
+        reader, writer = await asyncio.open_unix_connection(admin_socket)
+        try:
+            writer.write(b"POST /drain_listeners?graceful&skip_exit HTTP/1.1\r\nHost: admin\r\n")
+            writer.write(b"Content-Length: 0\r\nConnection: close\r\n\r\n")
+            status_line = await reader.readline()
+        finally:
+            writer.close()
+    if status_line.split(b" ")[1:2] != [b"200"]:
+        raise OSError(f"Envoy does not drain: {status_line!r}")
 
 
 def validate(binary: Path, config_path: Path) -> None:

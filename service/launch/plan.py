@@ -18,6 +18,7 @@ from ..routes import SERVICE
 from . import gateway
 from .settings import Settings, address, reachable
 
+_ADMIN_SOCKET = "admin.sock"  # in the private directory
 _PROBE_S = 5.0  # a probe that takes longer has failed
 
 Probe = Callable[[], Awaitable[bool]]
@@ -33,11 +34,19 @@ class Stage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a supervisor runs: commands by name, in the order of their start, and the stages."""
+    """What a supervisor runs.
+
+    Attributes:
+        commands: by name, in the order of their start.
+        stages: of the start.
+        banner: is printed once all stages are reached.
+        drain: is called before the children are stopped; it may fail with an OSError.
+    """
 
     commands: Mapping[str, list[str]]
     stages: tuple[Stage, ...]
     banner: str
+    drain: Callable[[], Awaitable[None]] | None = None
 
 
 def make_plan(settings: Settings, runtime: Path) -> Plan:
@@ -62,7 +71,14 @@ def make_plan(settings: Settings, runtime: Path) -> Plan:
         },
         stages=_stages(settings),
         banner=_banner(settings),
+        drain=lambda: _drain_gateway(settings, runtime),
     )
+
+
+async def _drain_gateway(settings: Settings, runtime: Path) -> None:
+    """Lets Envoy drain first; with an admin port it has no admin socket that could be trusted."""
+    if settings.admin_port is None:
+        await gateway.drain(runtime / _ADMIN_SOCKET)
 
 
 def _own_command() -> list[str]:
@@ -98,7 +114,9 @@ def envoy_command(settings: Settings, directory: Path) -> list[str]:
     """
     binary = gateway.find_envoy()
     config_path = directory / "envoy.yaml"
-    config_path.write_text(envoy_configuration(settings), encoding="utf-8")
+    admin_socket = None if settings.admin_port is not None else directory / _ADMIN_SOCKET
+    config = settings.gateway_config(DESCRIPTORS, admin_socket)
+    config_path.write_text(gateway.render(config), encoding="utf-8")
     gateway.validate(binary, config_path)
     return gateway.command(binary, config_path)
 

@@ -165,7 +165,12 @@ class Settings:
     ] = 50051
     admin_port: Annotated[
         int | None,
-        About("port of Envoy's admin pages on 127.0.0.1", ours=True, low=0, high=_MAX_PORT),
+        About(
+            "port of Envoy's admin pages on 127.0.0.1, open to all local users",
+            ours=True,
+            low=0,
+            high=_MAX_PORT,
+        ),
     ] = None
     engine_socket: Annotated[
         Path | None,
@@ -200,6 +205,9 @@ class Settings:
     ] = 60.0
     log_level: Annotated[LogLevel, About("least level that is logged")] = "info"
     json_output: Annotated[bool, About("log JSON lines")] = False
+    access_log: Annotated[
+        bool, About("log a line for every call, without its content", ours=True)
+    ] = True
     tool_call_format: Annotated[
         ToolCallFormat,
         About(
@@ -304,7 +312,7 @@ class Settings:
             **batch_size,
         )
 
-    def gateway_config(self, descriptors: Path) -> GatewayConfig:
+    def gateway_config(self, descriptors: Path, admin_socket: Path | None = None) -> GatewayConfig:
         """Returns Envoy's parameters.
 
         Raises:
@@ -322,6 +330,7 @@ class Settings:
             upstream_socket=self.gateway_socket,
             descriptors=descriptors,
             admin_port=self.admin_port,
+            admin_socket=admin_socket,
             max_request_bytes=self.max_request_bytes,
             # Above the service's own limit, which answers in TGI's words.
             max_requests=max(4096, 2 * self.max_concurrent_requests),

@@ -15,7 +15,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,6 +113,8 @@ class Supervisor:
                 await _first(self._stopping.wait(), *map(self._keep_alive, self._children))
                 patience = settings.drain_seconds
             finally:
+                if patience and plan.drain is not None:
+                    await _drain(plan.drain)
                 await self._stop(patience)
         return 0 if self._num_signals < 2 else 1
 
@@ -170,6 +172,13 @@ class Supervisor:
             return
         for child in self._children:
             child.kill()
+
+
+async def _drain(drain: Callable[[], Awaitable[None]]) -> None:
+    try:
+        await drain()
+    except OSError as error:
+        logger.warning("stopping without a drain: %s", error)
 
 
 async def _reach(stages: tuple[Stage, ...]) -> None:

@@ -12,6 +12,7 @@ from tests.e2e.stack import DEADLINE_S, SERVICE
 def test_reflection_lists_the_services(api: ReflectionClient) -> None:
     assert api.services() == [
         "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
         "grpc.reflection.v1alpha.ServerReflection",
         SERVICE,
     ]

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import grpc
 import pytest
+from google.protobuf import descriptor_pb2
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
     ProtoReflectionDescriptorDatabase,
 )
@@ -85,6 +87,7 @@ async def test_services_can_be_listed_and_described(app: App) -> None:
     assert services == {
         SERVICE,
         "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
         "grpc.reflection.v1alpha.ServerReflection",
     }
     known = rpc.load_pool().FindServiceByName(SERVICE).methods
@@ -171,3 +174,36 @@ def test_limits_above_those_of_the_engine_are_refused(settings: Settings, text: 
     with pytest.raises(ValueError, match=text):
         make_limits(settings, INFO)
     make_limits(settings, replace(INFO, max_total_tokens=300))
+
+
+async def test_reflection_answers_by_its_newer_name(app: App, channel: aio.Channel) -> None:
+    """As grpcurl and buf ask: they try v1 first. It describes itself, too."""
+    info = channel.stream_stream(
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        reflection_pb2.ServerReflectionRequest.SerializeToString,
+        reflection_pb2.ServerReflectionResponse.FromString,
+    )
+    names = (SERVICE, "grpc.health.v1.Health", "grpc.reflection.v1.ServerReflection")
+    questions = [reflection_pb2.ServerReflectionRequest(list_services="")] + [
+        reflection_pb2.ServerReflectionRequest(file_containing_symbol=name) for name in names
+    ]
+    async with asyncio.timeout(TIMEOUT_S):
+        listed, *files = [answer async for answer in info(iter(questions))]
+    assert {service.name for service in listed.list_services_response.service} >= {*names}
+    for name, answer in zip(names, files, strict=True):
+        file = descriptor_pb2.FileDescriptorProto.FromString(
+            answer.file_descriptor_response.file_descriptor_proto[0]
+        )
+        assert f"{file.package}.{file.service[0].name}" == name
+
+
+async def test_health_lists_all_services(app: App, channel: aio.Channel) -> None:
+    reply = await health_pb2_grpc.HealthStub(channel).List(health_pb2.HealthListRequest())
+    assert set(reply.statuses) == {"", SERVICE}
+
+
+async def test_a_method_that_is_not_there_is_unimplemented(channel: aio.Channel) -> None:
+    for path in (f"/{SERVICE}/Nothing", "/grpc.health.v1.Health/Nothing", "/other.Service/Method"):
+        with pytest.raises(aio.AioRpcError) as failed:
+            await channel.unary_unary(path)(b"")
+        assert failed.value.code() is grpc.StatusCode.UNIMPLEMENTED

@@ -176,3 +176,19 @@ async def test_content_without_a_value_is_an_invalid_argument(service: Service) 
     message = pb.Message(role="user", content=Value())
     answer = await service.ask("Chat", pb.ChatRequest(messages=[message]), rest=False)
     assert answer.failure.code() is INVALID
+
+
+@pytest.mark.parametrize("name", STREAMS)
+async def test_a_defect_inside_a_stream_is_an_event_for_rest_and_a_status_for_grpc(
+    service: Service, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It must not look complete, and its text stays inside the server."""
+    service.use_script(script(step(demo_ids("x")[0]), RuntimeError("a secret")))
+    native, rest = await service.ask_both(name, streamed(name))
+    assert native.failure.code() is grpc.StatusCode.INTERNAL
+    assert native.failure.details() == "Internal server error"
+    assert rest.error is None
+    failure = {"error": "Internal server error", "error_type": "internal"}
+    assert rest.events[1:] == [failure, *ENDS.get(name, [])]
+    assert b"secret" not in rest.body
+    assert "a secret" in caplog.text

@@ -1,0 +1,110 @@
+"""A server that is told to end: its streams never look complete when they are not."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import grpc
+import h2.events
+import httpx
+import pytest
+
+from tests.e2e.reflection_client import ReflectionClient
+from tests.e2e.stack import DEADLINE_S, ENDLESS, PROMPT, Stack, running
+from tests.raw_http2 import raw_connection
+
+LONG = {"inputs": PROMPT, "parameters": ENDLESS}
+OPENAI = {"temperature": 1e6, "seed": 2, "max_tokens": 1900, "stream": True}
+CUT = "Request failed during generation: Server error: the server is shutting down"
+
+
+@pytest.fixture
+def impatient(tmp_path: Path) -> Iterator[Stack]:
+    """It gives running requests next to no time."""
+    with running(tmp_path / "log", "--drain-seconds=0.2") as stack:
+        yield stack
+
+
+@pytest.fixture
+def patient(tmp_path: Path) -> Iterator[Stack]:
+    with running(tmp_path / "log") as stack:
+        yield stack
+
+
+def events(lines: Iterator[str]) -> Iterator[Any]:
+    """The events of a stream; the end mark as it is."""
+    for line in lines:
+        text = line.removeprefix("data: ")
+        if text and text != line:
+            yield text if text == "[DONE]" else json.loads(text)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/generate_stream", LONG),
+        ("/", {**LONG, "stream": True}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": PROMPT}], **OPENAI}),
+        ("/v1/completions", {"prompt": PROMPT, **OPENAI}),
+    ],
+)
+def test_a_stream_that_is_cut_ends_with_an_error(
+    impatient: Stack, path: str, body: dict[str, Any]
+) -> None:
+    with impatient.http.stream("POST", path, json=body) as reply:
+        received = events(reply.iter_lines())
+        next(received)
+        impatient.process.send_signal(signal.SIGTERM)
+        *_, last = (event for event in received if event != "[DONE]")
+    assert last == {"error": CUT, "error_type": "generation"}
+
+
+def test_a_grpc_stream_that_is_cut_ends_with_a_status(impatient: Stack) -> None:
+    api = ReflectionClient(impatient.through_envoy)
+    with pytest.raises(grpc.RpcError) as cut:
+        for number, _ in enumerate(api.call("GenerateStream", LONG)):
+            if number == 0:
+                impatient.process.send_signal(signal.SIGTERM)
+    assert cut.value.code() is grpc.StatusCode.ABORTED
+    assert cut.value.details() == CUT
+
+
+def test_connections_are_asked_to_close_while_a_stream_goes_on(patient: Stack) -> None:
+    """HTTP/1 by a header of the next reply; the stream itself ends well."""
+    with patient.http.stream("POST", "/generate_stream", json=LONG) as reply:
+        received = events(reply.iter_lines())
+        next(received)
+        with httpx.Client(base_url=patient.url, timeout=DEADLINE_S) as other:
+            assert "connection" not in other.get("/info").headers
+            patient.process.send_signal(signal.SIGTERM)
+            closing = other.get("/info")
+            while closing.headers.get("connection") != "close":
+                closing = other.get("/info")
+        *_, last = received
+    assert last["generated_text"]
+
+
+async def test_an_http2_connection_is_told_to_go_away(patient: Stack) -> None:
+    """With the next reply, while another stream goes on."""
+    fields = [("content-type", "application/json")]
+    port = int(patient.address.rpartition(":")[2])
+    async with asyncio.timeout(DEADLINE_S), raw_connection(port) as connection:
+        stream_id = connection.post("/generate_stream", fields, json.dumps(LONG).encode())
+        await connection.of(h2.events.DataReceived, stream_id)
+        patient.process.send_signal(signal.SIGTERM)
+        while not any(isinstance(e, h2.events.ConnectionTerminated) for e in connection.events):
+            other_id = connection.post("/tokenize", fields, b'{"inputs": ""}')
+            await connection.until(partial(is_end_of, other_id))
+
+
+def is_end_of(stream_id: int, event: h2.events.Event) -> bool:
+    """Whether a stream has ended, or its connection will."""
+    if isinstance(event, h2.events.ConnectionTerminated):
+        return True
+    return isinstance(event, h2.events.StreamEnded) and event.stream_id == stream_id

@@ -1,0 +1,98 @@
+"""Every call has an id, which its caller gets back, and a log line without its content."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
+
+import pytest
+
+from service.api import rpc
+from service.call_record import REQUEST_ID_HEADER, RequestIdFilter
+from service.cli import _JsonFormatter, _TextFormatter
+from service.pb.tokenwire import v1 as pb
+from service.routes import SERVICE
+from tests.service.api.harness import POOL, Service, generate_request
+from tests.service.fakes import eventually, serving, trailers
+
+GENERATE = f"/{SERVICE}/Generate"
+SECRET = "a secret prompt"
+
+
+@pytest.fixture
+async def service() -> AsyncGenerator[Service]:
+    service = Service()
+    handlers = rpc.handlers(service.servicer, POOL, from_gateway=False)
+    async with serving(handlers, service.metrics, access_log=True) as service.channel:
+        yield service
+
+
+@pytest.fixture
+def lines(caplog: pytest.LogCaptureFixture) -> Callable[[], list[logging.LogRecord]]:
+    """The records of the access log so far, as a handler of the command sees them."""
+    caplog.set_level(logging.INFO, "service.access")
+    caplog.handler.addFilter(RequestIdFilter())
+    return lambda: caplog.records
+
+
+async def generate(service: Service, given: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Initial and trailing metadata of a call."""
+    metadata = None if given is None else [(REQUEST_ID_HEADER, given)]
+    call = service.channel.unary_unary(GENERATE, bytes, pb.GenerateResponse.parse)(
+        pb.GenerateRequest(inputs=SECRET, parameters=pb.GenerateParameters(max_new_tokens=3)),
+        metadata=metadata,
+    )
+    await call
+    return dict(await call.initial_metadata()), dict(await call.trailing_metadata())
+
+
+async def test_the_callers_id_comes_back_and_stands_in_the_log(
+    service: Service, lines: Callable[[], list[logging.LogRecord]]
+) -> None:
+    initial, trailing = await generate(service, "my-id/7")
+    assert initial[REQUEST_ID_HEADER] == trailing[REQUEST_ID_HEADER] == "my-id/7"
+    await eventually(lambda: bool(lines()))
+    (line,) = lines()
+    assert line.request_id == "my-id/7"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("given", [None, "x" * 129, "two words"])
+async def test_an_id_is_made_where_there_is_none_to_use(
+    service: Service, given: str | None
+) -> None:
+    _, trailing = await generate(service, given)
+    assert re.fullmatch("[0-9a-f]{32}", trailing[REQUEST_ID_HEADER])
+
+
+async def test_a_failed_call_has_its_id_too(service: Service) -> None:
+    answer = await service.ask("Generate", generate_request({"top_p": 1.0}), rest=False)
+    assert re.fullmatch("[0-9a-f]{32}", trailers(answer.failure)[REQUEST_ID_HEADER])
+
+
+async def test_a_line_says_how_a_call_ended_and_not_what_was_in_it(
+    service: Service, lines: Callable[[], list[logging.LogRecord]]
+) -> None:
+    await generate(service, "id")
+    await eventually(lambda: bool(lines()))
+    (line,) = lines()
+    text = _TextFormatter("%(message)s").format(line)
+    found = re.fullmatch(r"Generate (\S+) OK \d+\.\d{3} s, tokens (\d+) in 3 out \[id\]", text)
+    assert found is not None
+    assert found[1] == GENERATE
+    assert int(found[2]) > 3
+    fields = json.loads(_JsonFormatter().format(line))
+    assert fields["request_id"] == "id"
+    assert (fields["path"], fields["status"], fields["generated_tokens"]) == (GENERATE, "OK", 3)
+    assert SECRET not in text + json.dumps(fields)
+
+
+async def test_health_checks_leave_no_lines(
+    service: Service, lines: Callable[[], list[logging.LogRecord]]
+) -> None:
+    await service.ask("Health", pb.HealthRequest(), rest=False)
+    await generate(service, None)
+    await eventually(lambda: bool(lines()))
+    assert len(lines()) == 1
