@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 _HEALTH_INTERVAL_S = 0.2
 _LAST_WORDS_S = 2.0  # for streams to end with an error, before the calls are cut
+_KEEPALIVE_MS = 30_000
 _MAX_MESSAGE_BYTES = 64 * 1024 * 1024  # of replies; requests are bounded by the settings
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -209,6 +210,9 @@ def _grpc_server(settings: Settings, metrics: Metrics, *, from_gateway: bool) ->
             ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
             # Envoy pings silent streams; by default that counts as abuse after a while.
             ("grpc.http2.max_ping_strikes", 0),
+            # And the server pings callers, so that one that is gone is noticed.
+            ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+            ("grpc.keepalive_timeout_ms", _KEEPALIVE_MS),
             ("grpc.so_reuseport", 0),  # a second server must not share the port
         ],
     )

@@ -52,6 +52,8 @@ _NEEDS_NUMBERS = re.compile(
     r"|\\\\(?:[acv]|(?:x|u00|U000000)(?:[01]\w|7[fF])|[xuU]\{0*(?:[01]?[0-9A-Fa-f]|7[fF])\})"
 )
 _SCHEMAS_BY_NAME = ("properties", "patternProperties", "$defs", "definitions")
+# Keys of a schema that is a choice of values; the others say nothing about them.
+_CHOICE_KEYS = {"enum", "const", "type", "title", "description", "$id", "$schema"}
 _NO_SCHEMAS = ("const", "enum", "default", "examples")
 
 
@@ -64,6 +66,9 @@ def json_source(schema: dict[str, Any], *, or_text: bool = False, best_effort: b
     Raises:
         GrammarError: a keyword cannot be enforced. Compiling the source finds further ones.
     """
+    if (numbers := _integers_alone(schema)) is not None and not or_text:
+        return regex_source("|".join(map(str, numbers)))
+    _check_numbers(schema)
     if not best_effort:
         _check_min_properties(schema)
     escapes = _ESCAPES + "u" * bool(_NEEDS_NUMBERS.search(json.dumps(schema)))
@@ -76,6 +81,41 @@ def json_source(schema: dict[str, Any], *, or_text: bool = False, best_effort: b
     text = json.dumps({**bounded, "x-guidance": options})
     lark = f"start: call | text\ncall: %json {text}\ntext: /(?s:\\s*[^{{\\s].*)?/\n"
     return str(LLMatcher.grammar_from_lark(lark))
+
+
+def _integers_alone(schema: dict[str, Any]) -> list[int] | None:
+    """The integers that a schema is a choice of and nothing else, if one of them needs it.
+
+    As a regular expression they stay exact; in a JSON Schema the library has float64 only.
+    """
+    choices = schema.get("enum", [schema["const"]] if "const" in schema else None)
+    if not schema.keys() <= _CHOICE_KEYS or not isinstance(choices, list):
+        return None
+    if schema.get("type") not in (None, "integer", "number"):
+        return None
+    if not choices or not all(type(choice) is int for choice in choices):
+        return None
+    return choices if any(map(_is_inexact, choices)) else None
+
+
+def _check_numbers(schema: Any) -> None:
+    """Refuses integers that float64 cannot hold: another number would be enforced.
+
+    Raises:
+        GrammarError: there is one.
+    """
+    if type(schema) is int and _is_inexact(schema):
+        raise GrammarError(
+            f"the number {schema} cannot be enforced exactly: only an `enum` or `const` of "
+            "integers alone may have numbers beyond 2^53"
+        )
+    if isinstance(schema, (dict, list)):
+        for item in schema.values() if isinstance(schema, dict) else schema:
+            _check_numbers(item)
+
+
+def _is_inexact(number: int) -> bool:
+    return abs(number) > 2**53 and not (abs(number) < 2**1023 and int(float(number)) == number)
 
 
 def _check_min_properties(schema: Any) -> None:
