@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from service.errors import ErrorKind
+from tests.paths import REPOSITORY
 from tests.service.api.golden_service import BREAKS_OFF, answer
 from tests.service.fakes import Script, script, step, trailers
 
@@ -47,3 +49,13 @@ async def test_full_server(name: str) -> None:
     result = await answer(name, BODIES[name], BREAKS_OFF, full=True)
     failed = trailers(result.failure)
     assert (failed["x-http-status"], failed["retry-after"]) == ("429", "1")
+
+
+@pytest.mark.parametrize("kind", ErrorKind, ids=lambda kind: kind.name)
+def test_every_kind_of_error_is_in_the_table_of_statuses(kind: ErrorKind) -> None:
+    lines = (REPOSITORY / "docs" / "statuses.md").read_text().splitlines()
+    (row,) = (line for line in lines if line.startswith(f"| `{kind.name}` |"))
+    _, _, error_type, status, code, *_ = (cell.strip() for cell in row.split("|"))
+    assert error_type == f"`{kind.error_type}`"
+    assert status.split(",")[0] == str(kind.http_status)
+    assert code.split(",")[0] in (kind.grpc_code.name, "—")  # no message can be broken JSON
