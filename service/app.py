@@ -25,6 +25,7 @@ from .generation.pipeline import Pipeline
 from .generation.server_info import ServerInfo
 from .generation.validation import Validator
 from .grammar.checker import GrammarChecker
+from .launch.edge import MAX_METADATA_BYTES
 from .launch.settings import Settings
 from .routes import SERVICE
 from .text.tokenizer import TextTokenizer
@@ -34,6 +35,7 @@ logger = logging.getLogger(__name__)
 _HEALTH_INTERVAL_S = 0.2
 _LAST_WORDS_S = 2.0  # for streams to end with an error, before the calls are cut
 _KEEPALIVE_MS = 30_000
+_MAX_AGE_MS = 2**31 - 1  # gRPC takes 32 bits
 _MAX_MESSAGE_BYTES = 64 * 1024 * 1024  # of replies; requests are bounded by the settings
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -208,13 +210,31 @@ def _grpc_server(settings: Settings, metrics: Metrics, *, from_gateway: bool) ->
         options=[
             ("grpc.max_receive_message_length", settings.max_request_bytes * 2),
             ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+            # Equal, because between them gRPC refuses calls at random.
+            ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+            ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
             # Envoy pings silent streams; by default that counts as abuse after a while.
             ("grpc.http2.max_ping_strikes", 0),
             # And the server pings callers, so that one that is gone is noticed.
             ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
             ("grpc.keepalive_timeout_ms", _KEEPALIVE_MS),
             ("grpc.so_reuseport", 0),  # a second server must not share the port
+            *(() if from_gateway else _connection_age(settings.max_connection_seconds)),
         ],
+    )
+
+
+def _connection_age(seconds: int) -> tuple[tuple[str, int], ...]:
+    """Options that tell callers to connect anew, so that a balancer can spread them again.
+
+    Their calls have as long once more to end. Envoy's connections stay: all callers share them.
+    """
+    if not seconds:
+        return ()
+    milliseconds = min(seconds * 1000, _MAX_AGE_MS)
+    return (
+        ("grpc.max_connection_age_ms", milliseconds),
+        ("grpc.max_connection_age_grace_ms", milliseconds),
     )
 
 

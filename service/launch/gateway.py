@@ -11,13 +11,14 @@ import ipaddress
 import json
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import jinja2
 
 from ..bundled import envoy_template
 from ..routes import GRPC_SERVICES, REST_ROUTES, SERVICE
+from .edge import Edge
 
 # The errors that Envoy makes itself: HTTP status -> (error, error_type). Where TGI has the case,
 # the text is TGI's (router at v2.1.1, and axum 0.7's body extractors for 413 and 415).
@@ -28,14 +29,37 @@ GATEWAY_ERRORS: dict[int, tuple[str, str]] = {
     413: ("Failed to buffer the request body: length limit exceeded", "validation"),
     415: ("Expected request with `Content-Type: application/json`", "validation"),
     429: ("Model is overloaded", "overloaded"),
+    431: ("Request Header Fields Too Large", "validation"),
     500: ("Internal server error", "internal"),
     502: ("Bad Gateway", "gateway"),
     503: ("unhealthy", "healthcheck"),
     504: ("Request timed out", "timeout"),
 }
 
+# What callers of gRPC read instead of the errors above.
+_GRPC_TEXTS = {404: "unknown service"}
+
 # The statuses that the service may ask for with the trailing metadata `x-http-status`.
 SERVICE_STATUSES = (400, 404, 413, 422, 424, 429, 500, 503, 504)
+
+# Response headers that web pages of other origins may read.
+EXPOSED_HEADERS = (
+    "x-request-id",
+    "retry-after",
+    "x-compute-type",
+    "x-compute-time",
+    "x-compute-characters",
+    "x-total-time",
+    "x-validation-time",
+    "x-queue-time",
+    "x-inference-time",
+    "x-time-per-token",
+    "x-prompt-tokens",
+    "x-generated-tokens",
+    "grpc-status",
+    "grpc-message",
+    "grpc-status-details-bin",
+)
 
 # gRPC code -> HTTP status, for calls that end without `x-http-status`: gRPC itself refused or ended
 # them (deadline, message size, unknown method) or the service has a defect.
@@ -62,6 +86,9 @@ class GatewayConfig:
         cors_allow_origins: the origins that browsers may call from; none or `*` means all.
         tls_certificate: PEM chain, as a path that Envoy can open; set together with `tls_key`.
         tls_key: PEM key, as a path that Envoy can open.
+        max_connection_seconds: after which connections are closed between requests; 0 for never.
+        max_heap_bytes: memory of Envoy; close to it, requests are refused.
+        edge: limits that only tests change.
     """
 
     listen_host: str
@@ -77,6 +104,9 @@ class GatewayConfig:
     cors_allow_origins: tuple[str, ...] = ()
     tls_certificate: Path | None = None
     tls_key: Path | None = None
+    max_connection_seconds: int = 3600
+    max_heap_bytes: int = 2 << 30
+    edge: Edge = field(default_factory=Edge)
 
     def __post_init__(self) -> None:
         """Refuses values that Envoy would misinterpret."""
@@ -98,8 +128,10 @@ def render(config: GatewayConfig) -> str:
     return template.render(
         config=config,
         service=SERVICE,
-        rest_routes=REST_ROUTES,
+        rest_routes={path: _with_head(methods) for path, methods in REST_ROUTES.items()},
         grpc_services=GRPC_SERVICES,
+        exposed_headers=EXPOSED_HEADERS,
+        grpc_texts={status: error for status, (error, _) in GATEWAY_ERRORS.items()} | _GRPC_TEXTS,
         error_bodies={status: _error_body(*error) for status, error in GATEWAY_ERRORS.items()},
         service_statuses=SERVICE_STATUSES,
         grpc_statuses=_GRPC_STATUSES,
@@ -191,6 +223,11 @@ def validate(binary: Path, config_path: Path) -> None:
 
 def _error_body(error: str, error_type: str) -> str:
     return json.dumps({"error": error, "error_type": error_type}, separators=(",", ":"))
+
+
+def _with_head(methods: tuple[str, ...]) -> tuple[str, ...]:
+    """Adds HEAD wherever there is GET."""
+    return ("GET", "HEAD", *methods[1:]) if methods[0] == "GET" else methods
 
 
 def _is_address(host: str) -> bool:

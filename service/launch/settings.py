@@ -194,6 +194,14 @@ class Settings:
     ] = ()
     tls_certificate: Annotated[Path | None, About("PEM chain of the public port", ours=True)] = None
     tls_key: Annotated[Path | None, About("PEM key of the public port", ours=True)] = None
+    max_connection_seconds: Annotated[
+        int,
+        About("after which a connection is closed between requests; 0 for never", ours=True, low=0),
+    ] = 3600
+    max_gateway_bytes: Annotated[
+        int,
+        About("memory of Envoy, close to which it refuses requests", ours=True, low=64 << 20),
+    ] = 2 << 30
 
     # Operation.
     drain_seconds: Annotated[
@@ -337,6 +345,8 @@ class Settings:
             cors_allow_origins=self.cors_allow_origin,
             tls_certificate=self.tls_certificate,
             tls_key=self.tls_key,
+            max_connection_seconds=self.max_connection_seconds,
+            max_heap_bytes=self.max_gateway_bytes,
         )
 
     def to_argv(self) -> list[str]:

@@ -21,7 +21,7 @@ COUNT_HEADERS = [
     "x-prompt-tokens",
     "x-generated-tokens",
 ]
-GENERATION_HEADERS = {*TIMING_HEADERS, *COUNT_HEADERS, "x-compute-type"}
+GENERATION_HEADERS = {*TIMING_HEADERS, *COUNT_HEADERS, "x-compute-type", "x-request-id"}
 
 
 def post(stack: Stack, path: str, body: Any) -> httpx.Response:

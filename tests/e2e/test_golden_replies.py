@@ -67,7 +67,9 @@ def whole(reply: httpx.Response) -> bytes:
 @pytest.mark.parametrize("name", RAW)
 def test_reply_that_does_not_depend_on_the_model_is_golden(stack: Stack, name: str) -> None:
     method, path, headers, content = RAW[name]
-    headers = {"content-type": "application/json", **headers} if content else headers
+    headers = {"x-request-id": "golden", **headers}
+    if content:
+        headers = {"content-type": "application/json", **headers}
     reply = stack.http.request(method, path, headers=headers, content=content)
     check_golden(GOLDEN / f"{name}.txt", whole(reply))
 

@@ -42,7 +42,12 @@ def events(reply: httpx.Response) -> list[str]:
     assert reply.headers["x-accel-buffering"] == "no"
     assert reply.headers["x-compute-type"] == "1-cpu"
     custom = {name for name in reply.headers if name.startswith("x-")}
-    assert custom == {"x-compute-type", "x-compute-characters", "x-accel-buffering"}
+    assert custom == {
+        "x-compute-type",
+        "x-compute-characters",
+        "x-accel-buffering",
+        "x-request-id",
+    }
     text = reply.read().decode()
     assert text.endswith("\n\n")
     payloads = []

@@ -45,14 +45,14 @@ def start_gateway(
         directory = tmp_path_factory.mktemp("envoy")
         with contextlib.ExitStack() as stack:
             stack.callback(service.stop)
-            port = stack.enter_context(run_envoy(config, directory))
+            port, admin = stack.enter_context(run_envoy(config, directory))
             host = "localhost" if scheme == "https" else "127.0.0.1"  # the certificate's name
             url = f"{scheme}://{host}:{port}"
             trusted = ssl.create_default_context(cafile=config.tls_certificate)
             client = stack.enter_context(
                 httpx.Client(base_url=url, timeout=DEADLINE, verify=trusted, trust_env=False)
             )
-            yield Gateway(url.partition("//")[2], service, gateway_messages, client)
+            yield Gateway(url.partition("//")[2], service, gateway_messages, client, admin)
 
     return start
 

@@ -18,6 +18,7 @@ from grpc_health.v1.health import aio as health
 from grpc_reflection.v1alpha import reflection
 
 from service.bundled import DESCRIPTORS
+from service.launch.edge import MAX_METADATA_BYTES
 from service.routes import SERVICE
 
 DEADLINE = 60.0  # seconds for anything that is waited for; the machine may be busy
@@ -156,6 +157,8 @@ class FakeService:
                 ("grpc.max_receive_message_length", 8 << 20),
                 ("grpc.max_send_message_length", 16 << 20),
                 ("grpc.http2.max_ping_strikes", 0),
+                ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+                ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
             ]
         )
         handlers = {method.name: self._handler(method) for method in self.messages.service.methods}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -26,12 +27,19 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Gateway:
-    """A running Envoy: its address, and the service that it forwards to."""
+    """A running Envoy: its addresses, and the service that it forwards to."""
 
     target: str
     service: FakeService
     messages: Messages
     client: httpx.Client
+    admin: str
+
+    def stat(self, name: str) -> int:
+        """Returns a number that Envoy counts about the cluster of the service."""
+        name = f"cluster.service.{name}"
+        url = f"http://{self.admin}/stats?format=json&filter=^{name}$"
+        return int(httpx.get(url, trust_env=False).json()["stats"][0]["value"])
 
     def wait_until_healthy(self, status: int = 200) -> None:
         """Returns once /health answers with `status`."""
@@ -64,8 +72,8 @@ def poll(condition: Callable[[], T | None], what: str) -> T:
 
 
 @contextlib.contextmanager
-def run_envoy(config: GatewayConfig, directory: Path) -> Iterator[int]:
-    """Runs Envoy with `config` on free ports; yields the port it listens on."""
+def run_envoy(config: GatewayConfig, directory: Path) -> Iterator[tuple[int, str]]:
+    """Runs Envoy with `config` on free ports; yields the port it listens on, and its admin's."""
     config = dataclasses.replace(config, listen_port=0, admin_port=0)
     path = directory / "envoy.yaml"
     path.write_text(gateway_module.render(config), encoding="utf-8")
@@ -77,7 +85,7 @@ def run_envoy(config: GatewayConfig, directory: Path) -> Iterator[int]:
             [*arguments, "--admin-address-path", str(admin)], stdout=output, stderr=output
         )
     try:
-        yield poll(lambda: _listening_port(process, admin, log), "Envoy listens")
+        yield poll(lambda: _listening_port(process, admin, log), "Envoy listens"), admin.read_text()
     finally:
         process.terminate()
         process.wait(DEADLINE)
@@ -90,11 +98,13 @@ def _listening_port(process: subprocess.Popen[bytes], admin: Path, log: Path) ->
         listeners = httpx.get(
             f"http://{admin.read_text()}/listeners?format=json", trust_env=False
         ).json()
-        return int(
-            listeners["listener_statuses"][0]["local_address"]["socket_address"]["port_value"]
-        )
-    except (FileNotFoundError, httpx.HTTPError, httpx.InvalidURL, KeyError, IndexError):
+        address = listeners["listener_statuses"][0]["local_address"]["socket_address"]
+        port = int(address["port_value"])
+        # It is reported before the first health check ends, and accepts connections after that.
+        socket.create_connection(("127.0.0.1", port)).close()
+    except (OSError, httpx.HTTPError, httpx.InvalidURL, KeyError, IndexError):
         return None
+    return port
 
 
 StartGateway = Callable[..., contextlib.AbstractContextManager[Gateway]]

@@ -63,6 +63,7 @@ def validate(config: GatewayConfig, directory: Path) -> None:
     [
         pytest.param(PLAIN, id="plain"),
         pytest.param(dataclasses.replace(PLAIN, admin_port=9901), id="admin"),
+        pytest.param(dataclasses.replace(PLAIN, max_connection_seconds=0), id="old-connections"),
         pytest.param(dataclasses.replace(PLAIN, upstream_host="service"), id="dns-upstream"),
         pytest.param(dataclasses.replace(PLAIN, listen_host="::", upstream_host="::1"), id="ipv6"),
         pytest.param(
@@ -98,6 +99,12 @@ def test_only_an_upstream_name_is_resolved_with_dns() -> None:
 def test_star_means_every_origin() -> None:
     starred = dataclasses.replace(PLAIN, cors_allow_origins=("*",))
     assert gateway.render(starred) == gateway.render(PLAIN)
+
+
+def test_age_of_connections_can_be_unlimited() -> None:
+    unlimited = dataclasses.replace(PLAIN, max_connection_seconds=0)
+    assert " max_connection_duration: 3600s" in gateway.render(PLAIN)
+    assert " max_connection_duration:" not in gateway.render(unlimited)
 
 
 def test_admin_is_absent_or_on_loopback() -> None:

@@ -16,6 +16,7 @@ from tests.envoy.fake_service import DEADLINE
 from tests.envoy.gateway import Gateway, StartGateway
 
 JSON = {"content-type": "application/json"}
+ALLOWED = {"GET": ["GET", "HEAD"], "POST": ["POST"]}
 UNHEALTHY = b'{"error":"unhealthy","error_type":"healthcheck"}'
 OVERLOADED = b'{"error":"Model is overloaded","error_type":"overloaded"}'
 TOO_LARGE = (
@@ -32,7 +33,7 @@ FAILING = [
 ]
 
 
-@pytest.mark.parametrize("path", ["/nope", "/generate/", "/v1", "/GENERATE", "//generate"])
+@pytest.mark.parametrize("path", ["/nope", "/generate/", "/v1", "/GENERATE"])
 @pytest.mark.parametrize("verb", ["GET", "POST", "DELETE"])
 def test_unknown_path_is_404(gateway: Gateway, verb: str, path: str) -> None:
     reply = gateway.client.request(verb, f"http://{gateway.target}{path}", headers=JSON)
@@ -43,10 +44,11 @@ def test_unknown_path_is_404(gateway: Gateway, verb: str, path: str) -> None:
 
 @pytest.mark.parametrize("path", REST_ROUTES)
 def test_wrong_method_is_405_and_lists_the_allowed_ones(gateway: Gateway, path: str) -> None:
-    for verb in {"GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"} - {*REST_ROUTES[path]}:
+    allowed = [verb for bound in REST_ROUTES[path] for verb in ALLOWED[bound]]
+    for verb in {"GET", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"} - {*allowed}:
         reply = gateway.client.request(verb, path, headers=JSON)
         assert reply.status_code == 405, verb
-        assert reply.headers["allow"] == ",".join(REST_ROUTES[path])
+        assert reply.headers["allow"] == ",".join(allowed)
         assert reply.headers["content-type"] == "application/json"
         assert reply.content == b'{"error":"Method Not Allowed","error_type":"method_not_allowed"}'
     assert not gateway.service.calls
@@ -60,11 +62,6 @@ def test_broken_http_is_answered_in_json(gateway: Gateway) -> None:
             head, _, body = reply.read().partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 400 ")
     assert json.loads(body) == {"error": "missing_host_header", "error_type": "gateway"}
-
-
-def test_head_is_405_without_body(gateway: Gateway) -> None:
-    reply = gateway.client.head("/health")
-    assert (reply.status_code, reply.content) == (405, b"")
 
 
 @pytest.mark.parametrize(
@@ -186,18 +183,6 @@ def test_error_without_rest_metadata_is_json_too(
     reply = gateway.client.post(path, json={"inputs": "a"})
     assert (reply.status_code, reply.content) == (status, body)
     assert reply.headers["content-type"] == "application/json"
-
-
-def test_expired_deadline_of_a_rest_caller_is_504(gateway: Gateway) -> None:
-    gate = gateway.service.gate()
-
-    async def unary(_request: Any, _context: Any) -> Any:
-        await gate.wait()
-
-    gateway.service.behave("Generate", unary)
-    reply = gateway.client.post("/generate", json={}, headers={"grpc-timeout": "100m"})
-    assert reply.status_code == 504
-    assert reply.content == b'{"error":"Request timed out","error_type":"timeout"}'
 
 
 def test_silent_service_is_504_for_get_requests(gateway: Gateway) -> None:

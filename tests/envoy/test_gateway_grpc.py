@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import socket
 import struct
 import threading
 from collections.abc import AsyncIterator
@@ -17,7 +18,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 
 from service.routes import SERVICE
 from tests.envoy.fake_service import DEADLINE
-from tests.envoy.gateway import Gateway
+from tests.envoy.gateway import Gateway, StartGateway
 
 
 def test_unary_call_is_typed_both_ways(gateway: Gateway) -> None:
@@ -176,6 +177,43 @@ def test_unknown_method_is_unimplemented(gateway: Gateway, path: str) -> None:
     assert error.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
+def test_reply_of_envoy_has_plain_words(gateway: Gateway) -> None:
+    with gateway.channel() as channel, pytest.raises(grpc.RpcError) as caught:
+        channel.unary_unary("/other.Service/Method")(b"", timeout=DEADLINE)
+    error: Any = caught.value
+    assert error.details() == "unknown service"
+
+
+def test_unreachable_service_is_unavailable_in_plain_words(start_gateway: StartGateway) -> None:
+    with socket.socket() as reserved:  # bound but not listening: connections are refused
+        reserved.bind(("127.0.0.1", 0))
+        with (
+            start_gateway(upstream_port=reserved.getsockname()[1]) as orphan,
+            orphan.channel() as channel,
+            pytest.raises(grpc.RpcError) as caught,
+        ):
+            request = orphan.messages.new("GenerateRequest")
+            orphan.stub(channel, "Generate")(request, timeout=DEADLINE)
+    error: Any = caught.value
+    assert (error.code(), error.details()) == (grpc.StatusCode.UNAVAILABLE, "unhealthy")
+
+
+def test_replies_have_the_id_of_the_caller(gateway: Gateway) -> None:
+    request = gateway.messages.new("GenerateRequest")
+    mine = (("x-request-id", "mine"),)
+    with gateway.channel() as channel:
+        call = gateway.stub(channel, "Generate")
+        _, answered = call.with_call(request, metadata=mine, timeout=DEADLINE)
+        assert dict(answered.initial_metadata())["x-request-id"] == "mine"
+        _, answered = call.with_call(request, timeout=DEADLINE)
+        made = gateway.service.calls[-1].metadata["x-request-id"]
+        assert dict(answered.initial_metadata())["x-request-id"] == made
+        with pytest.raises(grpc.RpcError) as caught:
+            channel.unary_unary("/other.Service/Method")(b"", metadata=mine, timeout=DEADLINE)
+    error: Any = caught.value
+    assert dict(error.trailing_metadata())["x-request-id"] == "mine"
+
+
 def frames(body: bytes) -> list[tuple[int, bytes]]:
     """Splits a gRPC-Web body into (flags, payload)."""
     found = []
@@ -226,3 +264,15 @@ def test_grpc_web_error_keeps_its_code(gateway: Gateway) -> None:
     )
     assert reply.status_code == 200
     assert (reply.headers["grpc-status"], reply.headers["grpc-message"]) == ("8", "full")
+
+
+def test_reply_of_envoy_to_grpc_web_has_plain_words(gateway: Gateway) -> None:
+    reply = gateway.client.post(
+        "/other.Service/Method",
+        content=struct.pack(">BI", 0, 0),
+        headers={"content-type": "application/grpc-web+proto"},
+    )
+    assert (reply.headers["grpc-status"], reply.headers["grpc-message"]) == (
+        "12",
+        "unknown service",
+    )

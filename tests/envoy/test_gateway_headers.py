@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import socket
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import grpc
 import pytest
 
+from tests.envoy.fake_service import DEADLINE
 from tests.envoy.gateway import Gateway, StartGateway
 
-COMMON = {"content-type", "date", "server", "access-control-allow-origin"}
+JSON = {"content-type": "application/json"}
+COMMON = {"content-type", "date", "server", "access-control-allow-origin", "x-request-id"}
 PREFLIGHT = {
     "access-control-request-method": "POST",
     "access-control-request-headers": "content-type",
@@ -82,9 +86,78 @@ def test_ids_of_the_client_reach_the_service(gateway: Gateway) -> None:
     assert {name: metadata[name] for name in sent} == sent
 
 
-def test_request_without_id_gets_one(gateway: Gateway) -> None:
-    gateway.client.post("/generate", json={})
-    assert gateway.service.calls[-1].metadata["x-request-id"]
+@pytest.mark.parametrize("verb", ["GET", "POST", "HEAD", "PUT", "OPTIONS"])
+@pytest.mark.parametrize("path", ["/info", "/generate", "/nope"])
+def test_every_reply_has_the_id_of_the_caller(gateway: Gateway, verb: str, path: str) -> None:
+    headers = {"content-type": "application/json", "x-request-id": "mine"}
+    assert gateway.client.request(verb, path, headers=headers).headers["x-request-id"] == "mine"
+
+
+def test_errors_of_the_service_have_the_id_of_the_caller(gateway: Gateway) -> None:
+    for rest in ({"x_http_status": "422", "x_error_body": "{}"}, {}):
+        gateway.service.fail("Generate", grpc.StatusCode.INVALID_ARGUMENT, "", **rest)
+        reply = gateway.client.post("/generate", json={}, headers={"x-request-id": "mine"})
+        assert reply.headers["x-request-id"] == "mine"
+
+
+@pytest.mark.parametrize("given", [None, "", "a b", "caf\u00e9".encode(), "x" * 129])
+def test_request_without_a_usable_id_gets_one(gateway: Gateway, given: str | None) -> None:
+    headers = {} if given is None else {"x-request-id": given}
+    reply = gateway.client.post("/generate", json={}, headers=headers)
+    made = gateway.service.calls[-1].metadata["x-request-id"]
+    assert reply.headers["x-request-id"] == str(uuid.UUID(made))
+
+
+def test_id_is_not_changed(gateway: Gateway) -> None:
+    for given in ("x" * 128, "6ba7b810-9dad-11d1-80b4-00c04fd430c8", "!~"):
+        headers = {"x-request-id": given, "x-valid-request-id": "forged"}
+        reply = gateway.client.post("/generate", json={}, headers=headers)
+        metadata = gateway.service.calls[-1].metadata
+        assert reply.headers["x-request-id"] == metadata["x-request-id"] == given
+        assert "x-valid-request-id" not in metadata
+
+
+def test_broken_http_gets_an_id_too(gateway: Gateway) -> None:
+    host, _, port = gateway.target.partition(":")
+    with socket.create_connection((host, int(port)), timeout=DEADLINE) as connection:
+        connection.sendall(b"nonsense\r\n\r\n")
+        with connection.makefile("rb") as reply:
+            assert b"\r\nx-request-id: " in reply.read()
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"grpc-timeout": "abc"},
+        {"grpc-timeout": "1n"},
+        {"grpc-encoding": "gzip"},
+        {"grpc-encoding": "nonsense"},
+        {"grpc-accept-encoding": "nonsense"},
+        {"grpc-internal-encoding-request": "gzip"},
+        {"grpc-tags-bin": "!"},
+        {"x-mine-bin": "not base64!"},
+        {"x!y": "1"},
+        {"!": "1"},
+        {"x_y": "1"},
+    ],
+)
+def test_headers_with_a_meaning_for_grpc_only_are_ignored_over_rest(
+    gateway: Gateway, headers: dict[str, str]
+) -> None:
+    for verb, path in (("POST", "/generate"), ("GET", "/info"), ("HEAD", "/info")):
+        reply = gateway.client.request(verb, path, headers=JSON | headers)
+        assert reply.status_code == 200
+        assert not {*headers} & {*gateway.service.calls[-1].metadata}
+
+
+def test_grpc_callers_keep_their_headers(gateway: Gateway) -> None:
+    metadata = (("x-mine-bin", b"\x00\xff"), ("x.y", "1"))
+    with gateway.channel() as channel:
+        call = gateway.stub(channel, "Generate")
+        call(gateway.messages.new("GenerateRequest"), metadata=metadata, timeout=DEADLINE)
+    seen = gateway.service.calls[-1].metadata
+    assert seen["x-mine-bin"] == str(b"\x00\xff")
+    assert seen["x.y"] == "1"
 
 
 def test_forged_internal_headers_do_not_reach_the_service(gateway: Gateway) -> None:
@@ -100,10 +173,31 @@ def test_preflight_is_answered_for_every_path(gateway: Gateway, path: str) -> No
     reply = gateway.client.options(path, headers={"origin": "https://a.example", **PREFLIGHT})
     assert (reply.status_code, reply.content) == (200, b"")
     assert reply.headers["access-control-allow-origin"] == "*"
-    assert reply.headers["access-control-allow-methods"] == "GET,POST"
-    allowed = reply.headers["access-control-allow-headers"].split(",")
-    assert {"content-type", "authorization", "x-request-id", "x-grpc-web"} <= set(allowed)
+    assert reply.headers["access-control-allow-methods"] == "GET,HEAD,POST"
+    assert reply.headers["access-control-max-age"] == "7200"
     assert not gateway.service.calls
+
+
+def test_preflight_allows_whatever_headers_a_page_wants_to_send(gateway: Gateway) -> None:
+    asked = "authorization,content-type,traceparent,x-grpc-web,x-stainless-lang,x-tool-call-format"
+    preflight = PREFLIGHT | {"origin": "https://a.example", "access-control-request-headers": asked}
+    reply = gateway.client.options("/v1/chat/completions", headers=preflight)
+    assert reply.headers["access-control-allow-headers"] == asked
+    del preflight["access-control-request-headers"]
+    reply = gateway.client.options("/v1/chat/completions", headers=preflight)
+    assert reply.status_code == 200
+    assert "access-control-allow-headers" not in reply.headers
+
+
+def test_page_can_read_our_headers(gateway: Gateway) -> None:
+    origin = {"origin": "https://a.example"}
+    for reply in [
+        gateway.client.post("/generate", json={}, headers=origin),
+        gateway.client.get("/nope", headers=origin),
+    ]:
+        exposed = reply.headers["access-control-expose-headers"].split(",")
+        assert {"x-request-id", "x-compute-time", "x-generated-tokens", "retry-after"} <= {*exposed}
+    assert "access-control-expose-headers" not in gateway.client.get("/info").headers
 
 
 def test_page_of_any_origin_can_read_answers_and_errors(gateway: Gateway) -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import grpc
+import h2.events
 import pytest
 from google.protobuf import descriptor_pb2
 from google.protobuf.descriptor_pool import DescriptorPool
@@ -21,12 +22,14 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 
 from engine.server import EngineServer
 from service.api import rpc
-from service.app import App, make_limits
+from service.app import App, _grpc_server, make_limits
+from service.generation.metrics import Metrics
 from service.launch.settings import Settings
 from service.pb.tokenwire import v1 as pb
 from service.routes import SERVICE
 from tests.engine.fakes import make_engine
-from tests.service.fakes import INFO, MODEL, TIMEOUT_S
+from tests.raw_http2 import raw_connection
+from tests.service.fakes import INFO, LIMITS, MODEL, TIMEOUT_S
 
 
 @pytest.fixture
@@ -70,6 +73,18 @@ async def test_info_has_the_limits_of_the_engine(app: App, channel: aio.Channel)
     assert (info.max_total_tokens, info.max_input_tokens) == (200, 199)
     assert info.max_batch_total_tokens == 400
     assert (info.sha, info.docker_label) == ("c0ffee", "a-label")
+
+
+async def test_an_old_connection_is_told_to_go() -> None:
+    settings = Settings(model_id=str(MODEL), max_connection_seconds=1)
+    server = _grpc_server(settings, Metrics(LIMITS), from_gateway=False)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with asyncio.timeout(TIMEOUT_S), raw_connection(port) as connection:
+            await connection.of(h2.events.ConnectionTerminated)
+    finally:
+        await server.stop(None)
 
 
 async def test_services_can_be_listed_and_described(app: App) -> None:
