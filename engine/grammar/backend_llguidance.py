@@ -95,27 +95,35 @@ def _integers_alone(schema: dict[str, Any]) -> list[int] | None:
         return None
     if not choices or not all(type(choice) is int for choice in choices):
         return None
-    return choices if any(map(_is_inexact, choices)) else None
+    return choices if any(map(_is_misprinted, choices)) else None
 
 
-def _check_numbers(schema: Any) -> None:
-    """Refuses integers that float64 cannot hold: another number would be enforced.
+def _check_numbers(schema: Any, *, is_choice: bool = False) -> None:
+    """Refuses integers in whose place another number would be enforced.
+
+    `is_choice` says that the value is one that the text may have, and not, say, a bound.
 
     Raises:
         GrammarError: there is one.
     """
-    if type(schema) is int and _is_inexact(schema):
+    if type(schema) is int and (_is_misprinted if is_choice else _is_inexact)(schema):
         raise GrammarError(
             f"the number {schema} cannot be enforced exactly: only an `enum` or `const` of "
             "integers alone may have numbers beyond 2^53"
         )
     if isinstance(schema, (dict, list)):
-        for item in schema.values() if isinstance(schema, dict) else schema:
-            _check_numbers(item)
+        items = schema.items() if isinstance(schema, dict) else enumerate(schema)
+        for key, item in items:
+            _check_numbers(item, is_choice=is_choice or key in ("enum", "const"))
 
 
 def _is_inexact(number: int) -> bool:
     return abs(number) > 2**53 and not (abs(number) < 2**1023 and int(float(number)) == number)
+
+
+def _is_misprinted(number: int) -> bool:
+    """Beyond 64 bits the library writes 17 digits; the smallest number of 64 bits kills it."""
+    return abs(number) >= 2**63 or _is_inexact(number)
 
 
 def _check_min_properties(schema: Any) -> None:

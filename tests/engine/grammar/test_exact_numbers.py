@@ -21,11 +21,14 @@ ROUNDED = 2512292042120999936  # the float64 next to it
         {"const": LARGE},
         {"type": "integer", "enum": [7, LARGE], "description": "a number"},
         {"enum": [-LARGE, LARGE, 10**30]},
+        {"enum": [2**63]},
+        {"const": 2**64},
+        {"enum": [-(2**63), 1]},
     ],
 )
 def test_a_choice_of_integers_is_exact(schema: dict[str, Any]) -> None:
     source = json_source(schema)
-    for number in schema.get("enum", [LARGE]):
+    for number in schema.get("enum", [schema.get("const")]):
         assert accepts(compile_source(source), str(number))
     assert not accepts(compile_source(source), str(ROUNDED))
     assert not accepts(compile_source(source), str(LARGE + 1))
@@ -37,6 +40,8 @@ def test_a_choice_of_integers_is_exact(schema: dict[str, Any]) -> None:
         {"type": "object", "properties": {"a": {"enum": [LARGE]}}, "required": ["a"]},
         {"type": "integer", "minimum": LARGE},
         {"const": {"a": [LARGE]}},
+        {"const": {"a": [2**63]}},
+        {"anyOf": [{"enum": [-(2**63), "text"]}, {"type": "null"}]},
         {"anyOf": [{"const": LARGE}, {"type": "null"}]},
         {"enum": [LARGE, "text"]},
         {"type": "integer", "multipleOf": 2**53 + 1},
@@ -48,7 +53,7 @@ def test_other_places_for_such_numbers_are_refused(schema: dict[str, Any]) -> No
         json_source(schema)
 
 
-@pytest.mark.parametrize("number", [2**53, -(2**53), 2**60, 9007199254740994])
+@pytest.mark.parametrize("number", [2**53, -(2**53), 2**60, 9007199254740994, 2**62, -(2**62)])
 def test_numbers_that_float64_holds_are_taken(number: int) -> None:
     source = json_source({"type": "object", "properties": {"a": {"const": number}}})
     assert accepts(compile_source(source), f'{{"a": {number}}}')
