@@ -133,6 +133,8 @@ def unhealthy() -> ServiceError:
     return ServiceError(ErrorKind.UNHEALTHY, "unhealthy")
 
 
-def missing_field(name: str) -> ServiceError:
-    """The error for a required field that is absent."""
-    return ServiceError(ErrorKind.SHAPE, f"missing field `{name}`", field=name)
+def missing_field(field: str) -> ServiceError:
+    """The error for a required field that is absent; `field` is its path."""
+    path, _, name = field.rpartition(".")
+    where = f"{path}: " if path else ""
+    return ServiceError(ErrorKind.SHAPE, f"{where}missing field `{name}`", field=field)

@@ -17,6 +17,9 @@ Signed = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
 Natural = Annotated[int, Meta(ge=0)]
 
 _MAX_SEED = 2**64 - 1
+_FLOAT32_END = 2.0**128 - 2.0**103  # what rounds to the largest float32 is below it
+Float = Annotated[float, Meta(gt=-_FLOAT32_END, lt=_FLOAT32_END)]
+
 _FLOAT32 = struct.Struct("<f")
 
 
@@ -29,15 +32,15 @@ class _Body(Struct, kw_only=True):
         """Rounds floats, and checks what msgspec cannot.
 
         Raises:
-            ValueError: a number does not fit; msgspec adds the object's path.
+            ValueError: the seed is too large; msgspec adds the object's path.
         """
         for name in self.floats:
             value = getattr(self, name)
             if value is not None:
-                setattr(self, name, _float32(name, value))
+                setattr(self, name, _float32(value))
         seed = getattr(self, "seed", None)
         if seed is not None and seed > _MAX_SEED:
-            raise ValueError(f"`seed` must be <= {_MAX_SEED}. Given: {seed}")
+            raise ValueError(f"<seed> Expected `int` <= {_MAX_SEED}")
 
 
 class Grammar(Struct):
@@ -53,12 +56,12 @@ class Parameters(_Body, kw_only=True):
     floats = ("temperature", "repetition_penalty", "frequency_penalty", "top_p", "typical_p")
 
     best_of: Unsigned | None = None
-    temperature: float | None = None
-    repetition_penalty: float | None = None
-    frequency_penalty: float | None = None
+    temperature: Float | None = None
+    repetition_penalty: Float | None = None
+    frequency_penalty: Float | None = None
     top_k: Signed | None = None
-    top_p: float | None = None
-    typical_p: float | None = None
+    top_p: Float | None = None
+    typical_p: Float | None = None
     do_sample: bool = False
     max_new_tokens: Unsigned | UnsetType | None = UNSET
     return_full_text: bool | None = None
@@ -160,21 +163,22 @@ class Chat(_Body, kw_only=True):
 
     messages: list[Message]
     model: str | None = None
-    frequency_penalty: float | None = None
+    frequency_penalty: Float | None = None
+    logit_bias: list[float] | None = None  # unused, as in TGI
     logprobs: bool | None = None
     top_logprobs: Unsigned | None = None
     max_tokens: Unsigned | None = None
     max_completion_tokens: Unsigned | None = None
     n: Unsigned | None = None
-    presence_penalty: float | None = None
+    presence_penalty: Float | None = None
     stop: str | list[str] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     seed: Natural | None = None
-    temperature: float | None = None
-    top_p: float | None = None
+    temperature: Float | None = None
+    top_p: Float | None = None
     tools: list[Tool] | None = None
-    tool_prompt: str | None = None
+    tool_prompt: str | UnsetType | None = UNSET  # null is an empty text
     tool_choice: Any = None
     response_format: ResponseFormat | None = None
 
@@ -187,33 +191,38 @@ class Completions(_Body, kw_only=True):
     prompt: str | list[str]
     model: str | None = None
     max_tokens: Unsigned | None = None
-    temperature: float | None = None
-    top_p: float | None = None
+    temperature: Float | None = None
+    top_p: Float | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     seed: Natural | None = None
     suffix: str | None = None
-    repetition_penalty: float | None = None
-    frequency_penalty: float | None = None
+    repetition_penalty: Float | None = None
+    frequency_penalty: Float | None = None
     stop: str | list[str] | None = None
+
+    def __post_init__(self) -> None:
+        """Checks what msgspec cannot.
+
+        Raises:
+            ValueError: there is no prompt, or a number does not fit.
+        """
+        super().__post_init__()
+        if self.prompt == []:
+            raise ValueError(
+                "<prompt> Empty array detected. Do not use an empty array for the prompt."
+            )
 
 
 class Invocation(Struct, kw_only=True):
     """POST /invocations: which of the endpoints a body is for, by the field that is there."""
 
-    inputs: Any = None
-    messages: Any = None
-    prompt: Any = None
+    inputs: Any = UNSET
+    messages: Any = UNSET
+    prompt: Any = UNSET
 
 
-def _float32(name: str, value: float) -> float:
-    """The nearest float32.
-
-    Raises:
-        ValueError: it is beyond the largest.
-    """
-    try:
-        (rounded,) = _FLOAT32.unpack(_FLOAT32.pack(value))
-    except OverflowError as error:
-        raise ValueError(f"`{name}` does not fit into a float32. Given: {value}") from error
+def _float32(value: float) -> float:
+    """The nearest float32."""
+    (rounded,) = _FLOAT32.unpack(_FLOAT32.pack(value))
     return float(rounded)

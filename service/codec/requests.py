@@ -96,7 +96,7 @@ def chat_request(wire: bodies.Chat | pb.ChatRequest) -> ChatRequest:
         include_usage=_include_usage(wire.stream_options),
         tools=tuple(_tool(item) for item in wire.tools or ()),
         tool_choice=plain(wire.tool_choice),
-        tool_prompt=wire.tool_prompt,
+        tool_prompt=_tool_prompt(wire),
         response_format=response_format,
         parameters=Parameters(
             frequency_penalty=wire.frequency_penalty,
@@ -138,7 +138,9 @@ def completions_request(wire: bodies.Completions | pb.CompletionsRequest) -> Com
 def invocation_of_body(data: bytes) -> Request:
     """The request that a body of `/invocations` is."""
     which = parse(data, bodies.Invocation)
-    name = _only({name: getattr(which, name) not in (None, []) for name in _FIRST_FIELDS})
+    there = [name for name in _FIRST_FIELDS if getattr(which, name) is not UNSET]
+    given = {name: getattr(which, name) not in (None, [], UNSET) for name in _FIRST_FIELDS}
+    name = there[0] if len(there) == 1 else _only(given)
     return {"inputs": COMPAT, "messages": CHAT, "prompt": COMPLETIONS}[name].from_body(data)
 
 
@@ -245,6 +247,13 @@ def _max_new_tokens(wire: bodies.Parameters | pb.GenerateParameters) -> int | No
     return _or_default(wire.max_new_tokens)
 
 
+def _tool_prompt(wire: bodies.Chat | pb.ChatRequest) -> str | None:
+    """None means the default text; null in a body means no text."""
+    if isinstance(wire, bodies.Chat):
+        return None if wire.tool_prompt is UNSET else wire.tool_prompt or ""
+    return wire.tool_prompt
+
+
 def _or_default(max_new_tokens: int | None) -> int:
     return DEFAULT_MAX_NEW_TOKENS if max_new_tokens is None else max_new_tokens
 
@@ -261,23 +270,24 @@ def _temperature(value: float | None) -> dict[str, Any]:
     return {"do_sample": True, "temperature": value}
 
 
-def _kind(wire: str | pb.GrammarType | pb.ResponseFormatType) -> str:
-    return _KINDS.get(wire if isinstance(wire, str) else str(wire.name), "")
+def _type(wire: str | pb.GrammarType | pb.ResponseFormatType) -> str:
+    """The type of a constraint as REST spells it."""
+    return wire if isinstance(wire, str) else str(wire.name).lower()
 
 
 def _grammar(wire: bodies.Grammar | pb.Grammar | None) -> Grammar | None:
     if wire is None:
         return None
-    return Grammar(kind=_kind(wire.type), value=plain(wire.value))
+    return Grammar(kind=_KINDS.get(_type(wire.type), ""), value=plain(wire.value))
 
 
 def _response_format(wire: bodies.ResponseFormat | pb.ResponseFormat | None) -> Grammar | None:
-    if wire is None or wire.type in ("text", pb.ResponseFormatType.text):
+    if wire is None or (name := _type(wire.type)) == "text":
         return None
     value = plain(wire.json_schema.schema if wire.json_schema else wire.value)
-    if wire.type in ("json_object", pb.ResponseFormatType.json_object) and value is None:
+    if name == "json_object" and value is None:
         value = {"type": "object"}  # OpenAI's form: any object
-    return Grammar(kind=_kind(wire.type), value=value)
+    return Grammar(kind=_KINDS.get(name, ""), value=value)
 
 
 def _message(wire: bodies.Message | pb.Message) -> Message:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterator
 from typing import Any, NoReturn, TypeVar
 
 import msgspec
@@ -27,13 +28,20 @@ _NAMES = {
     "object": "an object",
     "null": "null",
 }
-_EXPECTED = re.compile(r"Expected `([^`]+)`(?:, got `(\w+)`)?( [<>=]+ -?\d+)?")
+_EXPECTED = re.compile(r"Expected `([^`]+)`(?:, got `(\w+)`)?( [<>=]+ [-+.e\d]+)?")
 _MISSING = re.compile(r"Object missing required field `([^`]+)`")
+_UNKNOWN = re.compile(r"Invalid enum value '(.*)'", re.DOTALL)
+_TOO_LARGE = "number out of range"
 _PATH = " - at `$"
+_ABOUT = re.compile(r"<(\w+)> ")
 
 
-class _DuplicateNameError(ValueError):
-    """Two members of an object have the same name, which is the error's text."""
+class _DuplicateNameError(Exception):
+    """Two members of an object have the same name."""
+
+
+class _Members(list[tuple[str, Any]]):
+    """The members of an object, of which two may have the same name."""
 
 
 def parse(data: bytes, kind: type[_T]) -> _T:
@@ -52,16 +60,17 @@ def parse(data: bytes, kind: type[_T]) -> _T:
         value = msgspec.json.decode(data, type=kind)
         _check_names_and_depth(data)
     except msgspec.ValidationError as error:
-        if "Number out of range" in str(error):
-            raise _malformed(str(error)) from error
-        _raise_shape(str(error))
-    except _DuplicateNameError as error:
-        raise ServiceError(
-            ErrorKind.SHAPE, f"duplicate field `{error}`", field=str(error)
-        ) from None
+        reason, path = _reason_and_path(str(error))
+        if reason == "Number out of range":
+            raise _malformed(_at(path, _TOO_LARGE)) from error
+        _raise_shape(reason, path)
+    except _DuplicateNameError:
+        raise _duplicate(data) from None
     except RecursionError as error:
         raise _too_deep() from error
-    except ValueError as error:  # no JSON, or no UTF-8
+    except UnicodeDecodeError as error:
+        raise _malformed(f"invalid UTF-8 (byte {_first_bad_byte(data)})") from error
+    except ValueError as error:  # no JSON
         raise _malformed(str(error)) from error
     return value
 
@@ -81,9 +90,34 @@ def _unique(members: list[tuple[str, Any]]) -> dict[str, Any]:
     """
     result = dict(members)
     if len(result) < len(members):
-        names = [name for name, _ in members]
-        raise _DuplicateNameError(next(name for name in names if names.count(name) > 1))
+        raise _DuplicateNameError
     return result
+
+
+def _duplicate(data: bytes) -> ServiceError:
+    """The error for the first two members of the same name, which a second reading looks for."""
+    try:
+        path, name = next(_duplicates(_ALL_MEMBERS.decode(data.decode()), ""))
+    except (RecursionError, StopIteration):  # they are deeper than anything may be
+        return _too_deep()
+    text = _at(path, f"duplicate field `{name}`")
+    return ServiceError(ErrorKind.SHAPE, text, field=_member(path, name))
+
+
+def _duplicates(value: Any, path: str, depth: int = 1) -> Iterator[tuple[str, str]]:
+    """The path of each object with two members of the same name, and that name."""
+    if depth > MAX_DEPTH:
+        return
+    if isinstance(value, _Members):
+        seen: set[str] = set()
+        for name, member in value:
+            if name in seen:
+                yield path, name
+            seen.add(name)
+            yield from _duplicates(member, _member(path, name), depth + 1)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _duplicates(item, f"{path}[{index}]", depth + 1)
 
 
 def _finite(digits: str) -> float:
@@ -94,11 +128,13 @@ def _finite(digits: str) -> float:
     """
     number = float(digits)
     if math.isinf(number):
-        raise ValueError("Number out of range")
+        raise ValueError(_TOO_LARGE)
     return number
 
 
-_UNIQUE_NAMES = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_finite)
+# Integers are not looked at: msgspec has read those that matter, however long they are.
+_UNIQUE_NAMES = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_finite, parse_int=len)
+_ALL_MEMBERS = json.JSONDecoder(object_pairs_hook=_Members, parse_int=len)
 
 
 def _depth(tree: Any) -> int:
@@ -114,21 +150,53 @@ def _depth(tree: Any) -> int:
     return depth
 
 
-def _raise_shape(text: str) -> NoReturn:
+def _reason_and_path(text: str) -> tuple[str, str]:
+    """What msgspec says, and where.
+
+    A reason that starts with a member's name in brackets, like `<seed>`, is about that member:
+    only so can the check of a whole object name it.
+    """
+    reason, _, path = text.partition(_PATH)
+    path = path.rstrip("`").removeprefix(".")
+    if about := _ABOUT.match(reason):
+        return reason[about.end() :], _member(path, about[1])
+    return reason, path
+
+
+def _raise_shape(reason: str, path: str) -> NoReturn:
     """Says in the words of JSON's users what msgspec says in Python's.
 
     Raises:
         ServiceError: always.
     """
-    reason, _, path = text.partition(_PATH)
-    path = field = path.rstrip("`").removeprefix(".")
+    field = path
     if missing := _MISSING.fullmatch(reason):
-        field = f"{path}.{missing[1]}" if path else missing[1]
+        field = _member(path, missing[1])
         reason = f"missing field `{missing[1]}`"
     elif expected := _EXPECTED.fullmatch(reason):
         reason = _in_words(expected)
-    text = f"{path}: {reason}" if path else reason
-    raise ServiceError(ErrorKind.SHAPE, text, field=field or None)
+    elif unknown := _UNKNOWN.fullmatch(reason):
+        reason = f"unknown variant `{unknown[1]}`"
+    elif reason == "Integer value out of range":  # thousands of digits
+        reason = _TOO_LARGE
+    raise ServiceError(ErrorKind.SHAPE, _at(path, reason), field=field or None)
+
+
+def _member(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _at(path: str, reason: str) -> str:
+    return f"{path}: {reason}" if path else reason
+
+
+def _first_bad_byte(data: bytes) -> int:
+    """Where a text stops being UTF-8: msgspec counts from the start of a value."""
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        return error.start
+    return len(data)
 
 
 def _in_words(expected: re.Match[str]) -> str:

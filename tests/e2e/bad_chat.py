@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from tests.e2e import error_texts as texts
-from tests.e2e.refusal import CHAT, MAX_TOTAL, MESSAGES, TOOLS, Row
+from tests.e2e.error_texts import MAX_TOTAL
+from tests.e2e.refusal import CHAT, MESSAGES, TOOLS, Row, no_number
 
 _IMAGE_PART = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}}
 _TEXT_PART = {"type": "text", "text": "hi"}
 _SCHEMA = {"type": "json", "value": {"type": "object"}}
 
 
-def _chat(error: str, field: str | None, error_type: str = "validation", **changes: Any) -> Row:
+def _chat(
+    error: str,
+    field: str | None,
+    error_type: str = "validation",
+    body_error: str | None = None,
+    **changes: Any,
+) -> Row:
     body = {"messages": MESSAGES, "max_tokens": 2, **changes}
-    return Row(CHAT, body, error, field, error_type)
+    return Row(CHAT, body, error, field, error_type, body_error=body_error)
 
 
 def _content(
@@ -34,8 +42,11 @@ _CHAT_FIELDS = {
 
 def _chat_parameter(error: str, field: str, **changes: Any) -> list[Row]:
     """A rule of one generation: refused with a status, and in a stream with an event."""
-    row = _chat(texts.VALIDATION + error, _CHAT_FIELDS.get(field, field), **changes)
-    return [row, Row(CHAT, {**row.body, "stream": True}, row.error, row.field, in_band=True)]
+    name = _CHAT_FIELDS.get(field, field)
+    row = _chat(
+        texts.VALIDATION + error, name, body_error=no_number(name, changes.get(name)), **changes
+    )
+    return [row, replace(row, body={**row.body, "stream": True}, in_band=True)]
 
 
 def _role(role: str, text: str, path: str = CHAT) -> Row:
@@ -48,23 +59,24 @@ CHAT_ROWS = [
     _chat(f"{texts.SHAPE}missing field `messages`", "messages", messages=[]),
     _chat(f"{texts.SHAPE}missing field `messages`", "messages", messages=[], n=2, stream=True),
     # Messages of a wrong shape: the error names the first of them.
-    _chat(f"{texts.SHAPE}missing field `messages[0].role`", "messages[0].role", messages=[{}]),
+    _chat(f"{texts.SHAPE}messages[0]: missing field `role`", "messages[0].role", messages=[{}]),
     _chat(
-        f"{texts.SHAPE}missing field `messages[0].role`",
+        f"{texts.SHAPE}messages[0]: missing field `role`",
         "messages[0].role",
+        body_error=f"{texts.SHAPE}messages[0].role: expected a string, got null",
         messages=[{"role": None, "content": 5}, {}],
     ),
     _chat(
-        f"{texts.SHAPE}missing field `messages[1].content`",
+        f"{texts.SHAPE}messages[1]: missing field `content`",
         "messages[1].content",
         messages=[*MESSAGES, {"role": "user"}],
     ),
     _chat(
-        f"{texts.SHAPE}missing field `messages[1].content`",
+        f"{texts.SHAPE}messages[1]: missing field `content`",
         "messages[1].content",
         messages=[*MESSAGES, {"role": "assistant", "content": None, "tool_calls": []}],
     ),
-    _content(None, f"{texts.SHAPE}missing field `messages[0].content`"),
+    _content(None, f"{texts.SHAPE}messages[0]: missing field `content`"),
     _content(5),
     _content(0.5),
     _content(True),

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from tests.e2e import error_texts as texts
-from tests.e2e.refusal import COMPLETIONS, MAX_TOTAL, Row
+from tests.e2e.error_texts import MAX_TOTAL
+from tests.e2e.refusal import COMPLETIONS, Row
 
 
 def _completion(error: str, field: str, error_type: str = "validation", **changes: Any) -> Row:
     body = {"prompt": ["a"], "max_tokens": 2, **changes}
-    return Row(COMPLETIONS, body, error, field, error_type)
+    body_error = texts.SHAPE + texts.NO_PROMPT if body["prompt"] == [] else None
+    return Row(COMPLETIONS, body, error, field, error_type, body_error=body_error)
 
 
 def _completion_parameter(error: str, field: str, **changes: Any) -> list[Row]:
@@ -25,7 +27,8 @@ COMPLETION_ROWS = [
     _completion(texts.SUFFIX, "suffix", "suffix not supported", suffix="", stream=True),
     _completion(texts.BATCH_SIZE, "prompt", "batch size exceeded", prompt=["a"] * 5),
     _completion(texts.BATCH_SIZE, "prompt", "batch size exceeded", prompt=["a"] * 100, stream=True),
-    # Several faults. Checked in this order: the suffix, the number of prompts, the parameters.
+    # Several faults. Checked in this order: the suffix, the number of prompts, the parameters. Over
+    # REST an empty list of prompts is a fault of the body, and so comes before all others.
     _completion(texts.SUFFIX, "suffix", "suffix not supported", suffix="", prompt=[]),
     _completion(texts.SUFFIX, "suffix", "suffix not supported", suffix="x", prompt=[""] * 5),
     _completion(texts.BATCH_SIZE, "prompt", "batch size exceeded", prompt=[""] * 5, max_tokens=0),

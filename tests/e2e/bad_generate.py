@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from tests.e2e import error_texts as texts
-from tests.e2e.refusal import MAX_INPUT, MAX_TOTAL, Row
+from tests.e2e.error_texts import MAX_INPUT, MAX_TOTAL
+from tests.e2e.refusal import Row, no_number
 
 # The paths that take the parameters of /generate, and how each of them is asked for a stream.
 _GENERATE_PATHS = ("/generate", "/generate_stream", "/", "/invocations")
@@ -105,8 +106,15 @@ _ORDER: list[tuple[dict[str, Any], str, str]] = [
 
 def _generate(path: str, parameters: dict[str, Any], error: str, field: str, **more: Any) -> Row:
     body = {"inputs": "a", "parameters": parameters, **more}
-    in_band = path == "/generate_stream" or body.get("stream", False)
-    return Row(path, body, texts.VALIDATION + error, f"parameters.{field}", in_band=in_band)
+    name = f"parameters.{field}"
+    return Row(
+        path,
+        body,
+        texts.VALIDATION + error,
+        name,
+        in_band=path == "/generate_stream" or body.get("stream", False),
+        body_error=no_number(name, parameters.get(field)),
+    )
 
 
 def _ordered(index: int) -> Row:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from tests.e2e.refusal import MAX_INPUT, MAX_TOTAL
+# The limits of the bundled model with default settings; a test compares them with /info.
+MAX_INPUT, MAX_TOTAL = 2047, 2048
 
-# What an error starts with: the body is not a request at all, or a value is out of bounds.
+# What an error starts with: the body is no JSON, is no request, or has a value out of bounds.
+JSON = "Failed to parse the request body as JSON: "
 SHAPE = "Failed to deserialize the JSON body into the target type: "
 VALIDATION = "Input validation error: "
 TEMPERATURE = "`temperature` must be strictly positive"
@@ -50,6 +52,7 @@ def total(num_input: int, max_new: int, maximum: int = MAX_TOTAL) -> str:
 # For streams, checked before all other rules.
 NO_BEST_OF = "`best_of` != 1 is not supported when streaming tokens"
 NO_PREFILL = "`decoder_input_details` == true is not supported when streaming tokens"
+NO_PROMPT = "prompt: Empty array detected. Do not use an empty array for the prompt."
 UNTAGGED = "data did not match any variant of untagged enum MessageContent"
 IMAGE = VALIDATION + "the model takes text only; `image_url` is not supported"
 BATCH_SIZE = "Number of prompts exceeds the maximum allowed batch size of 4"

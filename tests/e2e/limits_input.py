@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from tests.e2e import error_texts as texts
-from tests.e2e.refusal import CHAT, COMPLETIONS, MAX_INPUT, MESSAGES, TOOLS, Row, tokens
+from tests.e2e.error_texts import MAX_INPUT
+from tests.e2e.refusal import CHAT, COMPLETIONS, MESSAGES, TOOLS, Row, tokens
 
 # The flags of a server with small limits, and requests that it alone refuses or accepts.
 STRICT_FLAGS = (

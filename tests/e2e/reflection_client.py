@@ -42,8 +42,11 @@ class ReflectionClient:
         return self._pool.FindServiceByName(service)
 
     def request(self, method: str, fields: dict[str, Any], service: str = SERVICE) -> Message:
-        """Makes the request message of a method."""
+        """Makes the request message of a method; a format may have its type as REST spells it."""
         input_type = self._method(method, service).input_type
+        if "type" in (wanted := fields.get("response_format") or {}):
+            wanted = {**wanted, "type": f"TYPE_{wanted['type'].upper()}"}
+            fields = {**fields, "response_format": wanted}
         return json_format.ParseDict(fields, message_factory.GetMessageClass(input_type)())
 
     def call(

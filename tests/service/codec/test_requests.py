@@ -31,6 +31,9 @@ def from_body(method: str, body: Any) -> Any:
 
 def from_message(method: str, body: Any) -> Any:
     """The request of a message that google's rules for JSON make of the same fields."""
+    if wanted := body.get("response_format"):  # whose types the enum spells its own way
+        wanted = {**wanted, "type": f"TYPE_{wanted['type'].upper()}"}
+        body = {**body, "response_format": wanted}
     return READERS[method].from_message(
         MESSAGES[method].parse(bytes(MESSAGES[method].from_dict(body)))
     )
@@ -172,6 +175,12 @@ class TestNulls:
         assert generate_parameters({}).max_new_tokens == 100
         assert generate_parameters({"max_new_tokens": 7}).max_new_tokens == 7
 
+    def test_tool_prompt_null_is_an_empty_text(self) -> None:
+        chat = {"messages": [{"role": "user", "content": "a"}]}
+        assert from_body("Chat", {**chat, "tool_prompt": None}).tool_prompt == ""
+        assert from_body("Chat", chat).tool_prompt is None
+        assert from_body("Chat", {**chat, "tool_prompt": "b"}).tool_prompt == "b"
+
     def test_max_tokens_null_is_absent(self) -> None:
         chat = from_body("Chat", {"messages": [], "max_tokens": None})
         assert chat.parameters.max_new_tokens == 100
@@ -242,7 +251,7 @@ def test_a_number_beyond_float32_is_refused(name: str) -> None:
 
 def test_a_seed_has_64_bits() -> None:
     assert generate_parameters({"seed": 2**64 - 1}).seed == 2**64 - 1
-    with pytest.raises(ServiceError, match="`seed` must be <= 18446744073709551615"):
+    with pytest.raises(ServiceError, match="seed: expected an integer <= 18446744073709551615"):
         generate_parameters({"seed": 2**64})
 
 

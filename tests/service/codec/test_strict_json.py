@@ -99,7 +99,7 @@ def test_another_shape_is_named(body: str, text: str) -> None:
         ('{"temperature": "hot"}', "temperature: expected a number, got a string"),
         ('{"grammar": {"value": {}}}', "grammar: missing field `type`"),
         ('{"grammar": {"type": "json"}}', "grammar: missing field `value`"),
-        ('{"grammar": {"type": "xml", "value": ""}}', "grammar.type: Invalid enum value 'xml'"),
+        ('{"grammar": {"type": "xml", "value": ""}}', "grammar.type: unknown variant `xml`"),
     ],
 )
 def test_a_wrong_type_is_named_with_its_path(parameters: str, text: str) -> None:
@@ -116,17 +116,32 @@ def test_of_several_faults_the_first_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    "body",
+    ("body", "path"),
     [
-        '{"inputs": "a", "inputs": "a"}',
-        '{"inputs": "a", "\\u0069nputs": "b"}',
-        '{"inputs": "a", "parameters": {"inputs": 1, "inputs": 2}}',
-        '{"inputs": "a", "unknown": [{"inputs": 1, "inputs": 2}]}',
+        ('{"inputs": "a", "inputs": "a"}', ""),
+        ('{"inputs": "a", "\\u0069nputs": "b"}', ""),
+        ('{"inputs": "a", "parameters": {"inputs": 1, "inputs": 2}}', "parameters: "),
+        ('{"inputs": "a", "unknown": [0, {"inputs": 1, "inputs": 2}]}', "unknown[1]: "),
     ],
 )
-def test_two_members_of_the_same_name_are_refused_at_any_depth(body: str) -> None:
+def test_two_members_of_the_same_name_are_refused_at_any_depth(body: str, path: str) -> None:
     error = refused(body)
-    assert (error.kind, error.reason) == (ErrorKind.SHAPE, "duplicate field `inputs`")
+    assert (error.kind, error.reason) == (ErrorKind.SHAPE, f"{path}duplicate field `inputs`")
+
+
+@pytest.mark.parametrize("depth", [128, 500, 100_000])
+def test_too_deep_comes_before_a_name_that_is_there_twice(depth: int) -> None:
+    error = refused('{"a":' * depth + '{"x": 1, "x": 2}' + "}" * depth, Any)
+    assert error.kind is ErrorKind.JSON
+
+
+def test_bad_utf8_is_named_with_its_place_in_the_body() -> None:
+    assert refused(b'{"inputs": "ab\xff"}').reason == "invalid UTF-8 (byte 14)"
+
+
+def test_an_ignored_integer_may_be_of_any_length() -> None:
+    body = f'{{"inputs": "a", "x": 1{"0" * 10_000}}}'
+    assert parse(body.encode(), bodies.Generate).inputs == "a"
 
 
 @pytest.mark.parametrize("nested", [LISTS, OBJECTS])

@@ -107,7 +107,8 @@ def test_the_missing_field_of_a_message_is_named(message: Message, missing: str)
     error = refusal(request(Message(role="system", content="x"), message))
     assert error.kind is ErrorKind.SHAPE
     assert error.field == missing
-    assert error.message.endswith(f"missing field `{missing}`")
+    path, _, name = missing.rpartition(".")
+    assert error.message.endswith(f": {path}: missing field `{name}`")
 
 
 def test_messages_are_required() -> None:
