@@ -1,6 +1,7 @@
-"""Compiles the protos into `service/pb`; to be run after every change of a proto.
+"""Compiles the protos for the service and for the client; to be run after every change of a proto.
 
-That is message classes, and the descriptor set that Envoy, server reflection and `rpc.py` read.
+The service gets message classes, and the descriptor set that Envoy, server reflection and `rpc.py`
+read: `service/pb`. The client gets protoc's own classes, which need nothing but protobuf.
 What comes out depends on the protos and the locked packages alone: the plug-in's formatter looks
 for settings from its working directory upwards, so it gets its own there.
 """
@@ -8,6 +9,7 @@ for settings from its working directory upwards, so it gets its own there.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,6 +23,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSe
 
 PROTOS = Path(__file__).resolve().parent
 OUTPUT = PROTOS.parent / "service" / "pb"
+CLIENT_OUTPUT = PROTOS.parent / "clients" / "python" / "src" / "tokenwire_client" / "pb"
 
 # They annotate methods with REST paths, which Envoy reads in the descriptor set. No message of ours
 # has a field of their types, and the classes for them would be 2,600 lines.
@@ -30,6 +33,9 @@ _ONLY_ANNOTATIONS = (
     "google/protobuf/descriptor.proto",
 )
 _FORMATTER_SETTINGS = "line-length = 100\n"
+_CLIENT_INIT = '"""What protoc makes of the protos; see `protos/generate.py`."""\n'
+# How protoc's classes import each other: by the proto's path, which is no package of the client.
+_ABSOLUTE_IMPORT = re.compile(r"^from tokenwire\.v1 import ", re.MULTILINE)
 
 
 def generate(output: Path) -> None:
@@ -52,12 +58,37 @@ def generate(output: Path) -> None:
             path.write_text(content, encoding="utf-8")
 
 
+def generate_client(output: Path) -> None:
+    """Writes protoc's classes to the package `output`, replacing what stands there.
+
+    Raises:
+        subprocess.CalledProcessError: a proto does not compile.
+    """
+    shutil.rmtree(output, ignore_errors=True)
+    output.mkdir(parents=True)
+    (output / "__init__.py").write_text(_CLIENT_INIT)
+    with tempfile.TemporaryDirectory() as scratch:
+        protoc(f"--python_out={scratch}", f"--pyi_out={scratch}")
+        for file in (Path(scratch) / "tokenwire" / "v1").iterdir():
+            text = _ABSOLUTE_IMPORT.sub("from . import ", file.read_text(encoding="utf-8"))
+            (output / file.name).write_text(text, encoding="utf-8")
+
+
 def compile_protos(descriptors: Path, *options: str) -> None:
     """Writes the descriptor set of all protos and of what they import.
 
     Args:
         descriptors: the file to write.
         options: further ones of protoc.
+
+    Raises:
+        subprocess.CalledProcessError: a proto does not compile.
+    """
+    protoc("--include_imports", f"--descriptor_set_out={descriptors}", *options)
+
+
+def protoc(*options: str) -> None:
+    """Runs protoc on all protos.
 
     Raises:
         subprocess.CalledProcessError: a proto does not compile.
@@ -71,8 +102,6 @@ def compile_protos(descriptors: Path, *options: str) -> None:
             "grpc_tools.protoc",
             f"-I{PROTOS}",
             f"-I{packages}",
-            "--include_imports",
-            f"--descriptor_set_out={descriptors}",
             *options,
             *protos,
         ],
@@ -108,3 +137,4 @@ def _message_classes(files: list[FileDescriptorProto], scratch: Path) -> Iterato
 
 if __name__ == "__main__":
     generate(OUTPUT)
+    generate_client(CLIENT_OUTPUT)

@@ -220,9 +220,7 @@ class TextGenerationServicer:
                 if isinstance(event, ServiceError):
                     yield call.presenter.stream_error(event)
                 else:
-                    part = CompletionDelta(
-                        server=self._server, created=created, index=index, text=event.token.text
-                    )
+                    part = CompletionDelta.of(index, event, self._server, created)
                     yield call.presenter.completions_stream(part)
                     if event.generation is not None:
                         finished.append(event.generation)

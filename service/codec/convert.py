@@ -26,6 +26,7 @@ _FINISH_REASONS = {
     "length": pb.FinishReason.LENGTH,
     "eos_token": pb.FinishReason.EOS_TOKEN,
     "stop_sequence": pb.FinishReason.STOP_SEQUENCE,
+    "tool_calls": pb.FinishReason.TOOL_CALLS,
 }
 
 
@@ -77,7 +78,7 @@ def chat_completion(answer: ChatAnswer) -> pb.ChatCompletion:
     choice = pb.ChatChoice(
         message=_assistant_message(answer),
         logprobs=_chat_logprobs(answer.logprobs),
-        finish_reason=answer.finish_reason,
+        **_finish(answer.finish_reason),
     )
     return pb.ChatCompletion(
         **_head(answer.created, answer.server),
@@ -91,7 +92,7 @@ def chat_chunk(delta: ChatDelta) -> pb.ChatCompletionChunk:
     choice = pb.ChatChunkChoice(
         delta=_assistant_delta(delta),
         logprobs=_chat_logprobs(delta.logprobs),
-        finish_reason=delta.finish_reason,
+        **_finish(delta.finish_reason),
     )
     return pb.ChatCompletionChunk(
         **_head(delta.created, delta.server),
@@ -105,7 +106,7 @@ def completion(answer: CompletionAnswer) -> pb.Completion:
         **_head(answer.created, answer.server),
         choices=[
             pb.CompletionChoice(
-                index=index, text=result.generated_text, finish_reason=result.finish_reason
+                index=index, text=result.generated_text, **_finish(result.finish_reason)
             )
             for index, result in enumerate(answer.generations)
         ],
@@ -115,10 +116,8 @@ def completion(answer: CompletionAnswer) -> pb.Completion:
 
 def completion_chunk(delta: CompletionDelta) -> pb.Completion:
     """One token of one continuation."""
-    return pb.Completion(
-        **_head(delta.created, delta.server),
-        choices=[pb.CompletionChoice(index=delta.index, text=delta.text)],
-    )
+    choice = pb.CompletionChoice(index=delta.index, text=delta.text, **_finish(delta.finish_reason))
+    return pb.Completion(**_head(delta.created, delta.server), choices=[choice])
 
 
 def chat_usage(part: StreamUsage) -> pb.ChatCompletionChunk:
@@ -218,6 +217,11 @@ def _head(created: int, server: ServerInfo) -> dict[str, Any]:
         "model": server.model_id,
         "system_fingerprint": server.system_fingerprint,
     }
+
+
+def _finish(reason: str | None) -> dict[str, Any]:
+    """Why an answer of OpenAI's endpoints ended, as text and as enum; nothing if it goes on."""
+    return {} if reason is None else {"finish_reason": reason, "reason": _FINISH_REASONS[reason]}
 
 
 def _usage(usage: Usage) -> pb.Usage:

@@ -66,12 +66,27 @@ class CompletionAnswer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionDelta:
-    """One token of one continuation. TGI sends control tokens' text here, too."""
+    """One token of one continuation. TGI sends control tokens' text here, too.
+
+    The last token has the finish reason, which gRPC callers get: over REST it is empty, as in TGI.
+    """
 
     server: ServerInfo
     created: int
     index: int
     text: str
+    finish_reason: str | None = None
+
+    @classmethod
+    def of(cls, index: int, event: TokenEvent, server: ServerInfo, created: int) -> CompletionDelta:
+        """The part that a token adds to the continuation of the prompt number `index`."""
+        return cls(
+            server=server,
+            created=created,
+            index=index,
+            text=event.token.text,
+            finish_reason=event.generation.finish_reason if event.generation else None,
+        )
 
 
 async def round_robin(

@@ -1,16 +1,14 @@
-"""The generated code is up to date, the protos are clean, and our package names are ours."""
+"""The generated code is up to date, and our package names are ours."""
 
 from __future__ import annotations
 
 import importlib.metadata
-import subprocess
-import sysconfig
 import tempfile
 from pathlib import Path
 
 import pytest
 
-from protos.generate import OUTPUT, PROTOS, compile_protos, generate
+from protos.generate import OUTPUT, PROTOS, generate
 
 ROOT = PROTOS.parent
 
@@ -51,19 +49,6 @@ def test_of_googles_types_only_those_that_messages_use_are_generated() -> None:
 
     assert api.__all__ == ("HttpBody",)
     assert protobuf.__all__ == ("Any", "ListValue", "NullValue", "Struct", "Value")
-
-
-def test_the_protos_are_clean(tmp_path: Path) -> None:
-    image = tmp_path / "image.binpb"
-    compile_protos(image, "--include_source_info")
-    buf = Path(sysconfig.get_path("scripts")) / "buf"
-    lint = subprocess.run(
-        [str(buf), "lint", str(image), "--config", str(ROOT / "buf.yaml")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (lint.returncode, lint.stdout, lint.stderr) == (0, "", "")
 
 
 @pytest.mark.parametrize("folder", ["envoy", "protos"])

@@ -188,10 +188,16 @@ async def test_completion_chunks_are_the_same_for_both(service: Service) -> None
     native, rest = await service.ask_both("Completions", request)
     *events, end = rest.events
     assert end == "[DONE]"
+    reasons = []
     for reply, event in zip(native.replies, events, strict=True):
         reply.completion.created = event["created"]
+        (choice,) = reply.completion.choices
+        reasons.append((choice.finish_reason, choice.reason))
+        choice.finish_reason = ""  # as TGI has it, to the end
         assert_agree(reply.completion, event)
     assert [event["choices"][0]["index"] for event in events] == [0, 1, 0, 1, 0, 1]
+    goes_on, ended = ("", pb.FinishReason.UNSPECIFIED), ("length", pb.FinishReason.LENGTH)
+    assert reasons == [goes_on] * 4 + [ended] * 2
 
 
 async def test_tokens_are_the_same_for_both(service: Service) -> None:

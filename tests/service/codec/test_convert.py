@@ -251,14 +251,14 @@ Format = pb.ResponseFormatType
     ("message", "expected"),
     [
         (None, None),
-        (pb.ResponseFormat(type=Format.text), None),
-        (pb.ResponseFormat(type=Format.json, value=value(SCHEMA)), ("json", SCHEMA)),
-        (pb.ResponseFormat(type=Format.regex, value=value("a+")), ("regex", "a+")),
-        (pb.ResponseFormat(type=Format.json_object), ("json", {"type": "object"})),
-        (pb.ResponseFormat(type=Format.json_object, value=value(SCHEMA)), ("json", SCHEMA)),
+        (pb.ResponseFormat(type=Format.TEXT), None),
+        (pb.ResponseFormat(type=Format.JSON, value=value(SCHEMA)), ("json", SCHEMA)),
+        (pb.ResponseFormat(type=Format.REGEX, value=value("a+")), ("regex", "a+")),
+        (pb.ResponseFormat(type=Format.JSON_OBJECT), ("json", {"type": "object"})),
+        (pb.ResponseFormat(type=Format.JSON_OBJECT, value=value(SCHEMA)), ("json", SCHEMA)),
         (
             pb.ResponseFormat(
-                type=Format.json_schema, json_schema=pb.JsonSchema(name="n", schema=value(SCHEMA))
+                type=Format.JSON_SCHEMA, json_schema=pb.JsonSchema(name="n", schema=value(SCHEMA))
             ),
             ("json", SCHEMA),
         ),

@@ -56,6 +56,11 @@ def generations(draw: st.DrawFn, *, losers: int = 1) -> Generation:
     )
 
 
+def assert_same_reason(choice: Any) -> None:
+    """Why an answer ended is the same as text and as enum."""
+    assert choice.reason.name.lower() == (choice.finish_reason or "unspecified")
+
+
 def over_the_wire(message: betterproto2.Message) -> Any:
     return type(message).parse(bytes(message))
 
@@ -92,6 +97,7 @@ def test_typed_and_rendered_chat_answers_agree(
     )
     typed = over_the_wire(convert.chat_completion(answer))
     assert_agree(typed, json.loads(render.chat_completion(answer)))
+    assert_same_reason(typed.choices[0])
 
 
 @given(TEXTS, st.none() | REASONS, LOGPROBS)
@@ -99,20 +105,36 @@ def test_typed_and_rendered_chat_deltas_agree(text: str, reason: str | None, log
     delta = ChatDelta(
         server=SERVER, created=2**33, text=text, finish_reason=reason, logprobs=logprobs
     )
-    assert_agree(over_the_wire(convert.chat_chunk(delta)), json.loads(render.chat_chunk(delta)))
+    typed = over_the_wire(convert.chat_chunk(delta))
+    assert_agree(typed, json.loads(render.chat_chunk(delta)))
+    assert_same_reason(typed.choices[0])
 
 
 @given(st.lists(generations(), min_size=1, max_size=3))
 def test_typed_and_rendered_completions_agree(results: list[Generation]) -> None:
     answer = CompletionAnswer(server=SERVER, created=12, generations=results)
-    assert_agree(over_the_wire(convert.completion(answer)), json.loads(render.completion(answer)))
+    typed = over_the_wire(convert.completion(answer))
+    assert_agree(typed, json.loads(render.completion(answer)))
+    for choice in typed.choices:
+        assert_same_reason(choice)
 
 
-@given(st.integers(0, 3), TEXTS)
-def test_typed_and_rendered_completion_deltas_agree(index: int, text: str) -> None:
-    delta = CompletionDelta(server=SERVER, created=12, index=index, text=text)
+@given(st.integers(0, 3), TEXTS, st.none() | REASONS)
+def test_completion_deltas_agree_but_for_the_reason_that_tgi_leaves_out(
+    index: int, text: str, reason: str | None
+) -> None:
+    delta = CompletionDelta(server=SERVER, created=12, index=index, text=text, finish_reason=reason)
     typed = over_the_wire(convert.completion_chunk(delta))
+    assert typed.choices[0].finish_reason == (reason or "")
+    assert_same_reason(typed.choices[0])
+    typed.choices[0].finish_reason = ""
     assert_agree(typed, json.loads(render.completion_chunk(delta)))
+
+
+def test_an_answer_that_calls_a_function_may_end_for_that_reason() -> None:
+    delta = ChatDelta(server=SERVER, created=12, text="", finish_reason="tool_calls", logprobs=None)
+    (choice,) = over_the_wire(convert.chat_chunk(delta)).choices
+    assert (choice.finish_reason, choice.reason) == ("tool_calls", pb.FinishReason.TOOL_CALLS)
 
 
 def test_typed_and_rendered_info_agrees() -> None:

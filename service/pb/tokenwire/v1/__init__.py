@@ -96,6 +96,11 @@ class FinishReason(betterproto2.Enum):
     The text ends with a stop sequence.
     """
 
+    TOOL_CALLS = 4
+    """
+    The assistant called a function, and its caller had asked for OpenAI's form of calls.
+    """
+
     @classmethod
     def betterproto_value_to_renamed_proto_names(cls) -> dict[int, str]:
         return {
@@ -103,6 +108,7 @@ class FinishReason(betterproto2.Enum):
             1: "FINISH_REASON_LENGTH",
             2: "FINISH_REASON_EOS_TOKEN",
             3: "FINISH_REASON_STOP_SEQUENCE",
+            4: "FINISH_REASON_TOOL_CALLS",
         }
 
     @classmethod
@@ -112,6 +118,7 @@ class FinishReason(betterproto2.Enum):
             "FINISH_REASON_LENGTH": 1,
             "FINISH_REASON_EOS_TOKEN": 2,
             "FINISH_REASON_STOP_SEQUENCE": 3,
+            "FINISH_REASON_TOOL_CALLS": 4,
         }
 
 
@@ -143,38 +150,60 @@ class GrammarType(betterproto2.Enum):
 
 class ResponseFormatType(betterproto2.Enum):
     """
-    What the answer must be. Names are lower case because REST clients send them so.
+    What the answer must be.
     """
 
-    unspecified = 0
+    UNSPECIFIED = 0
     """
     Not given: refused.
     """
 
-    json = 1
+    JSON = 1
     """
     JSON that fits the schema in `value`.
     """
 
-    regex = 2
+    REGEX = 2
     """
     Text that matches the expression in `value`.
     """
 
-    json_object = 3
+    JSON_OBJECT = 3
     """
     JSON: any object, or one that fits `value`.
     """
 
-    json_schema = 4
+    JSON_SCHEMA = 4
     """
     JSON that fits `json_schema.schema`.
     """
 
-    text = 5
+    TEXT = 5
     """
     Unrestricted.
     """
+
+    @classmethod
+    def betterproto_value_to_renamed_proto_names(cls) -> dict[int, str]:
+        return {
+            0: "TYPE_UNSPECIFIED",
+            1: "TYPE_JSON",
+            2: "TYPE_REGEX",
+            3: "TYPE_JSON_OBJECT",
+            4: "TYPE_JSON_SCHEMA",
+            5: "TYPE_TEXT",
+        }
+
+    @classmethod
+    def betterproto_renamed_proto_names_to_value(cls) -> dict[str, int]:
+        return {
+            "TYPE_UNSPECIFIED": 0,
+            "TYPE_JSON": 1,
+            "TYPE_REGEX": 2,
+            "TYPE_JSON_OBJECT": 3,
+            "TYPE_JSON_SCHEMA": 4,
+            "TYPE_TEXT": 5,
+        }
 
 
 @dataclass(eq=False, repr=False)
@@ -276,7 +305,15 @@ class ChatChoice(betterproto2.Message):
 
     finish_reason: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
     """
-    "length", "eos_token" or "stop_sequence".
+    `reason` as the REST contract spells it: "length", "eos_token", "stop_sequence", or "tool_calls"
+    where OpenAI's form of calls was asked for.
+    """
+
+    reason: "FinishReason" = betterproto2.field(
+        5, betterproto2.TYPE_ENUM, default_factory=lambda: FinishReason(0)
+    )
+    """
+    Why generation ended.
     """
 
 
@@ -310,7 +347,14 @@ class ChatChunkChoice(betterproto2.Message):
 
     finish_reason: "str | None" = betterproto2.field(4, betterproto2.TYPE_STRING, optional=True)
     """
-    In the last chunk: "length", "eos_token" or "stop_sequence".
+    In the last chunk: `reason` as in ChatChoice.
+    """
+
+    reason: "FinishReason" = betterproto2.field(
+        5, betterproto2.TYPE_ENUM, default_factory=lambda: FinishReason(0)
+    )
+    """
+    In the last chunk: why generation ended.
     """
 
 
@@ -784,7 +828,15 @@ class CompletionChoice(betterproto2.Message):
 
     finish_reason: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
     """
-    "length", "eos_token" or "stop_sequence". Empty in a stream, as TGI sends it.
+    `reason` as the REST contract spells it: "length", "eos_token" or "stop_sequence". In a stream
+    only with the continuation's last token.
+    """
+
+    reason: "FinishReason" = betterproto2.field(
+        4, betterproto2.TYPE_ENUM, default_factory=lambda: FinishReason(0)
+    )
+    """
+    Why generation ended. In a stream only with the continuation's last token.
     """
 
 

@@ -1,0 +1,26 @@
+"""Typed gRPC client of a Tokenwire server: `Client`, and `AsyncClient` for asyncio."""
+
+from .aio import AsyncClient
+from .client import Client
+from .errors import (
+    DeadlineExceededError,
+    GenerationError,
+    InvalidRequestError,
+    OverloadedError,
+    TokenwireError,
+    UnavailableError,
+)
+from .policy import RetryPolicy, Timeouts
+
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "DeadlineExceededError",
+    "GenerationError",
+    "InvalidRequestError",
+    "OverloadedError",
+    "RetryPolicy",
+    "Timeouts",
+    "TokenwireError",
+    "UnavailableError",
+]

@@ -1,0 +1,179 @@
+"""The synchronous client. It may be used by several threads at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from typing import Any, Self, TypeVar, Unpack
+
+import grpc
+
+from . import requests, rpcs
+from .errors import UnavailableError, error_of, no_answer
+from .messages import (
+    ChatCompletion,
+    ChatCompletionChunk,
+    Completion,
+    GenerateResponse,
+    GenerateStreamResponse,
+    InfoResponse,
+    SimpleToken,
+)
+from .options import ChatMessage, ChatOptions, CompletionsOptions, GenerateOptions
+from .pb import server_pb2, tokenize_pb2
+from .policy import DEFAULT_RETRIES, DEFAULT_TIMEOUTS, RetryPolicy, Timeouts, channel_options
+from .rpcs import Q, R, Rpc
+
+T = TypeVar("T")
+
+
+class Client:
+    """A connection to a server.
+
+    Args:
+        address: its gRPC port, as host:port.
+        credentials: for TLS; None means plain text.
+        metadata: sent with every call, e.g. an authorization.
+        timeouts: how long calls may take. `timeout_s` of a call can only shorten this.
+        retries: when a call is made again; None means never.
+        options: further ones of the gRPC channel.
+
+    Raises (all methods):
+        TokenwireError: the call failed; a class of its own for every reason that matters.
+        ValueError, TypeError: an option has no place in the request.
+    """
+
+    def __init__(
+        self,
+        address: str = "127.0.0.1:50051",
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+        metadata: Mapping[str, str] | None = None,
+        timeouts: Timeouts = DEFAULT_TIMEOUTS,
+        retries: RetryPolicy | None = DEFAULT_RETRIES,
+        options: Sequence[tuple[str, Any]] = (),
+    ) -> None:
+        self._metadata = tuple((metadata or {}).items())
+        options = (*channel_options(timeouts, retries), *options)
+        if credentials is None:
+            self._channel = grpc.insecure_channel(address, options=options)
+        else:
+            self._channel = grpc.secure_channel(address, credentials, options=options)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the connection, and all calls."""
+        self._channel.close()
+
+    def generate(
+        self, inputs: str, *, timeout_s: float | None = None, **options: Unpack[GenerateOptions]
+    ) -> GenerateResponse:
+        """Continues a text. Greedy, unless an option asks for sampling."""
+        return self._unary(rpcs.GENERATE, requests.generate(inputs, options), timeout_s)
+
+    def generate_stream(
+        self, inputs: str, *, timeout_s: float | None = None, **options: Unpack[GenerateOptions]
+    ) -> Generator[GenerateStreamResponse]:
+        """Continues a text, token by token; the last message has the whole text."""
+        request = requests.generate(inputs, options)
+        return self._stream(rpcs.GENERATE_STREAM, request, timeout_s, lambda reply: reply)
+
+    def chat(
+        self,
+        messages: Iterable[ChatMessage | Mapping[str, Any]],
+        *,
+        timeout_s: float | None = None,
+        **options: Unpack[ChatOptions],
+    ) -> ChatCompletion:
+        """Continues a conversation."""
+        request = requests.chat(messages, options, stream=False)
+        return self._only(rpcs.CHAT, request, timeout_s, lambda reply: reply.completion)
+
+    def chat_stream(
+        self,
+        messages: Iterable[ChatMessage | Mapping[str, Any]],
+        *,
+        timeout_s: float | None = None,
+        **options: Unpack[ChatOptions],
+    ) -> Generator[ChatCompletionChunk]:
+        """Continues a conversation, token by token."""
+        request = requests.chat(messages, options, stream=True)
+        return self._stream(rpcs.CHAT, request, timeout_s, lambda reply: reply.chunk)
+
+    def completions(
+        self,
+        prompts: str | Iterable[str],
+        *,
+        timeout_s: float | None = None,
+        **options: Unpack[CompletionsOptions],
+    ) -> Completion:
+        """Continues one or several prompts."""
+        request = requests.completions(prompts, options, stream=False)
+        return self._only(rpcs.COMPLETIONS, request, timeout_s, lambda reply: reply.completion)
+
+    def completions_stream(
+        self,
+        prompts: str | Iterable[str],
+        *,
+        timeout_s: float | None = None,
+        **options: Unpack[CompletionsOptions],
+    ) -> Generator[Completion]:
+        """Continues prompts, token by token; a choice has the number of its prompt."""
+        request = requests.completions(prompts, options, stream=True)
+        return self._stream(rpcs.COMPLETIONS, request, timeout_s, lambda reply: reply.completion)
+
+    def tokenize(self, text: str, *, timeout_s: float | None = None) -> list[SimpleToken]:
+        """The tokens of a text."""
+        request = tokenize_pb2.TokenizeRequest(inputs=text)
+        return list(self._unary(rpcs.TOKENIZE, request, timeout_s).tokens)
+
+    def info(self, *, timeout_s: float | None = None) -> InfoResponse:
+        """The model that is served, and every limit in force."""
+        return self._unary(rpcs.INFO, server_pb2.InfoRequest(), timeout_s)
+
+    def health(self, *, timeout_s: float | None = None) -> bool:
+        """Whether the server can be reached and accepts requests."""
+        try:
+            self._unary(rpcs.HEALTH, server_pb2.HealthRequest(), timeout_s)
+        except UnavailableError:
+            return False
+        return True
+
+    def _unary(self, rpc: Rpc[Q, R], request: Q, timeout_s: float | None) -> R:
+        stub = self._channel.unary_unary(
+            rpc.path, rpc.request.SerializeToString, rpc.reply.FromString
+        )
+        try:
+            reply: R = stub(request, timeout=timeout_s, metadata=self._metadata)
+        except grpc.RpcError as error:
+            raise error_of(error) from error
+        return reply
+
+    def _stream(
+        self, rpc: Rpc[Q, R], request: Q, timeout_s: float | None, part: Callable[[R], T]
+    ) -> Generator[T]:
+        """The part of each reply that callers get."""
+        stub = self._channel.unary_stream(
+            rpc.path, rpc.request.SerializeToString, rpc.reply.FromString
+        )
+        call = stub(request, timeout=timeout_s, metadata=self._metadata)
+        try:
+            for reply in call:
+                yield part(reply)
+        except grpc.RpcError as error:
+            raise error_of(error) from error
+        finally:
+            call.cancel()  # does nothing to a call that has ended
+
+    def _only(
+        self, rpc: Rpc[Q, R], request: Q, timeout_s: float | None, part: Callable[[R], T]
+    ) -> T:
+        """The same of a stream that has one reply, read to its end: else it would be cancelled."""
+        parts = list(self._stream(rpc, request, timeout_s, part))
+        if not parts:
+            raise no_answer()
+        return parts[0]

@@ -1,0 +1,89 @@
+"""The options of requests, by the names of their fields in the protos, which say what they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Required, TypedDict
+
+
+class Grammar(TypedDict):
+    """A constraint on a text: a JSON Schema (as an object, or as text) or a regular expression."""
+
+    type: Literal["json", "json_object", "regex"]
+    value: Any
+
+
+class GenerateOptions(TypedDict, total=False):
+    """How to continue a text: GenerateParameters."""
+
+    best_of: int
+    temperature: float
+    repetition_penalty: float
+    frequency_penalty: float
+    top_k: int
+    top_p: float
+    typical_p: float
+    do_sample: bool
+    max_new_tokens: int
+    return_full_text: bool
+    stop: Sequence[str]
+    truncate: int
+    watermark: bool
+    details: bool
+    decoder_input_details: bool
+    seed: int
+    top_n_tokens: int
+    grammar: Grammar | Mapping[str, Any]
+    adapter_id: str
+
+
+class ChatMessage(TypedDict, total=False):
+    """One turn of a conversation, in OpenAI's form: Message."""
+
+    role: Required[str]
+    content: str | Sequence[Mapping[str, Any]] | None
+    name: str
+    tool_calls: Sequence[Mapping[str, Any]]
+    tool_call_id: str
+
+
+class ResponseFormat(TypedDict, total=False):
+    """A constraint on an answer: TGI's form (type, value) or OpenAI's (type, json_schema)."""
+
+    type: Required[Literal["json", "regex", "json_object", "json_schema", "text"]]
+    value: Any
+    json_schema: Mapping[str, Any]
+
+
+class ChatOptions(TypedDict, total=False):
+    """How to continue a conversation: ChatRequest."""
+
+    model: str
+    frequency_penalty: float
+    logprobs: bool
+    top_logprobs: int
+    max_tokens: int
+    presence_penalty: float
+    stop: Sequence[str]
+    seed: int
+    temperature: float
+    top_p: float
+    tools: Sequence[Mapping[str, Any]]
+    tool_prompt: str
+    tool_choice: str | Mapping[str, Any]
+    response_format: ResponseFormat | Mapping[str, Any]
+    include_usage: bool
+
+
+class CompletionsOptions(TypedDict, total=False):
+    """How to continue prompts: CompletionsRequest."""
+
+    model: str
+    max_tokens: int
+    temperature: float
+    top_p: float
+    seed: int
+    repetition_penalty: float
+    frequency_penalty: float
+    stop: Sequence[str]
+    include_usage: bool

@@ -1,0 +1,1 @@
+"""What protoc makes of the protos; see `protos/generate.py`."""

@@ -1,0 +1,97 @@
+"""Makes request messages of the arguments of the clients.
+
+Schemas travel as text: in a protobuf `Value` the order of keys and integers beyond 2**53 are lost.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from google.protobuf import json_format
+from google.protobuf.message import Message
+from google.protobuf.struct_pb2 import Value
+
+from . import options
+from .pb import chat_pb2, completions_pb2, generate_pb2
+
+_M = TypeVar("_M", bound=Message)
+
+
+def generate(inputs: str, given: options.GenerateOptions) -> generate_pb2.GenerateRequest:
+    """A text to continue. Parameters are always sent: without any a server would sample."""
+    fields: dict[str, Any] = dict(given)
+    if (grammar := given.get("grammar")) is not None:
+        fields["grammar"] = _grammar(grammar)
+    parameters = generate_pb2.GenerateParameters(**fields)
+    return generate_pb2.GenerateRequest(inputs=inputs, parameters=parameters)
+
+
+def chat(
+    messages: Iterable[options.ChatMessage | Mapping[str, Any]],
+    given: options.ChatOptions,
+    *,
+    stream: bool,
+) -> chat_pb2.ChatRequest:
+    """A conversation to continue."""
+    fields: dict[str, Any] = dict(given)
+    _name_usage(fields)
+    if (tools := given.get("tools")) is not None:
+        fields["tools"] = [_parsed(tool, chat_pb2.Tool()) for tool in tools]
+    if (choice := given.get("tool_choice")) is not None:
+        fields["tool_choice"] = _parsed(choice, Value())
+    if (wanted := given.get("response_format")) is not None:
+        fields["response_format"] = _response_format(wanted)
+    turns = [_parsed(message, chat_pb2.Message()) for message in messages]
+    return chat_pb2.ChatRequest(messages=turns, stream=stream, **fields)
+
+
+def completions(
+    prompts: str | Iterable[str], given: options.CompletionsOptions, *, stream: bool
+) -> completions_pb2.CompletionsRequest:
+    """Prompts to continue."""
+    fields: dict[str, Any] = dict(given)
+    _name_usage(fields)
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    return completions_pb2.CompletionsRequest(prompt=texts, stream=stream, **fields)
+
+
+def _name_usage(fields: dict[str, Any]) -> None:
+    """Puts `include_usage` where the requests have it."""
+    if (include := fields.pop("include_usage", None)) is not None:
+        fields["stream_options"] = chat_pb2.StreamOptions(include_usage=include)
+
+
+def _grammar(grammar: options.Grammar | Mapping[str, Any]) -> generate_pb2.Grammar:
+    return generate_pb2.Grammar(type=grammar["type"], value=_schema(grammar["value"]))
+
+
+def _response_format(
+    wanted: options.ResponseFormat | Mapping[str, Any],
+) -> chat_pb2.ResponseFormat:
+    fields: dict[str, Any] = {}
+    if (value := wanted.get("value")) is not None:
+        fields["value"] = _schema(value)
+    if (named := wanted.get("json_schema")) is not None:
+        given = dict(named)
+        if (schema := given.pop("schema", None)) is not None:
+            given["schema"] = _schema(schema)
+        fields["json_schema"] = chat_pb2.JsonSchema(**given)
+    return chat_pb2.ResponseFormat(type=f"TYPE_{wanted['type'].upper()}", **fields)
+
+
+def _schema(schema: Any) -> Value:
+    return Value(string_value=schema if isinstance(schema, str) else json.dumps(schema))
+
+
+def _parsed(plain: Any, message: _M) -> _M:
+    """A message of JSON values.
+
+    Raises:
+        ValueError: they do not fit it.
+    """
+    try:
+        return json_format.ParseDict(plain, message)
+    except json_format.ParseError as error:
+        raise ValueError(str(error)) from error
