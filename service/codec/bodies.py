@@ -50,7 +50,14 @@ class Grammar(Struct):
 class Parameters(_Body, kw_only=True):
     """How `/generate` generates. `max_new_tokens: null` is not absent: it means as many as fit."""
 
-    floats = ("temperature", "repetition_penalty", "frequency_penalty", "top_p", "typical_p")
+    floats = (
+        "temperature",
+        "repetition_penalty",
+        "frequency_penalty",
+        "top_p",
+        "typical_p",
+        "min_p",
+    )
 
     best_of: Unsigned | None = None
     temperature: float | None = None
@@ -59,8 +66,12 @@ class Parameters(_Body, kw_only=True):
     top_k: Signed | None = None
     top_p: float | None = None
     typical_p: float | None = None
+    min_p: float | None = None
     do_sample: bool = False
     max_new_tokens: Unsigned | UnsetType | None = UNSET
+    min_new_tokens: Unsigned | None = None
+    ignore_eos: bool = False
+    stop_token_ids: list[Unsigned] = []
     return_full_text: bool | None = None
     stop: list[str] = []
     truncate: Unsigned | None = None
@@ -156,7 +167,7 @@ class StreamOptions(Struct, kw_only=True):
 class Chat(_Body, kw_only=True):
     """POST /v1/chat/completions and /chat_tokenize."""
 
-    floats = ("frequency_penalty", "presence_penalty", "temperature", "top_p")
+    floats = ("frequency_penalty", "presence_penalty", "temperature", "top_p", "min_p")
 
     messages: list[Message]
     model: str | None = None
@@ -177,12 +188,16 @@ class Chat(_Body, kw_only=True):
     tool_prompt: str | None = None
     tool_choice: Any = None
     response_format: ResponseFormat | None = None
+    min_p: float | None = None
+    min_tokens: Unsigned | None = None
+    ignore_eos: bool | None = None
+    stop_token_ids: list[Unsigned] | None = None
 
 
 class Completions(_Body, kw_only=True):
     """POST /v1/completions."""
 
-    floats = ("temperature", "top_p", "repetition_penalty", "frequency_penalty")
+    floats = ("temperature", "top_p", "repetition_penalty", "frequency_penalty", "min_p")
 
     prompt: str | list[str]
     model: str | None = None
@@ -196,6 +211,10 @@ class Completions(_Body, kw_only=True):
     repetition_penalty: float | None = None
     frequency_penalty: float | None = None
     stop: str | list[str] | None = None
+    min_p: float | None = None
+    min_tokens: Unsigned | None = None
+    ignore_eos: bool | None = None
+    stop_token_ids: list[Unsigned] | None = None
 
 
 class Invocation(Struct, kw_only=True):

@@ -10,7 +10,15 @@ import numpy as np
 
 from service.pb.tokenwire import v1 as pb
 
-_NO_JSON = {"http", "max_top_n_tokens", "tool_calls"}  # fields that only typed replies have
+# Fields that only typed replies have.
+_NO_JSON = {
+    "http",
+    "max_top_n_tokens",
+    "vocab_size",
+    "eos_token_ids",
+    "context_length",
+    "tool_calls",
+}
 
 
 def assert_agree(message: Any, body: Any, path: str = "") -> None:
