@@ -20,6 +20,7 @@ from .generation.admission import Admission
 from .generation.engine_client import EngineClient
 from .generation.generator import Generator
 from .generation.limits import Limits
+from .generation.load import LoadMeter
 from .generation.metrics import Metrics
 from .generation.pipeline import Pipeline
 from .generation.server_info import ServerInfo
@@ -80,8 +81,12 @@ class App:
             Generator(self._client, tokenizer),
             metrics,
         )
-        server_info = _server_info(settings, info, limits)
-        servicer = TextGenerationServicer(pipeline, tokenizer, self._client, server_info, metrics)
+        meter = LoadMeter()
+        self._client.on_step.append(meter.step)
+        server_info = _server_info(settings, info, limits, tokenizer)
+        servicer = TextGenerationServicer(
+            pipeline, tokenizer, self._client, server_info, metrics, meter
+        )
         self.port = await self._listen(servicer, metrics, settings.grpc_address)
         for address in settings.gateway_addresses:
             await self._listen(servicer, metrics, address, from_gateway=True)
@@ -184,7 +189,9 @@ def _grammar_checker(
     )
 
 
-def _server_info(settings: Settings, info: EngineInfo, limits: Limits) -> ServerInfo:
+def _server_info(
+    settings: Settings, info: EngineInfo, limits: Limits, tokenizer: TextTokenizer
+) -> ServerInfo:
     return ServerInfo(
         engine=info,
         limits=limits,
@@ -197,6 +204,7 @@ def _server_info(settings: Settings, info: EngineInfo, limits: Limits) -> Server
         validation_workers=settings.validation_workers,
         sha=settings.build_sha,
         docker_label=settings.build_label,
+        eos_token_ids=tokenizer.eos_token_ids,
     )
 
 
@@ -264,6 +272,7 @@ def make_limits(settings: Settings, info: EngineInfo) -> Limits:
         max_input_tokens=max_input_tokens,
         max_total_tokens=max_total_tokens,
         max_client_batch_size=settings.max_client_batch_size,
+        vocab_size=info.vocab_size,
     )
 
 

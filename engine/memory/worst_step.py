@@ -23,6 +23,7 @@ _EVERYTHING = SamplingParams(
     top_k=50,
     top_p=0.999,
     typical_p=0.999,
+    min_p=0.001,
     repetition_penalty=1.1,
     frequency_penalty=0.1,
     top_n_tokens=5,

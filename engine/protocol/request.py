@@ -16,6 +16,7 @@ class FinishReason(StrEnum):
 
     LENGTH = "length"
     EOS_TOKEN = "eos_token"  # noqa: S105  a name, not a secret
+    STOP_TOKEN = "stop_token"  # noqa: S105  likewise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +33,7 @@ class SamplingParams:
     top_k: int | None = None
     top_p: float | None = None
     typical_p: float | None = None
+    min_p: float = 0.0
     repetition_penalty: float = 1.0
     frequency_penalty: float = 0.0
     top_n_tokens: int = 0
@@ -45,6 +47,10 @@ class Request:
     `grammar` is the source of a grammar (see `grammar/backend_llguidance.py`) that the text must
     follow, or empty. `resumed_token_ids` are tokens that an engine has generated for this request
     before it ended: generation continues after them and gives the same tokens as without the break.
+
+    A token of `eos_token_ids` or `stop_token_ids` ends the text, and is its last token; neither is
+    chosen among the first `min_new_tokens`. A grammar ends with one of `eos_token_ids`, so a
+    request with both a grammar and `min_new_tokens` may have a step at which no token is allowed.
     """
 
     request_id: str
@@ -52,6 +58,8 @@ class Request:
     max_new_tokens: int
     sampling: SamplingParams = field(default_factory=SamplingParams)
     eos_token_ids: frozenset[int] = frozenset()
+    stop_token_ids: frozenset[int] = frozenset()
+    min_new_tokens: int = 0
     prompt_logprobs: bool = False
     grammar: str = ""
     resumed_token_ids: tuple[int, ...] = ()

@@ -70,6 +70,8 @@ def submit(request: Request) -> bytes:
         request.max_new_tokens,
         astuple(request.sampling),
         sorted(request.eos_token_ids),
+        sorted(request.stop_token_ids),
+        request.min_new_tokens,
         request.prompt_logprobs,
         request.grammar,
         request.resumed_token_ids,
@@ -83,7 +85,8 @@ def parse_request(fields: list[Any]) -> Request:
         ValueError: the fields are not those of a request.
     """
     try:
-        request_id, prompt, max_new_tokens, sampling, eos, logprobs, grammar, resumed = fields
+        request_id, prompt, max_new_tokens, sampling, eos, stop, min_new_tokens, *rest = fields
+        logprobs, grammar, resumed = rest
         seed = sampling[SamplingParams.__slots__.index("seed")]
         if not isinstance(request_id, str) or not isinstance(grammar, str) or seed >> 64:
             raise ValueError("id and grammar must be text, and a seed has at most 64 bits")
@@ -93,6 +96,8 @@ def parse_request(fields: list[Any]) -> Request:
             max_new_tokens=int(max_new_tokens),
             sampling=SamplingParams(**dict(zip(SamplingParams.__slots__, sampling, strict=True))),
             eos_token_ids=frozenset(_token_ids(eos)),
+            stop_token_ids=frozenset(_token_ids(stop)),
+            min_new_tokens=int(min_new_tokens),
             prompt_logprobs=bool(logprobs),
             grammar=grammar,
             resumed_token_ids=_token_ids(resumed),

@@ -3,11 +3,12 @@
 Each takes float32 scores [num_rows, vocab_size] and the rows' sequences, and returns scores. It
 does nothing, and builds nothing, if no row asks for it. Order and formulas are those of TGI 2.1.1,
 server/text_generation_server/utils/tokens.py and logits_process.py, except that a row never depends
-on the other rows.
+on the other rows, and that `min_p` and `min_new_tokens` are not in TGI.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cache
 
@@ -47,7 +48,9 @@ def process(
         scores = penalty(scores, sequences)
     if masks is not None:
         _mask(scores, masks)
-    return _truncate(scores, sequences)
+    for step in (_withhold_ends, _min_p, _truncate):
+        scores = step(scores, sequences)
+    return scores
 
 
 def _mask(scores: Tensor, masks: RowMasks) -> None:
@@ -102,6 +105,34 @@ def _indices(
 def _repeated(values: list[float] | list[int], counts: list[TokenCounts]) -> NDArray[np.float32]:
     """The number of each row, repeated for each of the row's tokens."""
     return np.repeat(np.array(values, dtype=np.float32), [len(count.ids) for count in counts])
+
+
+def _withhold_ends(scores: Tensor, sequences: list[SampledSequence]) -> Tensor:
+    """Allows no token that ends the text, where a row has too few tokens for that."""
+    pairs = [
+        (row, token_id)
+        for row, sequence in enumerate(sequences)
+        if sequence.num_generated_tokens < sequence.request.min_new_tokens
+        for token_id in sequence.request.eos_token_ids | sequence.request.stop_token_ids
+    ]
+    if pairs:
+        rows, ids = upload(np.array(pairs).T, scores.device)
+        scores[rows, ids] = _NEVER
+    return scores
+
+
+def _min_p(scores: Tensor, sequences: list[SampledSequence]) -> Tensor:
+    """Drops tokens that are less likely than the likeliest one by more than the factor `min_p`.
+
+    Probabilities are those after the temperature t: p < min_p * p_max is, in logits, the same as
+    x < x_max + t * log(min_p). It comes before the other filters, as in vLLM.
+    """
+    params = [sequence.request.sampling for sequence in sequences]
+    if any(p.min_p for p in params):
+        distances = [p.temperature * math.log(p.min_p) if p.min_p else _NEVER for p in params]
+        edges = scores.amax(1) + upload(distances, scores.device, torch.float32)
+        scores.masked_fill_(scores < edges.unsqueeze(1), _NEVER)
+    return scores
 
 
 def _truncate(scores: Tensor, sequences: list[SampledSequence]) -> Tensor:

@@ -132,6 +132,8 @@ class Sequence:
             self.finish_reason = FinishReason.LENGTH
         elif token_id in self.request.eos_token_ids:
             self.finish_reason = FinishReason.EOS_TOKEN
+        elif token_id in self.request.stop_token_ids:
+            self.finish_reason = FinishReason.STOP_TOKEN
         return self.finish_reason
 
     def count_tokens(self) -> TokenCounts:
@@ -166,6 +168,11 @@ class DraftedSequence:
     def num_tokens(self) -> int:
         """Tokens, the draft tokens included."""
         return self._sequence.num_tokens + self._num_drafts
+
+    @property
+    def num_generated_tokens(self) -> int:
+        """Tokens generated, the draft tokens included."""
+        return self._sequence.num_generated_tokens + self._num_drafts
 
     @property
     def token_ids(self) -> list[int]:

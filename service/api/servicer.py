@@ -13,13 +13,14 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
 
-from ..codec import headers, presenter
+from ..codec import convert, headers, presenter
 from ..codec.keep_alive import with_keep_alive
 from ..codec.presenter import InvocationKind, Reply
 from ..errors import ServiceError, fields_named, internal, unhealthy
 from ..generation.engine_client import EngineClient
 from ..generation.gather import gather
 from ..generation.generator import Generation, TokenEvent
+from ..generation.load import LoadMeter
 from ..generation.metrics import Metrics
 from ..generation.parameters import Parameters, TextRequest
 from ..generation.pipeline import Pipeline
@@ -52,12 +53,14 @@ class TextGenerationServicer:
         client: EngineClient,
         server: ServerInfo,
         metrics: Metrics,
+        meter: LoadMeter,
     ) -> None:
         self._pipeline = pipeline
         self._tokenizer = tokenizer
         self._client = client
         self._server = server
         self._metrics = metrics
+        self._meter = meter
 
     async def generate(self, request: TextRequest, call: Call) -> Reply:
         """Generates a whole text."""
@@ -167,6 +170,10 @@ class TextGenerationServicer:
         if not self._client.is_healthy:
             raise unhealthy()
         return call.presenter.health()
+
+    async def get_load(self, _: None, __: Call) -> Reply:
+        """How busy the server is: typed only, since no REST path has it."""
+        return convert.load_response(self._meter.load())
 
     async def metrics(self, _: None, __: Call) -> Reply:
         """The Prometheus exposition."""

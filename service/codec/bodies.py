@@ -53,7 +53,14 @@ class Grammar(Struct):
 class Parameters(_Body, kw_only=True):
     """How `/generate` generates. `max_new_tokens: null` is not absent: it means as many as fit."""
 
-    floats = ("temperature", "repetition_penalty", "frequency_penalty", "top_p", "typical_p")
+    floats = (
+        "temperature",
+        "repetition_penalty",
+        "frequency_penalty",
+        "top_p",
+        "typical_p",
+        "min_p",
+    )
 
     best_of: Unsigned | None = None
     temperature: Float | None = None
@@ -62,8 +69,12 @@ class Parameters(_Body, kw_only=True):
     top_k: Signed | None = None
     top_p: Float | None = None
     typical_p: Float | None = None
+    min_p: Float | None = None
     do_sample: bool = False
     max_new_tokens: Unsigned | UnsetType | None = UNSET
+    min_new_tokens: Unsigned | None = None
+    ignore_eos: bool = False
+    stop_token_ids: list[Unsigned] = []
     return_full_text: bool | None = None
     stop: list[str] = []
     truncate: Unsigned | None = None
@@ -159,7 +170,7 @@ class StreamOptions(Struct, kw_only=True):
 class Chat(_Body, kw_only=True):
     """POST /v1/chat/completions and /chat_tokenize."""
 
-    floats = ("frequency_penalty", "presence_penalty", "temperature", "top_p")
+    floats = ("frequency_penalty", "presence_penalty", "temperature", "top_p", "min_p")
 
     messages: list[Message]
     model: str | None = None
@@ -181,12 +192,16 @@ class Chat(_Body, kw_only=True):
     tool_prompt: str | UnsetType | None = UNSET  # null is an empty text
     tool_choice: Any = None
     response_format: ResponseFormat | None = None
+    min_p: Float | None = None
+    min_tokens: Unsigned | None = None
+    ignore_eos: bool | None = None
+    stop_token_ids: list[Unsigned] | None = None
 
 
 class Completions(_Body, kw_only=True):
     """POST /v1/completions."""
 
-    floats = ("temperature", "top_p", "repetition_penalty", "frequency_penalty")
+    floats = ("temperature", "top_p", "repetition_penalty", "frequency_penalty", "min_p")
 
     prompt: str | list[str]
     model: str | None = None
@@ -200,6 +215,10 @@ class Completions(_Body, kw_only=True):
     repetition_penalty: Float | None = None
     frequency_penalty: Float | None = None
     stop: str | list[str] | None = None
+    min_p: Float | None = None
+    min_tokens: Unsigned | None = None
+    ignore_eos: bool | None = None
+    stop_token_ids: list[Unsigned] | None = None
 
     def __post_init__(self) -> None:
         """Checks what msgspec cannot.

@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from ..generation.generator import Generation, PrefillToken, Token, TokenEvent
+from ..generation.load import Load
 from ..generation.server_info import ServerInfo
 from ..openai.chat import (
     ChatAnswer,
@@ -146,7 +147,23 @@ def models_response(server: ServerInfo) -> pb.ListModelsResponse:
 
 def info_response(server: ServerInfo) -> pb.InfoResponse:
     """The model and the limits."""
-    return pb.InfoResponse(**server.to_contract(), max_top_n_tokens=server.limits.max_top_n_tokens)
+    return pb.InfoResponse(
+        **server.to_contract(),
+        max_top_n_tokens=server.limits.max_top_n_tokens,
+        vocab_size=server.engine.vocab_size,
+        eos_token_ids=sorted(server.eos_token_ids),
+        context_length=server.engine.max_total_tokens,
+    )
+
+
+def load_response(load: Load) -> pb.GetLoadResponse:
+    """How busy the server is."""
+    return pb.GetLoadResponse(
+        running=load.num_running,
+        waiting=load.num_waiting,
+        kv_cache_use=load.kv_cache_use,
+        tokens_per_second=load.tokens_per_s,
+    )
 
 
 def _assistant_message(answer: ChatAnswer) -> pb.AssistantMessage:

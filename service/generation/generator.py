@@ -184,7 +184,9 @@ class Generator:
             prompt_token_ids=request.prompt_token_ids,
             max_new_tokens=request.max_new_tokens,
             sampling=request.sampling,
-            eos_token_ids=self._tokenizer.eos_token_ids,
+            eos_token_ids=frozenset() if request.ignore_eos else self._tokenizer.eos_token_ids,
+            stop_token_ids=request.stop_token_ids,
+            min_new_tokens=request.min_new_tokens,
             prompt_logprobs=request.decoder_input_details,
             grammar=request.grammar,
         )
@@ -226,8 +228,8 @@ class _Progress:
         if output.token is None:
             return None
         token, top_tokens = self._append(output.token)
-        reason = output.finish_reason or (STOP_SEQUENCE if self._stops(token.text) else None)
-        return TokenEvent(token, top_tokens, self._finish(str(reason)) if reason else None)
+        reason = self._reason(output.finish_reason, token.text)
+        return TokenEvent(token, top_tokens, self._finish(reason) if reason else None)
 
     def _append(self, raw: engine.Token) -> tuple[Token, list[Token]]:
         special = raw.token_id in self._tokenizer.special_ids
@@ -246,6 +248,13 @@ class _Progress:
         if self._request.sampling.top_n_tokens:
             self._top_tokens.append(top_tokens)
         return token, top_tokens
+
+    def _reason(self, engine_reason: engine.FinishReason | None, text: str) -> str:
+        """Why the text ends with this token, in the contract's words; empty if it does not."""
+        stops = self._stops(text) and len(self._tokens) >= self._request.min_new_tokens
+        if engine_reason is None:
+            return STOP_SEQUENCE if stops else ""
+        return STOP_SEQUENCE if engine_reason is engine.FinishReason.STOP_TOKEN else engine_reason
 
     def _stops(self, text: str) -> bool:
         """Whether the text now ends with a stop sequence, or with one and a newline.

@@ -1,7 +1,8 @@
 """The limits on a generation: for each the value, the check and TGI's text, in TGI's order.
 
-The order and the texts are those of router/src/validation.rs at v2.1.1. What only one endpoint
-restricts is checked in `service/openai`, and grammars in `service/grammar`.
+The order and the texts are those of router/src/validation.rs at v2.1.1; what TGI does not know
+stands where it fits. What only one endpoint restricts is checked in `service/openai`, and grammars
+in `service/grammar`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ class Limits:
     max_input_tokens: int
     max_total_tokens: int
     max_client_batch_size: int
+    vocab_size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,11 @@ RULES = (
         "typical_p", lambda p, _: _outside(p.typical_p, 0, 1), "`typical_p` must be > 0.0 and < 1.0"
     ),
     Rule(
+        "min_p",
+        lambda p, _: p.min_p is not None and not 0 <= p.min_p <= 1,
+        "`min_p` must be >= 0.0 and <= 1.0",
+    ),
+    Rule(
         "top_k",
         lambda p, _: p.top_k is not None and p.top_k <= 0,
         "`top_k` must be strictly positive",
@@ -113,6 +120,34 @@ RULES = (
         lambda p, limits: len(p.stop) > limits.max_stop_sequences,
         "`stop` supports up to {max_stop_sequences} stop sequences. Given: {given}",
         lambda p: len(p.stop),
+    ),
+    Rule(
+        "min_new_tokens",
+        lambda p, _: p.max_new_tokens is not None and (p.min_new_tokens or 0) > p.max_new_tokens,
+        "`min_new_tokens` must be <= `max_new_tokens`. Given: {given}",
+        lambda p: p.min_new_tokens,
+    ),
+    Rule(
+        "min_new_tokens",
+        lambda p, _: bool(p.min_new_tokens) and p.grammar is not None,
+        "`min_new_tokens` must not be set with a grammar, which decides where the text ends",
+    ),
+    Rule(
+        "ignore_eos",
+        lambda p, _: p.ignore_eos and p.grammar is not None,
+        "`ignore_eos` must not be set with a grammar, which decides where the text ends",
+    ),
+    Rule(
+        "stop_token_ids",
+        lambda p, limits: len(p.stop_token_ids) > limits.max_stop_sequences,
+        "`stop_token_ids` supports up to {max_stop_sequences} token ids. Given: {given}",
+        lambda p: len(p.stop_token_ids),
+    ),
+    Rule(
+        "stop_token_ids",
+        lambda p, limits: any(token_id >= limits.vocab_size for token_id in p.stop_token_ids),
+        "`stop_token_ids` must be < {vocab_size}. Given: {given}",
+        lambda p: max(p.stop_token_ids),
     ),
     Rule(
         "seed",

@@ -29,10 +29,14 @@ class Parameters:
     top_k: int | None = None
     top_p: float | None = None
     typical_p: float | None = None
+    min_p: float | None = None
     do_sample: bool = False
     max_new_tokens: int | None = DEFAULT_MAX_NEW_TOKENS
     return_full_text: bool | None = None
+    min_new_tokens: int | None = None
+    ignore_eos: bool = False
     stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
     truncate: int | None = None
     watermark: bool = False
     details: bool = False
@@ -45,9 +49,13 @@ class Parameters:
     @property
     def samples(self) -> bool:
         """Whether any parameter asks for sampling, which `best_of` needs."""
-        return self.do_sample or any(
-            value is not None
-            for value in (self.temperature, self.top_k, self.top_p, self.typical_p)
+        return (
+            self.do_sample
+            or bool(self.min_p)
+            or any(
+                value is not None
+                for value in (self.temperature, self.top_k, self.top_p, self.typical_p)
+            )
         )
 
 
@@ -79,6 +87,9 @@ class GenerationRequest:
     decoder_input_details: bool
     best_of: int
     grammar: str = ""
+    stop_token_ids: frozenset[int] = frozenset()
+    min_new_tokens: int = 0
+    ignore_eos: bool = False
 
     @property
     def wants_details(self) -> bool:

@@ -29,6 +29,7 @@ class ServerInfo:
         validation_workers: threads that tokenise.
         sha: the commit that was built, if the build recorded it.
         docker_label: the image that was built, likewise.
+        eos_token_ids: tokens that end a text.
     """
 
     engine: EngineInfo
@@ -42,6 +43,7 @@ class ServerInfo:
     validation_workers: int
     sha: str | None = None
     docker_label: str | None = None
+    eos_token_ids: frozenset[int] = frozenset()
 
     @property
     def system_fingerprint(self) -> str:

@@ -79,6 +79,9 @@ class Validator:
             decoder_input_details=parameters.decoder_input_details,
             best_of=max(parameters.best_of or 1, 1),
             grammar=source,
+            stop_token_ids=frozenset(parameters.stop_token_ids),
+            min_new_tokens=parameters.min_new_tokens or 0,
+            ignore_eos=parameters.ignore_eos,
         )
 
     async def _tokenise(self, inputs: str, parameters: Parameters) -> tuple[int, ...]:
@@ -104,6 +107,7 @@ def _sampling(parameters: Parameters) -> SamplingParams:
     do_sample = (
         parameters.do_sample
         or temperature != 1.0
+        or bool(parameters.min_p)
         or any(
             value is not None
             for value in (parameters.top_k, parameters.top_p, parameters.typical_p)
@@ -116,6 +120,7 @@ def _sampling(parameters: Parameters) -> SamplingParams:
         top_k=parameters.top_k,
         top_p=parameters.top_p,
         typical_p=parameters.typical_p,
+        min_p=parameters.min_p or 0.0,
         repetition_penalty=(
             1.0 if parameters.repetition_penalty is None else parameters.repetition_penalty
         ),

@@ -25,6 +25,7 @@ ToolCallFormat = Literal["tgi", "openai"]
 _FIELD_NAMES = {
     "inputs": "messages",
     "parameters.max_new_tokens": "max_tokens",
+    "parameters.min_new_tokens": "min_tokens",
     "parameters.repetition_penalty": "presence_penalty",
     "parameters.top_n_tokens": "top_logprobs",
     "parameters.grammar": "response_format",

@@ -14,7 +14,11 @@ from ..generation.server_info import ServerInfo
 from .usage import Usage
 
 # What this endpoint calls the fields of `/generate`; the others have the same names.
-FIELD_NAMES = {"inputs": "prompt", "parameters.max_new_tokens": "max_tokens"}
+FIELD_NAMES = {
+    "inputs": "prompt",
+    "parameters.max_new_tokens": "max_tokens",
+    "parameters.min_new_tokens": "min_tokens",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

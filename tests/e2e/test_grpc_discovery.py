@@ -33,6 +33,7 @@ def test_reflection_describes_every_method(api: ReflectionClient) -> None:
         "Tokenize": ("TokenizeRequest", "TokenizeResponse", False),
         "ChatTokenize": ("ChatRequest", "ChatTokenizeResponse", False),
         "Info": ("InfoRequest", "InfoResponse", False),
+        "GetLoad": ("GetLoadRequest", "GetLoadResponse", False),
         "ListModels": ("ListModelsRequest", "ListModelsResponse", False),
         "Health": ("HealthRequest", "HealthResponse", False),
         "Metrics": ("MetricsRequest", "HttpBody", False),

@@ -21,6 +21,7 @@ METHODS = {
     "Tokenize",
     "ChatTokenize",
     "Info",
+    "GetLoad",
     "ListModels",
     "Health",
     "Metrics",

@@ -43,6 +43,7 @@ LIMITS = Limits(
     max_input_tokens=90,
     max_total_tokens=200,
     max_client_batch_size=4,
+    vocab_size=1000,
 )
 
 INFO = EngineInfo(

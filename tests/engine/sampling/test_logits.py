@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from engine.protocol.request import Request, SamplingParams
-from engine.sampling.logits import process
-from engine.scheduling.sequence import Sequence
+from engine.sampling.logits import RowMasks, process
+from engine.scheduling.sequence import DraftedSequence, Sequence
 
 VOCAB_SIZE = 12
 NEVER = float("-inf")
@@ -62,7 +62,8 @@ def naive(scores: list[float], token_ids: tuple[int, ...], params: SamplingParam
     for token_id, count in Counter(token_ids).items():
         scores[token_id] -= params.frequency_penalty * count / len(token_ids)
     scores = [score / params.temperature for score in scores]
-    keep = set(range(len(scores)))
+    probs = softmax(scores)
+    keep = {i for i in range(len(scores)) if probs[i] >= params.min_p * max(probs)}
     if params.top_k is not None:
         keep &= set(sorted(keep, key=lambda i: -scores[i])[: params.top_k])
     if params.top_p is not None:
@@ -94,6 +95,7 @@ params_strategy = st.builds(
     top_k=st.sampled_from([None, 1, 3, 7, 100]),
     top_p=st.sampled_from([None, 0.0137, 0.3713, 0.6431, 0.9177]),
     typical_p=st.sampled_from([None, 0.0137, 0.3713, 0.6431, 0.9177]),
+    min_p=st.sampled_from([0.0, 0.0713, 0.4137, 1.0]),
     repetition_penalty=st.sampled_from([1.0, 1.3, 0.8]),
     frequency_penalty=st.sampled_from([0.0, 0.7, -0.7]),
 )
@@ -108,6 +110,8 @@ single_params = st.sampled_from(
         SamplingParams(top_k=4),
         SamplingParams(top_p=0.6431),
         SamplingParams(typical_p=0.6431),
+        SamplingParams(min_p=0.0713),
+        SamplingParams(min_p=0.4137, temperature=1.7),
         SamplingParams(repetition_penalty=1.3),
         SamplingParams(frequency_penalty=0.7),
     ]
@@ -157,6 +161,7 @@ def test_all_filters_together_run_in_order() -> None:
         top_k=6,
         top_p=0.91,
         typical_p=0.83,
+        min_p=0.05,
         repetition_penalty=1.2,
         frequency_penalty=0.4,
     )
@@ -225,12 +230,53 @@ def test_typical_p_ignores_tokens_that_are_dropped_already() -> None:
     assert 2 not in kept(apply(scores, typical_p=0.999))
 
 
+def test_min_p_of_one_keeps_the_likeliest_and_its_equals() -> None:
+    assert kept(apply([0.0, 2.0, 1.9999, 2.0], min_p=1.0)) == {1, 3}
+
+
+def test_min_p_counts_from_the_likeliest_token_that_a_mask_leaves() -> None:
+    scores = torch.tensor([[9.0, 1.0, 0.9, -9.0]])
+    packed = torch.tensor([[0b1110]], dtype=torch.uint8)
+    left = process(scores, [make_sequence(min_p=0.5)], RowMasks([0], packed))[0].tolist()
+    assert kept(left) == {1, 2}
+
+
+@pytest.mark.parametrize(
+    ("num_generated", "allowed"), [(0, {0, 3}), (1, {0, 3}), (2, {0, 1, 2, 3})]
+)
+def test_tokens_that_end_a_text_wait_for_the_fewest_tokens(
+    num_generated: int, allowed: set[int]
+) -> None:
+    sequence = make_sequence()
+    sequence.request = replace(
+        sequence.request,
+        min_new_tokens=2,
+        eos_token_ids=frozenset({1}),
+        stop_token_ids=frozenset({1, 2}),
+    )
+    for _ in range(num_generated):
+        sequence.append(0)
+    scores = torch.zeros(2, 4)
+    rows = process(scores, [make_sequence(), sequence]).tolist()
+    assert kept(rows[0]) == {0, 1, 2, 3}
+    assert kept(rows[1]) == allowed
+
+
+def test_draft_tokens_count_as_generated() -> None:
+    sequence = make_sequence()
+    sequence.request = replace(sequence.request, min_new_tokens=1, eos_token_ids=frozenset({1}))
+    sequence.draft_ids = [5, 5]
+    rows = [DraftedSequence(sequence, count) for count in range(3)]
+    ends = process(torch.zeros(3, 4), rows)[:, 1].tolist()
+    assert ends == [NEVER, 0.0, 0.0]
+
+
 def test_nan_of_one_row_stays_in_it() -> None:
     def batch(first: Tensor) -> tuple[Tensor, list[Sequence]]:
         mate = torch.arange(VOCAB_SIZE, dtype=torch.float32)
         sequences = [
             make_sequence(top_k=3, top_p=0.9, typical_p=0.9, temperature=0.5),
-            make_sequence(top_k=2, top_p=0.9, typical_p=0.9, temperature=0.5),
+            make_sequence(top_k=2, top_p=0.9, typical_p=0.9, min_p=0.01, temperature=0.5),
         ]
         return torch.stack([first, mate]), sequences
 

@@ -10,7 +10,11 @@ from engine.scheduling.sequence import Sequence, SequenceStatus
 
 
 def make_sequence(
-    *, max_new_tokens: int = 3, eos: frozenset[int] = frozenset(), resumed: tuple[int, ...] = ()
+    *,
+    max_new_tokens: int = 3,
+    eos: frozenset[int] = frozenset(),
+    stop: frozenset[int] = frozenset(),
+    resumed: tuple[int, ...] = (),
 ) -> Sequence:
     """A sequence with the prompt 1, 2."""
     return Sequence(
@@ -19,6 +23,7 @@ def make_sequence(
             prompt_token_ids=(1, 2),
             max_new_tokens=max_new_tokens,
             eos_token_ids=eos,
+            stop_token_ids=stop,
             resumed_token_ids=resumed,
         )
     )
@@ -51,6 +56,18 @@ def test_end_token_ends_the_sequence_and_is_kept() -> None:
     assert sequence.append(5) is None
     assert sequence.append(9) is FinishReason.EOS_TOKEN
     assert sequence.token_ids == [1, 2, 5, 9]
+
+
+def test_stop_token_ends_the_sequence_and_is_kept() -> None:
+    sequence = make_sequence(eos=frozenset({7}), stop=frozenset({7, 9}))
+    assert sequence.append(5) is None
+    assert sequence.append(9) is FinishReason.STOP_TOKEN
+    assert sequence.token_ids == [1, 2, 5, 9]
+
+
+def test_end_token_comes_before_stop_token() -> None:
+    sequence = make_sequence(eos=frozenset({7}), stop=frozenset({7}))
+    assert sequence.append(7) is FinishReason.EOS_TOKEN
 
 
 def test_end_token_in_the_prompt_ends_nothing() -> None:

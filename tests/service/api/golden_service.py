@@ -9,6 +9,7 @@ from typing import Any
 from service.api.servicer import TextGenerationServicer
 from service.generation.admission import Admission
 from service.generation.generator import Generator
+from service.generation.load import LoadMeter
 from service.generation.metrics import Metrics
 from service.generation.pipeline import Pipeline
 from service.generation.validation import Validator
@@ -63,7 +64,9 @@ class GoldenService(Service):
             Generator(client, tokenizer),
             self.metrics,
         )
-        self.servicer = TextGenerationServicer(pipeline, tokenizer, client, SERVER, self.metrics)
+        self.servicer = TextGenerationServicer(
+            pipeline, tokenizer, client, SERVER, self.metrics, LoadMeter()
+        )
 
 
 BREAKS_OFF = script(step(TEXT[0]))

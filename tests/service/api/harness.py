@@ -19,6 +19,7 @@ from service.api.servicer import TextGenerationServicer
 from service.codec.requests import plain
 from service.generation.admission import Admission
 from service.generation.generator import Generator
+from service.generation.load import LoadMeter
 from service.generation.metrics import Metrics
 from service.generation.pipeline import Pipeline
 from service.generation.validation import Validator
@@ -106,6 +107,7 @@ class Service:
             self.client,  # type: ignore[arg-type]
             SERVER,
             self.metrics,
+            LoadMeter(),
         )
         self.channel: aio.Channel  # of gRPC callers
         self.gateway: aio.Channel

@@ -58,6 +58,9 @@ class Servicer:
 
     open_api = docs = metrics
 
+    async def get_load(self, request: Any, call: Call) -> Any:
+        return await self._one(pb.GetLoadResponse(running=3), request, call)
+
     async def list_models(self, request: Any, call: Call) -> Any:
         return await self._one(pb.ListModelsResponse(), request, call)
 

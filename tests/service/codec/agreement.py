@@ -11,7 +11,15 @@ import numpy as np
 from service.pb.tokenwire import v1 as pb
 
 # Fields that only typed replies have.
-_NO_JSON = {"http", "max_top_n_tokens", "reason", "tool_calls"}
+_NO_JSON = {
+    "http",
+    "max_top_n_tokens",
+    "vocab_size",
+    "eos_token_ids",
+    "context_length",
+    "reason",
+    "tool_calls",
+}
 
 
 def assert_agree(message: Any, body: Any, path: str = "") -> None:

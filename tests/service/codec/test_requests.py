@@ -58,8 +58,12 @@ PARAMETERS = st.fixed_dictionaries(
         "top_k": st.integers(-(2**31), 2**31 - 1),
         "top_p": FLOATS,
         "typical_p": FLOATS,
+        "min_p": FLOATS,
         "do_sample": st.booleans(),
         "max_new_tokens": UNSIGNED,
+        "min_new_tokens": UNSIGNED,
+        "ignore_eos": st.booleans(),
+        "stop_token_ids": st.lists(UNSIGNED, max_size=3),
         "return_full_text": st.booleans(),
         "stop": st.lists(TEXT, max_size=3),
         "truncate": UNSIGNED,
@@ -85,6 +89,10 @@ OPENAI = {
     "seed": SEEDS,
     "temperature": FLOATS,
     "top_p": FLOATS,
+    "min_p": FLOATS,
+    "min_tokens": UNSIGNED,
+    "ignore_eos": st.booleans(),
+    "stop_token_ids": st.lists(UNSIGNED, max_size=3),
 }
 TOOLS = st.fixed_dictionaries(
     {

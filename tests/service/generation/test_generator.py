@@ -36,7 +36,7 @@ from tests.service.fakes import (
 
 WORDS = WordTokenizer("<bos>", "Once", " upon", " a", " time", "\n", "<eos>", ".", "<x>", "me")
 BOS, ONCE, UPON, A, TIME, NEWLINE, EOS, DOT, SPECIAL = range(9)
-LENGTH, EOS_TOKEN = FinishReason.LENGTH, FinishReason.EOS_TOKEN
+LENGTH, EOS_TOKEN, STOP_TOKEN = FinishReason
 
 
 def make(engine_script: Script) -> tuple[Generator, FakeEngineClient]:
@@ -157,6 +157,36 @@ async def test_stop_sequences_are_found_as_in_the_whole_text(
             expected = number
             break
     assert len(result.tokens) == expected
+
+
+async def test_a_stop_sequence_counts_from_the_fewest_tokens_on() -> None:
+    engine_script = script(step(A), step(A), step(A), step(DOT, finish=LENGTH))
+    result = await run(engine_script, generation_request(stop=(" a",), min_new_tokens=2))
+    assert (result.finish_reason, len(result.tokens)) == ("stop_sequence", 2)
+
+
+async def test_a_stop_token_is_a_stop_sequence_to_callers() -> None:
+    result = await run(script(step(A), step(DOT, finish=STOP_TOKEN)), generation_request())
+    assert (result.finish_reason, result.text) == ("stop_sequence", " a.")
+
+
+@pytest.mark.parametrize("ignore_eos", [False, True])
+async def test_the_engine_is_told_where_a_text_may_end(ignore_eos: bool) -> None:
+    sent: list[Request] = []
+
+    def engine_script(request: Request) -> AsyncGenerator[SequenceOutput]:
+        sent.append(request)
+        return script(step(DOT, finish=LENGTH))(request)
+
+    await run(
+        engine_script,
+        generation_request(
+            stop_token_ids=frozenset({DOT}), min_new_tokens=2, ignore_eos=ignore_eos
+        ),
+    )
+    [request] = sent
+    assert request.eos_token_ids == (frozenset() if ignore_eos else WORDS.eos_token_ids)
+    assert (request.stop_token_ids, request.min_new_tokens) == ({DOT}, 2)
 
 
 async def test_a_stop_sequence_ends_the_work_in_the_engine() -> None:

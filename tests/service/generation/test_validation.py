@@ -27,6 +27,8 @@ _REPETITION = "`repetition_penalty` must be strictly positive"
 _FREQUENCY = "`frequency_penalty` must be >= -2.0 and <= 2.0"
 _TOP_P = "`top_p` must be > 0.0 and < 1.0"
 _TYPICAL_P = "`typical_p` must be > 0.0 and < 1.0"
+_MIN_P = "`min_p` must be >= 0.0 and <= 1.0"
+_WITH_GRAMMAR = "`{}` must not be set with a grammar, which decides where the text ends"
 _TOP_K = "`top_k` must be strictly positive"
 _NEW_TOKENS = "`max_new_tokens` must be strictly positive"
 _STOP = "`stop` supports up to 4 stop sequences. Given: 5"
@@ -60,10 +62,34 @@ RULES: list[tuple[dict[str, Any], str, str]] = [
     ({"typical_p": 0.0}, "typical_p", _TYPICAL_P),
     ({"typical_p": 1.0}, "typical_p", _TYPICAL_P),
     ({"typical_p": NAN}, "typical_p", _TYPICAL_P),
+    ({"min_p": -0.1}, "min_p", _MIN_P),
+    ({"min_p": 1.1}, "min_p", _MIN_P),
+    ({"min_p": NAN}, "min_p", _MIN_P),
     ({"top_k": 0}, "top_k", _TOP_K),
     ({"top_k": -1}, "top_k", _TOP_K),
     ({"max_new_tokens": 0}, "max_new_tokens", _NEW_TOKENS),
     ({"stop": ("a",) * 5}, "stop", _STOP),
+    (
+        {"min_new_tokens": 101},
+        "min_new_tokens",
+        "`min_new_tokens` must be <= `max_new_tokens`. Given: 101",
+    ),
+    (
+        {"min_new_tokens": 1, "grammar": GRAMMAR},
+        "min_new_tokens",
+        _WITH_GRAMMAR.format("min_new_tokens"),
+    ),
+    ({"ignore_eos": True, "grammar": GRAMMAR}, "ignore_eos", _WITH_GRAMMAR.format("ignore_eos")),
+    (
+        {"stop_token_ids": (1,) * 5},
+        "stop_token_ids",
+        "`stop_token_ids` supports up to 4 token ids. Given: 5",
+    ),
+    (
+        {"stop_token_ids": (1, 1000)},
+        "stop_token_ids",
+        "`stop_token_ids` must be < 1000. Given: 1000",
+    ),
     ({"best_of": 2, "do_sample": True, "seed": 0}, "seed", _SEED),
     ({"top_n_tokens": 6}, "top_n_tokens", _TOP_N),
 ]
@@ -92,6 +118,13 @@ ALLOWED: list[dict[str, Any]] = [
     {"top_p": 1e-6},
     {"top_p": 0.999999},
     {"typical_p": 0.999999},
+    {"min_p": 0.0},
+    {"min_p": 1.0},
+    {"min_new_tokens": 0},
+    {"min_new_tokens": 100},
+    {"stop_token_ids": (999,) * 4},
+    {"ignore_eos": True},
+    {"best_of": 2, "min_p": 0.5},
     {"top_k": 1},
     {"max_new_tokens": 1},
     {"stop": ("a",) * 4},
@@ -154,7 +187,7 @@ async def test_the_first_broken_rule_is_reported(data: st.DataObject) -> None:
         for key in ("best_of", "do_sample") if field != "best_of" else ("do_sample",):
             later.pop(key, None)
     if field == "best_of":
-        for key in ("temperature", "top_k", "top_p", "typical_p"):
+        for key in ("temperature", "top_k", "top_p", "typical_p", "min_p"):
             later.pop(key, None)
     error = await refusal(Parameters(**(later | harmless | changes)), inputs="")
     assert_is(error, f"parameters.{field}", text)
@@ -250,6 +283,10 @@ async def test_given_values_are_kept() -> None:
             top_k=3,
             top_p=0.9,
             typical_p=0.8,
+            min_p=0.25,
+            min_new_tokens=3,
+            ignore_eos=True,
+            stop_token_ids=(5, 7),
             seed=0,
             top_n_tokens=2,
             watermark=True,
@@ -266,12 +303,16 @@ async def test_given_values_are_kept() -> None:
         top_k=3,
         top_p=0.9,
         typical_p=0.8,
+        min_p=0.25,
         repetition_penalty=1.2,
         frequency_penalty=-0.5,
         top_n_tokens=2,
         watermark=True,
     )
     assert request.stop == ("a", "b")
+    assert request.stop_token_ids == {5, 7}
+    assert request.min_new_tokens == 3
+    assert request.ignore_eos
     assert request.return_full_text
     assert request.details
     assert request.decoder_input_details
@@ -287,6 +328,8 @@ async def test_given_values_are_kept() -> None:
         ({"top_k": 5}, True),
         ({"top_p": 0.5}, True),
         ({"typical_p": 0.5}, True),
+        ({"min_p": 0.0}, False),
+        ({"min_p": 0.5}, True),
         ({"repetition_penalty": 1.5, "frequency_penalty": 1.0, "seed": 3}, False),
         ({"watermark": True}, False),
     ],

@@ -31,6 +31,8 @@ __all__ = (
     "GenerateRequest",
     "GenerateResponse",
     "GenerateStreamResponse",
+    "GetLoadRequest",
+    "GetLoadResponse",
     "Grammar",
     "GrammarType",
     "HealthRequest",
@@ -601,6 +603,29 @@ class ChatRequest(betterproto2.Message):
     What else a stream shall contain.
     """
 
+    min_p: "float | None" = betterproto2.field(21, betterproto2.TYPE_FLOAT, optional=True)
+    """
+    Drop tokens less likely than this share of the likeliest one's probability. 0.0 to 1.0; default
+    0.0: none.
+    """
+
+    min_tokens: "int | None" = betterproto2.field(22, betterproto2.TYPE_UINT32, optional=True)
+    """
+    Tokens to generate before the text may end. At most the limit on new tokens; default 0. Not with
+    a grammar.
+    """
+
+    ignore_eos: "bool | None" = betterproto2.field(23, betterproto2.TYPE_BOOL, optional=True)
+    """
+    Go on after an end-of-text token. Default false. Not with a grammar.
+    """
+
+    stop_token_ids: "list[int]" = betterproto2.field(24, betterproto2.TYPE_UINT32, repeated=True)
+    """
+    Stop after one of these tokens. At most `max_stop_sequences` of Info, each below the size of the
+    vocabulary.
+    """
+
     http: "__google__api__.HttpBody | None" = betterproto2.field(
         100, betterproto2.TYPE_MESSAGE, optional=True
     )
@@ -915,6 +940,29 @@ class CompletionsRequest(betterproto2.Message):
     What else a stream shall contain.
     """
 
+    min_p: "float | None" = betterproto2.field(13, betterproto2.TYPE_FLOAT, optional=True)
+    """
+    Drop tokens less likely than this share of the likeliest one's probability. 0.0 to 1.0; default
+    0.0: none.
+    """
+
+    min_tokens: "int | None" = betterproto2.field(14, betterproto2.TYPE_UINT32, optional=True)
+    """
+    Tokens to generate before the text may end. At most the limit on new tokens; default 0. Not with
+    a grammar.
+    """
+
+    ignore_eos: "bool | None" = betterproto2.field(15, betterproto2.TYPE_BOOL, optional=True)
+    """
+    Go on after an end-of-text token. Default false. Not with a grammar.
+    """
+
+    stop_token_ids: "list[int]" = betterproto2.field(16, betterproto2.TYPE_UINT32, repeated=True)
+    """
+    Stop after one of these tokens. At most `max_stop_sequences` of Info, each below the size of the
+    vocabulary.
+    """
+
     http: "__google__api__.HttpBody | None" = betterproto2.field(
         100, betterproto2.TYPE_MESSAGE, optional=True
     )
@@ -1190,6 +1238,29 @@ class GenerateParameters(betterproto2.Message):
     The adapter to apply. An unknown one means the base model, which is TGI's rule.
     """
 
+    min_p: "float | None" = betterproto2.field(20, betterproto2.TYPE_FLOAT, optional=True)
+    """
+    Drop tokens less likely than this share of the likeliest one's probability. 0.0 to 1.0; default
+    0.0: none. Any other value turns sampling on.
+    """
+
+    min_new_tokens: "int | None" = betterproto2.field(21, betterproto2.TYPE_UINT32, optional=True)
+    """
+    Tokens to generate before the text may end, by an end-of-text token, a stop token or a stop
+    sequence. At most `max_new_tokens`; default 0. Not with a grammar.
+    """
+
+    ignore_eos: "bool | None" = betterproto2.field(22, betterproto2.TYPE_BOOL, optional=True)
+    """
+    Go on after an end-of-text token. Default false. Not with a grammar.
+    """
+
+    stop_token_ids: "list[int]" = betterproto2.field(23, betterproto2.TYPE_UINT32, repeated=True)
+    """
+    Stop after one of these tokens. At most `max_stop_sequences` of Info, each below the size of the
+    vocabulary.
+    """
+
 
 default_message_pool.register_message("tokenwire.v1", "GenerateParameters", GenerateParameters)
 
@@ -1295,6 +1366,48 @@ class GenerateStreamResponse(betterproto2.Message):
 default_message_pool.register_message(
     "tokenwire.v1", "GenerateStreamResponse", GenerateStreamResponse
 )
+
+
+@dataclass(eq=False, repr=False)
+class GetLoadRequest(betterproto2.Message):
+    """
+    Nothing to say.
+    """
+
+    pass
+
+
+default_message_pool.register_message("tokenwire.v1", "GetLoadRequest", GetLoadRequest)
+
+
+@dataclass(eq=False, repr=False)
+class GetLoadResponse(betterproto2.Message):
+    """
+    How busy the server is, as of the engine's last step.
+    """
+
+    running: "int" = betterproto2.field(1, betterproto2.TYPE_UINT32)
+    """
+    Sequences that the engine computes.
+    """
+
+    waiting: "int" = betterproto2.field(2, betterproto2.TYPE_UINT32)
+    """
+    Sequences that wait for room.
+    """
+
+    kv_cache_use: "float" = betterproto2.field(3, betterproto2.TYPE_FLOAT)
+    """
+    The part of the KV cache that is in use, 0.0 to 1.0.
+    """
+
+    tokens_per_second: "float" = betterproto2.field(4, betterproto2.TYPE_FLOAT)
+    """
+    Tokens generated per second, over the last ten seconds.
+    """
+
+
+default_message_pool.register_message("tokenwire.v1", "GetLoadResponse", GetLoadResponse)
 
 
 @dataclass(eq=False, repr=False)
@@ -1475,6 +1588,21 @@ class InfoResponse(betterproto2.Message):
     The largest `top_n_tokens`.
     """
 
+    vocab_size: "int" = betterproto2.field(23, betterproto2.TYPE_UINT32)
+    """
+    The width of the logits: all token ids are below it.
+    """
+
+    eos_token_ids: "list[int]" = betterproto2.field(24, betterproto2.TYPE_UINT32, repeated=True)
+    """
+    The tokens that end a text.
+    """
+
+    context_length: "int" = betterproto2.field(25, betterproto2.TYPE_UINT32)
+    """
+    Tokens of the longest sequence that model and cache can hold; `max_total_tokens` may be set lower.
+    """
+
     http: "__google__api__.HttpBody | None" = betterproto2.field(
         15, betterproto2.TYPE_MESSAGE, optional=True
     )
@@ -1633,6 +1761,26 @@ class InvocationsRequest(betterproto2.Message):
     )
     """
     See CompletionsRequest.
+    """
+
+    min_p: "float | None" = betterproto2.field(27, betterproto2.TYPE_FLOAT, optional=True)
+    """
+    See ChatRequest.
+    """
+
+    min_tokens: "int | None" = betterproto2.field(28, betterproto2.TYPE_UINT32, optional=True)
+    """
+    See ChatRequest.
+    """
+
+    ignore_eos: "bool | None" = betterproto2.field(29, betterproto2.TYPE_BOOL, optional=True)
+    """
+    See ChatRequest.
+    """
+
+    stop_token_ids: "list[int]" = betterproto2.field(30, betterproto2.TYPE_UINT32, repeated=True)
+    """
+    See ChatRequest.
     """
 
     http: "__google__api__.HttpBody | None" = betterproto2.field(

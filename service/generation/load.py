@@ -1,0 +1,70 @@
+"""How busy the engine is, for balancers: from its last step, and a rate over some seconds."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from engine.protocol.request import EngineStats, StepOutput
+
+WINDOW_S = 10.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """The load at one moment.
+
+    Attributes:
+        num_running: sequences that the engine computes.
+        num_waiting: sequences that wait for room.
+        kv_cache_use: the part of the cache's blocks that is in use, 0 to 1.
+        tokens_per_s: tokens generated per second, over the last `WINDOW_S`.
+    """
+
+    num_running: int
+    num_waiting: int
+    kv_cache_use: float
+    tokens_per_s: float
+
+
+class LoadMeter:
+    """Listens to the engine's steps.
+
+    Args:
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._stats = EngineStats()
+        self._steps: deque[tuple[float, int]] = deque()  # when, and how many tokens it gave
+        self._num_tokens = 0  # of these steps
+
+    def step(self, output: StepOutput) -> None:
+        """The engine computed a step, or sent a heartbeat."""
+        self._stats = output.stats
+        num_tokens = sum(item.token is not None for item in output.outputs)
+        if num_tokens:
+            self._steps.append((self._clock(), num_tokens))
+            self._num_tokens += num_tokens
+        self._forget()
+
+    def load(self) -> Load:
+        """The load now."""
+        self._forget()
+        stats = self._stats
+        num_used = stats.num_blocks - stats.num_free_blocks
+        return Load(
+            num_running=stats.num_running,
+            num_waiting=stats.num_waiting,
+            kv_cache_use=num_used / max(stats.num_blocks, 1),
+            tokens_per_s=self._num_tokens / WINDOW_S,
+        )
+
+    def _forget(self) -> None:
+        """Drops steps that are older than the window."""
+        oldest = self._clock() - WINDOW_S
+        while self._steps and self._steps[0][0] < oldest:
+            self._num_tokens -= self._steps.popleft()[1]
