@@ -23,10 +23,14 @@ class GenerateOptions(TypedDict, total=False):
     top_k: int
     top_p: float
     typical_p: float
+    min_p: float
     do_sample: bool
     max_new_tokens: int
+    min_new_tokens: int
+    ignore_eos: bool
     return_full_text: bool
     stop: Sequence[str]
+    stop_token_ids: Sequence[int]
     truncate: int
     watermark: bool
     details: bool
@@ -72,6 +76,10 @@ class ChatOptions(TypedDict, total=False):
     tool_prompt: str
     tool_choice: str | Mapping[str, Any]
     response_format: ResponseFormat | Mapping[str, Any]
+    min_p: float
+    min_tokens: int
+    ignore_eos: bool
+    stop_token_ids: Sequence[int]
     include_usage: bool
 
 
@@ -86,4 +94,8 @@ class CompletionsOptions(TypedDict, total=False):
     repetition_penalty: float
     frequency_penalty: float
     stop: Sequence[str]
+    min_p: float
+    min_tokens: int
+    ignore_eos: bool
+    stop_token_ids: Sequence[int]
     include_usage: bool
