@@ -29,6 +29,7 @@ EXPECTED = {
     "text-generation": "learning",
     "langchain": "learning",
     "grpcurl": r'"generatedText": ".*learning',
+    "tokenwire-client": "learning",
     "grpc": "learning",
     "grpc-reflection": "learning",
 }
@@ -74,7 +75,7 @@ BLOCKS = [Block(*match.groups()) for match in _MARKED.finditer(clients_section()
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     """A writable directory with the folders of the checkout that the examples read."""
-    for name in ("examples", "protos"):
+    for name in ("clients", "examples", "protos"):
         (tmp_path / name).symlink_to(REPOSITORY / name)
     return tmp_path
 
@@ -93,11 +94,17 @@ def run(block: Block, stack: Stack, checkout: Path) -> str:
         check=False,
         env={
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": str(own_packages or checkout / "build" / "stubs"),
+            "PYTHONPATH": str(own_packages) if own_packages else _search_path(checkout),
         },
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def _search_path(checkout: Path) -> str:
+    """Where the examples find generated stubs, and the client package."""
+    folders = (checkout / "build" / "stubs", checkout / "clients" / "python" / "src")
+    return os.pathsep.join(map(str, folders))
 
 
 def test_every_fenced_block_is_run() -> None:
