@@ -29,7 +29,7 @@ format: $(VENV)/installed  ## Format the code, and mend what the linter can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-generate: $(VENV)/installed  ## Compile the protos into service/pb.
+generate: $(VENV)/installed  ## Compile the protos, for the service and the client.
 	$(BIN)/python protos/generate.py
 
 BENCH ?= engine_cpu
