@@ -56,7 +56,10 @@ class Messages:
         """Returns the reply of `method` that makes REST clients see `body`."""
         http = self.new("google.api.HttpBody", content_type=content_type, data=body)
         output = self.service.methods_by_name[method].output_type
-        return http if output.name == "HttpBody" else self.new(output.full_name, http=http)
+        if output.name == "HttpBody":
+            return http
+        has_path = "http" in output.fields_by_name
+        return self.new(output.full_name, **({"http": http} if has_path else {}))
 
 
 @dataclasses.dataclass(frozen=True)
