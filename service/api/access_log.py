@@ -6,10 +6,9 @@ import logging
 from collections.abc import Iterable
 
 from ..call_record import current_record
+from .call import ORIGINAL_PATH
 
 logger = logging.getLogger("service.access")
-
-_ORIGINAL_PATH = "x-envoy-original-path"
 
 
 def log_access(
@@ -24,7 +23,7 @@ def log_access(
         metadata: the caller's, of which only the REST path is used.
     """
     record = current_record()
-    path = dict(metadata or ()).get(_ORIGINAL_PATH, method)
+    path = dict(metadata or ()).get(ORIGINAL_PATH, method)
     name = path.decode(errors="replace") if isinstance(path, bytes) else path
     fields = {
         "path": name.partition("?")[0],

@@ -14,7 +14,7 @@ from ..codec.presenter import Presenter, Reply, RestPresenter, TypedPresenter
 from ..errors import ServiceError, slow_reader
 
 # Envoy's transcoder sets it on REST calls; Envoy removes it from gRPC calls.
-_ORIGINAL_PATH = "x-envoy-original-path"
+ORIGINAL_PATH = "x-envoy-original-path"
 
 MAX_UNREAD_S = 30.0  # that a caller may leave a message of a stream unread
 
@@ -23,7 +23,7 @@ Metadata = Iterable[tuple[str, str | bytes]] | None
 
 def is_rest_call(metadata: Metadata, *, from_gateway: bool) -> bool:
     """Whether a call was made by a REST caller: only the gateway can say so."""
-    return from_gateway and any(key == _ORIGINAL_PATH for key, _ in metadata or ())
+    return from_gateway and any(key == ORIGINAL_PATH for key, _ in metadata or ())
 
 
 class Call:

@@ -8,9 +8,10 @@ float32, in which typed callers send them, so that both get the same tokens.
 from __future__ import annotations
 
 import struct
-from typing import Annotated, Any, ClassVar, Literal
+from functools import cache
+from typing import Annotated, Any, Literal
 
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType, structs
 
 Unsigned = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 Signed = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
@@ -24,9 +25,7 @@ _FLOAT32 = struct.Struct("<f")
 
 
 class _Body(Struct, kw_only=True):
-    """An object with numbers in it; `floats` and `seeds` name the fields that are such."""
-
-    floats: ClassVar[tuple[str, ...]] = ()
+    """An object with numbers in it, and perhaps a seed."""
 
     def __post_init__(self) -> None:
         """Rounds floats, and checks what msgspec cannot.
@@ -34,7 +33,7 @@ class _Body(Struct, kw_only=True):
         Raises:
             ValueError: the seed is too large; msgspec adds the object's path.
         """
-        for name in self.floats:
+        for name in _float_fields(type(self)):
             value = getattr(self, name)
             if value is not None:
                 setattr(self, name, _float32(value))
@@ -52,15 +51,6 @@ class Grammar(Struct):
 
 class Parameters(_Body, kw_only=True):
     """How `/generate` generates. `max_new_tokens: null` is not absent: it means as many as fit."""
-
-    floats = (
-        "temperature",
-        "repetition_penalty",
-        "frequency_penalty",
-        "top_p",
-        "typical_p",
-        "min_p",
-    )
 
     best_of: Unsigned | None = None
     temperature: Float | None = None
@@ -170,8 +160,6 @@ class StreamOptions(Struct, kw_only=True):
 class Chat(_Body, kw_only=True):
     """POST /v1/chat/completions and /chat_tokenize."""
 
-    floats = ("frequency_penalty", "presence_penalty", "temperature", "top_p", "min_p")
-
     messages: list[Message]
     model: str | None = None
     frequency_penalty: Float | None = None
@@ -200,8 +188,6 @@ class Chat(_Body, kw_only=True):
 
 class Completions(_Body, kw_only=True):
     """POST /v1/completions."""
-
-    floats = ("temperature", "top_p", "repetition_penalty", "frequency_penalty", "min_p")
 
     prompt: str | list[str]
     model: str | None = None
@@ -239,6 +225,12 @@ class Invocation(Struct, kw_only=True):
     inputs: Any = UNSET
     messages: Any = UNSET
     prompt: Any = UNSET
+
+
+@cache
+def _float_fields(kind: type[_Body]) -> tuple[str, ...]:
+    """The names of the fields that are floats."""
+    return tuple(field.name for field in structs.fields(kind) if field.type == Float | None)
 
 
 def _float32(value: float) -> float:

@@ -103,21 +103,11 @@ def chat_request(wire: bodies.Chat | pb.ChatRequest) -> ChatRequest:
         tool_prompt=_tool_prompt(wire),
         response_format=response_format,
         parameters=Parameters(
-            frequency_penalty=wire.frequency_penalty,
             repetition_penalty=None if presence is None else presence + _PRESENCE_SHIFT,
             max_new_tokens=_or_default(wire.max_tokens if max_tokens is None else max_tokens),
-            stop=_texts(wire.stop),
-            seed=wire.seed,
-            top_p=wire.top_p,
             top_n_tokens=wire.top_logprobs,
             grammar=response_format,
-            adapter_id=wire.model,
-            min_p=wire.min_p,
-            min_new_tokens=wire.min_tokens,
-            ignore_eos=bool(wire.ignore_eos),
-            stop_token_ids=tuple(wire.stop_token_ids or ()),
-            details=True,
-            **_temperature(wire.temperature),
+            **_shared_parameters(wire),
         ),
     )
 
@@ -130,19 +120,9 @@ def completions_request(wire: bodies.Completions | pb.CompletionsRequest) -> Com
         suffix=wire.suffix,
         include_usage=_include_usage(wire.stream_options),
         parameters=Parameters(
-            frequency_penalty=wire.frequency_penalty,
             repetition_penalty=wire.repetition_penalty,
             max_new_tokens=_or_default(wire.max_tokens),
-            stop=_texts(wire.stop),
-            seed=wire.seed,
-            top_p=wire.top_p,
-            adapter_id=wire.model,
-            min_p=wire.min_p,
-            min_new_tokens=wire.min_tokens,
-            ignore_eos=bool(wire.ignore_eos),
-            stop_token_ids=tuple(wire.stop_token_ids or ()),
-            details=True,
-            **_temperature(wire.temperature),
+            **_shared_parameters(wire),
         ),
     )
 
@@ -273,6 +253,25 @@ def _or_default(max_new_tokens: int | None) -> int:
 def _texts(wire: str | list[str] | None) -> tuple[str, ...]:
     """A list of texts, which REST callers may write as one text."""
     return (wire,) if isinstance(wire, str) else tuple(wire or ())
+
+
+def _shared_parameters(
+    wire: bodies.Chat | pb.ChatRequest | bodies.Completions | pb.CompletionsRequest,
+) -> dict[str, Any]:
+    """The parameters that OpenAI's endpoints have in common."""
+    return {
+        "frequency_penalty": wire.frequency_penalty,
+        "stop": _texts(wire.stop),
+        "seed": wire.seed,
+        "top_p": wire.top_p,
+        "adapter_id": wire.model,
+        "min_p": wire.min_p,
+        "min_new_tokens": wire.min_tokens,
+        "ignore_eos": bool(wire.ignore_eos),
+        "stop_token_ids": tuple(wire.stop_token_ids or ()),
+        "details": True,
+        **_temperature(wire.temperature),
+    }
 
 
 def _temperature(value: float | None) -> dict[str, Any]:
