@@ -163,6 +163,8 @@ class Engine:
             return "the prompt has no tokens"
         if max((*request.prompt_token_ids, *request.resumed_token_ids)) >= self._vocab_size:
             return f"a token id is not below {self._vocab_size}"
+        if any(token_id >= self._vocab_size for token_id, _ in request.sampling.logit_bias):
+            return f"a token id of the logit bias is not below {self._vocab_size}"
         if request.sampling.watermark and self._watermark is None:
             return "this engine has no watermark"
         if request.request_id in self._sequences:
@@ -252,6 +254,7 @@ class Engine:
                 finish_reason=sequence.finish_reason if index == last else None,
                 prompt_logprobs=() if index else logprobs,
                 first_scheduled=is_first and not index,
+                num_cached_tokens=sequence.num_cached_tokens if is_first and not index else 0,
             )
             for index, token in enumerate(tokens)
         ]

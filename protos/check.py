@@ -13,7 +13,12 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
-from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
+from google.protobuf.descriptor_pb2 import (
+    DescriptorProto,
+    FieldDescriptorProto,
+    FileDescriptorProto,
+    FileDescriptorSet,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 # The descriptor set of the last release: its service/pb/descriptors.binpb.
@@ -54,15 +59,25 @@ def _with_accepted_changes(released: bytes) -> bytes:
     """A release with the changes that buf would refuse and that we made all the same.
 
     Of 0.1.0: the enum ResponseFormatType is now nested, which changes the names of its values in
-    JSON and nothing in bytes. Once a later release has replaced 0.1.0 here, this does nothing.
+    JSON and nothing in bytes; and `logit_bias`, a list that nothing read, is now a map at another
+    number. Once a later release has replaced 0.1.0 here, this does nothing.
     """
     files = FileDescriptorSet.FromString(released)
     for file in files.file:
+        for message in file.message_type:
+            _drop_unread(message)
         for enum in file.enum_type:
             if enum.name == "ResponseFormatType":
                 _nest(file)
                 break
     return files.SerializeToString()
+
+
+def _drop_unread(message: DescriptorProto) -> None:
+    for field in message.field:
+        if field.name == "logit_bias" and field.type == FieldDescriptorProto.TYPE_FLOAT:
+            message.field.remove(field)
+            break
 
 
 def _nest(file: FileDescriptorProto) -> None:

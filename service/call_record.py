@@ -41,6 +41,16 @@ def begin_record(given_id: str | None) -> CallRecord:
     return record
 
 
+def rename_call(request_id: str) -> bool:
+    """Gives the current call the id that its request names; returns whether it can be one."""
+    if not _VALID_ID.fullmatch(request_id):
+        return False
+    record = _current.get()
+    if record is not None:
+        record.request_id = request_id
+    return True
+
+
 def current_record() -> CallRecord | None:
     """The record of the call that this code runs for, if it runs for one."""
     return _current.get()

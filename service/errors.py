@@ -43,6 +43,7 @@ class ErrorKind(Enum):
     BATCH_SIZE = _Row("batch size exceeded", 422, StatusCode.INVALID_ARGUMENT)
     GRAMMAR_AND_TOOLS = _Row("grammar and tools", 422, StatusCode.INVALID_ARGUMENT)
     OVERLOADED = _Row("overloaded", 429, StatusCode.RESOURCE_EXHAUSTED)
+    CANCELLED = _Row("cancelled", 499, StatusCode.CANCELLED)
     GENERATION = _Row("generation", 424, StatusCode.ABORTED, "Request failed during generation: ")
     INCOMPLETE = _Row("incomplete_generation", 500, StatusCode.INTERNAL)
     INTERNAL = _Row("internal", 500, StatusCode.INTERNAL)
@@ -126,6 +127,11 @@ def slow_reader(limit_s: float) -> ServiceError:
     return ServiceError(
         ErrorKind.SLOW_READER, f"the stream was not read for more than {limit_s:g} s"
     )
+
+
+def cancelled() -> ServiceError:
+    """The error of a call that someone ended by its id."""
+    return ServiceError(ErrorKind.CANCELLED, "the call was ended by Abort")
 
 
 def unhealthy() -> ServiceError:

@@ -24,7 +24,8 @@ class SamplingParams:
     """How the next token is chosen from the logits.
 
     `seed` is any unsigned 64-bit integer. With `do_sample` false the likeliest token is taken,
-    after penalties. With its default, a parameter has no effect.
+    after penalties. `logit_bias` has token ids, each once, with what is added to their logits. With
+    its default, a parameter has no effect.
     """
 
     do_sample: bool = False
@@ -38,6 +39,7 @@ class SamplingParams:
     frequency_penalty: float = 0.0
     top_n_tokens: int = 0
     watermark: bool = False
+    logit_bias: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +53,9 @@ class Request:
     A token of `eos_token_ids` or `stop_token_ids` ends the text, and is its last token; neither is
     chosen among the first `min_new_tokens`. A grammar ends with one of `eos_token_ids`, so a
     request with both a grammar and `min_new_tokens` may have a step at which no token is allowed.
+
+    `caller` is whoever the work is for: callers take turns. Among the requests of one caller those
+    of a lower `priority` are computed first.
     """
 
     request_id: str
@@ -63,6 +68,8 @@ class Request:
     prompt_logprobs: bool = False
     grammar: str = ""
     resumed_token_ids: tuple[int, ...] = ()
+    caller: str = ""
+    priority: int = 0
 
 
 class Token(NamedTuple):
@@ -78,7 +85,8 @@ class SequenceOutput(NamedTuple):
 
     `token` is None while the prompt is still being computed. `prompt_logprobs` continues the list
     of earlier steps; the first entry of the whole list is None. `error` ends the request without a
-    finish reason. `first_scheduled` marks the first output of a request.
+    finish reason. `first_scheduled` marks the first output of a request, and `num_cached_tokens`
+    says there how many of its tokens the KV cache had already.
     """
 
     request_id: str
@@ -87,6 +95,7 @@ class SequenceOutput(NamedTuple):
     prompt_logprobs: tuple[float | None, ...] = ()
     error: str | None = None
     first_scheduled: bool = False
+    num_cached_tokens: int = 0
 
     @property
     def is_last(self) -> bool:

@@ -75,6 +75,8 @@ def submit(request: Request) -> bytes:
         request.prompt_logprobs,
         request.grammar,
         request.resumed_token_ids,
+        request.caller,
+        request.priority,
     )
 
 
@@ -86,24 +88,38 @@ def parse_request(fields: list[Any]) -> Request:
     """
     try:
         request_id, prompt, max_new_tokens, sampling, eos, stop, min_new_tokens, *rest = fields
-        logprobs, grammar, resumed = rest
-        seed = sampling[SamplingParams.__slots__.index("seed")]
-        if not isinstance(request_id, str) or not isinstance(grammar, str) or seed >> 64:
-            raise ValueError("id and grammar must be text, and a seed has at most 64 bits")
+        logprobs, grammar, resumed, caller, priority = rest
+        if not all(isinstance(text, str) for text in (request_id, grammar, caller)):
+            raise ValueError("id, grammar and caller must be text")
         return Request(
             request_id=request_id,
             prompt_token_ids=_token_ids(prompt),
             max_new_tokens=int(max_new_tokens),
-            sampling=SamplingParams(**dict(zip(SamplingParams.__slots__, sampling, strict=True))),
+            sampling=_sampling(sampling),
             eos_token_ids=frozenset(_token_ids(eos)),
             stop_token_ids=frozenset(_token_ids(stop)),
             min_new_tokens=int(min_new_tokens),
             prompt_logprobs=bool(logprobs),
             grammar=grammar,
             resumed_token_ids=_token_ids(resumed),
+            caller=caller,
+            priority=int(priority),
         )
     except (TypeError, OverflowError, LookupError) as error:
         raise ValueError(f"not a request: {error}") from error
+
+
+def _sampling(values: list[Any]) -> SamplingParams:
+    """How to choose tokens.
+
+    Raises:
+        ValueError: the seed has more than 64 bits.
+    """
+    named = dict(zip(SamplingParams.__slots__, values, strict=True))
+    if named["seed"] >> 64:
+        raise ValueError("a seed has at most 64 bits")
+    biases = tuple((int(token_id), float(bias)) for token_id, bias in named.pop("logit_bias"))
+    return SamplingParams(**named, logit_bias=biases)
 
 
 def _token_ids(values: list[Any]) -> tuple[int, ...]:
@@ -150,7 +166,7 @@ def parse_step(fields: list[Any]) -> StepOutput:
 
 
 def _parse_output(item: list[Any]) -> SequenceOutput:
-    request_id, token, reason, prompt_logprobs, error, first_scheduled = item
+    request_id, token, reason, prompt_logprobs, error, first_scheduled, num_cached_tokens = item
     return SequenceOutput(
         request_id=request_id,
         token=None if token is None else Token(token[0], token[1], tuple(map(tuple, token[2]))),
@@ -158,4 +174,5 @@ def _parse_output(item: list[Any]) -> SequenceOutput:
         prompt_logprobs=tuple(prompt_logprobs),
         error=error,
         first_scheduled=first_scheduled,
+        num_cached_tokens=num_cached_tokens,
     )

@@ -3,7 +3,7 @@
 Each takes float32 scores [num_rows, vocab_size] and the rows' sequences, and returns scores. It
 does nothing, and builds nothing, if no row asks for it. Order and formulas are those of TGI 2.1.1,
 server/text_generation_server/utils/tokens.py and logits_process.py, except that a row never depends
-on the other rows, and that `min_p` and `min_new_tokens` are not in TGI.
+on the other rows, and that `logit_bias`, `min_p` and `min_new_tokens` are not in TGI.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def process(
     scores: Tensor, sequences: list[SampledSequence], masks: RowMasks | None = None
 ) -> Tensor:
     """Applies every penalty, mask and filter that some row asks for."""
-    for penalty in (_repetition_penalty, _frequency_penalty):
-        scores = penalty(scores, sequences)
+    for step in (_logit_bias, _repetition_penalty, _frequency_penalty):
+        scores = step(scores, sequences)
     if masks is not None:
         _mask(scores, masks)
     for step in (_withhold_ends, _min_p, _truncate):
@@ -65,6 +65,17 @@ def _mask(scores: Tensor, masks: RowMasks) -> None:
 @cache
 def _mask_table(device: torch.device) -> Tensor:
     return byte_table(0.0, _NEVER, device)
+
+
+def _logit_bias(scores: Tensor, sequences: list[SampledSequence]) -> Tensor:
+    """Adds what callers want added. It comes before the penalties, as in vLLM."""
+    biases = [sequence.request.sampling.logit_bias for sequence in sequences]
+    if any(biases):
+        rows = np.repeat(np.arange(len(biases)), [len(pairs) for pairs in biases])
+        ids, values = np.array([pair for pairs in biases for pair in pairs]).T
+        row, column = upload(np.stack([rows, ids.astype(np.int64)]), scores.device)
+        scores[row, column] += upload(values.astype(np.float32), scores.device)
+    return scores
 
 
 def _repetition_penalty(scores: Tensor, sequences: list[SampledSequence]) -> Tensor:

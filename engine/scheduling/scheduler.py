@@ -7,13 +7,16 @@ chunked prefill, prefix hits and recomputation after a preemption need no code o
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..protocol.errors import CapacityError
 from .block_manager import BlockManager
 from .prompt_lookup import Drafter
 from .sequence import Sequence, SequenceStatus
+from .turns import Turns
+from .waiting import WaitingQueue
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,11 @@ class StepBudget:
 
 
 class Scheduler:
-    """First come, first served, under a token budget.
+    """Callers in turn, the sequences of one caller as they came, under a token budget.
+
+    A decoding sequence always gets its token; what takes turns is the rest of the budget, for
+    prompts. A sequence of a lower priority number goes before the others of its caller, and is
+    preempted after them.
 
     Args:
         blocks: the allocator of the KV cache's blocks.
@@ -79,9 +86,11 @@ class Scheduler:
         self.max_num_seqs = min(max_num_seqs, max_step_tokens)  # each needs a token per step
         self.max_logprob_rows = max_logprob_rows
         self.max_draft_tokens = max_draft_tokens
-        self.waiting: deque[Sequence] = deque()
+        self.turns = Turns()
+        self.waiting = WaitingQueue(self.turns)
         self.running: list[Sequence] = []
         self.num_preemptions = 0
+        self._num_arrived = 0
 
     @property
     def has_work(self) -> bool:
@@ -103,10 +112,13 @@ class Scheduler:
             )
         if self.max_draft_tokens and not sequence.request.grammar:
             sequence.drafter = Drafter(self.max_draft_tokens)
-        self.waiting.append(sequence)
+        self._num_arrived += 1
+        sequence.arrival = self._num_arrived
+        self.turns.enter(sequence.caller)
+        self.waiting.push(sequence)
 
     def schedule(self) -> ScheduledBatch:
-        """Plans a step: running sequences first, then as many waiting ones as fit."""
+        """Plans a step: decoding sequences, then prompts, then draft tokens with what is left."""
         any_decoding = any(sequence.num_pending_tokens == 1 for sequence in self.running)
         budget = StepBudget(
             tokens=self.max_step_tokens,
@@ -114,8 +126,10 @@ class Scheduler:
             logprob_rows=self.max_logprob_rows,
         )
         planned: dict[Sequence, int] = {}
-        self._plan_running(budget, planned)
-        self._plan_waiting(budget, planned)
+        self._plan_decodes(budget, planned)
+        decoding = list(planned)
+        self._plan_prompts(budget, planned)
+        self._plan_drafts(decoding, budget, planned)
         return ScheduledBatch(planned)
 
     def advance(self, batch: ScheduledBatch) -> None:
@@ -147,39 +161,69 @@ class Scheduler:
         (self.running if sequence.status is SequenceStatus.RUNNING else self.waiting).remove(
             sequence
         )
+        self.turns.leave(sequence.caller)
         sequence.status = SequenceStatus.FINISHED
         self.blocks.free(sequence)
 
-    def _plan_running(self, budget: StepBudget, planned: dict[Sequence, int]) -> None:
-        """Adds running sequences to the plan, the oldest first, and takes them off the budget."""
+    def _plan_decodes(self, budget: StepBudget, planned: dict[Sequence, int]) -> None:
+        """Gives every decoding sequence its token, in the order in which they began to run."""
         for sequence in list(self.running):
-            if budget.tokens == 0:
-                break
-            if sequence.status is not SequenceStatus.RUNNING:
-                continue  # preempted earlier in this loop, in favour of an older sequence
-            num_tokens = self._take(sequence, budget)
-            if num_tokens and self._make_room(sequence, num_tokens, planned):
-                num_tokens += self._draft(sequence, budget.tokens - num_tokens)
-                planned[sequence] = num_tokens
-                budget.tokens -= num_tokens
+            if sequence.status is not SequenceStatus.RUNNING or sequence.num_pending_tokens != 1:
+                continue  # perhaps preempted earlier in this loop
+            if self._make_room(sequence, budget, planned):
+                self._plan(sequence, 1, budget, planned)
 
-    def _plan_waiting(self, budget: StepBudget, planned: dict[Sequence, int]) -> None:
-        """Starts waiting sequences in their order, as long as there is room for the next one."""
-        while self.waiting and budget.tokens and len(self.running) < self.max_num_seqs:
-            num_tokens = self._admit(self.waiting[0], budget)
-            if not num_tokens:
-                break  # smaller requests do not overtake, or a large one would starve
-            sequence = self.waiting.popleft()
-            sequence.status = SequenceStatus.RUNNING
-            self.running.append(sequence)
-            planned[sequence] = num_tokens
+    def _plan_prompts(self, budget: StepBudget, planned: dict[Sequence, int]) -> None:
+        """Gives prompts their tokens, callers in turn: those that are begun, and those that wait.
+
+        Whoever's turn it is starts or nobody does: if smaller requests overtook, a large one would
+        starve.
+        """
+        begun = [sequence for sequence in self.running if sequence.num_pending_tokens > 1]
+        can_start = True
+        while budget.tokens:
+            waiting = self.waiting.first() if can_start else None
+            sequence = min(begun, key=self._turn, default=waiting)
+            if sequence is None:
+                break
+            if waiting is not None and self._turn(waiting) < self._turn(sequence):
+                sequence = waiting
+            if sequence is waiting:
+                num_tokens = self._start(sequence, budget, planned)
+                can_start = num_tokens > 0
+            else:
+                begun.remove(sequence)
+                has_given_way = sequence.status is not SequenceStatus.RUNNING
+                num_tokens = 0 if has_given_way else self._take(sequence, budget)
+            self._plan(sequence, num_tokens, budget, planned)
+
+    def _plan_drafts(
+        self, decoding: list[Sequence], budget: StepBudget, planned: dict[Sequence, int]
+    ) -> None:
+        """Adds draft tokens to decoding sequences."""
+        for sequence in decoding:
+            sequence.draft_ids = []
+            if sequence in planned and sequence.drafter is not None:
+                num_drafts = self._draft(sequence, sequence.drafter, budget.tokens)
+                self._plan(sequence, num_drafts, budget, planned)
+
+    def _plan(
+        self, sequence: Sequence, num_tokens: int, budget: StepBudget, planned: dict[Sequence, int]
+    ) -> None:
+        """Gives a sequence tokens, or more of them, in this step."""
+        if num_tokens:
+            planned[sequence] = planned.get(sequence, 0) + num_tokens
             budget.tokens -= num_tokens
+            self.turns.charge(sequence.caller, num_tokens)
+
+    def _turn(self, sequence: Sequence) -> tuple[int, tuple[int, int]]:
+        """Whose turn it is: the least is next."""
+        return self.turns.served(sequence.caller), sequence.urgency
 
     def _take(self, sequence: Sequence, budget: StepBudget) -> int:
         """How many of its pending tokens a sequence gets.
 
-        A prompt's tokens are taken off the budget here, except from `budget.tokens`, which the
-        caller does when the sequence is planned.
+        A prompt's tokens are taken off the budget here, except from `budget.tokens`: see `_plan`.
         """
         if sequence.num_pending_tokens <= 1:
             return min(sequence.num_pending_tokens, budget.tokens)
@@ -190,18 +234,15 @@ class Scheduler:
         budget.chunk_tokens -= num_tokens
         return num_tokens
 
-    def _draft(self, sequence: Sequence, max_tokens: int) -> int:
+    def _draft(self, sequence: Sequence, drafter: Drafter, max_tokens: int) -> int:
         """Proposes draft tokens for a decoding sequence; returns how many.
 
         They get spare blocks only: every running sequence keeps one in reserve.
         """
-        sequence.draft_ids = []
-        if sequence.drafter is None or sequence.num_pending_tokens != 1:
-            return 0
         room = min(max_tokens, sequence.max_tokens - sequence.num_tokens - 1)
         if room <= 0:
             return 0
-        drafts = sequence.drafter.propose(sequence.token_ids)[:room]
+        drafts = drafter.propose(sequence.token_ids)[:room]
         num_blocks = self.blocks.num_blocks_for(sequence.num_tokens + len(drafts))
         num_new = num_blocks - len(sequence.block_table)
         if num_new > 0 and num_new + len(self.running) > self.blocks.num_free_blocks:
@@ -210,14 +251,27 @@ class Scheduler:
         sequence.draft_ids = drafts
         return len(drafts)
 
+    def _start(self, sequence: Sequence, budget: StepBudget, planned: dict[Sequence, int]) -> int:
+        """Starts a waiting sequence; returns its tokens in this step, or 0 if there is no room.
+
+        Callers that hold more than their share give way.
+        """
+        num_tokens = self._admit(sequence, budget)
+        while not num_tokens and self._give_way(sequence, budget, planned):
+            num_tokens = self._admit(sequence, budget)
+        if num_tokens:
+            self.waiting.remove(sequence)
+            sequence.status = SequenceStatus.RUNNING
+            self.running.append(sequence)
+        return num_tokens
+
     def _admit(self, sequence: Sequence, budget: StepBudget) -> int:
         """Allocates blocks for a waiting sequence; returns its tokens, or 0 if there is no room.
 
         The whole prompt gets its blocks at once, and each running sequence keeps one in reserve, so
         that an admitted sequence is not preempted again by the very next step.
         """
-        lacks_rows = sequence.request.prompt_logprobs and not budget.logprob_rows
-        if sequence.has_placeholder or not budget.chunk_tokens or lacks_rows:
+        if not self._may_start(sequence, budget) or len(self.running) >= self.max_num_seqs:
             return 0
         num_cached = self.blocks.match_prefix(sequence)
         num_new = self.blocks.num_blocks_for(sequence.num_tokens) - len(sequence.block_table)
@@ -229,24 +283,83 @@ class Scheduler:
         sequence.num_computed_tokens = sequence.num_cached_tokens = num_cached
         return self._take(sequence, budget)
 
-    def _make_room(self, sequence: Sequence, num_tokens: int, planned: dict[Sequence, int]) -> bool:
-        """Allocates blocks for a running sequence, preempting the youngest ones if necessary.
+    def _may_start(self, sequence: Sequence, budget: StepBudget) -> bool:
+        """Whether this step's budget has something for a waiting sequence."""
+        lacks_rows = sequence.request.prompt_logprobs and not budget.logprob_rows
+        return bool(budget.chunk_tokens) and not sequence.has_placeholder and not lacks_rows
+
+    def _give_way(
+        self, sequence: Sequence, budget: StepBudget, planned: dict[Sequence, int]
+    ) -> bool:
+        """Preempts a sequence of a caller that keeps its share of the server without it.
+
+        Only for a caller that has less than its share, even with the sequence that waits.
 
         Returns:
-            False if the sequence itself was the youngest and has been preempted.
+            Whether one was preempted.
         """
-        while not self.blocks.allocate(sequence, sequence.num_computed_tokens + num_tokens):
-            victim = self.running[-1]
-            assert victim not in planned, "sequences are planned from the oldest to the youngest"
-            self._preempt(victim)
+        if not self._may_start(sequence, budget):
+            return False
+        if len(self.running) >= self.max_num_seqs:
+            victim = self._over_share(sequence, 1, self.max_num_seqs, lambda _: 1)
+        else:
+            needed = self.blocks.num_blocks_for(sequence.num_tokens)
+            total = self.blocks.num_blocks
+            victim = self._over_share(sequence, needed, total, lambda s: len(s.block_table))
+        if victim is not None:
+            self._preempt(victim, budget, planned)
+        return victim is not None
+
+    def _over_share(
+        self, sequence: Sequence, needed: int, total: int, size: Callable[[Sequence], int]
+    ) -> Sequence | None:
+        """The sequence that gives way to one that waits, so that every caller can have its share.
+
+        Args:
+            sequence: it waits.
+            needed: what it takes of what is shared: blocks, or places among the running.
+            total: all there is.
+            size: what a running sequence holds of it.
+        """
+        held: Counter[str] = Counter({sequence.caller: 0})
+        for other in self.running:
+            held[other.caller] += size(other)
+        share = total // len(held)
+        caller, largest = held.most_common(1)[0]
+        if caller == sequence.caller or held[sequence.caller] + needed > share:
+            return None
+        victim = self._least_urgent(caller)
+        return victim if largest - size(victim) >= share else None
+
+    def _least_urgent(self, caller: str) -> Sequence:
+        return max((s for s in self.running if s.caller == caller), key=lambda s: s.urgency)
+
+    def _make_room(
+        self, sequence: Sequence, budget: StepBudget, planned: dict[Sequence, int]
+    ) -> bool:
+        """Allocates a block for a decoding sequence if it needs one, preempting others for it.
+
+        The caller that came last gives way, with the least urgent of its sequences.
+
+        Returns:
+            False if that was the sequence itself.
+        """
+        while not self.blocks.allocate(sequence, sequence.num_tokens):
+            victim = self._least_urgent(self.running[-1].caller)
+            self._preempt(victim, budget, planned)
             if victim is sequence:
                 return False
         return True
 
-    def _preempt(self, sequence: Sequence) -> None:
-        """Moves a running sequence to the head of the queue, to be recomputed."""
+    def _preempt(
+        self, sequence: Sequence, budget: StepBudget, planned: dict[Sequence, int]
+    ) -> None:
+        """Lets a running sequence wait again, to be recomputed, and takes it out of the plan."""
+        num_tokens = planned.pop(sequence, 0)
+        budget.tokens += num_tokens
+        self.turns.charge(sequence.caller, -num_tokens)
         self.running.remove(sequence)
         self.blocks.free(sequence)
         sequence.reset()
-        self.waiting.appendleft(sequence)
+        self.waiting.push(sequence)
         self.num_preemptions += 1

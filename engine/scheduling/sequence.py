@@ -30,6 +30,7 @@ class Sequence:
     """
 
     __slots__ = (
+        "arrival",
         "block_hashes",
         "block_table",
         "draft_ids",
@@ -51,6 +52,7 @@ class Sequence:
 
     def __init__(self, request: Request) -> None:
         self.request = request
+        self.arrival = 0  # its number among all sequences of the scheduler
         self.num_prompt_tokens = len(request.prompt_token_ids)
         self.token_ids: list[int] = [*request.prompt_token_ids, *request.resumed_token_ids]
         self.token_counts: TokenCounts | None = None  # of token_ids, if a penalty needs them
@@ -73,6 +75,16 @@ class Sequence:
     def request_id(self) -> str:
         """The request's id."""
         return self.request.request_id
+
+    @property
+    def caller(self) -> str:
+        """Whoever it is computed for."""
+        return self.request.caller
+
+    @property
+    def urgency(self) -> tuple[int, int]:
+        """Its place among the sequences of its caller: the least comes first."""
+        return self.request.priority, self.arrival
 
     @property
     def num_tokens(self) -> int:

@@ -81,7 +81,10 @@ class CallInterceptor(aio.ServerInterceptor):  # type: ignore[misc]
             context.set_trailing_metadata(((REQUEST_ID_HEADER, record.request_id),))
             with self._counted(method, context):
                 try:
-                    return await function(request, context)
+                    reply = await function(request, context)
+                    # Again, since the request may have named the call.
+                    context.set_trailing_metadata(((REQUEST_ID_HEADER, record.request_id),))
+                    return reply
                 except Exception as error:
                     await self._abort(context, error)
 

@@ -21,6 +21,7 @@ from google.protobuf.message import DecodeError, Message
 from grpc import aio
 
 from ..bundled import DESCRIPTORS
+from ..call_record import rename_call
 from ..codec.presenter import Reply
 from ..codec.requests import NOTHING, READERS, Reader, Request
 from ..errors import ErrorKind, ServiceError
@@ -132,6 +133,9 @@ def _decoder(descriptor: Descriptor, reader: Reader) -> Decoder:
     url = f"type.googleapis.com/{descriptor.full_name}"
     message_class: type[betterproto2.Message] = default_message_pool.url_to_type[url]
     takes_body = "http" in descriptor.fields_by_name
+    # Where it is optional it names the call; where it is not, as in Abort, it means another one.
+    id_field = descriptor.fields_by_name.get("request_id")
+    takes_id = id_field is not None and id_field.has_presence
 
     def decode(raw: bytes, is_rest: bool) -> Request:
         try:
@@ -143,6 +147,12 @@ def _decoder(descriptor: Descriptor, reader: Reader) -> Decoder:
         if takes_body and message.HasField("http"):
             raise ServiceError(
                 ErrorKind.SHAPE, "`http` is for the gateway: use the other fields", field="http"
+            )
+        if takes_id and message.HasField("request_id") and not rename_call(message.request_id):
+            raise ServiceError(
+                ErrorKind.VALIDATION,
+                "`request_id` must be 1 to 128 visible characters of ASCII",
+                field="request_id",
             )
         _check_sizes(message)
         size = message.ByteSize()

@@ -9,20 +9,28 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import replace
 
 from ..codec import convert, headers, presenter
 from ..codec.keep_alive import with_keep_alive
 from ..codec.presenter import InvocationKind, Reply
-from ..errors import ServiceError, fields_named, internal, unhealthy
+from ..errors import (
+    ErrorKind,
+    ServiceError,
+    fields_named,
+    internal,
+    missing_field,
+    overloaded,
+    unhealthy,
+)
 from ..generation.engine_client import EngineClient
 from ..generation.gather import gather
 from ..generation.generator import Generation, TokenEvent
-from ..generation.load import LoadMeter
+from ..generation.load import LoadMeter, watch_interval
 from ..generation.metrics import Metrics
-from ..generation.parameters import Parameters, TextRequest
+from ..generation.parameters import Parameters, Prompt, TextRequest
 from ..generation.pipeline import Pipeline
 from ..generation.server_info import ServerInfo
 from ..openai import chat, completions
@@ -41,6 +49,7 @@ from .call import Call
 logger = logging.getLogger(__name__)
 
 KEEP_ALIVE_S = 15.0  # TGI's interval: axum's KeepAlive
+_MAX_WATCHERS = 128  # of the load
 
 
 class TextGenerationServicer:
@@ -61,6 +70,7 @@ class TextGenerationServicer:
         self._server = server
         self._metrics = metrics
         self._meter = meter
+        self._num_watchers = 0
 
     async def generate(self, request: TextRequest, call: Call) -> Reply:
         """Generates a whole text."""
@@ -70,7 +80,7 @@ class TextGenerationServicer:
         """Generates a text as one message per token."""
         events = self._stream(request.inputs, request.parameters, call)
         messages = _numbered(events, call.presenter.generate_stream)
-        async with aclosing(self._presented(messages, request.inputs, call)) as replies:
+        async with aclosing(self._presented(messages, [request.inputs], call)) as replies:
             async for reply in replies:
                 yield reply
 
@@ -84,7 +94,7 @@ class TextGenerationServicer:
             return
         events = self._stream(inputs, parameters, call)
         messages = _numbered(events, call.presenter.compat_generate_stream)
-        async with aclosing(self._presented(messages, inputs, call)) as replies:
+        async with aclosing(self._presented(messages, [inputs], call)) as replies:
             async for reply in replies:
                 yield reply
 
@@ -99,7 +109,7 @@ class TextGenerationServicer:
                 yield call.presenter.chat(chat.answer(wanted, result, self._server, created))
                 return
             messages = self._chat_deltas(wanted, prompt, created, call)
-            async with aclosing(self._presented(messages, prompt, call, openai=True)) as replies:
+            async with aclosing(self._presented(messages, [prompt], call, openai=True)) as replies:
                 async for reply in replies:
                     yield reply
 
@@ -112,10 +122,26 @@ class TextGenerationServicer:
                 yield call.presenter.completions(await self._complete(wanted, created, call))
                 return
             messages = self._completion_deltas(wanted, created, call)
-            text = "".join(wanted.prompts)
-            async with aclosing(self._presented(messages, text, call, openai=True)) as replies:
+            prompts = wanted.prompts
+            async with aclosing(self._presented(messages, prompts, call, openai=True)) as replies:
                 async for reply in replies:
                     yield reply
+
+    async def chat_unary(self, request: ChatRequest, call: Call) -> Reply:
+        """Chat for callers that want a unary method: typed only, since no REST path has it."""
+        _check_unary(request.stream)
+        conversation = self._conversation(request, call)
+        wanted = conversation.request
+        with fields_named(wanted.field_names):
+            result = await self._run(conversation.prompt, wanted.parameters, call)
+        return convert.chat_completion(chat.answer(wanted, result, self._server, int(time.time())))
+
+    async def completions_unary(self, wanted: CompletionsRequest, call: Call) -> Reply:
+        """Completions for callers that want a unary method: typed only."""
+        _check_unary(wanted.stream)
+        wanted.check(self._server.limits)
+        with fields_named(completions.FIELD_NAMES):
+            return convert.completion(await self._complete(wanted, int(time.time()), call))
 
     async def invocations(
         self, request: TextRequest | ChatRequest | CompletionsRequest, call: Call
@@ -175,6 +201,36 @@ class TextGenerationServicer:
         """How busy the server is: typed only, since no REST path has it."""
         return convert.load_response(self._meter.load())
 
+    async def watch_load(self, interval: float | None, call: Call) -> AsyncGenerator[Reply]:
+        """How busy the server is, again and again: typed only.
+
+        Raises:
+            ServiceError: the interval has not a possible value, too many callers watch, or the
+                server shuts down.
+        """
+        interval_s = watch_interval(interval)
+        if self._num_watchers >= _MAX_WATCHERS:
+            raise overloaded()
+        self._num_watchers += 1
+        try:
+            async with aclosing(self._loads(interval_s)) as loads:
+                call.end_unread_by(loads.aclose)
+                async for load in loads:
+                    yield load
+            raise call.failure or unhealthy()
+        finally:
+            self._num_watchers -= 1
+
+    async def abort(self, request_id: str, _: Call) -> Reply:
+        """Ends the calls of an id: typed only.
+
+        Raises:
+            ServiceError: there is no id.
+        """
+        if not request_id:
+            raise missing_field("request_id")
+        return convert.abort_response(self._pipeline.abort(request_id))
+
     async def metrics(self, _: None, __: Call) -> Reply:
         """The Prometheus exposition."""
         return presenter.metrics(self._metrics.exposition())
@@ -183,15 +239,23 @@ class TextGenerationServicer:
         call_format = tool_call_format(self._server.tool_call_format, call.metadata)
         return Conversation.of(replace(request, tool_call_format=call_format), self._tokenizer)
 
-    async def _run(self, inputs: str, parameters: Parameters, call: Call) -> Generation:
-        result = await self._pipeline.run(inputs, parameters, call.received)
+    async def _loads(self, interval_s: float) -> AsyncGenerator[Reply]:
+        """The load, until the server shuts down."""
+        while True:
+            yield convert.load_response(self._meter.load())
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._pipeline.closed(), interval_s)
+                return
+
+    async def _run(self, prompt: Prompt, parameters: Parameters, call: Call) -> Generation:
+        result = await self._pipeline.run(prompt, parameters, call.received)
         await call.send_headers(headers.of_generation(result, self._server.compute_type))
         return result
 
     def _stream(
-        self, inputs: str, parameters: Parameters, call: Call
+        self, prompt: Prompt, parameters: Parameters, call: Call
     ) -> AsyncGenerator[TokenEvent]:
-        return self._pipeline.stream(inputs, parameters, call.received)
+        return self._pipeline.stream(prompt, parameters, call.received)
 
     async def _complete(
         self, wanted: CompletionsRequest, created: int, call: Call
@@ -239,10 +303,15 @@ class TextGenerationServicer:
         return StreamUsage(server=self._server, created=created, usage=usage)
 
     async def _presented(
-        self, messages: AsyncGenerator[Reply], inputs: str, call: Call, *, openai: bool = False
+        self,
+        messages: AsyncGenerator[Reply],
+        prompts: Sequence[Prompt],
+        call: Call,
+        *,
+        openai: bool = False,
     ) -> AsyncGenerator[Reply]:
         """Sends a stream's headers; yields its messages, keep-alives, failure and end mark."""
-        await call.send_headers(headers.of_stream(inputs, self._server.compute_type))
+        await call.send_headers(headers.of_stream(prompts, self._server.compute_type))
         filler = call.presenter.keep_alive()
         if filler is not None:
             messages = with_keep_alive(messages, filler, KEEP_ALIVE_S)
@@ -260,6 +329,18 @@ class TextGenerationServicer:
             yield call.presenter.stream_error(internal())
         if openai and (end := call.presenter.stream_end()) is not None:
             yield end
+
+
+def _check_unary(stream: bool) -> None:
+    """Refuses a stream where there is one reply.
+
+    Raises:
+        ServiceError: the caller wants a stream.
+    """
+    if stream:
+        raise ServiceError(
+            ErrorKind.VALIDATION, "`stream` must not be set: this method is unary", field="stream"
+        )
 
 
 async def _numbered(

@@ -20,6 +20,7 @@ Natural = Annotated[int, Meta(ge=0)]
 _MAX_SEED = 2**64 - 1
 _FLOAT32_END = 2.0**128 - 2.0**103  # what rounds to the largest float32 is below it
 Float = Annotated[float, Meta(gt=-_FLOAT32_END, lt=_FLOAT32_END)]
+Biases = dict[Unsigned, Float]  # by token id, which is a name in JSON
 
 _FLOAT32 = struct.Struct("<f")
 
@@ -36,7 +37,7 @@ class _Body(Struct, kw_only=True):
         for name in _float_fields(type(self)):
             value = getattr(self, name)
             if value is not None:
-                setattr(self, name, _float32(value))
+                setattr(self, name, float32(value))
         seed = getattr(self, "seed", None)
         if seed is not None and seed > _MAX_SEED:
             raise ValueError(f"<seed> Expected `int` <= {_MAX_SEED}")
@@ -65,6 +66,8 @@ class Parameters(_Body, kw_only=True):
     min_new_tokens: Unsigned | None = None
     ignore_eos: bool = False
     stop_token_ids: list[Unsigned] = []
+    logit_bias: Biases | None = None
+    priority: Signed | None = None
     return_full_text: bool | None = None
     stop: list[str] = []
     truncate: Unsigned | None = None
@@ -163,7 +166,7 @@ class Chat(_Body, kw_only=True):
     messages: list[Message]
     model: str | None = None
     frequency_penalty: Float | None = None
-    logit_bias: list[float] | None = None  # unused, as in TGI
+    logit_bias: Biases | list[float] | None = None  # a list is the contract's, and not used
     logprobs: bool | None = None
     top_logprobs: Unsigned | None = None
     max_tokens: Unsigned | None = None
@@ -184,12 +187,13 @@ class Chat(_Body, kw_only=True):
     min_tokens: Unsigned | None = None
     ignore_eos: bool | None = None
     stop_token_ids: list[Unsigned] | None = None
+    priority: Signed | None = None
 
 
 class Completions(_Body, kw_only=True):
     """POST /v1/completions."""
 
-    prompt: str | list[str]
+    prompt: str | list[str | Unsigned | list[Unsigned]]  # texts, one prompt's tokens, or several's
     model: str | None = None
     max_tokens: Unsigned | None = None
     temperature: Float | None = None
@@ -205,6 +209,8 @@ class Completions(_Body, kw_only=True):
     min_tokens: Unsigned | None = None
     ignore_eos: bool | None = None
     stop_token_ids: list[Unsigned] | None = None
+    logit_bias: Biases | None = None
+    priority: Signed | None = None
 
     def __post_init__(self) -> None:
         """Checks what msgspec cannot.
@@ -217,6 +223,8 @@ class Completions(_Body, kw_only=True):
             raise ValueError(
                 "<prompt> Empty array detected. Do not use an empty array for the prompt."
             )
+        if len(set(map(type, self.prompt))) > 1:
+            raise ValueError("<prompt> texts, numbers and lists must not be mixed")
 
 
 class Invocation(Struct, kw_only=True):
@@ -233,7 +241,7 @@ def _float_fields(kind: type[_Body]) -> tuple[str, ...]:
     return tuple(field.name for field in structs.fields(kind) if field.type == Float | None)
 
 
-def _float32(value: float) -> float:
+def float32(value: float) -> float:
     """The nearest float32."""
     (rounded,) = _FLOAT32.unpack(_FLOAT32.pack(value))
     return float(rounded)

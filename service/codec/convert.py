@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
+from ..call_record import current_record
 from ..generation.generator import Generation, PrefillToken, Token, TokenEvent
 from ..generation.load import Load
 from ..generation.server_info import ServerInfo
@@ -48,7 +49,11 @@ def to_value(item: Any) -> Value:
 
 def generate_response(result: Generation) -> pb.GenerateResponse:
     """A whole answer."""
-    response = pb.GenerateResponse(generated_text=result.generated_text)
+    response = pb.GenerateResponse(
+        generated_text=result.generated_text,
+        token_ids=[token.id for token in result.tokens],
+        **_end(result),
+    )
     if result.request.wants_details:
         response.details = pb.Details(
             best_of_sequences=[_best_of_sequence(item) for item in result.best_of_sequences],
@@ -64,6 +69,8 @@ def stream_response(index: int, event: TokenEvent) -> pb.GenerateStreamResponse:
     )
     result = event.generation
     if result is not None:
+        for name, value in _end(result).items():
+            setattr(response, name, value)
         response.generated_text = result.generated_text
         if result.request.details:
             response.details = pb.StreamDetails(
@@ -79,25 +86,28 @@ def chat_completion(answer: ChatAnswer) -> pb.ChatCompletion:
     choice = pb.ChatChoice(
         message=_assistant_message(answer),
         logprobs=_chat_logprobs(answer.logprobs),
+        matched_stop=_stop_match(answer.matched_stop),
         **_finish(answer.finish_reason),
     )
     return pb.ChatCompletion(
         **_head(answer.created, answer.server),
         choices=[choice],
         usage=_usage(answer.usage),
+        request_id=_request_id(),
     )
 
 
 def chat_chunk(delta: ChatDelta) -> pb.ChatCompletionChunk:
     """One token of an answer."""
+    result = delta.generation
     choice = pb.ChatChunkChoice(
         delta=_assistant_delta(delta),
         logprobs=_chat_logprobs(delta.logprobs),
+        matched_stop=None if result is None else _stop_match(result.matched_stop),
         **_finish(delta.finish_reason),
     )
     return pb.ChatCompletionChunk(
-        **_head(delta.created, delta.server),
-        choices=[choice],
+        **_head(delta.created, delta.server), choices=[choice], **_cost(result)
     )
 
 
@@ -107,18 +117,28 @@ def completion(answer: CompletionAnswer) -> pb.Completion:
         **_head(answer.created, answer.server),
         choices=[
             pb.CompletionChoice(
-                index=index, text=result.generated_text, **_finish(result.finish_reason)
+                index=index,
+                text=result.generated_text,
+                matched_stop=_stop_match(result.matched_stop),
+                **_finish(result.finish_reason),
             )
             for index, result in enumerate(answer.generations)
         ],
         usage=_usage(answer.usage),
+        request_id=_request_id(),
     )
 
 
 def completion_chunk(delta: CompletionDelta) -> pb.Completion:
     """One token of one continuation."""
-    choice = pb.CompletionChoice(index=delta.index, text=delta.text, **_finish(delta.finish_reason))
-    return pb.Completion(**_head(delta.created, delta.server), choices=[choice])
+    result = delta.generation
+    choice = pb.CompletionChoice(
+        index=delta.index,
+        text=delta.text,
+        matched_stop=None if result is None else _stop_match(result.matched_stop),
+        **_finish(delta.finish_reason),
+    )
+    return pb.Completion(**_head(delta.created, delta.server), choices=[choice], **_cost(result))
 
 
 def chat_usage(part: StreamUsage) -> pb.ChatCompletionChunk:
@@ -164,6 +184,11 @@ def load_response(load: Load) -> pb.GetLoadResponse:
         kv_cache_use=load.kv_cache_use,
         tokens_per_second=load.tokens_per_s,
     )
+
+
+def abort_response(num_aborted: int) -> pb.AbortResponse:
+    """What an abort has ended."""
+    return pb.AbortResponse(aborted=num_aborted)
 
 
 def _assistant_message(answer: ChatAnswer) -> pb.AssistantMessage:
@@ -241,11 +266,43 @@ def _finish(reason: str | None) -> dict[str, Any]:
     return {} if reason is None else {"finish_reason": reason, "reason": _FINISH_REASONS[reason]}
 
 
+def _end(result: Generation) -> dict[str, Any]:
+    """What both forms of an answer to `/generate` have at their end."""
+    num_generated = sum(len(item.tokens) for item in (result, *result.best_of_sequences))
+    usage = Usage(result.num_prompt_tokens, num_generated, result.num_cached_tokens)
+    return {
+        "finish_reason": _FINISH_REASONS[result.finish_reason],
+        "matched_stop": _stop_match(result.matched_stop),
+        "usage": _usage(usage),
+        "request_id": _request_id(),
+    }
+
+
+def _cost(result: Generation | None) -> dict[str, Any]:
+    """What the last part of an answer has beside its choice; nothing if it goes on."""
+    if result is None:
+        return {}
+    return {"usage": _usage(Usage.of([result])), "request_id": _request_id()}
+
+
+def _stop_match(stop: str | int | None) -> pb.StopMatch | None:
+    if stop is None:
+        return None
+    return pb.StopMatch(sequence=stop) if isinstance(stop, str) else pb.StopMatch(token_id=stop)
+
+
+def _request_id() -> str:
+    """The id of the call that is being answered."""
+    record = current_record()
+    return "" if record is None else record.request_id
+
+
 def _usage(usage: Usage) -> pb.Usage:
     return pb.Usage(
         prompt_tokens=usage.num_prompt_tokens,
         completion_tokens=usage.num_completion_tokens,
         total_tokens=usage.num_prompt_tokens + usage.num_completion_tokens,
+        cached_tokens=usage.num_cached_tokens,
     )
 
 

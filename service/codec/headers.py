@@ -6,7 +6,10 @@ its first token, so they hold only what is known by then.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..generation.generator import Generation
+from ..generation.parameters import Prompt
 
 Headers = dict[str, str]
 
@@ -25,11 +28,12 @@ def of_generations(results: list[Generation], compute_type: str) -> Headers:
     return {"x-compute-type": compute_type, **_summed(results)}
 
 
-def of_stream(inputs: str, compute_type: str) -> Headers:
+def of_stream(prompts: Sequence[Prompt], compute_type: str) -> Headers:
     """Headers of a stream."""
+    num_characters = sum(len(prompt) for prompt in prompts if isinstance(prompt, str))
     return {
         "x-compute-type": compute_type,
-        "x-compute-characters": str(len(inputs)),
+        "x-compute-characters": str(num_characters),
         "x-accel-buffering": "no",
         "cache-control": "no-cache",
     }

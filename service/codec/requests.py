@@ -13,7 +13,7 @@ from typing import Any
 from msgspec import UNSET, UnsetType
 
 from ..errors import ErrorKind, ServiceError, missing_field
-from ..generation.parameters import DEFAULT_MAX_NEW_TOKENS, Parameters, TextRequest
+from ..generation.parameters import DEFAULT_MAX_NEW_TOKENS, Parameters, Prompt, TextRequest
 from ..grammar.spec import Grammar
 from ..openai.chat import ChatRequest, Message
 from ..openai.completions import CompletionsRequest
@@ -23,7 +23,7 @@ from ..pb.tokenwire import v1 as pb
 from . import bodies
 from .strict_json import parse
 
-Request = TextRequest | ChatRequest | CompletionsRequest | str | None
+Request = TextRequest | ChatRequest | CompletionsRequest | str | float | None
 
 # presence_penalty is shifted so: TGI, router/src/server.rs at v2.1.1, chat_completions.
 _PRESENCE_SHIFT = 2.0
@@ -50,7 +50,7 @@ def text_request(
 ) -> TextRequest:
     """A text to continue."""
     return TextRequest(
-        inputs=_required(wire.inputs, "inputs"),
+        inputs=_inputs(wire),
         parameters=parameters(wire.parameters),
         stream=bool(getattr(wire, "stream", False)),
     )
@@ -84,6 +84,9 @@ def parameters(wire: bodies.Parameters | pb.GenerateParameters | UnsetType | Non
         top_n_tokens=wire.top_n_tokens,
         grammar=_grammar(wire.grammar),
         adapter_id=wire.adapter_id,
+        logit_bias=_biases(wire.logit_bias),
+        priority=wire.priority,
+        detokenize=getattr(wire, "detokenize", None) is not False,
     )
 
 
@@ -115,7 +118,7 @@ def chat_request(wire: bodies.Chat | pb.ChatRequest) -> ChatRequest:
 def completions_request(wire: bodies.Completions | pb.CompletionsRequest) -> CompletionsRequest:
     """Prompts to continue."""
     return CompletionsRequest(
-        prompts=_texts(wire.prompt),
+        prompts=_prompts(wire),
         stream=wire.stream,
         suffix=wire.suffix,
         include_usage=_include_usage(wire.stream_options),
@@ -138,7 +141,11 @@ def invocation_of_body(data: bytes) -> Request:
 
 def invocation_of_message(message: pb.InvocationsRequest) -> Request:
     """The request that a message of Invocations is."""
-    given = {name: getattr(message, name) not in (None, []) for name in _FIRST_FIELDS}
+    given = {
+        "inputs": message.inputs is not None or message.input_ids is not None,
+        "messages": bool(message.messages),
+        "prompt": bool(message.prompt or message.prompt_ids),
+    }
     match _only(given):
         case "inputs":
             return text_request(_part(message, pb.CompatGenerateRequest))
@@ -170,7 +177,7 @@ def _body(kind: type[Any], convert: Callable[[Any], Request]) -> Callable[[bytes
     return lambda data: convert(parse(data, kind))
 
 
-def _inputs(wire: bodies.Tokenize | pb.TokenizeRequest) -> str:
+def _text(wire: bodies.Tokenize | pb.TokenizeRequest) -> str:
     return _required(wire.inputs, "inputs")
 
 
@@ -192,8 +199,12 @@ READERS = {
     "ChatTokenize": CHAT,
     "Completions": COMPLETIONS,
     "Invocations": Reader(invocation_of_body, invocation_of_message),
-    "Tokenize": Reader(_body(bodies.Tokenize, _inputs), _inputs),
+    "ChatUnary": CHAT,
+    "CompletionsUnary": COMPLETIONS,
+    "Tokenize": Reader(_body(bodies.Tokenize, _text), _text),
     "Docs": Reader(_nothing, lambda message: message.asset),
+    "Abort": Reader(_nothing, lambda message: message.request_id),
+    "WatchLoad": Reader(_nothing, lambda message: message.interval_seconds),
 }
 NOTHING = Reader(_nothing, _nothing)
 
@@ -207,6 +218,57 @@ def _required(value: str | None, name: str) -> str:
     if value is None:
         raise missing_field(name)
     return value
+
+
+def _inputs(
+    wire: bodies.Generate | bodies.CompatGenerate | pb.GenerateRequest | pb.CompatGenerateRequest,
+) -> Prompt:
+    """The prompt of `/generate`: a text, or from gRPC callers the ids of its tokens.
+
+    Raises:
+        ServiceError: there is none, or both are given.
+    """
+    if isinstance(wire, bodies.Generate) or wire.input_ids is None:
+        return _required(wire.inputs, "inputs")
+    if wire.inputs is not None:
+        raise _both("inputs", "input_ids")
+    return tuple(wire.input_ids.ids)
+
+
+def _prompts(wire: bodies.Completions | pb.CompletionsRequest) -> tuple[Prompt, ...]:
+    """The prompts of `/v1/completions`: texts, or the ids of their tokens.
+
+    Raises:
+        ServiceError: both are given.
+    """
+    if isinstance(wire, bodies.Completions):
+        return _prompts_of_body(wire.prompt)
+    if wire.prompt and wire.prompt_ids:
+        raise _both("prompt", "prompt_ids")
+    return tuple(wire.prompt) or tuple(tuple(item.ids) for item in wire.prompt_ids)
+
+
+def _prompts_of_body(wire: str | list[str | int | list[int]]) -> tuple[Prompt, ...]:
+    """One prompt or several; a list of numbers is one, and lists mix no types."""
+    if isinstance(wire, str):
+        return (wire,)
+    token_ids = tuple(item for item in wire if isinstance(item, int))
+    if token_ids:
+        return (token_ids,)
+    return tuple(tuple(item) if isinstance(item, list) else str(item) for item in wire)
+
+
+def _both(name: str, other: str) -> ServiceError:
+    return ServiceError(
+        ErrorKind.VALIDATION, f"only one of `{name}` and `{other}` may be set", field=other
+    )
+
+
+def _biases(wire: dict[int, float] | list[float] | None) -> tuple[tuple[int, float], ...]:
+    """What is added to the logits, by token id."""
+    if not isinstance(wire, dict):
+        return ()
+    return tuple((token_id, bodies.float32(wire[token_id])) for token_id in sorted(wire))
 
 
 def _only(given: dict[str, bool]) -> str:
@@ -269,6 +331,8 @@ def _shared_parameters(
         "min_new_tokens": wire.min_tokens,
         "ignore_eos": bool(wire.ignore_eos),
         "stop_token_ids": tuple(wire.stop_token_ids or ()),
+        "logit_bias": _biases(wire.logit_bias),
+        "priority": wire.priority,
         "details": True,
         **_temperature(wire.temperature),
     }

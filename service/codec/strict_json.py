@@ -22,6 +22,7 @@ _T = TypeVar("_T")
 _NAMES = {
     "str": "a string",
     "int": "an integer",
+    "key": "an integer as a name",
     "float": "a number",
     "bool": "a boolean",
     "array": "a list",
@@ -33,6 +34,7 @@ _MISSING = re.compile(r"Object missing required field `([^`]+)`")
 _UNKNOWN = re.compile(r"Invalid enum value '(.*)'", re.DOTALL)
 _TOO_LARGE = "number out of range"
 _PATH = " - at `$"
+_KEY_PATH = " - at `key` in `$"  # of an object whose members' names are numbers
 _ABOUT = re.compile(r"<(\w+)> ")
 
 
@@ -156,6 +158,8 @@ def _reason_and_path(text: str) -> tuple[str, str]:
     A reason that starts with a member's name in brackets, like `<seed>`, is about that member:
     only so can the check of a whole object name it.
     """
+    if _KEY_PATH in text:
+        text = text.replace(_KEY_PATH, _PATH).replace("`int`", "`key`", 1)
     reason, _, path = text.partition(_PATH)
     path = path.rstrip("`").removeprefix(".")
     if about := _ABOUT.match(reason):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ class Admission:
 
     def __init__(self, max_concurrent_requests: int) -> None:
         self._max = max_concurrent_requests
-        self._open = True
+        self._closed = asyncio.Event()
         self.num_active = 0
 
     @contextmanager
@@ -27,7 +28,7 @@ class Admission:
         Raises:
             ServiceError: there are not so many left, or the server is shutting down.
         """
-        if not self._open:
+        if self._closed.is_set():
             raise unhealthy()
         if self.num_active + count > self._max:
             raise overloaded()
@@ -40,7 +41,11 @@ class Admission:
 
     def close(self) -> None:
         """Refuses all further permits; those held already stay valid."""
-        self._open = False
+        self._closed.set()
+
+    async def closed(self) -> None:
+        """Returns once further permits are refused."""
+        await self._closed.wait()
 
 
 @dataclass(slots=True)

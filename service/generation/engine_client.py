@@ -21,7 +21,8 @@ from engine.protocol import wire
 from engine.protocol.config import EngineInfo
 from engine.protocol.request import Request, SequenceOutput, StepOutput
 
-from ..errors import unhealthy
+from ..call_record import current_record
+from ..errors import ServiceError, cancelled, unhealthy
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,8 @@ class _Stream:
     """A request in progress, its outputs so far, and how often the engine was lost."""
 
     request: Request
-    queue: asyncio.Queue[SequenceOutput] = field(default_factory=asyncio.Queue)
+    call_id: str = ""
+    queue: asyncio.Queue[SequenceOutput | ServiceError] = field(default_factory=asyncio.Queue)
     token_ids: list[int] = field(default_factory=list)
     num_prompt_logprobs: int = 0
     num_repeated_logprobs: int = 0  # of the prompt, that a new engine will send again
@@ -135,19 +137,30 @@ class EngineClient:
                 output is read.
 
         Raises:
-            ServiceError: no engine is connected.
+            ServiceError: no engine is connected, or the call was aborted.
         """
         if self._writer is None:
             raise unhealthy()
-        stream = self._streams[request.request_id] = _Stream(request, on_end=on_end)
+        record = current_record()
+        call_id = "" if record is None else record.request_id
+        stream = self._streams[request.request_id] = _Stream(request, call_id, on_end=on_end)
         try:
             self._send(wire.submit(request))
             while not (stream.ended and stream.queue.empty()):
-                yield await stream.queue.get()
+                output = await stream.queue.get()
+                if isinstance(output, ServiceError):
+                    raise output
+                yield output
         finally:
             del self._streams[request.request_id]
             if not stream.ended:
                 self._send(wire.frame(wire.Kind.ABORT, request.request_id))
+
+    def abort(self, call_id: str) -> None:
+        """Fails the requests of a call."""
+        for stream in self._streams.values():
+            if stream.call_id == call_id and not stream.ended:
+                stream.queue.put_nowait(cancelled())
 
     async def _run(self) -> None:
         """Connects, reads until the connection is lost, and connects again."""

@@ -83,7 +83,11 @@ class Timings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Generation:
-    """A finished text. `seed` is None for greedy generation."""
+    """A finished text. `seed` is None for greedy generation.
+
+    `num_cached_tokens` are those of the prompt that the KV cache had already. `matched_stop` is the
+    stop sequence or the stop token that ended the text.
+    """
 
     request: GenerationRequest
     text: str
@@ -93,6 +97,8 @@ class Generation:
     prefill: list[PrefillToken]
     seed: int | None
     timings: Timings
+    num_cached_tokens: int = 0
+    matched_stop: str | int | None = None
     best_of_sequences: list[Generation] = field(default_factory=list)
 
     @property
@@ -103,6 +109,8 @@ class Generation:
     @property
     def generated_text(self) -> str:
         """The text, with the prompt in front if that was asked for."""
+        if not self.request.detokenize:
+            return ""
         return self.request.inputs + self.text if self.request.return_full_text else self.text
 
     @property
@@ -169,6 +177,10 @@ class Generator:
                         return
         raise ServiceError(ErrorKind.INCOMPLETE, "Incomplete generation")
 
+    def abort(self, call_id: str) -> None:
+        """Fails what the engine computes for a call."""
+        self._client.abort(call_id)
+
     async def _run_one(
         self, request: GenerationRequest, received: float, validated: float
     ) -> Generation:
@@ -189,6 +201,7 @@ class Generator:
             min_new_tokens=request.min_new_tokens,
             prompt_logprobs=request.decoder_input_details,
             grammar=request.grammar,
+            priority=request.priority,
         )
 
 
@@ -208,6 +221,8 @@ class _Progress:
         self._received = received
         self._validated = validated
         self._started: float | None = None
+        self._num_cached_tokens = 0
+        self._matched_stop: str | int | None = None
         self._tokens: list[Token] = []
         self._top_tokens: list[list[Token]] = []
         self._prompt_logprobs: list[float | None] = []
@@ -224,6 +239,7 @@ class _Progress:
             raise ServiceError(ErrorKind.GENERATION, f"Server error: {output.error}")
         if output.first_scheduled and self._started is None:
             self._started = time.monotonic()
+            self._num_cached_tokens = output.num_cached_tokens
         self._prompt_logprobs += output.prompt_logprobs
         if output.token is None:
             return None
@@ -233,13 +249,13 @@ class _Progress:
 
     def _append(self, raw: engine.Token) -> tuple[Token, list[Token]]:
         special = raw.token_id in self._tokenizer.special_ids
-        text = self._detokenizer.push(raw.token_id)
+        text = self._detokenizer.push(raw.token_id) if self._request.detokenize else ""
         token = Token(raw.token_id, text, shortest_float32(raw.logprob), special)
         self._tokens.append(token)
         top_tokens = [
             Token(
                 token_id,
-                self._tokenizer.token_text(token_id),
+                self._token_text(token_id),
                 shortest_float32(logprob),
                 token_id in self._tokenizer.special_ids,
             )
@@ -251,23 +267,33 @@ class _Progress:
 
     def _reason(self, engine_reason: engine.FinishReason | None, text: str) -> str:
         """Why the text ends with this token, in the contract's words; empty if it does not."""
-        stops = self._stops(text) and len(self._tokens) >= self._request.min_new_tokens
-        if engine_reason is None:
-            return STOP_SEQUENCE if stops else ""
-        return STOP_SEQUENCE if engine_reason is engine.FinishReason.STOP_TOKEN else engine_reason
+        stop = self._stop_at_end(text)
+        if stop is not None and len(self._tokens) < self._request.min_new_tokens:
+            stop = None
+        if engine_reason is engine.FinishReason.STOP_TOKEN:
+            self._matched_stop = self._tokens[-1].id
+            return STOP_SEQUENCE
+        if engine_reason is not None:
+            return engine_reason
+        self._matched_stop = stop
+        return "" if stop is None else STOP_SEQUENCE
 
-    def _stops(self, text: str) -> bool:
-        """Whether the text now ends with a stop sequence, or with one and a newline.
+    def _stop_at_end(self, text: str) -> str | None:
+        """The stop sequence with which, or with which and a newline, the text now ends.
 
         TGI matches the expression `sequence$` at token boundaries only (tokens.py at v2.1.1,
         StopSequenceCriteria).
         """
         if not self._request.stop:
-            return False
+            return None
         self._tail = (self._tail + text)[-max(self._tail_size, len(text)) :]
-        return any(
-            self._tail.endswith(stop) or self._tail.endswith(stop + "\n")
-            for stop in self._request.stop
+        return next(
+            (
+                stop
+                for stop in self._request.stop
+                if self._tail.endswith(stop) or self._tail.endswith(stop + "\n")
+            ),
+            None,
         )
 
     def _finish(self, reason: str) -> Generation:
@@ -283,14 +309,19 @@ class _Progress:
             timings=Timings(
                 self._received, self._validated, self._started or self._validated, time.monotonic()
             ),
+            num_cached_tokens=self._num_cached_tokens,
+            matched_stop=self._matched_stop,
         )
 
     def _prefill(self) -> list[PrefillToken]:
         pairs = zip(self._request.prompt_token_ids, self._prompt_logprobs, strict=False)
         return [
-            PrefillToken(token_id, self._tokenizer.token_text(token_id), shortest_float32(logprob))
+            PrefillToken(token_id, self._token_text(token_id), shortest_float32(logprob))
             for token_id, logprob in pairs
         ]
+
+    def _token_text(self, token_id: int) -> str:
+        return self._tokenizer.token_text(token_id) if self._request.detokenize else ""
 
 
 def shortest_float32(value: float | None) -> float | None:

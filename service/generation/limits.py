@@ -48,6 +48,10 @@ def _outside(value: float | None, low: float, high: float) -> bool:
 
 _INFINITY = float("inf")
 
+_MAX_BIASES = 1024  # tokens
+_MAX_BIAS = 100.0  # OpenAI's bounds
+_MAX_PRIORITY = 100
+
 STREAM_RULES = (
     Rule(
         "best_of",
@@ -150,6 +154,34 @@ RULES = (
         lambda p: max(p.stop_token_ids),
     ),
     Rule(
+        "logit_bias",
+        lambda p, _: len(p.logit_bias) > _MAX_BIASES,
+        f"`logit_bias` supports up to {_MAX_BIASES} tokens. Given: {{given}}",
+        lambda p: len(p.logit_bias),
+    ),
+    Rule(
+        "logit_bias",
+        lambda p, limits: any(token_id >= limits.vocab_size for token_id, _ in p.logit_bias),
+        "token ids in `logit_bias` must be < {vocab_size}. Given: {given}",
+        lambda p: max(token_id for token_id, _ in p.logit_bias),
+    ),
+    Rule(
+        "logit_bias",
+        lambda p, _: any(not -_MAX_BIAS <= bias <= _MAX_BIAS for _, bias in p.logit_bias),
+        f"`logit_bias` must be >= {-_MAX_BIAS} and <= {_MAX_BIAS}",
+    ),
+    Rule(
+        "priority",
+        lambda p, _: abs(p.priority or 0) > _MAX_PRIORITY,
+        f"`priority` must be >= {-_MAX_PRIORITY} and <= {_MAX_PRIORITY}. Given: {{given}}",
+        lambda p: p.priority,
+    ),
+    Rule(
+        "detokenize",
+        lambda p, _: not p.detokenize and bool(p.stop),
+        "`detokenize` must not be false with `stop`, whose sequences are looked for in text",
+    ),
+    Rule(
         "seed",
         lambda p, _: p.seed is not None and (p.best_of or 1) > 1,
         "`seed` must not be set when `best_of` > 1",
@@ -183,6 +215,24 @@ def check(rules: tuple[Rule, ...], parameters: Parameters, limits: Limits) -> No
             values = {name: getattr(limits, name) for name in Limits.__slots__}
             text = rule.text.format(given=rule.given(parameters), **values)
             raise ServiceError(ErrorKind.VALIDATION, text, field=f"parameters.{rule.field}")
+
+
+def check_token_ids(token_ids: tuple[int, ...], limits: Limits) -> None:
+    """Checks a prompt that is given as token ids.
+
+    Raises:
+        ServiceError: it has none, or one that the model does not know.
+    """
+    if not token_ids:
+        raise ServiceError(
+            ErrorKind.VALIDATION, "a prompt's token ids cannot be empty", field="input_ids"
+        )
+    if (largest := max(token_ids)) >= limits.vocab_size:
+        raise ServiceError(
+            ErrorKind.VALIDATION,
+            f"a prompt's token ids must be < {limits.vocab_size}. Given: {largest}",
+            field="input_ids",
+        )
 
 
 def check_lengths(num_input: int, max_new_tokens: int, limits: Limits) -> None:

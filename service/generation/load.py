@@ -9,7 +9,13 @@ from dataclasses import dataclass
 
 from engine.protocol.request import EngineStats, StepOutput
 
+from ..errors import ErrorKind, ServiceError
+
 WINDOW_S = 10.0
+
+_DEFAULT_INTERVAL_S = 1.0
+_MIN_INTERVAL_S = 0.1
+_MAX_INTERVAL_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +33,24 @@ class Load:
     num_waiting: int
     kv_cache_use: float
     tokens_per_s: float
+
+
+def watch_interval(given: float | None) -> float:
+    """The seconds between two reports to a caller that watches the load.
+
+    Raises:
+        ServiceError: the caller wants them too often, or hardly ever.
+    """
+    if given is None:
+        return _DEFAULT_INTERVAL_S
+    if not _MIN_INTERVAL_S <= round(given, 6) <= _MAX_INTERVAL_S:  # it came as a float32
+        raise ServiceError(
+            ErrorKind.VALIDATION,
+            f"`interval_seconds` must be >= {_MIN_INTERVAL_S} and <= {_MAX_INTERVAL_S}. "
+            f"Given: {given:g}",
+            field="interval_seconds",
+        )
+    return given
 
 
 class LoadMeter:

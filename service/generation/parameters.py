@@ -14,6 +14,8 @@ from ..grammar.spec import Grammar
 
 DEFAULT_MAX_NEW_TOKENS: Final = 100
 
+Prompt = str | tuple[int, ...]  # a text, or the ids of its tokens
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parameters:
@@ -45,6 +47,9 @@ class Parameters:
     top_n_tokens: int | None = None
     grammar: Grammar | None = None
     adapter_id: str | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    priority: int | None = None
+    detokenize: bool = True
 
     @property
     def samples(self) -> bool:
@@ -63,7 +68,7 @@ class Parameters:
 class TextRequest:
     """A text to continue, as it came; `stream` says so where an endpoint does both."""
 
-    inputs: str
+    inputs: Prompt
     parameters: Parameters
     stream: bool = False
 
@@ -72,9 +77,9 @@ class TextRequest:
 class GenerationRequest:
     """A valid request: every default is filled in, every value is inside its limits.
 
-    `inputs` is the text as received, `prompt_token_ids` its tokens after truncation. `sampling`
-    always has a seed, which is reported only if sampling is on. `grammar` is a checked source for
-    the engine, or empty.
+    `inputs` is the text as received, empty if its tokens were received instead; `prompt_token_ids`
+    are its tokens after truncation. `sampling` always has a seed, which is reported only if
+    sampling is on. `grammar` is a checked source for the engine, or empty.
     """
 
     inputs: str
@@ -90,6 +95,8 @@ class GenerationRequest:
     stop_token_ids: frozenset[int] = frozenset()
     min_new_tokens: int = 0
     ignore_eos: bool = False
+    priority: int = 0
+    detokenize: bool = True
 
     @property
     def wants_details(self) -> bool:

@@ -15,10 +15,12 @@ from ..errors import ErrorKind, ServiceError
 from .admission import Admission
 from .generator import Generation, Generator, TokenEvent
 from .metrics import Metrics
-from .parameters import GenerationRequest, Parameters
+from .parameters import GenerationRequest, Parameters, Prompt
+from .running import RunningCall, RunningCalls
 from .validation import Validator
 
 _FAILURES = {
+    ErrorKind.CANCELLED: "dropped",
     ErrorKind.OVERLOADED: "overloaded",
     ErrorKind.GENERATION: "generation",
     ErrorKind.INCOMPLETE: "incomplete",
@@ -30,39 +32,44 @@ class Pipeline:
     """Runs the stages of a request one after the other."""
 
     def __init__(
-        self, admission: Admission, validator: Validator, generator: Generator, metrics: Metrics
+        self,
+        admission: Admission,
+        validator: Validator,
+        generator: Generator,
+        metrics: Metrics,
     ) -> None:
         self._admission = admission
         self._validator = validator
         self._generator = generator
         self._metrics = metrics
+        self._running = RunningCalls(generator.abort)
 
-    async def run(self, inputs: str, parameters: Parameters, received: float) -> Generation:
+    async def run(self, prompt: Prompt, parameters: Parameters, received: float) -> Generation:
         """Generates to the end. `received` is when the request came, in monotonic seconds.
 
         Raises:
             ServiceError: the request is refused, or generation failed.
         """
-        with self._counted():
+        with self._counted(), self._running.entered() as call:
             self._validator.check_best_of(parameters)
             with self._admission.permit(max(parameters.best_of or 1, 1)):
-                request = await self._validate(inputs, parameters)
+                request = await self._validate(prompt, parameters, call)
                 result = await self._generator.run(request, received, time.monotonic())
         self._finish(result)
         return result
 
     async def stream(
-        self, inputs: str, parameters: Parameters, received: float
+        self, prompt: Prompt, parameters: Parameters, received: float
     ) -> AsyncGenerator[TokenEvent]:
         """One event per token. Closing the generator ends the work in the engine.
 
         Raises:
             ServiceError: the request is refused, or generation failed.
         """
-        with self._counted():
+        with self._counted(), self._running.entered() as call:
             self._validator.check_stream(parameters)
             with self._admission.permit() as permit:
-                request = await self._validate(inputs, parameters)
+                request = await self._validate(prompt, parameters, call)
                 validated = time.monotonic()
                 events = self._generator.stream(request, received, validated, permit.release)
                 async with aclosing(events):
@@ -71,12 +78,23 @@ class Pipeline:
                             self._finish(event.generation)
                         yield event
 
+    def abort(self, call_id: str) -> int:
+        """Ends the generations of a call, or of all calls of this id; returns how many."""
+        return self._running.abort(call_id)
+
+    async def closed(self) -> None:
+        """Returns once new generations are refused, because the server shuts down."""
+        await self._admission.closed()
+
     def _finish(self, result: Generation) -> None:
         self._metrics.request_finished(result)
         note_tokens(result.num_prompt_tokens, len(result.tokens))
 
-    async def _validate(self, inputs: str, parameters: Parameters) -> GenerationRequest:
-        request = await self._validator.validate(inputs, parameters)
+    async def _validate(
+        self, prompt: Prompt, parameters: Parameters, call: RunningCall
+    ) -> GenerationRequest:
+        request = await self._validator.validate(prompt, parameters)
+        call.check()
         self._metrics.request_validated(len(request.prompt_token_ids), request.max_new_tokens)
         return request
 

@@ -17,8 +17,9 @@ from .limits import (
     Limits,
     check,
     check_lengths,
+    check_token_ids,
 )
-from .parameters import GenerationRequest, Parameters
+from .parameters import GenerationRequest, Parameters, Prompt
 
 
 def random_seed() -> int:
@@ -50,7 +51,7 @@ class Validator:
         """
         check(BEST_OF_RULES, parameters, self._limits)
 
-    async def validate(self, inputs: str, parameters: Parameters) -> GenerationRequest:
+    async def validate(self, prompt: Prompt, parameters: Parameters) -> GenerationRequest:
         """Checks everything, in TGI's order, and fills in every default.
 
         Raises:
@@ -58,10 +59,10 @@ class Validator:
         """
         limits = self._limits
         check(RULES, parameters, limits)
-        if not inputs:
-            raise ServiceError(ErrorKind.VALIDATION, "`inputs` cannot be empty", field="inputs")
+        if prompt == "":
+            raise _empty()
         check(INPUT_RULES, parameters, limits)
-        token_ids = await self._tokenise(inputs, parameters)
+        token_ids = await self._token_ids(prompt, parameters)
         max_new_tokens = parameters.max_new_tokens
         if max_new_tokens is None:
             max_new_tokens = max(limits.max_total_tokens - len(token_ids), 0)
@@ -69,7 +70,7 @@ class Validator:
         grammar = parameters.grammar
         source = "" if grammar is None else await self._grammars.check(grammar)
         return GenerationRequest(
-            inputs=inputs,
+            inputs=self._text(prompt, parameters),
             prompt_token_ids=token_ids,
             sampling=_sampling(parameters),
             max_new_tokens=max_new_tokens,
@@ -82,7 +83,22 @@ class Validator:
             stop_token_ids=frozenset(parameters.stop_token_ids),
             min_new_tokens=parameters.min_new_tokens or 0,
             ignore_eos=parameters.ignore_eos,
+            priority=parameters.priority or 0,
+            detokenize=parameters.detokenize,
         )
+
+    async def _token_ids(self, prompt: Prompt, parameters: Parameters) -> tuple[int, ...]:
+        if isinstance(prompt, str):
+            return await self._tokenise(prompt, parameters)
+        check_token_ids(prompt, self._limits)
+        return prompt if parameters.truncate is None else prompt[-parameters.truncate :]
+
+    def _text(self, prompt: Prompt, parameters: Parameters) -> str:
+        """The prompt's text; of token ids only if the answer shall have it."""
+        if isinstance(prompt, str):
+            return prompt
+        wants_text = parameters.return_full_text and parameters.detokenize
+        return self._tokenizer.decode(list(prompt)) if wants_text else ""
 
     async def _tokenise(self, inputs: str, parameters: Parameters) -> tuple[int, ...]:
         limits = self._limits
@@ -97,8 +113,12 @@ class Validator:
             )
         token_ids = await self._tokenizer.encode(inputs, truncate=parameters.truncate)
         if not token_ids:  # e.g. characters that the tokenizer's normalisation removes
-            raise ServiceError(ErrorKind.VALIDATION, "`inputs` cannot be empty", field="inputs")
+            raise _empty()
         return token_ids
+
+
+def _empty() -> ServiceError:
+    return ServiceError(ErrorKind.VALIDATION, "`inputs` cannot be empty", field="inputs")
 
 
 def _sampling(parameters: Parameters) -> SamplingParams:
@@ -127,4 +147,5 @@ def _sampling(parameters: Parameters) -> SamplingParams:
         frequency_penalty=parameters.frequency_penalty or 0.0,
         top_n_tokens=parameters.top_n_tokens or 0,
         watermark=parameters.watermark,
+        logit_bias=parameters.logit_bias,
     )

@@ -197,13 +197,14 @@ class ChatAnswer:
     call_id: str = ""
     tool_call_format: ToolCallFormat = "tgi"
     finish_reason: str
+    matched_stop: str | int | None = None
     logprobs: list[tuple[Token, list[Token]]] | None
     usage: Usage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatDelta:
-    """A part of an answer: of its text or of its call."""
+    """A part of an answer: of its text or of its call. The last one has the whole generation."""
 
     server: ServerInfo
     created: int
@@ -213,6 +214,7 @@ class ChatDelta:
     call_id: str = ""
     tool_call_format: ToolCallFormat = "tgi"
     finish_reason: str | None
+    generation: Generation | None = None
     logprobs: list[tuple[Token, list[Token]]] | None
 
 
@@ -230,6 +232,7 @@ def answer(
         call_id=_new_call_id(request.tool_call_format) if call is not None else "",
         tool_call_format=request.tool_call_format,
         finish_reason=_finish_reason(request, generation.finish_reason, call is not None),
+        matched_stop=generation.matched_stop,
         logprobs=list(zip(generation.tokens, tops, strict=True)) if request.logprobs else None,
         usage=Usage.of([generation]),
     )
@@ -262,6 +265,7 @@ class ChatStream:
                 parts[0] = replace(parts[0], finish_reason=reason)
             else:
                 parts.append(self._delta("", finish_reason=reason))
+            parts[-1] = replace(parts[-1], generation=event.generation)
         if parts and self._request.logprobs:
             parts[-1] = replace(parts[-1], logprobs=self._logprobs)
             self._logprobs = []

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from ..errors import ErrorKind, ServiceError, missing_field
 from ..generation.generator import Generation, TokenEvent
 from ..generation.limits import Limits
-from ..generation.parameters import Parameters
+from ..generation.parameters import Parameters, Prompt
 from ..generation.server_info import ServerInfo
 from .usage import Usage
 
 # What this endpoint calls the fields of `/generate`; the others have the same names.
 FIELD_NAMES = {
     "inputs": "prompt",
+    "input_ids": "prompt_ids",
     "parameters.max_new_tokens": "max_tokens",
     "parameters.min_new_tokens": "min_tokens",
 }
@@ -25,7 +26,7 @@ FIELD_NAMES = {
 class CompletionsRequest:
     """Prompts to continue. `parameters` already has the names of `/generate`."""
 
-    prompts: tuple[str, ...]
+    prompts: tuple[Prompt, ...]
     parameters: Parameters
     stream: bool = False
     suffix: str | None = None
@@ -72,7 +73,8 @@ class CompletionAnswer:
 class CompletionDelta:
     """One token of one continuation. TGI sends control tokens' text here, too.
 
-    The last token has the finish reason, which gRPC callers get: over REST it is empty, as in TGI.
+    The last token has the finish reason and the whole generation, of which gRPC callers get more:
+    over REST the reason is empty, as in TGI.
     """
 
     server: ServerInfo
@@ -80,6 +82,7 @@ class CompletionDelta:
     index: int
     text: str
     finish_reason: str | None = None
+    generation: Generation | None = None
 
     @classmethod
     def of(cls, index: int, event: TokenEvent, server: ServerInfo, created: int) -> CompletionDelta:
@@ -90,6 +93,7 @@ class CompletionDelta:
             index=index,
             text=event.token.text,
             finish_reason=event.generation.finish_reason if event.generation else None,
+            generation=event.generation,
         )
 
 

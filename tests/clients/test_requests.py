@@ -22,9 +22,12 @@ MESSAGES: list[options.ChatMessage] = [{"role": "user", "content": "hello"}]
     ("given", "message", "elsewhere"),
     [
         (options.GenerateOptions, generate_pb2.GenerateParameters, set()),
-        # `n` may be 1 alone, and `logit_bias` has no meaning.
-        (options.ChatOptions, chat_pb2.ChatRequest, {"messages", "n", "logit_bias"}),
-        (options.CompletionsOptions, completions_pb2.CompletionsRequest, {"prompt", "suffix"}),
+        (options.ChatOptions, chat_pb2.ChatRequest, {"messages", "n"}),  # `n` may be 1 alone
+        (
+            options.CompletionsOptions,
+            completions_pb2.CompletionsRequest,
+            {"prompt", "prompt_ids", "suffix"},
+        ),
         (options.ChatMessage, chat_pb2.Message, set()),
         (options.ResponseFormat, chat_pb2.ResponseFormat, set()),
         (options.Grammar, generate_pb2.Grammar, set()),
@@ -36,6 +39,8 @@ def test_every_field_of_a_request_is_an_option(
     known = set(get_type_hints(given))
     if "include_usage" in known:
         known = known - {"include_usage"} | {"stream_options"}
+    if message is generate_pb2.GenerateParameters:
+        known -= {"request_id"}  # of GenerateRequest
     elsewhere = elsewhere | {"http", "stream", "max_completion_tokens"}
     assert known == set(message.DESCRIPTOR.fields_by_name) - elsewhere
 

@@ -124,7 +124,8 @@ def test_origin_that_would_break_the_expression_is_refused(origin: str) -> None:
         dataclasses.replace(PLAIN, cors_allow_origins=(origin,))
 
 
-GRPC_ALONE = {"GetLoad"}  # methods without a REST path
+# Methods without a REST path.
+GRPC_ALONE = {"Abort", "ChatUnary", "CompletionsUnary", "GetLoad", "WatchLoad"}
 
 
 def test_rest_routes_are_exactly_the_http_rules_of_the_protos() -> None:

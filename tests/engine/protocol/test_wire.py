@@ -44,12 +44,15 @@ requests = st.builds(
         frequency_penalty=floats,
         top_n_tokens=counts,
         watermark=st.booleans(),
+        logit_bias=st.lists(st.tuples(st.integers(0, 2**32 - 1), floats), max_size=3).map(tuple),
     ),
     eos_token_ids=st.frozensets(st.integers(0, 2**20), max_size=4),
     stop_token_ids=st.frozensets(st.integers(0, 2**20), max_size=4),
     min_new_tokens=counts,
     prompt_logprobs=st.booleans(),
     resumed_token_ids=token_ids,
+    caller=st.text(max_size=8),
+    priority=st.integers(-100, 100),
 )
 tokens = st.builds(
     Token,
@@ -65,6 +68,7 @@ outputs = st.builds(
     prompt_logprobs=st.lists(st.none() | floats, max_size=4).map(tuple),
     error=st.none() | st.text(max_size=40),
     first_scheduled=st.booleans(),
+    num_cached_tokens=counts,
 )
 steps = st.builds(
     StepOutput,

@@ -284,3 +284,24 @@ def test_nan_of_one_row_stays_in_it() -> None:
     good = process(*batch(torch.zeros(VOCAB_SIZE)))
     assert torch.log_softmax(bad[0], -1).isnan().all()
     assert torch.equal(bad[1], good[1])
+
+
+class TestLogitBias:
+    def test_only_the_named_tokens_of_the_row_change(self) -> None:
+        scores = torch.zeros(3, 5)
+        rows = [
+            make_sequence(logit_bias=((1, 2.5), (4, -1.0))),
+            make_sequence(),
+            make_sequence(logit_bias=((0, 100.0),)),
+        ]
+        result = process(scores, rows)
+        assert result.tolist() == [[0, 2.5, 0, 0, -1], [0] * 5, [100, 0, 0, 0, 0]]
+
+    def test_it_comes_before_penalties(self) -> None:
+        row = make_sequence((1,), logit_bias=((1, 3.0),), repetition_penalty=2.0)
+        assert process(torch.ones(1, 3), [row])[0, 1] == (1 + 3) / 2
+
+    def test_no_bias_lifts_a_token_that_a_grammar_forbids(self) -> None:
+        masks = RowMasks([0], torch.tensor([[0b001]], dtype=torch.uint8))
+        result = process(torch.zeros(1, 3), [make_sequence(logit_bias=((2, 100.0),))], masks)
+        assert result.tolist() == [[0.0, NEVER, NEVER]]

@@ -139,7 +139,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         check_batch(self.scheduler, batch)
         assert bool(batch.num_tokens) == had_work
         if had_work:
-            assert next(iter(batch.num_tokens)) is self.arrived[0], "the oldest always goes on"
+            assert self.arrived[0] in batch.num_tokens, "the oldest always goes on"
         for sequence in compute(self.scheduler, batch):
             self.arrived.remove(sequence)
 

@@ -42,6 +42,7 @@ STATUSES = {
     ErrorKind.BATCH_SIZE: ("batch size exceeded", 422, "INVALID_ARGUMENT", ""),
     ErrorKind.GRAMMAR_AND_TOOLS: ("grammar and tools", 422, "INVALID_ARGUMENT", ""),
     ErrorKind.OVERLOADED: ("overloaded", 429, "RESOURCE_EXHAUSTED", ""),
+    ErrorKind.CANCELLED: ("cancelled", 499, "CANCELLED", ""),
     ErrorKind.GENERATION: ("generation", 424, "ABORTED", "Request failed during generation: "),
     ErrorKind.INCOMPLETE: ("incomplete_generation", 500, "INTERNAL", ""),
     ErrorKind.INTERNAL: ("internal", 500, "INTERNAL", ""),

@@ -61,6 +61,15 @@ class Servicer:
     async def get_load(self, request: Any, call: Call) -> Any:
         return await self._one(pb.GetLoadResponse(running=3), request, call)
 
+    async def abort(self, request: Any, call: Call) -> Any:
+        return await self._one(pb.AbortResponse(), request, call)
+
+    async def chat_unary(self, request: Any, call: Call) -> Any:
+        return await self._one(pb.ChatCompletion(), request, call)
+
+    async def completions_unary(self, request: Any, call: Call) -> Any:
+        return await self._one(pb.Completion(), request, call)
+
     async def list_models(self, request: Any, call: Call) -> Any:
         return await self._one(pb.ListModelsResponse(), request, call)
 
@@ -85,6 +94,9 @@ class Servicer:
 
     def completions(self, request: Any, call: Call) -> AsyncIterator[Any]:
         return self._two(pb.CompletionsResponse(), request, call)
+
+    def watch_load(self, request: Any, call: Call) -> AsyncIterator[Any]:
+        return self._two(pb.GetLoadResponse(), request, call)
 
     def invocations(self, request: Any, call: Call) -> AsyncIterator[Any]:
         return self._two(pb.InvocationsResponse(), request, call)

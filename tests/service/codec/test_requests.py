@@ -203,7 +203,9 @@ class TestNulls:
         assert generate_parameters(dict.fromkeys(names)) == generate_parameters({})
 
     def test_a_null_in_a_list_is_refused(self) -> None:
-        with pytest.raises(ServiceError, match=r"prompt\[1\]: expected a string, got null"):
+        with pytest.raises(
+            ServiceError, match=r"prompt\[1\]: expected an integer or a string or a list, got null"
+        ):
             from_body("Completions", {"prompt": ["a", None]})
 
 

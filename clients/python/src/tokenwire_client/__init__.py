@@ -3,6 +3,7 @@
 from .aio import AsyncClient
 from .client import Client
 from .errors import (
+    CallCancelledError,
     DeadlineExceededError,
     GenerationError,
     InvalidRequestError,
@@ -14,6 +15,7 @@ from .policy import RetryPolicy, Timeouts
 
 __all__ = [
     "AsyncClient",
+    "CallCancelledError",
     "Client",
     "DeadlineExceededError",
     "GenerationError",

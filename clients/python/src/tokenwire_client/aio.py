@@ -16,10 +16,11 @@ from .messages import (
     Completion,
     GenerateResponse,
     GenerateStreamResponse,
+    GetLoadResponse,
     InfoResponse,
     SimpleToken,
 )
-from .options import ChatMessage, ChatOptions, CompletionsOptions, GenerateOptions
+from .options import ChatMessage, ChatOptions, CompletionsOptions, GenerateOptions, Prompt
 from .pb import server_pb2, tokenize_pb2
 from .policy import DEFAULT_RETRIES, DEFAULT_TIMEOUTS, RetryPolicy, Timeouts, channel_options
 from .rpcs import Q, R, Rpc
@@ -71,13 +72,13 @@ class AsyncClient:
         await self._channel.close()
 
     async def generate(
-        self, inputs: str, *, timeout_s: float | None = None, **options: Unpack[GenerateOptions]
+        self, inputs: Prompt, *, timeout_s: float | None = None, **options: Unpack[GenerateOptions]
     ) -> GenerateResponse:
         """Continues a text. Greedy, unless an option asks for sampling."""
         return await self._unary(rpcs.GENERATE, requests.generate(inputs, options), timeout_s)
 
     def generate_stream(
-        self, inputs: str, *, timeout_s: float | None = None, **options: Unpack[GenerateOptions]
+        self, inputs: Prompt, *, timeout_s: float | None = None, **options: Unpack[GenerateOptions]
     ) -> AsyncGenerator[GenerateStreamResponse]:
         """Continues a text, token by token; the last message has the whole text."""
         request = requests.generate(inputs, options)
@@ -107,7 +108,7 @@ class AsyncClient:
 
     async def completions(
         self,
-        prompts: str | Iterable[str],
+        prompts: str | Iterable[Prompt],
         *,
         timeout_s: float | None = None,
         **options: Unpack[CompletionsOptions],
@@ -120,7 +121,7 @@ class AsyncClient:
 
     def completions_stream(
         self,
-        prompts: str | Iterable[str],
+        prompts: str | Iterable[Prompt],
         *,
         timeout_s: float | None = None,
         **options: Unpack[CompletionsOptions],
@@ -138,6 +139,22 @@ class AsyncClient:
     async def info(self, *, timeout_s: float | None = None) -> InfoResponse:
         """The model that is served, and every limit in force."""
         return await self._unary(rpcs.INFO, server_pb2.InfoRequest(), timeout_s)
+
+    async def load(self, *, timeout_s: float | None = None) -> GetLoadResponse:
+        """How busy the server is."""
+        return await self._unary(rpcs.GET_LOAD, server_pb2.GetLoadRequest(), timeout_s)
+
+    def watch_load(
+        self, interval_s: float | None = None, *, timeout_s: float | None = None
+    ) -> AsyncGenerator[GetLoadResponse]:
+        """How busy the server is, again and again until the server ends or the caller leaves."""
+        request = server_pb2.WatchLoadRequest(interval_seconds=interval_s)
+        return self._stream(rpcs.WATCH_LOAD, request, timeout_s, lambda reply: reply)
+
+    async def abort(self, request_id: str, *, timeout_s: float | None = None) -> int:
+        """Ends the calls that were given this id; returns how many generations that were."""
+        request = server_pb2.AbortRequest(request_id=request_id)
+        return (await self._unary(rpcs.ABORT, request, timeout_s)).aborted
 
     async def health(self, *, timeout_s: float | None = None) -> bool:
         """Whether the server can be reached and accepts requests."""

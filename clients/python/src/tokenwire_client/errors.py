@@ -49,6 +49,10 @@ class OverloadedError(TokenwireError):
     """The server is full."""
 
 
+class CallCancelledError(TokenwireError):
+    """Someone ended the call by its id, or the caller itself did."""
+
+
 class GenerationError(TokenwireError):
     """Generation failed after it had begun."""
 
@@ -63,6 +67,7 @@ class DeadlineExceededError(TokenwireError):
 
 _CLASSES: dict[grpc.StatusCode, type[TokenwireError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequestError,
+    grpc.StatusCode.CANCELLED: CallCancelledError,
     grpc.StatusCode.RESOURCE_EXHAUSTED: OverloadedError,
     grpc.StatusCode.ABORTED: GenerationError,
     grpc.StatusCode.UNAVAILABLE: UnavailableError,

@@ -11,7 +11,6 @@ from .pb.chat_pb2 import (
     ChatTopLogprob,
     FunctionCall,
     ToolCall,
-    Usage,
 )
 from .pb.completions_pb2 import Completion, CompletionChoice
 from .pb.generate_pb2 import (
@@ -21,11 +20,13 @@ from .pb.generate_pb2 import (
     GenerateResponse,
     GenerateStreamResponse,
     PrefillToken,
+    StopMatch,
     StreamDetails,
     Token,
     TokenList,
+    Usage,
 )
-from .pb.server_pb2 import InfoResponse
+from .pb.server_pb2 import GetLoadResponse, InfoResponse
 from .pb.tokenize_pb2 import SimpleToken
 
 __all__ = [
@@ -45,9 +46,11 @@ __all__ = [
     "FunctionCall",
     "GenerateResponse",
     "GenerateStreamResponse",
+    "GetLoadResponse",
     "InfoResponse",
     "PrefillToken",
     "SimpleToken",
+    "StopMatch",
     "StreamDetails",
     "Token",
     "TokenList",

@@ -31,6 +31,10 @@ class GenerateOptions(TypedDict, total=False):
     return_full_text: bool
     stop: Sequence[str]
     stop_token_ids: Sequence[int]
+    logit_bias: Mapping[int, float]
+    priority: int
+    detokenize: bool
+    request_id: str
     truncate: int
     watermark: bool
     details: bool
@@ -39,6 +43,9 @@ class GenerateOptions(TypedDict, total=False):
     top_n_tokens: int
     grammar: Grammar | Mapping[str, Any]
     adapter_id: str
+
+
+Prompt = str | Sequence[int]  # a text, or the ids of its tokens
 
 
 class ChatMessage(TypedDict, total=False):
@@ -80,6 +87,9 @@ class ChatOptions(TypedDict, total=False):
     min_tokens: int
     ignore_eos: bool
     stop_token_ids: Sequence[int]
+    logit_bias: Mapping[int, float]
+    priority: int
+    request_id: str
     include_usage: bool
 
 
@@ -98,4 +108,7 @@ class CompletionsOptions(TypedDict, total=False):
     min_tokens: int
     ignore_eos: bool
     stop_token_ids: Sequence[int]
+    logit_bias: Mapping[int, float]
+    priority: int
+    request_id: str
     include_usage: bool

@@ -6,7 +6,7 @@ Schemas travel as text: in a protobuf `Value` the order of keys and integers bey
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from google.protobuf import json_format
@@ -19,13 +19,19 @@ from .pb import chat_pb2, completions_pb2, generate_pb2
 _M = TypeVar("_M", bound=Message)
 
 
-def generate(inputs: str, given: options.GenerateOptions) -> generate_pb2.GenerateRequest:
+def generate(
+    inputs: options.Prompt, given: options.GenerateOptions
+) -> generate_pb2.GenerateRequest:
     """A text to continue. Parameters are always sent: without any a server would sample."""
     fields: dict[str, Any] = dict(given)
+    request_id = fields.pop("request_id", None)
     if (grammar := given.get("grammar")) is not None:
         fields["grammar"] = _grammar(grammar)
     parameters = generate_pb2.GenerateParameters(**fields)
-    return generate_pb2.GenerateRequest(inputs=inputs, parameters=parameters)
+    prompt: dict[str, Any] = (
+        {"inputs": inputs} if isinstance(inputs, str) else {"input_ids": _token_ids(inputs)}
+    )
+    return generate_pb2.GenerateRequest(**prompt, parameters=parameters, request_id=request_id)
 
 
 def chat(
@@ -48,13 +54,19 @@ def chat(
 
 
 def completions(
-    prompts: str | Iterable[str], given: options.CompletionsOptions, *, stream: bool
+    prompts: str | Iterable[options.Prompt], given: options.CompletionsOptions, *, stream: bool
 ) -> completions_pb2.CompletionsRequest:
-    """Prompts to continue."""
+    """Prompts to continue: all texts, or all token ids."""
     fields: dict[str, Any] = dict(given)
     _name_usage(fields)
-    texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    return completions_pb2.CompletionsRequest(prompt=texts, stream=stream, **fields)
+    given_prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    texts = [prompt for prompt in given_prompts if isinstance(prompt, str)]
+    ids = [_token_ids(prompt) for prompt in given_prompts if not isinstance(prompt, str)]
+    return completions_pb2.CompletionsRequest(prompt=texts, prompt_ids=ids, stream=stream, **fields)
+
+
+def _token_ids(ids: Sequence[int]) -> generate_pb2.TokenIds:
+    return generate_pb2.TokenIds(ids=ids)
 
 
 def _name_usage(fields: dict[str, Any]) -> None:

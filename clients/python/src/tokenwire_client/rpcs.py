@@ -39,4 +39,7 @@ COMPLETIONS = Rpc(
 )
 TOKENIZE = Rpc("Tokenize", tokenize_pb2.TokenizeRequest, tokenize_pb2.TokenizeResponse)
 INFO = Rpc("Info", server_pb2.InfoRequest, server_pb2.InfoResponse)
+GET_LOAD = Rpc("GetLoad", server_pb2.GetLoadRequest, server_pb2.GetLoadResponse)
+WATCH_LOAD = Rpc("WatchLoad", server_pb2.WatchLoadRequest, server_pb2.GetLoadResponse)
+ABORT = Rpc("Abort", server_pb2.AbortRequest, server_pb2.AbortResponse)
 HEALTH = Rpc("Health", server_pb2.HealthRequest, server_pb2.HealthResponse)

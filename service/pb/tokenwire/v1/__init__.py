@@ -4,6 +4,8 @@
 # This file has been @generated
 
 __all__ = (
+    "AbortRequest",
+    "AbortResponse",
     "AssistantMessage",
     "BestOfSequence",
     "ChatChoice",
@@ -52,15 +54,18 @@ __all__ = (
     "ResponseFormat",
     "ResponseFormatType",
     "SimpleToken",
+    "StopMatch",
     "StreamDetails",
     "StreamOptions",
     "Token",
+    "TokenIds",
     "TokenList",
     "TokenizeRequest",
     "TokenizeResponse",
     "Tool",
     "ToolCall",
     "Usage",
+    "WatchLoadRequest",
 )
 
 from dataclasses import dataclass
@@ -209,6 +214,37 @@ class ResponseFormatType(betterproto2.Enum):
 
 
 @dataclass(eq=False, repr=False)
+class AbortRequest(betterproto2.Message):
+    """
+    A call to end.
+    """
+
+    request_id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    The id that the call was given, or got: the field `request_id`, or `x-request-id`. Required.
+    """
+
+
+default_message_pool.register_message("tokenwire.v1", "AbortRequest", AbortRequest)
+
+
+@dataclass(eq=False, repr=False)
+class AbortResponse(betterproto2.Message):
+    """
+    What was ended.
+    """
+
+    aborted: "int" = betterproto2.field(1, betterproto2.TYPE_UINT32)
+    """
+    How many generations of that id were ended: several if a call has several, none if there is no
+    such call, or none any more.
+    """
+
+
+default_message_pool.register_message("tokenwire.v1", "AbortResponse", AbortResponse)
+
+
+@dataclass(eq=False, repr=False)
 class AssistantMessage(betterproto2.Message):
     """
     A turn of the assistant: text, or calls.
@@ -318,6 +354,13 @@ class ChatChoice(betterproto2.Message):
     Why generation ended.
     """
 
+    matched_stop: "StopMatch | None" = betterproto2.field(
+        6, betterproto2.TYPE_MESSAGE, optional=True
+    )
+    """
+    Which stop ended it, if one did.
+    """
+
 
 default_message_pool.register_message("tokenwire.v1", "ChatChoice", ChatChoice)
 
@@ -357,6 +400,13 @@ class ChatChunkChoice(betterproto2.Message):
     )
     """
     In the last chunk: why generation ended.
+    """
+
+    matched_stop: "StopMatch | None" = betterproto2.field(
+        6, betterproto2.TYPE_MESSAGE, optional=True
+    )
+    """
+    In the last chunk: which stop ended it, if one did.
     """
 
 
@@ -399,6 +449,11 @@ class ChatCompletion(betterproto2.Message):
     How many tokens it took.
     """
 
+    request_id: "str" = betterproto2.field(7, betterproto2.TYPE_STRING)
+    """
+    The call's id.
+    """
+
 
 default_message_pool.register_message("tokenwire.v1", "ChatCompletion", ChatCompletion)
 
@@ -438,7 +493,13 @@ class ChatCompletionChunk(betterproto2.Message):
 
     usage: "Usage | None" = betterproto2.field(6, betterproto2.TYPE_MESSAGE, optional=True)
     """
-    How many tokens it took: in one more chunk at the end, if `stream_options` asked for it.
+    How many tokens it took: in the last chunk of the answer, and in one more at the end if
+    `stream_options` asked for it.
+    """
+
+    request_id: "str" = betterproto2.field(7, betterproto2.TYPE_STRING)
+    """
+    In the last chunk of the answer: the call's id.
     """
 
 
@@ -508,11 +569,6 @@ class ChatRequest(betterproto2.Message):
     )
     """
     Lowers the logits of tokens by their share of the text so far. -2.0 to 2.0; default 0.0.
-    """
-
-    logit_bias: "list[float]" = betterproto2.field(4, betterproto2.TYPE_FLOAT, repeated=True)
-    """
-    Unused, as the REST contract says.
     """
 
     logprobs: "bool | None" = betterproto2.field(5, betterproto2.TYPE_BOOL, optional=True)
@@ -624,6 +680,28 @@ class ChatRequest(betterproto2.Message):
     """
     Stop after one of these tokens. At most `max_stop_sequences` of Info, each below the size of the
     vocabulary.
+    """
+
+    logit_bias: "dict[int, float]" = betterproto2.field(
+        25,
+        betterproto2.TYPE_MAP,
+        map_meta=betterproto2.map_meta(betterproto2.TYPE_UINT32, betterproto2.TYPE_FLOAT),
+    )
+    """
+    Added to the logits of these tokens, by id. -100.0 to 100.0, for at most 1024 tokens, each below
+    the size of the vocabulary.
+    """
+
+    priority: "int | None" = betterproto2.field(26, betterproto2.TYPE_INT32, optional=True)
+    """
+    Who is computed first while the server is full: lower goes first, as in vLLM. -100 to 100;
+    default 0. Among the requests of one caller.
+    """
+
+    request_id: "str | None" = betterproto2.field(27, betterproto2.TYPE_STRING, optional=True)
+    """
+    The call's id in logs, and what Abort takes. 1 to 128 visible characters of ASCII; it wins over
+    the metadata `x-request-id`. Default: that, or a new one.
     """
 
     http: "__google__api__.HttpBody | None" = betterproto2.field(
@@ -743,6 +821,18 @@ class CompatGenerateRequest(betterproto2.Message):
     One message per token (true), or one response at the end (false, the default).
     """
 
+    input_ids: "TokenIds | None" = betterproto2.field(4, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    The prompt as token ids, instead of `inputs`: each below the size of the vocabulary. Nothing is
+    added to them.
+    """
+
+    request_id: "str | None" = betterproto2.field(5, betterproto2.TYPE_STRING, optional=True)
+    """
+    The call's id in logs, and what Abort takes. 1 to 128 visible characters of ASCII; it wins over
+    the metadata `x-request-id`. Default: that, or a new one.
+    """
+
     http: "__google__api__.HttpBody | None" = betterproto2.field(
         100, betterproto2.TYPE_MESSAGE, optional=True
     )
@@ -827,8 +917,13 @@ class Completion(betterproto2.Message):
 
     usage: "Usage | None" = betterproto2.field(6, betterproto2.TYPE_MESSAGE, optional=True)
     """
-    How many tokens all prompts took. In a stream only in one more chunk at the end, if
-    `stream_options` asked for it.
+    How many tokens all prompts took. In a stream: what one prompt took with its last token, and
+    all of them in one more chunk at the end if `stream_options` asked for it.
+    """
+
+    request_id: "str" = betterproto2.field(7, betterproto2.TYPE_STRING)
+    """
+    The call's id. In a stream only with a continuation's last token.
     """
 
 
@@ -864,6 +959,13 @@ class CompletionChoice(betterproto2.Message):
     Why generation ended. In a stream only with the continuation's last token.
     """
 
+    matched_stop: "StopMatch | None" = betterproto2.field(
+        5, betterproto2.TYPE_MESSAGE, optional=True
+    )
+    """
+    Which stop ended it, if one did. In a stream only with the continuation's last token.
+    """
+
 
 default_message_pool.register_message("tokenwire.v1", "CompletionChoice", CompletionChoice)
 
@@ -881,7 +983,8 @@ class CompletionsRequest(betterproto2.Message):
 
     prompt: "list[str]" = betterproto2.field(2, betterproto2.TYPE_STRING, repeated=True)
     """
-    The prompts, each continued on its own. 1 to `max_client_batch_size` of Info. Required.
+    The prompts, each continued on its own. 1 to `max_client_batch_size` of Info. Required unless
+    `prompt_ids` is set.
     """
 
     max_tokens: "int | None" = betterproto2.field(3, betterproto2.TYPE_UINT32, optional=True)
@@ -961,6 +1064,34 @@ class CompletionsRequest(betterproto2.Message):
     """
     Stop after one of these tokens. At most `max_stop_sequences` of Info, each below the size of the
     vocabulary.
+    """
+
+    logit_bias: "dict[int, float]" = betterproto2.field(
+        17,
+        betterproto2.TYPE_MAP,
+        map_meta=betterproto2.map_meta(betterproto2.TYPE_UINT32, betterproto2.TYPE_FLOAT),
+    )
+    """
+    Added to the logits of these tokens, by id. -100.0 to 100.0, for at most 1024 tokens, each below
+    the size of the vocabulary.
+    """
+
+    priority: "int | None" = betterproto2.field(18, betterproto2.TYPE_INT32, optional=True)
+    """
+    Who is computed first while the server is full: lower goes first, as in vLLM. -100 to 100;
+    default 0. Among the requests of one caller.
+    """
+
+    request_id: "str | None" = betterproto2.field(19, betterproto2.TYPE_STRING, optional=True)
+    """
+    The call's id in logs, and what Abort takes. 1 to 128 visible characters of ASCII; it wins over
+    the metadata `x-request-id`. Default: that, or a new one.
+    """
+
+    prompt_ids: "list[TokenIds]" = betterproto2.field(20, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    The prompts as token ids, instead of `prompt`: each below the size of the vocabulary. Nothing is
+    added to them.
     """
 
     http: "__google__api__.HttpBody | None" = betterproto2.field(
@@ -1261,6 +1392,28 @@ class GenerateParameters(betterproto2.Message):
     vocabulary.
     """
 
+    logit_bias: "dict[int, float]" = betterproto2.field(
+        24,
+        betterproto2.TYPE_MAP,
+        map_meta=betterproto2.map_meta(betterproto2.TYPE_UINT32, betterproto2.TYPE_FLOAT),
+    )
+    """
+    Added to the logits of these tokens, by id. -100.0 to 100.0, for at most 1024 tokens, each below
+    the size of the vocabulary.
+    """
+
+    priority: "int | None" = betterproto2.field(25, betterproto2.TYPE_INT32, optional=True)
+    """
+    Who is computed first while the server is full: lower goes first, as in vLLM. -100 to 100;
+    default 0. Among the requests of one caller.
+    """
+
+    detokenize: "bool | None" = betterproto2.field(26, betterproto2.TYPE_BOOL, optional=True)
+    """
+    Answer with text. Default true; false saves the work for callers that want ids alone: all texts
+    in the answer are empty then. Not with `stop`, whose sequences are looked for in text.
+    """
+
 
 default_message_pool.register_message("tokenwire.v1", "GenerateParameters", GenerateParameters)
 
@@ -1273,7 +1426,8 @@ class GenerateRequest(betterproto2.Message):
 
     inputs: "str | None" = betterproto2.field(1, betterproto2.TYPE_STRING, optional=True)
     """
-    The prompt, UTF-8. Required, not empty; its tokens are bounded by `max_input_tokens` of Info.
+    The prompt, UTF-8. Required unless `input_ids` is set; not empty. Its tokens are bounded by
+    `max_input_tokens` of Info.
     """
 
     parameters: "GenerateParameters | None" = betterproto2.field(
@@ -1282,6 +1436,18 @@ class GenerateRequest(betterproto2.Message):
     """
     How to generate. Absent as a whole means sampling (`do_sample` = true) with all other defaults;
     present but empty means greedy. Both are TGI's rules.
+    """
+
+    input_ids: "TokenIds | None" = betterproto2.field(3, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    The prompt as token ids, instead of `inputs`: each below the size of the vocabulary. Nothing is
+    added to them.
+    """
+
+    request_id: "str | None" = betterproto2.field(4, betterproto2.TYPE_STRING, optional=True)
+    """
+    The call's id in logs, and what Abort takes. 1 to 128 visible characters of ASCII; it wins over
+    the metadata `x-request-id`. Default: that, or a new one.
     """
 
     http: "__google__api__.HttpBody | None" = betterproto2.field(
@@ -1309,6 +1475,35 @@ class GenerateResponse(betterproto2.Message):
     details: "Details | None" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)
     """
     How it came about, if `details` or `decoder_input_details` was set.
+    """
+
+    token_ids: "list[int]" = betterproto2.field(3, betterproto2.TYPE_UINT32, repeated=True)
+    """
+    The generated tokens, the end-of-text token included.
+    """
+
+    finish_reason: "FinishReason" = betterproto2.field(
+        4, betterproto2.TYPE_ENUM, default_factory=lambda: FinishReason(0)
+    )
+    """
+    Why generation ended.
+    """
+
+    matched_stop: "StopMatch | None" = betterproto2.field(
+        5, betterproto2.TYPE_MESSAGE, optional=True
+    )
+    """
+    Which stop ended it, if one did.
+    """
+
+    usage: "Usage | None" = betterproto2.field(6, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    How many tokens it took, all candidates of `best_of` included.
+    """
+
+    request_id: "str" = betterproto2.field(7, betterproto2.TYPE_STRING)
+    """
+    The call's id.
     """
 
     http: "__google__api__.HttpBody | None" = betterproto2.field(
@@ -1353,6 +1548,30 @@ class GenerateStreamResponse(betterproto2.Message):
     )
     """
     How it came about. Only in the last message, if `details` was set.
+    """
+
+    finish_reason: "FinishReason" = betterproto2.field(
+        6, betterproto2.TYPE_ENUM, default_factory=lambda: FinishReason(0)
+    )
+    """
+    Why generation ended. Only in the last message.
+    """
+
+    matched_stop: "StopMatch | None" = betterproto2.field(
+        7, betterproto2.TYPE_MESSAGE, optional=True
+    )
+    """
+    Which stop ended it, if one did. Only in the last message.
+    """
+
+    usage: "Usage | None" = betterproto2.field(8, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    How many tokens it took. Only in the last message.
+    """
+
+    request_id: "str" = betterproto2.field(9, betterproto2.TYPE_STRING)
+    """
+    The call's id. Only in the last message.
     """
 
     http: "__google__api__.HttpBody | None" = betterproto2.field(
@@ -1603,6 +1822,11 @@ class InfoResponse(betterproto2.Message):
     Tokens of the longest sequence that model and cache can hold; `max_total_tokens` may be set lower.
     """
 
+    adapter_ids: "list[str]" = betterproto2.field(26, betterproto2.TYPE_STRING, repeated=True)
+    """
+    The adapters that requests can name: none, until this server applies adapters.
+    """
+
     http: "__google__api__.HttpBody | None" = betterproto2.field(
         15, betterproto2.TYPE_MESSAGE, optional=True
     )
@@ -1618,7 +1842,7 @@ default_message_pool.register_message("tokenwire.v1", "InfoResponse", InfoRespon
 class InvocationsRequest(betterproto2.Message):
     """
     One body for three endpoints, for hosts that know a single path. What it is follows from the field
-    that is set: `inputs` generates, `messages` chats, `prompt` completes. Setting more than one of
+    that is set: `inputs` or `input_ids` generates, `messages` chats, `prompt` or `prompt_ids` completes. Setting more than one of
     them is refused. All other fields mean what they mean there.
     """
 
@@ -1657,11 +1881,6 @@ class InvocationsRequest(betterproto2.Message):
     frequency_penalty: "float | None" = betterproto2.field(
         7, betterproto2.TYPE_FLOAT, optional=True
     )
-    """
-    See ChatRequest.
-    """
-
-    logit_bias: "list[float]" = betterproto2.field(8, betterproto2.TYPE_FLOAT, repeated=True)
     """
     See ChatRequest.
     """
@@ -1781,6 +2000,35 @@ class InvocationsRequest(betterproto2.Message):
     stop_token_ids: "list[int]" = betterproto2.field(30, betterproto2.TYPE_UINT32, repeated=True)
     """
     See ChatRequest.
+    """
+
+    logit_bias: "dict[int, float]" = betterproto2.field(
+        31,
+        betterproto2.TYPE_MAP,
+        map_meta=betterproto2.map_meta(betterproto2.TYPE_UINT32, betterproto2.TYPE_FLOAT),
+    )
+    """
+    See ChatRequest.
+    """
+
+    priority: "int | None" = betterproto2.field(32, betterproto2.TYPE_INT32, optional=True)
+    """
+    See ChatRequest.
+    """
+
+    request_id: "str | None" = betterproto2.field(33, betterproto2.TYPE_STRING, optional=True)
+    """
+    See ChatRequest.
+    """
+
+    input_ids: "TokenIds | None" = betterproto2.field(34, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    See CompatGenerateRequest.
+    """
+
+    prompt_ids: "list[TokenIds]" = betterproto2.field(35, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    See CompletionsRequest.
     """
 
     http: "__google__api__.HttpBody | None" = betterproto2.field(
@@ -2085,6 +2333,33 @@ default_message_pool.register_message("tokenwire.v1", "SimpleToken", SimpleToken
 
 
 @dataclass(eq=False, repr=False)
+class StopMatch(betterproto2.Message):
+    """
+    What ended a text, beside an end-of-text token or the limit on new tokens.
+
+    Oneofs:
+        - kind: Exactly one of these.
+    """
+
+    sequence: "str | None" = betterproto2.field(
+        1, betterproto2.TYPE_STRING, optional=True, group="kind"
+    )
+    """
+    The stop sequence that the text ends with.
+    """
+
+    token_id: "int | None" = betterproto2.field(
+        2, betterproto2.TYPE_UINT32, optional=True, group="kind"
+    )
+    """
+    The token of `stop_token_ids` that the text ends with.
+    """
+
+
+default_message_pool.register_message("tokenwire.v1", "StopMatch", StopMatch)
+
+
+@dataclass(eq=False, repr=False)
 class StreamDetails(betterproto2.Message):
     """
     What the last message of a stream knows.
@@ -2154,6 +2429,21 @@ class Token(betterproto2.Message):
 
 
 default_message_pool.register_message("tokenwire.v1", "Token", Token)
+
+
+@dataclass(eq=False, repr=False)
+class TokenIds(betterproto2.Message):
+    """
+    Tokens by their numbers in the vocabulary.
+    """
+
+    ids: "list[int]" = betterproto2.field(1, betterproto2.TYPE_UINT32, repeated=True)
+    """
+    The numbers, in the text's order.
+    """
+
+
+default_message_pool.register_message("tokenwire.v1", "TokenIds", TokenIds)
 
 
 @dataclass(eq=False, repr=False)
@@ -2285,8 +2575,28 @@ class Usage(betterproto2.Message):
     Their sum.
     """
 
+    cached_tokens: "int" = betterproto2.field(4, betterproto2.TYPE_UINT32)
+    """
+    Of the prompt's tokens, those that were in the KV cache already.
+    """
+
 
 default_message_pool.register_message("tokenwire.v1", "Usage", Usage)
+
+
+@dataclass(eq=False, repr=False)
+class WatchLoadRequest(betterproto2.Message):
+    """
+    How often to say how busy the server is.
+    """
+
+    interval_seconds: "float | None" = betterproto2.field(1, betterproto2.TYPE_FLOAT, optional=True)
+    """
+    Seconds between two messages. 0.1 to 3600.0; default 1.0.
+    """
+
+
+default_message_pool.register_message("tokenwire.v1", "WatchLoadRequest", WatchLoadRequest)
 
 
 from ...google import api as __google__api__

@@ -27,7 +27,7 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from . import generate_pb2 as tokenwire_dot_v1_dot_generate__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17tokenwire/v1/chat.proto\x12\x0ctokenwire.v1\x1a\x19google/api/httpbody.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1btokenwire/v1/generate.proto\"\xb0\x07\n\x0b\x43hatRequest\x12\x12\n\x05model\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\'\n\x08messages\x18\x02 \x03(\x0b\x32\x15.tokenwire.v1.Message\x12\x1e\n\x11\x66requency_penalty\x18\x03 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\nlogit_bias\x18\x04 \x03(\x02\x12\x15\n\x08logprobs\x18\x05 \x01(\x08H\x02\x88\x01\x01\x12\x19\n\x0ctop_logprobs\x18\x06 \x01(\rH\x03\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x07 \x01(\rH\x04\x88\x01\x01\x12\x0e\n\x01n\x18\x08 \x01(\rH\x05\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\t \x01(\x02H\x06\x88\x01\x01\x12\x0c\n\x04stop\x18\n \x03(\t\x12\x0e\n\x06stream\x18\x0b \x01(\x08\x12\x11\n\x04seed\x18\x0c \x01(\x04H\x07\x88\x01\x01\x12\x18\n\x0btemperature\x18\r \x01(\x02H\x08\x88\x01\x01\x12\x12\n\x05top_p\x18\x0e \x01(\x02H\t\x88\x01\x01\x12!\n\x05tools\x18\x0f \x03(\x0b\x32\x12.tokenwire.v1.Tool\x12\x18\n\x0btool_prompt\x18\x10 \x01(\tH\n\x88\x01\x01\x12+\n\x0btool_choice\x18\x11 \x01(\x0b\x32\x16.google.protobuf.Value\x12\x35\n\x0fresponse_format\x18\x12 \x01(\x0b\x32\x1c.tokenwire.v1.ResponseFormat\x12\"\n\x15max_completion_tokens\x18\x13 \x01(\rH\x0b\x88\x01\x01\x12\x33\n\x0estream_options\x18\x14 \x01(\x0b\x32\x1b.tokenwire.v1.StreamOptions\x12\x12\n\x05min_p\x18\x15 \x01(\x02H\x0c\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x16 \x01(\rH\r\x88\x01\x01\x12\x17\n\nignore_eos\x18\x17 \x01(\x08H\x0e\x88\x01\x01\x12\x16\n\x0estop_token_ids\x18\x18 \x03(\r\x12\"\n\x04http\x18\x64 \x01(\x0b\x32\x14.google.api.HttpBodyB\x08\n\x06_modelB\x14\n\x12_frequency_penaltyB\x0b\n\t_logprobsB\x0f\n\r_top_logprobsB\r\n\x0b_max_tokensB\x04\n\x02_nB\x13\n\x11_presence_penaltyB\x07\n\x05_seedB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x0e\n\x0c_tool_promptB\x18\n\x16_max_completion_tokensB\x08\n\x06_min_pB\r\n\x0b_min_tokensB\r\n\x0b_ignore_eos\"=\n\rStreamOptions\x12\x1a\n\rinclude_usage\x18\x01 \x01(\x08H\x00\x88\x01\x01\x42\x10\n\x0e_include_usage\"\xc2\x01\n\x07Message\x12\x11\n\x04role\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\'\n\x07\x63ontent\x18\x02 \x01(\x0b\x32\x16.google.protobuf.Value\x12\x11\n\x04name\x18\x03 \x01(\tH\x01\x88\x01\x01\x12*\n\ntool_calls\x18\x04 \x03(\x0b\x32\x16.tokenwire.v1.ToolCall\x12\x19\n\x0ctool_call_id\x18\x05 \x01(\tH\x02\x88\x01\x01\x42\x07\n\x05_roleB\x07\n\x05_nameB\x0f\n\r_tool_call_id\"H\n\x04Tool\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x32\n\x08\x66unction\x18\x02 \x01(\x0b\x32 .tokenwire.v1.FunctionDefinition\"\xa3\x01\n\x12\x46unctionDefinition\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x18\n\x0b\x64\x65scription\x18\x02 \x01(\tH\x00\x88\x01\x01\x12*\n\nparameters\x18\x03 \x01(\x0b\x32\x16.google.protobuf.Value\x12)\n\targuments\x18\x04 \x01(\x0b\x32\x16.google.protobuf.ValueB\x0e\n\x0c_description\"R\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12,\n\x08\x66unction\x18\x03 \x01(\x0b\x32\x1a.tokenwire.v1.FunctionCall\"q\n\x0c\x46unctionCall\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\targuments\x18\x02 \x01(\x0b\x32\x16.google.protobuf.Value\x12\x18\n\x0b\x64\x65scription\x18\x03 \x01(\tH\x00\x88\x01\x01\x42\x0e\n\x0c_description\"\x8f\x02\n\x0eResponseFormat\x12/\n\x04type\x18\x01 \x01(\x0e\x32!.tokenwire.v1.ResponseFormat.Type\x12%\n\x05value\x18\x02 \x01(\x0b\x32\x16.google.protobuf.Value\x12-\n\x0bjson_schema\x18\x03 \x01(\x0b\x32\x18.tokenwire.v1.JsonSchema\"v\n\x04Type\x12\x14\n\x10TYPE_UNSPECIFIED\x10\x00\x12\r\n\tTYPE_JSON\x10\x01\x12\x0e\n\nTYPE_REGEX\x10\x02\x12\x14\n\x10TYPE_JSON_OBJECT\x10\x03\x12\x14\n\x10TYPE_JSON_SCHEMA\x10\x04\x12\r\n\tTYPE_TEXT\x10\x05\"\x9a\x01\n\nJsonSchema\x12\x11\n\x04name\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x18\n\x0b\x64\x65scription\x18\x02 \x01(\tH\x01\x88\x01\x01\x12&\n\x06schema\x18\x03 \x01(\x0b\x32\x16.google.protobuf.Value\x12\x13\n\x06strict\x18\x04 \x01(\x08H\x02\x88\x01\x01\x42\x07\n\x05_nameB\x0e\n\x0c_descriptionB\t\n\x07_strict\"O\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x14\n\x0ctotal_tokens\x18\x03 \x01(\r\"\xa7\x01\n\x0e\x43hatCompletion\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x04\x12\r\n\x05model\x18\x03 \x01(\t\x12\x1a\n\x12system_fingerprint\x18\x04 \x01(\t\x12)\n\x07\x63hoices\x18\x05 \x03(\x0b\x32\x18.tokenwire.v1.ChatChoice\x12\"\n\x05usage\x18\x06 \x01(\x0b\x32\x13.tokenwire.v1.Usage\"\xbd\x01\n\nChatChoice\x12\r\n\x05index\x18\x01 \x01(\r\x12/\n\x07message\x18\x02 \x01(\x0b\x32\x1e.tokenwire.v1.AssistantMessage\x12,\n\x08logprobs\x18\x03 \x01(\x0b\x32\x1a.tokenwire.v1.ChatLogprobs\x12\x15\n\rfinish_reason\x18\x04 \x01(\t\x12*\n\x06reason\x18\x05 \x01(\x0e\x32\x1a.tokenwire.v1.FinishReason\"n\n\x10\x41ssistantMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x14\n\x07\x63ontent\x18\x02 \x01(\tH\x00\x88\x01\x01\x12*\n\ntool_calls\x18\x03 \x03(\x0b\x32\x16.tokenwire.v1.ToolCallB\n\n\x08_content\"\xb1\x01\n\x13\x43hatCompletionChunk\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x04\x12\r\n\x05model\x18\x03 \x01(\t\x12\x1a\n\x12system_fingerprint\x18\x04 \x01(\t\x12.\n\x07\x63hoices\x18\x05 \x03(\x0b\x32\x1d.tokenwire.v1.ChatChunkChoice\x12\"\n\x05usage\x18\x06 \x01(\x0b\x32\x13.tokenwire.v1.Usage\"\xd7\x01\n\x0f\x43hatChunkChoice\x12\r\n\x05index\x18\x01 \x01(\r\x12-\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x1e.tokenwire.v1.AssistantMessage\x12,\n\x08logprobs\x18\x03 \x01(\x0b\x32\x1a.tokenwire.v1.ChatLogprobs\x12\x1a\n\rfinish_reason\x18\x04 \x01(\tH\x00\x88\x01\x01\x12*\n\x06reason\x18\x05 \x01(\x0e\x32\x1a.tokenwire.v1.FinishReasonB\x10\n\x0e_finish_reason\":\n\x0c\x43hatLogprobs\x12*\n\x07\x63ontent\x18\x01 \x03(\x0b\x32\x19.tokenwire.v1.ChatLogprob\"r\n\x0b\x43hatLogprob\x12\r\n\x05token\x18\x01 \x01(\t\x12\x14\n\x07logprob\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\x32\n\x0ctop_logprobs\x18\x03 \x03(\x0b\x32\x1c.tokenwire.v1.ChatTopLogprobB\n\n\x08_logprob\"A\n\x0e\x43hatTopLogprob\x12\r\n\x05token\x18\x01 \x01(\t\x12\x14\n\x07logprob\x18\x02 \x01(\x02H\x00\x88\x01\x01\x42\n\n\x08_logprob\"\xa2\x01\n\x0c\x43hatResponse\x12\x32\n\ncompletion\x18\x01 \x01(\x0b\x32\x1c.tokenwire.v1.ChatCompletionH\x00\x12\x32\n\x05\x63hunk\x18\x02 \x01(\x0b\x32!.tokenwire.v1.ChatCompletionChunkH\x00\x12\"\n\x04http\x18\x0f \x01(\x0b\x32\x14.google.api.HttpBodyB\x06\n\x04kindB9\n\x0ctokenwire.v1P\x01Z\x18tokenwire/v1;tokenwirev1\xaa\x02\x0cTokenwire.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17tokenwire/v1/chat.proto\x12\x0ctokenwire.v1\x1a\x19google/api/httpbody.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1btokenwire/v1/generate.proto\"\xde\x08\n\x0b\x43hatRequest\x12\x12\n\x05model\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\'\n\x08messages\x18\x02 \x03(\x0b\x32\x15.tokenwire.v1.Message\x12\x1e\n\x11\x66requency_penalty\x18\x03 \x01(\x02H\x01\x88\x01\x01\x12\x15\n\x08logprobs\x18\x05 \x01(\x08H\x02\x88\x01\x01\x12\x19\n\x0ctop_logprobs\x18\x06 \x01(\rH\x03\x88\x01\x01\x12\x17\n\nmax_tokens\x18\x07 \x01(\rH\x04\x88\x01\x01\x12\x0e\n\x01n\x18\x08 \x01(\rH\x05\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\t \x01(\x02H\x06\x88\x01\x01\x12\x0c\n\x04stop\x18\n \x03(\t\x12\x0e\n\x06stream\x18\x0b \x01(\x08\x12\x11\n\x04seed\x18\x0c \x01(\x04H\x07\x88\x01\x01\x12\x18\n\x0btemperature\x18\r \x01(\x02H\x08\x88\x01\x01\x12\x12\n\x05top_p\x18\x0e \x01(\x02H\t\x88\x01\x01\x12!\n\x05tools\x18\x0f \x03(\x0b\x32\x12.tokenwire.v1.Tool\x12\x18\n\x0btool_prompt\x18\x10 \x01(\tH\n\x88\x01\x01\x12+\n\x0btool_choice\x18\x11 \x01(\x0b\x32\x16.google.protobuf.Value\x12\x35\n\x0fresponse_format\x18\x12 \x01(\x0b\x32\x1c.tokenwire.v1.ResponseFormat\x12\"\n\x15max_completion_tokens\x18\x13 \x01(\rH\x0b\x88\x01\x01\x12\x33\n\x0estream_options\x18\x14 \x01(\x0b\x32\x1b.tokenwire.v1.StreamOptions\x12\x12\n\x05min_p\x18\x15 \x01(\x02H\x0c\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x16 \x01(\rH\r\x88\x01\x01\x12\x17\n\nignore_eos\x18\x17 \x01(\x08H\x0e\x88\x01\x01\x12\x16\n\x0estop_token_ids\x18\x18 \x03(\r\x12<\n\nlogit_bias\x18\x19 \x03(\x0b\x32(.tokenwire.v1.ChatRequest.LogitBiasEntry\x12\x15\n\x08priority\x18\x1a \x01(\x05H\x0f\x88\x01\x01\x12\x17\n\nrequest_id\x18\x1b \x01(\tH\x10\x88\x01\x01\x12\"\n\x04http\x18\x64 \x01(\x0b\x32\x14.google.api.HttpBody\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x08\n\x06_modelB\x14\n\x12_frequency_penaltyB\x0b\n\t_logprobsB\x0f\n\r_top_logprobsB\r\n\x0b_max_tokensB\x04\n\x02_nB\x13\n\x11_presence_penaltyB\x07\n\x05_seedB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x0e\n\x0c_tool_promptB\x18\n\x16_max_completion_tokensB\x08\n\x06_min_pB\r\n\x0b_min_tokensB\r\n\x0b_ignore_eosB\x0b\n\t_priorityB\r\n\x0b_request_idJ\x04\x08\x04\x10\x05\"=\n\rStreamOptions\x12\x1a\n\rinclude_usage\x18\x01 \x01(\x08H\x00\x88\x01\x01\x42\x10\n\x0e_include_usage\"\xc2\x01\n\x07Message\x12\x11\n\x04role\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\'\n\x07\x63ontent\x18\x02 \x01(\x0b\x32\x16.google.protobuf.Value\x12\x11\n\x04name\x18\x03 \x01(\tH\x01\x88\x01\x01\x12*\n\ntool_calls\x18\x04 \x03(\x0b\x32\x16.tokenwire.v1.ToolCall\x12\x19\n\x0ctool_call_id\x18\x05 \x01(\tH\x02\x88\x01\x01\x42\x07\n\x05_roleB\x07\n\x05_nameB\x0f\n\r_tool_call_id\"H\n\x04Tool\x12\x0c\n\x04type\x18\x01 \x01(\t\x12\x32\n\x08\x66unction\x18\x02 \x01(\x0b\x32 .tokenwire.v1.FunctionDefinition\"\xa3\x01\n\x12\x46unctionDefinition\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x18\n\x0b\x64\x65scription\x18\x02 \x01(\tH\x00\x88\x01\x01\x12*\n\nparameters\x18\x03 \x01(\x0b\x32\x16.google.protobuf.Value\x12)\n\targuments\x18\x04 \x01(\x0b\x32\x16.google.protobuf.ValueB\x0e\n\x0c_description\"R\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12,\n\x08\x66unction\x18\x03 \x01(\x0b\x32\x1a.tokenwire.v1.FunctionCall\"q\n\x0c\x46unctionCall\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\targuments\x18\x02 \x01(\x0b\x32\x16.google.protobuf.Value\x12\x18\n\x0b\x64\x65scription\x18\x03 \x01(\tH\x00\x88\x01\x01\x42\x0e\n\x0c_description\"\x8f\x02\n\x0eResponseFormat\x12/\n\x04type\x18\x01 \x01(\x0e\x32!.tokenwire.v1.ResponseFormat.Type\x12%\n\x05value\x18\x02 \x01(\x0b\x32\x16.google.protobuf.Value\x12-\n\x0bjson_schema\x18\x03 \x01(\x0b\x32\x18.tokenwire.v1.JsonSchema\"v\n\x04Type\x12\x14\n\x10TYPE_UNSPECIFIED\x10\x00\x12\r\n\tTYPE_JSON\x10\x01\x12\x0e\n\nTYPE_REGEX\x10\x02\x12\x14\n\x10TYPE_JSON_OBJECT\x10\x03\x12\x14\n\x10TYPE_JSON_SCHEMA\x10\x04\x12\r\n\tTYPE_TEXT\x10\x05\"\x9a\x01\n\nJsonSchema\x12\x11\n\x04name\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x18\n\x0b\x64\x65scription\x18\x02 \x01(\tH\x01\x88\x01\x01\x12&\n\x06schema\x18\x03 \x01(\x0b\x32\x16.google.protobuf.Value\x12\x13\n\x06strict\x18\x04 \x01(\x08H\x02\x88\x01\x01\x42\x07\n\x05_nameB\x0e\n\x0c_descriptionB\t\n\x07_strict\"\xbb\x01\n\x0e\x43hatCompletion\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x04\x12\r\n\x05model\x18\x03 \x01(\t\x12\x1a\n\x12system_fingerprint\x18\x04 \x01(\t\x12)\n\x07\x63hoices\x18\x05 \x03(\x0b\x32\x18.tokenwire.v1.ChatChoice\x12\"\n\x05usage\x18\x06 \x01(\x0b\x32\x13.tokenwire.v1.Usage\x12\x12\n\nrequest_id\x18\x07 \x01(\t\"\xec\x01\n\nChatChoice\x12\r\n\x05index\x18\x01 \x01(\r\x12/\n\x07message\x18\x02 \x01(\x0b\x32\x1e.tokenwire.v1.AssistantMessage\x12,\n\x08logprobs\x18\x03 \x01(\x0b\x32\x1a.tokenwire.v1.ChatLogprobs\x12\x15\n\rfinish_reason\x18\x04 \x01(\t\x12*\n\x06reason\x18\x05 \x01(\x0e\x32\x1a.tokenwire.v1.FinishReason\x12-\n\x0cmatched_stop\x18\x06 \x01(\x0b\x32\x17.tokenwire.v1.StopMatch\"n\n\x10\x41ssistantMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x14\n\x07\x63ontent\x18\x02 \x01(\tH\x00\x88\x01\x01\x12*\n\ntool_calls\x18\x03 \x03(\x0b\x32\x16.tokenwire.v1.ToolCallB\n\n\x08_content\"\xc5\x01\n\x13\x43hatCompletionChunk\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x04\x12\r\n\x05model\x18\x03 \x01(\t\x12\x1a\n\x12system_fingerprint\x18\x04 \x01(\t\x12.\n\x07\x63hoices\x18\x05 \x03(\x0b\x32\x1d.tokenwire.v1.ChatChunkChoice\x12\"\n\x05usage\x18\x06 \x01(\x0b\x32\x13.tokenwire.v1.Usage\x12\x12\n\nrequest_id\x18\x07 \x01(\t\"\x86\x02\n\x0f\x43hatChunkChoice\x12\r\n\x05index\x18\x01 \x01(\r\x12-\n\x05\x64\x65lta\x18\x02 \x01(\x0b\x32\x1e.tokenwire.v1.AssistantMessage\x12,\n\x08logprobs\x18\x03 \x01(\x0b\x32\x1a.tokenwire.v1.ChatLogprobs\x12\x1a\n\rfinish_reason\x18\x04 \x01(\tH\x00\x88\x01\x01\x12*\n\x06reason\x18\x05 \x01(\x0e\x32\x1a.tokenwire.v1.FinishReason\x12-\n\x0cmatched_stop\x18\x06 \x01(\x0b\x32\x17.tokenwire.v1.StopMatchB\x10\n\x0e_finish_reason\":\n\x0c\x43hatLogprobs\x12*\n\x07\x63ontent\x18\x01 \x03(\x0b\x32\x19.tokenwire.v1.ChatLogprob\"r\n\x0b\x43hatLogprob\x12\r\n\x05token\x18\x01 \x01(\t\x12\x14\n\x07logprob\x18\x02 \x01(\x02H\x00\x88\x01\x01\x12\x32\n\x0ctop_logprobs\x18\x03 \x03(\x0b\x32\x1c.tokenwire.v1.ChatTopLogprobB\n\n\x08_logprob\"A\n\x0e\x43hatTopLogprob\x12\r\n\x05token\x18\x01 \x01(\t\x12\x14\n\x07logprob\x18\x02 \x01(\x02H\x00\x88\x01\x01\x42\n\n\x08_logprob\"\xa2\x01\n\x0c\x43hatResponse\x12\x32\n\ncompletion\x18\x01 \x01(\x0b\x32\x1c.tokenwire.v1.ChatCompletionH\x00\x12\x32\n\x05\x63hunk\x18\x02 \x01(\x0b\x32!.tokenwire.v1.ChatCompletionChunkH\x00\x12\"\n\x04http\x18\x0f \x01(\x0b\x32\x14.google.api.HttpBodyB\x06\n\x04kindB9\n\x0ctokenwire.v1P\x01Z\x18tokenwire/v1;tokenwirev1\xaa\x02\x0cTokenwire.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,44 +35,46 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tokenwire.v1.chat_pb2', _gl
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\014tokenwire.v1P\001Z\030tokenwire/v1;tokenwirev1\252\002\014Tokenwire.V1'
+  _globals['_CHATREQUEST_LOGITBIASENTRY']._loaded_options = None
+  _globals['_CHATREQUEST_LOGITBIASENTRY']._serialized_options = b'8\001'
   _globals['_CHATREQUEST']._serialized_start=128
-  _globals['_CHATREQUEST']._serialized_end=1072
-  _globals['_STREAMOPTIONS']._serialized_start=1074
-  _globals['_STREAMOPTIONS']._serialized_end=1135
-  _globals['_MESSAGE']._serialized_start=1138
-  _globals['_MESSAGE']._serialized_end=1332
-  _globals['_TOOL']._serialized_start=1334
-  _globals['_TOOL']._serialized_end=1406
-  _globals['_FUNCTIONDEFINITION']._serialized_start=1409
-  _globals['_FUNCTIONDEFINITION']._serialized_end=1572
-  _globals['_TOOLCALL']._serialized_start=1574
-  _globals['_TOOLCALL']._serialized_end=1656
-  _globals['_FUNCTIONCALL']._serialized_start=1658
-  _globals['_FUNCTIONCALL']._serialized_end=1771
-  _globals['_RESPONSEFORMAT']._serialized_start=1774
-  _globals['_RESPONSEFORMAT']._serialized_end=2045
-  _globals['_RESPONSEFORMAT_TYPE']._serialized_start=1927
-  _globals['_RESPONSEFORMAT_TYPE']._serialized_end=2045
-  _globals['_JSONSCHEMA']._serialized_start=2048
-  _globals['_JSONSCHEMA']._serialized_end=2202
-  _globals['_USAGE']._serialized_start=2204
-  _globals['_USAGE']._serialized_end=2283
-  _globals['_CHATCOMPLETION']._serialized_start=2286
-  _globals['_CHATCOMPLETION']._serialized_end=2453
-  _globals['_CHATCHOICE']._serialized_start=2456
-  _globals['_CHATCHOICE']._serialized_end=2645
-  _globals['_ASSISTANTMESSAGE']._serialized_start=2647
-  _globals['_ASSISTANTMESSAGE']._serialized_end=2757
-  _globals['_CHATCOMPLETIONCHUNK']._serialized_start=2760
-  _globals['_CHATCOMPLETIONCHUNK']._serialized_end=2937
-  _globals['_CHATCHUNKCHOICE']._serialized_start=2940
-  _globals['_CHATCHUNKCHOICE']._serialized_end=3155
-  _globals['_CHATLOGPROBS']._serialized_start=3157
-  _globals['_CHATLOGPROBS']._serialized_end=3215
-  _globals['_CHATLOGPROB']._serialized_start=3217
-  _globals['_CHATLOGPROB']._serialized_end=3331
-  _globals['_CHATTOPLOGPROB']._serialized_start=3333
-  _globals['_CHATTOPLOGPROB']._serialized_end=3398
-  _globals['_CHATRESPONSE']._serialized_start=3401
-  _globals['_CHATRESPONSE']._serialized_end=3563
+  _globals['_CHATREQUEST']._serialized_end=1246
+  _globals['_CHATREQUEST_LOGITBIASENTRY']._serialized_start=943
+  _globals['_CHATREQUEST_LOGITBIASENTRY']._serialized_end=991
+  _globals['_STREAMOPTIONS']._serialized_start=1248
+  _globals['_STREAMOPTIONS']._serialized_end=1309
+  _globals['_MESSAGE']._serialized_start=1312
+  _globals['_MESSAGE']._serialized_end=1506
+  _globals['_TOOL']._serialized_start=1508
+  _globals['_TOOL']._serialized_end=1580
+  _globals['_FUNCTIONDEFINITION']._serialized_start=1583
+  _globals['_FUNCTIONDEFINITION']._serialized_end=1746
+  _globals['_TOOLCALL']._serialized_start=1748
+  _globals['_TOOLCALL']._serialized_end=1830
+  _globals['_FUNCTIONCALL']._serialized_start=1832
+  _globals['_FUNCTIONCALL']._serialized_end=1945
+  _globals['_RESPONSEFORMAT']._serialized_start=1948
+  _globals['_RESPONSEFORMAT']._serialized_end=2219
+  _globals['_RESPONSEFORMAT_TYPE']._serialized_start=2101
+  _globals['_RESPONSEFORMAT_TYPE']._serialized_end=2219
+  _globals['_JSONSCHEMA']._serialized_start=2222
+  _globals['_JSONSCHEMA']._serialized_end=2376
+  _globals['_CHATCOMPLETION']._serialized_start=2379
+  _globals['_CHATCOMPLETION']._serialized_end=2566
+  _globals['_CHATCHOICE']._serialized_start=2569
+  _globals['_CHATCHOICE']._serialized_end=2805
+  _globals['_ASSISTANTMESSAGE']._serialized_start=2807
+  _globals['_ASSISTANTMESSAGE']._serialized_end=2917
+  _globals['_CHATCOMPLETIONCHUNK']._serialized_start=2920
+  _globals['_CHATCOMPLETIONCHUNK']._serialized_end=3117
+  _globals['_CHATCHUNKCHOICE']._serialized_start=3120
+  _globals['_CHATCHUNKCHOICE']._serialized_end=3382
+  _globals['_CHATLOGPROBS']._serialized_start=3384
+  _globals['_CHATLOGPROBS']._serialized_end=3442
+  _globals['_CHATLOGPROB']._serialized_start=3444
+  _globals['_CHATLOGPROB']._serialized_end=3558
+  _globals['_CHATTOPLOGPROB']._serialized_start=3560
+  _globals['_CHATTOPLOGPROB']._serialized_end=3625
+  _globals['_CHATRESPONSE']._serialized_start=3628
+  _globals['_CHATRESPONSE']._serialized_end=3790
 # @@protoc_insertion_point(module_scope)

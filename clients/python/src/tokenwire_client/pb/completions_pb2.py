@@ -27,7 +27,7 @@ from . import chat_pb2 as tokenwire_dot_v1_dot_chat__pb2
 from . import generate_pb2 as tokenwire_dot_v1_dot_generate__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1etokenwire/v1/completions.proto\x12\x0ctokenwire.v1\x1a\x19google/api/httpbody.proto\x1a\x17tokenwire/v1/chat.proto\x1a\x1btokenwire/v1/generate.proto\"\xd9\x04\n\x12\x43ompletionsRequest\x12\x12\n\x05model\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x0e\n\x06prompt\x18\x02 \x03(\t\x12\x17\n\nmax_tokens\x18\x03 \x01(\rH\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x04 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_p\x18\x05 \x01(\x02H\x03\x88\x01\x01\x12\x0e\n\x06stream\x18\x06 \x01(\x08\x12\x11\n\x04seed\x18\x07 \x01(\x04H\x04\x88\x01\x01\x12\x13\n\x06suffix\x18\x08 \x01(\tH\x05\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\t \x01(\x02H\x06\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\n \x01(\x02H\x07\x88\x01\x01\x12\x0c\n\x04stop\x18\x0b \x03(\t\x12\x33\n\x0estream_options\x18\x0c \x01(\x0b\x32\x1b.tokenwire.v1.StreamOptions\x12\x12\n\x05min_p\x18\r \x01(\x02H\x08\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x0e \x01(\rH\t\x88\x01\x01\x12\x17\n\nignore_eos\x18\x0f \x01(\x08H\n\x88\x01\x01\x12\x16\n\x0estop_token_ids\x18\x10 \x03(\r\x12\"\n\x04http\x18\x64 \x01(\x0b\x32\x14.google.api.HttpBodyB\x08\n\x06_modelB\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x07\n\x05_seedB\t\n\x07_suffixB\x15\n\x13_repetition_penaltyB\x14\n\x12_frequency_penaltyB\x08\n\x06_min_pB\r\n\x0b_min_tokensB\r\n\x0b_ignore_eos\"\xa9\x01\n\nCompletion\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x04\x12\r\n\x05model\x18\x03 \x01(\t\x12\x1a\n\x12system_fingerprint\x18\x04 \x01(\t\x12/\n\x07\x63hoices\x18\x05 \x03(\x0b\x32\x1e.tokenwire.v1.CompletionChoice\x12\"\n\x05usage\x18\x06 \x01(\x0b\x32\x13.tokenwire.v1.Usage\"r\n\x10\x43ompletionChoice\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x15\n\rfinish_reason\x18\x03 \x01(\t\x12*\n\x06reason\x18\x04 \x01(\x0e\x32\x1a.tokenwire.v1.FinishReason\"g\n\x13\x43ompletionsResponse\x12,\n\ncompletion\x18\x01 \x01(\x0b\x32\x18.tokenwire.v1.Completion\x12\"\n\x04http\x18\x0f \x01(\x0b\x32\x14.google.api.HttpBodyB9\n\x0ctokenwire.v1P\x01Z\x18tokenwire/v1;tokenwirev1\xaa\x02\x0cTokenwire.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1etokenwire/v1/completions.proto\x12\x0ctokenwire.v1\x1a\x19google/api/httpbody.proto\x1a\x17tokenwire/v1/chat.proto\x1a\x1btokenwire/v1/generate.proto\"\xc8\x06\n\x12\x43ompletionsRequest\x12\x12\n\x05model\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x0e\n\x06prompt\x18\x02 \x03(\t\x12\x17\n\nmax_tokens\x18\x03 \x01(\rH\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x04 \x01(\x02H\x02\x88\x01\x01\x12\x12\n\x05top_p\x18\x05 \x01(\x02H\x03\x88\x01\x01\x12\x0e\n\x06stream\x18\x06 \x01(\x08\x12\x11\n\x04seed\x18\x07 \x01(\x04H\x04\x88\x01\x01\x12\x13\n\x06suffix\x18\x08 \x01(\tH\x05\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\t \x01(\x02H\x06\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\n \x01(\x02H\x07\x88\x01\x01\x12\x0c\n\x04stop\x18\x0b \x03(\t\x12\x33\n\x0estream_options\x18\x0c \x01(\x0b\x32\x1b.tokenwire.v1.StreamOptions\x12\x12\n\x05min_p\x18\r \x01(\x02H\x08\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x0e \x01(\rH\t\x88\x01\x01\x12\x17\n\nignore_eos\x18\x0f \x01(\x08H\n\x88\x01\x01\x12\x16\n\x0estop_token_ids\x18\x10 \x03(\r\x12\x43\n\nlogit_bias\x18\x11 \x03(\x0b\x32/.tokenwire.v1.CompletionsRequest.LogitBiasEntry\x12\x15\n\x08priority\x18\x12 \x01(\x05H\x0b\x88\x01\x01\x12\x17\n\nrequest_id\x18\x13 \x01(\tH\x0c\x88\x01\x01\x12*\n\nprompt_ids\x18\x14 \x03(\x0b\x32\x16.tokenwire.v1.TokenIds\x12\"\n\x04http\x18\x64 \x01(\x0b\x32\x14.google.api.HttpBody\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x08\n\x06_modelB\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x07\n\x05_seedB\t\n\x07_suffixB\x15\n\x13_repetition_penaltyB\x14\n\x12_frequency_penaltyB\x08\n\x06_min_pB\r\n\x0b_min_tokensB\r\n\x0b_ignore_eosB\x0b\n\t_priorityB\r\n\x0b_request_id\"\xbd\x01\n\nCompletion\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x04\x12\r\n\x05model\x18\x03 \x01(\t\x12\x1a\n\x12system_fingerprint\x18\x04 \x01(\t\x12/\n\x07\x63hoices\x18\x05 \x03(\x0b\x32\x1e.tokenwire.v1.CompletionChoice\x12\"\n\x05usage\x18\x06 \x01(\x0b\x32\x13.tokenwire.v1.Usage\x12\x12\n\nrequest_id\x18\x07 \x01(\t\"\xa1\x01\n\x10\x43ompletionChoice\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x15\n\rfinish_reason\x18\x03 \x01(\t\x12*\n\x06reason\x18\x04 \x01(\x0e\x32\x1a.tokenwire.v1.FinishReason\x12-\n\x0cmatched_stop\x18\x05 \x01(\x0b\x32\x17.tokenwire.v1.StopMatch\"g\n\x13\x43ompletionsResponse\x12,\n\ncompletion\x18\x01 \x01(\x0b\x32\x18.tokenwire.v1.Completion\x12\"\n\x04http\x18\x0f \x01(\x0b\x32\x14.google.api.HttpBodyB9\n\x0ctokenwire.v1P\x01Z\x18tokenwire/v1;tokenwirev1\xaa\x02\x0cTokenwire.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,12 +35,16 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'tokenwire.v1.completions_pb
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\014tokenwire.v1P\001Z\030tokenwire/v1;tokenwirev1\252\002\014Tokenwire.V1'
+  _globals['_COMPLETIONSREQUEST_LOGITBIASENTRY']._loaded_options = None
+  _globals['_COMPLETIONSREQUEST_LOGITBIASENTRY']._serialized_options = b'8\001'
   _globals['_COMPLETIONSREQUEST']._serialized_start=130
-  _globals['_COMPLETIONSREQUEST']._serialized_end=731
-  _globals['_COMPLETION']._serialized_start=734
-  _globals['_COMPLETION']._serialized_end=903
-  _globals['_COMPLETIONCHOICE']._serialized_start=905
-  _globals['_COMPLETIONCHOICE']._serialized_end=1019
-  _globals['_COMPLETIONSRESPONSE']._serialized_start=1021
-  _globals['_COMPLETIONSRESPONSE']._serialized_end=1124
+  _globals['_COMPLETIONSREQUEST']._serialized_end=970
+  _globals['_COMPLETIONSREQUEST_LOGITBIASENTRY']._serialized_start=738
+  _globals['_COMPLETIONSREQUEST_LOGITBIASENTRY']._serialized_end=786
+  _globals['_COMPLETION']._serialized_start=973
+  _globals['_COMPLETION']._serialized_end=1162
+  _globals['_COMPLETIONCHOICE']._serialized_start=1165
+  _globals['_COMPLETIONCHOICE']._serialized_end=1326
+  _globals['_COMPLETIONSRESPONSE']._serialized_start=1328
+  _globals['_COMPLETIONSRESPONSE']._serialized_end=1431
 # @@protoc_insertion_point(module_scope)
