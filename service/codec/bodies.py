@@ -8,16 +8,17 @@ float32, in which typed callers send them, so that both get the same tokens.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from functools import cache
 from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType, structs
 
+from .strict_json import Unsigned64
+
 Unsigned = Annotated[int, Meta(ge=0, le=2**32 - 1)]
 Signed = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
-Natural = Annotated[int, Meta(ge=0)]
 
-_MAX_SEED = 2**64 - 1
 _FLOAT32_END = 2.0**128 - 2.0**103  # what rounds to the largest float32 is below it
 Float = Annotated[float, Meta(gt=-_FLOAT32_END, lt=_FLOAT32_END)]
 Biases = dict[Unsigned, Float]  # by token id, which is a name in JSON
@@ -26,21 +27,14 @@ _FLOAT32 = struct.Struct("<f")
 
 
 class _Body(Struct, kw_only=True):
-    """An object with numbers in it, and perhaps a seed."""
+    """An object with numbers in it."""
 
     def __post_init__(self) -> None:
-        """Rounds floats, and checks what msgspec cannot.
-
-        Raises:
-            ValueError: the seed is too large; msgspec adds the object's path.
-        """
-        for name in _float_fields(type(self)):
+        """Makes the numbers what typed callers send."""
+        for name, convert in _conversions(type(self)):
             value = getattr(self, name)
             if value is not None:
-                setattr(self, name, float32(value))
-        seed = getattr(self, "seed", None)
-        if seed is not None and seed > _MAX_SEED:
-            raise ValueError(f"<seed> Expected `int` <= {_MAX_SEED}")
+                setattr(self, name, convert(value))
 
 
 class Grammar(Struct):
@@ -74,7 +68,7 @@ class Parameters(_Body, kw_only=True):
     watermark: bool = False
     details: bool = False
     decoder_input_details: bool = False
-    seed: Natural | None = None
+    seed: Unsigned64 | None = None
     top_n_tokens: Unsigned | None = None
     grammar: Grammar | None = None
     adapter_id: str | None = None
@@ -176,7 +170,7 @@ class Chat(_Body, kw_only=True):
     stop: str | list[str] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
-    seed: Natural | None = None
+    seed: Unsigned64 | None = None
     temperature: Float | None = None
     top_p: Float | None = None
     tools: list[Tool] | None = None
@@ -193,14 +187,15 @@ class Chat(_Body, kw_only=True):
 class Completions(_Body, kw_only=True):
     """POST /v1/completions."""
 
-    prompt: str | list[str | Unsigned | list[Unsigned]]  # texts, one prompt's tokens, or several's
+    # Texts, one prompt's tokens, or several's.
+    prompt: str | Annotated[list[str | Unsigned | list[Unsigned]], Meta(min_length=1)]
     model: str | None = None
     max_tokens: Unsigned | None = None
     temperature: Float | None = None
     top_p: Float | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
-    seed: Natural | None = None
+    seed: Unsigned64 | None = None
     suffix: str | None = None
     repetition_penalty: Float | None = None
     frequency_penalty: Float | None = None
@@ -212,19 +207,6 @@ class Completions(_Body, kw_only=True):
     logit_bias: Biases | None = None
     priority: Signed | None = None
 
-    def __post_init__(self) -> None:
-        """Checks what msgspec cannot.
-
-        Raises:
-            ValueError: there is no prompt, or a number does not fit.
-        """
-        super().__post_init__()
-        if self.prompt == []:
-            raise ValueError(
-                "<prompt> Empty array detected. Do not use an empty array for the prompt."
-            )
-        if len(set(map(type, self.prompt))) > 1:
-            raise ValueError("<prompt> texts, numbers and lists must not be mixed")
 
 
 class Invocation(Struct, kw_only=True):
@@ -236,9 +218,14 @@ class Invocation(Struct, kw_only=True):
 
 
 @cache
-def _float_fields(kind: type[_Body]) -> tuple[str, ...]:
-    """The names of the fields that are floats."""
-    return tuple(field.name for field in structs.fields(kind) if field.type == Float | None)
+def _conversions(kind: type[_Body]) -> tuple[tuple[str, Callable[[Any], int | float]], ...]:
+    """The names of the fields that are converted, and how: floats and seeds."""
+    by_type: dict[Any, Callable[[Any], int | float]] = {
+        Float | None: float32,
+        Unsigned64 | None: int,
+    }
+    fields = structs.fields(kind)
+    return tuple((field.name, by_type[field.type]) for field in fields if field.type in by_type)
 
 
 def float32(value: float) -> float:

@@ -135,7 +135,7 @@ def invocation_of_body(data: bytes) -> Request:
     which = parse(data, bodies.Invocation)
     there = [name for name in _FIRST_FIELDS if getattr(which, name) is not UNSET]
     given = {name: getattr(which, name) not in (None, [], UNSET) for name in _FIRST_FIELDS}
-    name = there[0] if len(there) == 1 else _only(given)
+    name = there[0] if len(there) == 1 else _only(given) if there else "inputs"
     return {"inputs": COMPAT, "messages": CHAT, "prompt": COMPLETIONS}[name].from_body(data)
 
 
@@ -249,9 +249,16 @@ def _prompts(wire: bodies.Completions | pb.CompletionsRequest) -> tuple[Prompt, 
 
 
 def _prompts_of_body(wire: str | list[str | int | list[int]]) -> tuple[Prompt, ...]:
-    """One prompt or several; a list of numbers is one, and lists mix no types."""
+    """One prompt or several; a list of numbers is one.
+
+    Raises:
+        ServiceError: texts, numbers and lists are mixed.
+    """
     if isinstance(wire, str):
         return (wire,)
+    if len(set(map(type, wire))) > 1:
+        text = "prompt: texts, numbers and lists must not be mixed"
+        raise ServiceError(ErrorKind.SHAPE, text, field="prompt")
     token_ids = tuple(item for item in wire if isinstance(item, int))
     if token_ids:
         return (token_ids,)

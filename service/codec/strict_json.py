@@ -1,7 +1,8 @@
 """JSON as it is defined, and not as it is often meant: typed, with the first fault named.
 
-msgspec reads the bytes in one pass and stops at the first thing that is wrong, be it JSON or a
-type. What it accepts all the same, duplicate names and any depth, is checked afterwards.
+A good body is read twice and fast: by msgspec, which knows types, and by the standard library,
+which can tell duplicate names. Only a bad one is read again to find its first fault: what is no
+JSON is said before what is no request.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ _NAMES = {
     "float": "a number",
     "bool": "a boolean",
     "array": "a list",
+    "list": "a list",
     "object": "an object",
+    "dict": "an object",
     "null": "null",
 }
 _EXPECTED = re.compile(r"Expected `([^`]+)`(?:, got `(\w+)`)?( [<>=]+ [-+.e\d]+)?")
@@ -35,15 +38,44 @@ _UNKNOWN = re.compile(r"Invalid enum value '(.*)'", re.DOTALL)
 _TOO_LARGE = "number out of range"
 _PATH = " - at `$"
 _KEY_PATH = " - at `key` in `$"  # of an object whose members' names are numbers
-_ABOUT = re.compile(r"<(\w+)> ")
+_CUT = "Input data was truncated"
+_KEY, _KEY_WORDS = re.compile(r"^expected '\"'"), "object keys must be strings"
+_SURROGATE = re.compile(r".*(?:surrogate|hex escape).*( \(byte \d+\))")
+# msgspec looks for the second half of a surrogate pair in the bytes that follow, and says that the
+# text was cut where there are fewer than an escape has.
+_PADDING = b" " * 12
 
 
-class _DuplicateNameError(Exception):
-    """Two members of an object have the same name."""
+class Unsigned64(int):
+    """An integer from 0 to 2^64 - 1: msgspec's own bounds are int64s."""
+
+    MAX = 2**64 - 1
+
+    @classmethod
+    def of(cls, value: Any) -> Unsigned64:
+        """The integer that a JSON value is.
+
+        Raises:
+            ValueError: it is none, in the words of msgspec, which adds the path.
+        """
+        if type(value) is not int:
+            raise ValueError(f"Expected `int`, got `{type(value).__name__}`")
+        if value < 0:
+            raise ValueError("Expected `int` >= 0")
+        if value > cls.MAX:
+            raise ValueError(f"Expected `int` <= {cls.MAX}")
+        return cls(value)
+
+
+class _FaultError(Exception):
+    """A text that is JSON is nested too deep, has a name twice or too large a number."""
 
 
 class _Members(list[tuple[str, Any]]):
     """The members of an object, of which two may have the same name."""
+
+
+_MAY_BE_AT_FAULT = (list, float)  # `_Members` are lists
 
 
 def parse(data: bytes, kind: type[_T]) -> _T:
@@ -51,92 +83,142 @@ def parse(data: bytes, kind: type[_T]) -> _T:
 
     Args:
         data: UTF-8.
-        kind: what it must be, as msgspec understands types.
+        kind: what it must be, as msgspec understands types, and `Unsigned64`.
 
     Raises:
-        ServiceError: kind `JSON` if it is no JSON, is nested more than `MAX_DEPTH` deep or has a
-            number that no float64 can hold; kind `SHAPE` if it is something else than `kind` or has
-            two members of the same name.
+        ServiceError: kind `JSON` if it is no JSON, is nested more than `MAX_DEPTH` deep, has two
+            members of the same name or a number that no float64 can hold; only then kind `SHAPE`
+            if it is something else than `kind`: the first fault in the text.
     """
     try:
-        value = msgspec.json.decode(data, type=kind)
-        _check_names_and_depth(data)
-    except msgspec.ValidationError as error:
-        reason, path = _reason_and_path(str(error))
-        if reason == "Number out of range":
-            raise _malformed(_at(path, _TOO_LARGE)) from error
-        _raise_shape(reason, path)
-    except _DuplicateNameError:
-        raise _duplicate(data) from None
-    except RecursionError as error:
-        raise _too_deep() from error
-    except UnicodeDecodeError as error:
-        raise _malformed(f"invalid UTF-8 (byte {_first_bad_byte(data)})") from error
-    except ValueError as error:  # no JSON
-        raise _malformed(str(error)) from error
+        value = msgspec.json.decode(data, type=kind, dec_hook=_unsigned64)
+        _check_content(data.decode())
+    except (ValueError, RecursionError, _FaultError) as error:
+        _check_json(data)
+        _raise_shape(*_reason_and_path(str(error)))
     return value
 
 
-def _check_names_and_depth(data: bytes) -> None:
-    tree = _UNIQUE_NAMES.decode(data.decode())
+def _unsigned64(kind: type[Any], value: Any) -> Unsigned64:
+    if kind is not Unsigned64:
+        raise NotImplementedError(kind)
+    return Unsigned64.of(value)
+
+
+def _check_json(data: bytes) -> None:
+    """Checks all but types.
+
+    Raises:
+        ServiceError: it is no JSON. A text that cannot be read is said before one that may not be
+            so deep, have a name twice or so large a number.
+    """
+    try:
+        _check_syntax(data)
+        text = data.decode()
+        _check_content(text)
+    except RecursionError:
+        raise _too_deep() from None
+    except _FaultError:
+        raise _first_fault(text) from None
+
+
+def _check_syntax(data: bytes) -> None:
+    end = _first_bad_byte(data)
+    try:
+        _skip(data[:end])
+    except msgspec.DecodeError as error:
+        if str(error) != _CUT or end == len(data):
+            raise _malformed(str(error)) from error
+    if end < len(data):
+        raise _malformed(f"invalid UTF-8 (byte {end})")
+
+
+def _skip(data: bytes) -> None:
+    """Reads a text of which nothing is kept.
+
+    Raises:
+        msgspec.DecodeError: it is no JSON.
+    """
+    try:
+        msgspec.json.decode(data, type=msgspec.Raw)
+    except msgspec.DecodeError as error:
+        if str(error) == _CUT:
+            _check_last_surrogate(data)
+        raise
+
+
+def _check_last_surrogate(data: bytes) -> None:
+    try:
+        msgspec.json.decode(data + _PADDING, type=msgspec.Raw)
+    except msgspec.DecodeError as error:
+        if _SURROGATE.fullmatch(str(error)):
+            raise
+
+
+def _check_content(text: str) -> None:
+    """Checks depth, names and numbers.
+
+    Raises:
+        _FaultError: one of them is at fault.
+        RecursionError: it is very deep.
+    """
+    tree = _UNIQUE_NAMES.decode(text)
     # Brackets in texts count here as well: they cost a walk through the tree, and nothing else.
-    if data.count(b"{") + data.count(b"[") > MAX_DEPTH and _depth(tree) > MAX_DEPTH:
-        raise _too_deep()
+    if text.count("{") + text.count("[") > MAX_DEPTH and _depth(tree) > MAX_DEPTH:
+        raise _FaultError
 
 
 def _unique(members: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object of its members.
 
     Raises:
-        _DuplicateNameError: two have the same name.
+        _FaultError: two have the same name.
     """
     result = dict(members)
     if len(result) < len(members):
-        raise _DuplicateNameError
+        raise _FaultError
     return result
-
-
-def _duplicate(data: bytes) -> ServiceError:
-    """The error for the first two members of the same name, which a second reading looks for."""
-    try:
-        path, name = next(_duplicates(_ALL_MEMBERS.decode(data.decode()), ""))
-    except (RecursionError, StopIteration):  # they are deeper than anything may be
-        return _too_deep()
-    text = _at(path, f"duplicate field `{name}`")
-    return ServiceError(ErrorKind.SHAPE, text, field=_member(path, name))
-
-
-def _duplicates(value: Any, path: str, depth: int = 1) -> Iterator[tuple[str, str]]:
-    """The path of each object with two members of the same name, and that name."""
-    if depth > MAX_DEPTH:
-        return
-    if isinstance(value, _Members):
-        seen: set[str] = set()
-        for name, member in value:
-            if name in seen:
-                yield path, name
-            seen.add(name)
-            yield from _duplicates(member, _member(path, name), depth + 1)
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from _duplicates(item, f"{path}[{index}]", depth + 1)
 
 
 def _finite(digits: str) -> float:
     """A number, also in a field that is ignored.
 
     Raises:
-        ValueError: no float64 can hold it.
+        _FaultError: no float64 can hold it.
     """
     number = float(digits)
     if math.isinf(number):
-        raise ValueError(_TOO_LARGE)
+        raise _FaultError
     return number
 
 
 # Integers are not looked at: msgspec has read those that matter, however long they are.
 _UNIQUE_NAMES = json.JSONDecoder(object_pairs_hook=_unique, parse_float=_finite, parse_int=len)
 _ALL_MEMBERS = json.JSONDecoder(object_pairs_hook=_Members, parse_int=len)
+
+
+def _first_fault(text: str) -> ServiceError:
+    """The first of those that `_check_content` looks for."""
+    return next(_faults(_ALL_MEMBERS.decode(text), "", 1))
+
+
+def _faults(value: list[Any] | float, path: str, depth: int) -> Iterator[ServiceError]:
+    if isinstance(value, list) and depth > MAX_DEPTH:
+        yield _too_deep()
+    elif isinstance(value, _Members):
+        seen: set[str] = set()
+        for name, member in value:
+            if name in seen:
+                yield _malformed(_at(path, f"duplicate field `{name}`"))
+            seen.add(name)
+            if isinstance(member, _MAY_BE_AT_FAULT):
+                yield from _faults(member, _member(path, name), depth + 1)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            if isinstance(item, _MAY_BE_AT_FAULT):
+                yield from _faults(item, f"{path}[{index}]", depth + 1)
+    elif math.isinf(value):
+        yield _malformed(_at(path, _TOO_LARGE))
 
 
 def _depth(tree: Any) -> int:
@@ -153,18 +235,11 @@ def _depth(tree: Any) -> int:
 
 
 def _reason_and_path(text: str) -> tuple[str, str]:
-    """What msgspec says, and where.
-
-    A reason that starts with a member's name in brackets, like `<seed>`, is about that member:
-    only so can the check of a whole object name it.
-    """
+    """What msgspec says, and where."""
     if _KEY_PATH in text:
         text = text.replace(_KEY_PATH, _PATH).replace("`int`", "`key`", 1)
     reason, _, path = text.partition(_PATH)
-    path = path.rstrip("`").removeprefix(".")
-    if about := _ABOUT.match(reason):
-        return reason[about.end() :], _member(path, about[1])
-    return reason, path
+    return reason, path.rstrip("`").removeprefix(".")
 
 
 def _raise_shape(reason: str, path: str) -> NoReturn:
@@ -179,9 +254,11 @@ def _raise_shape(reason: str, path: str) -> NoReturn:
         reason = f"missing field `{missing[1]}`"
     elif expected := _EXPECTED.fullmatch(reason):
         reason = _in_words(expected)
+    elif reason == "Expected `array` of length >= 1":
+        reason = f"Empty array detected. Do not use an empty array for the {path}."
     elif unknown := _UNKNOWN.fullmatch(reason):
         reason = f"unknown variant `{unknown[1]}`"
-    elif reason == "Integer value out of range":  # thousands of digits
+    elif reason in ("Integer value out of range", "Number out of range"):  # thousands of digits
         reason = _TOO_LARGE
     raise ServiceError(ErrorKind.SHAPE, _at(path, reason), field=field or None)
 
@@ -195,7 +272,7 @@ def _at(path: str, reason: str) -> str:
 
 
 def _first_bad_byte(data: bytes) -> int:
-    """Where a text stops being UTF-8: msgspec counts from the start of a value."""
+    """Where a text stops being UTF-8."""
     try:
         data.decode()
     except UnicodeDecodeError as error:
@@ -211,7 +288,9 @@ def _in_words(expected: re.Match[str]) -> str:
 
 
 def _malformed(reason: str) -> ServiceError:
-    return ServiceError(ErrorKind.JSON, reason.removeprefix("JSON is malformed: "))
+    reason = reason.removeprefix("JSON is malformed: ")
+    reason = _SURROGATE.sub(r"half a surrogate pair\1", _KEY.sub(_KEY_WORDS, reason))
+    return ServiceError(ErrorKind.JSON, reason)
 
 
 def _too_deep() -> ServiceError:

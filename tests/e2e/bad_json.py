@@ -1,6 +1,7 @@
 """Bodies of REST requests that no typed message can hold, with the exact answer.
 
-A body that is no JSON is a 400, one that is no request a 422; of several faults the first is named.
+A body that is no JSON is a 400, also if it has wrong types; one that is no request is a 422, with
+the first wrong type in the text.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tests.e2e.error_texts import JSON, NO_PROMPT, SHAPE
-from tests.e2e.refusal import CHAT, COMPLETIONS
+from tests.e2e.refusal import CHAT, COMPLETIONS, RPCS
 
 _MESSAGES = '"messages": [{"role": "user", "content": "hi"}]'
 _TURN = '{"role": "user", "content": "hi"}'
@@ -17,6 +18,8 @@ _TOO_LARGE = "number out of range"
 _KEY = "object keys must be strings (byte {})"
 _CHARACTER = "invalid character (byte {})"
 _CUT = "Input data was truncated"
+_UTF8 = "invalid UTF-8 (byte {})"
+_HALF = "half a surrogate pair (byte {})"
 _LONG = "1" + "0" * 5000  # more digits than Python turns into a number
 _FLOAT32_END = "3.4028235677973366e+38"
 
@@ -68,7 +71,7 @@ _MALFORMED: list[tuple[str | bytes, str]] = [
     ('{"inputs": "a"', _CUT),
     (_ignored("[")[:-1], _CUT),
     # Another language.
-    ("not json", _CHARACTER.format(4)),
+    ("not json", _CHARACTER.format(1)),
     ("inputs=a", _CHARACTER.format(0)),
     ('{"inputs": }', _CHARACTER.format(11)),
     ('{"inputs" "a"}', "expected ':' (byte 10)"),
@@ -131,37 +134,34 @@ _MALFORMED: list[tuple[str | bytes, str]] = [
         for body, path in [
             (_parameter(f'"temperature": {value}'), "parameters.temperature: "),
             (_schema(value), "parameters.grammar.value: "),
-            (_ignored(value), ""),
-            (_ignored(f'[{{"y": {value}}}]'), ""),
+            (_ignored(value), "x: "),
+            (_ignored(f'[{{"y": {value}}}]'), "x[0].y: "),
         ]
     ),
-    (_parameter(f'"temperature": {_LONG}'), f"parameters.temperature: {_TOO_LARGE}"),
     # Something after the end.
     ('{"inputs": "a"} trailing', "trailing characters (byte 17)"),
     ('{"inputs": "a"} {}', "trailing characters (byte 17)"),
     ('{"inputs": "a"}]', "trailing characters (byte 16)"),
     ('{"inputs": "a"}\x00', "trailing characters (byte 16)"),
     # No UTF-8.
-    (b'{"inputs": "\xff"}', "invalid UTF-8 (byte 12)"),
-    (b'{"inputs": "ab\xc3"}', "invalid UTF-8 (byte 14)"),  # half a character
-    (b'{"inputs": "\xc0\xaf"}', "invalid UTF-8 (byte 12)"),  # longer than need be
-    (b'{"inputs": "\xed\xa0\x80"}', "invalid UTF-8 (byte 12)"),  # half a surrogate pair
-    (b'{"inputs": "\xf4\x90\x80\x80"}', "invalid UTF-8 (byte 12)"),  # beyond Unicode
-    (b'{"inputs": "a", "x": "\xff"}', "invalid UTF-8 (byte 22)"),
-    (b'{"inputs": "a", "\xff": 1}', "invalid UTF-8 (byte 17)"),
-    (b"\xff\xfe\x00", _CHARACTER.format(0)),
-    ('{"inputs": "a"}'.encode("utf-16"), _CHARACTER.format(0)),
+    (b'{"inputs": "\xff"}', _UTF8.format(12)),
+    (b'{"inputs": "ab\xc3"}', _UTF8.format(14)),  # half a character
+    (b'{"inputs": "\xc0\xaf"}', _UTF8.format(12)),  # longer than need be
+    (b'{"inputs": "\xed\xa0\x80"}', _UTF8.format(12)),  # half a surrogate pair
+    (b'{"inputs": "\xf4\x90\x80\x80"}', _UTF8.format(12)),  # beyond Unicode
+    (b'{"inputs": "a", "x": "\xff"}', _UTF8.format(22)),
+    (b'{"inputs": "a", "\xff": 1}', _UTF8.format(17)),
+    (b"\xff\xfe\x00", _UTF8.format(0)),
+    ('{"inputs": "a"}'.encode("utf-16"), _UTF8.format(0)),
     ('{"inputs": "a"}'.encode("utf-32-le"), _KEY.format(1)),
     (b'\xef\xbb\xbf{"inputs": "a"}', _CHARACTER.format(0)),  # a byte order mark
     # Half a surrogate pair.
-    ('{"inputs": "\\udc00"}', "invalid utf-16 surrogate pair (byte 18)"),
-    ('{"inputs": "\\ud800\\ud800"}', "invalid utf-16 surrogate pair (byte 24)"),
-    (
-        '{"inputs": "\\ud800 and more"}',
-        "unexpected end of escaped utf-16 surrogate pair (byte 18)",
-    ),
-    (_ignored('"\\udc00"'), "invalid utf-16 surrogate pair (byte 28)"),
-    (_parameter('"\\udc00": 1'), "invalid utf-16 surrogate pair (byte 38)"),
+    ('{"inputs": "\\udc00"}', _HALF.format(18)),
+    ('{"inputs": "\\ud800\\ud800"}', _HALF.format(24)),
+    ('{"inputs": "\\ud800"}', _HALF.format(18)),  # the last thing in the body
+    ('{"inputs": "\\ud800 and more"}', _HALF.format(18)),
+    (_ignored('"\\udc00"'), _HALF.format(28)),
+    (_parameter('"\\udc00": 1'), _HALF.format(38)),
     # Too deep: the object around it counts.
     *(
         (body, _TOO_DEEP)
@@ -174,9 +174,45 @@ _MALFORMED: list[tuple[str | bytes, str]] = [
     ),
     (_ignored(nested(100_000)), _TOO_DEEP),
     (_ignored("[" * 100_000), _TOO_DEEP),  # and has no end
-    # Of several faults the first.
-    ('{"x": NaN, "inputs": 1}', _CHARACTER.format(6)),
+    # Two members of the same name, however it is written and wherever it is.
+    ('{"inputs": "a", "inputs": "a"}', "duplicate field `inputs`"),
+    ('{"inputs": "a", "\\u0069nputs": "b"}', "duplicate field `inputs`"),
+    ('{"inputs": "a", "x": 1, "x": 2}', "duplicate field `x`"),
+    ('{"inputs": "a", "parameters": {}, "parameters": {}}', "duplicate field `parameters`"),
+    (_parameter('"top_k": 1, "top_k": 1'), "parameters: duplicate field `top_k`"),
+    (_parameter('"top_k": 1, "top_k": null'), "parameters: duplicate field `top_k`"),
+    (_ignored('{"y": 1, "y": 1}'), "x: duplicate field `y`"),
+    (_ignored('[0, {"y": 1, "y": 2}]'), "x[1]: duplicate field `y`"),
+    (
+        _schema('{"type": "object", "type": "string"}'),
+        "parameters.grammar.value: duplicate field `type`",
+    ),
+    (
+        _schema('{"properties": {"a": {}, "a": {}}}'),
+        "parameters.grammar.value.properties: duplicate field `a`",
+    ),
+    # Of several faults the first, unless what follows makes the text unreadable.
+    ('{"x": NaN, "y": 01}', _CHARACTER.format(6)),
+    ('{"x": 1e999, "inputs": "a", "inputs": "b"}', f"x: {_TOO_LARGE}"),
+    ('{"inputs": "a", "inputs": "b", "x": 1e999}', "duplicate field `inputs`"),
     ('{"inputs": "a" "b", "inputs": 1}', "expected ',' or '}' (byte 15)"),
+    ('{"inputs": "a", "inputs": "b", "x": NaN}', _CHARACTER.format(36)),
+]
+
+# No JSON, and in every path's eyes of wrong types as well.
+_BOTH: list[tuple[str | bytes, str]] = [
+    ('{"inputs": 1, "x": NaN}', _CHARACTER.format(19)),
+    ('{"inputs": 1', _CUT),
+    ('{"inputs": 1} trailing', "trailing characters (byte 15)"),
+    ('{"inputs": 1, "messages": 1, "x": "\\ud800"}', _HALF.format(41)),
+    (b'{"inputs": 1, "x": "\xff"}', _UTF8.format(20)),
+    ('{"inputs": 1, "inputs": 2}', "duplicate field `inputs`"),
+    ('{"x": 1, "x": 2, "prompt": 1}', "duplicate field `x`"),
+    ('{"prompt": 1, "messages": {"y": 1, "y": 1}}', "messages: duplicate field `y`"),
+    ('{"inputs": 1, "x": 1e999}', f"x: {_TOO_LARGE}"),
+    (f'{{"inputs": 1, "x": {nested(128)}}}', _TOO_DEEP),
+    (f'{{"x": {nested(500, "object")}, "inputs": 1}}', _TOO_DEEP),
+    ("null null", "trailing characters (byte 6)"),
 ]
 
 
@@ -252,6 +288,7 @@ _GENERATE_SHAPES: list[tuple[str, str]] = [
         for value in (high + 1, 2**64, 10**30)
     ),
     (_parameter(f'"seed": {_LONG}'), f"parameters.seed: {_TOO_LARGE}"),
+    (_parameter(f'"temperature": {_LONG}'), f"parameters.temperature: {_TOO_LARGE}"),
     # Numbers.
     *(
         _wrong(name, value, f"a number, got {given}")
@@ -272,23 +309,6 @@ _GENERATE_SHAPES: list[tuple[str, str]] = [
         "parameters.grammar.type: expected a string, got null",
     ),
     (_parameter('"adapter_id": 1'), "parameters.adapter_id: expected a string, got an integer"),
-    # Two members of the same name, however it is written and wherever it is.
-    ('{"inputs": "a", "inputs": "a"}', "duplicate field `inputs`"),
-    ('{"inputs": "a", "\\u0069nputs": "b"}', "duplicate field `inputs`"),
-    ('{"inputs": "a", "x": 1, "x": 2}', "duplicate field `x`"),
-    ('{"inputs": "a", "parameters": {}, "parameters": {}}', "duplicate field `parameters`"),
-    (_parameter('"top_k": 1, "top_k": 1'), "parameters: duplicate field `top_k`"),
-    (_parameter('"top_k": 1, "top_k": null'), "parameters: duplicate field `top_k`"),
-    (_ignored('{"y": 1, "y": 1}'), "x: duplicate field `y`"),
-    (_ignored('[0, {"y": 1, "y": 2}]'), "x[1]: duplicate field `y`"),
-    (
-        _schema('{"type": "object", "type": "string"}'),
-        "parameters.grammar.value: duplicate field `type`",
-    ),
-    (
-        _schema('{"properties": {"a": {}, "a": {}}}'),
-        "parameters.grammar.value.properties: duplicate field `a`",
-    ),
     # Of several wrong types the first.
     ('{"inputs": 1, "parameters": {"top_k": "x"}}', "inputs: expected a string, got an integer"),
     (
@@ -299,20 +319,19 @@ _GENERATE_SHAPES: list[tuple[str, str]] = [
         _parameter('"temperature": 1e39, "top_k": "x"'),
         f"parameters.temperature: expected a number < {_FLOAT32_END}",
     ),
-    ("null null", "expected an object, got null"),
-]
-
-# /invocations reads a body to its end before it knows what the body is meant to be.
-_GENERATE_ONLY: list[tuple[str, str]] = [
     (
-        '{"parameters": {"stop": [1, null]}}',
+        _parameter(f'"seed": {2**64}, "top_k": "x"'),
+        f"parameters.seed: expected an integer <= {2**64 - 1}",
+    ),
+    (
+        _parameter('"seed": {}, "stop": [1]'),
+        "parameters.seed: expected an integer, got an object",
+    ),
+    (
+        '{"parameters": {"stop": [1, null]}}',  # `inputs` is missing at the end
         "parameters.stop[0]: expected a string, got an integer",
     ),
     ('{"Inputs": "a"}', "missing field `inputs`"),
-    ('{"inputs": 1, "inputs": 2}', "inputs: expected a string, got an integer"),
-    ('{"inputs": 1, "x": NaN}', "inputs: expected a string, got an integer"),
-    ('{"inputs": 1} trailing', "inputs: expected a string, got an integer"),
-    ('{"inputs": 1', "inputs: expected a string, got an integer"),
 ]
 
 _CHAT_SHAPES: list[tuple[str, str]] = [
@@ -330,10 +349,6 @@ _CHAT_SHAPES: list[tuple[str, str]] = [
     (
         '{"messages": [{"role": "user", "content": "x", "name": 5}]}',
         "messages[0].name: expected a string, got an integer",
-    ),
-    (
-        '{"messages": [{"role": "user", "content": "a", "content": "b"}]}',
-        "messages[0]: duplicate field `content`",
     ),
     (
         '{"messages": [{"role": "assistant", "tool_calls": [{"function": {}}]}]}',
@@ -355,6 +370,8 @@ _CHAT_SHAPES: list[tuple[str, str]] = [
             ('"stop": [["Deep"]]', "stop[0]: expected a string, got a list"),
             ('"seed": -1', "seed: expected an integer >= 0"),
             (f'"seed": {2**64}', f"seed: expected an integer <= {2**64 - 1}"),
+            (f'"seed": {2**64}, "n": "x"', f"seed: expected an integer <= {2**64 - 1}"),
+            ('"n": "x", "seed": -1', "n: expected an integer, got a string"),
             ('"presence_penalty": 1e39', f"presence_penalty: expected a number < {_FLOAT32_END}"),
             ('"tools": "f"', "tools: expected a list, got a string"),
             ('"tools": [{}]', "tools[0]: missing field `type`"),
@@ -385,10 +402,14 @@ _COMPLETION_SHAPES: list[tuple[str, str]] = [
     ('{"prompt": ["a", ["b"]]}', "prompt[1]: expected a string, got a list"),
     ('{"prompt": ["a", null]}', "prompt[1]: expected a string, got null"),
     ('{"prompt": [], "suffix": "x"}', NO_PROMPT),
+    ('{"prompt": [], "max_tokens": "x"}', NO_PROMPT),
+    (
+        f'{{"prompt": "a", "seed": {2**64}, "stop": 1}}',
+        f"seed: expected an integer <= {2**64 - 1}",
+    ),
     *(
         (f'{{"prompt": "a", {text}}}', error)
         for text, error in [
-            ('"prompt": "b"', "duplicate field `prompt`"),
             ('"suffix": 1', "suffix: expected a string, got an integer"),
             ('"max_tokens": "x"', "max_tokens: expected an integer, got a string"),
             ('"stream": "x"', "stream: expected a boolean, got a string"),
@@ -409,12 +430,10 @@ _COMPAT_SHAPES: list[tuple[str, str]] = [
 _TOKENIZE_SHAPES: list[tuple[str, str]] = [
     ('{"inputs": 1}', "inputs: expected a string, got an integer"),
     ('{"inputs": ["a"]}', "inputs: expected a string, got a list"),
-    ('{"inputs": "a", "inputs": "a"}', "duplicate field `inputs`"),
 ]
 
 _SHAPES: list[tuple[tuple[str, ...], list[tuple[str, str]]]] = [
     (("/generate", "/invocations"), _GENERATE_SHAPES),
-    (("/generate",), _GENERATE_ONLY),
     (("/", "/invocations"), _COMPAT_SHAPES),
     (("/tokenize",), _TOKENIZE_SHAPES),
     ((CHAT, "/chat_tokenize", "/invocations"), _CHAT_SHAPES),
@@ -423,8 +442,10 @@ _SHAPES: list[tuple[tuple[str, ...], list[tuple[str, str]]]] = [
 
 REFUSED_JSON = [
     *(
-        BadBody("/generate", text if isinstance(text, bytes) else text.encode(), 400, JSON + error)
-        for text, error in _MALFORMED
+        BadBody(path, text if isinstance(text, bytes) else text.encode(), 400, JSON + error)
+        for paths, rows in [(("/generate",), _MALFORMED), (tuple(RPCS), _BOTH)]
+        for text, error in rows
+        for path in paths
     ),
     *(
         BadBody(path, text.encode(), 422, SHAPE + error)

@@ -108,11 +108,105 @@ def test_a_wrong_type_is_named_with_its_path(parameters: str, text: str) -> None
     assert (error.field or "").startswith(f"parameters.{text.partition(':')[0]}")
 
 
-def test_of_several_faults_the_first_is_named() -> None:
-    body = '{"parameters": {"top_p": [], "top_k": "x"}, "inputs": 1'
-    assert refused(body).reason.startswith("parameters.top_p:")
-    assert refused('{"inputs": 1, "parameters": {"top_k": "x"}}').reason.startswith("inputs:")
-    assert refused('{"inputs": "a" "b", "inputs": 1}').kind is ErrorKind.JSON
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        ('{"inputs": 1, "parameters": {"top_k": "x"}}', "inputs: expected a string"),
+        ('{"parameters": {"top_k": "x"}, "inputs": 1}', "parameters.top_k: expected an integer"),
+        ('{"parameters": {"seed": 1e2, "top_k": "x"}}', "parameters.seed: expected an integer"),
+        (
+            f'{{"parameters": {{"seed": {2**64}, "top_k": "x"}}}}',
+            f"parameters.seed: expected an integer <= {2**64 - 1}",
+        ),
+        ('{"parameters": {"top_k": "x", "seed": -1}}', "parameters.top_k: expected an integer"),
+    ],
+)
+def test_of_several_wrong_types_the_first_is_named(body: str, text: str) -> None:
+    error = refused(body)
+    assert (error.kind, error.reason.startswith(text)) == (ErrorKind.SHAPE, True)
+
+
+def test_an_empty_list_of_prompts_is_named_before_what_follows() -> None:
+    error = refused('{"prompt": [], "max_tokens": "x"}', bodies.Completions)
+    assert error.reason.startswith("prompt: Empty array detected.")
+    assert error.field == "prompt"
+
+
+WRONG = '"inputs": 1, "parameters": {"seed": "x"}'
+NO_JSON = {
+    '"x": NaN': "invalid character (byte 48)",
+    '"x": 01': "invalid number (byte 49)",
+    '"x": "\n"': "invalid character (byte 49)",
+    '"x": "\\ud800"': "half a surrogate pair (byte 55)",
+    '"x": 1e999': "x: number out of range",
+    '"x": {"y": [1, -1e999]}': "x.y[1]: number out of range",
+    '"x": 1, "x": 2': "duplicate field `x`",
+    '"inputs": 2': "duplicate field `inputs`",
+    '"x": {"y": 1, "y": 2}': "x: duplicate field `y`",
+    f'"x": {LISTS}': "it is nested more than 128 deep",
+    f'"x": {OBJECTS}': "it is nested more than 128 deep",
+    '"x": ' + "[" * 100_000: "it is nested more than 128 deep",
+}
+
+
+@pytest.mark.parametrize("kind", [bodies.Generate, bodies.CompatGenerate, bodies.Invocation])
+@pytest.mark.parametrize(("fault", "text"), NO_JSON.items(), ids=range(len(NO_JSON)))
+def test_what_is_no_json_is_named_before_any_wrong_type(
+    fault: str, text: str, kind: type[Any]
+) -> None:
+    error = refused(f"{{{WRONG}, {fault}}}", kind)
+    assert (error.kind, error.reason) == (ErrorKind.JSON, text)
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (b'{"inputs": 1, "x": "\xff"}', "invalid UTF-8 (byte 20)"),
+        (b'{"inputs": 1, "\xff": 1}', "invalid UTF-8 (byte 15)"),
+        (b'{"x": "\xff", "y": NaN}', "invalid UTF-8 (byte 7)"),
+        (b'{"x": NaN, "y": "\xff"}', "invalid character (byte 6)"),
+        (b'{"inputs": 1} \xff', "invalid UTF-8 (byte 14)"),
+        (b'{"inputs": 1', "Input data was truncated"),
+        (b'{"inputs": 1} x', "trailing characters (byte 15)"),
+        (b"1 1", "trailing characters (byte 3)"),
+    ],
+)
+def test_also_what_is_no_text_or_is_cut(body: bytes, text: str) -> None:
+    error = refused(body)
+    assert (error.kind, error.reason) == (ErrorKind.JSON, text)
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        ('{"x": 1, "x": 2, "y": 1e999}', "duplicate field `x`"),
+        ('{"y": 1e999, "x": 1, "x": 2}', "y: number out of range"),
+        (f'{{"x": 1, "x": {LISTS}}}', "duplicate field `x`"),
+        (f'{{"x": {LISTS}, "x": 1}}', "it is nested more than 128 deep"),
+        ('{"x": 1, "x": 2, "y": NaN}', "invalid character (byte 22)"),
+    ],
+)
+def test_of_what_may_not_be_there_the_first_is_named_unless_the_text_cannot_be_read(
+    body: str, text: str
+) -> None:
+    error = refused(body)
+    assert (error.kind, error.reason) == (ErrorKind.JSON, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("\\ud800", "half a surrogate pair (byte 18)"),
+        ("\\ud800\\n", "half a surrogate pair (byte 18)"),
+        ("\\udfff", "half a surrogate pair (byte 18)"),
+        ("ab\\udbff", "half a surrogate pair (byte 20)"),
+        ("\\ud800\\ud800", "half a surrogate pair (byte 24)"),
+        ("\\ud8", "invalid character in unicode escape (byte 17)"),
+    ],
+)
+def test_half_a_surrogate_pair_is_named_wherever_it_stands(text: str, reason: str) -> None:
+    error = refused(f'{{"inputs": "{text}"}}')
+    assert (error.kind, error.reason) == (ErrorKind.JSON, reason)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +220,7 @@ def test_of_several_faults_the_first_is_named() -> None:
 )
 def test_two_members_of_the_same_name_are_refused_at_any_depth(body: str, path: str) -> None:
     error = refused(body)
-    assert (error.kind, error.reason) == (ErrorKind.SHAPE, f"{path}duplicate field `inputs`")
+    assert (error.kind, error.reason) == (ErrorKind.JSON, f"{path}duplicate field `inputs`")
 
 
 @pytest.mark.parametrize("depth", [128, 500, 100_000])
