@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
 
 from ..call_record import current_record
-from .call import ORIGINAL_PATH
 
 logger = logging.getLogger("service.access")
 
 
-def log_access(
-    method: str, code: str, seconds: float, metadata: Iterable[tuple[str, str | bytes]] | None
-) -> None:
+def log_access(method: str, path: str, code: str, seconds: float) -> None:
     """Logs a call that has ended.
 
     Args:
         method: the RPC's full name.
+        path: what the caller asked for: a REST path, or again the RPC's full name.
         code: the name of its status.
         seconds: how long it took.
-        metadata: the caller's, of which only the REST path is used.
     """
     record = current_record()
-    path = dict(metadata or ()).get(ORIGINAL_PATH, method)
-    name = path.decode(errors="replace") if isinstance(path, bytes) else path
     fields = {
-        "path": name.partition("?")[0],
+        "path": path,
         "method": method.rpartition("/")[2],
         "status": code,
         "seconds": round(seconds, 6),

@@ -14,16 +14,28 @@ from ..codec.presenter import Presenter, Reply, RestPresenter, TypedPresenter
 from ..errors import ServiceError, slow_reader
 
 # Envoy's transcoder sets it on REST calls; Envoy removes it from gRPC calls.
-ORIGINAL_PATH = "x-envoy-original-path"
+_ORIGINAL_PATH = "x-envoy-original-path"
 
 MAX_UNREAD_S = 30.0  # that a caller may leave a message of a stream unread
 
 Metadata = Iterable[tuple[str, str | bytes]] | None
 
 
+def rest_path(metadata: Metadata, *, from_gateway: bool) -> str | None:
+    """The path that a REST caller asked for, without its query: only the gateway can say so.
+
+    None if the call was made by a gRPC caller.
+    """
+    path = dict(metadata or ()).get(_ORIGINAL_PATH) if from_gateway else None
+    if path is None:
+        return None
+    text = path.decode(errors="replace") if isinstance(path, bytes) else path
+    return text.partition("?")[0]
+
+
 def is_rest_call(metadata: Metadata, *, from_gateway: bool) -> bool:
-    """Whether a call was made by a REST caller: only the gateway can say so."""
-    return from_gateway and any(key == ORIGINAL_PATH for key, _ in metadata or ())
+    """Whether a call was made by a REST caller."""
+    return rest_path(metadata, from_gateway=from_gateway) is not None
 
 
 class Call:

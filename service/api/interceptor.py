@@ -25,7 +25,7 @@ from ..errors import ErrorKind, ServiceError, internal
 from ..generation.metrics import Metrics
 from ..routes import SERVICE
 from .access_log import log_access
-from .call import is_rest_call
+from .call import is_rest_call, rest_path
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +126,8 @@ class CallInterceptor(aio.ServerInterceptor):  # type: ignore[misc]
             seconds = time.monotonic() - started
             self._metrics.call_ended(method, code, seconds)
             if self._access_log and method not in _QUIET:
-                log_access(method, code, seconds, context.invocation_metadata())
+                path = rest_path(context.invocation_metadata(), from_gateway=self._from_gateway)
+                log_access(method, path or method, code, seconds)
 
 
 def _code_name(code: Any) -> str:

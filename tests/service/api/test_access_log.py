@@ -13,6 +13,7 @@ import pytest
 from service.api import rpc
 from service.call_record import REQUEST_ID_HEADER, RequestIdFilter
 from service.cli import _JsonFormatter, _TextFormatter
+from service.pb.google.api import HttpBody
 from service.pb.tokenwire import v1 as pb
 from service.routes import SERVICE
 from tests.service.api.harness import POOL, Service, generate_request
@@ -25,8 +26,14 @@ SECRET = "a secret prompt"
 @pytest.fixture
 async def service() -> AsyncGenerator[Service]:
     service = Service()
-    handlers = rpc.handlers(service.servicer, POOL, from_gateway=False)
-    async with serving(handlers, service.metrics, access_log=True) as service.channel:
+    direct, gateway = (
+        rpc.handlers(service.servicer, POOL, from_gateway=flag) for flag in (False, True)
+    )
+    options: dict[str, Any] = {"metrics": service.metrics, "access_log": True}
+    async with (
+        serving(direct, **options) as service.channel,
+        serving(gateway, from_gateway=True, **options) as service.gateway,
+    ):
         yield service
 
 
@@ -96,3 +103,28 @@ async def test_health_checks_leave_no_lines(
     await generate(service, None)
     await eventually(lambda: bool(lines()))
     assert len(lines()) == 1
+
+
+@pytest.mark.parametrize("path", ["/generate", "/v1/chat/completions", ""])
+async def test_a_grpc_caller_cannot_say_what_path_it_asked_for(
+    service: Service, lines: Callable[[], list[logging.LogRecord]], path: str
+) -> None:
+    request = pb.GenerateRequest(inputs=SECRET, parameters=pb.GenerateParameters(max_new_tokens=1))
+    call = service.channel.unary_unary(GENERATE, bytes, pb.GenerateResponse.parse)
+    await call(request, metadata=[("x-envoy-original-path", path)])
+    await eventually(lambda: bool(lines()))
+    (line,) = lines()
+    assert line.access["path"] == GENERATE  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("query", ["", "?key=hidden"])
+async def test_the_gateway_says_what_path_a_rest_caller_asked_for(
+    service: Service, lines: Callable[[], list[logging.LogRecord]], query: str
+) -> None:
+    body = b'{"inputs": "a secret prompt", "parameters": {"max_new_tokens": 1}}'
+    call = service.gateway.unary_unary(GENERATE, bytes, pb.GenerateResponse.parse)
+    request = pb.GenerateRequest(http=HttpBody(content_type="application/json", data=body))
+    await call(request, metadata=[("x-envoy-original-path", f"/generate{query}")])
+    await eventually(lambda: bool(lines()))
+    (line,) = lines()
+    assert line.access["path"] == "/generate"  # type: ignore[attr-defined]
