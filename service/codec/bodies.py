@@ -75,7 +75,10 @@ class Parameters(_Body, kw_only=True):
 
 
 class Generate(Struct, kw_only=True):
-    """POST /generate and /generate_stream. Absent parameters are not the same as empty ones."""
+    """POST /generate, /generate_stream and /tokenize, which looks at the parameters' types alone.
+
+    Absent parameters are not the same as empty ones.
+    """
 
     inputs: str
     parameters: Parameters | UnsetType = UNSET
@@ -85,12 +88,6 @@ class CompatGenerate(Generate, kw_only=True):
     """POST /."""
 
     stream: bool = False
-
-
-class Tokenize(Struct, kw_only=True):
-    """POST /tokenize, whose clients may send all that `/generate` takes."""
-
-    inputs: str
 
 
 class FunctionCall(Struct, kw_only=True):

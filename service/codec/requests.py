@@ -177,7 +177,7 @@ def _body(kind: type[Any], convert: Callable[[Any], Request]) -> Callable[[bytes
     return lambda data: convert(parse(data, kind))
 
 
-def _text(wire: bodies.Tokenize | pb.TokenizeRequest) -> str:
+def _text(wire: bodies.Generate | pb.TokenizeRequest) -> str:
     return _required(wire.inputs, "inputs")
 
 
@@ -201,7 +201,7 @@ READERS = {
     "Invocations": Reader(invocation_of_body, invocation_of_message),
     "ChatUnary": CHAT,
     "CompletionsUnary": COMPLETIONS,
-    "Tokenize": Reader(_body(bodies.Tokenize, _text), _text),
+    "Tokenize": Reader(_body(bodies.Generate, _text), _text),
     "Docs": Reader(_nothing, lambda message: message.asset),
     "Abort": Reader(_nothing, lambda message: message.request_id),
     "WatchLoad": Reader(_nothing, lambda message: message.interval_seconds),

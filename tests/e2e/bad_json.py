@@ -233,7 +233,7 @@ _FLOATS = ("temperature", "repetition_penalty", "frequency_penalty", "top_p", "t
 _PLAIN_FLAGS = ("do_sample", "watermark", "details", "decoder_input_details")
 _FLAGS = (*_PLAIN_FLAGS, "return_full_text")
 
-# Bodies of /generate and /invocations that are no requests: (body, text after `SHAPE`).
+# Bodies of /generate, /tokenize and /invocations that are no requests: (body, text after `SHAPE`).
 _GENERATE_SHAPES: list[tuple[str, str]] = [
     ("null", "expected an object, got null"),
     ("[]", "expected an object, got a list"),
@@ -427,15 +427,9 @@ _COMPAT_SHAPES: list[tuple[str, str]] = [
     ('{"inputs": "a", "stream": null}', "stream: expected a boolean, got null"),
 ]
 
-_TOKENIZE_SHAPES: list[tuple[str, str]] = [
-    ('{"inputs": 1}', "inputs: expected a string, got an integer"),
-    ('{"inputs": ["a"]}', "inputs: expected a string, got a list"),
-]
-
 _SHAPES: list[tuple[tuple[str, ...], list[tuple[str, str]]]] = [
-    (("/generate", "/invocations"), _GENERATE_SHAPES),
+    (("/generate", "/tokenize", "/invocations"), _GENERATE_SHAPES),
     (("/", "/invocations"), _COMPAT_SHAPES),
-    (("/tokenize",), _TOKENIZE_SHAPES),
     ((CHAT, "/chat_tokenize", "/invocations"), _CHAT_SHAPES),
     ((COMPLETIONS, "/invocations"), _COMPLETION_SHAPES),
 ]
@@ -495,5 +489,21 @@ ACCEPTED_JSON: list[tuple[str, str]] = [
         '"tool_choice": null, "logprobs": null, "logit_bias": null, "stream_options": null}',
     ),
     (CHAT, f'{{{_MESSAGES}, "max_tokens": 1, "stop": "x", "logit_bias": [0.5]}}'),
+    # A tool without a schema, as OpenAI has it.
+    (
+        CHAT,
+        f'{{{_MESSAGES}, "max_tokens": 1, "tool_choice": "none", '
+        '"tools": [{"type": "function", "function": {"name": "f"}}]}',
+    ),
+    # What /generate takes, and values that it would refuse: only a text is cut into tokens.
+    *(
+        ("/tokenize", body)
+        for body in [
+            _parameter('"max_new_tokens": 1, "stop": ["a"], "seed": 1, "temperature": 0.5'),
+            _parameter('"temperature": 0, "top_k": -1, "max_new_tokens": 4294967295, "best_of": 9'),
+            _parameter('"grammar": {"type": "json", "value": 1}, "truncate": 0'),
+            '{"inputs": "a", "parameters": {}, "stream": "x"}',
+        ]
+    ),
     (COMPLETIONS, '{"prompt": "a", "max_tokens": 1, "stop": null, "best_of": "x"}'),
 ]
