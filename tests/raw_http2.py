@@ -11,6 +11,7 @@ import h2.config
 import h2.connection
 import h2.events
 import h2.settings
+from hyperframe.frame import ContinuationFrame, Frame, HeadersFrame
 
 Headers = Iterable[tuple[str, str]]
 _Event = TypeVar("_Event", bound=h2.events.Event)
@@ -53,11 +54,57 @@ class RawConnection:
 
     def post(self, path: str, headers: Headers, body: bytes, *, end: bool = True) -> int:
         """Sends a request; returns its stream's number."""
+        stream_id = self._begin(path, headers)
+        self.h2.send_data(stream_id, body, end_stream=end)
+        self.send()
+        return stream_id
+
+    def post_in_pieces(self, path: str, headers: Headers, body: bytes, *, piece: int) -> int:
+        """Sends a request whose header block is split; returns its stream's number.
+
+        Args:
+            path: the path.
+            headers: those beside the pseudo-headers.
+            body: the whole body.
+            piece: bytes of the block in HEADERS, and in each CONTINUATION.
+        """
+        self.send()
+        stream_id = self._begin(path, headers)
+        block = _header_block(self.h2.data_to_send())
+        pieces = [block[start : start + piece] for start in range(0, len(block), piece)]
+        frames: list[Frame] = [HeadersFrame(stream_id, pieces[0])]
+        frames += [ContinuationFrame(stream_id, rest) for rest in pieces[1:]]
+        frames[-1].flags.add("END_HEADERS")
+        self._writer.write(b"".join(frame.serialize() for frame in frames))
+        self.h2.send_data(stream_id, body, end_stream=True)
+        self.send()
+        return stream_id
+
+    async def flood(self, path: str, piece: bytes, num_bytes: int) -> None:
+        """Sends a header block that has no end, in one CONTINUATION after the other.
+
+        Args:
+            path: of the request.
+            piece: what each frame holds.
+            num_bytes: the most that is sent.
+
+        Raises:
+            OSError: the server has closed the connection.
+        """
+        self.send()
+        stream_id = self._begin(path, [])
+        begin = HeadersFrame(stream_id, _header_block(self.h2.data_to_send()))
+        self._writer.write(begin.serialize())
+        frame = ContinuationFrame(stream_id, piece).serialize()
+        burst = frame * max(65536 // len(frame), 1)
+        for _ in range(num_bytes // len(burst)):
+            self._writer.write(burst)
+            await self._writer.drain()
+
+    def _begin(self, path: str, headers: Headers) -> int:
         stream_id = self.h2.get_next_available_stream_id()
         fields = [(":method", "POST"), (":path", path), (":scheme", "http"), (":authority", "x")]
         self.h2.send_headers(stream_id, [*fields, *headers])
-        self.h2.send_data(stream_id, body, end_stream=end)
-        self.send()
         return stream_id
 
     def grpc(self, path: str, message: bytes, metadata: Headers = ()) -> int:
@@ -127,6 +174,18 @@ class RawConnection:
             for event in self.events
             if isinstance(event, h2.events.DataReceived) and event.stream_id == stream_id
         )
+
+
+def _header_block(data: bytes) -> bytes:
+    """The header block in frames that h2 has made: HEADERS, and CONTINUATIONs if it is long."""
+    block = b""
+    while data:
+        frame, length = Frame.parse_frame_header(memoryview(data[:9]))
+        assert isinstance(frame, HeadersFrame | ContinuationFrame)
+        assert not {"PADDED", "PRIORITY"} & set(frame.flags)
+        block += data[9 : 9 + length]
+        data = data[9 + length :]
+    return block
 
 
 @asynccontextmanager

@@ -41,6 +41,11 @@ class Gateway:
         url = f"http://{self.admin}/stats?format=json&filter=^{name}$"
         return int(httpx.get(url, trust_env=False).json()["stats"][0]["value"])
 
+    def memory(self) -> int:
+        """Returns the bytes that Envoy has allocated: now, unlike its statistics."""
+        reply = httpx.get(f"http://{self.admin}/memory", trust_env=False)
+        return int(reply.json()["allocated"])
+
     def wait_until_healthy(self, status: int = 200) -> None:
         """Returns once /health answers with `status`."""
         poll(lambda: self.client.get("/health").status_code == status, f"/health answers {status}")
