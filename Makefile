@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# Nothing where there is no npm.
+NODE := $(if $(shell command -v npm),$(VENV)/node/installed)
 
 .DEFAULT_GOAL := help
 .PHONY: help serve test check format generate bench wheel clean
@@ -15,7 +17,7 @@ help:  ## List these targets.
 serve: $(VENV)/installed  ## Start engine, service and Envoy; e.g. ARGS="--port 3000".
 	exec $(BIN)/tokenwire serve $(ARGS)
 
-test: $(VENV)/installed $(VENV)/tgi-client/installed $(VENV)/langchain/installed  ## Run all tests, the checks included; e.g. ARGS="tests/engine -k scheduler".
+test: $(VENV)/installed $(VENV)/tgi-client/installed $(VENV)/langchain/installed $(NODE)  ## Run all tests, the checks included; e.g. ARGS="tests/engine -k scheduler".
 	$(BIN)/python -m pytest $(ARGS)
 
 # tests/test_checks.py runs the lines of this recipe, one test each.
@@ -55,3 +57,10 @@ $(VENV)/tgi-client/installed $(VENV)/langchain/installed: $(VENV)/%/installed: r
 	rm -rf $(@D)
 	$(PIP) install --no-deps --target $(@D) -r $<
 	@touch $@
+
+# What tests use of npm; they are skipped where it is not there or cannot be installed.
+$(VENV)/node/installed: tests/protos/node/package.json tests/protos/node/package-lock.json $(VENV)/installed
+	@mkdir -p $(@D)
+	cp tests/protos/node/package.json tests/protos/node/package-lock.json $(@D)
+	cd $(@D) && npm ci --ignore-scripts --engine-strict --no-audit --no-fund --loglevel=error && touch installed \
+	  || echo "Tests that need packages of npm will be skipped."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -27,6 +28,14 @@ def test_locks_are_plain_names_and_versions(lock: Path) -> None:
     lines = lock.read_text().split()
     assert lines
     assert [line for line in lines if not PINNED.fullmatch(line)] == []
+
+
+def test_npm_lock_has_versions_and_hashes_and_no_addresses() -> None:
+    lock = json.loads((REPOSITORY / "tests" / "protos" / "node" / "package-lock.json").read_text())
+    packages = [entry for name, entry in lock["packages"].items() if name]
+    assert packages
+    assert all(entry["version"] and entry["integrity"] for entry in packages)
+    assert not [entry for entry in packages if "resolved" in entry]
 
 
 def test_every_direct_dependency_is_locked() -> None:
