@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 from grpc import aio
 
 from . import requests, rpcs
+from .connection import Connection
 from .errors import UnavailableError, error_of, no_answer
 from .messages import (
     ChatCompletion,
@@ -22,44 +23,15 @@ from .messages import (
 )
 from .options import ChatMessage, ChatOptions, CompletionsOptions, GenerateOptions, Prompt
 from .pb import server_pb2, tokenize_pb2
-from .policy import DEFAULT_RETRIES, DEFAULT_TIMEOUTS, RetryPolicy, Timeouts, channel_options
 from .rpcs import Q, R, Rpc
 
 T = TypeVar("T")
 
 
-class AsyncClient:
-    """A connection to a server.
+class AsyncClient(Connection):
+    """A connection for coroutines; `Connection` has the arguments and the errors."""
 
-    Args:
-        address: its gRPC port, as host:port.
-        credentials: for TLS; None means plain text.
-        metadata: sent with every call, e.g. an authorization.
-        timeouts: how long calls may take. `timeout_s` of a call can only shorten this.
-        retries: when a call is made again; None means never.
-        options: further ones of the gRPC channel.
-
-    Raises (all methods):
-        TokenwireError: the call failed; a class of its own for every reason that matters.
-        ValueError, TypeError: an option has no place in the request.
-    """
-
-    def __init__(
-        self,
-        address: str = "127.0.0.1:50051",
-        *,
-        credentials: grpc.ChannelCredentials | None = None,
-        metadata: Mapping[str, str] | None = None,
-        timeouts: Timeouts = DEFAULT_TIMEOUTS,
-        retries: RetryPolicy | None = DEFAULT_RETRIES,
-        options: Sequence[tuple[str, Any]] = (),
-    ) -> None:
-        self._metadata = tuple((metadata or {}).items())
-        options = (*channel_options(timeouts, retries), *options)
-        if credentials is None:
-            self._channel = aio.insecure_channel(address, options=options)
-        else:
-            self._channel = aio.secure_channel(address, credentials, options=options)
+    _grpc = aio
 
     async def __aenter__(self) -> Self:
         return self
