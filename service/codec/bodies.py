@@ -205,7 +205,6 @@ class Completions(_Body, kw_only=True):
     priority: Signed | None = None
 
 
-
 class Invocation(Struct, kw_only=True):
     """POST /invocations: which of the endpoints a body is for, by the field that is there."""
 

@@ -209,7 +209,8 @@ def _faults(value: list[Any] | float, path: str, depth: int) -> Iterator[Service
         seen: set[str] = set()
         for name, member in value:
             if name in seen:
-                yield _malformed(_at(path, f"duplicate field `{name}`"))
+                text = _at(path, f"duplicate field `{name}`")
+                yield ServiceError(ErrorKind.SHAPE, text, field=_member(path, name))
             seen.add(name)
             if isinstance(member, _MAY_BE_AT_FAULT):
                 yield from _faults(member, _member(path, name), depth + 1)

@@ -361,7 +361,7 @@ _CHAT_SHAPES: list[tuple[str, str]] = [
             ('"n": "two"', "n: expected an integer, got a string"),
             ('"model": 5', "model: expected a string, got an integer"),
             ('"max_tokens": 1.0', "max_tokens: expected an integer, got a number"),
-            ('"logit_bias": {"50256": -100}', "logit_bias: expected a list, got an object"),
+            ('"logit_bias": "x"', "logit_bias: expected an object or a list, got a string"),
             ('"logprobs": 1', "logprobs: expected a boolean, got an integer"),
             ('"stream": null', "stream: expected a boolean, got null"),
             ('"stream": "yes"', "stream: expected a boolean, got a string"),
@@ -396,11 +396,12 @@ _CHAT_SHAPES: list[tuple[str, str]] = [
 _COMPLETION_SHAPES: list[tuple[str, str]] = [
     ('{"prompt": 1}', "prompt: expected a string or a list, got an integer"),
     ('{"prompt": {"a": 1}}', "prompt: expected a string or a list, got an object"),
-    ('{"prompt": [1, 2]}', "prompt[0]: expected a string, got an integer"),
-    ('{"prompt": [[1]]}', "prompt[0]: expected a string, got a list"),
-    ('{"prompt": [["a"]]}', "prompt[0]: expected a string, got a list"),
-    ('{"prompt": ["a", ["b"]]}', "prompt[1]: expected a string, got a list"),
-    ('{"prompt": ["a", null]}', "prompt[1]: expected a string, got null"),
+    ('{"prompt": [1, "a"]}', "prompt: texts, numbers and lists must not be mixed"),
+    ('{"prompt": [1.5]}', "prompt[0]: expected an integer or a string or a list, got a number"),
+    ('{"prompt": [["a"]]}', "prompt[0][0]: expected an integer, got a string"),
+    ('{"prompt": ["a", [1]]}', "prompt: texts, numbers and lists must not be mixed"),
+    ('{"prompt": ["a", ["b"]]}', "prompt[1][0]: expected an integer, got a string"),
+    ('{"prompt": ["a", null]}', "prompt[1]: expected an integer or a string or a list, got null"),
     ('{"prompt": [], "suffix": "x"}', NO_PROMPT),
     ('{"prompt": [], "max_tokens": "x"}', NO_PROMPT),
     (
@@ -434,9 +435,17 @@ _SHAPES: list[tuple[tuple[str, ...], list[tuple[str, str]]]] = [
     ((COMPLETIONS, "/invocations"), _COMPLETION_SHAPES),
 ]
 
+
+def _refused(path: str, body: bytes, error: str) -> BadBody:
+    """What is no JSON is 400; a name that stands twice is 422, as in TGI."""
+    if "duplicate field" in error:
+        return BadBody(path, body, 422, SHAPE + error)
+    return BadBody(path, body, 400, JSON + error)
+
+
 REFUSED_JSON = [
     *(
-        BadBody(path, text if isinstance(text, bytes) else text.encode(), 400, JSON + error)
+        _refused(path, text if isinstance(text, bytes) else text.encode(), error)
         for paths, rows in [(("/generate",), _MALFORMED), (tuple(RPCS), _BOTH)]
         for text, error in rows
         for path in paths

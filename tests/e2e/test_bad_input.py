@@ -342,8 +342,8 @@ def test_text_after_the_end_is_a_400(stack: Stack, path: str, more: str) -> None
 @pytest.mark.parametrize("path", POSTS)
 def test_name_that_comes_twice_is_refused(stack: Stack, path: str) -> None:
     body = json.dumps(SERVED[path])[:-1]
-    error = f"{JSON}duplicate field `x`"
-    check(send(stack, path, f'{body}, "x": 1, "x": 1}}'), 400, error, "validation")
+    error = f"{SHAPE}duplicate field `x`"
+    check(send(stack, path, f'{body}, "x": 1, "x": 1}}'), 422, error, "validation")
 
 
 @pytest.mark.parametrize("path", ["/%67enerate", "/x/../generate", "/./generate"])

@@ -18,6 +18,11 @@ LISTS = "[" * MAX_DEPTH + "]" * MAX_DEPTH
 OBJECTS = '{"a":' * MAX_DEPTH + "1" + "}" * MAX_DEPTH
 
 
+def kind_of(text: str) -> ErrorKind:
+    """What is no JSON is a kind of its own; a name that stands twice has TGI's."""
+    return ErrorKind.SHAPE if "duplicate field" in text else ErrorKind.JSON
+
+
 def refused(data: bytes | str, kind: type[Any] = bodies.Generate) -> ServiceError:
     with pytest.raises(ServiceError) as caught:
         parse(data if isinstance(data, bytes) else data.encode(), kind)
@@ -155,7 +160,7 @@ def test_what_is_no_json_is_named_before_any_wrong_type(
     fault: str, text: str, kind: type[Any]
 ) -> None:
     error = refused(f"{{{WRONG}, {fault}}}", kind)
-    assert (error.kind, error.reason) == (ErrorKind.JSON, text)
+    assert (error.kind, error.reason) == (kind_of(text), text)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +178,7 @@ def test_what_is_no_json_is_named_before_any_wrong_type(
 )
 def test_also_what_is_no_text_or_is_cut(body: bytes, text: str) -> None:
     error = refused(body)
-    assert (error.kind, error.reason) == (ErrorKind.JSON, text)
+    assert (error.kind, error.reason) == (kind_of(text), text)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +195,7 @@ def test_of_what_may_not_be_there_the_first_is_named_unless_the_text_cannot_be_r
     body: str, text: str
 ) -> None:
     error = refused(body)
-    assert (error.kind, error.reason) == (ErrorKind.JSON, text)
+    assert (error.kind, error.reason) == (kind_of(text), text)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +225,7 @@ def test_half_a_surrogate_pair_is_named_wherever_it_stands(text: str, reason: st
 )
 def test_two_members_of_the_same_name_are_refused_at_any_depth(body: str, path: str) -> None:
     error = refused(body)
-    assert (error.kind, error.reason) == (ErrorKind.JSON, f"{path}duplicate field `inputs`")
+    assert (error.kind, error.reason) == (ErrorKind.SHAPE, f"{path}duplicate field `inputs`")
 
 
 @pytest.mark.parametrize("depth", [128, 500, 100_000])
