@@ -21,11 +21,13 @@ class CallRecord:
 
     Attributes:
         request_id: the caller's, or one made here.
+        caller: who asked, as `api/caller.py` names callers; equal for all calls of one caller.
         num_prompt_tokens: of all prompts, after truncation.
         num_generated_tokens: of all finished texts.
     """
 
     request_id: str
+    caller: str = ""
     num_prompt_tokens: int = 0
     num_generated_tokens: int = 0
 
@@ -33,10 +35,11 @@ class CallRecord:
 _current: ContextVar[CallRecord | None] = ContextVar("call_record", default=None)
 
 
-def begin_record(given_id: str | None) -> CallRecord:
+def begin_record(given_id: str | None, caller: str = "") -> CallRecord:
     """Starts the record of the current task's call, with the caller's id if it can be used."""
     is_valid = given_id is not None and _VALID_ID.fullmatch(given_id)
-    record = CallRecord(given_id if given_id is not None and is_valid else uuid.uuid4().hex)
+    request_id = given_id if given_id is not None and is_valid else uuid.uuid4().hex
+    record = CallRecord(request_id, caller)
     _current.set(record)
     return record
 
@@ -64,11 +67,12 @@ def note_tokens(num_prompt: int, num_generated: int) -> None:
         record.num_generated_tokens += num_generated
 
 
-class RequestIdFilter(logging.Filter):
-    """Gives log records the attribute `request_id`, which is empty outside of calls."""
+class CallFilter(logging.Filter):
+    """Gives log records `request_id` and `caller`, which are empty outside of calls."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """See logging.Filter."""
         call = _current.get()
         record.request_id = "" if call is None else call.request_id
+        record.caller = "" if call is None else call.caller
         return True

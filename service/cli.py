@@ -24,7 +24,7 @@ from engine.protocol.errors import EngineError
 
 from .bench.options import add_arguments as add_bench_arguments
 from .bench.options import from_arguments as bench_options
-from .call_record import RequestIdFilter
+from .call_record import CallFilter
 from .launch.options import SettingsError
 from .launch.plan import envoy_command, envoy_configuration, is_serving
 from .launch.settings import Settings
@@ -168,7 +168,7 @@ def _version() -> str:
 
 def _set_up_logging(settings: Settings) -> None:
     handler = logging.StreamHandler()
-    handler.addFilter(RequestIdFilter())
+    handler.addFilter(CallFilter())
     text = _TextFormatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
     handler.setFormatter(_JsonFormatter() if settings.json_output else text)
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
@@ -176,12 +176,12 @@ def _set_up_logging(settings: Settings) -> None:
 
 
 class _TextFormatter(logging.Formatter):
-    """A line, which ends in the request's id if it is about one."""
+    """A line, which ends in the request's id and its caller if it is about one."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         text = super().formatMessage(record)
-        request_id = getattr(record, "request_id", "")
-        return f"{text} [{request_id}]" if request_id else text
+        request_id, caller = getattr(record, "request_id", ""), getattr(record, "caller", "")
+        return f"{text} [{' '.join(filter(None, (request_id, caller)))}]" if request_id else text
 
 
 class _JsonFormatter(logging.Formatter):
@@ -195,8 +195,9 @@ class _JsonFormatter(logging.Formatter):
             "message": record.getMessage(),
             "target": record.name,
         }
-        if request_id := getattr(record, "request_id", ""):
-            line["request_id"] = request_id
+        for name in ("request_id", "caller"):
+            if value := getattr(record, name, ""):
+                line[name] = value
         line |= getattr(record, "access", {})
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)

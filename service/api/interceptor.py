@@ -26,6 +26,7 @@ from ..generation.metrics import Metrics
 from ..routes import SERVICE
 from .access_log import log_access
 from .call import is_rest_call, rest_path
+from .caller import caller_of
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +78,8 @@ class CallInterceptor(aio.ServerInterceptor):  # type: ignore[misc]
     def _wrapped(self, function: Any, method: str) -> Any:
         async def call(request: bytes, context: aio.ServicerContext[Any, Any]) -> Any:
             metadata = dict(context.invocation_metadata() or ())
-            record = begin_record(_text(metadata.get(REQUEST_ID_HEADER)))
+            caller = caller_of(context, from_gateway=self._from_gateway)
+            record = begin_record(_text(metadata.get(REQUEST_ID_HEADER)), caller)
             context.set_trailing_metadata(((REQUEST_ID_HEADER, record.request_id),))
             with self._counted(method, context):
                 try:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from service.api import rpc
-from service.call_record import REQUEST_ID_HEADER, RequestIdFilter
+from service.call_record import REQUEST_ID_HEADER, CallFilter
 from service.cli import _JsonFormatter, _TextFormatter
 from service.pb.google.api import HttpBody
 from service.pb.tokenwire import v1 as pb
@@ -41,7 +41,7 @@ async def service() -> AsyncGenerator[Service]:
 def lines(caplog: pytest.LogCaptureFixture) -> Callable[[], list[logging.LogRecord]]:
     """The records of the access log so far, as a handler of the command sees them."""
     caplog.set_level(logging.INFO, "service.access")
-    caplog.handler.addFilter(RequestIdFilter())
+    caplog.handler.addFilter(CallFilter())
     return lambda: caplog.records
 
 
@@ -86,12 +86,14 @@ async def test_a_line_says_how_a_call_ended_and_not_what_was_in_it(
     await eventually(lambda: bool(lines()))
     (line,) = lines()
     text = _TextFormatter("%(message)s").format(line)
-    found = re.fullmatch(r"Generate (\S+) OK \d+\.\d{3} s, tokens (\d+) in 3 out \[id\]", text)
+    found = re.fullmatch(
+        r"Generate (\S+) OK \d+\.\d{3} s, tokens (\d+) in 3 out \[id 127\.0\.0\.1\]", text
+    )
     assert found is not None
     assert found[1] == GENERATE
     assert int(found[2]) > 3
     fields = json.loads(_JsonFormatter().format(line))
-    assert fields["request_id"] == "id"
+    assert (fields["request_id"], fields["caller"]) == ("id", "127.0.0.1")
     assert (fields["path"], fields["status"], fields["generated_tokens"]) == (GENERATE, "OK", 3)
     assert SECRET not in text + json.dumps(fields)
 
