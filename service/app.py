@@ -5,14 +5,19 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import signal
+from typing import Any
 
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from engine.protocol.config import EngineInfo
 
+from .access.certificates import server_credentials
+from .access.keys import watch_keys
 from .api import health, rpc
+from .api.authentication import Authenticator
 from .api.interceptor import CallInterceptor
 from .api.reflection import add_reflection
 from .api.servicer import TextGenerationServicer
@@ -48,6 +53,9 @@ class App:
 
     Args:
         settings: what it is started with; `engine_socket` must be set.
+
+    Raises:
+        OSError, ValueError: the file of API keys, or a certificate, cannot be used.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -59,6 +67,8 @@ class App:
         self._stopping = asyncio.Event()
         self._servers: list[aio.Server] = []
         self._grammars: GrammarChecker | None = None
+        self._authenticator = _authenticator(settings)
+        self._credentials = settings.grpc_tls and server_credentials(settings.grpc_tls)
         self.port = 0
 
     async def start(self) -> None:
@@ -144,19 +154,30 @@ class App:
         Raises:
             OSError: the address is in use, or not for us.
         """
-        server = _grpc_server(self._settings, metrics, from_gateway=from_gateway)
+        server = self._grpc_server(metrics, from_gateway=from_gateway)
         pool = rpc.load_pool()
         handlers = rpc.handlers(servicer, pool, from_gateway=from_gateway)
         server.add_generic_rpc_handlers((handlers,))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         add_reflection(server, pool, (SERVICE, health.SERVICE_NAME))
+        credentials = None if from_gateway else self._credentials
         try:
-            port = int(server.add_insecure_port(address))
+            port = _bind(server, address, credentials)
         except RuntimeError as error:
             raise OSError(f"cannot listen on {address}: is it in use?") from error
         await server.start()
         self._servers.append(server)
         return port
+
+    def _grpc_server(self, metrics: Metrics, *, from_gateway: bool) -> aio.Server:
+        interceptor = CallInterceptor(
+            metrics,
+            from_gateway=from_gateway,
+            access_log=self._settings.access_log,
+            authenticator=self._authenticator,
+        )
+        options = _grpc_options(self._settings, from_gateway=from_gateway)
+        return aio.server(interceptors=[interceptor], options=options)
 
     async def _watch_health(self) -> None:
         """Keeps the status of grpc.health.v1 equal to the engine client's health."""
@@ -165,6 +186,12 @@ class App:
             for name in ("", SERVICE):
                 await self._health.set(name, status)
             await asyncio.sleep(_HEALTH_INTERVAL_S)
+
+
+def _authenticator(settings: Settings) -> Authenticator:
+    path = settings.api_key_file
+    keys = None if path is None else watch_keys(path).current
+    return Authenticator(keys, settings.api_key_exempt)
 
 
 def _load_tokenizer(settings: Settings) -> TextTokenizer:
@@ -208,28 +235,36 @@ def _server_info(
     )
 
 
-def _interceptor(settings: Settings, metrics: Metrics, from_gateway: bool) -> CallInterceptor:
-    return CallInterceptor(metrics, from_gateway=from_gateway, access_log=settings.access_log)
+def _bind(server: aio.Server, address: str, credentials: Any) -> int:
+    """Takes an address, a Unix socket so that only our own user can connect to it.
+
+    Raises:
+        RuntimeError: it is in use.
+    """
+    mask = os.umask(0o177)  # before the socket is there, since afterwards would be too late
+    try:
+        if credentials is not None:
+            return int(server.add_secure_port(address, credentials))
+        return int(server.add_insecure_port(address))
+    finally:
+        os.umask(mask)
 
 
-def _grpc_server(settings: Settings, metrics: Metrics, *, from_gateway: bool) -> aio.Server:
-    return aio.server(
-        interceptors=[_interceptor(settings, metrics, from_gateway)],
-        options=[
-            ("grpc.max_receive_message_length", settings.max_request_bytes * 2),
-            ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
-            # Equal, because between them gRPC refuses calls at random.
-            ("grpc.max_metadata_size", MAX_METADATA_BYTES),
-            ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
-            # Envoy pings silent streams; by default that counts as abuse after a while.
-            ("grpc.http2.max_ping_strikes", 0),
-            # And the server pings callers, so that one that is gone is noticed.
-            ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
-            ("grpc.keepalive_timeout_ms", _KEEPALIVE_MS),
-            ("grpc.so_reuseport", 0),  # a second server must not share the port
-            *(() if from_gateway else _connection_age(settings.max_connection_seconds)),
-        ],
-    )
+def _grpc_options(settings: Settings, *, from_gateway: bool) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_receive_message_length", settings.max_request_bytes * 2),
+        ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+        # Equal, because between them gRPC refuses calls at random.
+        ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+        ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
+        # Envoy pings silent streams; by default that counts as abuse after a while.
+        ("grpc.http2.max_ping_strikes", 0),
+        # And the server pings callers, so that one that is gone is noticed.
+        ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
+        ("grpc.keepalive_timeout_ms", _KEEPALIVE_MS),
+        ("grpc.so_reuseport", 0),  # a second server must not share the port
+        *(() if from_gateway else _connection_age(settings.max_connection_seconds)),
+    ]
 
 
 def _connection_age(seconds: int) -> tuple[tuple[str, int], ...]:

@@ -1,6 +1,7 @@
 """The command `tokenwire`: reads the settings, sets up logging and runs one of the processes.
 
-`tokenwire bench` is a client of a running server, so it has options of its own.
+`tokenwire bench` is a client of a running server and `tokenwire key` needs none, so these have
+options of their own.
 
 A command's modules are imported when it runs, so that `--help` and the supervisor need few of them.
 """
@@ -22,6 +23,7 @@ from typing import Any, NoReturn
 
 from engine.protocol.errors import EngineError
 
+from .access.keys import key_line, make_key
 from .bench.options import add_arguments as add_bench_arguments
 from .bench.options import from_arguments as bench_options
 from .call_record import CallFilter
@@ -44,8 +46,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = vars(parser.parse_args(argv))
     name: str = arguments.pop("command")
     try:
-        if name == _BENCH:
-            return _bench(arguments)
+        if name in _CLIENT_COMMANDS:
+            return _CLIENT_COMMANDS[name](arguments)
         settings = load(arguments, os.environ)
         _set_up_logging(settings)
         if name in _WARNING_COMMANDS:
@@ -81,6 +83,9 @@ def _make_parser() -> argparse.ArgumentParser:
     add_bench_arguments(
         commands.add_parser(_BENCH, help=text, description=text, allow_abbrev=False)
     )
+    text = "Make an API key: prints the line for --api-key-file, and on stderr the key itself."
+    key = commands.add_parser(_KEY, help=text, description=text, allow_abbrev=False)
+    key.add_argument("name", help="whose key it is; log lines and metrics will have this name")
     return parser
 
 
@@ -120,7 +125,9 @@ def _envoy_config(settings: Settings) -> int:
 
 
 def _health(settings: Settings) -> int:
-    serving = asyncio.run(is_serving(settings.upstream_host, settings.grpc_port))
+    if settings.grpc_tls is not None and not settings.gateway_addresses:
+        raise SettingsError("--gateway-socket or --gateway-port is needed where gRPC has TLS")
+    serving = asyncio.run(is_serving(settings.probe_target))
     sys.stdout.write("serving\n" if serving else "not serving\n")
     return 0 if serving else 1
 
@@ -135,7 +142,15 @@ def _bench(arguments: dict[str, Any]) -> int:
         return _EXIT_INTERRUPTED
 
 
-_BENCH = "bench"
+def _key(arguments: dict[str, Any]) -> int:
+    key = make_key()
+    sys.stdout.write(key_line(arguments["name"], key) + "\n")
+    sys.stderr.write(f"{key}\n")
+    return 0
+
+
+_BENCH, _KEY = "bench", "key"
+_CLIENT_COMMANDS = {_BENCH: _bench, _KEY: _key}  # those that are not about a server's settings
 _COMMANDS: dict[str, tuple[Callable[[Settings], int], str]] = {
     "serve": (_serve, "Run engine, service and Envoy, and restart what dies."),
     "engine": (_engine, "Run the engine alone."),

@@ -50,6 +50,7 @@ class ErrorKind(Enum):
     UNHEALTHY = _Row("healthcheck", 503, StatusCode.UNAVAILABLE)
     SLOW_READER = _Row("slow_reader", 408, StatusCode.DEADLINE_EXCEEDED)
     NOT_FOUND = _Row("not_found", 404, StatusCode.NOT_FOUND)
+    UNAUTHENTICATED = _Row("unauthenticated", 401, StatusCode.UNAUTHENTICATED)
 
     @property
     def error_type(self) -> str:
@@ -137,6 +138,12 @@ def cancelled() -> ServiceError:
 def unhealthy() -> ServiceError:
     """The error for a server without a working engine, or one that is shutting down."""
     return ServiceError(ErrorKind.UNHEALTHY, "unhealthy")
+
+
+def unauthenticated(*, is_missing: bool) -> ServiceError:
+    """The error for a call without an API key, or with a wrong one."""
+    text = "an API key is needed: `authorization: Bearer KEY`" if is_missing else "wrong API key"
+    return ServiceError(ErrorKind.UNAUTHENTICATED, text)
 
 
 def missing_field(field: str) -> ServiceError:

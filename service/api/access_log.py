@@ -20,6 +20,7 @@ def log_access(method: str, path: str, code: str, seconds: float) -> None:
     """
     record = current_record()
     fields = {
+        "caller": "" if record is None else record.caller,
         "path": path,
         "method": method.rpartition("/")[2],
         "status": code,

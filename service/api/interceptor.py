@@ -1,4 +1,4 @@
-"""Wraps every call: counts it, and turns exceptions into statuses.
+"""Wraps every call: lets it in or not, counts it, and turns exceptions into statuses.
 
 No other module turns exceptions into gRPC statuses. An exception that is no `ServiceError` becomes
 INTERNAL and is logged; its text is not sent to the caller.
@@ -25,6 +25,7 @@ from ..errors import ErrorKind, ServiceError, internal
 from ..generation.metrics import Metrics
 from ..routes import SERVICE
 from .access_log import log_access
+from .authentication import Authenticator
 from .call import is_rest_call, rest_path
 from .caller import caller_of
 
@@ -52,12 +53,21 @@ class CallInterceptor(aio.ServerInterceptor):  # type: ignore[misc]
         metrics: where calls are counted.
         from_gateway: whether the server's calls come from the gateway.
         access_log: whether each call gets a log line at its end.
+        authenticator: decides who may call; by default everyone.
     """
 
-    def __init__(self, metrics: Metrics, *, from_gateway: bool, access_log: bool = False) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        *,
+        from_gateway: bool,
+        access_log: bool = False,
+        authenticator: Authenticator | None = None,
+    ) -> None:
         self._metrics = metrics
         self._from_gateway = from_gateway
         self._access_log = access_log
+        self._authenticator = authenticator or Authenticator()
 
     async def intercept_service(
         self,
@@ -69,19 +79,32 @@ class CallInterceptor(aio.ServerInterceptor):  # type: ignore[misc]
         method = handler_call_details.method
         if handler is None:
             return None
+        try:
+            name = self._authenticator.admit(
+                method, handler_call_details.invocation_metadata, from_gateway=self._from_gateway
+            )
+        except ServiceError as error:
+            # A handler of streams reads nothing by itself, so no byte of the request is taken.
+            refuse = self._wrapped(_raising(error), method, None)
+            return grpc.stream_stream_rpc_method_handler(refuse)
         if handler.unary_unary is not None:
-            return handler._replace(unary_unary=self._wrapped(handler.unary_unary, method))
+            return handler._replace(unary_unary=self._wrapped(handler.unary_unary, method, name))
         if inspect.iscoroutinefunction(handler.unary_stream):  # it writes by itself
-            return handler._replace(unary_stream=self._wrapped(handler.unary_stream, method))
+            return handler._replace(unary_stream=self._wrapped(handler.unary_stream, method, name))
         return handler  # reflection and health watching, which raise no ServiceError
 
-    def _wrapped(self, function: Any, method: str) -> Any:
+    def _wrapped(self, function: Any, method: str, key_name: str | None) -> Any:
         async def call(request: bytes, context: aio.ServicerContext[Any, Any]) -> Any:
             metadata = dict(context.invocation_metadata() or ())
-            caller = caller_of(context, from_gateway=self._from_gateway)
+            caller = caller_of(
+                context,
+                from_gateway=self._from_gateway,
+                key_name=key_name,
+                takes_tenants=not self._authenticator.needs_keys,
+            )
             record = begin_record(_text(metadata.get(REQUEST_ID_HEADER)), caller)
             context.set_trailing_metadata(((REQUEST_ID_HEADER, record.request_id),))
-            with self._counted(method, context):
+            with self._counted(method, key_name, context):
                 try:
                     reply = await function(request, context)
                     # Again, since the request may have named the call.
@@ -114,7 +137,9 @@ class CallInterceptor(aio.ServerInterceptor):  # type: ignore[misc]
         await context.abort(error.kind.grpc_code, message, trailers)
 
     @contextmanager
-    def _counted(self, method: str, context: aio.ServicerContext[Any, Any]) -> Any:
+    def _counted(
+        self, method: str, key_name: str | None, context: aio.ServicerContext[Any, Any]
+    ) -> Any:
         started = time.monotonic()
         self._metrics.call_begun(method)
         cancelled = False
@@ -126,10 +151,19 @@ class CallInterceptor(aio.ServerInterceptor):  # type: ignore[misc]
         finally:
             code = "CANCELLED" if cancelled else _code_name(context.code())
             seconds = time.monotonic() - started
-            self._metrics.call_ended(method, code, seconds)
+            self._metrics.call_ended(method, code, seconds, key_name)
             if self._access_log and method not in _QUIET:
                 path = rest_path(context.invocation_metadata(), from_gateway=self._from_gateway)
                 log_access(method, path or method, code, seconds)
+
+
+def _raising(error: ServiceError) -> Callable[..., Awaitable[Any]]:
+    """A handler that only fails."""
+
+    async def fail(_: object, __: object) -> Any:
+        raise error
+
+    return fail
 
 
 def _code_name(code: Any) -> str:

@@ -87,6 +87,10 @@ class Metrics:
         self._handled = self._counter(
             "grpc_server_handled", "Calls ended, by status", "method", "code"
         )
+        # Callers without a key have no label of their own: there can be any number of them.
+        self._calls = self._counter(
+            "tokenwire_calls", "Calls ended, by the name of their API key", "caller", "code"
+        )
         self._handling = self._seconds("grpc_server_handling_duration", "Calls' duration", "method")
 
     def request_begun(self) -> None:
@@ -135,10 +139,13 @@ class Metrics:
         """A gRPC call began."""
         self._in_progress.labels(method).inc()
 
-    def call_ended(self, method: str, code: str, seconds: float) -> None:
-        """A gRPC call ended."""
+    def call_ended(
+        self, method: str, code: str, seconds: float, key_name: str | None = None
+    ) -> None:
+        """A gRPC call ended, which had a key of this name, if any."""
         self._in_progress.labels(method).dec()
         self._handled.labels(method, code).inc()
+        self._calls.labels(key_name or "", code).inc()
         self._handling.labels(method).observe(seconds)
 
     def exposition(self) -> bytes:

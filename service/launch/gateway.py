@@ -11,11 +11,13 @@ import ipaddress
 import json
 import shutil
 import subprocess
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
+from ..access.certificates import TlsFiles
 from ..bundled import envoy_template
 from ..routes import GRPC_SERVICES, REST_ROUTES, SERVICE
 from .edge import Edge
@@ -40,12 +42,13 @@ GATEWAY_ERRORS: dict[int, tuple[str, str]] = {
 _GRPC_TEXTS = {404: "unknown service"}
 
 # The statuses that the service may ask for with the trailing metadata `x-http-status`.
-SERVICE_STATUSES = (400, 404, 413, 422, 424, 429, 500, 503, 504)
+SERVICE_STATUSES = (400, 401, 404, 413, 422, 424, 429, 500, 503, 504)
 
 # Response headers that web pages of other origins may read.
 EXPOSED_HEADERS = (
     "x-request-id",
     "retry-after",
+    "www-authenticate",
     "x-compute-type",
     "x-compute-time",
     "x-compute-characters",
@@ -65,6 +68,11 @@ EXPOSED_HEADERS = (
 # them (deadline, message size, unknown method) or the service has a defect.
 _GRPC_STATUSES = dict.fromkeys(range(1, 17), 500) | {4: 504, 14: 503}
 
+# What Envoy calls secrets: their names, which are also those of their files.
+_CERTIFICATE_FILE = "certificate.json"
+_CLIENT_CA_FILE = "client-ca.json"
+_API = "type.googleapis.com/envoy"
+
 _ADMIN_S = 2.0  # for an answer of the admin interface
 
 
@@ -83,9 +91,10 @@ class GatewayConfig:
         admin_socket: a Unix socket for the same, where there is no port.
         max_request_bytes: the largest REST request body; TGI's limit is the default.
         max_requests: calls in flight to the service, the last resort behind its own limit.
-        cors_allow_origins: the origins that browsers may call from; none or `*` means all.
-        tls_certificate: PEM chain, as a path that Envoy can open; set together with `tls_key`.
-        tls_key: PEM key, as a path that Envoy can open.
+        cors_allow_origins: the origins that browsers may call from; `*` means all.
+        tls: the certificates, as paths that Envoy can open; None for plain text.
+        tls_secrets: the directory of the files through which Envoy watches the certificates, which
+            `write` makes; None lets it read the certificates at its start only.
         max_connection_seconds: after which connections are closed between requests; 0 for never.
         max_heap_bytes: memory of Envoy; close to it, requests are refused.
         edge: limits that only tests change.
@@ -101,17 +110,15 @@ class GatewayConfig:
     admin_socket: Path | None = None
     max_request_bytes: int = 2_097_152
     max_requests: int = 4096
-    cors_allow_origins: tuple[str, ...] = ()
-    tls_certificate: Path | None = None
-    tls_key: Path | None = None
+    cors_allow_origins: tuple[str, ...] = ("*",)
+    tls: TlsFiles | None = None
+    tls_secrets: Path | None = None
     max_connection_seconds: int = 3600
     max_heap_bytes: int = 2 << 30
     edge: Edge = field(default_factory=Edge)
 
     def __post_init__(self) -> None:
         """Refuses values that Envoy would misinterpret."""
-        if (self.tls_certificate is None) != (self.tls_key is None):
-            raise ValueError("tls_certificate and tls_key must be given together")
         for origin in self.cors_allow_origins:
             if set(origin) & set("'\\%"):  # they would end the expression that compares it
                 raise ValueError(f"not an origin: {origin!r}")
@@ -136,7 +143,56 @@ def render(config: GatewayConfig) -> str:
         service_statuses=SERVICE_STATUSES,
         grpc_statuses=_GRPC_STATUSES,
         upstream_is_address=_is_address(config.upstream_host),
+        certificate_file=_CERTIFICATE_FILE,
+        client_ca_file=_CLIENT_CA_FILE,
     )
+
+
+def write(config: GatewayConfig, directory: Path) -> Path:
+    """Writes the configuration; returns its path.
+
+    Envoy will read certificates again when they are replaced, by way of further files here.
+    """
+    if (tls := config.tls) is not None:
+        config = replace(config, tls_secrets=directory)
+        for name, text in _secrets(tls).items():
+            (directory / name).write_text(text, encoding="utf-8")
+    path = directory / "envoy.yaml"
+    path.write_text(render(config), encoding="utf-8")
+    return path
+
+
+def _secrets(tls: TlsFiles) -> dict[str, str]:
+    """The files, by name, through which Envoy finds the certificates and watches for new ones."""
+    certificate = {
+        "certificate_chain": _data_source(tls.certificate),
+        "private_key": _data_source(tls.key),
+        **_watched(tls.certificate, tls.key),
+    }
+    files = {_CERTIFICATE_FILE: {"tls_certificate": certificate}}
+    if tls.client_ca is not None:
+        trusted = {"trusted_ca": _data_source(tls.client_ca), **_watched(tls.client_ca)}
+        files[_CLIENT_CA_FILE] = {"validation_context": trusted}
+    return {name: _secret(name, content) for name, content in files.items()}
+
+
+def _secret(name: str, content: dict[str, Any]) -> str:
+    secret = f"{_API}.extensions.transport_sockets.tls.v3.Secret"
+    return json.dumps({"resources": [{"@type": secret, "name": name, **content}]})
+
+
+def _data_source(path: Path) -> dict[str, str]:
+    return {"filename": str(path.absolute())}
+
+
+def _watched(*paths: Path) -> dict[str, Any]:
+    """Lets Envoy read files again whenever something is moved into their directory.
+
+    Kubernetes replaces a link there and not the files. Files in several directories are watched one
+    by one.
+    """
+    parents = {path.absolute().parent for path in paths}
+    return {"watched_directory": {"path": str(parents.pop())}} if len(parents) == 1 else {}
 
 
 def find_envoy() -> Path:

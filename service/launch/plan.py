@@ -16,6 +16,7 @@ from pathlib import Path
 from ..bundled import DESCRIPTORS, PACKAGE
 from ..routes import SERVICE
 from . import gateway
+from .files import check_files, check_public_certificates
 from .settings import Settings, address, reachable
 
 _ADMIN_SOCKET = "admin.sock"  # in the private directory
@@ -53,10 +54,12 @@ def make_plan(settings: Settings, runtime: Path) -> Plan:
     """Returns the plan for the real processes, with Envoy's configuration written and checked.
 
     Raises:
-        ValueError: Envoy refuses its configuration.
+        ValueError: Envoy refuses its configuration, or a certificate or the file of API keys cannot
+            be used.
         FileNotFoundError: there is no Envoy, or no model where a path points.
     """
     _check_model(settings.model_path)
+    check_files(settings)
     settings = replace(
         settings,
         engine_socket=settings.engine_socket or runtime / "engine.sock",
@@ -93,7 +96,7 @@ def _stages(settings: Settings) -> tuple[Stage, ...]:
     return (
         Stage(
             f"loading {settings.model_id}",
-            lambda: is_serving(settings.upstream_host, settings.grpc_port),
+            lambda: is_serving(settings.probe_target),
         ),
         Stage("starting Envoy", lambda: _answers_health(settings)),
     )
@@ -109,14 +112,13 @@ def envoy_command(settings: Settings, directory: Path) -> list[str]:
     """Writes and checks Envoy's configuration; returns the command that runs it.
 
     Raises:
-        ValueError: Envoy refuses its configuration.
+        ValueError: Envoy refuses its configuration, or a certificate cannot be used.
         FileNotFoundError: there is no Envoy.
     """
+    check_public_certificates(settings)
     binary = gateway.find_envoy()
-    config_path = directory / "envoy.yaml"
     admin_socket = None if settings.admin_port is not None else directory / _ADMIN_SOCKET
-    config = settings.gateway_config(DESCRIPTORS, admin_socket)
-    config_path.write_text(gateway.render(config), encoding="utf-8")
+    config_path = gateway.write(settings.gateway_config(DESCRIPTORS, admin_socket), directory)
     gateway.validate(binary, config_path)
     return gateway.command(binary, config_path)
 
@@ -163,12 +165,12 @@ def _bound(host: str, port: int) -> Iterator[int]:
         yield sock.getsockname()[1]
 
 
-async def is_serving(host: str, port: int) -> bool:
+async def is_serving(target: str) -> bool:
     """Whether the service at this address reports by grpc.health.v1 that it serves."""
     import grpc.aio  # here, because the commands that do not probe need no gRPC
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-    async with grpc.aio.insecure_channel(address(host, port)) as channel:
+    async with grpc.aio.insecure_channel(target) as channel:
         request = health_pb2.HealthCheckRequest(service=SERVICE)
         try:
             reply = await health_pb2_grpc.HealthStub(channel).Check(request, timeout=_PROBE_S)
@@ -178,14 +180,21 @@ async def is_serving(host: str, port: int) -> bool:
 
 
 async def _answers_health(settings: Settings) -> bool:
-    """Whether `GET /health` on the public port is answered with 200."""
+    """Whether `GET /health` on the public port is answered with 200, as far as we may ask.
+
+    Where it needs an API key the service answers 401, and where callers need a certificate Envoy
+    ends the handshake, which it begins only once it has found the service well.
+    """
     try:
         async with asyncio.timeout(_PROBE_S), _connection(settings) as (reader, writer):
             writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             status_line = await reader.readline()
-    except OSError:  # a timeout and a failed handshake are also of this kind
+    except ssl.SSLError:
+        return settings.tls_client_ca is not None
+    except OSError:  # a timeout is also of this kind
         return False
-    return status_line.split(b" ")[1:2] == [b"200"]
+    well = {b"200"} if settings.api_key_file is None else {b"200", b"401"}
+    return not well.isdisjoint(status_line.split(b" ")[1:2])
 
 
 @contextlib.asynccontextmanager

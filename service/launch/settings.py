@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from engine.protocol.config import GRAPH_SIZES, EngineConfig
 
+from ..access.certificates import TlsFiles
 from ..bundled import demo_model
 from .gateway import GatewayConfig
 from .options import About, Option, SettingsError, is_ip_address, spell
@@ -23,6 +24,7 @@ Quantization = Literal[
 KvCacheDtype = Literal["fp8_e4m3fn", "fp8_e5m2"]
 Device = Literal["cpu", "cuda"]
 ToolCallFormat = Literal["auto", "tgi", "openai"]
+Exemption = Literal["none", "health", "metrics", "reflection", "docs"]
 LogLevel = Literal["debug", "info", "warning", "error", "critical"]
 
 _MAX_SOCKET_PATH = 107  # bytes; Linux has 108 for the path of a Unix socket and its final zero
@@ -166,7 +168,8 @@ class Settings:
     admin_port: Annotated[
         int | None,
         About(
-            "port of Envoy's admin pages on 127.0.0.1, open to all local users",
+            "port of Envoy's admin pages on 127.0.0.1: every local user may then read its "
+            "configuration, end it or drain it; otherwise they are on a socket of our user alone",
             ours=True,
             low=0,
             high=_MAX_PORT,
@@ -190,10 +193,38 @@ class Settings:
         ),
     ] = None
     cors_allow_origin: Annotated[
-        tuple[str, ...], About("an origin that browsers may call from; otherwise all may")
+        tuple[str, ...],
+        About("an origin that browsers may call from; otherwise all may, with API keys none"),
     ] = ()
-    tls_certificate: Annotated[Path | None, About("PEM chain of the public port", ours=True)] = None
+
+    # Who may come in.
+    api_key_file: Annotated[
+        Path | None,
+        About("lines of `tokenwire key`; then callers need one of these keys", ours=True),
+    ] = None
+    api_key_exempt: Annotated[
+        tuple[Exemption, ...],
+        About("what needs no API key: none, health, metrics, reflection, docs", ours=True),
+    ] = ("health",)
+    tls_certificate: Annotated[
+        Path | None, About("PEM chain of the public port", ours=True, alias="tls_cert")
+    ] = None
     tls_key: Annotated[Path | None, About("PEM key of the public port", ours=True)] = None
+    tls_client_ca: Annotated[
+        Path | None,
+        About("PEM of who signs callers' certificates, which the public port then asks", ours=True),
+    ] = None
+    grpc_tls_certificate: Annotated[
+        Path | None,
+        About("PEM chain of the service's own gRPC port", ours=True, alias="grpc_tls_cert"),
+    ] = None
+    grpc_tls_key: Annotated[
+        Path | None, About("PEM key of the service's own gRPC port", ours=True)
+    ] = None
+    grpc_tls_client_ca: Annotated[
+        Path | None,
+        About("the same as --tls-client-ca for the service's own gRPC port", ours=True),
+    ] = None
     max_connection_seconds: Annotated[
         int,
         About("after which a connection is closed between requests; 0 for never", ours=True, low=0),
@@ -244,12 +275,20 @@ class Settings:
             )
         if not is_ip_address(self.hostname):
             raise SettingsError(f"`hostname` must be an IP address. Given: {self.hostname}")
-        if (self.tls_certificate is None) != (self.tls_key is None):
-            raise SettingsError("`tls_certificate` and `tls_key` must be given together")
+        for prefix in ("", "grpc_"):
+            self._check_tls(prefix)
         for name in ("engine_socket", "gateway_socket"):
             path = getattr(self, name)
             if path and len(bytes(path)) > _MAX_SOCKET_PATH:
                 raise SettingsError(f"`{name}` must be <= {_MAX_SOCKET_PATH} bytes. Given: {path}")
+
+    def _check_tls(self, prefix: str) -> None:
+        names = [f"{prefix}tls_{name}" for name in ("certificate", "key", "client_ca")]
+        certificate, key, client_ca = (getattr(self, name) for name in names)
+        if (certificate is None) != (key is None):
+            raise SettingsError(f"`{names[0]}` and `{names[1]}` must be given together")
+        if client_ca is not None and certificate is None:
+            raise SettingsError(f"`{names[2]}` needs `{names[0]}` and `{names[1]}`")
 
     def _check_tokens(self) -> None:
         """TGI's start-up checks, as far as they apply to a cache without reservations."""
@@ -278,6 +317,16 @@ class Settings:
         return reachable(self.grpc_host)
 
     @property
+    def probe_target(self) -> str:
+        """Where the service is asked for its health: where Envoy asks, if there is such a place.
+
+        There nobody needs a key or a certificate for that.
+        """
+        if self.gateway_socket is not None:
+            return f"unix:{self.gateway_socket}"
+        return address(self.upstream_host, self.gateway_port or self.grpc_port)
+
+    @property
     def grpc_address(self) -> str:
         """Where the service listens for gRPC callers."""
         return address(self.grpc_host, self.grpc_port)
@@ -288,6 +337,22 @@ class Settings:
         socket = [] if self.gateway_socket is None else [f"unix:{self.gateway_socket}"]
         port = [] if self.gateway_port is None else [address(self.grpc_host, self.gateway_port)]
         return [*socket, *port]
+
+    @property
+    def tls(self) -> TlsFiles | None:
+        """The certificates of the public port."""
+        return _tls_files(self.tls_certificate, self.tls_key, self.tls_client_ca)
+
+    @property
+    def grpc_tls(self) -> TlsFiles | None:
+        """The certificates of the service's own gRPC port."""
+        return _tls_files(self.grpc_tls_certificate, self.grpc_tls_key, self.grpc_tls_client_ca)
+
+    @property
+    def allowed_origins(self) -> tuple[str, ...]:
+        """Where browsers may call from; `*` stands for everywhere."""
+        # Where callers have keys, only those pages may use one whose origin was thought of.
+        return self.cors_allow_origin or (("*",) if self.api_key_file is None else ())
 
     def engine_config(self, socket_path: Path) -> EngineConfig:
         """Returns the engine's configuration."""
@@ -342,9 +407,8 @@ class Settings:
             max_request_bytes=self.max_request_bytes,
             # Above the service's own limit, which answers in TGI's words.
             max_requests=max(4096, 2 * self.max_concurrent_requests),
-            cors_allow_origins=self.cors_allow_origin,
-            tls_certificate=self.tls_certificate,
-            tls_key=self.tls_key,
+            cors_allow_origins=self.allowed_origins,
+            tls=self.tls,
             max_connection_seconds=self.max_connection_seconds,
             max_heap_bytes=self.max_gateway_bytes,
         )
@@ -356,6 +420,12 @@ class Settings:
             for option in OPTIONS
             for item in spell(getattr(self, option.name))
         ]
+
+
+def _tls_files(
+    certificate: Path | None, key: Path | None, client_ca: Path | None
+) -> TlsFiles | None:
+    return None if certificate is None or key is None else TlsFiles(certificate, key, client_ca)
 
 
 def reachable(host: str) -> str:

@@ -57,7 +57,9 @@ UNSUPPORTED: dict[str, Unsupported] = {
     "disable_usage_stats": _NEVER_SENT,
     "disable_crash_reports": _NEVER_SENT,
     # From later versions of TGI.
-    "api_key": Unsupported("callers are not authenticated; put a proxy that does in front"),
+    "api_key": Unsupported(
+        "other users of the machine could read it; use --api-key-file, which `tokenwire key` fills"
+    ),
     "payload_limit": Unsupported("use --max-request-bytes"),
     "usage_stats": Unsupported("nothing is ever sent to anyone", frozenset({"off"})),
 }

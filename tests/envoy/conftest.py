@@ -27,10 +27,13 @@ def gateway_messages() -> Messages:
 def start_gateway(
     gateway_messages: Messages, tmp_path_factory: pytest.TempPathFactory
 ) -> StartGateway:
-    """Starts a fake service and an Envoy with some fields of GatewayConfig changed."""
+    """Starts a fake service and an Envoy with some fields of GatewayConfig changed.
+
+    `verify` says whose certificates the client believes, and which one it has itself.
+    """
 
     @contextlib.contextmanager
-    def start(**changes: Any) -> Iterator[Gateway]:
+    def start(verify: ssl.SSLContext | None = None, **changes: Any) -> Iterator[Gateway]:
         service = FakeService(gateway_messages)
         service.reset()
         config = GatewayConfig(
@@ -41,16 +44,20 @@ def start_gateway(
             descriptors=DESCRIPTORS,
         )
         config = dataclasses.replace(config, **changes)
-        scheme = "http" if config.tls_certificate is None else "https"
+        scheme = "http" if config.tls is None else "https"
         directory = tmp_path_factory.mktemp("envoy")
         with contextlib.ExitStack() as stack:
             stack.callback(service.stop)
             port, admin = stack.enter_context(run_envoy(config, directory))
             host = "localhost" if scheme == "https" else "127.0.0.1"  # the certificate's name
             url = f"{scheme}://{host}:{port}"
-            trusted = ssl.create_default_context(cafile=config.tls_certificate)
             client = stack.enter_context(
-                httpx.Client(base_url=url, timeout=DEADLINE, verify=trusted, trust_env=False)
+                httpx.Client(
+                    base_url=url,
+                    timeout=DEADLINE,
+                    verify=verify or ssl.create_default_context(),
+                    trust_env=False,
+                )
             )
             yield Gateway(url.partition("//")[2], service, gateway_messages, client, admin)
 

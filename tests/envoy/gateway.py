@@ -80,8 +80,7 @@ def poll(condition: Callable[[], T | None], what: str) -> T:
 def run_envoy(config: GatewayConfig, directory: Path) -> Iterator[tuple[int, str]]:
     """Runs Envoy with `config` on free ports; yields the port it listens on, and its admin's."""
     config = dataclasses.replace(config, listen_port=0, admin_port=0)
-    path = directory / "envoy.yaml"
-    path.write_text(gateway_module.render(config), encoding="utf-8")
+    path = gateway_module.write(config, directory)
     admin = directory / "admin-address"
     log = directory / "envoy.log"
     arguments = gateway_module.command(gateway_module.find_envoy(), path, concurrency=1)

