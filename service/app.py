@@ -154,7 +154,9 @@ class App:
         Raises:
             OSError: the address is in use, or not for us.
         """
-        server = self._grpc_server(metrics, from_gateway=from_gateway)
+        server = _grpc_server(
+            self._settings, metrics, from_gateway=from_gateway, authenticator=self._authenticator
+        )
         pool = rpc.load_pool()
         handlers = rpc.handlers(servicer, pool, from_gateway=from_gateway)
         server.add_generic_rpc_handlers((handlers,))
@@ -168,16 +170,6 @@ class App:
         await server.start()
         self._servers.append(server)
         return port
-
-    def _grpc_server(self, metrics: Metrics, *, from_gateway: bool) -> aio.Server:
-        interceptor = CallInterceptor(
-            metrics,
-            from_gateway=from_gateway,
-            access_log=self._settings.access_log,
-            authenticator=self._authenticator,
-        )
-        options = _grpc_options(self._settings, from_gateway=from_gateway)
-        return aio.server(interceptors=[interceptor], options=options)
 
     async def _watch_health(self) -> None:
         """Keeps the status of grpc.health.v1 equal to the engine client's health."""
@@ -233,6 +225,23 @@ def _server_info(
         docker_label=settings.build_label,
         eos_token_ids=tokenizer.eos_token_ids,
     )
+
+
+def _grpc_server(
+    settings: Settings,
+    metrics: Metrics,
+    *,
+    from_gateway: bool,
+    authenticator: Authenticator | None = None,
+) -> aio.Server:
+    interceptor = CallInterceptor(
+        metrics,
+        from_gateway=from_gateway,
+        access_log=settings.access_log,
+        authenticator=authenticator,
+    )
+    options = _grpc_options(settings, from_gateway=from_gateway)
+    return aio.server(interceptors=[interceptor], options=options)
 
 
 def _bind(server: aio.Server, address: str, credentials: Any) -> int:

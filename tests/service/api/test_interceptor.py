@@ -49,6 +49,7 @@ STATUSES = {
     ErrorKind.UNHEALTHY: ("healthcheck", 503, "UNAVAILABLE", ""),
     ErrorKind.SLOW_READER: ("slow_reader", 408, "DEADLINE_EXCEEDED", ""),
     ErrorKind.NOT_FOUND: ("not_found", 404, "NOT_FOUND", ""),
+    ErrorKind.UNAUTHENTICATED: ("unauthenticated", 401, "UNAUTHENTICATED", ""),
 }
 
 

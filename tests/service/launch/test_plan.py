@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import shlex
+import ssl
 from pathlib import Path
+from typing import Any
 
 import grpc.aio
 import pytest
@@ -16,6 +18,7 @@ from service.launch import plan as plan_module
 from service.launch.plan import make_plan
 from service.launch.settings import Settings
 from service.routes import SERVICE
+from tests.certificates import Authority
 
 SETTINGS = Settings(port=0, grpc_port=0)
 
@@ -56,14 +59,14 @@ async def test_service_is_ready_when_its_health_check_says_serving() -> None:
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
-        assert not await plan_module.is_serving("127.0.0.1", port)
+        assert not await plan_module.is_serving(f"127.0.0.1:{port}")
         await servicer.set(SERVICE, health_pb2.HealthCheckResponse.NOT_SERVING)
-        assert not await plan_module.is_serving("127.0.0.1", port)
+        assert not await plan_module.is_serving(f"127.0.0.1:{port}")
         await servicer.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
-        assert await plan_module.is_serving("127.0.0.1", port)
+        assert await plan_module.is_serving(f"127.0.0.1:{port}")
     finally:
         await server.stop(None)
-    assert not await plan_module.is_serving("127.0.0.1", port)
+    assert not await plan_module.is_serving(f"127.0.0.1:{port}")
 
 
 @pytest.mark.parametrize(
@@ -87,6 +90,72 @@ async def test_gateway_is_ready_when_health_is_answered_with_200(reply: bytes, r
         assert await plan_module._answers_health(Settings(port=port)) is ready
     assert requests == [b"GET /health HTTP/1.1\r\n"]
     assert not await plan_module._answers_health(Settings(port=port))
+
+
+@pytest.mark.parametrize(
+    ("changes", "target"),
+    [
+        ({"gateway_socket": Path("/s"), "gateway_port": 3}, "unix:/s"),
+        ({"gateway_port": 3}, "127.0.0.1:3"),
+        ({}, "127.0.0.1:2"),
+        ({"grpc_host": "::"}, "[::1]:2"),
+    ],
+)
+def test_service_is_asked_where_no_key_is_needed(changes: dict[str, Any], target: str) -> None:
+    assert Settings(grpc_port=2, **changes).probe_target == target
+
+
+async def test_gateway_that_wants_a_key_for_health_is_ready(tmp_path: Path) -> None:
+    async def refuse(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 401 Unauthorized\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        with_keys = Settings(port=port, api_key_file=tmp_path / "keys")
+        assert await plan_module._answers_health(with_keys)
+        assert not await plan_module._answers_health(Settings(port=port))
+
+
+async def test_gateway_that_wants_a_certificate_is_ready(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    pair = authority.issue("server")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=authority.certificate)
+    context.load_cert_chain(pair.certificate, pair.key)
+    context.verify_mode = ssl.CERT_REQUIRED
+    files = {"tls_certificate": pair.certificate, "tls_key": pair.key}
+    async with await asyncio.start_server(
+        lambda _, writer: writer.close(), "127.0.0.1", 0, ssl=context
+    ) as server:
+        port = server.sockets[0].getsockname()[1]
+        mutual = Settings(port=port, **files, tls_client_ca=authority.certificate)
+        assert await plan_module._answers_health(mutual)
+        assert not await plan_module._answers_health(Settings(port=port, **files))
+    assert not await plan_module._answers_health(mutual)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"api_key_file": "missing"}, r"^--api-key-file: .*/missing: No such file or directory$"),
+        ({"api_key_file": "bad"}, r"^--api-key-file: .*/bad: line 1 is not a name and"),
+        (
+            {"tls_certificate": "bad", "tls_key": "missing"},
+            r"^--tls-certificate: .*/missing: No such file or directory$",
+        ),
+        (
+            {"grpc_tls_certificate": "bad", "grpc_tls_key": "bad"},
+            r"^--grpc-tls-certificate: .*/bad and .*/bad: no certificate, or no key$",
+        ),
+    ],
+)
+def test_files_that_cannot_be_used_are_reported_at_once(
+    tmp_path: Path, changes: dict[str, str], error: str
+) -> None:
+    (tmp_path / "bad").write_text("nothing")
+    paths: dict[str, Any] = {name: tmp_path / file for name, file in changes.items()}
+    with pytest.raises(ValueError, match=error):
+        make_plan(Settings(model_id=str(tmp_path), **paths), tmp_path)
 
 
 def test_banner_has_calls_that_can_be_pasted(tmp_path: Path) -> None:

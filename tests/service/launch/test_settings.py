@@ -15,6 +15,8 @@ import pytest
 
 from engine.protocol.config import GRAPH_SIZES
 from service import cli
+from service.access.certificates import TlsFiles
+from service.access.keys import parse_keys
 from service.bundled import PACKAGE
 from service.launch.options import SettingsError
 from service.launch.settings import OPTIONS, Settings
@@ -164,6 +166,11 @@ def test_kubernetes_service_links_are_not_taken_for_settings() -> None:
             "`max_total_tokens` must be <= `max_batch_total_tokens`. Given: 100 and 99",
         ),
         (["--tls-key", "k"], "`tls_certificate` and `tls_key` must be given together"),
+        (["--grpc-tls-cert=c"], "`grpc_tls_certificate` and `grpc_tls_key` must be given together"),
+        (["--tls-client-ca=c"], "`tls_client_ca` needs `tls_certificate` and `tls_key`"),
+        (["--api-key-exempt=info"], "--api-key-exempt must be one of none, health, metrics, "),
+        (["--grpc-tls-cert=c", "--grpc-tls-key=k"], "--gateway-socket or --gateway-port is needed"),
+        (["--api-key=secret"], "use --api-key-file, which `tokenwire key` fills"),
         (["--engine-socket", "/" + "x" * 107], "`engine_socket` must be <= 107 bytes"),
         (["--quantize", "int3"], "--quantize must be one of "),
         (["--num-shard=2"], "--num-shard is not supported: "),
@@ -219,12 +226,53 @@ def test_children_get_exactly_the_same_settings() -> None:
         prefix_caching=False,
         json_output=True,
         cors_allow_origin=("https://a", "https://b"),
+        api_key_file=Path("keys"),
+        api_key_exempt=("none",),
+        tls_certificate=Path("chain"),
+        tls_key=Path("key"),
+        tls_client_ca=Path("ca"),
         engine_socket=Path("/run/engine.sock"),
         drain_seconds=0.5,
     )
     environment = {"PORT": "7", "REVISION": "main", "TOKENWIRE_DEVICE": "cuda", "PATH": "/bin"}
     assert parse(*settings.to_argv(), **without_settings(environment)) == settings
     assert without_settings(environment) == {"PATH": "/bin"}
+
+
+@pytest.mark.parametrize("flag", ["--tls-cert", "--tls-certificate"])
+def test_certificates_have_a_short_and_a_long_name(flag: str) -> None:
+    tls = parse(flag, "c", "--tls-key=k", "--tls-client-ca=a").tls
+    assert tls == TlsFiles(Path("c"), Path("k"), Path("a"))
+    assert parse(TOKENWIRE_GRPC_TLS_CERT="c", TOKENWIRE_GRPC_TLS_KEY="k").grpc_tls == TlsFiles(
+        Path("c"), Path("k")
+    )
+
+
+def test_health_needs_no_key_unless_it_is_said() -> None:
+    assert parse().api_key_exempt == ("health",)
+    assert parse("--api-key-exempt=none").api_key_exempt == ("none",)
+    assert parse("--api-key-exempt=docs,metrics").api_key_exempt == ("docs", "metrics")
+
+
+def test_browsers_may_call_from_everywhere_only_without_keys() -> None:
+    listed = ("--cors-allow-origin", "https://a")
+    assert parse().allowed_origins == ("*",)
+    assert parse("--api-key-file=keys").allowed_origins == ()
+    assert parse(*listed).allowed_origins == ("https://a",)
+    assert parse("--api-key-file=keys", *listed).allowed_origins == ("https://a",)
+
+
+def test_made_key_is_on_stderr_and_its_line_on_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["key", "alice"]) == 0
+    captured = capsys.readouterr()
+    assert parse_keys(captured.out).name_of(captured.err.strip()) == "alice"
+
+
+def test_name_that_no_key_may_have_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    code, stderr = run_cli("key", "two words", capsys=capsys)
+    assert code == 1
+    assert stderr.startswith("tokenwire key: a name must have 1 to 64 letters")
+    assert stderr.count("\n") == 1
 
 
 def test_engine_gets_its_configuration() -> None:
