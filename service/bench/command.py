@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from ..generation.gather import gather
 from .arrivals import poisson_arrivals
+from .credentials import Credentials
 from .grpc_transport import GrpcTransport
 from .load import Clock, RealClock, Send, measure, run_closed, run_open
 from .options import BenchOptions
@@ -42,7 +43,7 @@ def run(options: BenchOptions) -> int:
 
 
 async def _run(options: BenchOptions) -> Report:
-    async with _connected(options.target) as transport:
+    async with _connected(options.target, options.credentials) as transport:
         return await bench(transport, options, RealClock())
 
 
@@ -162,10 +163,9 @@ def _explained(target: Target) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def _connected(target: Target) -> AsyncIterator[Transport]:
-    transport: Transport = (
-        GrpcTransport(target) if target.transport == "grpc" else RestTransport(target)
-    )
+async def _connected(target: Target, credentials: Credentials) -> AsyncIterator[Transport]:
+    kind = GrpcTransport if target.transport == "grpc" else RestTransport
+    transport: Transport = kind(target, credentials)
     try:
         yield transport
     finally:

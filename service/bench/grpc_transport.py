@@ -6,7 +6,6 @@ import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
-import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 from grpc import aio
@@ -14,6 +13,7 @@ from grpc import aio
 from ..pb.google.api import HttpBody
 from ..pb.tokenwire import v1 as pb
 from ..routes import SERVICE
+from .credentials import Credentials
 from .target import Target
 from .transport import (
     INCOMPLETE,
@@ -35,11 +35,14 @@ class GrpcTransport:
 
     Args:
         target: where the server is.
+        credentials: what it may ask for.
     """
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, credentials: Credentials | None = None) -> None:
+        credentials = credentials or Credentials()
+        self._metadata = credentials.headers
         self._channel = (
-            aio.secure_channel(target.authority, grpc.ssl_channel_credentials(), _OPTIONS)
+            aio.secure_channel(target.authority, credentials.channel_credentials(), _OPTIONS)
             if target.secure
             else aio.insecure_channel(target.authority, _OPTIONS)
         )
@@ -54,13 +57,17 @@ class GrpcTransport:
         """See Transport."""
         async with _translated():
             request = pb.TokenizeRequest(inputs=text)
-            reply: pb.TokenizeResponse = await self._tokenize(request, timeout=UNARY_TIMEOUT_S)
+            reply: pb.TokenizeResponse = await self._tokenize(
+                request, timeout=UNARY_TIMEOUT_S, metadata=self._metadata
+            )
         return [token.stop for token in reply.tokens]
 
     async def metrics(self) -> str:
         """See Transport."""
         async with _translated():
-            reply: HttpBody = await self._metrics(pb.MetricsRequest(), timeout=UNARY_TIMEOUT_S)
+            reply: HttpBody = await self._metrics(
+                pb.MetricsRequest(), timeout=UNARY_TIMEOUT_S, metadata=self._metadata
+            )
         return reply.data.decode(errors="replace")
 
     async def stream(self, task: Task) -> AsyncGenerator[None]:
@@ -71,7 +78,8 @@ class GrpcTransport:
             max_new_tokens=task.max_new_tokens,
             seed=task.seed,
         )
-        call = self._generate_stream(pb.GenerateRequest(inputs=task.prompt, parameters=parameters))
+        request = pb.GenerateRequest(inputs=task.prompt, parameters=parameters)
+        call = self._generate_stream(request, metadata=self._metadata)
         last = b""
         try:
             async with _translated():

@@ -1,14 +1,20 @@
-"""The options of `tokenwire bench`. They are not a server's settings: variables are not read."""
+"""The options of `tokenwire bench`, which are not a server's settings.
+
+Of variables only API_KEY is read.
+"""
 
 from __future__ import annotations
 
 import argparse
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from ..launch.options import SettingsError
+from .credentials import Credentials
 from .target import Target, parse_target
 
 _LEAST_WARM_UP = 4  # seeds to choose from; see `command._warm_up`
@@ -29,6 +35,7 @@ class BenchOptions:
         output_tokens: tokens to generate.
         shared_prefix: tokens that all prompts begin with.
         seed: seed of the arrivals, and the first sampling seed that the warm-up tries.
+        credentials: what the server may ask for, and whom to believe.
         timeout: seconds after which a request has failed.
         json: whether the last line is JSON.
 
@@ -45,6 +52,7 @@ class BenchOptions:
     output_tokens: int
     shared_prefix: int
     seed: int
+    credentials: Credentials
     timeout: float
     json: bool
 
@@ -66,6 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="http://host:port or https:// for REST, grpc://host:port or grpcs:// for gRPC "
         "(default: %(default)s)",
     )
+    _add_credentials(parser)
     _add_load_arguments(parser)
     _add_prompt_arguments(parser)
     parser.add_argument(
@@ -81,6 +90,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", action="store_true", help="end with the result as one line of JSON"
     )
+
+
+def _add_credentials(parser: argparse.ArgumentParser) -> None:
+    """Adds what the server may ask for."""
+    parser.add_argument(
+        "--api-key",
+        metavar="KEY",
+        help="the server's API key (default: the variable API_KEY, which other users cannot see)",
+    )
+    for name, text in (
+        ("ca", "PEM of who signs the server's certificate; otherwise the system's authorities"),
+        ("cert", "PEM chain of our own certificate, where the server asks for one"),
+        ("key", "PEM key of our own certificate"),
+    ):
+        parser.add_argument(f"--tls-{name}", type=Path, metavar="FILE", help=text)
 
 
 def _add_load_arguments(parser: argparse.ArgumentParser) -> None:
@@ -133,12 +157,22 @@ def from_arguments(arguments: dict[str, Any]) -> BenchOptions:
     Raises:
         SettingsError: two of them contradict each other.
     """
-    values = {item.name: arguments[item.name] for item in fields(BenchOptions)}
+    credentials = _credentials(arguments)
+    given = arguments | {"credentials": credentials}
+    values = {item.name: given[item.name] for item in fields(BenchOptions)}
     if values["rate"] is None and values["concurrency"] is None:
         values["concurrency"] = _DEFAULT_CONCURRENCY
     if values["warm_up"] is None:
         values["warm_up"] = max(_LEAST_WARM_UP, values["concurrency"] or 0)
     return BenchOptions(**values)
+
+
+def _credentials(arguments: dict[str, Any]) -> Credentials:
+    certificate, key = arguments["tls_cert"], arguments["tls_key"]
+    if (certificate is None) != (key is None):
+        raise SettingsError("--tls-cert and --tls-key must be given together")
+    api_key = arguments["api_key"] or os.environ.get("API_KEY") or None
+    return Credentials(api_key, arguments["tls_ca"], certificate, key)
 
 
 def _default(text: str) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import ssl
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 import httpx
 
+from .credentials import Credentials
 from .target import Target
 from .transport import (
     INCOMPLETE,
@@ -27,15 +27,23 @@ class RestTransport:
 
     Args:
         target: where the server is.
+        credentials: what it may ask for.
         http: what connects, for tests; by default the network.
     """
 
-    def __init__(self, target: Target, http: httpx.AsyncBaseTransport | None = None) -> None:
+    def __init__(
+        self,
+        target: Target,
+        credentials: Credentials | None = None,
+        http: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        credentials = credentials or Credentials()
         self._client = httpx.AsyncClient(
             base_url=target.url,
             timeout=None,  # noqa: S113 - the load has a timeout of its own
             limits=httpx.Limits(keepalive_expiry=None),
-            verify=ssl.create_default_context(),
+            headers=credentials.headers,
+            verify=credentials.ssl_context(),
             trust_env=False,
             transport=http,
         )

@@ -19,16 +19,20 @@ from tokenwire_client import (
     RetryPolicy,
     Timeouts,
     TokenwireError,
+    UnauthenticatedError,
     UnavailableError,
 )
 from tokenwire_client.errors import error_of
 from tokenwire_client.messages import GenerateResponse, GenerateStreamResponse
 
+from service.access.keys import key_line, make_key, parse_keys
+from service.api import rpc
+from service.api.authentication import Authenticator
 from service.errors import ErrorKind, ServiceError, overloaded, unhealthy
 from service.routes import SERVICE
 from tests.clients.callers import KINDS, Caller, calling
 from tests.clients.conftest import Served
-from tests.service.api.harness import PROMPT
+from tests.service.api.harness import POOL, PROMPT, Service
 from tests.service.fakes import listening, script, step
 
 AT_ONCE = RetryPolicy(initial_backoff_s=0.01, max_backoff_s=0.01)
@@ -232,6 +236,33 @@ async def test_metadata_goes_with_every_call(served: Served, kind: type[Any]) ->
             with pytest.raises(InvalidRequestError) as raised:
                 await method(name, "")
             assert raised.value.request_id == "mine"
+
+
+@either_client
+async def test_a_key_lets_calls_in(kind: type[Any]) -> None:
+    key = make_key()
+    keys = parse_keys(key_line("alice", key))
+    service = Service()
+    handlers = rpc.handlers(service.servicer, POOL, from_gateway=False)
+    authenticator = Authenticator(lambda: keys)
+    async with listening(handlers, service.metrics, authenticator=authenticator) as port:
+        address = f"127.0.0.1:{port}"
+        async with calling(kind, address, api_key=key) as caller:
+            await caller.call("generate", PROMPT)
+            assert await caller.collect("generate_stream", PROMPT)
+        for wrong in ({}, {"api_key": "tw-wrong"}):
+            async with calling(kind, address, **wrong) as caller:
+                for method in (caller.call, caller.collect):
+                    name = "generate" if method == caller.call else "generate_stream"
+                    with pytest.raises(UnauthenticatedError) as raised:
+                        await method(name, PROMPT)
+                    assert raised.value.error_type == "unauthenticated"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_authorizations_are_refused(kind: type[Any]) -> None:
+    with pytest.raises(ValueError, match="not both"):
+        kind("127.0.0.1:1", api_key="a", metadata={"Authorization": "Bearer b"})
 
 
 @pytest.mark.parametrize(

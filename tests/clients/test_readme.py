@@ -6,16 +6,29 @@ import ast
 import asyncio
 import inspect
 import re
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
+from tokenwire_client import Client
 
+from service.access.certificates import TlsFiles, server_credentials
+from service.access.keys import key_line, parse_keys
+from service.api import rpc
+from service.api.authentication import Authenticator
+from tests.certificates import Authority
 from tests.clients.conftest import CLIENT, Served
-from tests.service.api.harness import TEXT
+from tests.service.api.harness import POOL, TEXT, Service
+from tests.service.fakes import SERVER, listening
+
+
+def examples() -> list[str]:
+    return re.findall("```python\n(.*?)```", (CLIENT / "README.md").read_text(), re.S)
 
 
 async def test_the_examples_run(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
-    first, second = re.findall("```python\n(.*?)```", (CLIENT / "README.md").read_text(), re.S)
+    first, second, _ = examples()
     names: dict[str, Any] = {}
     await asyncio.to_thread(exec, first.replace("127.0.0.1:50051", served.address), names)
     assert capsys.readouterr().out.count(TEXT) == 3
@@ -26,3 +39,27 @@ async def test_the_examples_run(served: Served, capsys: pytest.CaptureFixture[st
     assert inspect.isawaitable(running)
     await running
     assert capsys.readouterr().out == TEXT
+
+
+async def test_the_example_with_key_and_certificates_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    authority = Authority(tmp_path)
+    server, client = authority.issue("server", "DNS:localhost"), authority.issue("client")
+    shutil.copyfile(client.certificate, tmp_path / "client.pem")
+    shutil.copyfile(client.key, tmp_path / "client.key")
+    monkeypatch.chdir(tmp_path)
+    keys = parse_keys(key_line("alice", "tw-secret"))
+    service = Service()
+    async with listening(
+        rpc.handlers(service.servicer, POOL, from_gateway=False),
+        service.metrics,
+        credentials=server_credentials(
+            TlsFiles(server.certificate, server.key, authority.certificate)
+        ),
+        authenticator=Authenticator(lambda: keys),
+    ) as port:
+        *_, example = examples()
+        code = example.replace("tokenwire.example:50051", f"localhost:{port}")
+        await asyncio.to_thread(exec, code, {"Client": Client})
+    assert capsys.readouterr().out == f"{SERVER.model_id}\n"

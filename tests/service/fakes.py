@@ -281,13 +281,20 @@ def simple_tokenizer(ids: Sequence[int]) -> SimpleNamespace:
 
 @asynccontextmanager
 async def listening(
-    handlers: grpc.GenericRpcHandler, metrics: Metrics | None = None, **options: Any
+    handlers: grpc.GenericRpcHandler,
+    metrics: Metrics | None = None,
+    *,
+    credentials: grpc.ServerCredentials | None = None,
+    **options: Any,
 ) -> AsyncGenerator[int]:
     """A server on a free port with our interceptor and its options; gives the port."""
     options = {"from_gateway": False, **options}
     server = aio.server(interceptors=[CallInterceptor(metrics or Metrics(LIMITS), **options)])
     server.add_generic_rpc_handlers((handlers,))
-    port = server.add_insecure_port("127.0.0.1:0")
+    if credentials is None:
+        port = server.add_insecure_port("127.0.0.1:0")
+    else:
+        port = server.add_secure_port("127.0.0.1:0", credentials)
     await server.start()
     try:
         yield port

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from service import cli
+from service.bench.credentials import Credentials
 from service.bench.target import Target, parse_target
 from service.launch.options import SettingsError
 from tests.service.bench.fakes import options
@@ -32,6 +34,7 @@ class TestOptions:
             ("--rate=nan", "must be a number > 0. Given: nan"),
             ("--requests=0", "must be a whole number >= 1. Given: 0"),
             ("--shared-prefix=128", "--shared-prefix must be < --input-tokens. Given: 128 and 128"),
+            ("--tls-cert=c", "--tls-cert and --tls-key must be given together"),
             ("--port=8080", "unrecognized arguments: --port=8080"),
         ],
     )
@@ -45,6 +48,15 @@ class TestOptions:
         stderr = capsys.readouterr().err
         assert (code, stderr.count("\n")) == (2, 1)
         assert text in stderr
+
+    def test_credentials(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("API_KEY", raising=False)
+        assert options().credentials == Credentials()
+        monkeypatch.setenv("API_KEY", "variable")
+        assert options().credentials.headers == (("authorization", "Bearer variable"),)
+        asked = options("--api-key=flag", "--tls-ca=ca", "--tls-cert=c", "--tls-key=k").credentials
+        assert asked == Credentials("flag", Path("ca"), Path("c"), Path("k"))
+        assert "flag" not in repr(asked)
 
     def test_shared_prefix_leaves_room(self) -> None:
         with pytest.raises(SettingsError, match="must be < --input-tokens"):

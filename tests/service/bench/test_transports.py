@@ -33,7 +33,7 @@ def rest_transport(status: int, content: bytes) -> RestTransport:
     def answer(request: httpx.Request) -> httpx.Response:
         return httpx.Response(status, content=content)
 
-    return RestTransport(parse_target("http://fake"), httpx.MockTransport(answer))
+    return RestTransport(parse_target("http://fake"), http=httpx.MockTransport(answer))
 
 
 class TestRestTransport:

@@ -9,6 +9,7 @@ from .errors import (
     InvalidRequestError,
     OverloadedError,
     TokenwireError,
+    UnauthenticatedError,
     UnavailableError,
 )
 from .policy import RetryPolicy, Timeouts
@@ -24,5 +25,6 @@ __all__ = [
     "RetryPolicy",
     "Timeouts",
     "TokenwireError",
+    "UnauthenticatedError",
     "UnavailableError",
 ]

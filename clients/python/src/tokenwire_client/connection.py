@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import grpc
 
+from .authorization import call_metadata
 from .policy import DEFAULT_RETRIES, DEFAULT_TIMEOUTS, RetryPolicy, Timeouts, channel_options
 
 
@@ -16,8 +17,9 @@ class Connection:
 
     Args:
         address: its gRPC port, as host:port.
-        credentials: for TLS; None means plain text.
-        metadata: sent with every call, e.g. an authorization.
+        api_key: the caller's key, where the server asks for one. It should travel over TLS only.
+        credentials: for TLS, from `grpc.ssl_channel_credentials`; None means plain text.
+        metadata: sent with every call, e.g. an `x-request-id`.
         timeouts: how long calls may take. `timeout_s` of a call can only shorten this.
         retries: when a call is made again; None means never.
         options: further ones of the gRPC channel.
@@ -33,13 +35,14 @@ class Connection:
         self,
         address: str = "127.0.0.1:50051",
         *,
+        api_key: str | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         metadata: Mapping[str, str] | None = None,
         timeouts: Timeouts = DEFAULT_TIMEOUTS,
         retries: RetryPolicy | None = DEFAULT_RETRIES,
         options: Sequence[tuple[str, Any]] = (),
     ) -> None:
-        self._metadata = tuple((metadata or {}).items())
+        self._metadata = call_metadata(metadata, api_key)
         options = (*channel_options(timeouts, retries), *options)
         if credentials is None:
             self._channel = self._grpc.insecure_channel(address, options=options)

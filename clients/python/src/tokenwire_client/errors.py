@@ -45,6 +45,10 @@ class InvalidRequestError(TokenwireError):
     """The request breaks a limit or has the wrong shape."""
 
 
+class UnauthenticatedError(TokenwireError):
+    """The server asks for an API key, and the call had none or a wrong one."""
+
+
 class OverloadedError(TokenwireError):
     """The server is full."""
 
@@ -68,6 +72,7 @@ class DeadlineExceededError(TokenwireError):
 _CLASSES: dict[grpc.StatusCode, type[TokenwireError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequestError,
     grpc.StatusCode.CANCELLED: CallCancelledError,
+    grpc.StatusCode.UNAUTHENTICATED: UnauthenticatedError,
     grpc.StatusCode.RESOURCE_EXHAUSTED: OverloadedError,
     grpc.StatusCode.ABORTED: GenerationError,
     grpc.StatusCode.UNAVAILABLE: UnavailableError,
