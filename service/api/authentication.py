@@ -9,7 +9,7 @@ from ..access.keys import ApiKeys
 from ..errors import unauthenticated
 from ..routes import SERVICE
 from . import health, reflection
-from .caller import FORWARDED_FOR, last_value
+from .caller import EXTERNAL_ADDRESS, last_value
 
 _SCHEME = "bearer "
 _HEALTH = f"/{health.SERVICE_NAME}/"
@@ -67,7 +67,7 @@ class Authenticator:
             return True
         # Envoy asks for itself whether the service is well, and so does the supervisor. Callers'
         # calls never look like this: Envoy says in each of them where it comes from.
-        is_own = from_gateway and last_value(metadata, FORWARDED_FOR) is None
+        is_own = from_gateway and last_value(metadata, EXTERNAL_ADDRESS) is None
         return is_own and service == _HEALTH
 
 

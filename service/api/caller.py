@@ -3,8 +3,9 @@
 The name is, whichever comes first: that of the API key; that in the caller's certificate; where
 there are no keys, the tenant that the caller says it is; its address.
 
-Only the gateway is believed about callers: it appends the address that it sees to x-forwarded-for,
-whose last entry therefore is its own, and it alone writes x-forwarded-client-cert.
+Only the gateway is believed about callers: it writes x-envoy-external-address with the address that
+it sees, and x-forwarded-client-cert with the certificate that it has verified. x-forwarded-for may
+have anything in it, and the gateway's own address for callers on its machine.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 from grpc import aio
 
 TENANT_HEADER = "x-tenant"
-FORWARDED_FOR = "x-forwarded-for"
+EXTERNAL_ADDRESS = "x-envoy-external-address"
 _CLIENT_CERTIFICATE = "x-forwarded-client-cert"
 
 _VALID_TENANT = re.compile(r"[!-~]{1,128}")  # visible ASCII: it goes into log lines
@@ -64,8 +65,7 @@ def address_of(peer: str, metadata: Any, *, from_gateway: bool) -> str:
         from_gateway: whether it arrived at the gateway's address.
     """
     if from_gateway:
-        forwarded = last_value(metadata, FORWARDED_FOR)
-        return "gateway" if forwarded is None else forwarded.rpartition(",")[2].strip()
+        return last_value(metadata, EXTERNAL_ADDRESS) or "gateway"
     kind, _, rest = urllib.parse.unquote(peer).partition(":")
     return rest.rpartition(":")[0].strip("[]") if kind in ("ipv4", "ipv6") else kind
 

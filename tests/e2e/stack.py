@@ -34,7 +34,7 @@ ENDLESS: dict[str, Any] = {
     "max_new_tokens": 2000,
 }
 
-_BANNER = re.compile(r"^  REST +http://(\S+)\n  gRPC +(\S+)$", re.MULTILINE)
+_BANNER = re.compile(r"^  REST +(https?)://(\S+)\n  gRPC +(\S+)$", re.MULTILINE)
 
 
 class StartError(Exception):
@@ -98,8 +98,8 @@ class Stack:
             raise
         match = _BANNER.search(self.log())
         assert match is not None
-        self.address, self.grpc_address = match.groups()
-        self.url = f"http://{self.address}"
+        scheme, self.address, self.grpc_address = match.groups()
+        self.url = f"{scheme}://{self.address}"
         self.http = httpx.Client(base_url=self.url, timeout=DEADLINE_S)
         self.direct = grpc.insecure_channel(self.grpc_address)
         self.through_envoy = grpc.insecure_channel(self.address)

@@ -21,6 +21,17 @@ PREFLIGHT = {
 }
 
 
+@pytest.mark.parametrize("name", ["x-envoy-external-address", "x-forwarded-for"])
+def test_service_learns_the_callers_address_whatever_it_says(gateway: Gateway, name: str) -> None:
+    gateway.client.get("/info", headers={name: "192.0.2.9"})
+    with gateway.channel() as channel:
+        gateway.stub(channel, "Info")(
+            gateway.messages.new("InfoRequest"), metadata=((name, "192.0.2.9"),), timeout=DEADLINE
+        )
+    calls = [call for call in gateway.service.calls if call.method == "Info"]
+    assert [call.metadata["x-envoy-external-address"] for call in calls] == ["127.0.0.1"] * 2
+
+
 def test_answer_has_no_internal_header(gateway: Gateway) -> None:
     reply = gateway.client.post("/generate", json={"inputs": "a"})
     assert set(reply.headers) == COMMON | {"content-length"}

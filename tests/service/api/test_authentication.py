@@ -24,7 +24,7 @@ KEYS = parse_keys(f"{key_line('alice', ALICE)}\n{key_line('bob', BOB)}")
 GENERATE, CHAT = f"/{SERVICE}/Generate", f"/{SERVICE}/Chat"
 HEALTH = "/grpc.health.v1.Health/Check"
 REFLECTION = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
-FROM_ENVOY = ("x-forwarded-for", "192.0.2.9")
+FROM_ENVOY = ("x-envoy-external-address", "192.0.2.9")
 
 REFUSED: list[Any] = [
     pytest.param([], "an API key is needed", id="none"),
