@@ -5,8 +5,7 @@ from __future__ import annotations
 import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import grpc
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +40,14 @@ class Credentials:
             context.load_cert_chain(self.certificate, self.key)
         return context
 
-    def channel_credentials(self) -> grpc.ChannelCredentials:
+    def channel_credentials(self) -> Any:
         """For gRPC.
 
         Raises:
             OSError: a file cannot be read.
         """
+        import grpc  # here, because the command's options are read without it
+
         ca, key, certificate = map(_content, (self.ca, self.key, self.certificate))
         return grpc.ssl_channel_credentials(ca, key, certificate)
 

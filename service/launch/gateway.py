@@ -9,6 +9,7 @@ import asyncio
 import importlib.metadata
 import ipaddress
 import json
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass, field, replace
@@ -73,6 +74,7 @@ _CERTIFICATE_FILE = "certificate.json"
 _CLIENT_CA_FILE = "client-ca.json"
 _API = "type.googleapis.com/envoy"
 
+_HEALTHY_SERVICES = "cluster.service.membership_healthy"  # one of Envoy's numbers
 _ADMIN_S = 2.0  # for an answer of the admin interface
 
 
@@ -244,21 +246,41 @@ def command(
 async def drain(admin_socket: Path) -> None:
     """Lets Envoy ask its clients to open other connections: they are served until then.
 
-    Replies get `connection: close` over HTTP/1, connections a GOAWAY over HTTP/2.
+    Raises:
+        OSError: it cannot be reached, or refuses.
+    """
+    status, _ = await _ask(admin_socket, "POST /drain_listeners?graceful&skip_exit")
+    if status != b"200":
+        raise OSError(f"Envoy does not drain: {status!r}")
+
+
+async def finds_service(admin: Path | int) -> bool:
+    """Whether Envoy has found the service well.
+
+    Args:
+        admin: the socket or the port of its admin interface.
 
     Raises:
-        OSError: Envoy does not answer; a timeout is one, too.
+        OSError: that cannot be reached.
     """
+    _, body = await _ask(admin, rf"GET /stats?filter=^{_HEALTHY_SERVICES}$")
+    return bool(re.search(rf"{_HEALTHY_SERVICES}: [1-9]".encode(), body))
+
+
+async def _ask(admin: Path | int, request: str) -> tuple[bytes, bytes]:
+    """Status and body of an answer of the admin interface."""
     async with asyncio.timeout(_ADMIN_S):
-        reader, writer = await asyncio.open_unix_connection(admin_socket)
+        if isinstance(admin, int):
+            reader, writer = await asyncio.open_connection("127.0.0.1", admin)
+        else:
+            reader, writer = await asyncio.open_unix_connection(admin)
         try:
-            writer.write(b"POST /drain_listeners?graceful&skip_exit HTTP/1.1\r\nHost: admin\r\n")
+            writer.write(f"{request} HTTP/1.1\r\nHost: admin\r\n".encode())
             writer.write(b"Content-Length: 0\r\nConnection: close\r\n\r\n")
-            status_line = await reader.readline()
+            head, _, body = (await reader.read()).partition(b"\r\n\r\n")
         finally:
             writer.close()
-    if status_line.split(b" ")[1:2] != [b"200"]:
-        raise OSError(f"Envoy does not drain: {status_line!r}")
+    return (*head.split(b" ", 2), b"", b"")[1], body
 
 
 def validate(binary: Path, config_path: Path) -> None:

@@ -72,7 +72,7 @@ def make_plan(settings: Settings, runtime: Path) -> Plan:
             "service": [*command, "service", *flags],
             "envoy": envoy_command(settings, runtime),
         },
-        stages=_stages(settings),
+        stages=_stages(settings, settings.admin_port or runtime / _ADMIN_SOCKET),
         banner=_banner(settings),
         drain=lambda: _drain_gateway(settings, runtime),
     )
@@ -91,14 +91,14 @@ def _own_command() -> list[str]:
     return [sys.executable, *options, "-m", "service.cli"]
 
 
-def _stages(settings: Settings) -> tuple[Stage, ...]:
+def _stages(settings: Settings, admin: Path | int) -> tuple[Stage, ...]:
     """One stage for engine and service, which serves only after the engine has loaded."""
     return (
         Stage(
             f"loading {settings.model_id}",
             lambda: is_serving(settings.probe_target),
         ),
-        Stage("starting Envoy", lambda: _answers_health(settings)),
+        Stage("starting Envoy", lambda: _answers_health(settings, admin)),
     )
 
 
@@ -179,16 +179,16 @@ async def is_serving(target: str) -> bool:
     return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
 
 
-async def _answers_health(settings: Settings) -> bool:
+async def _answers_health(settings: Settings, admin: Path | int) -> bool:
     """Whether `GET /health` on the public port is answered with 200, as far as we may ask.
 
-    Where that needs an API key, the service answers 401. Where callers need a certificate, a
-    handshake is all we get; Envoy begins none before it has asked the service for its health.
+    Where that needs an API key, the service answers 401. Where callers need a certificate, the
+    handshake is all that we get of the port, so Envoy itself is asked how it finds the service.
     """
     try:
         async with asyncio.timeout(_PROBE_S), _connection(settings) as (reader, writer):
             if settings.tls_client_ca is not None:
-                return True
+                return await gateway.finds_service(admin)
             writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             status_line = await reader.readline()
     except OSError:  # a timeout and a failed handshake are also of this kind

@@ -87,9 +87,9 @@ async def test_gateway_is_ready_when_health_is_answered_with_200(reply: bytes, r
 
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        assert await plan_module._answers_health(Settings(port=port)) is ready
+        assert await plan_module._answers_health(Settings(port=port), 1) is ready
     assert requests == [b"GET /health HTTP/1.1\r\n"]
-    assert not await plan_module._answers_health(Settings(port=port))
+    assert not await plan_module._answers_health(Settings(port=port), 1)
 
 
 @pytest.mark.parametrize(
@@ -113,25 +113,46 @@ async def test_gateway_that_wants_a_key_for_health_is_ready(tmp_path: Path) -> N
     async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         with_keys = Settings(port=port, api_key_file=tmp_path / "keys")
-        assert await plan_module._answers_health(with_keys)
-        assert not await plan_module._answers_health(Settings(port=port))
+        assert await plan_module._answers_health(with_keys, 1)
+        assert not await plan_module._answers_health(Settings(port=port), 1)
 
 
-async def test_gateway_that_wants_a_certificate_is_ready(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("answer", "ready"),
+    [
+        (b"HTTP/1.1 200 OK\r\n\r\ncluster.service.membership_healthy: 1\n", True),
+        (b"HTTP/1.1 200 OK\r\n\r\ncluster.service.membership_healthy: 0\n", False),
+        (b"HTTP/1.1 200 OK\r\n\r\n", False),
+        (b"", False),
+    ],
+)
+async def test_gateway_that_wants_a_certificate_is_asked_how_it_finds_the_service(
+    tmp_path: Path, answer: bytes, ready: bool
+) -> None:
     authority = Authority(tmp_path)
     pair = authority.issue("server")
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=authority.certificate)
     context.load_cert_chain(pair.certificate, pair.key)
     context.verify_mode = ssl.CERT_REQUIRED
     files = {"tls_certificate": pair.certificate, "tls_key": pair.key}
-    async with await asyncio.start_server(
-        lambda _, writer: writer.close(), "127.0.0.1", 0, ssl=context
-    ) as server:
+    admin = tmp_path / "admin.sock"
+
+    async def reply(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        writer.close()
+
+    async with (
+        await asyncio.start_unix_server(reply, admin),
+        await asyncio.start_server(
+            lambda _, writer: writer.close(), "127.0.0.1", 0, ssl=context
+        ) as server,
+    ):
         port = server.sockets[0].getsockname()[1]
         mutual = Settings(port=port, **files, tls_client_ca=authority.certificate)
-        assert await plan_module._answers_health(mutual)
-        assert not await plan_module._answers_health(Settings(port=port, **files))
-    assert not await plan_module._answers_health(mutual)
+        assert await plan_module._answers_health(mutual, admin) is ready
+        assert not await plan_module._answers_health(Settings(port=port, **files), admin)
+    assert not await plan_module._answers_health(mutual, admin)
 
 
 @pytest.mark.parametrize(
