@@ -21,11 +21,12 @@ test: $(VENV)/installed $(VENV)/tgi-client/installed $(VENV)/langchain/installed
 	$(BIN)/python -m pytest $(ARGS)
 
 # tests/test_checks.py runs the lines of this recipe, one test each.
-check: $(VENV)/installed  ## Check format, lint, types and the imports between folders.
+check: $(VENV)/installed  ## Check format, lint, types, imports between folders, and dependencies.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m pytest --quiet tests/test_dependencies.py
 
 format: $(VENV)/installed  ## Format the code, and mend what the linter can mend.
 	$(BIN)/ruff format .

@@ -1,4 +1,4 @@
-"""Format, lint, types and the imports between folders: what `make check` runs, a test for each."""
+"""Format, lint, types, imports, dependencies: what `make check` runs, a test for each line."""
 
 from __future__ import annotations
 
