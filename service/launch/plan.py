@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..access.certificates import TlsFiles
 from ..bundled import DESCRIPTORS, PACKAGE
 from ..routes import SERVICE
 from . import gateway
@@ -224,6 +225,12 @@ def _banner(settings: Settings) -> str:
         "stream": True,
     }
     generate = {"inputs": "What is Deep Learning?", "parameters": {"max_new_tokens": 20}}
+    # Where callers need more, it is asked for in the words of the tools.
+    key = "" if settings.api_key_file is None else ' -H "Authorization: Bearer $API_KEY"'
+    curl = f"curl -N{_certificate_flags(settings.tls, '--cacert', '--cert', '--key')}"
+    grpcurl = "grpcurl" + (
+        _certificate_flags(settings.grpc_tls, "-cacert", "-cert", "-key") or " -plaintext"
+    )
     return f"""
 Tokenwire is ready.
 
@@ -234,12 +241,20 @@ Tokenwire is ready.
 
 Try it:
 
-  curl -N {rest}/v1/chat/completions -H 'Content-Type: application/json' \\
+  {curl} {rest}/v1/chat/completions{key} -H 'Content-Type: application/json' \\
     -d '{json.dumps(chat)}'
 
-  grpcurl -plaintext -d '{json.dumps(generate)}' \\
+  {grpcurl}{key} -d '{json.dumps(generate)}' \\
     {direct} {SERVICE}/Generate
 
 or in Python: python examples/grpc_client.py
 
 """
+
+
+def _certificate_flags(tls: TlsFiles | None, ca: str, certificate: str, key: str) -> str:
+    """The flags of a client; the names of its files are for the caller to fill in."""
+    if tls is None:
+        return ""
+    own = "" if tls.client_ca is None else f" {certificate} CLIENT.pem {key} CLIENT.key"
+    return f" {ca} CA.pem{own}"

@@ -14,6 +14,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 
+from service.access.keys import key_line, make_key
 from service.launch import plan as plan_module
 from service.launch.plan import make_plan
 from service.launch.settings import Settings
@@ -188,3 +189,24 @@ def test_banner_has_calls_that_can_be_pasted(tmp_path: Path) -> None:
     assert bodies[0]["stream"] is True
     assert bodies[1]["inputs"]
     assert "tokenwire.v1.TextGenerationService/Generate" in words
+
+
+def test_banner_says_where_keys_and_certificates_go(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    pair = authority.issue("server")
+    keys = tmp_path / "keys"
+    keys.write_text(key_line("alice", make_key()))
+    settings = Settings(
+        port=1,
+        grpc_port=2,
+        api_key_file=keys,
+        tls_certificate=pair.certificate,
+        tls_key=pair.key,
+        grpc_tls_certificate=pair.certificate,
+        grpc_tls_key=pair.key,
+        grpc_tls_client_ca=authority.certificate,
+    )
+    banner = make_plan(settings, tmp_path).banner
+    assert "curl -N --cacert CA.pem https://127.0.0.1:1/v1/chat/completions" in banner
+    assert "grpcurl -cacert CA.pem -cert CLIENT.pem -key CLIENT.key -H" in banner
+    assert banner.count('-H "Authorization: Bearer $API_KEY"') == 2
