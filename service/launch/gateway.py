@@ -150,30 +150,36 @@ def render(config: GatewayConfig) -> str:
     )
 
 
-def write(config: GatewayConfig, directory: Path) -> Path:
+def write(config: GatewayConfig, directory: Path, *, is_told: bool = False) -> Path:
     """Writes the configuration; returns its path.
 
-    Envoy will read certificates again when they are replaced, by way of further files here.
+    Envoy will read certificates again, by way of further files here.
+
+    Args:
+        config: the configuration.
+        directory: where to write.
+        is_told: whether Envoy is told of new certificates, by something that is moved into
+            `directory`. Otherwise it notices those that are moved into their place themselves.
     """
     if (tls := config.tls) is not None:
         config = replace(config, tls_secrets=directory)
-        for name, text in _secrets(tls).items():
+        for name, text in _secrets(tls, directory if is_told else None).items():
             (directory / name).write_text(text, encoding="utf-8")
     path = directory / "envoy.yaml"
     path.write_text(render(config), encoding="utf-8")
     return path
 
 
-def _secrets(tls: TlsFiles) -> dict[str, str]:
+def _secrets(tls: TlsFiles, watched: Path | None) -> dict[str, str]:
     """The files, by name, through which Envoy finds the certificates and watches for new ones."""
     certificate = {
         "certificate_chain": _data_source(tls.certificate),
         "private_key": _data_source(tls.key),
-        **_watched(tls.certificate, tls.key),
+        **_watching(watched, tls.certificate, tls.key),
     }
     files = {_CERTIFICATE_FILE: {"tls_certificate": certificate}}
     if tls.client_ca is not None:
-        trusted = {"trusted_ca": _data_source(tls.client_ca), **_watched(tls.client_ca)}
+        trusted = {"trusted_ca": _data_source(tls.client_ca), **_watching(watched, tls.client_ca)}
         files[_CLIENT_CA_FILE] = {"validation_context": trusted}
     return {name: _secret(name, content) for name, content in files.items()}
 
@@ -187,13 +193,13 @@ def _data_source(path: Path) -> dict[str, str]:
     return {"filename": str(path.absolute())}
 
 
-def _watched(*paths: Path) -> dict[str, Any]:
-    """Lets Envoy read files again whenever something is moved into their directory.
+def _watching(directory: Path | None, *paths: Path) -> dict[str, Any]:
+    """Lets Envoy read files again whenever something is moved into a directory, or into theirs.
 
     Kubernetes replaces a link there and not the files. Files in several directories are watched one
     by one.
     """
-    parents = {path.absolute().parent for path in paths}
+    parents = {path.absolute().parent for path in paths} if directory is None else {directory}
     return {"watched_directory": {"path": str(parents.pop())}} if len(parents) == 1 else {}
 
 

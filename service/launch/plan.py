@@ -9,14 +9,16 @@ import json
 import socket
 import ssl
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from ..access.certificates import TlsFiles
 from ..bundled import DESCRIPTORS, PACKAGE
 from ..routes import SERVICE
 from . import gateway
+from .certificates import follow_certificates
 from .files import check_files, check_public_certificates
 from .settings import Settings, address, reachable
 
@@ -42,12 +44,14 @@ class Plan:
         commands: by name, in the order of their start.
         stages: of the start.
         banner: is printed once all stages are reached.
+        watch: runs as long as the children do, if there is something to watch.
         drain: is called before the children are stopped; it may fail with an OSError.
     """
 
     commands: Mapping[str, list[str]]
     stages: tuple[Stage, ...]
     banner: str
+    watch: Callable[[], Coroutine[Any, Any, None]] | None = None
     drain: Callable[[], Awaitable[None]] | None = None
 
 
@@ -66,15 +70,16 @@ def make_plan(settings: Settings, runtime: Path) -> Plan:
         engine_socket=settings.engine_socket or runtime / "engine.sock",
         gateway_socket=settings.gateway_socket or runtime / "gateway.sock",
     )
-    command, flags = _own_command(), settings.to_argv()
+    command, flags, tls = _own_command(), settings.to_argv(), settings.tls
     return Plan(
         commands={
             "engine": [*command, "engine", *flags],
             "service": [*command, "service", *flags],
-            "envoy": envoy_command(settings, runtime),
+            "envoy": envoy_command(settings, runtime, is_told=True),
         },
         stages=_stages(settings, settings.admin_port or runtime / _ADMIN_SOCKET),
         banner=_banner(settings),
+        watch=None if tls is None else lambda: follow_certificates(tls, runtime),
         drain=lambda: _drain_gateway(settings, runtime),
     )
 
@@ -109,8 +114,13 @@ def _check_model(model_id: str) -> None:
         raise FileNotFoundError(f"cannot load {model_id}: there is no such directory")
 
 
-def envoy_command(settings: Settings, directory: Path) -> list[str]:
+def envoy_command(settings: Settings, directory: Path, *, is_told: bool = False) -> list[str]:
     """Writes and checks Envoy's configuration; returns the command that runs it.
+
+    Args:
+        settings: of the server.
+        directory: where to write.
+        is_told: whether Envoy will be told of new certificates, see `gateway.write`.
 
     Raises:
         ValueError: Envoy refuses its configuration, or a certificate cannot be used.
@@ -119,7 +129,8 @@ def envoy_command(settings: Settings, directory: Path) -> list[str]:
     check_public_certificates(settings)
     binary = gateway.find_envoy()
     admin_socket = None if settings.admin_port is not None else directory / _ADMIN_SOCKET
-    config_path = gateway.write(settings.gateway_config(DESCRIPTORS, admin_socket), directory)
+    config = settings.gateway_config(DESCRIPTORS, admin_socket)
+    config_path = gateway.write(config, directory, is_told=is_told)
     gateway.validate(binary, config_path)
     return gateway.command(binary, config_path)
 

@@ -110,7 +110,9 @@ class Supervisor:
             patience = 0.0
             try:
                 await self._start(plan)
-                await _first(self._stopping.wait(), *map(self._keep_alive, self._children))
+                watching = [] if plan.watch is None else [plan.watch()]
+                keeping = map(self._keep_alive, self._children)
+                await _first(self._stopping.wait(), *keeping, *watching)
                 patience = settings.drain_seconds
             finally:
                 if patience and plan.drain is not None:

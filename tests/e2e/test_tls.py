@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,12 +149,32 @@ def test_certificate_of_another_authority_is_refused(
         client.get("/health")
 
 
-def test_new_certificate_is_shown_while_a_stream_goes_on(secured: Secured, address: str) -> None:
+def moved(old: Pair, new: Pair) -> None:
+    old.replace_by(new)
+
+
+def written_again(old: Pair, new: Pair) -> None:
+    """The files stay, and what is in them changes."""
+    shutil.copyfile(new.certificate, old.certificate)
+    shutil.copyfile(new.key, old.key)
+
+
+def linked_anew(old: Pair, new: Pair) -> None:
+    """As certbot does: the old link is removed first."""
+    for mine, others in ((old.certificate, new.certificate), (old.key, new.key)):
+        mine.unlink()
+        mine.symlink_to(others)
+
+
+@pytest.mark.parametrize("replace", [moved, written_again, linked_anew])
+def test_new_certificate_is_shown_while_a_stream_goes_on(
+    secured: Secured, address: str, replace: Callable[[Pair, Pair], None]
+) -> None:
     before = secured.serial(address)
     with secured.http(secured.client) as client:
         request = BODY | {"parameters": {"max_new_tokens": 20}}
         with client.stream("POST", "/generate_stream", json=request) as reply:
-            secured.server.replace_by(issue(secured.authority, f"next-{before}"))
+            replace(secured.server, issue(secured.authority, f"next-{before}"))
             wait_until(lambda: secured.serial(address) != before, "another certificate")
             assert "generated_text" in reply.read().decode()
     assert secured.info(address, secured.client)

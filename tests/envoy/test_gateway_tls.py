@@ -208,7 +208,7 @@ def test_broken_certificate_changes_nothing(
 def test_one_directory_of_files_is_watched_as_a_whole(tmp_path: Path) -> None:
     together = TlsFiles(tmp_path / "c", tmp_path / "k")
     apart = TlsFiles(tmp_path / "a" / "c", tmp_path / "b" / "k")
-    (watching,) = gateway_module._secrets(together).values()
-    (alone,) = gateway_module._secrets(apart).values()
+    (watching,) = gateway_module._secrets(together, None).values()
+    (alone,) = gateway_module._secrets(apart, None).values()
     assert "watched_directory" in watching
     assert "watched_directory" not in alone

@@ -13,9 +13,10 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,13 +56,14 @@ class Scene:
         self.stdout = io.StringIO()
         self.runtime: Path | None = None
         self.mode = 0
+        self.watch: Callable[[], Coroutine[Any, Any, None]] | None = None
 
     def plan(self, _settings: Settings, runtime: Path) -> Plan:
         self.runtime = runtime
         self.mode = runtime.stat().st_mode & 0o777
         (runtime / "leftover").touch()
         commands = {name: self._command(name) for name in self.scripts}
-        return Plan(commands=commands, stages=self.stages, banner="ready\n")
+        return Plan(commands=commands, stages=self.stages, banner="ready\n", watch=self.watch)
 
     def lines(self) -> list[str]:
         return self.journal.read_text().splitlines() if self.journal.exists() else []
@@ -155,6 +157,25 @@ def test_banner_is_printed_when_all_stages_are_reached(scene: Scene) -> None:
     assert scene.run(interrupt) == 0
     assert sorted(reached, reverse=True) == reached
     assert scene.stdout.getvalue() == "ready\n"
+
+
+def test_what_is_to_be_watched_is_watched_until_the_end(scene: Scene) -> None:
+    seen: list[str] = []
+
+    async def watch() -> None:
+        seen.append("begun")
+        try:
+            await asyncio.Event().wait()
+        finally:
+            seen.append("ended")
+
+    async def stop() -> None:
+        await until(lambda: bool(seen))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    scene.watch = watch
+    assert scene.run(stop) == 0
+    assert seen == ["begun", "ended"]
 
 
 def test_sigterm_drains_service_then_envoy_then_engine(scene: Scene) -> None:
