@@ -66,3 +66,9 @@ def test_relative_links_in_documents_resolve() -> None:
     ]:
         for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_tests_that_the_threat_model_names_exist() -> None:
+    named = re.findall(r"`(tests/[^`]+)`", (REPOSITORY / "SECURITY.md").read_text())
+    assert len(named) > 20
+    assert [name for name in named if not (REPOSITORY / name).is_file()] == []
