@@ -49,7 +49,6 @@ SERVICE_STATUSES = (400, 401, 404, 413, 422, 424, 429, 500, 503, 504)
 EXPOSED_HEADERS = (
     "x-request-id",
     "retry-after",
-    "www-authenticate",
     "x-compute-type",
     "x-compute-time",
     "x-compute-characters",
