@@ -61,8 +61,14 @@ class App:
     def __init__(self, settings: Settings) -> None:
         assert settings.engine_socket is not None
         self._settings = settings
-        self._client = EngineClient(settings.engine_socket, stall_s=settings.engine_stall_seconds)
-        self._admission = Admission(settings.max_concurrent_requests)
+        self._client = EngineClient(
+            settings.engine_socket,
+            stall_s=settings.engine_stall_seconds,
+            max_waiting_s=settings.max_waiting_seconds or None,
+        )
+        self._admission = Admission(
+            settings.max_concurrent_requests, settings.max_concurrent_requests_per_caller
+        )
         self._health = health.HealthServicer()
         self._stopping = asyncio.Event()
         self._servers: list[aio.Server] = []
@@ -90,6 +96,7 @@ class App:
             Validator(limits, tokenizer, self._grammars),
             Generator(self._client, tokenizer),
             metrics,
+            own_calls_only=settings.api_key_file is not None,
         )
         meter = LoadMeter()
         self._client.on_step.append(meter.step)

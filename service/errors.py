@@ -75,13 +75,22 @@ class ServiceError(Exception):
         kind: the row of the table.
         message: what is wrong, without the kind's prefix.
         field: the path of the field at fault in the request, if it is a single one.
+        retry_after_s: when to try again, where the server is full and can tell.
     """
 
-    def __init__(self, kind: ErrorKind, message: str, *, field: str | None = None) -> None:
+    def __init__(
+        self,
+        kind: ErrorKind,
+        message: str,
+        *,
+        field: str | None = None,
+        retry_after_s: int | None = None,
+    ) -> None:
         super().__init__(kind.value.prefix + message)
         self.kind = kind
         self.reason = message
         self.field = field
+        self.retry_after_s = retry_after_s
 
     @property
     def message(self) -> str:
@@ -118,9 +127,10 @@ def internal() -> ServiceError:
     return ServiceError(ErrorKind.INTERNAL, "Internal server error")
 
 
-def overloaded() -> ServiceError:
-    """The error for a request that the server has no capacity for."""
-    return ServiceError(ErrorKind.OVERLOADED, "Model is overloaded")
+def overloaded(why: str = "", *, retry_after_s: int | None = None) -> ServiceError:
+    """The error for a request that the server has no capacity for; `why` adds to TGI's text."""
+    text = f"Model is overloaded: {why}" if why else "Model is overloaded"
+    return ServiceError(ErrorKind.OVERLOADED, text, retry_after_s=retry_after_s)
 
 
 def slow_reader(limit_s: float) -> ServiceError:

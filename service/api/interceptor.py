@@ -31,7 +31,7 @@ from .caller import caller_of
 
 logger = logging.getLogger(__name__)
 
-_RETRY_S = 1
+_RETRY_S = 1  # where nothing better is known
 # The trailers contain a message three times, escaped; peers refuse trailers above 8 to 16 KiB.
 _MAX_MESSAGE_BYTES = 512
 
@@ -205,7 +205,9 @@ def _grpc_trailers(error: ServiceError, message: str) -> Trailers:
 
 
 def _retry_after(error: ServiceError) -> Trailers:
-    return (("retry-after", str(_RETRY_S)),) if error.kind is ErrorKind.OVERLOADED else ()
+    if error.kind is not ErrorKind.OVERLOADED:
+        return ()
+    return (("retry-after", str(error.retry_after_s or _RETRY_S)),)
 
 
 def _status(error: ServiceError, message: str) -> status_pb2.Status:
@@ -219,7 +221,7 @@ def _status(error: ServiceError, message: str) -> status_pb2.Status:
         )
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if error.kind is ErrorKind.OVERLOADED:
-        delay = duration_pb2.Duration(seconds=_RETRY_S)
+        delay = duration_pb2.Duration(seconds=error.retry_after_s or _RETRY_S)
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
     status = status_pb2.Status(code=error.kind.grpc_code.value[0], message=message)
     for detail in details:

@@ -3,41 +3,61 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from ..call_record import current_record
 from ..errors import overloaded, unhealthy
+from .turnover import Turnover
 
 
 class Admission:
     """A fixed number of permits, one per generation.
 
     It is used from one event loop only, so it needs no lock.
+
+    Args:
+        max_concurrent_requests: of all callers.
+        max_per_caller: of these, of one caller; None sets no bound of its own.
     """
 
-    def __init__(self, max_concurrent_requests: int) -> None:
+    def __init__(self, max_concurrent_requests: int, max_per_caller: int | None = None) -> None:
         self._max = max_concurrent_requests
+        self._max_per_caller = max_per_caller or max_concurrent_requests
+        self._held: Counter[str] = Counter()
+        self._turnover = Turnover()
         self._closed = asyncio.Event()
-        self.num_active = 0
+
+    @property
+    def num_active(self) -> int:
+        """Permits that are held."""
+        return self._held.total()
 
     @contextmanager
     def permit(self, count: int = 1) -> Iterator[Permit]:
         """Holds `count` permits, until the end or until they are released before it.
 
         Raises:
-            ServiceError: there are not so many left, or the server is shutting down.
+            ServiceError: there are not so many left, for this caller or at all, or the server is
+                shutting down.
         """
         if self._closed.is_set():
             raise unhealthy()
-        if self.num_active + count > self._max:
-            raise overloaded()
-        permit = Permit(self, count)
-        self.num_active += count
+        record = current_record()
+        caller = "" if record is None else record.caller
+        self._check(caller, count)
+        permit = Permit(self, caller, count)
+        self._held[caller] += count
         try:
             yield permit
         finally:
             permit.release()
+
+    def retry_after_s(self, count: int = 1) -> int:
+        """In how many seconds so many requests will have ended, at the present rate."""
+        return self._turnover.seconds_for(count)
 
     def close(self) -> None:
         """Refuses all further permits; those held already stay valid."""
@@ -47,15 +67,34 @@ class Admission:
         """Returns once further permits are refused."""
         await self._closed.wait()
 
+    def give_back(self, caller: str, count: int) -> None:
+        """Takes permits back; only `Permit` calls it."""
+        for _ in range(count):
+            self._turnover.note_end()
+        self._held[caller] -= count
+        if not self._held[caller]:
+            del self._held[caller]
+
+    def _check(self, caller: str, count: int) -> None:
+        free = self._max - self.num_active
+        if count > free:
+            raise overloaded(retry_after_s=self.retry_after_s(count - free))
+        free = self._max_per_caller - self._held[caller]
+        if count > free:
+            limit = f"one caller may have {self._max_per_caller} requests at a time"
+            raise overloaded(limit, retry_after_s=self.retry_after_s(count - free))
+
 
 @dataclass(slots=True)
 class Permit:
     """Permits that one request holds."""
 
     _admission: Admission
+    _caller: str
     _count: int
 
     def release(self) -> None:
         """Gives the permits back, once: a caller that still reads holds none."""
-        self._admission.num_active -= self._count
-        self._count = 0
+        count, self._count = self._count, 0
+        if count:
+            self._admission.give_back(self._caller, count)

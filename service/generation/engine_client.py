@@ -21,8 +21,8 @@ from engine.protocol import wire
 from engine.protocol.config import EngineInfo
 from engine.protocol.request import Request, SequenceOutput, StepOutput
 
-from ..call_record import current_record
-from ..errors import ServiceError, cancelled, unhealthy
+from ..call_record import CallRecord, current_record
+from ..errors import ServiceError, cancelled, overloaded, unhealthy
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class _Stream:
     """A request in progress, its outputs so far, and how often the engine was lost."""
 
     request: Request
-    call_id: str = ""
+    call: CallRecord | None = None
     queue: asyncio.Queue[SequenceOutput | ServiceError] = field(default_factory=asyncio.Queue)
     token_ids: list[int] = field(default_factory=list)
     num_prompt_logprobs: int = 0
@@ -75,11 +75,15 @@ class EngineClient:
     Args:
         socket_path: the engine's socket.
         stall_s: seconds without a message after which the engine counts as frozen.
+        max_waiting_s: how long a request may wait for its first step; None sets no bound.
     """
 
-    def __init__(self, socket_path: Path, *, stall_s: float = 60.0) -> None:
+    def __init__(
+        self, socket_path: Path, *, stall_s: float = 60.0, max_waiting_s: float | None = None
+    ) -> None:
         self._socket_path = socket_path
         self._stall_s = stall_s
+        self._max_waiting_s = max_waiting_s
         self._streams: dict[str, _Stream] = {}
         self._ids = (f"{os.getpid()}-{number}" for number in itertools.count())
         self._writer: asyncio.StreamWriter | None = None
@@ -137,30 +141,36 @@ class EngineClient:
                 output is read.
 
         Raises:
-            ServiceError: no engine is connected, or the call was aborted.
+            ServiceError: no engine is connected, the call was aborted, or the request has waited
+                too long for its first step.
         """
         if self._writer is None:
             raise unhealthy()
-        record = current_record()
-        call_id = "" if record is None else record.request_id
-        stream = self._streams[request.request_id] = _Stream(request, call_id, on_end=on_end)
+        stream = _Stream(request, current_record(), on_end=on_end)
+        self._streams[request.request_id] = stream
         try:
             self._send(wire.submit(request))
+            yield await self._first(stream)
             while not (stream.ended and stream.queue.empty()):
-                output = await stream.queue.get()
-                if isinstance(output, ServiceError):
-                    raise output
-                yield output
+                yield await _next(stream)
         finally:
             del self._streams[request.request_id]
             if not stream.ended:
                 self._send(wire.frame(wire.Kind.ABORT, request.request_id))
 
-    def abort(self, call_id: str) -> None:
+    def abort(self, call: CallRecord) -> None:
         """Fails the requests of a call."""
         for stream in self._streams.values():
-            if stream.call_id == call_id and not stream.ended:
+            if stream.call is call and not stream.ended:
                 stream.queue.put_nowait(cancelled())
+
+    async def _first(self, stream: _Stream) -> SequenceOutput:
+        try:
+            async with asyncio.timeout(self._max_waiting_s):
+                return await _next(stream)
+        except TimeoutError:
+            why = f"the request has waited for {self._max_waiting_s:g} s"
+            raise overloaded(why) from None
 
     async def _run(self) -> None:
         """Connects, reads until the connection is lost, and connects again."""
@@ -217,3 +227,15 @@ class EngineClient:
         for stream in self._streams.values():
             if stream.num_restarts >= min_restarts and not stream.ended:
                 stream.push(SequenceOutput(request_id=stream.request.request_id, error=reason))
+
+
+async def _next(stream: _Stream) -> SequenceOutput:
+    """The next output of a stream.
+
+    Raises:
+        ServiceError: the stream has failed.
+    """
+    output = await stream.queue.get()
+    if isinstance(output, ServiceError):
+        raise output
+    return output

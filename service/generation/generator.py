@@ -14,6 +14,7 @@ import numpy as np
 
 from engine.protocol import request as engine
 
+from ..call_record import CallRecord, current_record
 from ..errors import ErrorKind, ServiceError
 from ..text.detokenizer import Detokenizer
 from ..text.tokenizer import TextTokenizer
@@ -177,9 +178,9 @@ class Generator:
                         return
         raise ServiceError(ErrorKind.INCOMPLETE, "Incomplete generation")
 
-    def abort(self, call_id: str) -> None:
+    def abort(self, call: CallRecord) -> None:
         """Fails what the engine computes for a call."""
-        self._client.abort(call_id)
+        self._client.abort(call)
 
     async def _run_one(
         self, request: GenerationRequest, received: float, validated: float
@@ -191,6 +192,7 @@ class Generator:
         raise ServiceError(ErrorKind.INCOMPLETE, "Incomplete generation")
 
     def _engine_request(self, request: GenerationRequest) -> engine.Request:
+        record = current_record()
         return engine.Request(
             request_id=self._client.new_request_id(),
             prompt_token_ids=request.prompt_token_ids,
@@ -201,6 +203,7 @@ class Generator:
             min_new_tokens=request.min_new_tokens,
             prompt_logprobs=request.decoder_input_details,
             grammar=request.grammar,
+            caller="" if record is None else record.caller,
             priority=request.priority,
         )
 

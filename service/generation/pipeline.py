@@ -29,7 +29,15 @@ _FAILURES = {
 
 
 class Pipeline:
-    """Runs the stages of a request one after the other."""
+    """Runs the stages of a request one after the other.
+
+    Args:
+        admission: gives permits.
+        validator: makes valid requests.
+        generator: makes texts of them.
+        metrics: where requests are counted.
+        own_calls_only: whether callers can end only calls of their own.
+    """
 
     def __init__(
         self,
@@ -37,12 +45,14 @@ class Pipeline:
         validator: Validator,
         generator: Generator,
         metrics: Metrics,
+        *,
+        own_calls_only: bool = False,
     ) -> None:
         self._admission = admission
         self._validator = validator
         self._generator = generator
         self._metrics = metrics
-        self._running = RunningCalls(generator.abort)
+        self._running = RunningCalls(generator.abort, own_only=own_calls_only)
 
     async def run(self, prompt: Prompt, parameters: Parameters, received: float) -> Generation:
         """Generates to the end. `received` is when the request came, in monotonic seconds.
@@ -78,9 +88,9 @@ class Pipeline:
                             self._finish(event.generation)
                         yield event
 
-    def abort(self, call_id: str) -> int:
-        """Ends the generations of a call, or of all calls of this id; returns how many."""
-        return self._running.abort(call_id)
+    def abort(self, request_id: str) -> int:
+        """Ends the generations of all calls of this id; returns how many there were."""
+        return self._running.abort(request_id)
 
     async def closed(self) -> None:
         """Returns once new generations are refused, because the server shuts down."""
@@ -104,6 +114,8 @@ class Pipeline:
         try:
             yield
         except ServiceError as error:
+            if error.kind is ErrorKind.OVERLOADED and error.retry_after_s is None:
+                error.retry_after_s = self._admission.retry_after_s()
             self._metrics.request_failed(_FAILURES.get(error.kind, "validation"))
             raise
         except (asyncio.CancelledError, GeneratorExit):

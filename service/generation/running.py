@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from ..call_record import current_record
+from ..call_record import CallRecord, current_record
 from ..errors import cancelled
 
 
 class RunningCall:
-    """One generation of a call."""
+    """One generation of a call.
 
-    def __init__(self) -> None:
+    Args:
+        record: the call's, by which all its generations are known.
+    """
+
+    def __init__(self, record: CallRecord) -> None:
+        self.record = record
         self._is_aborted = False
 
     def abort(self) -> None:
@@ -34,31 +38,37 @@ class RunningCalls:
     """All generations of all calls. Several calls may have one id, and a call several generations.
 
     Args:
-        abort: ends those of an id that the engine computes.
+        abort: ends those of a call that the engine computes.
+        own_only: whether callers can end only calls of their own. For servers that ask for keys:
+            on others anybody can call himself anything.
     """
 
-    def __init__(self, abort: Callable[[str], None]) -> None:
+    def __init__(self, abort: Callable[[CallRecord], None], *, own_only: bool = False) -> None:
         self._abort = abort
-        self._calls: defaultdict[str, list[RunningCall]] = defaultdict(list)
+        self._own_only = own_only
+        self._calls: list[RunningCall] = []
 
     @contextmanager
     def entered(self) -> Iterator[RunningCall]:
         """Holds a generation of the current call."""
-        record = current_record()
-        call_id = "" if record is None else record.request_id
-        call = RunningCall()
-        self._calls[call_id].append(call)
+        call = RunningCall(current_record() or CallRecord(""))
+        self._calls.append(call)
         try:
             yield call
         finally:
-            self._calls[call_id].remove(call)
-            if not self._calls[call_id]:
-                del self._calls[call_id]
+            self._calls.remove(call)
 
-    def abort(self, call_id: str) -> int:
-        """Ends the generations of an id; returns how many there were."""
-        calls = list(self._calls.get(call_id, ()))
-        for call in calls:
+    def abort(self, request_id: str) -> int:
+        """Ends the generations of the calls that have an id; returns how many there were."""
+        by = current_record()
+        found = [
+            call
+            for call in self._calls
+            if call.record.request_id == request_id
+            and not (self._own_only and (by is None or by.caller != call.record.caller))
+        ]
+        for call in found:
             call.abort()
-        self._abort(call_id)
-        return len(calls)
+        for record in {id(call.record): call.record for call in found}.values():
+            self._abort(record)
+        return len(found)

@@ -70,6 +70,16 @@ class Settings:
     max_concurrent_requests: Annotated[
         int, About("requests served at a time; more are refused at once", low=1)
     ] = 128
+    max_concurrent_requests_per_caller: Annotated[
+        int | None,
+        About("of these, requests of one caller: key, certificate, x-tenant or address", low=1),
+    ] = None
+    max_waiting_seconds: Annotated[
+        float,
+        About(
+            "a request that has waited so long for its first step is refused; 0: no bound", low=0
+        ),
+    ] = 60.0
     max_best_of: Annotated[int, About("largest best_of", low=1)] = 2
     max_stop_sequences: Annotated[int, About("stop sequences of a request", low=0)] = 4
     max_top_n_tokens: Annotated[int, About("largest top_n_tokens", low=0)] = 5

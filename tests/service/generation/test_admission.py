@@ -7,6 +7,7 @@ from contextlib import ExitStack
 
 import pytest
 
+from service.call_record import begin_record
 from service.errors import ErrorKind, ServiceError
 from service.generation.admission import Admission
 
@@ -53,3 +54,39 @@ def test_after_closing_new_permits_are_refused_and_held_ones_stay() -> None:
         assert admission.num_active == 1
         assert kind_of_refusal(admission) is ErrorKind.UNHEALTHY
     assert admission.num_active == 0
+
+
+async def test_one_caller_cannot_hold_all_permits() -> None:
+    admission = Admission(4, max_per_caller=2)
+    begin_record(None, "greedy")
+    with admission.permit(2):
+        text = "one caller may have 2 requests at a time"
+        with pytest.raises(ServiceError, match=text), admission.permit():
+            pass
+        begin_record(None, "modest")
+        with admission.permit(), admission.permit():
+            assert admission.num_active == 4
+            assert kind_of_refusal(admission) is ErrorKind.OVERLOADED
+        begin_record(None, "greedy")
+    with admission.permit(2):
+        assert admission.num_active == 2
+
+
+async def test_permits_go_back_to_whom_they_were_given() -> None:
+    admission = Admission(4, max_per_caller=1)
+    begin_record(None, "first")
+    with admission.permit():
+        begin_record(None, "second")  # whoever the task works for by then
+    with admission.permit():
+        begin_record(None, "first")
+        with admission.permit() as permit:
+            permit.release()
+            permit.release()
+            assert admission.num_active == 1
+
+
+def test_a_refusal_says_when_to_come_again() -> None:
+    admission = Admission(1)
+    with admission.permit(), pytest.raises(ServiceError) as refused, admission.permit():
+        pass
+    assert refused.value.retry_after_s == 1

@@ -111,3 +111,31 @@ async def test_listeners_are_called_for_every_step(
     await collect(client, make_request())
     assert client.last_step in steps
     assert sum(item.num_prefill_tokens for item in steps) == len(PROMPT)
+
+
+async def test_a_request_that_waits_too_long_for_its_first_step_is_refused_and_dropped(
+    tmp_path: Path, proxy: SocketProxy, start_engine: StartEngine
+) -> None:
+    gate = threading.Semaphore(0)  # no step is computed
+    client = EngineClient(proxy.path, max_waiting_s=0.01)
+    await connect(client, proxy, start_engine(make_engine(gate=gate)))
+    with pytest.raises(ServiceError, match=r"Model is overloaded: .* waited for 0.01 s") as refused:
+        await collect(client, make_request())
+    assert refused.value.kind is ErrorKind.OVERLOADED
+    gate.release(100)
+    await eventually(lambda: client.last_step.stats.num_running == 0)
+    await client.close()
+
+
+async def test_a_request_that_has_begun_may_take_as_long_as_it_does(
+    proxy: SocketProxy, start_engine: StartEngine
+) -> None:
+    gate = threading.Semaphore(1)
+    client = EngineClient(proxy.path, max_waiting_s=30)
+    await connect(client, proxy, start_engine(make_engine(gate=gate)))
+    outputs = client.generate(make_request())
+    await take(outputs, 1)
+    client._max_waiting_s = 0.0  # what is over by now
+    gate.release(100)
+    assert (await rest(outputs))[-1].finish_reason is FinishReason.LENGTH
+    await client.close()
