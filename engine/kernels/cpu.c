@@ -5,9 +5,11 @@
  * dot4 is written for one instruction set, and has a portable version. Built and loaded by
  * build.py, called through cpu.py.
  *
- * Every result is independent of the batch it was computed in and of the number of threads: sums
- * over K run in blocks of KC in a fixed order, and the KV range of a sequence is split at positions
- * that depend on that sequence alone.
+ * A row's result is the same, bit for bit, in any batch, with any number of threads, and however
+ * the tokens of its sequence are divided among steps. Sums over K run in blocks of KC in a fixed
+ * order. Attention adds up positions in runs and splits that start at multiples of TILE and SPLIT,
+ * whatever queries share a tile. So keys and values that are computed again, many at a time, equal
+ * those that were computed one by one.
  */
 #define _GNU_SOURCE
 #include <math.h>
@@ -30,15 +32,19 @@
 
 #if defined(__AVX512F__)
 #define W 16       /* lanes of a vector */
+#define LOG_W 4
 #define MR 12      /* rows of a register tile: MR * NV accumulators must fit the register file */
 #elif defined(__AVX__)
 #define W 8
+#define LOG_W 3
 #define MR 6
 #elif defined(__aarch64__)
 #define W 4
+#define LOG_W 2
 #define MR 12
 #else
 #define W 4
+#define LOG_W 2
 #define MR 6
 #endif
 #define NV 2          /* vectors (columns) of a register tile */
@@ -67,9 +73,8 @@
 #define SLD (TILE + 16)    /* row stride of the score rows */
 #define DIRECT_ROWS 4      /* for up to this many query rows, keys are not transposed */
 #define TARGET_ROWS 96     /* query rows (positions x heads of the group) of a prefill tile */
-#define DECODE_SPLIT 512   /* positions of a KV split if a sequence has one query token */
-#define PREFILL_SPLIT 2048 /* the same for few query tokens over a long prefix */
-#define PREFILL_UNSPLIT 8  /* a sequence with this many tiles is not split */
+#define SPLIT 512          /* positions of a KV split; a multiple of TILE */
+#define ENOUGH_TILES 8     /* of one sequence, for threads to share its work without splits */
 #define SERIAL_WORK 100000 /* multiply-adds below which waking threads costs more than it saves */
 #define MASKED (-1e30f)    /* in place of minus infinity; keeps every exp argument finite */
 
@@ -751,15 +756,21 @@ EXPORT int tw_add(const float *a, const float *b, float *y, int64_t n, int num_t
     return 0;
 }
 
-INLINE vf silu_v(vf x) {
-    vf negative = -x;
+/* x / (1 + exp(-y)) */
+INLINE vf sigmoid_of(vf y, vf x) {
+    vf negative = -y;
     return x / (exp_v(pick(negative > 88.0f, splat(88.0f), negative)) + 1.0f);
 }
 
-/* y = silu(gate) * up; rows of gate and up may be slices of one wider tensor. */
-EXPORT int tw_silu_and_mul(const float *gate, int64_t gate_stride, const float *up,
-                            int64_t up_stride, float *y, int64_t rows, int64_t width,
-                            int num_threads) {
+INLINE vf silu_v(vf x) { return sigmoid_of(x, x); }
+
+/* GELU by its usual formula with tanh(y), since (1 + tanh(y)) / 2 is the sigmoid of 2y. */
+INLINE vf gelu_v(vf x) { return sigmoid_of(x * (x * x * 0.0713548163f + 1.5957691216f), x); }
+
+/* y = activation(gate) * up. Columns after the last whole vector are computed in vectors as well:
+ * so a number's result does not depend on where in a row or a thread's share it is. */
+INLINE void gate_rows(vf (*activation)(vf), const float *gate, int64_t gate_stride, const float *up,
+                      int64_t up_stride, float *y, int64_t rows, int64_t width, int num_threads) {
     if (rows * width < SERIAL_WORK / 8) num_threads = 1;
     PARALLEL {
         int64_t n = num_workers(), id = thread_id();
@@ -767,10 +778,24 @@ EXPORT int tw_silu_and_mul(const float *gate, int64_t gate_stride, const float *
             const float *g = gate + r * gate_stride, *u = up + r * up_stride;
             float *out = y + r * width;
             int64_t i = 0;
-            for (; i + W <= width; i += W) store(out + i, silu_v(load(g + i)) * load(u + i));
-            for (; i < width; i++) out[i] = silu_v(splat(g[i]))[0] * u[i];
+            for (; i + W <= width; i += W) store(out + i, activation(load(g + i)) * load(u + i));
+            for (; i < width; i++) out[i] = activation(splat(g[i]))[0] * u[i];
         }
     }
+}
+
+/* Rows of gate and up may be slices of one wider tensor. */
+EXPORT int tw_silu_and_mul(const float *gate, int64_t gate_stride, const float *up,
+                           int64_t up_stride, float *y, int64_t rows, int64_t width,
+                           int num_threads) {
+    gate_rows(silu_v, gate, gate_stride, up, up_stride, y, rows, width, num_threads);
+    return 0;
+}
+
+EXPORT int tw_gelu_and_mul(const float *gate, int64_t gate_stride, const float *up,
+                           int64_t up_stride, float *y, int64_t rows, int64_t width,
+                           int num_threads) {
+    gate_rows(gelu_v, gate, gate_stride, up, up_stride, y, rows, width, num_threads);
     return 0;
 }
 
@@ -1220,8 +1245,10 @@ EXPORT int tw_truncate(float *scores, int64_t row_stride, int64_t rows, int64_t 
  *     KV range:       [ split 0 | split 1 | ... up to the last query of the tile ]
  *     tile:                                 [ q0 .. q0 + count )
  *
- * Tiles with one split write the output directly. The others store (max, sum, values) per row and
- * split, which are merged after a barrier.
+ * Each split of a row is summed up by itself: (max, sum, values). Then the splits are merged in
+ * order. Where a tile's splits are items of their own, they are merged after a barrier; otherwise
+ * whoever computes the tile merges each when it is complete. A split in which a row sees nothing
+ * changes no bit of the row, so it does not matter which other rows are in the tile.
  */
 
 typedef struct {
@@ -1244,14 +1271,13 @@ typedef struct {
     int32_t sequence, kv_head;
     int64_t query, count; /* rows of the query tensor */
     int64_t position;     /* of the first query */
-    int64_t low, high;    /* KV range that any row of the tile sees */
-    int64_t split;        /* length of a split */
-    int64_t num_splits;
+    int64_t low, high;    /* KV range that any row of the tile sees; low is a multiple of TILE */
+    int64_t num_items;    /* one, or one for each split */
     int64_t partial; /* offset of the first split's partial result, in floats */
 } Tile;
 
 typedef struct {
-    int64_t tile, split;
+    int64_t tile, index; /* of the item within the tile */
 } Item;
 
 typedef struct {
@@ -1270,6 +1296,8 @@ typedef struct {
     float *keys;   /* [D, TILE] transposed, or [TILE, DLD] where rows need padding */
     float *staged; /* [TILE, DLD] padded values */
     float *top, *sum, *decay;
+    float *merged_values, *merged_top, *merged_sum; /* of the tile's splits before this one */
+    int has_merged;                                 /* whether there are any */
     int64_t head_size;
     const float *key_rows[TILE], *value_rows[TILE];
     const float *next_keys[TILE], *next_values[TILE]; /* of the positions after these */
@@ -1282,6 +1310,11 @@ INLINE int64_t partial_size(const Attention *a, int64_t rows) {
     return rows * (padded(a->head_size) + 2);
 }
 
+/* Splits that a range touches, at least one. */
+INLINE int64_t num_splits(int64_t low, int64_t high) {
+    return max64(1, ceil_div(high, SPLIT) - low / SPLIT);
+}
+
 static void plan_sequence(const Attention *a, int64_t s, Plan *plan, int write) {
     int64_t start = a->query_start[s], queries = a->query_start[s + 1] - start;
     int64_t first = a->context_lens[s] - queries, step = tile_queries(a);
@@ -1291,19 +1324,18 @@ static void plan_sequence(const Attention *a, int64_t s, Plan *plan, int write) 
             int64_t count = min64(step, queries - q), position = first + q;
             int64_t high = max64(0, position + count);
             int64_t low = a->window ? min64(high, max64(0, position - a->window + 1)) : 0;
-            int64_t split = queries == 1 ? DECODE_SPLIT : PREFILL_SPLIT;
-            if (queries > 1 && tiles >= PREFILL_UNSPLIT) split = max64(1, high - low);
-            int64_t splits = max64(1, ceil_div(high - low, split));
+            low = low / TILE * TILE;
+            int64_t items = queries > 1 && tiles >= ENOUGH_TILES ? 1 : num_splits(low, high);
             if (write) {
-                for (int64_t i = 0; i < splits; i++)
+                for (int64_t i = 0; i < items; i++)
                     plan->items[plan->num_items + i] = (Item){plan->num_tiles, i};
                 plan->tiles[plan->num_tiles] = (Tile){(int32_t)s, (int32_t)h, start + q, count,
-                    position, low, high, split, splits, plan->num_partials};
+                    position, low, high, items, plan->num_partials};
             }
             plan->work += count * group(a) * (high - low) * a->head_size;
             plan->num_tiles++;
-            plan->num_items += splits;
-            if (splits > 1) plan->num_partials += splits * partial_size(a, count * group(a));
+            plan->num_items += items;
+            if (items > 1) plan->num_partials += items * partial_size(a, count * group(a));
         }
 }
 
@@ -1312,8 +1344,8 @@ static int make_plan(const Attention *a, int num_threads, Plan *plan) {
     memset(plan, 0, sizeof *plan);
     for (int64_t s = 0; s < a->num_seqs; s++) plan_sequence(a, s, plan, 0);
     size_t rows = (size_t)(tile_queries(a) * group(a));
-    size_t worker = rounded(sizeof(Worker)) + 2 * rounded(rows * DLD * 4) +
-                    rounded(rows * SLD * 4) + 2 * rounded(TILE * DLD * 4) + 3 * rounded(rows * 4);
+    size_t worker = rounded(sizeof(Worker)) + 3 * rounded(rows * DLD * 4) +
+                    rounded(rows * SLD * 4) + 2 * rounded(TILE * DLD * 4) + 5 * rounded(rows * 4);
     size_t tiles = rounded((size_t)plan->num_tiles * sizeof(Tile));
     size_t items = rounded((size_t)plan->num_items * sizeof(Item));
     size_t partials = rounded((size_t)plan->num_partials * 4);
@@ -1340,21 +1372,32 @@ static Worker *make_worker(const Attention *a, const Plan *plan) {
     TAKE(top, rows);
     TAKE(sum, rows);
     TAKE(decay, rows);
+    TAKE(merged_values, rows * DLD);
+    TAKE(merged_top, rows);
+    TAKE(merged_sum, rows);
 #undef TAKE
     return w;
 }
 
+/* Starts the sums of a split. */
+static void clear_sums(Worker *w, int64_t rows) {
+    for (int64_t r = 0; r < rows; r++) {
+        memset(w->values + r * DLD, 0, (size_t)padded(w->head_size) * sizeof(float));
+        w->top[r] = MASKED;
+        w->sum[r] = 0.0f;
+    }
+}
+
 static void load_queries(const Attention *a, const Tile *t, Worker *w) {
     int64_t g = group(a), d = a->head_size, width = padded(d);
+    w->has_merged = 0;
+    clear_sums(w, t->count * g);
     for (int64_t r = 0; r < t->count * g; r++) {
         const float *q = a->query + (t->query + r / g) * a->query_token +
                          (t->kv_head * g + r % g) * a->query_head;
         float *to = w->query + r * DLD;
         for (int64_t i = 0; i < d; i++) to[i] = q[i] * a->scale;
         for (int64_t i = d; i < width; i++) to[i] = 0.0f;
-        memset(w->values + r * DLD, 0, (size_t)width * sizeof(float));
-        w->top[r] = MASKED;
-        w->sum[r] = 0.0f;
     }
 }
 
@@ -1401,6 +1444,10 @@ INLINE vf load_part(const float *p, int64_t count) {
     return load(lanes);
 }
 
+/* A score is the sum of W chains, one for each lane: chain l adds up the products of the elements
+ * l, l + W, l + 2W ... in order. Chains are added in pairs, l with l + W/2, those sums l with l +
+ * W/4, and so on. So the vectors of one key give a score as well as transposed keys do. */
+
 /* Scores of up to DIRECT_ROWS query rows against n positions, as dot products with cached keys. */
 INLINE void score_direct(const int rows, const Worker *w, int64_t d, int64_t n) {
     int64_t whole = d / W * W;
@@ -1445,24 +1492,37 @@ static void transpose_keys(const Worker *w, int64_t d, int64_t n) {
         }
 }
 
-INLINE void score_tile(const int rows, const float *q, const float *keys, int64_t d, float *s) {
-    vf acc[MR][NV];
-    UNROLL for (int r = 0; r < rows; r++)
-        UNROLL for (int v = 0; v < NV; v++) acc[r][v] = splat(0.0f);
-    for (int64_t k = 0; k < d; k++) {
-        vf b[NV];
-        UNROLL for (int v = 0; v < NV; v++) b[v] = *(const vf *)(keys + k * TILE + v * W);
-        UNROLL for (int r = 0; r < rows; r++) {
-            vf a = splat(q[r * DLD + k]);
-            UNROLL for (int v = 0; v < NV; v++) acc[r][v] += a * b[v];
+/* The same for transposed keys. Chains come in the order of their reversed bits, so that the two to
+ * be added are neighbours: as in a binary counter, sums[i] waits for its partner on level i. */
+INLINE void score_tile(const int rows, const float *q, const float *keys, int64_t width,
+                       float *s) {
+    vf sums[LOG_W + 1][MR][NV];
+    for (int i = 0, lane = 0; i < W; i++) {
+        vf acc[MR][NV];
+        UNROLL for (int r = 0; r < rows; r++)
+            UNROLL for (int v = 0; v < NV; v++) acc[r][v] = splat(0.0f);
+        for (int64_t k = lane; k < width; k += W) {
+            vf b[NV];
+            UNROLL for (int v = 0; v < NV; v++) b[v] = *(const vf *)(keys + k * TILE + v * W);
+            UNROLL for (int r = 0; r < rows; r++) {
+                vf a = splat(q[r * DLD + k]);
+                UNROLL for (int v = 0; v < NV; v++) acc[r][v] += a * b[v];
+            }
         }
+        int level = 0, bit = W / 2;
+        for (; i >> level & 1; level++, bit /= 2, lane -= 2 * bit)
+            UNROLL for (int r = 0; r < rows; r++)
+                UNROLL for (int v = 0; v < NV; v++) acc[r][v] += sums[level][r][v];
+        lane += bit; /* adds one to the number of reversed bits */
+        UNROLL for (int r = 0; r < rows; r++)
+            UNROLL for (int v = 0; v < NV; v++) sums[level][r][v] = acc[r][v];
     }
     UNROLL for (int r = 0; r < rows; r++)
-        UNROLL for (int v = 0; v < NV; v++) store(s + r * SLD + v * W, acc[r][v]);
+        UNROLL for (int v = 0; v < NV; v++) store(s + r * SLD + v * W, sums[LOG_W][r][v]);
 }
 
-static void score_rows(int rows, const float *q, const float *keys, int64_t d, float *s) {
-#define CALL(n) score_tile(n, q, keys, d, s)
+static void score_rows(int rows, const float *q, const float *keys, int64_t width, float *s) {
+#define CALL(n) score_tile(n, q, keys, width, s)
     switch (rows) { ROW_CASES(CALL) }
 #undef CALL
 }
@@ -1482,7 +1542,8 @@ static void score(const Worker *w, int64_t from, int64_t to, int64_t d, int64_t 
     for (int64_t t = 0; t < tiles; t++) {
         int64_t a = from + (to - from) * t / tiles, b = from + (to - from) * (t + 1) / tiles;
         for (int64_t c = 0; c < n; c += NR)
-            score_rows((int)(b - a), w->query + a * DLD, w->keys + c, d, w->scores + a * SLD + c);
+            score_rows((int)(b - a), w->query + a * DLD, w->keys + c, padded(d),
+                       w->scores + a * SLD + c);
     }
 }
 
@@ -1621,8 +1682,9 @@ static const Item *take_item(const Plan *plan, atomic_int_fast64_t *taken) {
 
 static Range item_range(const Plan *plan, const Item *item) {
     const Tile *t = plan->tiles + item->tile;
-    int64_t from = t->low + item->split * t->split;
-    return (Range){from, min64(t->high, from + t->split)};
+    if (t->num_items == 1) return (Range){t->low, t->high};
+    int64_t split = t->low / SPLIT + item->index;
+    return (Range){max64(t->low, split * SPLIT), min64(t->high, (split + 1) * SPLIT)};
 }
 
 static void find_first_rows(const Attention *a, const Plan *plan, const Item *item, Worker *w) {
@@ -1630,22 +1692,64 @@ static void find_first_rows(const Attention *a, const Plan *plan, const Item *it
     find_rows(a, plan->tiles + item->tile, r.from, min64(TILE, r.to - r.from), w);
 }
 
-/* Stores the result of an item: in the output, or as a partial result to be merged. */
-static void finish_item(const Attention *a, const Plan *plan, const Worker *w, const Item *item) {
+/* Adds a split's row to the row of the splits before it. To a row that has seen nothing it adds
+ * nothing but itself, and one that has seen nothing adds nothing: both are exact. Not inlined, so
+ * that all rows round alike. */
+static __attribute__((noinline)) void merge_row(float *top, float *sum, float *values,
+                                                float part_top, float part_sum,
+                                                const float *part_values, int64_t width) {
+    float max = part_top > *top ? part_top : *top;
+    float keep = exp_1(*top - max), share = exp_1(part_top - max);
+    *top = max;
+    *sum = *sum * keep + part_sum * share;
+    for (int64_t i = 0; i < width; i += W)
+        store(values + i, load(values + i) * keep + load(part_values + i) * share);
+}
+
+/* Merges the split that is complete into those before it, and starts the next. */
+static void end_split(Worker *w, int64_t rows) {
+    for (int64_t r = 0; r < rows; r++) {
+        float *values = w->merged_values + r * DLD, *part = w->values + r * DLD;
+        if (w->has_merged) {
+            merge_row(w->merged_top + r, w->merged_sum + r, values, w->top[r], w->sum[r], part,
+                      padded(w->head_size));
+        } else {
+            w->merged_top[r] = w->top[r];
+            w->merged_sum[r] = w->sum[r];
+            memcpy(values, part, (size_t)padded(w->head_size) * sizeof(float));
+        }
+    }
+    w->has_merged = 1;
+    clear_sums(w, rows);
+}
+
+/* Stores the sums of an item, one of several of its tile: they are merged later. */
+static void store_partial(const Attention *a, const Plan *plan, const Worker *w,
+                          const Item *item) {
     const Tile *t = plan->tiles + item->tile;
     int64_t rows = t->count * group(a), width = padded(a->head_size);
-    float *partial = plan->partials + t->partial + item->split * partial_size(a, rows);
-    for (int64_t r = 0; r < rows; r++) {
-        const float *values = w->values + r * DLD;
-        if (t->num_splits == 1) {
-            finish_row(a, t, r, values, w->top[r], w->sum[r]);
-            continue;
-        }
-        float *to_row = partial + r * (width + 2);
-        to_row[0] = w->top[r];
-        to_row[1] = w->sum[r];
-        memcpy(to_row + 2, values, (size_t)width * sizeof(float));
+    float *to = plan->partials + t->partial + item->index * partial_size(a, rows);
+    for (int64_t r = 0; r < rows; r++, to += width + 2) {
+        to[0] = w->top[r];
+        to[1] = w->sum[r];
+        memcpy(to + 2, w->values + r * DLD, (size_t)width * sizeof(float));
     }
+}
+
+/* Stores the result of an item: in the output, or to be merged. */
+static void finish_item(const Attention *a, const Plan *plan, Worker *w, const Item *item) {
+    const Tile *t = plan->tiles + item->tile;
+    if (t->num_items > 1) {
+        store_partial(a, plan, w, item);
+        return;
+    }
+    int64_t rows = t->count * group(a);
+    int is_merged = w->has_merged;
+    if (is_merged) end_split(w, rows);
+    const float *values = is_merged ? w->merged_values : w->values;
+    const float *top = is_merged ? w->merged_top : w->top;
+    const float *sum = is_merged ? w->merged_sum : w->sum;
+    for (int64_t r = 0; r < rows; r++) finish_row(a, t, r, values + r * DLD, top[r], sum[r]);
 }
 
 /* Computes items until none is left. The next item is taken during the last run of positions of the
@@ -1669,6 +1773,7 @@ static void run_items(const Attention *a, const Plan *plan, Worker *w,
             else
                 find_rows(a, t, after, num_next, w);
             if (n > 0) attend(a, t, w, from, n);
+            if (after % SPLIT == 0 && num_next > 0) end_split(w, t->count * group(a));
             from = after;
             n = num_next;
         } while (n > 0);
@@ -1676,22 +1781,17 @@ static void run_items(const Attention *a, const Plan *plan, Worker *w,
     }
 }
 
-static void merge_splits(const Attention *a, const Plan *plan, Worker *w, int64_t index) {
+static void merge_splits(const Attention *a, const Plan *plan, int64_t index) {
     const Tile *t = plan->tiles + index;
     int64_t rows = t->count * group(a), width = padded(a->head_size);
     int64_t stride = partial_size(a, rows);
     for (int64_t r = 0; r < rows; r++) {
-        const float *part = plan->partials + t->partial + r * (width + 2);
-        float top = part[0], sum = 0.0f, *values = w->values;
-        for (int64_t s = 1; s < t->num_splits; s++)
-            top = part[s * stride] > top ? part[s * stride] : top;
-        memset(values, 0, (size_t)width * sizeof(float));
-        for (int64_t s = 0; s < t->num_splits; s++, part += stride) {
-            float share = exp_1(part[0] - top);
-            sum += part[1] * share;
-            for (int64_t i = 0; i < width; i++) values[i] += part[2 + i] * share;
+        float *row = plan->partials + t->partial + r * (width + 2);
+        for (int64_t i = 1; i < t->num_items; i++) {
+            const float *part = row + i * stride;
+            merge_row(row, row + 1, row + 2, part[0], part[1], part + 2, width);
         }
-        finish_row(a, t, r, values, top, sum);
+        finish_row(a, t, r, row + 2, row[0], row[1]);
     }
 }
 
@@ -1720,7 +1820,7 @@ EXPORT int tw_paged_attention(float *out, const float *query, int64_t query_toke
             int64_t i;
             while ((i = atomic_fetch_add_explicit(&next_tile, 1, memory_order_relaxed)) <
                    plan.num_tiles)
-                if (plan.tiles[i].num_splits > 1) merge_splits(&a, &plan, w, i);
+                if (plan.tiles[i].num_items > 1) merge_splits(&a, &plan, i);
         }
     }
     return 0;
@@ -1757,6 +1857,7 @@ REPLAY(take_rows, P(0), I(1), I(2), P(3), P(4), I(5), I(6), I(7))
 REPLAY(add, P(0), P(1), P(2), I(3), I(4))
 REPLAY(rms_norm, P(0), P(1), P(2), I(3), I(4), F(5), F(6), I(7))
 REPLAY(silu_and_mul, P(0), I(1), P(2), I(3), P(4), I(5), I(6), I(7))
+REPLAY(gelu_and_mul, P(0), I(1), P(2), I(3), P(4), I(5), I(6), I(7))
 REPLAY(choose, P(0), I(1), I(2), I(3), P(4), P(5), P(6), P(7), P(8), I(9))
 REPLAY(truncate, P(0), I(1), I(2), I(3), P(4), P(5), P(6), P(7), I(8))
 REPLAY(rotate_query, P(0), I(1), I(2), P(3), P(4), I(5), I(6), P(7), I(8), I(9), I(10), I(11))

@@ -43,6 +43,7 @@ _KERNELS: dict[str, Types] = {
     "add": (POINTER, POINTER, POINTER, SIZE, INT),
     "rms_norm": (POINTER, POINTER, POINTER, SIZE, SIZE, FLOAT, FLOAT, INT),
     "silu_and_mul": (POINTER, SIZE, POINTER, SIZE, POINTER, SIZE, SIZE, INT),
+    "gelu_and_mul": (POINTER, SIZE, POINTER, SIZE, POINTER, SIZE, SIZE, INT),
     "paged_attention": (
         *(POINTER, POINTER, SIZE, SIZE),
         *(POINTER, POINTER, SIZE, SIZE, SIZE),
@@ -90,6 +91,7 @@ class CpuKernels:
         self._add = kernels["add"]
         self._rms_norm = kernels["rms_norm"]
         self._silu_and_mul = kernels["silu_and_mul"]
+        self._gelu_and_mul = kernels["gelu_and_mul"]
         self._weight_arena = torch.empty(0, dtype=torch.uint8)  # for weights
         self.has_openmp = bool(library.tw_has_openmp())
         self.max_head_size: int = library.tw_max_head_size()
@@ -286,23 +288,11 @@ class CpuKernels:
 
     def silu_and_mul(self, gate: Tensor, up: Tensor) -> Tensor:
         """Return silu(gate) * up; both [T, width], possibly column slices of one tensor."""
-        rows, width = gate.shape
-        if gate.shape != up.shape or gate.dtype != torch.float32 or up.dtype != torch.float32:
-            raise ValueError("gate and up must be fp32 of one shape")
-        if gate.stride(1) != 1 or up.stride(1) != 1:
-            raise ValueError("rows of gate and up must be contiguous")
-        output = gate.new_empty(rows, width)
-        self._silu_and_mul(
-            gate.data_ptr(),
-            gate.stride(0),
-            up.data_ptr(),
-            up.stride(0),
-            output.data_ptr(),
-            rows,
-            width,
-            torch.get_num_threads(),
-        )
-        return output
+        return _gated(self._silu_and_mul, gate, up)
+
+    def gelu_and_mul(self, gate: Tensor, up: Tensor) -> Tensor:
+        """As `silu_and_mul`, with GELU as approximated by tanh."""
+        return _gated(self._gelu_and_mul, gate, up)
 
     def pin_threads(self, processors: Sequence[int]) -> None:
         """Bind each of torch's threads, the calling one first, to a processor of its own."""
@@ -478,6 +468,27 @@ class Int8Weight(NamedTuple):
     scales: Tensor
     columns: Tensor
     bias: Tensor
+
+
+def _gated(kernel: Kernel, gate: Tensor, up: Tensor) -> Tensor:
+    """Call a kernel for activation(gate) * up."""
+    rows, width = gate.shape
+    if gate.shape != up.shape or gate.dtype != torch.float32 or up.dtype != torch.float32:
+        raise ValueError("gate and up must be fp32 of one shape")
+    if gate.stride(1) != 1 or up.stride(1) != 1:
+        raise ValueError("rows of gate and up must be contiguous")
+    output = gate.new_empty(rows, width)
+    kernel(
+        gate.data_ptr(),
+        gate.stride(0),
+        up.data_ptr(),
+        up.stride(0),
+        output.data_ptr(),
+        rows,
+        width,
+        torch.get_num_threads(),
+    )
+    return output
 
 
 def _rotation(cos: Tensor, sin: Tensor, num_tokens: int, head_size: int) -> _Rotation:

@@ -24,7 +24,6 @@ from functools import partial
 from typing import TypeGuard, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels import cpu as cpu_kernels
@@ -147,20 +146,20 @@ def _uses_of_weights(layers: dict[nn.Module, list[tuple[nn.Module, str]]]) -> Co
 
 
 def _native_kernels(kernels: cpu_kernels.CpuKernels) -> FusedKernels:
-    """Kernels for a CPU. All are fp32, in which the order of roundings does not matter."""
+    """Kernels for a CPU. All are fp32, in which the order of roundings does not matter.
 
-    def silu(merged: Tensor) -> Tensor:
+    None is of torch: it computes the numbers at the end of each thread's share by other formulas,
+    so that a row's result would depend on the rows with it.
+    """
+
+    def gate(gated: Callable[[Tensor, Tensor], Tensor], merged: Tensor) -> Tensor:
         rows, width = merged.flatten(0, -2), merged.shape[-1] // 2
-        gate, up = rows.narrow(-1, 0, width), rows.narrow(-1, width, width)
-        return kernels.silu_and_mul(gate, up).view(*merged.shape[:-1], width)
+        left, right = rows.narrow(-1, 0, width), rows.narrow(-1, width, width)
+        return gated(left, right).view(*merged.shape[:-1], width)
 
     norms = (partial(kernels.rms_norm, weight_offset=offset) for offset in (0.0, 1.0))
-    return FusedKernels(tuple(norms), (silu, _gelu_tanh))
-
-
-def _gelu_tanh(merged: Tensor) -> Tensor:
-    gate, up = merged.chunk(2, dim=-1)
-    return F.gelu(gate, approximate="tanh").mul_(up)
+    gates = (partial(gate, gated) for gated in (kernels.silu_and_mul, kernels.gelu_and_mul))
+    return FusedKernels(tuple(norms), tuple(gates))
 
 
 def _triton_kernels() -> FusedKernels | None:
