@@ -22,14 +22,16 @@ import torch
 SOURCE = Path(__file__).with_name("cpu.c")
 SWITCH = "TOKENWIRE_NATIVE_KERNELS"
 COMPILE_TIMEOUT_S = 300
-# No -ffast-math, with which infinities and NaN lose their meaning: they mark invalid rows.
+# No -ffast-math, with which infinities and NaN lose their meaning: they mark invalid rows. No
+# contraction of products and sums: compilers contract some copies of a loop and not others, and a
+# row's last bits would depend on how many rows are computed with it.
 FLAGS = (
     "-std=gnu11",
     "-O3",
     "-march=native",
     "-fno-math-errno",
     "-fno-trapping-math",
-    "-ffp-contract=fast",
+    "-ffp-contract=off",
     "-fvisibility=hidden",
     "-fPIC",
 )

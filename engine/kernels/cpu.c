@@ -2,14 +2,15 @@
  * int8, sampling; and the replay of recorded calls of them.
  *
  * Plain C11 with GCC/Clang vector extensions; the vector width follows the compile target. Only
- * dot4 is written for one instruction set, and has a portable version. Built and loaded by
+ * madd and dot4 are written for instruction sets, and have portable versions. Built and loaded by
  * build.py, called through cpu.py.
  *
  * A row's result is the same, bit for bit, in any batch, with any number of threads, and however
  * the tokens of its sequence are divided among steps. Sums over K run in blocks of KC in a fixed
  * order. Attention adds up positions in runs and splits that start at multiples of TILE and SPLIT,
  * whatever queries share a tile. So keys and values that are computed again, many at a time, equal
- * those that were computed one by one.
+ * those that were computed one by one. Where a product and a sum round once it says madd: compilers
+ * do not decide it (build.py), since they would for one number of rows and not for another.
  */
 #define _GNU_SOURCE
 #include <math.h>
@@ -26,8 +27,10 @@
 #ifdef _OPENMP
 #include <omp.h>
 #endif
-#ifdef __AVX512VNNI__
+#if defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #if defined(__AVX512F__)
@@ -91,6 +94,20 @@ INLINE void store(float *p, vf v) { *(vfu *)p = v; }
 INLINE vf splat(float x) { return x - (vf){}; }
 INLINE vf pick(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
 INLINE vf larger(vf a, vf b) { return pick(a > b, a, b); } /* keeps b when a is NaN */
+
+/* a * b + c, rounded once where the processor can. */
+INLINE vf madd(vf a, vf b, vf c) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+#elif defined(__FMA__) && W == 8
+    return (vf)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+#elif defined(__aarch64__)
+    return (vf)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+#else
+    return a * b + c;
+#endif
+}
+
 INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
 INLINE int64_t max64(int64_t a, int64_t b) { return a > b ? a : b; }
 INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -154,16 +171,16 @@ INLINE vf horizontal_sum(vf v) {
 INLINE vf exp_v(vf x) {
     const vf magic = splat(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer */
     x = pick(splat(-87.0f) > x, splat(-87.0f), x);
-    vf biased = x * 1.44269504089f + magic;
+    vf biased = madd(x, splat(1.44269504089f), magic);
     vf n = biased - magic;
-    vf r = x - n * 0.693359375f - n * -2.12194440e-4f;
+    vf r = madd(n, splat(2.12194440e-4f), madd(n, splat(-0.693359375f), x));
     vf p = splat(1.9875691500e-4f);
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * (r * r) + r + 1.0f;
+    p = madd(p, r, splat(1.3981999507e-3f));
+    p = madd(p, r, splat(8.3334519073e-3f));
+    p = madd(p, r, splat(4.1665795894e-2f));
+    p = madd(p, r, splat(1.6666665459e-1f));
+    p = madd(p, r, splat(5.0000001201e-1f));
+    p = madd(p, r * r, r) + 1.0f;
     return p * (vf)(((vi)biased << 23) + 0x3f800000);
 }
 
@@ -420,7 +437,7 @@ INLINE void linear_tile(const int rows, const float *x, int64_t depth, const flo
         if (rows <= AHEAD_ROWS) fetch_ahead(panel + k * NR);
         UNROLL for (int r = 0; r < rows; r++) {
             vf a = splat(x[r * KLD + k]);
-            UNROLL for (int v = 0; v < NV; v++) acc[r][v] += a * b[v];
+            UNROLL for (int v = 0; v < NV; v++) acc[r][v] = madd(a, b[v], acc[r][v]);
         }
     }
     vf sums[MR * NV];
@@ -611,7 +628,7 @@ INLINE void dot4(const int rows, const Level *x, int64_t groups, const int8_t *p
                 b[v] = __builtin_convertvector((four[v] << (24 - 8 * i)) >> 24, vf);
             UNROLL for (int r = 0; r < rows; r++) {
                 vf a = splat(x[r * QLD + g * 4 + i]);
-                UNROLL for (int v = 0; v < NV; v++) acc[r][v] += a * b[v];
+                UNROLL for (int v = 0; v < NV; v++) acc[r][v] = madd(a, b[v], acc[r][v]);
             }
         }
     }
@@ -716,8 +733,8 @@ EXPORT int tw_rms_norm(const float *x, const float *weight, float *y, int64_t ro
             float total = 0.0f;
             for (; i + 2 * W <= width; i += 2 * W) {
                 vf a = load(in + i), b = load(in + i + W);
-                squares[0] += a * a;
-                squares[1] += b * b;
+                squares[0] = madd(a, a, squares[0]);
+                squares[1] = madd(b, b, squares[1]);
             }
             for (; i < width; i++) total += in[i] * in[i];
             total += horizontal_sum(squares[0] + squares[1])[0];
@@ -1463,16 +1480,16 @@ INLINE void score_direct(const int rows, const Worker *w, int64_t d, int64_t n) 
                 vf a0 = load(k0 + c), a1 = load(k1 + c);
                 UNROLL for (int r = 0; r < rows; r++) {
                     vf q = load(w->query + r * DLD + c);
-                    s0[r] += q * a0;
-                    s1[r] += q * a1;
+                    s0[r] = madd(q, a0, s0[r]);
+                    s1[r] = madd(q, a1, s1[r]);
                 }
             }
             if (c < d) {
                 vf a0 = load_part(k0 + c, d - c), a1 = load_part(k1 + c, d - c);
                 UNROLL for (int r = 0; r < rows; r++) {
                     vf q = load(w->query + r * DLD + c);
-                    s0[r] += q * a0;
-                    s1[r] += q * a1;
+                    s0[r] = madd(q, a0, s0[r]);
+                    s1[r] = madd(q, a1, s1[r]);
                 }
             }
             UNROLL for (int r = 0; r < rows; r++) part[r][i] = s0[r], part[r][i + 1] = s1[r];
@@ -1506,7 +1523,7 @@ INLINE void score_tile(const int rows, const float *q, const float *keys, int64_
             UNROLL for (int v = 0; v < NV; v++) b[v] = *(const vf *)(keys + k * TILE + v * W);
             UNROLL for (int r = 0; r < rows; r++) {
                 vf a = splat(q[r * DLD + k]);
-                UNROLL for (int v = 0; v < NV; v++) acc[r][v] += a * b[v];
+                UNROLL for (int v = 0; v < NV; v++) acc[r][v] = madd(a, b[v], acc[r][v]);
             }
         }
         int level = 0, bit = W / 2;
@@ -1594,7 +1611,7 @@ INLINE void value_tile(const int rows, const int vectors, const Worker *w, int64
             prefetch_rows(w->next_keys + t, BURST, d);
         UNROLL for (int r = 0; r < rows; r++) {
             vf a = splat(p[r * SLD + t]);
-            UNROLL for (int v = 0; v < vectors; v++) acc[r][v] += a * b[v];
+            UNROLL for (int v = 0; v < vectors; v++) acc[r][v] = madd(a, b[v], acc[r][v]);
         }
     }
     UNROLL for (int r = 0; r < rows; r++)

@@ -346,7 +346,7 @@ def test_write_kv_fills_exactly_its_slots(
 @needs_compiler
 @pytest.mark.parametrize("rows", [1, 3, 400])
 @pytest.mark.parametrize("width", [1, 15, 40, 768])
-def test_rms_norm_and_silu_and_mul_equal_torch(kernels: CpuKernels, rows: int, width: int) -> None:
+def test_rms_norms_and_gates_equal_torch(kernels: CpuKernels, rows: int, width: int) -> None:
     torch.manual_seed(rows * width)
     x, weight = torch.randn(rows, width), torch.randn(width)
     exact = x.double() / (x.double().pow(2).mean(-1, keepdim=True) + 1e-6).sqrt()
@@ -358,6 +358,8 @@ def test_rms_norm_and_silu_and_mul_equal_torch(kernels: CpuKernels, rows: int, w
     gate[0, 0] = -300.0
     expected = (nn.functional.silu(gate.double()) * up.double()).float()
     torch.testing.assert_close(kernels.silu_and_mul(gate, up), expected, atol=1e-5, rtol=1e-5)
+    expected = (nn.functional.gelu(gate.double(), approximate="tanh") * up.double()).float()
+    torch.testing.assert_close(kernels.gelu_and_mul(gate, up), expected, atol=1e-5, rtol=1e-5)
 
 
 @needs_compiler
