@@ -28,7 +28,7 @@ from .passes import (
     warm_up,
 )
 from .quantization import multiplies_fp8
-from .self_check import backend_agrees
+from .self_check import backend_agrees, recomputes_exactly
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,8 @@ def prepare(config: EngineConfig, load: LoadModel = load_model) -> PreparedModel
     3. Fuse layers, and tabulate the rotary embedding: their checks need full precision as well.
     4. Quantise. Logits differ from the checkpoint's from here on, so no exact check can follow.
     5. Pack the remaining fp32 linear layers on a CPU, which frees their original weights.
-    6. Warm up: compile kernels for the final layers before the first request.
+    6. Find out whether the final model recomputes a text bit for bit, for the log.
+    7. Warm up: compile kernels for the final layers before the first request.
 
     Args:
         config: the engine's configuration.
@@ -90,6 +91,7 @@ def prepare(config: EngineConfig, load: LoadModel = load_model) -> PreparedModel
     quantize_model(loaded)
     if (kernels := _native_kernels(config, loaded)) is not None:
         pack_model(loaded.model, kernels)
+    _log_exactness(recomputes_exactly(loaded, backend, config.block_size, cache_dtype))
     if loaded.device.type == "cuda":
         warm_up(loaded, backend, config.block_size, cache_dtype)
     return PreparedModel(
@@ -99,6 +101,16 @@ def prepare(config: EngineConfig, load: LoadModel = load_model) -> PreparedModel
         cache_dtype=cache_dtype,
         max_total_tokens=max_total_tokens,
     )
+
+
+def _log_exactness(is_exact: bool) -> None:
+    if is_exact:
+        logger.info("texts that are computed again, in other steps, are the same bit for bit")
+    else:
+        logger.info(
+            "texts that are computed again, in other steps, differ by rounding: a sampled text may "
+            "change after a crash or a preemption"
+        )
 
 
 def _cache_dtype(config: EngineConfig, loaded: LoadedModel) -> torch.dtype:

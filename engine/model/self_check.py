@@ -86,6 +86,21 @@ def backend_agrees(
     return True
 
 
+def recomputes_exactly(
+    loaded: LoadedModel, backend: AttentionBackend, block_size: int, cache_dtype: torch.dtype
+) -> bool:
+    """Whether logits are the same, bit for bit, for a text in one step and in several.
+
+    If so, a sequence that is computed again, after a crash or a preemption, continues with the same
+    tokens.
+    """
+    trial = _Trial(SELF_CHECK_TOKENS, block_size, cache_dtype)
+    whole = _Trial(SELF_CHECK_TOKENS, block_size, cache_dtype, is_whole=True)
+    return torch.equal(
+        paged_logits(loaded, backend, trial), paged_logits(loaded, backend, whole)
+    )
+
+
 def objection(
     loaded: LoadedModel, backend: AttentionBackend, expected: Tensor, trial: _Trial | None = None
 ) -> str | None:
@@ -127,11 +142,17 @@ def _self_check_ids(model: PreTrainedModel, num_tokens: int = SELF_CHECK_TOKENS)
 
 @dataclass(frozen=True, slots=True)
 class _Trial:
-    """The number of tokens of a comparison, and the format of its cache."""
+    """The number of tokens of a comparison, the format of its cache, whether it is one step."""
 
     num_tokens: int
     block_size: int
     cache_dtype: torch.dtype
+    is_whole: bool = False
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Where each step ends: two chunks and a decode step, or one step."""
+        return (self.num_tokens,) if self.is_whole else (11, self.num_tokens - 1, self.num_tokens)
 
 
 @torch.inference_mode()
@@ -147,7 +168,7 @@ def paged_logits(
 ) -> Tensor:
     """Logits over the paged cache, float32 [num_tokens, vocab_size].
 
-    The tokens, those of `_stock_logits`, are computed in two chunks and a decode step.
+    The tokens, those of `_stock_logits`, are computed in the steps of the trial.
     """
     trial = trial or _Trial(SELF_CHECK_TOKENS, 16, loaded.dtype)
     model = loaded.model
@@ -155,7 +176,7 @@ def paged_logits(
     num_blocks = -(-trial.num_tokens // trial.block_size)
     cache = KVCache(loaded.layers, num_blocks, trial.block_size, trial.cache_dtype, model.device)
     chunks = []
-    for start, end in itertools.pairwise((0, 11, trial.num_tokens - 1, trial.num_tokens)):
+    for start, end in itertools.pairwise((0, *trial.ends)):
         positions = torch.arange(start, end, device=model.device)
         output = model(
             input_ids=ids[:, start:end],

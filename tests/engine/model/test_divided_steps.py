@@ -1,0 +1,156 @@
+"""Logits, keys and values are the same, bit for bit, however a text is divided among steps."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import random
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from engine.attention.kv_cache import KVCache
+from engine.attention.paged import ReferenceAttention
+from engine.batch import AttentionInput, ModelInput
+from engine.kernels import cpu as cpu_kernels
+from engine.model import quantization
+from engine.model.loaded import LoadedModel
+from engine.model.model_runner import ModelRunner
+from engine.model.prepare import PreparedModel, prepare
+from engine.model.self_check import attach_paged_attention, recomputes_exactly
+from engine.protocol.config import EngineConfig
+from tests.engine.model.architectures import ARCHITECTURES, CPU, build_model
+from tests.engine.native import needs_compiler, threads
+
+BLOCK_SIZE = 16
+NUM_TOKENS = 600  # more than a split of attention
+MAX_BLOCKS = 40  # of a sequence
+COMPANY = 3  # sequences that may be in the same step
+QUANTIZED = [("llama", "int8"), ("llama", "int4"), ("gemma2", "int8"), ("phi", "int4")]
+MODELS = [*((name, None) for name in ARCHITECTURES), *QUANTIZED]
+Part = tuple[int, list[int], int]  # a sequence's number, tokens, and the position of the first
+
+
+def load(config: EngineConfig, model_config: Any) -> LoadedModel:
+    loaded = attach_paged_attention(build_model(model_config, 1.5), CPU, torch.float32)
+    scheme = quantization.choose(config, model_config, CPU, torch.float32)
+    return dataclasses.replace(loaded, scheme=scheme)
+
+
+@cache
+def prepared(name: str, quantize: str | None) -> PreparedModel:
+    """A small model after all passes."""
+    assert cpu_kernels.load() is not None
+    model_config = ARCHITECTURES[name]()
+    model_config.max_position_embeddings = NUM_TOKENS
+    config = EngineConfig(
+        model_id=name, socket_path=Path("unused"), device="cpu", quantize=quantize
+    )
+    return prepare(config, lambda config: load(config, model_config))
+
+
+def step(parts: list[Part]) -> ModelInput:
+    """A step of several sequences, each in blocks of its own; all logits of the first are wanted."""
+    positions = [range(first, first + len(ids)) for _, ids, first in parts]
+    starts = torch.tensor([0, *map(len, positions)]).cumsum(0).int()
+    tables = [range(number * MAX_BLOCKS, (number + 1) * MAX_BLOCKS) for number, _, _ in parts]
+    slots = [
+        number * MAX_BLOCKS * BLOCK_SIZE + position
+        for (number, _, _), span in zip(parts, positions, strict=True)
+        for position in span
+    ]
+    return ModelInput(
+        input_ids=torch.tensor([token for _, ids, _ in parts for token in ids]),
+        positions=torch.tensor([position for span in positions for position in span]),
+        attention=AttentionInput(
+            slot_mapping=torch.tensor(slots),
+            block_tables=torch.tensor(tables).int(),
+            query_start_loc=starts,
+            context_lens=torch.tensor([span.stop for span in positions]).int(),
+        ),
+        logits_rows=torch.arange(len(parts[0][1])),
+        sampled={},
+        prompt_rows=[],
+    )
+
+
+def text() -> list[int]:
+    return random.Random(1).choices(range(3, 128), k=NUM_TOKENS)
+
+
+def compute(model: PreparedModel, ends: list[int], seed: int = 0, company: int = 0) -> Tensor:
+    """Logits, keys and values of all tokens, [NUM_TOKENS, …], computed in steps with these ends."""
+    cache_ = KVCache(
+        model.loaded.layers, (1 + COMPANY) * MAX_BLOCKS, BLOCK_SIZE, model.cache_dtype, CPU
+    )
+    runner, rng = ModelRunner(model.loaded, cache_, model.backend), random.Random(seed)
+    logits = []
+    for low, high in pairwise([0, *ends]):
+        others = [
+            (number + 1, rng.choices(range(3, 128), k=rng.randrange(1, 60)), 0)
+            for number in range(rng.randint(0, company))
+        ]
+        logits.append(runner.forward(step([(0, text()[low:high], low), *others])).clone())
+    states = [
+        states[:MAX_BLOCKS].flatten(0, 1)[:NUM_TOKENS].flatten(1)
+        for pair in cache_.layers.values()
+        for states in pair
+    ]
+    return torch.cat([torch.cat(logits), *states], dim=1)
+
+
+def random_ends(seed: int) -> list[int]:
+    """Steps of one token, of few, as with drafts, and chunks of prompts of any size."""
+    rng, ends = random.Random(seed), [0]
+    while ends[-1] < NUM_TOKENS:
+        size = rng.choice([1, 1, 1, 2, 3, 5, rng.randrange(1, 30), rng.randrange(1, 300)])
+        ends.append(min(ends[-1] + size, NUM_TOKENS))
+    return ends[1:]
+
+
+@needs_compiler
+@pytest.mark.parametrize(("name", "quantize"), MODELS)
+def test_every_division_gives_the_same_bits(name: str, quantize: str | None) -> None:
+    model = prepared(name, quantize)
+    with threads(1):
+        whole = compute(model, [NUM_TOKENS])
+        assert torch.equal(compute(model, [*range(1, NUM_TOKENS + 1)]), whole)
+    for seed in range(3):
+        with threads(1 + seed):
+            assert torch.equal(compute(model, random_ends(seed), seed, COMPANY), whole)
+
+
+class Uneven(ReferenceAttention):
+    """Attention whose last bits depend on the number of tokens in a step."""
+
+    def paged_attention(self, query: Tensor, *args: Any, **options: Any) -> Tensor:
+        return super().paged_attention(query, *args, **options) * (1 + len(query) * 1e-6)
+
+
+@needs_compiler
+def test_a_backend_that_computes_steps_differently_is_found_out() -> None:
+    model = prepared("llama", None)
+    for backend, is_exact in ((model.backend, True), (Uneven(), False)):
+        found = recomputes_exactly(model.loaded, backend, BLOCK_SIZE, torch.float32)
+        assert found is is_exact
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("is_exact", "message"), [(True, "the same bit for bit"), (False, "differ by rounding")]
+)
+def test_start_up_says_whether_texts_are_recomputed_exactly(
+    is_exact: bool,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("engine.model.prepare.recomputes_exactly", lambda *_: is_exact)
+    with caplog.at_level(logging.INFO), threads(1):
+        prepared.__wrapped__("llama", None)
+    assert message in caplog.text
