@@ -96,9 +96,7 @@ def recomputes_exactly(
     """
     trial = _Trial(SELF_CHECK_TOKENS, block_size, cache_dtype)
     whole = _Trial(SELF_CHECK_TOKENS, block_size, cache_dtype, is_whole=True)
-    return torch.equal(
-        paged_logits(loaded, backend, trial), paged_logits(loaded, backend, whole)
-    )
+    return torch.equal(paged_logits(loaded, backend, trial), paged_logits(loaded, backend, whole))
 
 
 def objection(

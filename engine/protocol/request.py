@@ -48,7 +48,8 @@ class Request:
 
     `grammar` is the source of a grammar (see `grammar/backend_llguidance.py`) that the text must
     follow, or empty. `resumed_token_ids` are tokens that an engine has generated for this request
-    before it ended: generation continues after them and gives the same tokens as without the break.
+    before it ended: generation continues after them and gives the same tokens as without the break,
+    where the model is recomputed exactly (see `model/self_check.py`).
 
     A token of `eos_token_ids` or `stop_token_ids` ends the text, and is its last token; neither is
     chosen among the first `min_new_tokens`. A grammar ends with one of `eos_token_ids`, so a

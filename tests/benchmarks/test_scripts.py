@@ -72,3 +72,12 @@ def test_every_kind_of_sampling_is_measured() -> None:
     assert all(figure["ours_ms"] > 0 for figure in figures)
     alone = {figure["kind"] for figure in figures if figure["transformers_ms"] is None}
     assert alone == {"frequency_penalty 0.5"}
+
+
+def test_resumed_streams_are_counted_in_every_arm() -> None:
+    outcomes = last_line("benchmarks.resumption")["outcomes"]
+    assert len(outcomes) == 5
+    assert all(outcome["streams"] == 4 for outcome in outcomes)
+    assert all(outcome["resumptions"] > 0 for outcome in outcomes)
+    exact = [outcome for outcome in outcomes if "without our kernels" not in outcome["name"]]
+    assert all(outcome["left"] == outcome["rounded"] == 0 for outcome in exact)

@@ -55,7 +55,7 @@ def prepared(name: str, quantize: str | None) -> PreparedModel:
 
 
 def step(parts: list[Part]) -> ModelInput:
-    """A step of several sequences, each in blocks of its own; all logits of the first are wanted."""
+    """A step of sequences in blocks of their own; all logits of the first are wanted."""
     positions = [range(first, first + len(ids)) for _, ids, first in parts]
     starts = torch.tensor([0, *map(len, positions)]).cumsum(0).int()
     tables = [range(number * MAX_BLOCKS, (number + 1) * MAX_BLOCKS) for number, _, _ in parts]
