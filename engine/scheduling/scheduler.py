@@ -193,9 +193,19 @@ class Scheduler:
                 can_start = num_tokens > 0
             else:
                 begun.remove(sequence)
-                has_given_way = sequence.status is not SequenceStatus.RUNNING
-                num_tokens = 0 if has_given_way else self._take(sequence, budget)
+                num_tokens = self._continue(sequence, budget, planned)
             self._plan(sequence, num_tokens, budget, planned)
+
+    def _continue(
+        self, sequence: Sequence, budget: StepBudget, planned: dict[Sequence, int]
+    ) -> int:
+        """How many tokens a sequence gets whose prompt, or what a grammar forces, is begun.
+
+        A prompt has its blocks since its start; forced tokens may need one more.
+        """
+        if sequence.status is not SequenceStatus.RUNNING:  # it has given way
+            return 0
+        return self._take(sequence, budget) if self._make_room(sequence, budget, planned) else 0
 
     def _plan_drafts(
         self, decoding: list[Sequence], budget: StepBudget, planned: dict[Sequence, int]
@@ -337,7 +347,7 @@ class Scheduler:
     def _make_room(
         self, sequence: Sequence, budget: StepBudget, planned: dict[Sequence, int]
     ) -> bool:
-        """Allocates a block for a decoding sequence if it needs one, preempting others for it.
+        """Allocates the blocks that a running sequence needs, preempting others for it.
 
         The caller that came last gives way, with the least urgent of its sequences.
 

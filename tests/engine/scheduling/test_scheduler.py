@@ -277,6 +277,36 @@ def test_full_cache_preempts_the_youngest_and_loses_nothing() -> None:
     assert young.num_generated_tokens == old.num_generated_tokens == 8
 
 
+@pytest.mark.parametrize("num_forced", range(2, 6))
+def test_tokens_that_a_grammar_forces_get_blocks(num_forced: int) -> None:
+    scheduler = make_scheduler()
+    sequence = make_sequence([1, 2, 3], max_new_tokens=20)
+    scheduler.add(sequence)
+    compute(scheduler, scheduler.schedule())
+    for number in range(num_forced - 1):
+        sequence.append(number)
+    batch = scheduler.schedule()
+    assert batch.num_tokens == {sequence: num_forced}
+    check_batch(scheduler, batch)
+    assert len(sequence.block_table) == scheduler.blocks.num_blocks_for(sequence.num_tokens)
+
+
+def test_forced_tokens_that_fill_the_cache_preempt_and_lose_nothing() -> None:
+    scheduler = make_scheduler(num_blocks=4)
+    old, young = (make_sequence([number, 2, 3], max_new_tokens=5) for number in (1, 9))
+    scheduler.add(old)
+    scheduler.add(young)
+    compute(scheduler, scheduler.schedule())
+    old.append(7)
+    old.append(8)
+    batch = scheduler.schedule()
+    assert batch.num_tokens == {old: 3}
+    assert young.status is SequenceStatus.WAITING
+    while scheduler.has_work:
+        compute(scheduler, scheduler.schedule())
+    assert young.num_tokens == 3 + 5
+
+
 def test_admission_leaves_every_running_sequence_a_block() -> None:
     scheduler = make_scheduler(num_blocks=4)
     running, next_one = make_sequence([1, 1]), make_sequence([2] * 6, max_new_tokens=1)
