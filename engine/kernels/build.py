@@ -7,6 +7,7 @@ It does not know what the functions do; their signatures are in `cpu.py`.
 import ctypes
 import functools
 import hashlib
+import importlib.util
 import logging
 import os
 import platform
@@ -14,10 +15,11 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import threading
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-
-import torch
 
 SOURCE = Path(__file__).with_name("cpu.c")
 SWITCH = "TOKENWIRE_NATIVE_KERNELS"
@@ -38,6 +40,9 @@ FLAGS = (
 
 logger = logging.getLogger(__name__)
 
+_UNFINISHED = "build-"  # begins the names of directories with builds that go on
+_building = threading.Lock()
+
 
 class BuildError(Exception):
     """The kernels cannot be built or loaded here; the message says why."""
@@ -56,23 +61,46 @@ def load_library() -> ctypes.CDLL | None:
         return None
 
 
+def build_ahead() -> None:
+    """Start to compile in a thread, while this process imports torch; a failure is met again."""
+
+    def build() -> None:
+        with suppress(BuildError, OSError):
+            _built()
+
+    if os.environ.get(SWITCH, "1") != "0":
+        threading.Thread(target=build, name="kernel build", daemon=True).start()
+
+
 def build_library(extra_flags: Sequence[str] = ()) -> ctypes.CDLL:
     """Compile unless an identical build is cached, then load.
 
     Raises:
         BuildError: there is no compiler, or it fails.
     """
+    return ctypes.CDLL(str(_built(extra_flags)))
+
+
+def _built(extra_flags: Sequence[str] = ()) -> Path:
+    """The library's path; it is compiled by one thread while others wait.
+
+    Raises:
+        BuildError: there is no compiler, or it fails.
+    """
     compiler = find_compiler()
     flags = [*FLAGS, *extra_flags]
-    runtime = find_openmp_runtime()
-    path = cache_directory() / f"cpu-{_cache_key(compiler, flags, runtime)}.so"
-    if not path.exists():
-        _compile(compiler, flags, runtime, path)
-    return ctypes.CDLL(str(path))
+    with _building:
+        runtime = find_openmp_runtime()
+        path = cache_directory() / f"cpu-{_cache_key(compiler, flags, runtime)}.so"
+        if not path.exists():
+            _compile(compiler, flags, runtime, path)
+    return path
 
 
 def find_compiler() -> list[str]:
     """Return the C compiler command: $CC, else cc, gcc or clang.
+
+    It may have options: `CC="gcc -mno-avx512f"` compiles for AVX2 where there is AVX-512.
 
     Raises:
         BuildError: there is none of them.
@@ -97,19 +125,37 @@ def find_openmp_runtime() -> Path | None:
 def cache_directory() -> Path:
     """Return the per-user build cache, created private to the user.
 
+    It is in the user's home, or where that cannot be written, beside other temporary files.
+
     Raises:
         BuildError: there is no directory that only the user can write to.
     """
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    temporary = Path(tempfile.gettempdir()) / f"tokenwire.{os.getuid()}"
     try:
-        path = Path(base).expanduser() / "tokenwire"
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        state = path.stat()
-    except (OSError, RuntimeError) as error:
+        return _private(Path(base).expanduser() / "tokenwire")
+    except (OSError, RuntimeError) as error:  # RuntimeError: the user has no home
+        logger.debug("kernels are kept in %s: %s", temporary, error)
+    try:
+        return _private(temporary)
+    except OSError as error:
         raise BuildError(f"no usable cache directory: {error}") from error
+
+
+def _private(path: Path) -> Path:
+    """Make a directory in which only the user can write.
+
+    Raises:
+        OSError: it cannot be made, or not written.
+        BuildError: other users may write there.
+    """
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    state = path.lstat()
     # Its files are loaded as code: refuse a directory that other users own or may write to.
-    if state.st_uid != os.getuid() or state.st_mode & 0o022:
+    if not path.is_dir() or state.st_uid != os.getuid() or state.st_mode & 0o022:
         raise BuildError(f"cache directory {path} is writable by other users")
+    if not os.access(path, os.W_OK):
+        raise PermissionError(f"{path} is read-only")
     return path
 
 
@@ -123,7 +169,10 @@ def _mapped_libraries() -> list[Path]:
 
 
 def _bundled_libraries() -> list[Path]:
-    root = Path(torch.__file__).parent
+    spec = importlib.util.find_spec("torch")  # which need not be imported yet
+    if spec is None or spec.origin is None:
+        return []
+    root = Path(spec.origin).parent
     return sorted(
         [*(root / "lib").glob("libgomp*"), *root.with_name("torch.libs").glob("libgomp*")]
     )
@@ -148,7 +197,8 @@ def _cpu_flags() -> str:
 
 def _compile(compiler: Sequence[str], flags: Sequence[str], runtime: Path | None, to: Path) -> None:
     """Build in a temporary directory and rename: another process never sees half a file."""
-    with tempfile.TemporaryDirectory(dir=to.parent, prefix="build-") as directory:
+    _remove_abandoned(to.parent)
+    with tempfile.TemporaryDirectory(dir=to.parent, prefix=_UNFINISHED) as directory:
         built = Path(directory) / to.name
         try:
             _compile_with_openmp(compiler, flags, runtime, built)
@@ -156,6 +206,14 @@ def _compile(compiler: Sequence[str], flags: Sequence[str], runtime: Path | None
             logger.warning("native CPU kernels run on one thread: %s", error)
             _run([*compiler, *flags, "-shared", str(SOURCE), "-o", str(built), "-lpthread", "-lm"])
         built.replace(to)
+
+
+def _remove_abandoned(directory: Path) -> None:
+    """Remove what compilers have left that were killed."""
+    for path in directory.glob(f"{_UNFINISHED}*"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > 2 * COMPILE_TIMEOUT_S:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _compile_with_openmp(
