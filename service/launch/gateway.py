@@ -118,6 +118,11 @@ class GatewayConfig:
     max_heap_bytes: int = 2 << 30
     edge: Edge = field(default_factory=Edge)
 
+    @property
+    def max_connections(self) -> int:
+        """Connections of callers: more than requests, since most connections are idle."""
+        return max(4 * self.max_requests, 1024)
+
     def __post_init__(self) -> None:
         """Refuses values that Envoy would misinterpret."""
         for origin in self.cors_allow_origins:
@@ -270,6 +275,16 @@ async def finds_service(admin: Path | int) -> bool:
     """
     _, body = await _ask(admin, rf"GET /stats?filter=^{_HEALTHY_SERVICES}$")
     return bool(re.search(rf"{_HEALTHY_SERVICES}: [1-9]".encode(), body))
+
+
+async def is_alive(admin: Path | int) -> bool:
+    """Whether Envoy answers on its admin socket or port, whatever it says.
+
+    Raises:
+        OSError: it does not; a timeout is one, too.
+    """
+    status, _ = await _ask(admin, "GET /ready")
+    return bool(status)
 
 
 async def _ask(admin: Path | int, request: str) -> tuple[bytes, bytes]:
