@@ -13,6 +13,7 @@ from .engine import Engine
 from .executor import Executor, Forward
 from .grammar.backend_llguidance import GrammarCompiler, TokenMasks
 from .grammar.constraints import Constraints
+from .heartbeat import Activity
 from .kernels import cpu as cpu_kernels
 from .memory import cache_size
 from .memory.worst_step import StepBounds
@@ -36,12 +37,15 @@ _MAX_CPU_GRAPH_TOKENS = 64  # in larger steps a CPU computes for ten times as lo
 _MAX_LOGPROB_ROWS = 256  # of prompts, in a step; each takes the logits of a whole vocabulary
 
 
-def build_engine(config: EngineConfig, load: LoadModel = load_model) -> tuple[Engine, EngineInfo]:
+def build_engine(
+    config: EngineConfig, load: LoadModel = load_model, activity: Activity | None = None
+) -> tuple[Engine, EngineInfo]:
     """Loads the model, sizes the cache and returns an engine that is ready for requests.
 
     Args:
         config: the engine's configuration.
         load: loads the model.
+        activity: where the engine notes what it does.
 
     Raises:
         ModelLoadError: the model cannot be served with this configuration.
@@ -64,6 +68,7 @@ def build_engine(config: EngineConfig, load: LoadModel = load_model) -> tuple[En
         watermark=watermark,
         constraints=_constraints(config, vocab_size),
         runs_ahead=device.type == "cuda" if config.run_ahead is None else config.run_ahead,
+        activity=activity,
     )
     return engine, _info(config, model, runner.cache.num_blocks, vocab_size)
 

@@ -14,6 +14,7 @@ import torch
 
 from .executor import Executor, Forward, LaunchedStep
 from .grammar.constraints import Constraints
+from .heartbeat import Activity, Phase
 from .protocol.errors import CapacityError, GrammarError
 from .protocol.request import EngineStats, Request, SequenceOutput, StepOutput, Token
 from .sampling.watermark import Watermark
@@ -37,6 +38,7 @@ class Engine:
         runs_ahead: whether a step is launched before the tokens of the previous one are read. The
             device then never waits for the host; one token too many is computed for a sequence that
             ends, and is dropped.
+        activity: where a step notes that it waits for the device.
     """
 
     def __init__(
@@ -50,12 +52,14 @@ class Engine:
         watermark: Watermark | None = None,
         constraints: Constraints | None = None,
         runs_ahead: bool = False,
+        activity: Activity | None = None,
     ) -> None:
         self._executor = Executor(
             forward, device, scheduler.blocks.block_size, watermark, constraints
         )
         self._scheduler = scheduler
         self._runs_ahead = runs_ahead
+        self._activity = activity or Activity()
         self._ahead: LaunchedStep | None = None
         self._vocab_size = vocab_size
         self._max_total_tokens = max_total_tokens
@@ -204,6 +208,7 @@ class Engine:
             AcceleratorError: this process cannot use the device any more.
         """
         unfinished = [s for s in step.batch.num_tokens if s.status is not SequenceStatus.FINISHED]
+        self._activity.begin(Phase.WAITING_FOR_DEVICE)
         try:
             result = None if step.has_failed else step.wait()
         except torch.AcceleratorError:
@@ -211,6 +216,7 @@ class Engine:
         except Exception:  # an error on the device, which is raised only here
             logger.exception("a step of %d sequences failed", len(step.batch.num_tokens))
             result = None
+        self._activity.begin(Phase.COMPUTING)
         if result is None:
             return [self._fail(s, "the model failed on this batch") for s in unfinished]
         return [

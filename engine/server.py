@@ -1,8 +1,9 @@
 """The engine process: a Unix socket in front of the step loop.
 
-The main thread owns the engine and runs steps. Each connection has a thread that reads into the
-inbox and one that writes from an outbox, so no peer can hold up a step. A connection that ends
-takes its requests with it; one that does not read what it is sent is closed.
+The main thread owns the engine and runs steps; another one tells whether it gets on. Each
+connection has a thread that reads into the inbox and one that writes from an outbox, so no peer can
+hold up a step. A connection that ends takes its requests with it; one that does not read what it is
+sent is closed.
 """
 
 from __future__ import annotations
@@ -20,16 +21,22 @@ from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
-from .engine import Engine
+from .heartbeat import Activity, Heartbeat, Phase
+from .kernels.build import build_ahead
 from .protocol import wire
 from .protocol.config import EngineConfig, EngineInfo
+from .protocol.notify import READY, notify
 from .protocol.request import Request, SequenceOutput, StepOutput
 from .threads import num_processors, pin, unpin
 
+if TYPE_CHECKING:  # torch takes a second, in which the heartbeat could not beat
+    from .engine import Engine
+
 logger = logging.getLogger(__name__)
 
-_HEARTBEAT_S = 0.5  # an idle engine sends a step without outputs this often
+_IDLE_STEP_S = 0.5  # an idle engine sends a step without outputs this often
 _DRAIN_S = 90.0  # TGI's time limit for running requests after it is told to stop
 _FLUSH_S = 5.0  # time limit for sending what is queued when the server ends
 _MAX_OUTBOX = 20_000  # messages; at 100 steps a second the peer has not read for minutes
@@ -102,13 +109,21 @@ class EngineServer:
         engine: the engine, owned by the thread that calls `run`.
         info: is sent to every service that connects.
         socket_path: where to listen. Its directory must be private to the user.
+        activity: where the thread that calls `run` notes what it does.
     """
 
-    def __init__(self, engine: Engine, info: EngineInfo, socket_path: Path) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        info: EngineInfo,
+        socket_path: Path,
+        activity: Activity | None = None,
+    ) -> None:
         self._engine = engine
         self._info = info
+        self._activity = activity or Activity()
         self._inbox: queue.SimpleQueue[_Delivery] = queue.SimpleQueue()
-        self._connections: set[_Connection] = set()
+        self._connections: frozenset[_Connection] = frozenset()  # read by other threads
         self._owners: dict[str, _Connection] = {}
         self._preparing: set[tuple[_Connection, str]] = set()  # whose grammar is being compiled
         self._stopping = threading.Event()
@@ -118,16 +133,22 @@ class EngineServer:
     def run(self) -> None:
         """Serves until `stop`, then finishes running requests, for `_DRAIN_S` seconds at most."""
         threading.Thread(target=self._accept, daemon=True).start()
-        heartbeat = 0.0
+        last_step = 0.0
         while not self._stopping.is_set():
+            self._activity.begin(Phase.WAITING_FOR_REQUESTS)
             self._drain_inbox()
             if self._engine.has_work:
-                self._publish(self._engine.step())
-                heartbeat = time.monotonic()
-            elif time.monotonic() - heartbeat >= _HEARTBEAT_S:
+                self._step()
+                last_step = time.monotonic()
+            elif time.monotonic() - last_step >= _IDLE_STEP_S:
                 self._publish(StepOutput(stats=self._engine.stats()))
-                heartbeat = time.monotonic()
+                last_step = time.monotonic()
         self._finish()
+
+    def beat(self, quiet_s: float) -> None:
+        """Tells all services for how long there was no progress. May be called from any thread."""
+        for connection in self._connections:
+            connection.send(wire.beat(quiet_s))
 
     def stop(self) -> None:
         """Asks `run` to return. May be called from any thread or a signal handler."""
@@ -136,13 +157,18 @@ class EngineServer:
     def _finish(self) -> None:
         deadline = time.monotonic() + _DRAIN_S
         while (self._engine.has_work or self._preparing) and time.monotonic() < deadline:
+            self._activity.begin(Phase.WAITING_FOR_REQUESTS)
             self._drain_inbox()
-            self._publish(self._engine.step())
+            self._step()
         self._listener.close()
         self._socket_path.unlink(missing_ok=True)
         deadline = time.monotonic() + _FLUSH_S
         for connection in self._connections:
             connection.finish(deadline)
+
+    def _step(self) -> None:
+        self._activity.begin(Phase.COMPUTING)
+        self._publish(self._engine.step())
 
     def _accept(self) -> None:
         unpin()  # the threads of connections are started here and inherit the processors
@@ -150,7 +176,7 @@ class EngineServer:
             try:
                 sock, _ = self._listener.accept()
             except OSError as error:  # the listener is closed, or there are no file descriptors
-                self._stopping.wait(_HEARTBEAT_S)
+                self._stopping.wait(_IDLE_STEP_S)
                 if not self._stopping.is_set():
                     logger.warning("cannot accept a connection: %s", error)
                 continue
@@ -160,8 +186,8 @@ class EngineServer:
             connection.start()  # last: its announcement comes before its first message
 
     def _drain_inbox(self) -> None:
-        """Handles all messages in the inbox; an idle engine waits half a heartbeat for one."""
-        timeout = 0.0 if self._engine.has_work else _HEARTBEAT_S / 2
+        """Handles all messages in the inbox; an idle engine waits a while for one."""
+        timeout = 0.0 if self._engine.has_work else _IDLE_STEP_S / 2
         with contextlib.suppress(queue.Empty):
             self._receive(*self._inbox.get(block=timeout > 0, timeout=timeout or None))
             while True:
@@ -177,7 +203,7 @@ class EngineServer:
         elif body:
             self._handle(connection, body)
         else:
-            self._connections.add(connection)
+            self._connections |= {connection}
 
     def _handle(self, connection: _Connection, body: bytes) -> None:
         try:
@@ -225,7 +251,7 @@ class EngineServer:
         return StepOutput(outputs=(output,), stats=self._engine.stats())
 
     def _disconnect(self, connection: _Connection) -> None:
-        self._connections.discard(connection)
+        self._connections -= {connection}
         self._preparing = {item for item in self._preparing if item[0] is not connection}
         orphans = [key for key, owner in self._owners.items() if owner is connection]
         for request_id in orphans:
@@ -268,10 +294,16 @@ def serve(config: EngineConfig) -> None:
     Raises:
         ModelLoadError: the model cannot be served.
     """
+    activity = Activity()
+    heartbeat = Heartbeat(activity)
+    heartbeat.start()
+    if config.enable_native_kernels and config.device != "cuda":
+        build_ahead()
     from .build import build_engine  # imports torch and transformers: seconds
 
-    engine, info = build_engine(config)
-    server = EngineServer(engine, info, config.socket_path)
+    engine, info = build_engine(config, activity=activity)
+    server = EngineServer(engine, info, config.socket_path, activity)
+    heartbeat.listeners.append(server.beat)
 
     def stop(_: int, __: FrameType | None) -> None:
         server.stop()
@@ -283,4 +315,5 @@ def serve(config: EngineConfig) -> None:
         pin(config.num_threads or num_processors())
     gc.collect()
     gc.freeze()  # these objects stay: a full collection would take 200 ms to visit them
+    notify(READY)
     server.run()

@@ -13,6 +13,7 @@ from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from engine.protocol.config import EngineInfo
+from engine.protocol.notify import ALIVE, READY, notify
 
 from .access.certificates import server_credentials
 from .access.keys import watch_keys
@@ -39,6 +40,7 @@ from .text.tokenizer import TextTokenizer
 logger = logging.getLogger(__name__)
 
 _HEALTH_INTERVAL_S = 0.2
+_BEAT_S = 0.5  # between two signs of life of the event loop
 _LAST_WORDS_S = 2.0  # for streams to end with an error, before the calls are cut
 _KEEPALIVE_MS = 30_000
 _MAX_AGE_MS = 2**31 - 1  # gRPC takes 32 bits
@@ -62,9 +64,7 @@ class App:
         assert settings.engine_socket is not None
         self._settings = settings
         self._client = EngineClient(
-            settings.engine_socket,
-            stall_s=settings.engine_stall_seconds,
-            max_waiting_s=settings.max_waiting_seconds or None,
+            settings.engine_socket, max_waiting_s=settings.max_waiting_seconds or None
         )
         self._admission = Admission(
             settings.max_concurrent_requests, settings.max_concurrent_requests_per_caller
@@ -338,6 +338,15 @@ async def serve(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, app.stop)
+    beat = asyncio.create_task(_beat())
+    try:
+        await _run(app)
+    finally:
+        beat.cancel()
+
+
+async def _run(app: App) -> None:
+    """Starts a service and runs it until it is stopped."""
     start = asyncio.create_task(app.start())
     stopped = asyncio.create_task(app.stopped())
     await asyncio.wait((start, stopped), return_when=asyncio.FIRST_COMPLETED)
@@ -348,4 +357,12 @@ async def serve(settings: Settings) -> None:
     await start
     gc.collect()
     gc.freeze()  # these objects stay: every full collection would visit them for 200 ms
+    notify(READY)
     await app.run()
+
+
+async def _beat() -> None:
+    """Tells the watcher of this process that its event loop runs."""
+    while True:
+        notify(ALIVE)
+        await asyncio.sleep(_BEAT_S)

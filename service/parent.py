@@ -1,12 +1,15 @@
-"""Makes a child process die with its parent, so that no process of ours is left behind."""
+"""What binds a process to others: it dies with its parent, and not with a terminal."""
 
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import signal
 import sys
 from collections.abc import Callable
+
+logger = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -29,3 +32,8 @@ def die_with_parent(parent: int) -> Callable[[], None] | None:
             os._exit(1)
 
     return bind
+
+
+def ignore_hangup(*_: object) -> None:
+    """Handles SIGHUP: a terminal has closed, or somebody expects settings to be read again."""
+    logger.warning("SIGHUP is ignored: settings are read at the start only")

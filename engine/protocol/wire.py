@@ -35,7 +35,8 @@ class Kind(IntEnum):
     SUBMIT = 1  # to the engine: a request
     ABORT = 2  # to the engine: a request's id
     READY = 3  # from the engine, once per connection: EngineInfo
-    STEP = 4  # from the engine: StepOutput; empty ones are the idle engine's heartbeat
+    STEP = 4  # from the engine: StepOutput; an idle engine sends empty ones
+    BEAT = 5  # from the engine, several times a second: seconds without progress
 
 
 def framed(message: Any) -> bytes:
@@ -149,6 +150,16 @@ def step(output: StepOutput) -> bytes:
         output.sample_s,
         output.duration_s,
     )
+
+
+def beat(quiet_s: float) -> bytes:
+    """A frame that says for how long the engine has not got on, 0 if it does."""
+    return frame(Kind.BEAT, quiet_s)
+
+
+def parse_beat(fields: list[Any]) -> float:
+    """The seconds in a `BEAT`."""
+    return float(fields[0])
 
 
 def parse_step(fields: list[Any]) -> StepOutput:

@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 StepListener = Callable[[StepOutput], None]
 
 _RECONNECT_S = 0.1
+_NOTICE_S = 1.5  # without progress of the engine; callers of Health see it half a second later
 _MAX_RESTARTS = 3  # engine deaths at which a request fails: it may be their cause
 
 
@@ -74,22 +75,18 @@ class EngineClient:
 
     Args:
         socket_path: the engine's socket.
-        stall_s: seconds without a message after which the engine counts as frozen.
         max_waiting_s: how long a request may wait for its first step; None sets no bound.
     """
 
-    def __init__(
-        self, socket_path: Path, *, stall_s: float = 60.0, max_waiting_s: float | None = None
-    ) -> None:
+    def __init__(self, socket_path: Path, *, max_waiting_s: float | None = None) -> None:
         self._socket_path = socket_path
-        self._stall_s = stall_s
         self._max_waiting_s = max_waiting_s
         self._streams: dict[str, _Stream] = {}
         self._ids = (f"{os.getpid()}-{number}" for number in itertools.count())
         self._writer: asyncio.StreamWriter | None = None
         self._task: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
-        self._last_message = 0.0
+        self._progress = 0.0  # when the engine last got on, as far as is known
         self.info: EngineInfo | None = None
         self.last_step = StepOutput()
         self.on_step: list[StepListener] = []
@@ -101,8 +98,8 @@ class EngineClient:
 
     @property
     def is_healthy(self) -> bool:
-        """Whether an engine is connected and its loop runs: idle or busy, it sends messages."""
-        return self.is_connected and time.monotonic() - self._last_message < self._stall_s
+        """Whether an engine is connected and gets on: idle or busy, it says so all the time."""
+        return self.is_connected and time.monotonic() - self._progress < _NOTICE_S
 
     def start(self) -> None:
         """Starts the task that connects and reads."""
@@ -197,7 +194,8 @@ class EngineClient:
         while True:
             (size,) = wire.HEADER.unpack(await reader.readexactly(wire.HEADER.size))
             kind, fields = wire.parse(await reader.readexactly(size))
-            self._last_message = time.monotonic()
+            quiet_s = wire.parse_beat(fields) if kind is wire.Kind.BEAT else 0.0
+            self._progress = time.monotonic() - quiet_s
             if kind is wire.Kind.READY:
                 self._resume(wire.parse_info(fields))
             elif kind is wire.Kind.STEP:

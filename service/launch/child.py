@@ -21,6 +21,7 @@ from ..parent import die_with_parent
 logger = logging.getLogger(__name__)
 
 _TAIL_LINES = 20
+_LAST_WORDS_S = 2.0  # before its end; older lines are about something else
 _CHUNK_BYTES = 64 * 1024
 
 
@@ -33,9 +34,10 @@ class Child:
         self._environment = environment
         self._process: asyncio.subprocess.Process | None = None
         self._relay: asyncio.Task[None] | None = None
-        self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._tail: deque[tuple[float, str]] = deque(maxlen=_TAIL_LINES)  # with their times
         self._started = 0.0
         self._ended: float | None = None
+        self._reason = ""  # why this process killed it
 
     async def start(self) -> None:
         """Starts the process, for the first time or again."""
@@ -57,6 +59,7 @@ class Child:
             os.close(write_end)
         self._started, self._ended = time.monotonic(), None
         self._tail.clear()
+        self._reason = ""
         self._relay = asyncio.create_task(self._relay_stderr(reader, transport))
 
     async def wait(self) -> None:
@@ -82,8 +85,9 @@ class Child:
             self.kill()
         await self.wait()
 
-    def kill(self) -> None:
+    def kill(self, reason: str = "") -> None:
         """Kills the process and those it started, unless `wait` has done so."""
+        self._reason = reason or self._reason
         if self._process is not None and self._ended is None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -93,13 +97,23 @@ class Child:
         return (self._ended or time.monotonic()) - self._started
 
     def ending(self) -> str:
-        """Describes how the process ended, with its last line on stderr."""
+        """Describes how the process ended, with its own last words on stderr."""
         assert self._process is not None
+        if self._reason:
+            return f"{self.name} was killed: {self._reason}"
         how = _ending(self._process.returncode)
         if self._process.returncode == -signal.SIGKILL:
             return f"{self.name} {how}"  # it could not report why
-        words = self._tail[-1].removeprefix(f"tokenwire {self.name}: ") if self._tail else ""
+        words = self._last_words()
         return f"{self.name} {how}: {words}" if words else f"{self.name} {how}"
+
+    def _last_words(self) -> str:
+        """The line in which a command of ours gives its error, or else the last line, if recent."""
+        own = f"tokenwire {self.name}: "
+        since = (self._ended or time.monotonic()) - _LAST_WORDS_S
+        recent = [line for written, line in self._tail if written >= since]
+        errors = [line.removeprefix(own) for line in recent if line.startswith(own)]
+        return (errors or recent or [""])[-1]
 
     async def _relay_stderr(
         self, reader: asyncio.StreamReader, transport: asyncio.BaseTransport
@@ -118,9 +132,11 @@ class Child:
 
     def _pass_on(self, output: bytes) -> None:
         text = output.decode(errors="replace")
-        sys.stderr.write(text)
-        sys.stderr.flush()
-        self._tail.extend(line for line in map(str.strip, text.splitlines()) if line)
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            sys.stderr.write(text)
+            sys.stderr.flush()
+        now = time.monotonic()
+        self._tail.extend((now, line) for line in map(str.strip, text.splitlines()) if line)
 
 
 async def _open_pipe() -> tuple[asyncio.StreamReader, asyncio.BaseTransport, int]:

@@ -10,7 +10,7 @@ import socket
 import ssl
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,10 @@ from . import gateway
 from .certificates import follow_certificates
 from .files import check_files, check_public_certificates
 from .settings import Settings, address, reachable
+from .watch import Notifications, Probe, Probing, Watch
 
 _ADMIN_SOCKET = "admin.sock"  # in the private directory
 _PROBE_S = 5.0  # a probe that takes longer has failed
-
-Probe = Callable[[], Awaitable[bool]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +44,8 @@ class Plan:
         stages: of the start.
         banner: is printed once all stages are reached.
         watch: runs as long as the children do, if there is something to watch.
+        signs_of_life: by name, how children are known to be alive; of others only the end is noticed.
+        max_connections: of callers, at a time.
         drain: is called before the children are stopped; it may fail with an OSError.
     """
 
@@ -52,6 +53,8 @@ class Plan:
     stages: tuple[Stage, ...]
     banner: str
     watch: Callable[[], Coroutine[Any, Any, None]] | None = None
+    signs_of_life: Mapping[str, Watch] = field(default_factory=dict)
+    max_connections: int = 0
     drain: Callable[[], Awaitable[None]] | None = None
 
 
@@ -80,8 +83,19 @@ def make_plan(settings: Settings, runtime: Path) -> Plan:
         stages=_stages(settings, settings.admin_port or runtime / _ADMIN_SOCKET),
         banner=_banner(settings),
         watch=None if tls is None else lambda: follow_certificates(tls, runtime),
+        signs_of_life={
+            "engine": Notifications(runtime / "engine.notify"),
+            "service": Notifications(runtime / "service.notify"),
+            "envoy": Probing(lambda: _is_alive(settings, runtime)),
+        },
+        max_connections=settings.gateway_config(DESCRIPTORS).max_connections,
         drain=lambda: _drain_gateway(settings, runtime),
     )
+
+
+async def _is_alive(settings: Settings, runtime: Path) -> bool:
+    """Whether Envoy answers on its admin address."""
+    return await gateway.is_alive(settings.admin_port or runtime / _ADMIN_SOCKET)
 
 
 async def _drain_gateway(settings: Settings, runtime: Path) -> None:

@@ -250,8 +250,12 @@ class Settings:
     ] = 90.0
     engine_stall_seconds: Annotated[
         float,
-        About("an engine that is busy this long without a step is unhealthy", ours=True, low=0.1),
-    ] = 60.0
+        About(
+            "without a sign of life this long engine, service or Envoy is restarted",
+            ours=True,
+            low=1,
+        ),
+    ] = 10.0
     log_level: Annotated[LogLevel, About("least level that is logged")] = "info"
     json_output: Annotated[bool, About("log JSON lines")] = False
     access_log: Annotated[

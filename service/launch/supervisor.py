@@ -10,20 +10,24 @@ import asyncio
 import contextlib
 import logging
 import os
-import shutil
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.protocol.notify import VARIABLE as NOTIFY_SOCKET
+
+from ..parent import ignore_hangup
 from .child import Child
+from .open_files import raise_limit
 from .plan import Plan, Stage, make_plan, with_ports
+from .private_directory import private_directory
 from .settings import Settings
 from .sources import without_settings
+from .watch import Watch, until_silent
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +92,7 @@ class Supervisor:
         self._settings = settings
         self._make_plan = plan
         self._policy = policy or RestartPolicy()
+        self._plan: Plan | None = None
         self._children: list[Child] = []
         self._stopping = asyncio.Event()
         self._num_signals = 0
@@ -101,12 +106,11 @@ class Supervisor:
             ValueError: Envoy refuses its configuration.
         """
         settings = with_ports(self._settings)
-        with _private_directory() as runtime, self._signals():
+        with private_directory() as runtime, self._signals():
             plan = await asyncio.to_thread(self._make_plan, settings, runtime)
-            environment = without_settings(os.environ)
-            self._children = [
-                Child(name, command, environment) for name, command in plan.commands.items()
-            ]
+            if (warning := raise_limit(plan.max_connections)) is not None:
+                logger.warning("%s", warning)
+            self._plan, self._children = plan, _children(plan)
             patience = 0.0
             try:
                 await self._start(plan)
@@ -123,11 +127,11 @@ class Supervisor:
     async def _start(self, plan: Plan) -> None:
         """Starts the children and waits until the last stage is reached, or a signal."""
         for child in self._children:
-            await child.start()
+            await self._start_child(child)
         await _first(
             self._stopping.wait(),
             _reach(plan.stages),
-            *map(_fail_on_exit, self._children),
+            *map(self._fail_on_end, self._children),
         )
         if not self._stopping.is_set():
             sys.stdout.write(plan.banner)
@@ -137,7 +141,7 @@ class Supervisor:
         """Restarts a child whenever it ends; raises when that is hopeless."""
         deaths: list[float] = []
         while True:
-            await child.wait()
+            await self._end(child)
             if child.age() >= self._policy.healthy_after:
                 deaths.clear()
             deaths.append(time.monotonic())
@@ -146,7 +150,30 @@ class Supervisor:
             delay = self._policy.delay(len(deaths))
             logger.error("%s; restarting it in %.1f s", child.ending(), delay)
             await asyncio.sleep(delay)
-            await child.start()
+            await self._start_child(child)
+
+    async def _start_child(self, child: Child) -> None:
+        if (watch := self._watch(child)) is not None:
+            watch.begin()
+        await child.start()
+
+    async def _fail_on_end(self, child: Child) -> None:
+        await self._end(child)
+        raise SupervisorError(child.ending())
+
+    async def _end(self, child: Child) -> None:
+        """Waits for a child's end, and brings it about if the child is frozen."""
+        await _first(child.wait(), self._kill_if_frozen(child))
+
+    async def _kill_if_frozen(self, child: Child) -> None:
+        if (watch := self._watch(child)) is not None:
+            seconds = await until_silent(watch, self._settings.engine_stall_seconds)
+            child.kill(f"no sign of life for {seconds:.0f} s")
+        await child.wait()
+
+    def _watch(self, child: Child) -> Watch | None:
+        assert self._plan is not None
+        return self._plan.signs_of_life.get(child.name)
 
     async def _stop(self, patience: float) -> None:
         """Ends the children one after the other; the service has `patience` for its calls."""
@@ -160,10 +187,11 @@ class Supervisor:
         numbers = (signal.SIGTERM, signal.SIGINT)
         for number in numbers:
             loop.add_signal_handler(number, self._on_signal, number)
+        loop.add_signal_handler(signal.SIGHUP, ignore_hangup)
         try:
             yield
         finally:
-            for number in numbers:
+            for number in (*numbers, signal.SIGHUP):
                 loop.remove_signal_handler(number)
 
     def _on_signal(self, number: signal.Signals) -> None:
@@ -195,9 +223,15 @@ async def _reach(stages: tuple[Stage, ...]) -> None:
                 logger.info("%s ... (%.0f s)", stage.progress, logged - started)
 
 
-async def _fail_on_exit(child: Child) -> None:
-    await child.wait()
-    raise SupervisorError(child.ending())
+def _children(plan: Plan) -> list[Child]:
+    """The children, which see neither our settings nor the socket on which we are watched."""
+    shared = without_settings(os.environ)
+    shared.pop(NOTIFY_SOCKET, None)
+    environments = {name: {**shared, **watch.environment} for name, watch in plan.signs_of_life.items()}
+    return [
+        Child(name, command, environments.get(name, shared))
+        for name, command in plan.commands.items()
+    ]
 
 
 async def _first(*coroutines: Coroutine[Any, Any, object]) -> None:
@@ -211,12 +245,3 @@ async def _first(*coroutines: Coroutine[Any, Any, object]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
     for task in done:
         task.result()
-
-
-@contextlib.contextmanager
-def _private_directory() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="tokenwire-"))  # mode 0700
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)

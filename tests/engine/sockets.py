@@ -142,7 +142,7 @@ Serve = Callable[[Engine | BigEngine], EngineServer]
 @contextmanager
 def running_servers(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
     """Runs servers in threads until the end of the context."""
-    monkeypatch.setattr("engine.server._HEARTBEAT_S", 0.02)
+    monkeypatch.setattr("engine.server._IDLE_STEP_S", 0.02)
     running: list[tuple[EngineServer, threading.Thread]] = []
 
     def start(engine: Engine | BigEngine) -> EngineServer:

@@ -34,7 +34,7 @@ from tests.service.fakes import INFO, LIMITS, MODEL, TIMEOUT_S
 
 @pytest.fixture
 async def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[App]:
-    monkeypatch.setattr("engine.server._HEARTBEAT_S", 0.01)
+    monkeypatch.setattr("engine.server._IDLE_STEP_S", 0.01)
     monkeypatch.setattr("service.app._HEALTH_INTERVAL_S", 0.01)
     path = tmp_path / "engine.sock"
     server = EngineServer(make_engine(), INFO, path)

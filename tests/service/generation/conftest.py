@@ -18,7 +18,7 @@ from tests.service.generation.engines import SocketProxy, StartEngine
 @pytest.fixture
 def start_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StartEngine]:
     """Serves an engine in a thread; returns the path of its socket."""
-    monkeypatch.setattr("engine.server._HEARTBEAT_S", 0.01)
+    monkeypatch.setattr("engine.server._IDLE_STEP_S", 0.01)
     running: list[tuple[EngineServer, threading.Thread, Engine]] = []
 
     def start(engine: Engine) -> Path:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.protocol import wire
 from engine.protocol.request import FinishReason, SamplingParams
 from service.generation.engine_client import EngineClient
 from tests.engine.fakes import make_engine, token_ids
@@ -132,8 +133,13 @@ async def test_a_lost_engine_is_unhealthy(
     assert client.info == INFO
 
 
-async def test_a_frozen_engine_is_unhealthy(proxy: SocketProxy, start_engine: StartEngine) -> None:
-    client = EngineClient(proxy.path, stall_s=0.5)
+async def test_a_frozen_engine_is_unhealthy(
+    client: EngineClient,
+    proxy: SocketProxy,
+    start_engine: StartEngine,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("service.generation.engine_client._NOTICE_S", 0.5)
     gate = threading.Semaphore(0)
     await connect(client, proxy, start_engine(make_engine(gate=gate)))
     await eventually(lambda: client.is_healthy)
@@ -143,4 +149,23 @@ async def test_a_frozen_engine_is_unhealthy(proxy: SocketProxy, start_engine: St
     gate.release(1000)
     await task
     await eventually(lambda: client.is_healthy)
-    await client.close()
+
+
+async def test_health_is_what_the_engine_says_of_its_progress(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.generation.engine_client._NOTICE_S", 60.0)
+    engine: asyncio.Queue[asyncio.StreamWriter] = asyncio.Queue()
+    path = tmp_path / "engine.sock"
+    async with await asyncio.start_unix_server(lambda _, writer: engine.put_nowait(writer), path):
+        client = EngineClient(path)
+        client.start()
+        writer = await engine.get()
+        writer.write(wire.ready(INFO))
+        await eventually(lambda: client.is_healthy)
+        writer.write(wire.beat(90.0))
+        await eventually(lambda: not client.is_healthy)
+        writer.write(wire.beat(0.0))  # a long step: it computes
+        await eventually(lambda: client.is_healthy)
+        await client.close()
+        writer.close()
