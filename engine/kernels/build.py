@@ -133,7 +133,7 @@ def cache_directory() -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     temporary = Path(tempfile.gettempdir()) / f"tokenwire.{os.getuid()}"
     try:
-        return _private(Path(base).expanduser() / "tokenwire")
+        return _private((Path(base).expanduser() / "tokenwire").resolve())
     except (OSError, RuntimeError) as error:  # RuntimeError: the user has no home
         logger.debug("kernels are kept in %s: %s", temporary, error)
     try:
@@ -150,7 +150,7 @@ def _private(path: Path) -> Path:
         BuildError: other users may write there.
     """
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    state = path.lstat()
+    state = path.lstat()  # not of what a link points to, which its owner can change at any time
     # Its files are loaded as code: refuse a directory that other users own or may write to.
     if not path.is_dir() or state.st_uid != os.getuid() or state.st_mode & 0o022:
         raise BuildError(f"cache directory {path} is writable by other users")
@@ -204,7 +204,8 @@ def _compile(compiler: Sequence[str], flags: Sequence[str], runtime: Path | None
             _compile_with_openmp(compiler, flags, runtime, built)
         except BuildError as error:
             logger.warning("native CPU kernels run on one thread: %s", error)
-            _run([*compiler, *flags, "-shared", str(SOURCE), "-o", str(built), "-lpthread", "-lm"])
+            whole = [*compiler, *flags, "-shared", str(SOURCE), "-o", str(built)]
+            _run([*whole, "-lpthread", "-lm"], built.parent)
         built.replace(to)
 
 
@@ -223,18 +224,26 @@ def _compile_with_openmp(
     if runtime is None:
         raise BuildError("torch has no libgomp to share")
     unit = to.with_suffix(".o")
-    _run([*compiler, *flags, "-fopenmp", "-c", str(SOURCE), "-o", str(unit)])
+    _run([*compiler, *flags, "-fopenmp", "-c", str(SOURCE), "-o", str(unit)], to.parent)
     link = [*compiler, "-shared", "-Wl,--no-undefined", str(unit), str(runtime)]
-    _run([*link, "-lpthread", "-lm", "-o", str(to)])
+    _run([*link, "-lpthread", "-lm", "-o", str(to)], to.parent)
 
 
-def _run(command: Sequence[str]) -> str:
+def _run(command: Sequence[str], directory: Path | None = None) -> str:
+    """Return what a compiler prints; its own temporary files are made in a directory, if given."""
+    environment = os.environ if directory is None else {**os.environ, "TMPDIR": str(directory)}
     try:
         done = subprocess.run(  # noqa: S603  the compiler, with our own arguments
-            command, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S, check=False
+            command,
+            capture_output=True,
+            text=True,
+            timeout=COMPILE_TIMEOUT_S,
+            check=False,
+            env=environment,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BuildError(f"{command[0]} did not run: {error}") from error
     if done.returncode:
-        raise BuildError(f"{command[0]} failed: {done.stderr.strip()[-2000:]}")
+        reason = (done.stderr.strip() or f"status {done.returncode}").splitlines()[0]
+        raise BuildError(f"{command[0]} failed: {reason}")
     return done.stdout

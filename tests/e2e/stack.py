@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,18 +77,26 @@ class Stack:
     Args:
         log_path: the file that its output is written to.
         flags: added to the command line.
+        prefix: put before the command line.
+        environment: instead of this process's.
     """
 
-    def __init__(self, log_path: Path, *flags: str) -> None:
+    def __init__(
+        self,
+        log_path: Path,
+        *flags: str,
+        prefix: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.log_path = log_path
         with log_path.open("w") as log:
             self.process = subprocess.Popen(
-                command(*flags),
+                [*prefix, *command(*flags)],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,
-                env=without_settings(os.environ),
+                env=without_settings(os.environ if environment is None else environment),
             )
         self._supervisor = psutil.Process(self.process.pid)
         try:
@@ -185,9 +193,14 @@ class Stack:
 
 
 @contextlib.contextmanager
-def running(log_path: Path, *flags: str) -> Iterator[Stack]:
+def running(
+    log_path: Path,
+    *flags: str,
+    prefix: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Stack]:
     """A server for the length of a block."""
-    stack = Stack(log_path, *flags)
+    stack = Stack(log_path, *flags, prefix=prefix, environment=environment)
     try:
         yield stack
     finally:

@@ -8,7 +8,10 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,6 +53,71 @@ def test_build_refuses_a_directory_others_can_write(
     (tmp_path / "tokenwire").chmod(0o777)
     with pytest.raises(build.BuildError, match="writable by other users"):
         build.build_library()
+
+
+@needs_compiler
+def test_build_without_a_home_is_kept_beside_temporary_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nothing")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    build.build_library(["-O0"])
+    (directory,) = tmp_path.iterdir()
+    assert directory.name == f"tokenwire.{os.getuid()}"
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+
+
+def test_no_place_for_the_build_is_an_error_of_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nothing")
+    monkeypatch.setattr(tempfile, "tempdir", "/proc")
+    with pytest.raises(build.BuildError, match=r"^no usable cache directory: [^\n]*$"):
+        build.cache_directory()
+
+
+def test_a_link_beside_temporary_files_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "real").mkdir(mode=0o700)
+    (tmp_path / f"tokenwire.{os.getuid()}").symlink_to(tmp_path / "real")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nothing")
+    with pytest.raises(build.BuildError, match="writable by other users"):
+        build.cache_directory()
+
+
+@needs_compiler
+def test_build_that_began_while_torch_was_imported_is_not_done_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(build, "FLAGS", ("-std=gnu11", "-O0", "-march=native", "-fPIC"))
+    began, compiled = threading.Event(), []
+    compile_ = build._compile
+
+    def slow(*arguments: Any) -> None:
+        compiled.append(arguments)
+        began.set()
+        compile_(*arguments)
+
+    monkeypatch.setattr(build, "_compile", slow)
+    build.build_ahead()
+    assert began.wait(60)
+    build.build_library()
+    assert len(compiled) == 1
+
+
+@needs_compiler
+def test_compiler_has_its_temporary_files_in_the_cache_and_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("TMPDIR", "/proc/nothing")
+    killed = tmp_path / "tokenwire" / "build-killed"
+    killed.mkdir(parents=True)
+    killed.parent.chmod(0o700)
+    os.utime(killed, (0, 0))
+    assert CpuKernels(build.build_library(["-O0"])).has_openmp
+    assert [path.suffix for path in killed.parent.iterdir()] == [".so"]
 
 
 @needs_compiler

@@ -21,10 +21,13 @@ from typing import Any
 import pytest
 
 from service.bundled import PACKAGE
+from service.launch import child as child_module
 from service.launch import supervisor as supervisor_module
+from service.launch import watch as watch_module
 from service.launch.plan import Plan, Stage
 from service.launch.settings import Settings
 from service.launch.supervisor import RestartPolicy, Supervisor, SupervisorError
+from service.launch.watch import Notifications
 
 DEADLINE = 20.0  # seconds that anything may take on a busy machine
 FAST = RestartPolicy(first_delay=0.01, max_delay=0.02)
@@ -42,6 +45,15 @@ def stop(*_):
 signal.signal(signal.SIGTERM, stop)
 note("started %d" % os.getpid())
 """
+# Says that it is alive, and after its first start that it is ready.
+BEATING = """
+import socket
+sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+def beat(message):
+    sock.sendto(message, os.environ["NOTIFY_SOCKET"])
+beat(b"READY=1")
+while True: beat(b"WATCHDOG=1"); time.sleep(0.05)
+"""
 STEADY = "while True: signal.pause()"
 STUBBORN = "signal.signal(signal.SIGTERM, lambda *_: note('asked'))\nwhile True: signal.pause()"
 
@@ -53,6 +65,7 @@ class Scene:
         self.journal = folder / "journal"
         self.scripts = {"engine": STEADY, "service": STEADY, "envoy": STEADY}
         self.stages: tuple[Stage, ...] = (Stage("starting", self._have_started),)
+        self.watched: list[str] = []
         self.stdout = io.StringIO()
         self.runtime: Path | None = None
         self.mode = 0
@@ -63,7 +76,15 @@ class Scene:
         self.mode = runtime.stat().st_mode & 0o777
         (runtime / "leftover").touch()
         commands = {name: self._command(name) for name in self.scripts}
-        return Plan(commands=commands, stages=self.stages, banner="ready\n", watch=self.watch)
+        return Plan(
+            commands=commands,
+            stages=self.stages,
+            banner="ready\n",
+            watch=self.watch,
+            signs_of_life={
+                name: Notifications(runtime / f"{name}.notify") for name in self.watched
+            },
+        )
 
     def lines(self) -> list[str]:
         return self.journal.read_text().splitlines() if self.journal.exists() else []
@@ -262,6 +283,89 @@ def test_dead_child_is_restarted_and_the_others_stay(
         "engine was killed (out of memory?); restarting it in 0.0 s",
         "engine was killed (out of memory?); restarting it in 0.0 s",
     ]
+
+
+def test_frozen_child_is_killed_and_restarted_and_the_others_stay(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene.scripts["engine"] = BEATING
+    scene.watched = ["engine"]
+
+    async def during() -> None:
+        pid = scene.pids("engine")[0]
+        os.kill(pid, signal.SIGSTOP)
+        await until(partial(scene.has_started, "engine", 2))
+        assert not is_alive(pid)
+        await interrupt()
+
+    settings = Settings(port=0, grpc_port=0, drain_seconds=DEADLINE, engine_stall_seconds=1.0)
+    with caplog.at_level(logging.ERROR):
+        assert scene.run(during, settings=settings) == 0
+    assert "engine was killed: no sign of life for 1 s; restarting it in 0.0 s" in caplog.messages
+    assert len(scene.pids("service")) == len(scene.pids("envoy")) == 1
+
+
+def test_child_that_freezes_while_it_starts_ends_the_start(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch_module, "_MIN_START_S", 0.5)
+    scene.stages = (Stage("never ready", never),)
+    scene.watched = ["service"]  # which says nothing
+    with pytest.raises(SupervisorError, match=r"^service was killed: no sign of life for 1 s$"):
+        scene.run(settings=Settings(port=0, grpc_port=0, engine_stall_seconds=1.0))
+    assert not any(is_alive(pid) for name in scene.scripts for pid in scene.pids(name))
+
+
+def test_own_watcher_of_the_supervisor_is_not_told_of_its_children(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NOTIFY_SOCKET", "/run/of/systemd")
+    scene.watched = ["engine"]
+    for name in scene.scripts:
+        scene.scripts[name] = "note('tells %s' % os.environ.get('NOTIFY_SOCKET'))\n" + STEADY
+
+    async def during() -> None:
+        await until(lambda: sum("tells" in line for line in scene.lines()) == 3)
+        await interrupt()
+
+    assert scene.run(during) == 0
+    told = {line.split()[0]: line.split()[-1] for line in scene.lines() if "tells" in line}
+    path = str(scene.runtime / "engine.notify") if scene.runtime else ""
+    assert told == {"engine": path, "service": "None", "envoy": "None"}
+
+
+def test_hangup_changes_nothing(scene: Scene, caplog: pytest.LogCaptureFixture) -> None:
+    async def during() -> None:
+        os.kill(os.getpid(), signal.SIGHUP)
+        await until(lambda: any("SIGHUP is ignored" in line for line in caplog.messages))
+        await interrupt()
+
+    with caplog.at_level(logging.WARNING):
+        assert scene.run(during) == 0
+    assert all(len(scene.pids(name)) == 1 for name in scene.scripts)
+
+
+def test_last_words_are_the_error_of_our_own_command_and_not_what_came_after_it(
+    scene: Scene,
+) -> None:
+    scene.stages = (Stage("never ready", never),)
+    scene.scripts["engine"] = (
+        "print('tokenwire engine: the disk is full', file=sys.stderr)\n"
+        "print('a library says goodbye', file=sys.stderr)\n"
+        "sys.exit(1)"
+    )
+    with pytest.raises(SupervisorError, match=r"^engine ended with status 1: the disk is full$"):
+        scene.run()
+
+
+def test_a_line_from_long_before_the_end_is_not_the_reason(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child_module, "_LAST_WORDS_S", -DEADLINE)
+    scene.stages = (Stage("never ready", never),)
+    scene.scripts["engine"] = "print('GET /health OK', file=sys.stderr)\nsys.exit(3)"
+    with pytest.raises(SupervisorError, match=r"^engine ended with status 3$"):
+        scene.run()
 
 
 def test_processes_left_by_a_dead_child_are_killed_before_the_restart(scene: Scene) -> None:

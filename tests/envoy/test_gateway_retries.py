@@ -1,0 +1,122 @@
+"""A call that a service did not answer with a single byte is made again; others fail."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+
+import grpc
+import h2.config
+import h2.connection
+import h2.events
+import pytest
+
+from service.routes import SERVICE
+from tests.envoy.gateway import StartGateway
+
+ANSWER = b"\x08\x01"  # a HealthCheckResponse that says SERVING, and a message of any other type
+HEAD = [(":status", "200"), ("content-type", "application/grpc")]
+
+
+class DyingService:
+    """Ends the connection of some calls instead of answering them; health checks are well.
+
+    Args:
+        num_deaths: how many calls it dies of.
+        begins: whether it has begun to answer by then.
+    """
+
+    def __init__(self, num_deaths: int, *, begins: bool = False) -> None:
+        self.num_calls = 0
+        self._num_deaths = num_deaths
+        self._begins = begins
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connection = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
+        connection.initiate_connection()
+        calls: set[int] = set()
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(65536):
+                for event in connection.receive_data(data):
+                    if isinstance(event, h2.events.RequestReceived):
+                        if dict(event.headers)[b":path"].startswith(f"/{SERVICE}/".encode()):
+                            calls.add(event.stream_id)
+                    elif isinstance(event, h2.events.DataReceived):
+                        size = event.flow_controlled_length
+                        connection.acknowledge_received_data(size, event.stream_id)
+                    elif isinstance(event, h2.events.StreamEnded):
+                        if event.stream_id in calls and self._dies(connection, event.stream_id):
+                            writer.write(connection.data_to_send())
+                            writer.close()
+                            return
+                        _answer(connection, event.stream_id)
+                writer.write(connection.data_to_send())
+        writer.close()
+
+    def _dies(self, connection: h2.connection.H2Connection, stream_id: int) -> bool:
+        self.num_calls += 1
+        if self.num_calls > self._num_deaths:
+            return False
+        if self._begins:
+            connection.send_headers(stream_id, HEAD)
+        return True
+
+
+def _answer(connection: h2.connection.H2Connection, stream_id: int) -> None:
+    connection.send_headers(stream_id, HEAD)
+    connection.send_data(stream_id, len(ANSWER).to_bytes(5, "big") + ANSWER)
+    connection.send_headers(stream_id, [("grpc-status", "0")], end_stream=True)
+
+
+@contextlib.asynccontextmanager
+async def calls_of(service: DyingService, start: StartGateway) -> AsyncIterator[grpc.Channel]:
+    """A channel to an Envoy in front of a service."""
+    async with await asyncio.start_server(service.serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        with contextlib.ExitStack() as stack:
+            gateway = await asyncio.to_thread(stack.enter_context, start(upstream_port=port))
+            yield stack.enter_context(gateway.channel())
+            server.close()
+
+
+async def generate(channel: grpc.Channel, request: bytes = b"") -> bytes:
+    call = channel.unary_unary(f"/{SERVICE}/Generate")
+    return bytes(await asyncio.to_thread(call, request, timeout=60, wait_for_ready=False))
+
+
+@pytest.mark.parametrize("size", [0, 200_000], ids=["small", "large"])
+async def test_call_of_a_service_that_dies_is_answered_by_the_next(
+    start_gateway: StartGateway, size: int
+) -> None:
+    service = DyingService(num_deaths=1)
+    async with calls_of(service, start_gateway) as channel:
+        assert await generate(channel, b"x" * size) == ANSWER
+    assert service.num_calls == 2
+
+
+async def test_stream_that_has_not_begun_is_made_again(start_gateway: StartGateway) -> None:
+    service = DyingService(num_deaths=1)
+    async with calls_of(service, start_gateway) as channel:
+        stream = channel.unary_stream(f"/{SERVICE}/GenerateStream")(b"", timeout=60)
+        assert await asyncio.to_thread(list, stream) == [ANSWER]
+    assert service.num_calls == 2
+
+
+async def test_call_that_has_been_answered_in_part_is_not_made_again(
+    start_gateway: StartGateway,
+) -> None:
+    service = DyingService(num_deaths=1, begins=True)
+    async with calls_of(service, start_gateway) as channel:
+        with pytest.raises(grpc.RpcError):
+            await generate(channel)
+    assert service.num_calls == 1
+
+
+async def test_call_that_kills_every_service_is_given_up(start_gateway: StartGateway) -> None:
+    service = DyingService(num_deaths=100)
+    async with calls_of(service, start_gateway) as channel:
+        with pytest.raises(grpc.RpcError) as caught:
+            await generate(channel)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    assert service.num_calls == 4  # fewer than the deaths after which a supervisor gives up
