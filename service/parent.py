@@ -36,4 +36,6 @@ def die_with_parent(parent: int) -> Callable[[], None] | None:
 
 def ignore_hangup(*_: object) -> None:
     """Handles SIGHUP: a terminal has closed, or somebody expects settings to be read again."""
-    logger.warning("SIGHUP is ignored: settings are read at the start only")
+    logger.warning(
+        "SIGHUP is ignored: changed certificates and API keys are read anyway, settings never"
+    )

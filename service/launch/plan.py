@@ -44,7 +44,7 @@ class Plan:
         stages: of the start.
         banner: is printed once all stages are reached.
         watch: runs as long as the children do, if there is something to watch.
-        signs_of_life: by name, how children are known to be alive; of others only the end is noticed.
+        signs_of_life: by name, how children are known to be alive; others only by their end.
         max_connections: of callers, at a time.
         drain: is called before the children are stopped; it may fail with an OSError.
     """

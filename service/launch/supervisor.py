@@ -227,7 +227,9 @@ def _children(plan: Plan) -> list[Child]:
     """The children, which see neither our settings nor the socket on which we are watched."""
     shared = without_settings(os.environ)
     shared.pop(NOTIFY_SOCKET, None)
-    environments = {name: {**shared, **watch.environment} for name, watch in plan.signs_of_life.items()}
+    environments = {
+        name: {**shared, **watch.environment} for name, watch in plan.signs_of_life.items()
+    }
     return [
         Child(name, command, environments.get(name, shared))
         for name, command in plan.commands.items()
