@@ -36,6 +36,4 @@ def die_with_parent(parent: int) -> Callable[[], None] | None:
 
 def ignore_hangup(*_: object) -> None:
     """Handles SIGHUP: a terminal has closed, or somebody expects settings to be read again."""
-    logger.warning(
-        "SIGHUP is ignored: settings are read at the start only, keys when they change"
-    )
+    logger.warning("SIGHUP is ignored: settings are read at the start only, keys when they change")

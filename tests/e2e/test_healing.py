@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -167,14 +168,16 @@ def test_killed_engine_with_all_kinds_of_requests(quick: Stack, pool: ThreadPool
         "eos_token",
         "eos_token",
     ]
-    streams = Streams(quick, bodies)
     best: Future[httpx.Response] = pool.submit(quick.http.post, "/generate", json=best_of)
-    quick.wait_until_running(len(bodies) + 1)
-    engine = quick.child("engine")
+    quick.wait_until_running(2)
+    streams = Streams(quick, bodies)
+    engine, logged = quick.child("engine"), len(quick.log())
     engine.kill()
     answers = [*streams.last_events(), best.result().json()]
     assert [ended(answer) for answer in answers] == [*map(ended, unbroken)]
     assert quick.child("engine").pid != engine.pid
+    waiting = re.findall(r"the engine is gone; (\d+) requests wait", quick.log()[logged:])
+    assert int(waiting[0]) >= 2  # those with grammars; quicker ones may have ended before
     quick.wait_until_idle()
 
 
