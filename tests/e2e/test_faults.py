@@ -201,7 +201,7 @@ def test_overload_is_refused_at_once(small: Stack) -> None:
         api.call("Generate", body)
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert details(caught.value) == ("overloaded", None)
-    assert retry_seconds(caught.value) == 1
+    assert retry_seconds(caught.value) >= 1
     # Only generations need a permit.
     assert small.is_healthy()
     assert small.http.get("/info").status_code == 200
