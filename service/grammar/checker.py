@@ -9,33 +9,25 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import sys
 from collections import OrderedDict
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import msgpack
-import psutil
 
-from engine.protocol.wire import HEADER, framed
+from engine.protocol.wire import framed
 
 from ..errors import ErrorKind, ServiceError, overloaded
+from ..workers.process import DeadError, LateError, WorkerProcess
 from .spec import Grammar
 
 MAX_GRAMMAR_BYTES = 256 * 1024  # of its JSON text
 _MAX_DEPTH = 60  # of objects and lists in a schema: what the library accepts
 _CACHE_BYTES = 16 * 1024 * 1024  # of cached grammars and their results
 _WORKER_BYTES = 2 * 1024**3  # address space of a process; it needs about 300 MB itself
-_START_S = 60.0  # for a process to start on a busy machine
-_NICENESS = 12  # of the processes' sessions; with less they slow other processes down (measured)
-_NUM_TRIES, _RETRY_S = 50, 0.1  # to set it
-_MIN_SHARE = 0.25  # of a processor; with less a timeout is the machine's fault, not the grammar's
 _SOON_S = 1.0  # for a usual grammar, also on a busy machine; a trial that takes longer is slow
 _MAX_SLOW = 2  # slow trials at a time; when there are more, their requests are refused
-_NUM_TRIALS = 2  # of a grammar whose process dies, which need not be the grammar's fault
+_WORKER = "service.grammar.worker"
 _FIELD = "parameters.grammar"
 
 
@@ -67,9 +59,9 @@ class GrammarChecker:
         self._best_effort = best_effort
         self._deadline_s = deadline_s
         self._setup = framed([tokenizer, vocab_size, sorted(eos_token_ids)])
-        self._workers: asyncio.Queue[_Worker] = asyncio.Queue()
+        self._workers: asyncio.Queue[WorkerProcess] = asyncio.Queue()
         for _ in range(num_workers):
-            self._workers.put_nowait(_Worker(self._setup))
+            self._workers.put_nowait(self._new_worker())
         self._num_slow = 0  # trials whose process was replaced among the workers
         self._known: OrderedDict[bytes, dict[str, str]] = OrderedDict()
         self._known_bytes = 0
@@ -148,15 +140,15 @@ class GrammarChecker:
 
     async def _try(self, key: bytes, request: dict[str, Any]) -> dict[str, str]:
         worker = await self._workers.get()
-        asking = asyncio.create_task(worker.ask(request, self._deadline_s))
+        asking = asyncio.create_task(self._ask(worker, request))
         is_slow = False
         try:
-            if not await worker.answers_soon(asking):
+            if not await worker.answers_soon(asking, _SOON_S):
                 if self._num_slow >= _MAX_SLOW:
                     raise overloaded()
                 is_slow = True
                 self._num_slow += 1
-                self._workers.put_nowait(_Worker(self._setup))  # for the other grammars
+                self._workers.put_nowait(self._new_worker())  # for the other grammars
             answer = await asking
         finally:
             asking.cancel()  # no effect if it is done; otherwise its process is killed
@@ -168,6 +160,27 @@ class GrammarChecker:
                 self._workers.put_nowait(worker)
         self._remember(key, answer)
         return answer
+
+    async def _ask(self, worker: WorkerProcess, request: dict[str, Any]) -> dict[str, str]:
+        """The result of a trial in a process.
+
+        Raises:
+            ServiceError: there is none. This is not cached, since a busy machine may be the cause;
+                with hardly any processor time it certainly is, and the error says overload.
+        """
+        try:
+            answer: dict[str, str] = await worker.ask(request, self._deadline_s)
+        except LateError as error:
+            if error.is_starved:
+                raise overloaded() from None
+            reason = f"it takes more than {self._deadline_s:g} s to compile"
+            raise _invalid(reason) from None
+        except DeadError:
+            raise _invalid("it needs too much memory or time to compile") from None
+        return answer
+
+    def _new_worker(self) -> WorkerProcess:
+        return WorkerProcess(_WORKER, _WORKER_BYTES, self._setup)
 
     def _remember(self, key: bytes, answer: dict[str, str]) -> None:
         self._known[key] = answer
@@ -182,121 +195,6 @@ class _Trial:
 
     task: asyncio.Task[dict[str, str]]
     num_waiting: int = 0
-
-
-class _Worker:
-    """One process, started when it is first needed and again after it had to be killed."""
-
-    def __init__(self, setup: bytes) -> None:
-        self._setup = setup
-        self._process: asyncio.subprocess.Process | None = None
-        self._trying = asyncio.Event()  # the process has started: the grammar's time begins
-
-    async def answers_soon(self, asking: asyncio.Task[dict[str, str]]) -> bool:
-        """Whether `ask` ends in the time of a usual grammar, counted from when the process runs."""
-        trying = asyncio.create_task(self._trying.wait())
-        try:
-            await asyncio.wait({asking, trying}, return_when=asyncio.FIRST_COMPLETED)
-            await asyncio.wait({asking}, timeout=_SOON_S)
-        finally:
-            trying.cancel()
-        return asking.done()
-
-    async def ask(self, request: dict[str, Any], deadline_s: float) -> dict[str, str]:
-        """The answer to a request; a process that does not answer in time is killed.
-
-        Raises:
-            ServiceError: there was no answer. This is not cached, since a busy machine may be the
-                cause; with hardly any processor time it certainly is, and the error says overload.
-        """
-        self._trying.clear()
-        for _ in range(_NUM_TRIALS):
-            try:
-                process = self._process or await self._start()
-                before = _processor_s(process.pid)
-                self._trying.set()
-                async with asyncio.timeout(deadline_s):
-                    return await _exchange(process, request)
-            except TimeoutError:
-                spent = _processor_s(process.pid) - before
-                await self.stop()
-                if spent < _MIN_SHARE * deadline_s:
-                    raise overloaded() from None
-                raise _invalid(f"it takes more than {deadline_s:g} s to compile") from None
-            except (OSError, psutil.Error, asyncio.IncompleteReadError):
-                await self.stop()
-            except asyncio.CancelledError:
-                await self.stop()
-                raise
-        raise _invalid("it needs too much memory or time to compile")
-
-    async def stop(self) -> None:
-        """Kills the process, if there is one."""
-        process, self._process = self._process, None
-        if process is not None:
-            with suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
-
-    async def _start(self) -> asyncio.subprocess.Process:
-        """Starts the process and waits until it answers; a grammar's time begins only then."""
-        process = self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "service.grammar.worker",
-            str(_WORKER_BYTES),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            start_new_session=True,
-        )
-        await _lower_priority(process.pid)
-        assert process.stdin is not None
-        process.stdin.write(self._setup)
-        try:
-            async with asyncio.timeout(_START_S):
-                await _exchange(process, {"kind": "regex", "value": "a"})
-        except TimeoutError as error:
-            raise OSError("the grammar process does not come up") from error
-        return process
-
-
-async def _lower_priority(pid: int) -> None:
-    """Gives a process the lowest priority, right after its start, while it imports."""
-    with suppress(OSError):  # the process may have ended; not every kernel has autogroups
-        os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
-        for _ in range(_NUM_TRIES):
-            if _lower_session(pid):
-                return
-            await asyncio.sleep(_RETRY_S)
-
-
-def _lower_session(pid: int) -> bool:
-    """Lowers the priority of a process's session; returns False if it has to be tried again.
-
-    With autogroups Linux divides the processors among sessions first, then within each of them. It
-    allows ten changes a second, of all users together.
-    """
-    try:
-        Path(f"/proc/{pid}/autogroup").write_text(str(_NICENESS))
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _processor_s(pid: int) -> float:
-    """Processor time that a process has had, in seconds."""
-    times = psutil.Process(pid).cpu_times()
-    return float(times.user + times.system)
-
-
-async def _exchange(process: asyncio.subprocess.Process, request: Any) -> dict[str, str]:
-    assert process.stdin is not None
-    assert process.stdout is not None
-    process.stdin.write(framed(request))
-    await process.stdin.drain()
-    (size,) = HEADER.unpack(await process.stdout.readexactly(HEADER.size))
-    answer: dict[str, str] = msgpack.unpackb(await process.stdout.readexactly(size))
-    return answer
 
 
 def _missing(name: str) -> ServiceError:

@@ -1,19 +1,14 @@
 """The worker process that compiles grammars on trial: it may hang, grow or crash without harm.
 
-Reads msgpack requests from its standard input and writes answers to its standard output, each after
-its length. `checker.py` starts it and kills it when necessary. Imports neither torch nor gRPC.
+`checker.py` asks it. It imports neither torch nor gRPC.
 """
 
 from __future__ import annotations
 
-import os
-import resource
-import signal
-import sys
 import time
-from typing import Any, BinaryIO
+from collections.abc import Callable
+from typing import Any
 
-import msgpack
 import numpy as np
 
 from engine.grammar.backend_llguidance import (
@@ -24,9 +19,8 @@ from engine.grammar.backend_llguidance import (
     regex_source,
 )
 from engine.protocol.errors import GrammarError
-from engine.protocol.wire import HEADER, framed
 
-from ..parent import die_with_parent
+from ..workers.serving import serve
 
 # Seconds of processor time: the engine compiles it again, which costs its steps a tenth of that.
 _MAX_COMPILE_S = 0.5
@@ -34,26 +28,18 @@ _NUM_PROBES = 48  # tokens of the trial walk
 _MAX_MASK_S = 0.005  # seconds of processor time per mask of the walk: about a decode step
 
 
-def main() -> None:
-    """Serves until the input ends. Arguments: the memory limit in bytes."""
-    bind = die_with_parent(os.getppid())
-    if bind is not None:
-        bind()  # even while it compiles a grammar
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes
-    limit = int(sys.argv[1])
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # no core file when it runs out of memory
-    source, sink = sys.stdin.buffer, sys.stdout.buffer
-    tokenizer, vocab_size, eos_token_ids = _read(source)
+def start(setup: Any) -> Callable[[dict[str, Any]], dict[str, str]]:
+    """Loads the tokenizer, and compiles a first grammar: it takes longer than those that follow."""
+    tokenizer, vocab_size, eos_token_ids = setup
     compiler = GrammarCompiler(tokenizer, vocab_size)
     eos = frozenset(eos_token_ids)
     masks = TokenMasks(vocab_size, num_threads=1)
-    while True:
-        request = _read(source)
-        if request is None:
-            return
-        sink.write(framed(_answer(request, compiler, masks, eos)))
-        sink.flush()
+
+    def answer(request: dict[str, Any]) -> dict[str, str]:
+        return _answer(request, compiler, masks, eos)
+
+    answer({"kind": "regex", "value": "a"})
+    return answer
 
 
 def _answer(
@@ -103,12 +89,5 @@ def _walk(matcher: Matcher, masks: TokenMasks) -> None:
             raise GrammarError("it is too complex: a token would take too long")
 
 
-def _read(stream: BinaryIO) -> Any:
-    header = stream.read(HEADER.size)
-    if len(header) < HEADER.size:
-        return None
-    return msgpack.unpackb(stream.read(HEADER.unpack(header)[0]), strict_map_key=False)
-
-
 if __name__ == "__main__":
-    main()
+    serve(start)

@@ -9,6 +9,7 @@ import pytest
 
 from service.grammar import checker as module
 from service.grammar.checker import GrammarChecker
+from service.workers.process import WorkerProcess
 from tests.service.fakes import TIMEOUT_S
 from tests.service.grammar.checking import checking
 
@@ -30,11 +31,11 @@ async def checker() -> AsyncGenerator[GrammarChecker]:
 def trials(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Every grammar that is given to a process, in order."""
     seen: list[dict[str, Any]] = []
-    ask = module._Worker.ask
+    ask = WorkerProcess.ask
 
     async def spy(self: Any, request: dict[str, Any], deadline_s: float) -> dict[str, str]:
         seen.append(request)
         return await ask(self, request, deadline_s)
 
-    monkeypatch.setattr(module._Worker, "ask", spy)
+    monkeypatch.setattr(WorkerProcess, "ask", spy)
     return seen

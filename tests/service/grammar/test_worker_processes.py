@@ -18,6 +18,7 @@ from engine.grammar.backend_llguidance import regex_source
 from service.errors import ErrorKind
 from service.grammar import checker as module
 from service.grammar.checker import GrammarChecker
+from service.workers import process as worker_process
 from tests.paths import REPOSITORY
 from tests.service.fakes import TIMEOUT_S, eventually
 from tests.service.grammar.checking import (
@@ -35,7 +36,7 @@ DIED = "it needs too much memory or time to compile"
 
 
 async def test_a_grammar_that_takes_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_MIN_SHARE", 0)  # this machine may be busy
+    monkeypatch.setattr(worker_process, "_MIN_SHARE", 0)  # this machine may be busy
     async with checking() as checker:
         await checker.check(regex("a"))  # starts the process, which is not the grammar's time
         (before,) = workers()
@@ -52,7 +53,7 @@ async def test_a_grammar_that_takes_too_long_is_refused(monkeypatch: pytest.Monk
 async def test_a_process_without_processor_time_is_reported_as_overload(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "_MIN_SHARE", 10_000)  # of a processor: cannot be reached
+    monkeypatch.setattr(worker_process, "_MIN_SHARE", 10_000)  # of a processor: cannot be reached
     async with checking() as checker:
         await checker.check(regex("a"))
         checker._deadline_s = 0.5
