@@ -25,12 +25,26 @@ import orjson
 
 from benchmarks import machine
 from benchmarks.report import table
+from engine.protocol.config import EngineInfo
 from service.api import rpc
+from service.app import make_limits
 from service.codec.requests import READERS
+from service.launch.settings import Settings
 from service.pb.google.api import HttpBody
 from service.pb.tokenwire import v1 as pb
 from service.routes import SERVICE
 
+INFO = EngineInfo(
+    model_id="none",
+    model_sha=None,
+    dtype="torch.float32",
+    device="cpu",
+    vocab_size=32,
+    max_total_tokens=2048,
+    max_batch_total_tokens=2048,
+    block_size=16,
+    attention="none",
+)
 WORDS = "How do rivers find their way to the sea? "
 ROUND_S = 0.05
 NUM_ROUNDS = 15
@@ -102,8 +116,9 @@ def measure(name: str) -> dict[str, float]:
     body = json.dumps(fields).encode()
     message = bytes(kind.from_dict(fields))
     framed = bytes(kind(http=HttpBody(content_type="application/json", data=body)))
+    limits = make_limits(Settings(), INFO)
     service = rpc.load_pool().FindServiceByName(SERVICE)
-    decode = rpc._decoder(service.methods_by_name[method].input_type, READERS[method])
+    decode = rpc._decoder(service.methods_by_name[method].input_type, READERS[method], limits)
     return {
         "bytes": len(body),
         "body": median_us(lambda: decode(framed, True)),

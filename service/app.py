@@ -7,6 +7,7 @@ import gc
 import logging
 import os
 import signal
+import sys
 from typing import Any
 
 from grpc import aio
@@ -35,7 +36,10 @@ from .grammar.checker import GrammarChecker
 from .launch.edge import MAX_METADATA_BYTES
 from .launch.settings import Settings
 from .routes import SERVICE
+from .text.long_texts import LongTexts
 from .text.tokenizer import TextTokenizer
+from .workers.heap import give_back_large_blocks
+from .workers.lanes import Lanes
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +49,10 @@ _LAST_WORDS_S = 2.0  # for streams to end with an error, before the calls are cu
 _KEEPALIVE_MS = 30_000
 _MAX_AGE_MS = 2**31 - 1  # gRPC takes 32 bits
 _MAX_MESSAGE_BYTES = 64 * 1024 * 1024  # of replies; requests are bounded by the settings
+_MAX_LIST_BYTES = 60 * 1024 * 1024  # of a list of tokens, which becomes a part of a reply
+# After this time a thread that computes lets the event loop run, if that waits. Python's default,
+# 5 ms, is much for a loop that takes the lock several times for each token it sends.
+_SWITCH_S = 0.0005
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -75,6 +83,9 @@ class App:
         self._grammars: GrammarChecker | None = None
         self._authenticator = _authenticator(settings)
         self._credentials = settings.grpc_tls and server_credentials(settings.grpc_tls)
+        self._lanes = Lanes(settings.max_pending_bytes)
+        self._long_texts = _long_texts(settings)
+        self._starting: asyncio.Task[None] | None = None  # of the processes for long texts
         self.port = 0
 
     async def start(self) -> None:
@@ -87,6 +98,8 @@ class App:
         settings = self._settings
         self._client.start()
         tokenizer = await asyncio.to_thread(_load_tokenizer, settings)
+        tokenizer.long_texts = self._long_texts
+        self._starting = asyncio.create_task(self._long_texts.start())
         info = await self._client.ready()
         limits = make_limits(settings, info)
         metrics = self._metrics(limits)
@@ -102,7 +115,7 @@ class App:
         self._client.on_step.append(meter.step)
         server_info = _server_info(settings, info, limits, tokenizer)
         servicer = TextGenerationServicer(
-            pipeline, tokenizer, self._client, server_info, metrics, meter
+            pipeline, tokenizer, self._client, server_info, metrics, meter, self._lanes
         )
         self.port = await self._listen(servicer, metrics, settings.grpc_address)
         for address in settings.gateway_addresses:
@@ -121,6 +134,14 @@ class App:
         await self._client.close()
         if self._grammars is not None:
             await self._grammars.close()
+        await self._close_workers()
+
+    async def _close_workers(self) -> None:
+        if self._starting is not None:
+            self._starting.cancel()
+            await asyncio.gather(self._starting, return_exceptions=True)
+        await self._long_texts.close()
+        self._lanes.close()
 
     async def _end_calls(self, grace: float) -> None:
         """Lets calls finish; streams that are left shortly before the end get an error."""
@@ -165,7 +186,9 @@ class App:
             self._settings, metrics, from_gateway=from_gateway, authenticator=self._authenticator
         )
         pool = rpc.load_pool()
-        handlers = rpc.handlers(servicer, pool, from_gateway=from_gateway)
+        handlers = rpc.handlers(
+            servicer, pool, servicer.limits, self._lanes, from_gateway=from_gateway
+        )
         server.add_generic_rpc_handlers((handlers,))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         add_reflection(server, pool, (SERVICE, health.SERVICE_NAME))
@@ -199,6 +222,17 @@ def _load_tokenizer(settings: Settings) -> TextTokenizer:
         settings.revision,
         num_workers=settings.validation_workers,
         config_path=settings.tokenizer_config_path,
+    )
+
+
+def _long_texts(settings: Settings) -> LongTexts:
+    config_path = settings.tokenizer_config_path
+    return LongTexts(
+        "service.text_worker",
+        [settings.model_path, settings.revision, None if config_path is None else str(config_path)],
+        deadline_s=settings.tokenize_deadline_seconds,
+        max_bytes=settings.max_pending_bytes,
+        max_reply_bytes=_MAX_LIST_BYTES,
     )
 
 
@@ -323,6 +357,12 @@ def make_limits(settings: Settings, info: EngineInfo) -> Limits:
         max_input_tokens=max_input_tokens,
         max_total_tokens=max_total_tokens,
         max_client_batch_size=settings.max_client_batch_size,
+        max_request_values=settings.max_request_values,
+        max_messages=settings.max_messages,
+        max_message_parts=settings.max_message_parts,
+        max_tools=settings.max_tools,
+        max_stop_sequence_bytes=settings.max_stop_sequence_bytes,
+        max_tokenize_bytes=settings.max_tokenize_bytes,
         vocab_size=info.vocab_size,
     )
 
@@ -334,6 +374,8 @@ async def serve(settings: Settings) -> None:
         ValueError: the settings do not fit the model.
         OSError: the port is in use.
     """
+    give_back_large_blocks()
+    sys.setswitchinterval(_SWITCH_S)
     app = App(settings)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -44,6 +44,7 @@ class Call:
     Args:
         context: the call, as grpc.aio has it.
         from_gateway: whether it arrived at the gateway's address.
+        num_bytes: the size of its request.
 
     Attributes:
         received: when it arrived, in seconds of the monotonic clock.
@@ -53,8 +54,11 @@ class Call:
         presenter: makes replies in the form that this caller expects.
     """
 
-    def __init__(self, context: aio.ServicerContext[Any, Any], *, from_gateway: bool) -> None:
+    def __init__(
+        self, context: aio.ServicerContext[Any, Any], *, from_gateway: bool, num_bytes: int = 0
+    ) -> None:
         self._context = context
+        self.num_bytes = num_bytes
         self.received = time.monotonic()
         metadata = context.invocation_metadata() or ()
         self.metadata = {key: value for key, value in metadata if isinstance(value, str)}

@@ -7,7 +7,6 @@ implementation fails there and not at the first call.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any
@@ -22,20 +21,23 @@ from grpc import aio
 
 from ..bundled import DESCRIPTORS
 from ..call_record import rename_call
+from ..codec.counts import check_body, check_counts, check_message
 from ..codec.presenter import Reply
 from ..codec.requests import NOTHING, READERS, Reader, Request
 from ..errors import ErrorKind, ServiceError
+from ..generation.limits import Limits
 from ..grammar.checker import MAX_GRAMMAR_BYTES
 from ..pb.google import api as _api  # noqa: F401  importing a package adds it to the pool
 from ..pb.message_pool import default_message_pool
 from ..pb.tokenwire import v1 as _v1  # noqa: F401
 from ..routes import SERVICE
+from ..workers.lanes import Lanes
 from .call import Call
 
 # Of requests that are parsed on the event loop, which takes some milliseconds: betterproto2 takes
-# 2 us per byte of JSON values in a message, msgspec 7 us per kilobyte of JSON text.
+# 2 us per byte of JSON values in a message, and a body of many small values 0.1 us per byte.
 _MAX_LOOP_BYTES = 4 * 1024
-_MAX_LOOP_BODY_BYTES = 256 * 1024
+_MAX_LOOP_BODY_BYTES = 32 * 1024
 
 # Takes a message's bytes, and whether a REST caller sent it.
 Decoder = Callable[[bytes, bool], Request]
@@ -51,13 +53,15 @@ def load_pool() -> DescriptorPool:
 
 
 def handlers(
-    servicer: object, pool: DescriptorPool, *, from_gateway: bool
+    servicer: object, pool: DescriptorPool, limits: Limits, lanes: Lanes, *, from_gateway: bool
 ) -> grpc.GenericRpcHandler:
     """Makes the handlers of all methods of the service.
 
     Args:
         servicer: has a method for every RPC, which takes a request of the domain and the call.
         pool: the descriptors.
+        limits: those in force.
+        lanes: where requests are parsed.
         from_gateway: whether all calls come from the gateway, some of them for REST callers.
 
     Raises:
@@ -66,20 +70,23 @@ def handlers(
     service = pool.FindServiceByName(SERVICE)
     return grpc.method_handlers_generic_handler(
         SERVICE,
-        {method.name: _handler(servicer, method, from_gateway) for method in service.methods},
+        {
+            method.name: _handler(servicer, method, limits, lanes, from_gateway)
+            for method in service.methods
+        },
     )
 
 
 def _handler(
-    servicer: object, method: MethodDescriptor, from_gateway: bool
+    servicer: object, method: MethodDescriptor, limits: Limits, lanes: Lanes, from_gateway: bool
 ) -> grpc.RpcMethodHandler[Any, Any]:
     function = getattr(servicer, betterproto2.casing.snake_case(method.name))
-    decode = _decoder(method.input_type, READERS.get(method.name, NOTHING))
+    decode = _decoder(method.input_type, READERS.get(method.name, NOTHING), limits)
     if method.server_streaming:
 
         async def stream(raw: bytes, context: aio.ServicerContext[Any, Any]) -> None:
-            call = Call(context, from_gateway=from_gateway)
-            request = await _decoded(decode, raw, call.is_rest)
+            call = Call(context, from_gateway=from_gateway, num_bytes=len(raw))
+            request = await _decoded(decode, raw, call.is_rest, lanes)
             async with aclosing(function(request, call)) as replies:
                 async for reply in replies:
                     await call.write(reply)
@@ -87,8 +94,8 @@ def _handler(
         return grpc.unary_stream_rpc_method_handler(stream, None, serialise)
 
     async def unary(raw: bytes, context: aio.ServicerContext[Any, Any]) -> Reply:
-        call = Call(context, from_gateway=from_gateway)
-        reply: Reply = await function(await _decoded(decode, raw, call.is_rest), call)
+        call = Call(context, from_gateway=from_gateway, num_bytes=len(raw))
+        reply: Reply = await function(await _decoded(decode, raw, call.is_rest, lanes), call)
         return reply
 
     return grpc.unary_unary_rpc_method_handler(unary, None, serialise)
@@ -120,14 +127,13 @@ def _check_sizes(message: Message) -> None:
             )
 
 
-async def _decoded(decode: Decoder, raw: bytes, is_rest: bool) -> Request:
+async def _decoded(decode: Decoder, raw: bytes, is_rest: bool, lanes: Lanes) -> Request:
     """Reads a request, in a thread if it is large."""
-    if len(raw) <= (_MAX_LOOP_BODY_BYTES if is_rest else _MAX_LOOP_BYTES):
-        return decode(raw, is_rest)
-    return await asyncio.to_thread(decode, raw, is_rest)
+    small_bytes = _MAX_LOOP_BODY_BYTES if is_rest else _MAX_LOOP_BYTES
+    return await lanes.run(len(raw), small_bytes, decode, raw, is_rest)
 
 
-def _decoder(descriptor: Descriptor, reader: Reader) -> Decoder:
+def _decoder(descriptor: Descriptor, reader: Reader, limits: Limits) -> Decoder:
     """Makes a strict parser: google's checks the bytes, since betterproto2 accepts broken ones."""
     checked: type[Message] = message_factory.GetMessageClass(descriptor)
     url = f"type.googleapis.com/{descriptor.full_name}"
@@ -138,12 +144,15 @@ def _decoder(descriptor: Descriptor, reader: Reader) -> Decoder:
     takes_id = id_field is not None and id_field.has_presence
 
     def decode(raw: bytes, is_rest: bool) -> Request:
+        check_message(raw, checked, limits)
         try:
             message: Any = checked.FromString(raw)
         except DecodeError as error:
             raise ServiceError(ErrorKind.SHAPE, f"invalid {descriptor.name} bytes") from error
         if takes_body and is_rest:
-            return reader.from_body(message.http.data)
+            body = message.http.data
+            check_body(body, limits)
+            return reader.from_body(body, limits)
         if takes_body and message.HasField("http"):
             raise ServiceError(
                 ErrorKind.SHAPE, "`http` is for the gateway: use the other fields", field="http"
@@ -154,6 +163,7 @@ def _decoder(descriptor: Descriptor, reader: Reader) -> Decoder:
                 "`request_id` must be 1 to 128 visible characters of ASCII",
                 field="request_id",
             )
+        check_counts(message, limits)
         _check_sizes(message)
         size = message.ByteSize()
         message.DiscardUnknownFields()  # known fields of the wrong wire type are among them

@@ -28,13 +28,14 @@ from ..errors import (
 from ..generation.engine_client import EngineClient
 from ..generation.gather import gather
 from ..generation.generator import Generation, TokenEvent
+from ..generation.limits import Limits, check_text
 from ..generation.load import LoadMeter, watch_interval
 from ..generation.metrics import Metrics
 from ..generation.parameters import Parameters, Prompt, TextRequest
 from ..generation.pipeline import Pipeline
 from ..generation.server_info import ServerInfo
 from ..openai import chat, completions
-from ..openai.chat import ChatRequest, ChatStream, Conversation, tool_call_format
+from ..openai.chat import ChatRequest, ChatStream, Conversation, Draft, tool_call_format
 from ..openai.completions import (
     CompletionAnswer,
     CompletionDelta,
@@ -42,7 +43,9 @@ from ..openai.completions import (
     round_robin,
 )
 from ..openai.usage import StreamUsage, Usage
+from ..text.long_texts import Form
 from ..text.tokenizer import TextTokenizer
+from ..workers.lanes import Lanes
 from . import docs
 from .call import Call
 
@@ -50,6 +53,7 @@ logger = logging.getLogger(__name__)
 
 KEEP_ALIVE_S = 15.0  # TGI's interval: axum's KeepAlive
 _MAX_WATCHERS = 128  # of the load
+_SMALL_BYTES = 16 * 1024  # of a conversation that is prepared on the event loop, in milliseconds
 
 
 class TextGenerationServicer:
@@ -63,6 +67,7 @@ class TextGenerationServicer:
         server: ServerInfo,
         metrics: Metrics,
         meter: LoadMeter,
+        lanes: Lanes,
     ) -> None:
         self._pipeline = pipeline
         self._tokenizer = tokenizer
@@ -71,6 +76,12 @@ class TextGenerationServicer:
         self._metrics = metrics
         self._meter = meter
         self._num_watchers = 0
+        self._lanes = lanes
+
+    @property
+    def limits(self) -> Limits:
+        """Those in force."""
+        return self._server.limits
 
     async def generate(self, request: TextRequest, call: Call) -> Reply:
         """Generates a whole text."""
@@ -100,7 +111,7 @@ class TextGenerationServicer:
 
     async def chat(self, request: ChatRequest, call: Call) -> AsyncGenerator[Reply]:
         """Continues a conversation."""
-        conversation = self._conversation(request, call)
+        conversation = await self._conversation(request, call)
         wanted, prompt = conversation.request, conversation.prompt
         created = int(time.time())
         with fields_named(wanted.field_names):
@@ -130,7 +141,7 @@ class TextGenerationServicer:
     async def chat_unary(self, request: ChatRequest, call: Call) -> Reply:
         """Chat for callers that want a unary method: typed only, since no REST path has it."""
         _check_unary(request.stream)
-        conversation = self._conversation(request, call)
+        conversation = await self._conversation(request, call)
         wanted = conversation.request
         with fields_named(wanted.field_names):
             result = await self._run(conversation.prompt, wanted.parameters, call)
@@ -161,15 +172,21 @@ class TextGenerationServicer:
 
     async def tokenize(self, inputs: str, call: Call) -> Reply:
         """Splits text into tokens."""
-        spans = await self._tokenizer.spans(inputs)
-        # In a thread, like the tokenising: a long text has hundreds of thousands of tokens.
-        return await asyncio.to_thread(call.presenter.tokenize, spans)
+        with self._pipeline.permit():
+            check_text("inputs", inputs, self.limits)
+            if (processes := self._tokenizer.processes_for_list(inputs)) is not None:
+                return await processes.list_tokens(inputs, _form(call), is_prompt=False)
+            return call.presenter.tokenize(await self._tokenizer.spans(inputs))
 
     async def chat_tokenize(self, request: ChatRequest, call: Call) -> Reply:
         """The prompt of a conversation, and its tokens."""
-        prompt = self._conversation(request, call).prompt
-        spans = await self._tokenizer.spans(prompt, is_prompt=True)
-        return await asyncio.to_thread(call.presenter.chat_tokenize, prompt, spans)
+        with self._pipeline.permit():
+            prompt = (await self._conversation(request, call)).prompt
+            check_text("messages", prompt, self.limits)
+            if (processes := self._tokenizer.processes_for_list(prompt)) is not None:
+                return await processes.list_tokens(prompt, _form(call), is_prompt=True)
+            spans = await self._tokenizer.spans(prompt, is_prompt=True)
+            return call.presenter.chat_tokenize(prompt, spans)
 
     async def list_models(self, _: None, call: Call) -> Reply:
         """The one model that is served."""
@@ -235,9 +252,20 @@ class TextGenerationServicer:
         """The Prometheus exposition."""
         return presenter.metrics(self._metrics.exposition())
 
-    def _conversation(self, request: ChatRequest, call: Call) -> Conversation:
+    async def _conversation(self, request: ChatRequest, call: Call) -> Conversation:
         call_format = tool_call_format(self._server.tool_call_format, call.metadata)
-        return Conversation.of(replace(request, tool_call_format=call_format), self._tokenizer)
+        request = replace(request, tool_call_format=call_format)
+        num_bytes, tokenizer = call.num_bytes, self._tokenizer
+        processes = tokenizer.processes_for_chat(num_bytes, len(request.messages))
+        if processes is None:
+            return await self._lanes.run(
+                num_bytes, _SMALL_BYTES, Conversation.of, request, tokenizer, self.limits
+            )
+        draft = await self._lanes.run(
+            num_bytes, _SMALL_BYTES, Draft.of, request, tokenizer, self.limits
+        )
+        prompt = await processes.render(draft.messages, draft.tools, num_bytes)
+        return Conversation(draft.request, prompt)
 
     async def _loads(self, interval_s: float) -> AsyncGenerator[Reply]:
         """The load, until the server shuts down."""
@@ -341,6 +369,10 @@ def _check_unary(stream: bool) -> None:
         raise ServiceError(
             ErrorKind.VALIDATION, "`stream` must not be set: this method is unary", field="stream"
         )
+
+
+def _form(call: Call) -> Form:
+    return "rest" if call.is_rest else "typed"
 
 
 async def _numbered(

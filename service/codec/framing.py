@@ -8,6 +8,7 @@ A test compares each function with the generated classes, for any content.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable, Iterator
 
 from ..generation.generator import Token
 from ..openai.chat import ChatDelta
@@ -50,14 +51,22 @@ def chat_chunk(delta: ChatDelta) -> bytes:
 
 
 def tokenize_response(spans: list[TokenSpan]) -> bytes:
-    """TokenizeResponse: a long text has hundreds of thousands of tokens."""
-    return b"".join(_sized(b"\x0a", _span(span)) for span in spans)
+    """TokenizeResponse."""
+    return b"".join(token_parts([spans], None))
 
 
 def chat_tokenize_response(prompt: str, spans: list[TokenSpan]) -> bytes:
     """ChatTokenizeResponse."""
-    text = _sized(b"\x0a", prompt.encode()) if prompt else b""
-    return text + b"".join(_sized(b"\x12", _span(span)) for span in spans)
+    return b"".join(token_parts([spans], prompt))
+
+
+def token_parts(slices: Iterable[list[TokenSpan]], prompt: str | None) -> Iterator[bytes]:
+    """TokenizeResponse, or with a prompt ChatTokenizeResponse, part by part: it may be large."""
+    if prompt:
+        yield _sized(b"\x0a", prompt.encode())
+    tag = b"\x0a" if prompt is None else b"\x12"
+    for spans in slices:
+        yield b"".join(_sized(tag, _span(span)) for span in spans)
 
 
 def invocations_response(kind: str, reply: bytes) -> bytes:

@@ -6,6 +6,7 @@ mean different things to clients. What an answer contains is decided elsewhere.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import orjson
@@ -63,12 +64,22 @@ def token_event(index: int, event: TokenEvent) -> bytes:
 
 def tokens(spans: list[TokenSpan]) -> bytes:
     """TokenizeResponse."""
-    return orjson.dumps(_spans(spans))
+    return b"".join(token_parts([spans], None))
 
 
 def chat_tokens(prompt: str, spans: list[TokenSpan]) -> bytes:
     """ChatTokenizeResponse."""
-    return orjson.dumps({"tokenize_response": _spans(spans), "templated_text": prompt})
+    return b"".join(token_parts([spans], prompt))
+
+
+def token_parts(slices: Iterable[list[TokenSpan]], prompt: str | None) -> Iterator[bytes]:
+    """TokenizeResponse, or with a prompt ChatTokenizeResponse, part by part: it may be large."""
+    yield b"[" if prompt is None else b'{"tokenize_response":['
+    separator = b""
+    for spans in slices:
+        yield separator + orjson.dumps(_spans(spans))[1:-1]
+        separator = b","
+    yield b"]" if prompt is None else b'],"templated_text":' + orjson.dumps(prompt) + b"}"
 
 
 def models(server: ServerInfo) -> bytes:

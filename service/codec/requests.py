@@ -13,6 +13,7 @@ from typing import Any
 from msgspec import UNSET, UnsetType
 
 from ..errors import ErrorKind, ServiceError, missing_field
+from ..generation.limits import Limits
 from ..generation.parameters import DEFAULT_MAX_NEW_TOKENS, Parameters, Prompt, TextRequest
 from ..grammar.spec import Grammar
 from ..openai.chat import ChatRequest, Message
@@ -21,6 +22,7 @@ from ..openai.tools import Tool
 from ..pb.google.protobuf import ListValue, Struct, Value
 from ..pb.tokenwire import v1 as pb
 from . import bodies
+from .counts import check_counts
 from .strict_json import parse
 
 Request = TextRequest | ChatRequest | CompletionsRequest | str | float | None
@@ -41,7 +43,7 @@ class Reader:
         ServiceError: the request has not the shape of one.
     """
 
-    from_body: Callable[[bytes], Request]
+    from_body: Callable[[bytes, Limits], Request]
     from_message: Callable[[Any], Request]
 
 
@@ -130,13 +132,13 @@ def completions_request(wire: bodies.Completions | pb.CompletionsRequest) -> Com
     )
 
 
-def invocation_of_body(data: bytes) -> Request:
+def invocation_of_body(data: bytes, limits: Limits) -> Request:
     """The request that a body of `/invocations` is."""
     which = parse(data, bodies.Invocation)
     there = [name for name in _FIRST_FIELDS if getattr(which, name) is not UNSET]
     given = {name: getattr(which, name) not in (None, [], UNSET) for name in _FIRST_FIELDS}
     name = there[0] if len(there) == 1 else _only(given) if there else "inputs"
-    return {"inputs": COMPAT, "messages": CHAT, "prompt": COMPLETIONS}[name].from_body(data)
+    return {"inputs": COMPAT, "messages": CHAT, "prompt": COMPLETIONS}[name].from_body(data, limits)
 
 
 def invocation_of_message(message: pb.InvocationsRequest) -> Request:
@@ -173,8 +175,13 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _body(kind: type[Any], convert: Callable[[Any], Request]) -> Callable[[bytes], Request]:
-    return lambda data: convert(parse(data, kind))
+def _body(kind: type[Any], convert: Callable[[Any], Request]) -> Callable[[bytes, Limits], Request]:
+    def read(data: bytes, limits: Limits) -> Request:
+        wire = parse(data, kind)
+        check_counts(wire, limits)
+        return convert(wire)
+
+    return read
 
 
 def _text(wire: bodies.Generate | pb.TokenizeRequest) -> str:
@@ -182,6 +189,10 @@ def _text(wire: bodies.Generate | pb.TokenizeRequest) -> str:
 
 
 def _nothing(_: Any) -> None:
+    return None
+
+
+def _no_body(_: bytes, __: Limits) -> None:
     return None
 
 
@@ -202,11 +213,11 @@ READERS = {
     "ChatUnary": CHAT,
     "CompletionsUnary": COMPLETIONS,
     "Tokenize": Reader(_body(bodies.Generate, _text), _text),
-    "Docs": Reader(_nothing, lambda message: message.asset),
-    "Abort": Reader(_nothing, lambda message: message.request_id),
-    "WatchLoad": Reader(_nothing, lambda message: message.interval_seconds),
+    "Docs": Reader(_no_body, lambda message: message.asset),
+    "Abort": Reader(_no_body, lambda message: message.request_id),
+    "WatchLoad": Reader(_no_body, lambda message: message.interval_seconds),
 }
-NOTHING = Reader(_nothing, _nothing)
+NOTHING = Reader(_no_body, _nothing)
 
 
 def _required(value: str | None, name: str) -> str:

@@ -26,6 +26,12 @@ class Limits:
     max_total_tokens: int
     max_client_batch_size: int
     vocab_size: int
+    max_request_values: int
+    max_messages: int
+    max_message_parts: int
+    max_tools: int
+    max_stop_sequence_bytes: int
+    max_tokenize_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +50,11 @@ class Rule:
 def _outside(value: float | None, low: float, high: float) -> bool:
     """Whether a number is not strictly between two others; NaN never is."""
     return value is not None and not low < value < high
+
+
+def _longest(texts: tuple[str, ...]) -> int:
+    """The bytes of the longest text in UTF-8."""
+    return max((len(text.encode()) for text in texts), default=0)
 
 
 _INFINITY = float("inf")
@@ -124,6 +135,12 @@ RULES = (
         lambda p, limits: len(p.stop) > limits.max_stop_sequences,
         "`stop` supports up to {max_stop_sequences} stop sequences. Given: {given}",
         lambda p: len(p.stop),
+    ),
+    Rule(
+        "stop",
+        lambda p, limits: _longest(p.stop) > limits.max_stop_sequence_bytes,
+        "`stop` sequences must have at most {max_stop_sequence_bytes} bytes. Given: {given}",
+        lambda p: _longest(p.stop),
     ),
     Rule(
         "min_new_tokens",
@@ -232,6 +249,36 @@ def check_token_ids(token_ids: tuple[int, ...], limits: Limits) -> None:
             ErrorKind.VALIDATION,
             f"a prompt's token ids must be < {limits.vocab_size}. Given: {largest}",
             field="input_ids",
+        )
+
+
+def check_count(field: str, count: int, limit: int, noun: str) -> None:
+    """Checks the number of items in a field.
+
+    Raises:
+        ServiceError: there are more than the limit.
+    """
+    if count > limit:
+        raise ServiceError(
+            ErrorKind.VALIDATION,
+            f"`{field}` supports up to {limit} {noun}. Given: {count}",
+            field=field,
+        )
+
+
+def check_text(field: str, text: str, limits: Limits) -> None:
+    """Checks the length of a text whose tokens are to be listed.
+
+    Raises:
+        ServiceError: it is too long.
+    """
+    size = len(text.encode())
+    if size > limits.max_tokenize_bytes:
+        raise ServiceError(
+            ErrorKind.VALIDATION,
+            f"`{field}` must have at most {limits.max_tokenize_bytes} bytes to be tokenised. "
+            f"Given: {size}",
+            field=field,
         )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import AbstractContextManager, aclosing, contextmanager
 
 from ..call_record import note_tokens
 from ..errors import ErrorKind, ServiceError
@@ -53,6 +53,14 @@ class Pipeline:
         self._generator = generator
         self._metrics = metrics
         self._running = RunningCalls(generator.abort, own_only=own_calls_only)
+
+    def permit(self) -> AbstractContextManager[object]:
+        """Holds a permit for work that generates nothing.
+
+        Raises:
+            ServiceError: none is left.
+        """
+        return self._admission.permit()
 
     async def run(self, prompt: Prompt, parameters: Parameters, received: float) -> Generation:
         """Generates to the end. `received` is when the request came, in monotonic seconds.

@@ -8,6 +8,7 @@ from engine.protocol.request import SamplingParams
 
 from ..errors import ErrorKind, ServiceError
 from ..grammar.checker import GrammarChecker
+from ..text.long_texts import TooManyTokensError
 from ..text.tokenizer import TextTokenizer
 from .limits import (
     BEST_OF_RULES,
@@ -111,7 +112,13 @@ class Validator:
                 f"Given: {len(inputs)} characters",
                 field="inputs",
             )
-        token_ids = await self._tokenizer.encode(inputs, truncate=parameters.truncate)
+        try:
+            token_ids = await self._tokenizer.encode(
+                inputs, truncate=parameters.truncate, max_tokens=limits.max_total_tokens
+            )
+        except TooManyTokensError as error:
+            check_lengths(error.count, parameters.max_new_tokens or 0, limits)
+            raise
         if not token_ids:  # e.g. characters that the tokenizer's normalisation removes
             raise _empty()
         return token_ids

@@ -76,7 +76,7 @@ class GrammarChecker:
         """
         if not self._enabled:
             raise ServiceError(ErrorKind.VALIDATION, "grammar is not supported", field=_FIELD)
-        request = self._request(grammar)
+        request = await asyncio.to_thread(self._request, grammar)  # a schema may be large
         try:
             key = msgpack.packb(request)
         except OverflowError as error:

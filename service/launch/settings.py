@@ -97,6 +97,26 @@ class Settings:
     max_request_bytes: Annotated[int, About("bytes of a request's body", ours=True, low=1)] = (
         2_097_152
     )
+    max_request_values: Annotated[
+        int, About("JSON values in a request, keys not counted", ours=True, low=1)
+    ] = 32_768
+    max_messages: Annotated[int, About("messages of a conversation", ours=True, low=1)] = 4096
+    max_message_parts: Annotated[int, About("parts of a message's content", ours=True, low=1)] = (
+        1024
+    )
+    max_tools: Annotated[int, About("tools of a conversation", ours=True, low=0)] = 1024
+    max_stop_sequence_bytes: Annotated[int, About("bytes of a stop sequence", ours=True, low=1)] = (
+        1024
+    )
+    max_tokenize_bytes: Annotated[
+        int, About("bytes of a text whose tokens are listed", ours=True, low=1)
+    ] = 1_048_576
+    tokenize_deadline_seconds: Annotated[
+        float, About("how long a long text may take to tokenise", ours=True, low=0.1)
+    ] = 10.0
+    max_pending_bytes: Annotated[
+        int, About("bytes of requests that are read or tokenised at a time", ours=True, low=1)
+    ] = 16_777_216
     disable_grammar_support: Annotated[bool, About("refuse requests with a grammar")] = False
     grammar_deadline_seconds: Annotated[
         float, About("how long a grammar may take to compile", ours=True, low=0.1)

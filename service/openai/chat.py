@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from ..errors import ErrorKind, ServiceError, missing_field
 from ..generation.generator import Generation, Token, TokenEvent
+from ..generation.json_values import count_values
+from ..generation.limits import Limits, check_count
 from ..generation.parameters import Parameters
 from ..generation.server_info import ServerInfo
 from ..grammar.spec import Grammar
@@ -63,12 +65,13 @@ class ChatRequest:
     response_format: Grammar | None = None
     include_usage: bool = False
 
-    def check(self) -> None:
+    def check(self, limits: Limits) -> None:
         """Checks what only conversations have.
 
         Raises:
             ServiceError: the request is malformed, or asks for what the server does not do.
         """
+        self._check_arguments(limits.max_request_values)
         if not self.messages:
             raise missing_field("messages")
         if self.n is not None and self.n != 1:
@@ -77,6 +80,21 @@ class ChatRequest:
             raise ServiceError(
                 ErrorKind.GRAMMAR_AND_TOOLS, "Grammar and tools are mutually exclusive"
             )
+
+    def _check_arguments(self, max_values: int) -> None:
+        """Checks the arguments of calls that are texts, which a template may want as values.
+
+        Raises:
+            ServiceError: there are too many values in all of them together.
+        """
+        count = 0
+        for index, message in enumerate(self.messages):
+            for number, call in enumerate(message.tool_calls):
+                arguments = call["function"]["arguments"]
+                if isinstance(arguments, str):
+                    count += count_values(arguments.encode(errors="replace"))
+                field = f"messages[{index}].tool_calls[{number}].function.arguments"
+                check_count(field, count, max_values, "JSON values")
 
     @property
     def field_names(self) -> dict[str, str]:
@@ -100,20 +118,21 @@ class ChatRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class Conversation:
-    """A conversation that can be continued: the request with its tools in force, and the prompt."""
+class Draft:
+    """What the model's template makes a prompt of, and the request with its tools in force."""
 
     request: ChatRequest
-    prompt: str
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None
 
     @classmethod
-    def of(cls, request: ChatRequest, tokenizer: TextTokenizer) -> Conversation:
-        """Chooses the tools, and puts messages and tools into the model's chat template.
+    def of(cls, request: ChatRequest, tokenizer: TextTokenizer, limits: Limits) -> Draft:
+        """Chooses the tools.
 
         Raises:
-            ServiceError: the request is malformed, or the template refuses it.
+            ServiceError: the request is malformed.
         """
-        request.check()
+        request.check(limits)
         toolbox = Toolbox.choose(request.tools, request.tool_choice)
         request = request.with_toolbox(toolbox)
         messages = request.template_messages()
@@ -123,7 +142,25 @@ class Conversation:
                 tools = [tool.definition() for tool in toolbox.tools]
             if tools is None or request.tool_prompt is not None:
                 messages[-1]["content"] += toolbox.prompt(request.tool_prompt)
-        return cls(request, tokenizer.render_chat(messages, tools))
+        return cls(request, messages, tools)
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A conversation that can be continued: the request with its tools in force, and the prompt."""
+
+    request: ChatRequest
+    prompt: str
+
+    @classmethod
+    def of(cls, request: ChatRequest, tokenizer: TextTokenizer, limits: Limits) -> Conversation:
+        """Chooses the tools, and puts messages and tools into the model's chat template.
+
+        Raises:
+            ServiceError: the request is malformed, or the template refuses it.
+        """
+        draft = Draft.of(request, tokenizer, limits)
+        return cls(draft.request, tokenizer.render_chat(draft.messages, draft.tools))
 
 
 def _template_message(index: int, message: Message) -> dict[str, Any]:

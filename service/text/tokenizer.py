@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, TypeVar, TypeVarTuple, cast
+from typing import Any, NamedTuple, TypeVar, TypeVarTuple, cast
 
 from jinja2 import Environment, TemplateError, UndefinedError, meta
 from tokenizers import Encoding, Tokenizer
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from ..errors import ErrorKind, ServiceError
+from .long_texts import LONG_CHARS, LONG_LIST_CHARS, LONG_MESSAGES, LongTexts, TooManyTokensError
 
 _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
+_SLICE = 4096  # tokens that are looked at together
 
 
-@dataclass(frozen=True, slots=True)
-class TokenSpan:
+class TokenSpan(NamedTuple):
     """A token of a text, and the bytes of its UTF-8 form that it covers."""
 
     token_id: int
@@ -39,6 +41,10 @@ class TextTokenizer:
         tokenizer: a fast tokenizer.
         eos_token_ids: tokens that end a text.
         num_workers: threads that tokenise.
+
+    Attributes:
+        long_texts: the processes for long texts. Without them, as in these processes themselves,
+            all texts are tokenised here.
     """
 
     def __init__(
@@ -50,6 +56,7 @@ class TextTokenizer:
         self._tokenizer = tokenizer
         self._backend: Tokenizer = tokenizer.backend_tokenizer
         self._workers = ThreadPoolExecutor(num_workers, thread_name_prefix="tokenizer")
+        self.long_texts: LongTexts | None = None
         self.eos_token_ids = eos_token_ids
         self.special_ids = _special_ids(tokenizer)
         self._bos_id = tokenizer.bos_token_id
@@ -87,21 +94,55 @@ class TextTokenizer:
         """The tokenizer.json, as text."""
         return str(self._backend.to_str())
 
-    async def encode(self, text: str, *, truncate: int | None = None) -> tuple[int, ...]:
+    async def encode(
+        self, text: str, *, truncate: int | None = None, max_tokens: int = sys.maxsize
+    ) -> tuple[int, ...]:
         """Token ids of a text, with the special tokens that the model wants around it.
 
         `truncate` is the number of last tokens to keep, special ones at the front included. A text
         that begins with the beginning-of-text token does not get a second one.
+
+        Raises:
+            TooManyTokensError: there are more than `max_tokens`.
+            ServiceError: the text is long and takes too long, or too many long ones wait.
         """
-        ids = (await self._run(self._encode, text, truncate)).ids
+        if truncate is not None:
+            text = self._end(text, truncate)
+        if self.long_texts is not None and len(text) > LONG_CHARS:
+            return await self.long_texts.encode(text, truncate, max_tokens)
+        return await self._run(self.encode_now, text, truncate, max_tokens)
+
+    def encode_now(self, text: str, truncate: int | None, max_tokens: int) -> tuple[int, ...]:
+        """The same as `encode`, for any text, in the caller's thread."""
+        encoding = self._encode(text, truncate)
+        if len(encoding) > max_tokens + 1:  # one may not count
+            raise TooManyTokensError(len(encoding))
+        ids = encoding.ids
         return tuple(ids[1:] if self._begins_twice(ids) else ids)
 
     async def spans(self, text: str, *, is_prompt: bool = False) -> list[TokenSpan]:
         """The tokens of a text with byte offsets; of a prompt the same tokens as `encode` gives."""
-        spans = await self._run(self._spans, text)
-        if is_prompt and self._begins_twice([span.token_id for span in spans[:2]]):
-            return spans[1:]
-        return spans
+        slices = await self._run(lambda: list(self.span_slices(text, is_prompt=is_prompt)))
+        return [span for spans in slices for span in spans]
+
+    def span_slices(self, text: str, *, is_prompt: bool) -> Iterator[list[TokenSpan]]:
+        """The same as `spans`, slice by slice, in the caller's thread."""
+        encoding = self._encode(text)
+        ids, offsets = encoding.ids, encoding.offsets
+        starts = _byte_offsets(text)
+        raw = text.encode()
+        first = 1 if is_prompt and self._begins_twice(ids) else 0
+        for index in range(first, len(ids), _SLICE):
+            part = slice(index, index + _SLICE)
+            yield [
+                TokenSpan(
+                    token_id,
+                    raw[starts[start] : starts[stop]].decode(errors="replace"),
+                    starts[start],
+                    starts[stop],
+                )
+                for token_id, (start, stop) in zip(ids[part], offsets[part], strict=True)
+            ]
 
     def _begins_twice(self, ids: Sequence[int]) -> bool:
         return len(ids) > 1 and ids[0] == ids[1] == self._bos_id
@@ -130,6 +171,15 @@ class TextTokenizer:
         if isinstance(template, dict):  # named templates: transformers takes this one for tools
             return "tool_use" in template or _takes_tools(template.get("default", ""))
         return bool(template) and _takes_tools(str(template))
+
+    def processes_for_list(self, text: str) -> LongTexts | None:
+        """The processes that have to list the tokens of a text, if it is long."""
+        return self.long_texts if len(text) > LONG_LIST_CHARS else None
+
+    def processes_for_chat(self, num_bytes: int, num_messages: int) -> LongTexts | None:
+        """The processes that have to render a conversation, if it is long."""
+        is_long = num_bytes > LONG_CHARS or num_messages > LONG_MESSAGES
+        return self.long_texts if is_long else None
 
     def render_chat(
         self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None
@@ -161,28 +211,18 @@ class TextTokenizer:
         return await asyncio.get_running_loop().run_in_executor(self._workers, function, *args)
 
     def _encode(self, text: str, truncate: int | None = None) -> Encoding:
+        # As a batch of one: `encode` would hold the interpreter's lock all the time.
         if truncate is None:
-            return self._backend.encode(text)
-        # The last tokens cannot begin further back than twice their number of longest tokens.
-        end = text[-2 * truncate * self._max_token_chars :]
-        encoding = self._backend.encode(end, add_special_tokens=False)
+            return self._backend.encode_batch([text])[0]
+        end = self._end(text, truncate)
+        encoding = self._backend.encode_batch([end], add_special_tokens=False)[0]
         room = max(truncate - self._backend.num_special_tokens_to_add(is_pair=False), 0)
         encoding.truncate(room, direction="left")
         return self._backend.post_process(encoding)
 
-    def _spans(self, text: str) -> list[TokenSpan]:
-        encoding = self._encode(text)
-        starts = _byte_offsets(text)
-        raw = text.encode()
-        return [
-            TokenSpan(
-                token_id,
-                raw[starts[start] : starts[stop]].decode(errors="replace"),
-                starts[start],
-                starts[stop],
-            )
-            for token_id, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True)
-        ]
+    def _end(self, text: str, truncate: int) -> str:
+        """What the last tokens are made of: they are not longer than twice as many longest ones."""
+        return text[-2 * truncate * self._max_token_chars :]
 
 
 @cache
@@ -194,12 +234,12 @@ def _takes_tools(template: str) -> bool:
         return "tools" in template
 
 
-def _byte_offsets(text: str) -> list[int]:
+def _byte_offsets(text: str) -> Sequence[int]:
     """Byte offset of each character in UTF-8, and of the end: tokenizers count characters."""
-    offsets = [0]
-    for char in text:
-        offsets.append(offsets[-1] + len(char.encode()))
-    return offsets
+    if text.isascii():
+        return range(len(text) + 1)
+    sizes = (1 + (c > "\x7f") + (c > "\u07ff") + (c > "\uffff") for c in text)
+    return list(accumulate(sizes, initial=0))
 
 
 def _special_ids(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:

@@ -31,6 +31,7 @@ from service.generation.parameters import GenerationRequest
 from service.generation.server_info import ServerInfo
 from service.grammar.checker import GrammarChecker
 from service.text.tokenizer import TextTokenizer
+from service.workers.lanes import Lanes
 from tests.paths import DEMO_MODEL as MODEL
 
 TIMEOUT_S = 20.0  # of anything that must happen; nothing waits for it to pass
@@ -43,8 +44,16 @@ LIMITS = Limits(
     max_input_tokens=90,
     max_total_tokens=200,
     max_client_batch_size=4,
+    max_request_values=32_768,
+    max_messages=4096,
+    max_message_parts=1024,
+    max_tools=1024,
+    max_stop_sequence_bytes=1024,
+    max_tokenize_bytes=1_048_576,
     vocab_size=1000,
 )
+
+LANES = Lanes(max_bytes=16 << 20)
 
 INFO = EngineInfo(
     model_id="fake",
@@ -273,7 +282,7 @@ def sample(exposition: bytes, name: str) -> float:
 def simple_tokenizer(ids: Sequence[int]) -> SimpleNamespace:
     """A tokenizer that finds the same tokens in every text."""
 
-    async def encode(_: str, *, truncate: int | None = None) -> tuple[int, ...]:
+    async def encode(_: str, *, truncate: int | None = None, max_tokens: int) -> tuple[int, ...]:
         return tuple(ids if truncate is None else ids[-truncate:])
 
     return SimpleNamespace(encode=encode, too_long=lambda *_: False)

@@ -16,6 +16,7 @@ from service.generation.validation import Validator
 from service.pb.tokenwire import v1 as pb
 from tests.service.api.harness import METHODS, Answer, Service, with_body
 from tests.service.fakes import (
+    LANES,
     LIMITS,
     NO_GRAMMARS,
     SERVER,
@@ -35,7 +36,9 @@ EOS = len(WORDS) - 1
 class GoldenTokenizer(WordTokenizer):
     """Every text has the same three tokens, every conversation the same prompt."""
 
-    async def encode(self, _: str, *, truncate: int | None = None) -> tuple[int, ...]:
+    async def encode(
+        self, _: str, *, truncate: int | None = None, max_tokens: int
+    ) -> tuple[int, ...]:
         """The same tokens for every text."""
         ids = (0, 1, 2)
         return ids if truncate is None else ids[-truncate:]
@@ -43,6 +46,9 @@ class GoldenTokenizer(WordTokenizer):
     def too_long(self, *_: Any) -> bool:
         """Never."""
         return False
+
+    def processes_for_chat(self, *_: Any) -> None:
+        """None: no conversation is long."""
 
     def render_chat(self, messages: Sequence[dict[str, Any]], *_: Any) -> str:
         """The contents, line by line."""
@@ -65,7 +71,7 @@ class GoldenService(Service):
             self.metrics,
         )
         self.servicer = TextGenerationServicer(
-            pipeline, tokenizer, client, SERVER, self.metrics, LoadMeter()
+            pipeline, tokenizer, client, SERVER, self.metrics, LoadMeter(), LANES
         )
 
 

@@ -28,6 +28,7 @@ from service.pb.google.protobuf import Value
 from service.pb.tokenwire import v1 as pb
 from service.routes import SERVICE
 from tests.service.fakes import (
+    LANES,
     LIMITS,
     NO_GRAMMARS,
     SERVER,
@@ -108,6 +109,7 @@ class Service:
             SERVER,
             self.metrics,
             LoadMeter(),
+            LANES,
         )
         self.channel: aio.Channel  # of gRPC callers
         self.gateway: aio.Channel
@@ -128,7 +130,8 @@ class Service:
     async def running(self) -> AsyncGenerator[Self]:
         """Serves on both addresses."""
         direct, gateway = (
-            rpc.handlers(self.servicer, POOL, from_gateway=flag) for flag in (False, True)
+            rpc.handlers(self.servicer, POOL, LIMITS, LANES, from_gateway=flag)
+            for flag in (False, True)
         )
         async with (
             serving(direct, self.metrics) as self.channel,

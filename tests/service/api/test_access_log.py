@@ -17,7 +17,7 @@ from service.pb.google.api import HttpBody
 from service.pb.tokenwire import v1 as pb
 from service.routes import SERVICE
 from tests.service.api.harness import POOL, Service, generate_request
-from tests.service.fakes import eventually, serving, trailers
+from tests.service.fakes import LANES, LIMITS, eventually, serving, trailers
 
 GENERATE = f"/{SERVICE}/Generate"
 SECRET = "a secret prompt"
@@ -27,7 +27,8 @@ SECRET = "a secret prompt"
 async def service() -> AsyncGenerator[Service]:
     service = Service()
     direct, gateway = (
-        rpc.handlers(service.servicer, POOL, from_gateway=flag) for flag in (False, True)
+        rpc.handlers(service.servicer, POOL, LIMITS, LANES, from_gateway=flag)
+        for flag in (False, True)
     )
     options: dict[str, Any] = {"metrics": service.metrics, "access_log": True}
     async with (

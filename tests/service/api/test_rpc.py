@@ -22,7 +22,7 @@ from service.pb.google.protobuf import Struct, Value
 from service.pb.tokenwire import v1 as pb
 from service.routes import SERVICE
 from tests.service.api.harness import REST
-from tests.service.fakes import FakeContext, serving
+from tests.service.fakes import LANES, LIMITS, FakeContext, serving
 
 POOL = rpc.load_pool()
 METHODS = {method.name: method for method in POOL.FindServiceByName(SERVICE).methods}
@@ -109,13 +109,13 @@ def servicer() -> Servicer:
 
 @pytest.fixture
 async def channel(servicer: Servicer) -> AsyncGenerator[aio.Channel]:
-    async with serving(rpc.handlers(servicer, POOL, from_gateway=False)) as channel:
+    async with serving(rpc.handlers(servicer, POOL, LIMITS, LANES, from_gateway=False)) as channel:
         yield channel
 
 
 @pytest.fixture
 async def gateway(servicer: Servicer) -> AsyncGenerator[aio.Channel]:
-    handlers = rpc.handlers(servicer, POOL, from_gateway=True)
+    handlers = rpc.handlers(servicer, POOL, LIMITS, LANES, from_gateway=True)
     async with serving(handlers, from_gateway=True) as channel:
         yield channel
 
@@ -162,7 +162,7 @@ def test_a_missing_method_fails_at_start_up() -> None:
         generate = Servicer.generate
 
     with pytest.raises(AttributeError, match=r"generate_stream|compat_generate"):
-        rpc.handlers(Incomplete(), POOL, from_gateway=False)
+        rpc.handlers(Incomplete(), POOL, LIMITS, LANES, from_gateway=False)
 
 
 INPUTS = bytes(pb.GenerateRequest(inputs="hello"))

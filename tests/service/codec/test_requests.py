@@ -14,6 +14,7 @@ from service.errors import ErrorKind, ServiceError
 from service.generation.parameters import Parameters
 from service.grammar.spec import Grammar
 from service.pb.tokenwire import v1 as pb
+from tests.service.fakes import LIMITS
 
 MESSAGES: dict[str, Any] = {
     "Generate": pb.GenerateRequest,
@@ -26,7 +27,7 @@ MESSAGES: dict[str, Any] = {
 
 
 def from_body(method: str, body: Any) -> Any:
-    return READERS[method].from_body(json.dumps(body).encode())
+    return READERS[method].from_body(json.dumps(body).encode(), LIMITS)
 
 
 def from_message(method: str, body: Any) -> Any:

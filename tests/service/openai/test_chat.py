@@ -19,7 +19,14 @@ from service.openai.tool_calls import ToolCall
 from service.openai.tools import Tool, Toolbox
 from service.openai.usage import Usage
 from service.text.tokenizer import TextTokenizer
-from tests.service.fakes import SERVER, TOP_TOKENS, demo_tokenizer, generation, raw_tokenizer
+from tests.service.fakes import (
+    LIMITS,
+    SERVER,
+    TOP_TOKENS,
+    demo_tokenizer,
+    generation,
+    raw_tokenizer,
+)
 
 GRAMMAR = Grammar(kind="json", value={})
 WEATHER = Tool(name="get_weather", parameters={"properties": {"location": {"type": "string"}}})
@@ -45,7 +52,7 @@ def content_of(content: Any) -> str:
 
 def refusal(wanted: ChatRequest) -> ServiceError:
     with pytest.raises(ServiceError) as refused:
-        _ = wanted.check() or wanted.template_messages()
+        _ = wanted.check(LIMITS) or wanted.template_messages()
     return refused.value
 
 
@@ -145,7 +152,7 @@ def test_answers_of_tools_reach_the_template() -> None:
 
 @pytest.mark.parametrize("n", [None, 1])
 def test_one_answer_is_allowed(n: int | None) -> None:
-    request(Message(role="user", content="x"), n=n).check()
+    request(Message(role="user", content="x"), n=n).check(LIMITS)
 
 
 @pytest.mark.parametrize("n", [0, 2])

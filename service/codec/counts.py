@@ -1,0 +1,84 @@
+"""Counts what a request consists of, before anything costly is made of it.
+
+A body and a message have the same fields under the same names, so most of it serves both.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from google.protobuf.descriptor import Descriptor
+from google.protobuf.message import Message
+
+from ..errors import ErrorKind, ServiceError
+from ..generation.json_values import count_values, most_values
+from ..generation.limits import Limits, check_count
+from .message_size import TooManyFieldsError, check_fields
+
+# Of a message, for each value of a body: a member of an object takes so many.
+_FIELDS_PER_VALUE = 4
+
+
+def check_body(data: bytes, limits: Limits) -> None:
+    """Counts the values of a JSON body.
+
+    Raises:
+        ServiceError: there are too many.
+    """
+    if len(data) <= 2 * limits.max_request_values:  # a value has at least a comma with it
+        return
+    count = count_values(data)
+    if count > limits.max_request_values:
+        field = most_values(data)
+        where = "" if field is None else f", most of them in `{field}`"
+        raise ServiceError(
+            ErrorKind.VALIDATION,
+            f"the body must have at most {limits.max_request_values} JSON values. "
+            f"Given: {count}{where}",
+            field=field,
+        )
+
+
+def check_message(data: bytes, kind: type[Message], limits: Limits) -> None:
+    """Counts the fields of a message, given as bytes, with those of the messages in it.
+
+    Raises:
+        ServiceError: there are too many.
+    """
+    max_fields = _FIELDS_PER_VALUE * limits.max_request_values
+    try:
+        check_fields(data, cast("Descriptor", kind.DESCRIPTOR), max_fields)
+    except TooManyFieldsError as error:
+        where = "" if error.field is None else f", in `{error.field}`"
+        raise ServiceError(
+            ErrorKind.VALIDATION,
+            f"the message must have at most {max_fields} fields, with those of its parts. "
+            f"Given: more{where}",
+            field=error.field,
+        ) from None
+
+
+def check_counts(wire: Any, limits: Limits) -> None:
+    """Counts messages, their parts, and tools.
+
+    Args:
+        wire: a body as msgspec has read it, or a message of google's classes.
+        limits: those in force.
+
+    Raises:
+        ServiceError: there are too many.
+    """
+    messages = getattr(wire, "messages", None) or ()
+    check_count("messages", len(messages), limits.max_messages, "messages")
+    for index, message in enumerate(messages):
+        parts = _num_parts(message.content)
+        check_count(f"messages[{index}].content", parts, limits.max_message_parts, "parts")
+    tools = getattr(wire, "tools", None) or ()
+    check_count("tools", len(tools), limits.max_tools, "tools")
+
+
+def _num_parts(content: Any) -> int:
+    if isinstance(content, Message):
+        is_list = content.WhichOneof("kind") == "list_value"
+        return len(content.list_value.values) if is_list else 0  # type: ignore[attr-defined]
+    return len(content) if isinstance(content, list) else 0

@@ -1,0 +1,154 @@
+"""Long texts and conversations, which are tokenised and rendered in processes of their own.
+
+A tokenizer's rules and a model's chat template are programs that come with the model: what they
+take for a text that somebody made for it, nobody knows. So there is a deadline, and no other
+request waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from array import array
+from typing import Any, Literal
+
+from engine.protocol.wire import framed
+
+from ..errors import ErrorKind, ServiceError, overloaded
+from ..workers.budget import ByteBudget
+from ..workers.process import DeadError, LateError, WorkerProcess
+
+# What is long. A tokenizer takes 60 ms for so many characters, without the interpreter's lock; a
+# list of tokens needs the lock, and so does a template, for each message and for each byte.
+LONG_CHARS = 128 * 1024  # of a text, and bytes of a conversation
+LONG_LIST_CHARS = 16 * 1024  # of a text whose tokens are listed
+LONG_MESSAGES = 256
+
+_WORKER_BYTES = 4 * 1024**3  # address space of a process
+
+# Who reads a list of tokens: REST callers or gRPC callers.
+Form = Literal["rest", "typed"]
+
+
+class TooManyTokensError(Exception):
+    """A text has more tokens than may be."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(f"{count} tokens")
+        self.count = count
+
+
+class LongTexts:
+    """The processes.
+
+    Args:
+        module: what they run.
+        setup: the arguments with which they load the tokenizer.
+        deadline_s: seconds that one text may take.
+        max_bytes: of the texts that are in work or wait; more are refused.
+        max_reply_bytes: of a list of tokens.
+        num_workers: number of processes.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        setup: list[Any],
+        *,
+        deadline_s: float,
+        max_bytes: int,
+        max_reply_bytes: int,
+        num_workers: int = 2,
+    ) -> None:
+        self._deadline_s = deadline_s
+        self._budget = ByteBudget(max_bytes)
+        packed = framed([*setup, max_reply_bytes])
+        self._max_reply_bytes = max_reply_bytes
+        self._all = [WorkerProcess(module, _WORKER_BYTES, packed) for _ in range(num_workers)]
+        self._idle: asyncio.Queue[WorkerProcess] = asyncio.Queue()
+        for worker in self._all:
+            self._idle.put_nowait(worker)
+
+    async def start(self) -> None:
+        """Starts the processes, so that the first long text does not wait for it."""
+        for worker in [self._idle.get_nowait() for _ in self._all]:
+            try:
+                await worker.start()
+            finally:
+                self._idle.put_nowait(worker)
+
+    async def close(self) -> None:
+        """Ends the processes."""
+        await asyncio.gather(*(worker.stop() for worker in self._all))
+
+    async def encode(self, text: str, truncate: int | None, max_tokens: int) -> tuple[int, ...]:
+        """Token ids, as `TextTokenizer.encode` gives them.
+
+        Raises:
+            TooManyTokensError: there are more than `max_tokens`.
+            ServiceError: it takes too long or too much memory, or too much waits already.
+        """
+        answer = await self._ask(
+            {"do": "encode", "text": text, "truncate": truncate, "max_tokens": max_tokens},
+            len(text),
+            "inputs",
+        )
+        if "count" in answer:
+            raise TooManyTokensError(answer["count"])
+        return tuple(array("I", answer["ids"]))
+
+    async def render(
+        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, num_bytes: int
+    ) -> str:
+        """The prompt for a conversation that came in so many bytes.
+
+        Raises:
+            ServiceError: the template refuses it, or the same as for `encode`.
+        """
+        # As JSON, because its integers have any size.
+        conversation = json.dumps([messages, tools], ensure_ascii=False)
+        answer = await self._ask(
+            {"do": "render", "conversation": conversation}, num_bytes, "messages"
+        )
+        if "error" in answer:
+            raise ServiceError(ErrorKind.TEMPLATE, answer["error"])
+        return str(answer["prompt"])
+
+    async def list_tokens(self, text: str, form: Form, *, is_prompt: bool) -> bytes:
+        """The reply that lists the tokens of a text or of a chat's prompt, ready to be sent.
+
+        Raises:
+            ServiceError: the reply would be too large, or the same as for `encode`.
+        """
+        field = "messages" if is_prompt else "inputs"
+        request = {"do": "list", "text": text, "form": form, "is_prompt": is_prompt}
+        answer = await self._ask(request, len(text), field)
+        if "reply" not in answer:
+            raise _invalid(
+                field,
+                f"has too many tokens: their list must have at most {self._max_reply_bytes} bytes. "
+                f"Given: {len(text)} characters",
+            )
+        return bytes(answer["reply"])
+
+    async def _ask(self, request: dict[str, Any], num_bytes: int, field: str) -> Any:
+        with self._budget.hold(num_bytes):
+            worker = await self._idle.get()
+            try:
+                answer = await worker.ask(request, self._deadline_s)
+            except LateError as error:
+                if error.is_starved:
+                    raise overloaded() from None
+                reason = f"takes more than {self._deadline_s:g} s to tokenise"
+                raise _invalid(field, reason) from None
+            except DeadError:
+                raise _invalid(field, "needs too much memory to tokenise") from None
+            finally:
+                self._idle.put_nowait(worker)
+        if "no_memory" in answer:
+            raise _invalid(field, "needs too much memory to tokenise")
+        return answer
+
+
+def _invalid(field: str, reason: str) -> ServiceError:
+    return ServiceError(ErrorKind.VALIDATION, f"`{field}` {reason}", field=field)

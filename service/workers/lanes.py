@@ -1,0 +1,66 @@
+"""Where requests are read and prepared: small ones at once, others one after the other in threads.
+
+Reading a request holds the interpreter's lock. So of all requests that take longer than a few
+milliseconds at most two are read at a time: one of middle size, and one large one, for which those
+of middle size do not wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar, TypeVarTuple
+
+from .budget import ByteBudget
+from .heap import trim
+
+LARGE_BYTES = 128 * 1024  # from here on a request is large
+
+_T = TypeVar("_T")
+_Ts = TypeVarTuple("_Ts")
+
+
+class Lanes:
+    """A thread for requests of middle size and one for large ones.
+
+    Args:
+        max_bytes: of the requests that wait in each lane; more are refused.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        self._middle = _Lane("middle", max_bytes)
+        self._large = _Lane("large", max_bytes)
+
+    async def run(
+        self, num_bytes: int, small_bytes: int, function: Callable[[*_Ts], _T], *args: *_Ts
+    ) -> _T:
+        """Calls a function for a request of `num_bytes`: up to `small_bytes` on the event loop.
+
+        Raises:
+            ServiceError: overloaded: too much waits already.
+        """
+        if num_bytes <= small_bytes:
+            return function(*args)
+        if num_bytes <= LARGE_BYTES:
+            return await self._middle.run(num_bytes, function, *args)
+        try:
+            return await self._large.run(num_bytes, function, *args)
+        finally:
+            self._large.executor.submit(trim)
+
+    def close(self) -> None:
+        """Ends the threads."""
+        for lane in (self._middle, self._large):
+            lane.executor.shutdown(wait=False, cancel_futures=True)
+
+
+class _Lane:
+    def __init__(self, name: str, max_bytes: int) -> None:
+        self.executor = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-requests")
+        self._budget = ByteBudget(max_bytes)
+
+    async def run(self, num_bytes: int, function: Callable[[*_Ts], _T], *args: *_Ts) -> _T:
+        with self._budget.hold(num_bytes):
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self.executor, function, *args)
