@@ -32,6 +32,17 @@ _FINISH_REASONS = {
 }
 
 
+# The limits on counts, by their names in Info.
+_COUNTS = (
+    "max_request_values",
+    "max_messages",
+    "max_message_parts",
+    "max_tools",
+    "max_stop_sequence_bytes",
+    "max_tokenize_bytes",
+)
+
+
 def to_value(item: Any) -> Value:
     """Plain JSON values as a `Value`."""
     if isinstance(item, bool):
@@ -173,6 +184,7 @@ def info_response(server: ServerInfo) -> pb.InfoResponse:
         vocab_size=server.engine.vocab_size,
         eos_token_ids=sorted(server.eos_token_ids),
         context_length=server.engine.max_total_tokens,
+        **{name: getattr(server.limits, name) for name in _COUNTS},
     )
 
 

@@ -155,9 +155,11 @@ async def test_a_failure_without_a_stream_is_a_424(service: Service, name: str) 
 
 
 async def test_one_prompt_may_fail_while_the_other_continues(service: Service) -> None:
-    scripts = [script(step(error="bad luck")), speaking(TEXT)]
-    turns = iter(scripts)
-    service.use_script(lambda request: next(turns)(request))
+    fails, speaks = script(step(error="bad luck")), speaking(TEXT)
+    (first_id,) = demo_ids("a")
+    service.use_script(
+        lambda request: (fails if first_id in request.prompt_token_ids else speaks)(request)
+    )
     request = pb.CompletionsRequest(prompt=["a", "b"], stream=True, max_tokens=2)
     rest = await service.ask("Completions", request, rest=True)
     first, second, third, end = rest.events

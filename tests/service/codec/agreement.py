@@ -17,6 +17,12 @@ _NO_JSON = {
     "vocab_size",
     "eos_token_ids",
     "context_length",
+    "max_request_values",
+    "max_messages",
+    "max_message_parts",
+    "max_tools",
+    "max_stop_sequence_bytes",
+    "max_tokenize_bytes",
     "reason",
     "tool_calls",
 }

@@ -1827,6 +1827,36 @@ class InfoResponse(betterproto2.Message):
     The adapters that requests can name: none, until this server applies adapters.
     """
 
+    max_request_values: "int" = betterproto2.field(27, betterproto2.TYPE_UINT32)
+    """
+    JSON values in a body at most; a message may have four times as many fields, with those inside.
+    """
+
+    max_messages: "int" = betterproto2.field(28, betterproto2.TYPE_UINT32)
+    """
+    Messages of a conversation at most.
+    """
+
+    max_message_parts: "int" = betterproto2.field(29, betterproto2.TYPE_UINT32)
+    """
+    Parts of a message's content at most.
+    """
+
+    max_tools: "int" = betterproto2.field(30, betterproto2.TYPE_UINT32)
+    """
+    Tools of a conversation at most.
+    """
+
+    max_stop_sequence_bytes: "int" = betterproto2.field(31, betterproto2.TYPE_UINT32)
+    """
+    Bytes of a stop sequence at most.
+    """
+
+    max_tokenize_bytes: "int" = betterproto2.field(32, betterproto2.TYPE_UINT32)
+    """
+    Bytes of a text whose tokens are listed at most.
+    """
+
     http: "__google__api__.HttpBody | None" = betterproto2.field(
         15, betterproto2.TYPE_MESSAGE, optional=True
     )

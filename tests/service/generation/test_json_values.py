@@ -1,0 +1,53 @@
+"""Values are counted as a JSON parser would find them, without making them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.generation.json_values import count_values, most_values
+
+TEXTS = st.text(st.sampled_from('a,"\\{}[]:é\n'), max_size=6)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | TEXTS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS, inner, max_size=4),
+    max_leaves=25,
+)
+
+
+def counted(value: Any) -> int:
+    """The values of a tree; an empty list or object counts as two."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return 1 + max(sum(map(counted, value)), 1)
+    return 1
+
+
+@given(VALUES, st.booleans())
+def test_the_count_is_that_of_the_tree(value: Any, escapes: bool) -> None:
+    assert count_values(json.dumps(value, ensure_ascii=escapes).encode()) == counted(value)
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_can_be_counted(data: bytes) -> None:
+    assert count_values(data) >= 1
+    most_values(data)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ('{"a": 1, "b": [1, 2, 3], "c": 2}', "b"),
+        ('{"a,]": [1], "b": {"x": 1, "y": {"z": [1, 2, 3]}}}', "b"),
+        ("[1, 2, 3]", None),
+        ("1", None),
+        ('{"a\\"b": [1, 2, 3, 4], "c": [1]}', "ab"),
+    ],
+)
+def test_the_member_with_most_values_is_named(text: str, name: str | None) -> None:
+    assert most_values(text.encode()) == name
