@@ -81,3 +81,18 @@ def test_resumed_streams_are_counted_in_every_arm() -> None:
     assert all(outcome["resumptions"] > 0 for outcome in outcomes)
     exact = [outcome for outcome in outcomes if "without our kernels" not in outcome["name"]]
     assert all(outcome["left"] == outcome["rounded"] == 0 for outcome in exact)
+
+
+def test_a_server_under_everything_at_once_gives_right_answers_and_keeps_nothing() -> None:
+    """One minute, in which its processes are killed one after the other."""
+    result = last_line("benchmarks.soak")
+    unexpected = {
+        kind: tally["why"]
+        for kind, tally in result["tallies"].items()
+        if tally["wrong"] or tally["lost"]
+    }
+    assert unexpected == {}
+    assert len(result["tallies"]) == 9
+    assert sum(tally["right"] for tally in result["tallies"].values()) > 0
+    assert "engine" in result["recovery_s"]
+    assert result["blocks"] == 0
