@@ -15,7 +15,6 @@ from typing import Any
 from ..errors import ServiceError
 from ..text.long_texts import TooManyTokensError
 from ..text.tokenizer import TextTokenizer
-from ..workers.heap import trim
 from . import framing, render
 
 Answer = dict[str, Any]
@@ -48,8 +47,6 @@ class TextWorker:
             return jobs[request["do"]](request)
         except MemoryError:
             return {"no_memory": True}
-        finally:
-            trim()
 
     def _encode(self, request: dict[str, Any]) -> Answer:
         text, truncate, max_tokens = request["text"], request["truncate"], request["max_tokens"]

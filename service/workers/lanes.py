@@ -16,6 +16,7 @@ from .budget import ByteBudget
 from .heap import trim
 
 LARGE_BYTES = 128 * 1024  # from here on a request is large
+_TRIM_S = 1.0  # after a large request: by then it is answered, and what it took is free
 
 _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
@@ -31,6 +32,7 @@ class Lanes:
     def __init__(self, max_bytes: int) -> None:
         self._middle = _Lane("middle", max_bytes)
         self._large = _Lane("large", max_bytes)
+        self._trimming: asyncio.TimerHandle | None = None
 
     async def run(
         self, num_bytes: int, small_bytes: int, function: Callable[[*_Ts], _T], *args: *_Ts
@@ -47,12 +49,19 @@ class Lanes:
         try:
             return await self._large.run(num_bytes, function, *args)
         finally:
-            self._large.executor.submit(trim)
+            if self._trimming is None:
+                self._trimming = asyncio.get_running_loop().call_later(_TRIM_S, self._trim)
 
     def close(self) -> None:
         """Ends the threads."""
+        if self._trimming is not None:
+            self._trimming.cancel()
         for lane in (self._middle, self._large):
             lane.executor.shutdown(wait=False, cancel_futures=True)
+
+    def _trim(self) -> None:
+        self._trimming = None
+        self._large.executor.submit(trim)
 
 
 class _Lane:

@@ -14,8 +14,11 @@ import msgpack
 from engine.protocol.wire import HEADER, framed
 
 from ..parent import die_with_parent
+from .heap import trim
 
 Answer = Callable[[Any], Any]
+
+_LARGE_BYTES = 1 << 20  # of an answer, after which memory is given back
 
 
 def serve(start: Callable[[Any], Answer]) -> None:
@@ -35,12 +38,18 @@ def serve(start: Callable[[Any], Answer]) -> None:
     answer = start(_read(source))
     _write(sink, None)  # ready
     while (request := _read(source)) is not None:
-        _write(sink, answer(request))
+        num_bytes = _write(sink, answer(request))
+        del request
+        if num_bytes > _LARGE_BYTES:
+            trim()
 
 
-def _write(stream: BinaryIO, message: Any) -> None:
-    stream.write(framed(message))
+def _write(stream: BinaryIO, message: Any) -> int:
+    """Sends a message; returns its bytes."""
+    frame = framed(message)
+    stream.write(frame)
     stream.flush()
+    return len(frame)
 
 
 def _read(stream: BinaryIO) -> Any:
