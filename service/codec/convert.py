@@ -19,6 +19,7 @@ from ..openai.chat import (
     ChatDelta,
 )
 from ..openai.completions import CompletionAnswer, CompletionDelta
+from ..openai.finish_reasons import finish_word
 from ..openai.tool_calls import ToolCall
 from ..openai.usage import StreamUsage, Usage
 from ..pb.google.protobuf import ListValue, NullValue, Struct, Value
@@ -274,8 +275,13 @@ def _head(created: int, server: ServerInfo) -> dict[str, Any]:
 
 
 def _finish(reason: str | None) -> dict[str, Any]:
-    """Why an answer of OpenAI's endpoints ended, as text and as enum; nothing if it goes on."""
-    return {} if reason is None else {"finish_reason": reason, "reason": _FINISH_REASONS[reason]}
+    """Why an answer of OpenAI's endpoints ended, in OpenAI's word and exactly, as an enum.
+
+    Nothing if it goes on.
+    """
+    if reason is None:
+        return {}
+    return {"finish_reason": finish_word(reason), "reason": _FINISH_REASONS[reason]}
 
 
 def _end(result: Generation) -> dict[str, Any]:

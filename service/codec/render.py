@@ -16,6 +16,7 @@ from ..generation.generator import Generation, PrefillToken, Token, TokenEvent
 from ..generation.server_info import ServerInfo
 from ..openai.chat import ChatAnswer, ChatDelta
 from ..openai.completions import CompletionAnswer, CompletionDelta
+from ..openai.finish_reasons import finish_word
 from ..openai.usage import StreamUsage, Usage
 from ..text.tokenizer import TokenSpan
 
@@ -105,7 +106,7 @@ def chat_completion(answer: ChatAnswer) -> bytes:
                     "index": 0,
                     "message": _message(answer),
                     "logprobs": _chat_logprobs(answer.logprobs),
-                    "finish_reason": answer.finish_reason,
+                    "finish_reason": finish_word(answer.finish_reason),
                 }
             ],
             "usage": _usage(answer.usage),
@@ -115,6 +116,7 @@ def chat_completion(answer: ChatAnswer) -> bytes:
 
 def chat_chunk(delta: ChatDelta) -> bytes:
     """ChatCompletionChunk."""
+    reason = delta.finish_reason
     return orjson.dumps(
         {
             "object": "chat.completion.chunk",
@@ -124,7 +126,7 @@ def chat_chunk(delta: ChatDelta) -> bytes:
                     "index": 0,
                     "delta": _delta(delta),
                     "logprobs": _chat_logprobs(delta.logprobs),
-                    "finish_reason": delta.finish_reason,
+                    "finish_reason": None if reason is None else finish_word(reason),
                 }
             ],
         }
@@ -181,7 +183,7 @@ def completion(answer: CompletionAnswer) -> bytes:
                     "index": index,
                     "text": result.generated_text,
                     "logprobs": None,
-                    "finish_reason": result.finish_reason,
+                    "finish_reason": finish_word(result.finish_reason),
                 }
                 for index, result in enumerate(answer.generations)
             ],
@@ -191,9 +193,10 @@ def completion(answer: CompletionAnswer) -> bytes:
 
 
 def completion_chunk(delta: CompletionDelta) -> bytes:
-    """Chunk: TGI leaves the finish reason empty to the end."""
+    """Chunk: the finish reason is an empty string before the end, as in TGI, not null."""
     head = _head(delta.created, delta.server)
-    choice = {"index": delta.index, "text": delta.text, "logprobs": None, "finish_reason": ""}
+    reason = "" if delta.finish_reason is None else finish_word(delta.finish_reason)
+    choice = {"index": delta.index, "text": delta.text, "logprobs": None, "finish_reason": reason}
     return orjson.dumps(
         {
             "object": "text_completion",

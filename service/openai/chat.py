@@ -225,7 +225,10 @@ def _parsed_call(call: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatAnswer:
-    """A whole answer: a text or a call. `created` is seconds since 1970."""
+    """A whole answer: a text or a call. `created` is seconds since 1970.
+
+    A finished call has the finish reason `tool_calls`, whatever ended its text.
+    """
 
     server: ServerInfo
     created: int
@@ -268,7 +271,7 @@ def answer(
         call=call,
         call_id=_new_call_id(request.tool_call_format) if call is not None else "",
         tool_call_format=request.tool_call_format,
-        finish_reason=_finish_reason(request, generation.finish_reason, call is not None),
+        finish_reason="tool_calls" if call is not None else generation.finish_reason,
         matched_stop=generation.matched_stop,
         logprobs=list(zip(generation.tokens, tops, strict=True)) if request.logprobs else None,
         usage=Usage.of([generation]),
@@ -320,7 +323,7 @@ class ChatStream:
 
     def _finish(self, generation: Generation) -> str:
         is_call = self._reader is not None and self._reader.is_complete
-        return _finish_reason(self._request, generation.finish_reason, is_call)
+        return "tool_calls" if is_call else generation.finish_reason
 
     def _delta(
         self, text: str, call: ToolCallDelta | None = None, finish_reason: str | None = None
@@ -363,10 +366,3 @@ def tool_call_format(setting: str, metadata: Mapping[str, str]) -> ToolCallForma
 def _new_call_id(tool_call_format: ToolCallFormat) -> str:
     """A call's id: unique for OpenAI's clients, and "0" as in TGI for TGI's."""
     return f"call_{secrets.token_hex(12)}" if tool_call_format == "openai" else "0"
-
-
-def _finish_reason(request: ChatRequest, reason: str, is_call: bool) -> str:
-    """OpenAI's clients look for calls only if the finish reason says so."""
-    if is_call and request.tool_call_format == "openai" and reason == "eos_token":
-        return "tool_calls"
-    return reason

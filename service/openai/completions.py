@@ -73,8 +73,7 @@ class CompletionAnswer:
 class CompletionDelta:
     """One token of one continuation. TGI sends control tokens' text here, too.
 
-    The last token has the finish reason and the whole generation, of which gRPC callers get more:
-    over REST the reason is empty, as in TGI.
+    The last token has the finish reason and the whole generation, of which gRPC callers get more.
     """
 
     server: ServerInfo

@@ -29,7 +29,8 @@ SSE = "text/event-stream"
 
 _URI = "urn:contract"
 _PREFIX = "#/components/schemas/"
-_FINISH_REASON = {"$ref": _PREFIX + "FinishReason"}
+_OPENAI_REASONS = ["stop", "length", "tool_calls"]
+_FINISH_REASON = {"type": "string", "enum": _OPENAI_REASONS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +78,11 @@ DEVIATIONS = (
     Deviation("2.1", "ChatCompletionComplete", {"finish_reason": _FINISH_REASON}, ("logprobs",)),
     Deviation("2.1", "ChatCompletionChoice", {}, ("logprobs", "finish_reason")),
     Deviation("5.1", "Info", {}, tuple(SCHEMAS["Info"]["properties"])),
-    # The paths of OpenAI have TGI's finish reasons; a stream of completions has an empty one.
-    Deviation(
-        "2.5", "ChatCompletionChoice", {"finish_reason": {**_FINISH_REASON, "nullable": True}}
-    ),
+    # The paths of OpenAI have OpenAI's finish reasons, which TGI's later versions have, too. In a
+    # stream of completions it is empty before the end.
+    Deviation("2.5", "ChatCompletionChoice", {"finish_reason": {"enum": [None, *_OPENAI_REASONS]}}),
     Deviation("2.6", "CompletionFinal", _choices_ending_with(_FINISH_REASON)),
-    Deviation("2.6", "Chunk", _choices_ending_with({"const": ""})),
+    Deviation("2.6", "Chunk", _choices_ending_with({"enum": ["", *_OPENAI_REASONS]})),
 )
 
 

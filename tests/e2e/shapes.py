@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 FINISH_REASONS = {"length", "eos_token", "stop_sequence"}
+OPENAI_FINISH_REASONS = {"length", "stop"}
 FINGERPRINT = "2.1.2-dev0-native"
 
 
@@ -104,7 +105,7 @@ def check_chat(
     assert list(choice["message"]) == ["role", "content"]
     assert choice["message"]["role"] == "assistant"
     assert isinstance(choice["message"]["content"], str)
-    assert choice["finish_reason"] in FINISH_REASONS
+    assert choice["finish_reason"] in OPENAI_FINISH_REASONS
     check_usage(body["usage"])
     if logprobs:
         check_chat_logprobs(choice["logprobs"], num_top=num_top)
@@ -123,7 +124,7 @@ def check_chat_chunk(body: dict[str, Any], model: str, *, last: bool, logprobs: 
     assert choice["delta"]["role"] == "assistant"
     assert isinstance(choice["delta"]["content"], str)
     if last:
-        assert choice["finish_reason"] in FINISH_REASONS
+        assert choice["finish_reason"] in OPENAI_FINISH_REASONS
     else:
         assert choice["finish_reason"] is None
     if logprobs:
@@ -142,16 +143,19 @@ def check_completion(body: dict[str, Any], model: str, num_choices: int) -> None
         assert choice["index"] == index
         assert isinstance(choice["text"], str)
         assert choice["logprobs"] is None
-        assert choice["finish_reason"] in FINISH_REASONS
+        assert choice["finish_reason"] in OPENAI_FINISH_REASONS
     assert len(body["choices"]) == num_choices
     check_usage(body["usage"])
 
 
-def check_completion_chunk(body: dict[str, Any], model: str) -> None:
+def check_completion_chunk(body: dict[str, Any], model: str, *, last: bool) -> None:
     assert list(body) == ["object", "id", "created", "choices", "model", "system_fingerprint"]
     check_head(body, "text_completion", model)
     (choice,) = body["choices"]
     assert list(choice) == ["index", "text", "logprobs", "finish_reason"]
     assert isinstance(choice["text"], str)
     assert choice["logprobs"] is None
-    assert choice["finish_reason"] == ""
+    if last:
+        assert choice["finish_reason"] in OPENAI_FINISH_REASONS
+    else:
+        assert choice["finish_reason"] == ""

@@ -110,7 +110,7 @@ class TestHuggingFaceHub:
         chunks = list(stream)
         text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
         assert text == chat_text(stack)
-        assert chunks[-1].choices[0].finish_reason in ("length", "eos_token")
+        assert chunks[-1].choices[0].finish_reason in ("length", "stop")
 
     def test_openai_style_methods(self, stack: Stack, hub: InferenceClient) -> None:
         output = hub.chat.completions.create(messages=MESSAGES, max_tokens=6, temperature=0.0)
@@ -167,13 +167,13 @@ class TestOpenAI:
         )
         chunks = list(stream)
         assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == chat_text(stack)
-        assert chunks[-1].choices[0].finish_reason in ("length", "eos_token")
+        assert chunks[-1].choices[0].finish_reason in ("length", "stop")
 
     def test_chat_takes_a_single_stop_string(self, openai: OpenAI) -> None:
         output = openai.chat.completions.create(
             model="tgi", messages=MESSAGES, max_tokens=3, stop="never in any text"
         )
-        assert output.choices[0].finish_reason in ("length", "eos_token")
+        assert output.choices[0].finish_reason in ("length", "stop")
 
     def test_chat_stream_with_usage(self, openai: OpenAI) -> None:
         wanted: dict[str, Any] = {"model": "tgi", "messages": MESSAGES, "max_tokens": 6}

@@ -171,7 +171,8 @@ def test_completion_stream_equals_the_whole_answer(stack: Stack) -> None:
     whole = stack.http.post("/v1/completions", json=COMPLETION).json()
     chunks = [json.loads(item) for item in payloads]
     for chunk in chunks:
-        shapes.check_completion_chunk(chunk, whole["model"])
+        shapes.check_completion_chunk(chunk, whole["model"], last=chunk is chunks[-1])
+    assert chunks[-1]["choices"][0]["finish_reason"] == whole["choices"][0]["finish_reason"]
     assert len(chunks) == whole["usage"]["completion_tokens"]
     text = "".join(chunk["choices"][0]["text"] for chunk in chunks)
     assert text.startswith(whole["choices"][0]["text"])  # followed by the text of a control token

@@ -88,7 +88,8 @@ def openai(stack: Stack, path: str, **fields: Any) -> tuple[str, str, int]:
 def test_openai_paths_know_the_same_ends(stack: Stack, path: str) -> None:
     text, _, _ = openai(stack, path)
     last = stack.http.post("/tokenize", json={"inputs": text}).json()[-1]["id"]
-    assert openai(stack, path, max_tokens=60, stop_token_ids=[last])[1] == "stop_sequence"
+    assert openai(stack, path, max_tokens=60, stop_token_ids=[last])[1] == "stop"
+    assert openai(stack, path, max_tokens=60, stop=[text[-3:]])[1] == "stop"
     assert openai(stack, path, max_tokens=60, ignore_eos=True)[1:] == ("length", 60)
     assert openai(stack, path, max_tokens=60, min_tokens=60)[1:] == ("length", 60)
     hot = {"temperature": 20.0, "seed": 3}

@@ -40,7 +40,7 @@ class TestTgiForm:
                 {"id": "0", "type": "function", "function": {"description": None, **CALL}}
             ],
         }
-        assert answer["finish_reason"] == "eos_token"
+        assert answer["finish_reason"] == "tool_calls"
 
     def test_stream_has_one_call_in_pieces(self, stack: Stack) -> None:
         stream = chunks(post(stack, stream=True))
@@ -48,7 +48,7 @@ class TestTgiForm:
         assert {"name": name, "arguments": json.loads(arguments)} == CALL
         assert all(item["delta"]["role"] == "assistant" for item in stream)
         reasons = [item["finish_reason"] for item in stream]
-        assert reasons == [None] * (len(stream) - 1) + ["eos_token"]
+        assert reasons == [None] * (len(stream) - 1) + ["tool_calls"]
 
     def test_stream_equals_the_whole_answer(self, stack: Stack) -> None:
         for question in (WEATHER_QUESTION, TIME_QUESTION):
@@ -111,7 +111,7 @@ class TestOpenAiForm:
         result = {"role": "tool", "tool_call_id": call.id, "content": RESULT}
         conversation: Any = [*QUESTION, message, result]
         second = openai.chat.completions.create(messages=conversation, temperature=0.0, **wanted)
-        assert second.choices[0].finish_reason == "eos_token"
+        assert second.choices[0].finish_reason == "stop"
         assert second.choices[0].message.tool_calls is None
         assert "20" in (second.choices[0].message.content or "")
 
@@ -186,7 +186,7 @@ def is_openai(answer: dict[str, Any]) -> bool:
     if call["id"] == "0":
         assert "content" not in message
         assert call["function"] == {"description": None, **CALL}
-        assert answer["finish_reason"] == "eos_token"
+        assert answer["finish_reason"] == "tool_calls"
         return False
     assert message["content"] is None
     assert call["function"] == OPENAI_CALL
@@ -238,8 +238,8 @@ class TestChoiceOfTheForm:
             (call,) = answer["message"]["tool_calls"]
             expected = OPENAI_CALL if wanted == "openai" else CALL
             assert call["function"] == expected
-            reason = "tool_calls" if wanted == "openai" else "eos_token"
-            assert answer["finish_reason"] == reason
+            assert answer["finish_reason"] == "tool_calls"
+            assert answer["reason"] == "FINISH_REASON_TOOL_CALLS"
             assert (call["id"] == "0") == (wanted == "tgi")
 
     def test_server_option_is_the_default(self, tmp_path: Path) -> None:
@@ -256,7 +256,7 @@ class TestTypedGrpc:
         message = reply.completion.choices[0].message
         assert not message.HasField("content")
         assert called(as_dict(message)) == CALL
-        assert reply.completion.choices[0].finish_reason == "eos_token"
+        assert reply.completion.choices[0].finish_reason == "tool_calls"
 
     def test_stream_has_the_call_in_pieces(self, api: ReflectionClient) -> None:
         replies = api.collect("Chat", {**WANTED, "stream": True})
@@ -266,7 +266,7 @@ class TestTypedGrpc:
         arguments = "".join(call.arguments.string_value for call in calls)
         assert json.loads(arguments) == {"location": "Paris"}
         assert [item.finish_reason for item in choices if item.HasField("finish_reason")] == [
-            "eos_token"
+            "tool_calls"
         ]
 
     def test_text_stream_equals_the_whole_answer(self, api: ReflectionClient) -> None:

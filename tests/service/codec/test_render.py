@@ -159,7 +159,7 @@ def test_a_chat_answer() -> None:
     assert render.chat_completion(chat_answer()) == (
         b'{"object":"chat.completion",' + HEAD + b',"choices":[{"index":0,'
         b'"message":{"role":"assistant","content":"Hi."},"logprobs":null,'
-        b'"finish_reason":"eos_token"}],'
+        b'"finish_reason":"stop"}],'
         b'"usage":{"prompt_tokens":7,"completion_tokens":3,"total_tokens":10}}'
     )
 
@@ -196,7 +196,7 @@ def test_the_last_chat_chunk() -> None:
     assert render.chat_chunk(delta) == (
         b'{"object":"chat.completion.chunk",' + HEAD + b',"choices":[{"index":0,'
         b'"delta":{"role":"assistant","content":""},"logprobs":{"content":[{"token":"<eos>",'
-        b'"logprob":-0.25,"top_logprobs":[]}]},"finish_reason":"eos_token"}]}'
+        b'"logprob":-0.25,"top_logprobs":[]}]},"finish_reason":"stop"}]}'
     )
 
 
@@ -206,7 +206,7 @@ def test_a_completion_sums_the_usage() -> None:
     assert render.completion(answer) == (
         b'{"object":"text_completion",' + HEAD + b',"choices":['
         b'{"index":0,"text":" a time","logprobs":null,"finish_reason":"length"},'
-        b'{"index":1,"text":"!","logprobs":null,"finish_reason":"eos_token"}],'
+        b'{"index":1,"text":"!","logprobs":null,"finish_reason":"stop"}],'
         b'"usage":{"prompt_tokens":6,"completion_tokens":4,"total_tokens":10}}'
     )
 
@@ -218,6 +218,15 @@ def test_a_completion_chunk_has_its_own_order_of_keys() -> None:
         b'"choices":[{"index":2,"text":"<eos>","logprobs":null,"finish_reason":""}],'
         b'"model":"some/model","system_fingerprint":"2.1.2-dev0-native"}'
     )
+
+
+@pytest.mark.parametrize(
+    ("reason", "word"),
+    [("length", b"length"), ("eos_token", b"stop"), ("stop_sequence", b"stop")],
+)
+def test_the_last_completion_chunk_says_why_it_ended(reason: str, word: bytes) -> None:
+    delta = CompletionDelta(server=SERVER, created=12, index=0, text="", finish_reason=reason)
+    assert b'"finish_reason":"' + word + b'"}' in render.completion_chunk(delta)
 
 
 def test_info_has_the_order_and_nulls_of_the_contract() -> None:

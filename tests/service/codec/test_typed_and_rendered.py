@@ -33,6 +33,7 @@ TOKENS = st.builds(Token, st.integers(0, 2**20), TEXTS, FLOATS, st.booleans())
 PREFILL = st.builds(PrefillToken, st.integers(0, 2**20), TEXTS, FLOATS)
 SEEDS = st.none() | st.integers(0, 2**64 - 1)
 REASONS = st.sampled_from(["length", "eos_token", "stop_sequence"])
+WORDS = {None: None, "length": "length", "eos_token": "stop", "stop_sequence": "stop"}
 
 
 @st.composite
@@ -56,9 +57,10 @@ def generations(draw: st.DrawFn, *, losers: int = 1) -> Generation:
     )
 
 
-def assert_same_reason(choice: Any) -> None:
-    """Why an answer ended is the same as text and as enum."""
-    assert choice.reason.name.lower() == (choice.finish_reason or "unspecified")
+def assert_exact_reason(choice: Any, exact: str | None) -> None:
+    """Why an answer ended is OpenAI's word as text, and exact as an enum."""
+    assert choice.reason.name.lower() == (exact or "unspecified")
+    assert (choice.finish_reason or None) == WORDS[exact]
 
 
 def over_the_wire(message: betterproto2.Message) -> Any:
@@ -97,7 +99,7 @@ def test_typed_and_rendered_chat_answers_agree(
     )
     typed = over_the_wire(convert.chat_completion(answer))
     assert_agree(typed, json.loads(render.chat_completion(answer)))
-    assert_same_reason(typed.choices[0])
+    assert_exact_reason(typed.choices[0], reason)
 
 
 @given(TEXTS, st.none() | REASONS, LOGPROBS)
@@ -107,7 +109,7 @@ def test_typed_and_rendered_chat_deltas_agree(text: str, reason: str | None, log
     )
     typed = over_the_wire(convert.chat_chunk(delta))
     assert_agree(typed, json.loads(render.chat_chunk(delta)))
-    assert_same_reason(typed.choices[0])
+    assert_exact_reason(typed.choices[0], reason)
 
 
 @given(st.lists(generations(), min_size=1, max_size=3))
@@ -115,19 +117,17 @@ def test_typed_and_rendered_completions_agree(results: list[Generation]) -> None
     answer = CompletionAnswer(server=SERVER, created=12, generations=results)
     typed = over_the_wire(convert.completion(answer))
     assert_agree(typed, json.loads(render.completion(answer)))
-    for choice in typed.choices:
-        assert_same_reason(choice)
+    for choice, result in zip(typed.choices, results, strict=True):
+        assert_exact_reason(choice, result.finish_reason)
 
 
 @given(st.integers(0, 3), TEXTS, st.none() | REASONS)
-def test_completion_deltas_agree_but_for_the_reason_that_tgi_leaves_out(
+def test_typed_and_rendered_completion_deltas_agree(
     index: int, text: str, reason: str | None
 ) -> None:
     delta = CompletionDelta(server=SERVER, created=12, index=index, text=text, finish_reason=reason)
     typed = over_the_wire(convert.completion_chunk(delta))
-    assert typed.choices[0].finish_reason == (reason or "")
-    assert_same_reason(typed.choices[0])
-    typed.choices[0].finish_reason = ""
+    assert_exact_reason(typed.choices[0], reason)
     assert_agree(typed, json.loads(render.completion_chunk(delta)))
 
 

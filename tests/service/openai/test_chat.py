@@ -14,7 +14,7 @@ from service.generation.generator import Token, TokenEvent
 from service.generation.parameters import Parameters
 from service.grammar.spec import Grammar
 from service.openai import chat
-from service.openai.chat import ChatDelta, ChatRequest, ChatStream, Message
+from service.openai.chat import ChatDelta, ChatRequest, ChatStream, Message, ToolCallFormat
 from service.openai.tool_calls import ToolCall
 from service.openai.tools import Tool, Toolbox
 from service.openai.usage import Usage
@@ -269,11 +269,13 @@ def deltas(wanted: ChatRequest, *events: TokenEvent) -> list[ChatDelta]:
     return [part for event in events for part in stream.push(event)]
 
 
-def spoken(text: str, wanted: ChatRequest, size: int = 3) -> list[ChatDelta]:
+def spoken(
+    text: str, wanted: ChatRequest, size: int = 3, ended_by: str = "eos_token"
+) -> list[ChatDelta]:
     """The parts of a text that comes in pieces and then ends."""
     pieces = [text[at : at + size] for at in range(0, len(text), size)]
     events = [TokenEvent(Token(9, piece, -0.5, False), []) for piece in pieces]
-    result = dataclasses.replace(generation(), text=text, finish_reason="eos_token")
+    result = dataclasses.replace(generation(), text=text, finish_reason=ended_by)
     return deltas(wanted, *events, TokenEvent(EOS, [], result))
 
 
@@ -294,7 +296,7 @@ def test_a_call_streams_its_name_and_then_its_arguments(size: int) -> None:
     assert len(calls) == len(parts)
     assert [call.name for call in calls] == ["get_weather"] + [None] * (len(calls) - 1)
     assert json.loads("".join(call.arguments for call in calls)) == {"location": "Paris"}
-    assert (last.call, last.text, last.finish_reason) == (None, "", "eos_token")
+    assert (last.call, last.text, last.finish_reason) == (None, "", "tool_calls")
 
 
 @pytest.mark.parametrize("size", [1, 4, 100])
@@ -312,11 +314,20 @@ def test_a_call_that_is_cut_off_before_its_name_is_text() -> None:
     assert (part.text, part.finish_reason) == ('{"function": {"_na', "length")
 
 
-def test_openai_clients_get_the_finish_reason_tool_calls() -> None:
-    *_, last = spoken(CALL, tools_request(tool_call_format="openai"))
-    assert last.finish_reason == "tool_calls"
-    *_, last = spoken("No.", tools_request(tool_call_format="openai"))
-    assert last.finish_reason == "eos_token"
+@pytest.mark.parametrize("form", ["tgi", "openai"])
+@pytest.mark.parametrize("ended_by", ["eos_token", "stop_sequence", "length"])
+@pytest.mark.parametrize(
+    ("text", "is_call"), [(CALL, True), ("No.", False), (CALL[: len(CALL) // 2], False)]
+)
+def test_a_complete_call_is_the_reason_whatever_ended_the_text(
+    form: ToolCallFormat, ended_by: str, text: str, is_call: bool
+) -> None:
+    wanted = tools_request(tool_call_format=form)
+    expected = "tool_calls" if is_call else ended_by
+    *_, last = spoken(text, wanted, ended_by=ended_by)
+    assert last.finish_reason == expected
+    result = dataclasses.replace(generation(), text=text, finish_reason=ended_by)
+    assert chat.answer(wanted, result, SERVER, 12).finish_reason == expected
 
 
 def test_an_answer_is_a_call_or_a_text() -> None:

@@ -105,7 +105,7 @@ class FinishReason(betterproto2.Enum):
 
     TOOL_CALLS = 4
     """
-    The assistant called a function, and its caller had asked for OpenAI's form of calls.
+    The assistant called a function, and the call is complete, whatever ended the text.
     """
 
     @classmethod
@@ -343,15 +343,15 @@ class ChatChoice(betterproto2.Message):
 
     finish_reason: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
     """
-    `reason` as the REST contract spells it: "length", "eos_token", "stop_sequence", or "tool_calls"
-    where OpenAI's form of calls was asked for.
+    In OpenAI's words: "stop", "length" or "tool_calls". `reason` tells the end of the text from a
+    stop sequence.
     """
 
     reason: "FinishReason" = betterproto2.field(
         5, betterproto2.TYPE_ENUM, default_factory=lambda: FinishReason(0)
     )
     """
-    Why generation ended.
+    Why generation ended, exactly.
     """
 
     matched_stop: "StopMatch | None" = betterproto2.field(
@@ -392,14 +392,14 @@ class ChatChunkChoice(betterproto2.Message):
 
     finish_reason: "str | None" = betterproto2.field(4, betterproto2.TYPE_STRING, optional=True)
     """
-    In the last chunk: `reason` as in ChatChoice.
+    In the last chunk: OpenAI's word for `reason`, as in ChatChoice.
     """
 
     reason: "FinishReason" = betterproto2.field(
         5, betterproto2.TYPE_ENUM, default_factory=lambda: FinishReason(0)
     )
     """
-    In the last chunk: why generation ended.
+    In the last chunk: why generation ended, exactly.
     """
 
     matched_stop: "StopMatch | None" = betterproto2.field(
@@ -948,15 +948,14 @@ class CompletionChoice(betterproto2.Message):
 
     finish_reason: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
     """
-    `reason` as the REST contract spells it: "length", "eos_token" or "stop_sequence". In a stream
-    only with the continuation's last token.
+    In OpenAI's words: "stop" or "length". In a stream only with the continuation's last token.
     """
 
     reason: "FinishReason" = betterproto2.field(
         4, betterproto2.TYPE_ENUM, default_factory=lambda: FinishReason(0)
     )
     """
-    Why generation ended. In a stream only with the continuation's last token.
+    Why generation ended, exactly. In a stream only with the continuation's last token.
     """
 
     matched_stop: "StopMatch | None" = betterproto2.field(
