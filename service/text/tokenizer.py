@@ -22,6 +22,7 @@ from .long_texts import LONG_CHARS, LONG_LIST_CHARS, LONG_MESSAGES, LongTexts, T
 
 _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
+_DEVELOPER = "developer"  # who instructs the model, since OpenAI's models of 2024
 _SLICE = 4096  # tokens that are looked at together
 
 
@@ -186,14 +187,17 @@ class TextTokenizer:
     ) -> str:
         """The prompt for a conversation, made by the model's template in transformers' sandbox.
 
+        OpenAI's role `developer` is `system` to a template that does not know it.
+
         Raises:
             ServiceError: the model has no template, or the template refuses the conversation.
         """
         if not self._tokenizer.chat_template:
             raise ServiceError(ErrorKind.TEMPLATE, "template not found")
         try:
+            template = self._tokenizer.get_chat_template(tools=cast("list[Any] | None", tools))
             text = self._tokenizer.apply_chat_template(
-                messages,
+                messages if _DEVELOPER in template else _without_developers(messages),
                 tools=cast("list[Any] | None", tools),
                 tokenize=False,
                 add_generation_prompt=True,
@@ -223,6 +227,12 @@ class TextTokenizer:
     def _end(self, text: str, truncate: int) -> str:
         """What the last tokens are made of: they are not longer than twice as many longest ones."""
         return text[-2 * truncate * self._max_token_chars :]
+
+
+def _without_developers(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {**item, "role": "system"} if item.get("role") == _DEVELOPER else item for item in messages
+    ]
 
 
 @cache
