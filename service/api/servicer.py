@@ -253,7 +253,8 @@ class TextGenerationServicer:
         return presenter.metrics(self._metrics.exposition())
 
     async def _conversation(self, request: ChatRequest, call: Call) -> Conversation:
-        call_format = tool_call_format(self._server.tool_call_format, call.metadata)
+        setting = self._server.tool_call_format
+        call_format = tool_call_format(setting, call.metadata, request.tools)
         request = replace(request, tool_call_format=call_format)
         num_bytes, tokenizer = call.num_bytes, self._tokenizer
         processes = tokenizer.processes_for_chat(num_bytes, len(request.messages))

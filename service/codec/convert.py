@@ -5,9 +5,7 @@ It checks no limits. Only this folder, `api` and `bench` know the generated mess
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 from ..call_record import current_record
@@ -20,9 +18,8 @@ from ..openai.chat import (
 )
 from ..openai.completions import CompletionAnswer, CompletionDelta
 from ..openai.finish_reasons import finish_word
-from ..openai.tool_calls import ToolCall
 from ..openai.usage import StreamUsage, Usage
-from ..pb.google.protobuf import ListValue, NullValue, Struct, Value
+from ..pb.google.protobuf import Value
 from ..pb.tokenwire import v1 as pb
 
 _FINISH_REASONS = {
@@ -42,21 +39,6 @@ _COUNTS = (
     "max_stop_sequence_bytes",
     "max_tokenize_bytes",
 )
-
-
-def to_value(item: Any) -> Value:
-    """Plain JSON values as a `Value`."""
-    if isinstance(item, bool):
-        return Value(bool_value=item)
-    if isinstance(item, (int, float)):
-        return Value(number_value=float(item))
-    if isinstance(item, str):
-        return Value(string_value=item)
-    if isinstance(item, dict):
-        return Value(struct_value=Struct(fields={key: to_value(v) for key, v in item.items()}))
-    if isinstance(item, list):
-        return Value(list_value=ListValue(values=[to_value(v) for v in item]))
-    return Value(null_value=NullValue.NULL_VALUE)
 
 
 def generate_response(result: Generation) -> pb.GenerateResponse:
@@ -208,18 +190,9 @@ def _assistant_message(answer: ChatAnswer) -> pb.AssistantMessage:
     if answer.call is None:
         return pb.AssistantMessage(role="assistant", content=answer.text)
     call = answer.call
-    function = pb.FunctionCall(name=call.name, arguments=_call_arguments(call, answer))
+    function = pb.FunctionCall(name=call.name, arguments=Value(string_value=call.arguments))
     made = pb.ToolCall(id=answer.call_id, type="function", function=function)
     return pb.AssistantMessage(role="assistant", tool_calls=[made])
-
-
-def _call_arguments(call: ToolCall, answer: ChatAnswer) -> Value:
-    """The arguments: parsed in the contract's form if a `Value` can hold them, else as text."""
-    if answer.tool_call_format == "tgi":
-        with suppress(ValueError, OverflowError, RecursionError):
-            # Integers are parsed as floats, since a `Value` has doubles only.
-            return to_value(json.loads(call.arguments, parse_int=float))
-    return to_value(call.arguments)
 
 
 def _assistant_delta(delta: ChatDelta) -> pb.AssistantMessage:

@@ -134,7 +134,10 @@ def chat_chunk(delta: ChatDelta) -> bytes:
 
 
 def _message(answer: ChatAnswer) -> dict[str, Any]:
-    """A turn: in the contract's form it has either content or calls, in OpenAI's both keys."""
+    """A turn: in the contract's form it has either content or calls, in OpenAI's both keys.
+
+    Arguments are a text in both: the contract allows any type, and all clients can read a text.
+    """
     call = answer.call
     if call is None:
         return {"role": "assistant", "content": answer.text}
@@ -145,7 +148,7 @@ def _message(answer: ChatAnswer) -> dict[str, Any]:
     described = {
         "description": None,
         "name": call.name,
-        "arguments": orjson.Fragment(call.arguments),
+        "arguments": call.arguments,
     }
     made = {"id": answer.call_id, "type": "function", "function": described}
     return {"role": "assistant", "tool_calls": [made]}

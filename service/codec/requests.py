@@ -404,8 +404,14 @@ def _tool_call(wire: bodies.ToolCall | pb.ToolCall) -> dict[str, Any]:
 
 def _tool(wire: bodies.Tool | pb.Tool) -> Tool:
     function = wire.function or pb.FunctionDefinition()
-    schema = function.arguments if function.parameters is None else function.parameters
-    return Tool(name=function.name, description=function.description, parameters=plain(schema))
+    by_contract = function.parameters is None and function.arguments is not None
+    schema = function.arguments if by_contract else function.parameters
+    return Tool(
+        name=function.name,
+        description=function.description,
+        parameters=plain(schema),
+        by_contract=by_contract,
+    )
 
 
 def _include_usage(wire: bodies.StreamOptions | pb.StreamOptions | None) -> bool:

@@ -284,7 +284,7 @@ class Settings:
     tool_call_format: Annotated[
         ToolCallFormat,
         About(
-            "form of tool calls in answers: the contract's, OpenAI's, or what the client can read",
+            "form of tool calls in answers: the contract's, OpenAI's, or that of the tools given",
             ours=True,
         ),
     ] = "auto"

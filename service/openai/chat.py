@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -342,19 +342,24 @@ class ChatStream:
         )
 
 
-def tool_call_format(setting: str, metadata: Mapping[str, str]) -> ToolCallFormat:
+def tool_call_format(
+    setting: str, metadata: Mapping[str, str], tools: Sequence[Tool]
+) -> ToolCallFormat:
     """The form of calls: the caller's header decides, else the server's setting.
 
-    With `auto` the client decides: OpenAI's own SDKs, known by a header of theirs, cannot read the
-    contract's form, and clients of TGI expect nothing else.
+    With `auto` the request decides: who defines tools by OpenAI's key reads OpenAI's form, and all
+    others the contract's. OpenAI's own SDKs, known by a header, can read OpenAI's only.
 
     Raises:
         ServiceError: the header has another value.
     """
     wanted = metadata.get(_TOOL_CALL_HEADER, setting)
-    if wanted == "openai" or (wanted == "auto" and _OPENAI_HEADER in metadata):
+    if wanted == "auto":
+        by_parameters = bool(tools) and not any(tool.by_contract for tool in tools)
+        return "openai" if by_parameters or _OPENAI_HEADER in metadata else "tgi"
+    if wanted == "openai":
         return "openai"
-    if wanted in ("tgi", "auto"):
+    if wanted == "tgi":
         return "tgi"
     raise ServiceError(
         ErrorKind.VALIDATION,

@@ -30,11 +30,17 @@ _MAX_HOPS = 8  # of references at the top of a schema
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tool:
-    """A function, with the JSON Schema of its arguments."""
+    """A function, with the JSON Schema of its arguments.
+
+    Attributes:
+        by_contract: whether the schema came under the contract's key, `arguments`, and not under
+            OpenAI's, `parameters`.
+    """
 
     name: str
     description: str | None = None
     parameters: Any = None
+    by_contract: bool = False
 
     def definition(self) -> dict[str, Any]:
         """In OpenAI's form, which chat templates expect."""

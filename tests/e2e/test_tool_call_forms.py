@@ -28,22 +28,24 @@ from tests.e2e.tool_calls import (
     post,
     streamed_call,
 )
-from tests.e2e.tools import TIME_QUESTION, TOOLS, WEATHER_QUESTION
+from tests.e2e.tools import CONTRACT_TOOLS, TIME_QUESTION, TOOLS, WEATHER_QUESTION
+
+TGI = {HEADER: "tgi"}
 
 
 class TestTgiForm:
     def test_answer_has_the_call_as_an_object(self, stack: Stack) -> None:
-        answer = choice(post(stack))
+        answer = choice(post(stack, TGI))
         assert answer["message"] == {
             "role": "assistant",
             "tool_calls": [
-                {"id": "0", "type": "function", "function": {"description": None, **CALL}}
+                {"id": "0", "type": "function", "function": {"description": None, **OPENAI_CALL}}
             ],
         }
         assert answer["finish_reason"] == "tool_calls"
 
     def test_stream_has_one_call_in_pieces(self, stack: Stack) -> None:
-        stream = chunks(post(stack, stream=True))
+        stream = chunks(post(stack, TGI, stream=True))
         name, arguments = streamed_call(stream)
         assert {"name": name, "arguments": json.loads(arguments)} == CALL
         assert all(item["delta"]["role"] == "assistant" for item in stream)
@@ -53,8 +55,10 @@ class TestTgiForm:
     def test_stream_equals_the_whole_answer(self, stack: Stack) -> None:
         for question in (WEATHER_QUESTION, TIME_QUESTION):
             messages = [{"role": "user", "content": question}]
-            whole = choice(post(stack, messages=messages, tool_choice="required"))
-            stream = chunks(post(stack, messages=messages, tool_choice="required", stream=True))
+            whole = choice(post(stack, TGI, messages=messages, tool_choice="required"))
+            stream = chunks(
+                post(stack, TGI, messages=messages, tool_choice="required", stream=True)
+            )
             name, arguments = streamed_call(stream)
             assert {"name": name, "arguments": json.loads(arguments)} == called(whole["message"])
             openai = {HEADER: "openai"}
@@ -62,14 +66,14 @@ class TestTgiForm:
             assert spelt["message"]["tool_calls"][0]["function"]["arguments"] == arguments
 
     def test_truncated_call_is_text(self, stack: Stack) -> None:
-        answer = choice(post(stack, tool_choice="required", max_tokens=12))
+        answer = choice(post(stack, TGI, tool_choice="required", max_tokens=12))
         assert answer["message"]["content"].startswith('{"function": {')
         assert answer["finish_reason"] == "length"
 
     def test_stream_has_all_log_probabilities(self, stack: Stack) -> None:
         wanted = {"logprobs": True, "top_logprobs": 2}
-        whole = choice(post(stack, **wanted))["logprobs"]["content"]
-        stream = chunks(post(stack, **wanted, stream=True))
+        whole = choice(post(stack, TGI, **wanted))["logprobs"]["content"]
+        stream = chunks(post(stack, TGI, **wanted, stream=True))
         parts = [item["logprobs"] or {"content": []} for item in stream]
         assert [entry for part in parts for entry in part["content"]] == whole
         assert min(entry["logprob"] for entry in whole) < 0.0
@@ -80,11 +84,10 @@ class TestTgiForm:
         hub = InferenceClient(stack.url, timeout=DEADLINE_S)
         output = hub.chat_completion(QUESTION, temperature=0.0, **with_tools)
         (call,) = output.choices[0].message.tool_calls or []
-        assert {"name": call.function.name, "arguments": call.function.arguments} == CALL
+        assert json.loads(call.function.arguments) == CALL["arguments"]
         stream = hub.chat_completion(QUESTION, temperature=0.0, stream=True, **with_tools)
-        # In the form of TGI this is one object; the client's types say it is a list.
-        calls: list[Any] = [chunk.choices[0].delta.tool_calls for chunk in stream]
-        functions = [call.function for call in calls if call is not None]
+        deltas = [chunk.choices[0].delta for chunk in stream]
+        functions = [call.function for delta in deltas for call in delta.tool_calls or []]
         assert functions[0].name == "get_weather"
         arguments = "".join(function.arguments for function in functions)
         assert json.loads(arguments) == {"location": "Paris"}
@@ -185,7 +188,7 @@ def is_openai(answer: dict[str, Any]) -> bool:
     (call,) = message["tool_calls"]
     if call["id"] == "0":
         assert "content" not in message
-        assert call["function"] == {"description": None, **CALL}
+        assert call["function"] == {"description": None, **OPENAI_CALL}
         assert answer["finish_reason"] == "tool_calls"
         return False
     assert message["content"] is None
@@ -202,10 +205,8 @@ class TestChoiceOfTheForm:
     @pytest.mark.parametrize(
         ("headers", "expected"),
         [
-            ({}, False),
             ({HEADER: "tgi"}, False),
             ({HEADER: "openai"}, True),
-            ({HEADER: "auto"}, False),
             (SDK, True),
             ({**SDK, HEADER: "auto"}, True),
             ({**SDK, HEADER: "tgi"}, False),
@@ -216,6 +217,20 @@ class TestChoiceOfTheForm:
     ) -> None:
         assert is_openai(choice(post(stack, headers))) is expected
         deltas = [item["delta"] for item in chunks(post(stack, headers, stream=True))]
+        forms = {type(delta["tool_calls"]) for delta in deltas if "tool_calls" in delta}
+        assert forms == {list if expected else dict}
+
+    @pytest.mark.parametrize("headers", [{}, {HEADER: "auto"}])
+    @pytest.mark.parametrize(
+        ("tools", "expected"),
+        [(TOOLS, True), (CONTRACT_TOOLS, False), ([*TOOLS[:1], *CONTRACT_TOOLS[1:]], False)],
+    )
+    def test_key_of_the_schemas_chooses_the_form(
+        self, stack: Stack, headers: dict[str, str], tools: list[dict[str, Any]], expected: bool
+    ) -> None:
+        assert is_openai(choice(post(stack, headers, tools=tools))) is expected
+        reply = post(stack, headers, tools=tools, stream=True)
+        deltas = [item["delta"] for item in chunks(reply)]
         forms = {type(delta["tool_calls"]) for delta in deltas if "tool_calls" in delta}
         assert forms == {list if expected else dict}
 
@@ -236,8 +251,7 @@ class TestChoiceOfTheForm:
             (reply,) = api.call("Chat", WANTED, metadata={HEADER: wanted})
             (answer,) = as_dict(reply)["completion"]["choices"]
             (call,) = answer["message"]["tool_calls"]
-            expected = OPENAI_CALL if wanted == "openai" else CALL
-            assert call["function"] == expected
+            assert call["function"] == OPENAI_CALL
             assert answer["finish_reason"] == "tool_calls"
             assert answer["reason"] == "FINISH_REASON_TOOL_CALLS"
             assert (call["id"] == "0") == (wanted == "tgi")
@@ -247,7 +261,8 @@ class TestChoiceOfTheForm:
             assert is_openai(choice(post(server)))
             assert is_openai(choice(post(server, SDK)))
             assert not is_openai(choice(post(server, {HEADER: "tgi"})))
-            assert not is_openai(choice(post(server, {HEADER: "auto"})))
+            assert is_openai(choice(post(server, tools=CONTRACT_TOOLS)))
+            assert not is_openai(choice(post(server, {HEADER: "auto"}, tools=CONTRACT_TOOLS)))
 
 
 class TestTypedGrpc:

@@ -23,3 +23,13 @@ WEATHER = tool("get_weather", "Get the current weather in a location", "location
 TIME = tool("get_time", "Get the current time in a city", "city")
 CALCULATOR = tool("calculator", "Evaluate an arithmetic expression", "expression")
 TOOLS = [WEATHER, TIME, CALCULATOR]
+
+
+def by_contract(defined: dict[str, Any]) -> dict[str, Any]:
+    """The same function as the REST contract defines it: `arguments` instead of `parameters`."""
+    function = dict(defined["function"])
+    function["arguments"] = function.pop("parameters")
+    return {**defined, "function": function}
+
+
+CONTRACT_TOOLS = [by_contract(item) for item in TOOLS]

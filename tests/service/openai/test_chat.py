@@ -196,6 +196,23 @@ def test_a_template_writes_the_prompt() -> None:
     assert tokenizer.render_chat([{"role": "user", "content": "hi"}]) == "[user]hi"
 
 
+@pytest.mark.parametrize(
+    ("start", "expected"),
+    [
+        ("", "[system]Be brief.[user]hi[system]In verse."),
+        ("{# developer #}", "[developer]Be brief.[user]hi[developer]In verse."),
+    ],
+)
+def test_a_developer_is_the_system_to_a_template_that_knows_no_developer(
+    start: str, expected: str
+) -> None:
+    template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    roles = [("developer", "Be brief."), ("user", "hi"), ("developer", "In verse.")]
+    messages = [{"role": role, "content": content} for role, content in roles]
+    assert with_template(start + template).render_chat(messages) == expected
+    assert messages[0]["role"] == "developer"
+
+
 def test_the_demo_template_ends_where_the_assistant_begins() -> None:
     prompt = demo_tokenizer().render_chat(user("hello").template_messages())
     before, _, after = prompt.partition("hello")
@@ -345,26 +362,32 @@ def test_log_probabilities_of_the_envelope_come_with_the_next_part() -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "metadata", "expected"),
+    ("setting", "metadata", "by_contract", "expected"),
     [
-        ("auto", {}, "tgi"),
-        ("auto", {"x-stainless-lang": "python"}, "openai"),
-        ("tgi", {"x-stainless-lang": "python"}, "tgi"),
-        ("openai", {}, "openai"),
-        ("openai", {"x-tool-call-format": "tgi"}, "tgi"),
-        ("tgi", {"x-tool-call-format": "openai"}, "openai"),
-        ("tgi", {"x-tool-call-format": "auto", "x-stainless-lang": "js"}, "openai"),
+        ("auto", {}, [True], "tgi"),
+        ("auto", {}, [False], "openai"),
+        ("auto", {}, [False, True], "tgi"),
+        ("auto", {}, [], "tgi"),
+        ("auto", {"x-stainless-lang": "js"}, [], "openai"),
+        ("auto", {"x-stainless-lang": "python"}, [True], "openai"),
+        ("tgi", {"x-stainless-lang": "python"}, [False], "tgi"),
+        ("openai", {}, [True], "openai"),
+        ("openai", {"x-tool-call-format": "tgi"}, [False], "tgi"),
+        ("tgi", {"x-tool-call-format": "openai"}, [True], "openai"),
+        ("openai", {"x-tool-call-format": "auto"}, [True], "tgi"),
+        ("tgi", {"x-tool-call-format": "auto"}, [False], "openai"),
     ],
 )
-def test_the_form_of_calls_follows_header_setting_and_caller(
-    setting: str, metadata: dict[str, str], expected: str
+def test_the_form_of_calls_follows_header_setting_and_tools(
+    setting: str, metadata: dict[str, str], by_contract: list[bool], expected: str
 ) -> None:
-    assert chat.tool_call_format(setting, metadata) == expected
+    tools = [Tool(name=str(index), by_contract=item) for index, item in enumerate(by_contract)]
+    assert chat.tool_call_format(setting, metadata, tools) == expected
 
 
 def test_another_form_of_calls_is_refused() -> None:
     with pytest.raises(ServiceError, match="Given: json"):
-        chat.tool_call_format("auto", {"x-tool-call-format": "json"})
+        chat.tool_call_format("auto", {"x-tool-call-format": "json"}, [])
 
 
 def test_a_delta_has_logprobs_if_they_were_asked_for() -> None:

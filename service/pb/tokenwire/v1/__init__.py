@@ -1207,7 +1207,7 @@ class FunctionCall(betterproto2.Message):
         2, betterproto2.TYPE_MESSAGE, optional=True
     )
     """
-    Its arguments: an object, or a string that holds one.
+    Its arguments: an object, or a string that holds one. In answers always a string.
     """
 
     description: "str | None" = betterproto2.field(3, betterproto2.TYPE_STRING, optional=True)
