@@ -15,7 +15,7 @@ sys.path.insert(0, str(CLIENT / "src"))  # before any client that is installed
 
 from service.api import rpc  # noqa: E402
 from tests.service.api.harness import POOL, Service  # noqa: E402
-from tests.service.fakes import listening  # noqa: E402
+from tests.service.fakes import LANES, LIMITS, listening  # noqa: E402
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Served:
 @pytest.fixture
 async def served() -> AsyncGenerator[Served]:
     service = Service()
-    handlers = rpc.handlers(service.servicer, POOL, from_gateway=False)
+    handlers = rpc.handlers(service.servicer, POOL, LIMITS, LANES, from_gateway=False)
     async with listening(handlers, service.metrics) as port:
         yield Served(service, f"127.0.0.1:{port}")
     assert service.client.num_open == 0

@@ -33,7 +33,7 @@ from service.routes import SERVICE
 from tests.clients.callers import KINDS, Caller, calling
 from tests.clients.conftest import Served
 from tests.service.api.harness import POOL, PROMPT, Service
-from tests.service.fakes import listening, script, step
+from tests.service.fakes import LANES, LIMITS, listening, script, step
 
 AT_ONCE = RetryPolicy(initial_backoff_s=0.01, max_backoff_s=0.01)
 MESSAGES = [{"role": "user", "content": "hello"}]
@@ -243,7 +243,7 @@ async def test_a_key_lets_calls_in(kind: type[Any]) -> None:
     key = make_key()
     keys = parse_keys(key_line("alice", key))
     service = Service()
-    handlers = rpc.handlers(service.servicer, POOL, from_gateway=False)
+    handlers = rpc.handlers(service.servicer, POOL, LIMITS, LANES, from_gateway=False)
     authenticator = Authenticator(lambda: keys)
     async with listening(handlers, service.metrics, authenticator=authenticator) as port:
         address = f"127.0.0.1:{port}"

@@ -20,7 +20,7 @@ from service.api.authentication import Authenticator
 from tests.certificates import Authority
 from tests.clients.conftest import CLIENT, Served
 from tests.service.api.harness import POOL, TEXT, Service
-from tests.service.fakes import SERVER, listening
+from tests.service.fakes import LANES, LIMITS, SERVER, listening
 
 
 def examples() -> list[str]:
@@ -52,7 +52,7 @@ async def test_the_example_with_key_and_certificates_runs(
     keys = parse_keys(key_line("alice", "tw-secret"))
     service = Service()
     async with listening(
-        rpc.handlers(service.servicer, POOL, from_gateway=False),
+        rpc.handlers(service.servicer, POOL, LIMITS, LANES, from_gateway=False),
         service.metrics,
         credentials=server_credentials(
             TlsFiles(server.certificate, server.key, authority.certificate)
