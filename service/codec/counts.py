@@ -11,9 +11,10 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
 from ..errors import ErrorKind, ServiceError
-from ..generation.json_values import count_values, most_values
+from ..generation.json_values import count_values, most_values, nesting
 from ..generation.limits import Limits, check_count
 from .message_size import TooManyFieldsError, check_fields
+from .strict_json import MAX_DEPTH, too_deep
 
 # Of a message, for each value of a body: a member of an object takes so many.
 _FIELDS_PER_VALUE = 4
@@ -23,12 +24,16 @@ def check_body(data: bytes, limits: Limits) -> None:
     """Counts the values of a JSON body.
 
     Raises:
-        ServiceError: there are too many.
+        ServiceError: there are too many; kind `JSON` if they are also nested too deep, as for a
+            body with fewer.
     """
-    if len(data) <= 2 * limits.max_request_values:  # a value has at least a comma with it
+    # A value has a comma or a bracket with it, and most of these stand in texts.
+    if sum(map(data.count, (b",", b"[", b"{"))) < limits.max_request_values:
         return
     count = count_values(data)
     if count > limits.max_request_values:
+        if nesting(data) > MAX_DEPTH:
+            raise too_deep()
         field = most_values(data)
         where = "" if field is None else f", most of them in `{field}`"
         raise ServiceError(

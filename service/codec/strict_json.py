@@ -117,7 +117,7 @@ def _check_json(data: bytes) -> None:
         text = data.decode()
         _check_content(text)
     except RecursionError:
-        raise _too_deep() from None
+        raise too_deep() from None
     except _FaultError:
         raise _first_fault(text) from None
 
@@ -204,7 +204,7 @@ def _first_fault(text: str) -> ServiceError:
 
 def _faults(value: list[Any] | float, path: str, depth: int) -> Iterator[ServiceError]:
     if isinstance(value, list) and depth > MAX_DEPTH:
-        yield _too_deep()
+        yield too_deep()
     elif isinstance(value, _Members):
         seen: set[str] = set()
         for name, member in value:
@@ -294,5 +294,6 @@ def _malformed(reason: str) -> ServiceError:
     return ServiceError(ErrorKind.JSON, reason)
 
 
-def _too_deep() -> ServiceError:
+def too_deep() -> ServiceError:
+    """The error of a text with too many lists and objects in each other."""
     return ServiceError(ErrorKind.JSON, f"it is nested more than {MAX_DEPTH} deep")

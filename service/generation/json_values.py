@@ -36,6 +36,12 @@ def count_values(data: bytes) -> int:
     return 1 + int(np.count_nonzero(kinds != _CLOSING))
 
 
+def nesting(data: bytes) -> int:
+    """How many lists and objects lie in each other at the deepest place."""
+    _, kinds = _structure(_without_escapes(data))
+    return int(np.cumsum(_STEPS[kinds], dtype=np.int32).max(initial=0))
+
+
 def most_values(data: bytes) -> str | None:
     """The name of that member of an object which has most of its values."""
     text = _without_escapes(data)

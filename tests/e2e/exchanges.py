@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.e2e.stack import PROMPT
-from tests.e2e.tools import TOOLS, WEATHER_QUESTION
+from tests.e2e.tools import CONTRACT_TOOLS, WEATHER_QUESTION
 
 Exchange = tuple[str, str, dict[str, Any] | None]  # method, path, JSON body
 
@@ -19,7 +19,7 @@ LOGPROBS: dict[str, Any] = {"logprobs": True, "top_logprobs": 3}
 USAGE: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
 CALL: dict[str, Any] = {
     "messages": [{"role": "user", "content": WEATHER_QUESTION}],
-    "tools": TOOLS,
+    "tools": CONTRACT_TOOLS,
     "tool_choice": "required",
     "max_tokens": 100,
     "temperature": 0.0,

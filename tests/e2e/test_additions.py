@@ -156,7 +156,8 @@ class TestInvocations:
     def test_grpc_wraps_the_reply_of_the_rpc_that_takes_the_body(
         self, api: ReflectionClient, kind: str, method: str, body: dict[str, Any], stream: bool
     ) -> None:
-        body = {**body, "stream": stream}
+        body = {**body, "stream": stream, "request_id": "same"}
+        api.collect(method, body)  # a reply tells what it found in the cache: all, from now on
         replies = api.collect("Invocations", body)
         assert {reply.WhichOneof("kind") for reply in replies} == {kind}
         assert not any(reply.HasField("http") for reply in replies)
@@ -270,8 +271,11 @@ class TestUsageInStreams:
     ) -> None:
         (whole,) = api.collect(method, body)
         *replies, last = (getattr(item, field) for item in api.collect(method, {**body, **USAGE}))
-        assert all(reply.choices and not reply.HasField("usage") for reply in replies)
+        assert all(reply.choices for reply in replies)
         assert not last.choices
+        *others, end = (reply.HasField("usage") for reply in replies)
+        assert end  # a typed answer's own end tells it, too
+        assert others.count(True) == len(whole.completion.choices) - 1
         assert last.model == whole.completion.model
         assert last.usage == whole.completion.usage
         assert len(replies) == last.usage.completion_tokens
@@ -287,7 +291,7 @@ class TestUsageInStreams:
         ],
         ids=["chat", "completions"],
     )
-    def test_usage_is_absent_unless_asked_for(
+    def test_chunk_of_usage_is_absent_unless_asked_for(
         self,
         stack: Stack,
         direct_api: ReflectionClient,
@@ -302,8 +306,9 @@ class TestUsageInStreams:
         assert all(chunk["choices"] and "usage" not in chunk for chunk in chunks)
         replies = direct_api.collect(method, body)
         parts = [getattr(reply, "chunk" if method == "Chat" else "completion") for reply in replies]
-        assert all(part.choices and not part.HasField("usage") for part in parts)
+        assert all(part.choices for part in parts)
         assert len(parts) == len(chunks)
+        assert sum(part.HasField("usage") for part in parts) == len(body.get("prompt", [0]))
 
     def test_failed_prompt_is_not_counted(self, stack: Stack) -> None:
         body = {**COMPLETION, **ENDLESS, **USAGE, "prompt": [PROMPT, ""], "max_tokens": 3}

@@ -202,10 +202,11 @@ def test_overload_is_refused_at_once(small: Stack) -> None:
     assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert details(caught.value) == ("overloaded", None)
     assert retry_seconds(caught.value) >= 1
-    # Only generations need a permit.
+    # What tokenises needs a permit, too; what only tells something does not.
+    for path, asked in (("/tokenize", {"inputs": PROMPT}), ("/chat_tokenize", {"messages": []})):
+        assert small.http.post(path, json=asked).status_code == 429
     assert small.is_healthy()
     assert small.http.get("/info").status_code == 200
-    assert small.http.post("/tokenize", json={"inputs": PROMPT}).status_code == 200
     for call in calls:
         call.cancel()
     small.wait_until_idle()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.generation.json_values import count_values, most_values
+from service.generation.json_values import count_values, most_values, nesting
 
 TEXTS = st.text(st.sampled_from('a,"\\{}[]:é\n'), max_size=6)
 VALUES = st.recursive(
@@ -33,9 +33,22 @@ def test_the_count_is_that_of_the_tree(value: Any, escapes: bool) -> None:
     assert count_values(json.dumps(value, ensure_ascii=escapes).encode()) == counted(value)
 
 
+def depth(value: Any) -> int:
+    """How many lists and objects lie in each other."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    return 1 + max(map(depth, value), default=0) if isinstance(value, list) else 0
+
+
+@given(VALUES)
+def test_the_nesting_is_that_of_the_tree(value: Any) -> None:
+    assert nesting(json.dumps(value).encode()) == depth(value)
+
+
 @given(st.binary(max_size=200))
 def test_any_bytes_can_be_counted(data: bytes) -> None:
     assert count_values(data) >= 1
+    assert nesting(data) >= 0
     most_values(data)
 
 
