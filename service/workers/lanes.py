@@ -1,5 +1,6 @@
 """Where requests are read and prepared: small ones at once, others one after the other in threads.
 
+Callers take turns.
 Reading a request holds the interpreter's lock. So of all requests that take longer than a few
 milliseconds at most two are read at a time: one of middle size, and one large one, for which those
 of middle size do not wait.
@@ -13,7 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar, TypeVarTuple
 
 from .budget import ByteBudget
-from .heap import trim
+from .heap import collect_and_trim
+from .turns import Turns
 
 LARGE_BYTES = 128 * 1024  # from here on a request is large
 _TRIM_S = 1.0  # after a large request: by then it is answered, and what it took is free
@@ -61,15 +63,17 @@ class Lanes:
 
     def _trim(self) -> None:
         self._trimming = None
-        self._large.executor.submit(trim)
+        self._large.executor.submit(collect_and_trim)
 
 
 class _Lane:
     def __init__(self, name: str, max_bytes: int) -> None:
         self.executor = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-requests")
         self._budget = ByteBudget(max_bytes)
+        self._turns = Turns(1)
 
     async def run(self, num_bytes: int, function: Callable[[*_Ts], _T], *args: *_Ts) -> _T:
         with self._budget.hold(num_bytes):
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self.executor, function, *args)
+            async with self._turns.place():
+                loop = asyncio.get_running_loop()
+                return await loop.run_in_executor(self.executor, function, *args)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from service.errors import ErrorKind, ServiceError
 from service.workers.lanes import LARGE_BYTES, Lanes
 
+DEADLINE_S = 60.0
 SMALL, MIDDLE, LARGE = 10, 1000, LARGE_BYTES + 1
 
 
@@ -50,3 +52,26 @@ async def test_large_ones_wait_for_each_other_up_to_a_number_of_bytes(lanes: Lan
 async def test_a_failure_is_the_callers(lanes: Lanes) -> None:
     with pytest.raises(ValueError, match="invalid literal"):
         await lanes.run(LARGE, SMALL, int, "x")
+
+
+async def test_what_a_failed_large_request_took_is_freed_soon(
+    lanes: Lanes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.workers.lanes._TRIM_S", 0.0)
+    freed = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    class Body:
+        """What a request took."""
+
+    def refuse(body: Body) -> None:
+        error = ValueError("refused")
+        body.error = error  # type: ignore[attr-defined]  # they hold each other through the frame
+        raise error
+
+    body = Body()
+    weakref.finalize(body, loop.call_soon_threadsafe, freed.set)
+    with pytest.raises(ValueError, match="refused"):
+        await lanes.run(LARGE, SMALL, refuse, body)
+    del body
+    await asyncio.wait_for(freed.wait(), DEADLINE_S)
