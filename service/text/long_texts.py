@@ -17,6 +17,7 @@ from engine.protocol.wire import framed
 from ..errors import ErrorKind, ServiceError, overloaded
 from ..workers.budget import ByteBudget
 from ..workers.process import DeadError, LateError, WorkerProcess
+from ..workers.turns import Turns
 
 # What is long. A tokenizer takes 60 ms for so many characters, without the interpreter's lock; a
 # list of tokens needs the lock, and so does a template, for each message and for each byte.
@@ -65,17 +66,18 @@ class LongTexts:
         packed = framed([*setup, max_reply_bytes])
         self._max_reply_bytes = max_reply_bytes
         self._all = [WorkerProcess(module, _WORKER_BYTES, packed) for _ in range(num_workers)]
-        self._idle: asyncio.Queue[WorkerProcess] = asyncio.Queue()
-        for worker in self._all:
-            self._idle.put_nowait(worker)
+        self._idle = list(self._all)
+        self._turns = Turns(num_workers)
 
     async def start(self) -> None:
         """Starts the processes, so that the first long text does not wait for it."""
-        for worker in [self._idle.get_nowait() for _ in self._all]:
-            try:
-                await worker.start()
-            finally:
-                self._idle.put_nowait(worker)
+        for _ in self._all:
+            async with self._turns.place():
+                worker = self._idle.pop(0)
+                try:
+                    await worker.start()
+                finally:
+                    self._idle.append(worker)
 
     async def close(self) -> None:
         """Ends the processes."""
@@ -133,21 +135,25 @@ class LongTexts:
 
     async def _ask(self, request: dict[str, Any], num_bytes: int, field: str) -> Any:
         with self._budget.hold(num_bytes):
-            worker = await self._idle.get()
-            try:
-                answer = await worker.ask(request, self._deadline_s)
-            except LateError as error:
-                if error.is_starved:
-                    raise overloaded() from None
-                reason = f"takes more than {self._deadline_s:g} s to tokenise"
-                raise _invalid(field, reason) from None
-            except DeadError:
-                raise _invalid(field, "needs too much memory to tokenise") from None
-            finally:
-                self._idle.put_nowait(worker)
+            async with self._turns.place():
+                answer = await self._answer(request, field)
         if "no_memory" in answer:
             raise _invalid(field, "needs too much memory to tokenise")
         return answer
+
+    async def _answer(self, request: dict[str, Any], field: str) -> Any:
+        worker = self._idle.pop(0)
+        try:
+            return await worker.ask(request, self._deadline_s)
+        except LateError as error:
+            if error.is_starved:
+                raise overloaded() from None
+            reason = f"takes more than {self._deadline_s:g} s to tokenise"
+            raise _invalid(field, reason) from None
+        except DeadError:
+            raise _invalid(field, "needs too much memory to tokenise") from None
+        finally:
+            self._idle.append(worker)
 
 
 def _invalid(field: str, reason: str) -> ServiceError:

@@ -18,6 +18,7 @@ from tokenizers import Encoding, Tokenizer
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
 from ..errors import ErrorKind, ServiceError
+from ..workers.turns import Turns
 from .long_texts import LONG_CHARS, LONG_LIST_CHARS, LONG_MESSAGES, LongTexts, TooManyTokensError
 
 _T = TypeVar("_T")
@@ -57,6 +58,7 @@ class TextTokenizer:
         self._tokenizer = tokenizer
         self._backend: Tokenizer = tokenizer.backend_tokenizer
         self._workers = ThreadPoolExecutor(num_workers, thread_name_prefix="tokenizer")
+        self._turns = Turns(num_workers)
         self.long_texts: LongTexts | None = None
         self.eos_token_ids = eos_token_ids
         self.special_ids = _special_ids(tokenizer)
@@ -212,7 +214,8 @@ class TextTokenizer:
         return text
 
     async def _run(self, function: Callable[[*_Ts], _T], *args: *_Ts) -> _T:
-        return await asyncio.get_running_loop().run_in_executor(self._workers, function, *args)
+        async with self._turns.place():
+            return await asyncio.get_running_loop().run_in_executor(self._workers, function, *args)
 
     def _encode(self, text: str, truncate: int | None = None) -> Encoding:
         # As a batch of one: `encode` would hold the interpreter's lock all the time.
