@@ -31,8 +31,8 @@ class EngineConfig:
         max_total_tokens: the most tokens of a prompt and its continuation; None takes the model's.
         max_batch_total_tokens: tokens that the KV cache holds; None sizes it to the memory.
         max_step_tokens: the most tokens computed in one step.
-        max_chunk_tokens: of these, the most tokens of prompts in a step that also decodes; None
-            chooses by the device.
+        max_chunk_tokens: of these, the most tokens of prompts in a step for which others wait,
+            because they decode or because there are several callers; None chooses by the device.
         max_num_seqs: the most sequences running at the same time.
         run_ahead: whether a step is launched before the tokens of the previous one are read; None
             does so on a GPU, which would wait for the host otherwise.

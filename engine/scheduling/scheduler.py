@@ -61,8 +61,9 @@ class Scheduler:
     Args:
         blocks: the allocator of the KV cache's blocks.
         max_step_tokens: the most tokens computed in one step.
-        max_chunk_tokens: of these, the most tokens of prompts in a step that also decodes: decoding
-            sequences get their next tokens only when such a step ends. None sets no extra bound.
+        max_chunk_tokens: of these, the most tokens of prompts in a step for whose end somebody
+            waits: decoding sequences get their next tokens only then, and where there are several
+            callers, another one's first token comes no sooner. None sets no extra bound.
         max_num_seqs: the most sequences running at the same time.
         max_logprob_rows: the most tokens per step of prompts whose log-probabilities are wanted:
             each such row takes memory for the logits of a whole vocabulary.
@@ -119,10 +120,12 @@ class Scheduler:
 
     def schedule(self) -> ScheduledBatch:
         """Plans a step: decoding sequences, then prompts, then draft tokens with what is left."""
+        self.turns.step()
         any_decoding = any(sequence.num_pending_tokens == 1 for sequence in self.running)
+        is_awaited = any_decoding or self.turns.are_shared
         budget = StepBudget(
             tokens=self.max_step_tokens,
-            chunk_tokens=self.max_chunk_tokens if any_decoding else self.max_step_tokens,
+            chunk_tokens=self.max_chunk_tokens if is_awaited else self.max_step_tokens,
             logprob_rows=self.max_logprob_rows,
         )
         planned: dict[Sequence, int] = {}

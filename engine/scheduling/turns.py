@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 
 _MAX_REMEMBERED = 4096  # callers: their names come from outside
+_LATELY = 128  # steps: a caller that asks again within them is taken for one that is still here
 
 
 class Turns:
@@ -19,6 +20,22 @@ class Turns:
         self._served: OrderedDict[str, int] = OrderedDict()  # the last one served at the end
         self._present: Counter[str] = Counter()  # unfinished sequences
         self._last_left = 0  # the count of the caller whose last sequence finished last
+        self._num_steps = 0
+        self._left: OrderedDict[str, int] = OrderedDict()  # when callers left, the last at the end
+
+    def step(self) -> None:
+        """A step begins."""
+        self._num_steps += 1
+
+    @property
+    def are_shared(self) -> bool:
+        """Whether there is more than one caller now, or was lately."""
+        callers = set(self._present)
+        for caller in reversed(self._left):
+            if len(callers) > 1 or self._num_steps - self._left[caller] > _LATELY:
+                break
+            callers.add(caller)
+        return len(callers) > 1
 
     def enter(self, caller: str) -> None:
         """A caller has one more sequence."""
@@ -33,6 +50,10 @@ class Turns:
         if not self._present[caller]:
             del self._present[caller]
             self._last_left = self.served(caller)
+            self._left[caller] = self._num_steps
+            self._left.move_to_end(caller)
+            if len(self._left) > _MAX_REMEMBERED:
+                self._left.popitem(last=False)
 
     def charge(self, caller: str, num_tokens: int) -> None:
         """Counts tokens that are computed for a caller; below zero, that were not after all."""

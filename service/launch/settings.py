@@ -68,7 +68,8 @@ class Settings:
 
     # Limits on requests.
     max_concurrent_requests: Annotated[
-        int, About("requests served at a time; more are refused at once", low=1)
+        int,
+        About("requests served at a time; more are refused, except a caller's share", low=1),
     ] = 128
     max_concurrent_requests_per_caller: Annotated[
         int | None,
@@ -142,7 +143,7 @@ class Settings:
     ] = None
     prefill_chunk: Annotated[
         int | None,
-        About("tokens of prompts in a step in which others decode; by device", ours=True, low=1),
+        About("tokens of prompts in a step for which others wait; by device", ours=True, low=1),
     ] = None
     max_batch_size: Annotated[int | None, About("sequences running at a time", low=1)] = None
     speculate: Annotated[

@@ -48,6 +48,23 @@ def test_a_long_queue_of_one_caller_does_not_delay_another() -> None:
     assert other.num_generated_tokens == 1
 
 
+def test_where_several_ask_a_large_prompt_takes_no_more_than_a_chunk_of_a_step() -> None:
+    scheduler = make_scheduler(num_blocks=400, max_step_tokens=40, max_chunk_tokens=10)
+
+    def step() -> int:
+        """Tokens of prompts in one step."""
+        batch = scheduler.schedule()
+        num_tokens = batch.num_prefill_tokens
+        compute(scheduler, batch)
+        return num_tokens
+
+    scheduler.add(of("hog", 100, first=1))
+    assert step() == 40
+    scheduler.add(of("modest", 5, max_new_tokens=1))
+    # The modest caller is done after two of them, and may soon be back.
+    assert [step() for _ in range(4)] == [10, 10, 10, 10]
+
+
 def test_two_callers_with_prompts_of_one_size_get_every_other_step() -> None:
     scheduler = make_scheduler(num_blocks=400, max_step_tokens=10)
     sequences = [of(caller, 40, first=ord(caller)) for caller in "aaabbb"]

@@ -59,3 +59,36 @@ def test_callers_that_always_have_work_get_the_same(sizes: list[tuple[str, int]]
         turns.charge(min("abc", key=turns.served), size)
     served = [turns.served(caller) for caller in "abc"]
     assert max(served) - min(served) <= 64
+
+
+def test_one_caller_alone_shares_with_nobody() -> None:
+    turns = Turns()
+    turns.enter("a")
+    turns.enter("a")
+    turns.leave("a")
+    assert not turns.are_shared
+
+
+def test_turns_are_shared_while_another_caller_is_there_and_for_a_while_after() -> None:
+    turns = Turns()
+    turns.enter("a")
+    turns.enter("b")
+    assert turns.are_shared
+    turns.leave("b")
+    steps = 0
+    while turns.are_shared:
+        turns.step()
+        steps += 1
+    assert 16 < steps < 1024
+    turns.enter("b")
+    assert turns.are_shared
+
+
+def test_a_caller_that_comes_back_is_not_another_one() -> None:
+    turns = Turns()
+    for _ in range(3):
+        turns.enter("a")
+        assert not turns.are_shared
+        turns.leave("a")
+    turns.enter("b")
+    assert turns.are_shared
