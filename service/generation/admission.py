@@ -1,4 +1,8 @@
-"""Limits how many generations run at a time. A request above the limit is refused at once."""
+"""Limits how many generations run at a time. A request above the limit is refused at once.
+
+One caller may hold all permits while nobody else asks. Another one then still gets its share of
+them, beyond the limit, so that nobody waits for the greedy one's requests to end.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,8 @@ class Admission:
     It is used from one event loop only, so it needs no lock.
 
     Args:
-        max_concurrent_requests: of all callers.
+        max_concurrent_requests: of all callers; at most twice as many where callers get their
+            share after others took more than theirs.
         max_per_caller: of these, of one caller; None sets no bound of its own.
     """
 
@@ -75,9 +80,14 @@ class Admission:
         if not self._held[caller]:
             del self._held[caller]
 
+    def _is_due(self, caller: str, count: int) -> bool:
+        """Whether a caller gets permits beyond the limit: its share of them, and no more."""
+        share = self._max // len(self._held.keys() | {caller})
+        return self._held[caller] + count <= share and self.num_active + count <= 2 * self._max
+
     def _check(self, caller: str, count: int) -> None:
         free = self._max - self.num_active
-        if count > free:
+        if count > free and not self._is_due(caller, count):
             raise overloaded(retry_after_s=self.retry_after_s(count - free))
         free = self._max_per_caller - self._held[caller]
         if count > free:

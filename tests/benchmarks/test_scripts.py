@@ -83,6 +83,13 @@ def test_resumed_streams_are_counted_in_every_arm() -> None:
     assert all(outcome["left"] == outcome["rounded"] == 0 for outcome in exact)
 
 
+def test_a_greedy_caller_does_not_keep_another_out() -> None:
+    result = last_line("benchmarks.fairness")
+    assert result["alone_ms"]
+    assert result["beside_ms"]
+    assert result["greedy"]["200"] > 0
+
+
 def test_a_server_under_everything_at_once_gives_right_answers_and_keeps_nothing() -> None:
     """One minute, in which its processes are killed one after the other."""
     result = last_line("benchmarks.soak")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from contextvars import copy_context
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from service.call_record import begin_record
 from service.errors import ErrorKind, ServiceError
@@ -70,6 +73,44 @@ async def test_one_caller_cannot_hold_all_permits() -> None:
         begin_record(None, "greedy")
     with admission.permit(2):
         assert admission.num_active == 2
+
+
+async def test_a_caller_gets_its_share_though_another_holds_all_permits() -> None:
+    admission = Admission(4)
+    begin_record(None, "greedy")
+    with admission.permit(4):
+        assert kind_of_refusal(admission) is ErrorKind.OVERLOADED
+        begin_record(None, "modest")
+        with admission.permit(), admission.permit():
+            assert kind_of_refusal(admission) is ErrorKind.OVERLOADED, "half of them is its share"
+            begin_record(None, "third")
+            assert kind_of_refusal(admission, 2) is ErrorKind.OVERLOADED
+            with admission.permit():
+                assert admission.num_active == 7
+
+
+@given(st.integers(1, 8), st.lists(st.tuples(st.integers(0, 20), st.integers(1, 8)), max_size=40))
+def test_never_are_more_than_twice_as_many_held(limit: int, asked: list[tuple[int, int]]) -> None:
+    admission = Admission(limit)
+    with ExitStack() as inside:
+
+        def ask(caller: int, count: int) -> None:
+            begin_record(None, f"caller {caller}")
+            with suppress(ServiceError):
+                inside.enter_context(admission.permit(count))
+
+        for caller, count in asked:
+            copy_context().run(ask, caller, count)
+        assert admission.num_active <= 2 * limit
+    assert admission.num_active == 0
+
+
+async def test_a_limit_of_one_is_one() -> None:
+    admission = Admission(1)
+    begin_record(None, "first")
+    with admission.permit():
+        begin_record(None, "second")
+        assert kind_of_refusal(admission) is ErrorKind.OVERLOADED
 
 
 async def test_permits_go_back_to_whom_they_were_given() -> None:
