@@ -35,7 +35,14 @@ from ..generation.parameters import Parameters, Prompt, TextRequest
 from ..generation.pipeline import Pipeline
 from ..generation.server_info import ServerInfo
 from ..openai import chat, completions
-from ..openai.chat import ChatRequest, ChatStream, Conversation, Draft, tool_call_format
+from ..openai.chat import (
+    ChatRequest,
+    ChatStream,
+    Conversation,
+    Draft,
+    dialect_of,
+    tool_call_format,
+)
 from ..openai.completions import (
     CompletionAnswer,
     CompletionDelta,
@@ -77,6 +84,7 @@ class TextGenerationServicer:
         self._meter = meter
         self._num_watchers = 0
         self._lanes = lanes
+        self._dialect = dialect_of(tokenizer, server)
 
     @property
     def limits(self) -> Limits:
@@ -255,18 +263,18 @@ class TextGenerationServicer:
     async def _conversation(self, request: ChatRequest, call: Call) -> Conversation:
         setting = self._server.tool_call_format
         call_format = tool_call_format(setting, call.metadata, request.tools)
-        request = replace(request, tool_call_format=call_format)
+        escapes = request.escape_special_tokens
+        if escapes is None:
+            escapes = self._server.escape_special_tokens
+        request = replace(request, tool_call_format=call_format, escape_special_tokens=escapes)
         num_bytes, tokenizer = call.num_bytes, self._tokenizer
         processes = tokenizer.processes_for_chat(num_bytes, len(request.messages))
+        given = (request, tokenizer, self.limits, self._dialect)
         if processes is None:
-            return await self._lanes.run(
-                num_bytes, _SMALL_BYTES, Conversation.of, request, tokenizer, self.limits
-            )
-        draft = await self._lanes.run(
-            num_bytes, _SMALL_BYTES, Draft.of, request, tokenizer, self.limits
-        )
-        prompt = await processes.render(draft.messages, draft.tools, num_bytes)
-        return Conversation(draft.request, prompt)
+            return await self._lanes.run(num_bytes, _SMALL_BYTES, Conversation.of, *given)
+        draft = await self._lanes.run(num_bytes, _SMALL_BYTES, Draft.of, *given)
+        text = await processes.render(draft.messages, draft.tools, draft.variables, num_bytes)
+        return await self._lanes.run(num_bytes, _SMALL_BYTES, draft.conversation, text, tokenizer)
 
     async def _loads(self, interval_s: float) -> AsyncGenerator[Reply]:
         """The load, until the server shuts down."""

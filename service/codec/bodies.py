@@ -113,6 +113,7 @@ class Message(Struct, kw_only=True):
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
+    reasoning_content: str | None = None
 
 
 class Function(Struct, kw_only=True):
@@ -138,11 +139,15 @@ class JsonSchema(Struct, kw_only=True):
 
 
 class ResponseFormat(Struct, kw_only=True):
-    """A constraint on an answer: TGI's form (type, value) or OpenAI's (type, json_schema)."""
+    """A constraint on an answer: TGI's form (type, value) or OpenAI's (type, json_schema).
+
+    Others write `schema` beside the type `json_object`.
+    """
 
     type: Literal["json", "json_object", "json_schema", "regex", "text"]
     value: Any = None
     json_schema: JsonSchema | None = None
+    schema: Any = None
 
 
 class StreamOptions(Struct, kw_only=True):
@@ -173,12 +178,19 @@ class Chat(_Body, kw_only=True):
     tools: list[Tool] | None = None
     tool_prompt: str | UnsetType | None = UNSET  # null is an empty text
     tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
     min_p: Float | None = None
     min_tokens: Unsigned | None = None
     ignore_eos: bool | None = None
     stop_token_ids: list[Unsigned] | None = None
     priority: Signed | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: str | None = None
+    documents: list[Any] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    escape_special_tokens: bool | None = None
 
 
 class Completions(_Body, kw_only=True):

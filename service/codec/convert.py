@@ -18,6 +18,7 @@ from ..openai.chat import (
 )
 from ..openai.completions import CompletionAnswer, CompletionDelta
 from ..openai.finish_reasons import finish_word
+from ..openai.tool_calls import ToolCall
 from ..openai.usage import StreamUsage, Usage
 from ..pb.google.protobuf import Value
 from ..pb.tokenwire import v1 as pb
@@ -187,20 +188,30 @@ def abort_response(num_aborted: int) -> pb.AbortResponse:
 
 
 def _assistant_message(answer: ChatAnswer) -> pb.AssistantMessage:
-    if answer.call is None:
-        return pb.AssistantMessage(role="assistant", content=answer.text)
-    call = answer.call
+    made = [_tool_call(call) for call in answer.calls]
+    return pb.AssistantMessage(
+        role="assistant",
+        content=answer.text if answer.text or not made else None,
+        tool_calls=made,
+        reasoning_content=answer.reasoning or None,
+    )
+
+
+def _tool_call(call: ToolCall) -> pb.ToolCall:
     function = pb.FunctionCall(name=call.name, arguments=Value(string_value=call.arguments))
-    made = pb.ToolCall(id=answer.call_id, type="function", function=function)
-    return pb.AssistantMessage(role="assistant", tool_calls=[made])
+    return pb.ToolCall(id=call.id, type="function", function=function)
 
 
 def _assistant_delta(delta: ChatDelta) -> pb.AssistantMessage:
+    if delta.reasoning:
+        return pb.AssistantMessage(role="assistant", reasoning_content=delta.reasoning)
     if delta.call is None:
         return pb.AssistantMessage(role="assistant", content=delta.text)
     call = delta.call
     function = pb.FunctionCall(name=call.name or "", arguments=Value(string_value=call.arguments))
-    made = pb.ToolCall(id=delta.call_id, type="function", function=function)
+    made = pb.ToolCall(
+        id=delta.call_id, type="function", function=function, index=call.index or None
+    )
     return pb.AssistantMessage(role="assistant", tool_calls=[made])
 
 

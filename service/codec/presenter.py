@@ -117,7 +117,8 @@ class TypedPresenter:
 
     def chat_stream(self, delta: ChatDelta) -> Reply:
         """See Presenter."""
-        if delta.logprobs is None and delta.finish_reason is None and delta.call is None:
+        has_more = delta.reasoning or delta.call is not None or delta.logprobs is not None
+        if not has_more and delta.finish_reason is None:
             return framing.chat_chunk(delta)
         return pb.ChatResponse(chunk=convert.chat_chunk(delta))
 

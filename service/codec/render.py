@@ -17,6 +17,7 @@ from ..generation.server_info import ServerInfo
 from ..openai.chat import ChatAnswer, ChatDelta
 from ..openai.completions import CompletionAnswer, CompletionDelta
 from ..openai.finish_reasons import finish_word
+from ..openai.tool_calls import ToolCall
 from ..openai.usage import StreamUsage, Usage
 from ..text.tokenizer import TokenSpan
 
@@ -136,22 +137,26 @@ def chat_chunk(delta: ChatDelta) -> bytes:
 def _message(answer: ChatAnswer) -> dict[str, Any]:
     """A turn: in the contract's form it has either content or calls, in OpenAI's both keys.
 
-    Arguments are a text in both: the contract allows any type, and all clients can read a text.
+    Text before a call is content in both. Arguments are a text in both: the contract allows any
+    type, and all clients can read a text.
     """
-    call = answer.call
-    if call is None:
-        return {"role": "assistant", "content": answer.text}
-    if answer.tool_call_format == "openai":
-        function = {"name": call.name, "arguments": call.arguments}
-        made = {"id": answer.call_id, "type": "function", "function": function}
-        return {"role": "assistant", "content": None, "tool_calls": [made]}
-    described = {
-        "description": None,
-        "name": call.name,
-        "arguments": call.arguments,
-    }
-    made = {"id": answer.call_id, "type": "function", "function": described}
-    return {"role": "assistant", "tool_calls": [made]}
+    reasoning = {"reasoning_content": answer.reasoning} if answer.reasoning else {}
+    if not answer.calls:
+        return {"role": "assistant", "content": answer.text, **reasoning}
+    is_openai = answer.tool_call_format == "openai"
+    made = [(_openai_call if is_openai else _contract_call)(call) for call in answer.calls]
+    content = {"content": answer.text or None} if is_openai or answer.text else {}
+    return {"role": "assistant", **content, **reasoning, "tool_calls": made}
+
+
+def _openai_call(call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": call.id, "type": "function", "function": function}
+
+
+def _contract_call(call: ToolCall) -> dict[str, Any]:
+    described = {"description": None, "name": call.name, "arguments": call.arguments}
+    return {"id": call.id, "type": "function", "function": described}
 
 
 def _delta(delta: ChatDelta) -> dict[str, Any]:
@@ -162,16 +167,18 @@ def _delta(delta: ChatDelta) -> dict[str, Any]:
     call = delta.call
     is_openai = delta.tool_call_format == "openai"
     role = {} if is_openai and not delta.is_first else {"role": "assistant"}
+    if delta.reasoning:
+        return {**role, "content": "", "reasoning_content": delta.reasoning}
     if call is None:
         return {**role, "content": delta.text}
     if is_openai:
-        made: dict[str, Any] = {"index": 0, "function": {"arguments": call.arguments}}
+        made: dict[str, Any] = {"index": call.index, "function": {"arguments": call.arguments}}
         if call.name is not None:
             made |= {"id": delta.call_id, "type": "function"}
             made["function"] = {"name": call.name, "arguments": call.arguments}
         return {**role, "content": None, "tool_calls": [made]}
     function = {"name": call.name, "arguments": call.arguments}
-    one = {"index": 0, "id": delta.call_id, "type": "function", "function": function}
+    one = {"index": call.index, "id": delta.call_id, "type": "function", "function": function}
     return {**role, "tool_calls": one}
 
 

@@ -18,6 +18,7 @@ from ..generation.parameters import DEFAULT_MAX_NEW_TOKENS, Parameters, Prompt, 
 from ..grammar.spec import Grammar
 from ..openai.chat import ChatRequest, Message
 from ..openai.completions import CompletionsRequest
+from ..openai.template_fields import TemplateFields
 from ..openai.tools import Tool
 from ..pb.google.protobuf import ListValue, Struct, Value
 from ..pb.tokenwire import v1 as pb
@@ -105,8 +106,11 @@ def chat_request(wire: bodies.Chat | pb.ChatRequest) -> ChatRequest:
         include_usage=_include_usage(wire.stream_options),
         tools=tuple(_tool(item) for item in wire.tools or ()),
         tool_choice=plain(wire.tool_choice),
+        parallel_tool_calls=wire.parallel_tool_calls is not False,
         tool_prompt=_tool_prompt(wire),
         response_format=response_format,
+        template=_template_fields(wire),
+        escape_special_tokens=wire.escape_special_tokens,
         parameters=Parameters(
             repetition_penalty=None if presence is None else presence + _PRESENCE_SHIFT,
             max_new_tokens=_or_default(wire.max_tokens if max_tokens is None else max_tokens),
@@ -114,6 +118,17 @@ def chat_request(wire: bodies.Chat | pb.ChatRequest) -> ChatRequest:
             grammar=response_format,
             **_shared_parameters(wire),
         ),
+    )
+
+
+def _template_fields(wire: bodies.Chat | pb.ChatRequest) -> TemplateFields:
+    """What is said to the chat template beside messages and tools."""
+    return TemplateFields(
+        kwargs=plain(wire.chat_template_kwargs) or {},
+        reasoning_effort=wire.reasoning_effort,
+        documents=tuple(plain(item) for item in wire.documents or ()),
+        add_generation_prompt=wire.add_generation_prompt,
+        continue_final_message=wire.continue_final_message,
     )
 
 
@@ -162,7 +177,7 @@ def plain(value: Any) -> Any:
     match value:
         case Value(list_value=ListValue(values=items)):
             return [plain(item) for item in items]
-        case Value(struct_value=Struct(fields=members)):
+        case Value(struct_value=Struct(fields=members)) | Struct(fields=members):
             return {key: plain(item) for key, item in members.items()}
         case Value(number_value=float(number)):
             return int(number) if number.is_integer() and abs(number) <= 2**53 else number
@@ -377,10 +392,27 @@ def _grammar(wire: bodies.Grammar | pb.Grammar | None) -> Grammar | None:
 def _response_format(wire: bodies.ResponseFormat | pb.ResponseFormat | None) -> Grammar | None:
     if wire is None or (name := _type(wire.type)) == "text":
         return None
-    value = plain(wire.json_schema.schema if wire.json_schema else wire.value)
+    value = _constraint_value(wire, name)
     if name == "json_object" and value is None:
         value = {"type": "object"}  # OpenAI's form: any object
     return Grammar(kind=_KINDS.get(name, ""), value=value)
+
+
+def _constraint_value(wire: bodies.ResponseFormat | pb.ResponseFormat, name: str) -> Any:
+    """The schema or expression of a format, which has three names.
+
+    Raises:
+        ServiceError: two of them are given, or one that the type does not have.
+    """
+    named = {"value": wire.value, "json_schema": wire.json_schema, "schema": wire.schema}
+    given = [key for key, value in named.items() if value is not None]
+    if len(given) > 1:
+        raise _both(f"response_format.{given[0]}", f"response_format.{given[1]}")
+    if name == "regex" and wire.value is None and given:
+        path = f"response_format.{given[0]}"
+        raise ServiceError(ErrorKind.VALIDATION, f"`{path}` is not for the type regex", field=path)
+    value = named[given[0]] if given else None
+    return plain(wire.json_schema.schema if wire.json_schema else value)
 
 
 def _message(wire: bodies.Message | pb.Message) -> Message:
@@ -390,6 +422,7 @@ def _message(wire: bodies.Message | pb.Message) -> Message:
         name=wire.name,
         tool_calls=tuple(_tool_call(call) for call in wire.tool_calls or ()),
         tool_call_id=wire.tool_call_id,
+        reasoning_content=wire.reasoning_content,
     )
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ServiceError
+from ..text.escaping import EscapedText
 from ..text.long_texts import TooManyTokensError
 from ..text.tokenizer import TextTokenizer
 from . import framing, render
@@ -49,7 +50,7 @@ class TextWorker:
             return {"no_memory": True}
 
     def _encode(self, request: dict[str, Any]) -> Answer:
-        text, truncate, max_tokens = request["text"], request["truncate"], request["max_tokens"]
+        text, truncate, max_tokens = _text(request), request["truncate"], request["max_tokens"]
         try:
             ids = self._tokenizer.encode_now(text, truncate, max_tokens)
         except TooManyTokensError as error:
@@ -57,14 +58,14 @@ class TextWorker:
         return {"ids": array("I", ids).tobytes()}
 
     def _render(self, request: dict[str, Any]) -> Answer:
-        messages, tools = json.loads(request["conversation"])
+        messages, tools, variables = json.loads(request["conversation"])
         try:
-            return {"prompt": self._tokenizer.render_chat(messages, tools)}
+            return {"prompt": self._tokenizer.render_chat(messages, tools, **variables)}
         except ServiceError as error:
             return {"error": error.reason}
 
     def _list(self, request: dict[str, Any]) -> Answer:
-        text, is_prompt = request["text"], request["is_prompt"]
+        text, is_prompt = _text(request), request["is_prompt"]
         slices = self._tokenizer.span_slices(text, is_prompt=is_prompt)
         prompt = text if is_prompt else None
         try:
@@ -87,6 +88,11 @@ class TextWorker:
             if len(reply) > self._max_reply_bytes:
                 raise _ReplyTooLargeError
         return bytes(reply)
+
+
+def _text(request: dict[str, Any]) -> str:
+    text, special = request["text"], request["special"]
+    return str(text) if special is None else EscapedText(text, map(tuple, special))
 
 
 def start(setup: list[Any]) -> Callable[[dict[str, Any]], Answer]:

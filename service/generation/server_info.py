@@ -23,6 +23,10 @@ class ServerInfo:
         model_id: the model's hub id or directory, as it was configured.
         compute_type: the value of the header `x-compute-type`.
         tool_call_format: the form of tool calls, unless the caller's header says otherwise.
+        tool_call_parser: the form in which the model writes calls, or `auto`.
+        reasoning_parser: that of its reasoning, likewise.
+        escape_special_tokens: whether special tokens that callers spell in a conversation are plain
+            text, unless the request says otherwise.
         waiting_served_ratio: TGI's setting; reported, since clients print it.
         max_waiting_tokens: likewise.
         max_batch_size: sequences running at a time at most, if that was configured.
@@ -37,6 +41,9 @@ class ServerInfo:
     model_id: str
     compute_type: str
     tool_call_format: str
+    tool_call_parser: str = "auto"
+    reasoning_parser: str = "auto"
+    escape_special_tokens: bool = False
     waiting_served_ratio: float
     max_waiting_tokens: int
     max_batch_size: int | None

@@ -19,6 +19,7 @@ from engine.protocol.wire import framed
 
 from ..errors import ErrorKind, ServiceError, overloaded
 from ..workers.process import DeadError, LateError, WorkerProcess
+from .rules import schemas_of
 from .spec import Grammar
 
 MAX_GRAMMAR_BYTES = 256 * 1024  # of its JSON text
@@ -103,6 +104,14 @@ class GrammarChecker:
             await self._workers.get_nowait().stop()
 
     def _request(self, grammar: Grammar) -> dict[str, Any]:
+        request = self._constraint(grammar)
+        return request if grammar.lead is None else {**request, "lead": grammar.lead}
+
+    def _constraint(self, grammar: Grammar) -> dict[str, Any]:
+        if grammar.kind == "rule":
+            for schema in schemas_of(grammar.value):
+                _check_depth(schema)
+            return {"kind": "rule", "value": grammar.value, "best_effort": self._best_effort}
         if grammar.kind not in ("json", "regex"):
             raise _missing("type")
         if grammar.value is None:
@@ -230,9 +239,13 @@ def _schema(value: Any) -> dict[str, Any]:
             raise _invalid("it is not an object")
     if not isinstance(value, dict):
         raise ServiceError(ErrorKind.VALIDATION, "grammar is not supported", field=_FIELD)
+    _check_depth(value)
+    return value
+
+
+def _check_depth(value: Any) -> None:
     if _depth(value) > _MAX_DEPTH:
         raise _invalid(f"it is nested more than {_MAX_DEPTH} deep")
-    return value
 
 
 def _depth(value: Any) -> int:

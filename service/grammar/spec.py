@@ -10,9 +10,12 @@ from typing import Any
 class Grammar:
     """A constraint on the text: `kind` is "json" (`value` is a JSON Schema), "regex", or unknown.
 
-    With `or_text` a text that does not begin with a brace is not constrained.
+    Of kind "rule" `value` is one as `engine/grammar/rule_source.py` describes them. With `or_text`
+    a text that does not begin with a brace is not constrained. `lead` is a rule for what comes
+    before all that, such as the model's reasoning.
     """
 
     kind: str
     value: Any
     or_text: bool = False
+    lead: Any = None

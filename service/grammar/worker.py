@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,11 @@ from engine.grammar.backend_llguidance import (
     json_source,
     regex_source,
 )
+from engine.grammar.rule_source import rule_source
 from engine.protocol.errors import GrammarError
 
 from ..workers.serving import serve
+from .rules import schemas_of
 
 # Seconds of processor time: the engine compiles it again, which costs its steps a tenth of that.
 _MAX_COMPILE_S = 0.5
@@ -47,22 +50,45 @@ def _answer(
 ) -> dict[str, str]:
     """{"source": ...}, or {"error": ...} with a text for the caller."""
     try:
-        if request["kind"] == "regex":
-            source = regex_source(request["value"])
-        else:
-            source = json_source(
-                request["value"], or_text=request["or_text"], best_effort=request["best_effort"]
-            )
+        source = _source(request)
         started = time.process_time()
         matcher = compiler.compile(source, eos)
         if time.process_time() - started > _MAX_COMPILE_S:
             raise GrammarError("it is too complex: the engine would compile it for too long")
         _walk(matcher, masks)
+        if (inner := _inner_source(request)) is not None:
+            _walk(compiler.compile(inner, eos), masks)
     except (GrammarError, ValueError) as error:
         return {"error": " ".join(str(error).split())}
     except MemoryError:
         return {"error": "it needs too much memory"}
     return {"source": source}
+
+
+def _source(request: dict[str, Any]) -> str:
+    """The source that a request asks for.
+
+    Raises:
+        GrammarError, ValueError: there is none.
+    """
+    value, lead = request["value"], request.get("lead")
+    schema_source = partial(json_source, best_effort=request.get("best_effort", False))
+    if request["kind"] == "rule":
+        return rule_source(value if lead is None else [lead, value], schema_source)
+    if request["kind"] == "regex":
+        source = regex_source(value)
+    else:
+        source = schema_source(value, or_text=request["or_text"])
+    return source if lead is None else rule_source([lead, {"source": source}], schema_source)
+
+
+def _inner_source(request: dict[str, Any]) -> str | None:
+    """The source of what stands behind text that is free, in which a walk may get lost."""
+    schemas = list(schemas_of(request["value"])) if request["kind"] == "rule" else []
+    if schemas:
+        choice = {"choice": [{"schema": schema} for schema in schemas]}
+        return _source({**request, "value": choice, "lead": None})
+    return _source({**request, "lead": None}) if request.get("lead") is not None else None
 
 
 def _walk(matcher: Matcher, masks: TokenMasks) -> None:

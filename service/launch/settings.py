@@ -24,6 +24,8 @@ Quantization = Literal[
 KvCacheDtype = Literal["fp8_e4m3fn", "fp8_e5m2"]
 Device = Literal["cpu", "cuda"]
 ToolCallFormat = Literal["auto", "tgi", "openai"]
+CallParser = Literal["auto", "hermes", "llama3", "mistral", "deepseek_v3", "harmony", "tokenwire"]
+ReasoningParser = Literal["auto", "none", "think", "harmony"]
 Exemption = Literal["none", "health", "metrics", "reflection", "docs"]
 LogLevel = Literal["debug", "info", "warning", "error", "critical"]
 
@@ -289,6 +291,18 @@ class Settings:
             ours=True,
         ),
     ] = "auto"
+    tool_call_parser: Annotated[
+        CallParser,
+        About("form in which the model writes tool calls; auto: by its template", ours=True),
+    ] = "auto"
+    reasoning_parser: Annotated[
+        ReasoningParser,
+        About("form in which the model writes its reasoning; auto: by its template", ours=True),
+    ] = "auto"
+    escape_special_tokens: Annotated[
+        bool,
+        About("take special tokens that callers spell in conversations for plain text", ours=True),
+    ] = False
     compute_type: Annotated[
         str | None, About("what x-compute-type says; otherwise 1- and the device")
     ] = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ..errors import ErrorKind, ServiceError, missing_field
@@ -15,9 +15,12 @@ from ..generation.limits import Limits, check_count
 from ..generation.parameters import Parameters
 from ..generation.server_info import ServerInfo
 from ..grammar.spec import Grammar
+from ..text.escaping import new_mark
 from ..text.tokenizer import TextTokenizer
-from . import tool_calls
-from .tool_calls import CallReader, ToolCall, ToolCallDelta
+from .call_formats.dialect import Dialect
+from .call_formats.pieces import Content, Parsed, Piece, Reader, Reasoned
+from .template_fields import TemplateFields
+from .tool_calls import ToolCall, ToolCallDelta
 from .tools import Tool, Toolbox
 from .usage import Usage
 
@@ -36,6 +39,7 @@ _FIELD_NAMES = {
 }
 _TOOL_CALL_HEADER = "x-tool-call-format"
 _OPENAI_HEADER = "x-stainless-lang"
+_END = "eos_token"  # how an answer ends that is not cut off
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +51,7 @@ class Message:
     name: str | None = None
     tool_calls: tuple[dict[str, Any], ...] = ()
     tool_call_id: str | None = None
+    reasoning_content: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,10 +65,14 @@ class ChatRequest:
     n: int | None = None
     tools: tuple[Tool, ...] = ()
     tool_choice: Any = None
+    parallel_tool_calls: bool = True
     tool_prompt: str | None = None
     tool_call_format: ToolCallFormat = "tgi"
     response_format: Grammar | None = None
     include_usage: bool = False
+    dialect: Dialect = field(default_factory=Dialect)
+    template: TemplateFields = field(default_factory=TemplateFields)
+    escape_special_tokens: bool | None = None
 
     def check(self, limits: Limits) -> None:
         """Checks what only conversations have.
@@ -80,6 +89,7 @@ class ChatRequest:
             raise ServiceError(
                 ErrorKind.GRAMMAR_AND_TOOLS, "Grammar and tools are mutually exclusive"
             )
+        self.template.check()
 
     def _check_arguments(self, max_values: int) -> None:
         """Checks the arguments of calls that are texts, which a template may want as values.
@@ -101,12 +111,29 @@ class ChatRequest:
         """What this endpoint calls the fields of `/generate`, where the names differ."""
         return {**_FIELD_NAMES, "parameters.grammar": "tools"} if self.tools else _FIELD_NAMES
 
-    def with_toolbox(self, toolbox: Toolbox | None) -> ChatRequest:
-        """The same request, in which only these tools can be called."""
-        if toolbox is None:
-            return replace(self, tools=())
-        parameters = replace(self.parameters, grammar=toolbox.grammar())
-        return replace(self, tools=toolbox.tools, parameters=parameters)
+    def answering(self, prompt: str, toolbox: Toolbox | None, dialect: Dialect) -> ChatRequest:
+        """The same request for a prompt, in which only these tools can be called."""
+        begun = None
+        if self.template.continue_final_message:
+            begun = _text("", self.messages[-1].content)
+        dialect = dialect.after(prompt, begun)
+        grammar = self.parameters.grammar
+        if toolbox is not None:
+            grammar = dialect.call_grammar(toolbox)
+        elif grammar is not None:
+            grammar = dialect.constrained(grammar)
+        parameters = replace(self.parameters, grammar=grammar)
+        tools = () if toolbox is None else toolbox.tools
+        return replace(self, tools=tools, parameters=parameters, dialect=dialect)
+
+    def reader(self) -> Reader | None:
+        """Reads the answer; None where it can be nothing but text."""
+        return self.dialect.reader(frozenset(tool.name for tool in self.tools))
+
+    def answer_text(self, token: Token) -> str:
+        """What a token adds to the text that the reader reads: control tokens only as markers."""
+        is_read = not token.special or token.text in self.dialect.markers
+        return token.text if is_read else ""
 
     def template_messages(self) -> list[dict[str, Any]]:
         """The conversation as chat templates expect it.
@@ -119,30 +146,64 @@ class ChatRequest:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """What the model's template makes a prompt of, and the request with its tools in force."""
+    """What the model's template makes a prompt of, and what the answer may be.
+
+    Attributes:
+        request: as it came.
+        toolbox: the tools in force, if any.
+        dialect: how the model writes.
+        messages: for the template.
+        tools: likewise; None if there are none, or the last message tells of them.
+        variables: likewise, beside these.
+        mark: stands in spellings of special tokens that are plain text; empty if there are none.
+    """
 
     request: ChatRequest
+    toolbox: Toolbox | None
+    dialect: Dialect
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None
+    variables: dict[str, Any]
+    mark: str = ""
 
     @classmethod
-    def of(cls, request: ChatRequest, tokenizer: TextTokenizer, limits: Limits) -> Draft:
+    def of(
+        cls, request: ChatRequest, tokenizer: TextTokenizer, limits: Limits, dialect: Dialect
+    ) -> Draft:
         """Chooses the tools.
 
         Raises:
             ServiceError: the request is malformed.
         """
         request.check(limits)
-        toolbox = Toolbox.choose(request.tools, request.tool_choice)
-        request = request.with_toolbox(toolbox)
+        toolbox = Toolbox.choose(
+            request.tools, request.tool_choice, many=request.parallel_tool_calls
+        )
         messages = request.template_messages()
         tools: list[dict[str, Any]] | None = None
         if toolbox is not None:
             if tokenizer.template_takes_tools:
                 tools = [tool.definition() for tool in toolbox.tools]
             if tools is None or request.tool_prompt is not None:
-                messages[-1]["content"] += toolbox.prompt(request.tool_prompt)
-        return cls(request, messages, tools)
+                has_envelope = dialect.is_own_envelope
+                text = toolbox.prompt(request.tool_prompt, has_envelope=has_envelope)
+                messages[-1]["content"] += text
+        variables, mark = request.template.variables(), ""
+        if request.escape_special_tokens:
+            mark, hide = new_mark(), tokenizer.special_tokens.hide
+            messages, tools, variables = (hide(x, mark) for x in (messages, tools, variables))
+        return cls(request, toolbox, dialect, messages, tools, variables, mark)
+
+    def conversation(self, rendered: str, tokenizer: TextTokenizer) -> Conversation:
+        """The conversation that the template has made this text of.
+
+        Raises:
+            ServiceError: a tool cannot be called in the model's form.
+        """
+        prompt = rendered
+        if self.mark:
+            prompt = tokenizer.special_tokens.reveal(rendered, self.mark)
+        return Conversation(self.request.answering(prompt, self.toolbox, self.dialect), prompt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,14 +214,17 @@ class Conversation:
     prompt: str
 
     @classmethod
-    def of(cls, request: ChatRequest, tokenizer: TextTokenizer, limits: Limits) -> Conversation:
+    def of(
+        cls, request: ChatRequest, tokenizer: TextTokenizer, limits: Limits, dialect: Dialect
+    ) -> Conversation:
         """Chooses the tools, and puts messages and tools into the model's chat template.
 
         Raises:
             ServiceError: the request is malformed, or the template refuses it.
         """
-        draft = Draft.of(request, tokenizer, limits)
-        return cls(draft.request, tokenizer.render_chat(draft.messages, draft.tools))
+        draft = Draft.of(request, tokenizer, limits, dialect)
+        prompt = tokenizer.render_chat(draft.messages, draft.tools, **draft.variables)
+        return draft.conversation(prompt, tokenizer)
 
 
 def _template_message(index: int, message: Message) -> dict[str, Any]:
@@ -176,6 +240,8 @@ def _template_message(index: int, message: Message) -> dict[str, Any]:
         turn["tool_calls"] = [_parsed_call(call) for call in message.tool_calls]
     if message.tool_call_id is not None:
         turn["tool_call_id"] = message.tool_call_id
+    if message.reasoning_content is not None:
+        turn["reasoning_content"] = message.reasoning_content
     return turn
 
 
@@ -225,16 +291,16 @@ def _parsed_call(call: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatAnswer:
-    """A whole answer: a text or a call. `created` is seconds since 1970.
+    """A whole answer: text and calls, after reasoning. `created` is seconds since 1970.
 
-    A finished call has the finish reason `tool_calls`, whatever ended its text.
+    Finished calls have the finish reason `tool_calls`, whatever ended their text.
     """
 
     server: ServerInfo
     created: int
     text: str
-    call: ToolCall | None = None
-    call_id: str = ""
+    reasoning: str = ""
+    calls: tuple[ToolCall, ...] = ()
     tool_call_format: ToolCallFormat = "tgi"
     finish_reason: str
     matched_stop: str | int | None = None
@@ -250,6 +316,7 @@ class ChatDelta:
     created: int
     is_first: bool = True
     text: str
+    reasoning: str = ""
     call: ToolCallDelta | None = None
     call_id: str = ""
     tool_call_format: ToolCallFormat = "tgi"
@@ -263,19 +330,31 @@ def answer(
 ) -> ChatAnswer:
     """The answer that a generation makes."""
     tops = generation.top_tokens or [[] for _ in generation.tokens]
-    call = tool_calls.parse(generation.text) if request.tools else None
+    parsed = _parsed(request, generation)
+    calls = [
+        replace(call, id=_new_call_id(request.tool_call_format, index))
+        for index, call in enumerate(parsed.calls)
+    ]
     return ChatAnswer(
         server=server,
         created=created,
-        text=generation.text,
-        call=call,
-        call_id=_new_call_id(request.tool_call_format) if call is not None else "",
+        text=parsed.content,
+        reasoning=parsed.reasoning,
+        calls=tuple(calls),
         tool_call_format=request.tool_call_format,
-        finish_reason="tool_calls" if call is not None else generation.finish_reason,
+        finish_reason="tool_calls" if parsed.is_call else generation.finish_reason,
         matched_stop=generation.matched_stop,
         logprobs=list(zip(generation.tokens, tops, strict=True)) if request.logprobs else None,
         usage=Usage.of([generation]),
     )
+
+
+def _parsed(request: ChatRequest, generation: Generation) -> Parsed:
+    reader = request.reader()
+    if reader is None:
+        return Parsed.of([Content(generation.text)])
+    pieces = reader.push("".join(map(request.answer_text, generation.tokens)))
+    return Parsed.of([*pieces, *reader.finish(is_cut=generation.finish_reason != _END)])
 
 
 class ChatStream:
@@ -289,44 +368,60 @@ class ChatStream:
         self._request = request
         self._server = server
         self._created = created
-        self._reader = CallReader() if request.tools else None
-        self._call_id = _new_call_id(request.tool_call_format)
+        self._reader = request.reader()
+        self._call_ids: list[str] = []
+        self._num_complete = 0
         self._logprobs: list[tuple[Token, list[Token]]] = []
         self._is_first = True
 
     def push(self, event: TokenEvent) -> list[ChatDelta]:
         """The parts that a token adds; the last of them has its log-probability."""
         self._logprobs.append((event.token, event.top_tokens))
-        text = "" if event.token.special else event.token.text
-        parts = self._parts(text, is_last=event.generation is not None)
+        parts = self._parts(event)
         if event.generation is not None:
             reason = self._finish(event.generation)
             if len(parts) == 1 and parts[0].call is None:
                 parts[0] = replace(parts[0], finish_reason=reason)
             else:
-                parts.append(self._delta("", finish_reason=reason))
+                parts.append(self._delta(finish_reason=reason))
             parts[-1] = replace(parts[-1], generation=event.generation)
         if parts and self._request.logprobs:
             parts[-1] = replace(parts[-1], logprobs=self._logprobs)
             self._logprobs = []
         return parts
 
-    def _parts(self, text: str, *, is_last: bool) -> list[ChatDelta]:
-        reader = self._reader
+    def _parts(self, event: TokenEvent) -> list[ChatDelta]:
+        reader, token = self._reader, event.token
         if reader is None:
-            return [self._delta(text)]
-        calls = reader.push(text)
-        if reader.is_text or (is_last and not reader.is_named):
-            self._reader = None
-            return [self._delta(reader.take_text())]
-        return [self._delta("", call=call) for call in calls]
+            return [self._delta(text="" if token.special else token.text)]
+        pieces = reader.push(self._request.answer_text(token))
+        if event.generation is not None:
+            pieces += reader.finish(is_cut=event.generation.finish_reason != _END)
+        return [self._part(piece) for piece in pieces]
+
+    def _part(self, piece: Piece) -> ChatDelta:
+        match piece:
+            case Content(text):
+                return self._delta(text=text)
+            case Reasoned(text):
+                return self._delta(reasoning=text)
+        self._num_complete += piece.is_end
+        if piece.name is not None:
+            call_format = self._request.tool_call_format
+            self._call_ids.append(_new_call_id(call_format, len(self._call_ids)))
+        return self._delta(call=piece)
 
     def _finish(self, generation: Generation) -> str:
-        is_call = self._reader is not None and self._reader.is_complete
+        is_call = self._num_complete == len(self._call_ids) > 0
         return "tool_calls" if is_call else generation.finish_reason
 
     def _delta(
-        self, text: str, call: ToolCallDelta | None = None, finish_reason: str | None = None
+        self,
+        *,
+        text: str = "",
+        reasoning: str = "",
+        call: ToolCallDelta | None = None,
+        finish_reason: str | None = None,
     ) -> ChatDelta:
         is_first, self._is_first = self._is_first, False
         return ChatDelta(
@@ -334,12 +429,24 @@ class ChatStream:
             created=self._created,
             is_first=is_first,
             text=text,
+            reasoning=reasoning,
             call=call,
-            call_id=self._call_id,
+            call_id=self._call_ids[-1] if call is not None else "",
             tool_call_format=self._request.tool_call_format,
             finish_reason=finish_reason,
             logprobs=None,
         )
+
+
+def dialect_of(tokenizer: TextTokenizer, server: ServerInfo) -> Dialect:
+    """How a model writes calls and reasoning, by its template and the server's settings."""
+    return Dialect.of(
+        tokenizer.chat_template,
+        tokenizer.added_token,
+        takes_tools=tokenizer.template_takes_tools,
+        calls=server.tool_call_parser,
+        reasoning=server.reasoning_parser,
+    )
 
 
 def tool_call_format(
@@ -368,6 +475,6 @@ def tool_call_format(
     )
 
 
-def _new_call_id(tool_call_format: ToolCallFormat) -> str:
-    """A call's id: unique for OpenAI's clients, and "0" as in TGI for TGI's."""
-    return f"call_{secrets.token_hex(12)}" if tool_call_format == "openai" else "0"
+def _new_call_id(tool_call_format: ToolCallFormat, index: int) -> str:
+    """A call's id: unique for OpenAI's clients; its number, "0" as in TGI, for TGI's."""
+    return f"call_{secrets.token_hex(12)}" if tool_call_format == "openai" else str(index)

@@ -16,27 +16,20 @@ class ToolCall:
 
     name: str
     arguments: str
+    id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolCallDelta:
-    """What is new in a call: its name, which comes first, or a piece of its arguments' JSON."""
+    """What is new in a call: its name, which comes first, or a piece of its arguments' JSON.
+
+    `index` is the call's number within the answer; `is_end` says that its arguments have ended.
+    """
 
     name: str | None = None
     arguments: str = ""
-
-
-def parse(text: str) -> ToolCall | None:
-    """The call in a text; None for an answer in words and for a call that was cut off."""
-    if not text.lstrip().startswith("{"):
-        return None
-    reader = CallReader()
-    deltas = reader.push(text)
-    if not reader.is_complete:
-        return None
-    arguments = "".join(delta.arguments for delta in deltas)
-    name = next(delta.name for delta in deltas if delta.name is not None)
-    return ToolCall(name=name, arguments=arguments)
+    index: int = 0
+    is_end: bool = False
 
 
 class CallReader:
@@ -91,7 +84,7 @@ class CallReader:
         end = next((at for at, char in enumerate(text) if self._closes(char)), None)
         piece = self._opening + (text if end is None else text[: end + 1])
         self._opening = ""
-        return [ToolCallDelta(arguments=piece)]
+        return [ToolCallDelta(arguments=piece, is_end=self.is_complete)]
 
     def _closes(self, char: str) -> bool:
         """Counts a character; whether it ends the arguments."""

@@ -54,14 +54,18 @@ class Tool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Toolbox:
-    """The tools in force for one answer. With `may_answer` the model may also answer in text."""
+    """The tools in force for one answer. With `may_answer` the model may also answer in text.
+
+    `many` says whether it may make several calls, where its form of calls has that.
+    """
 
     tools: tuple[Tool, ...]
     may_answer: bool
+    many: bool = True
 
     @classmethod
-    def choose(cls, tools: Sequence[Tool], choice: Any) -> Toolbox | None:
-        """The tools that a `tool_choice` allows; None if there are none.
+    def choose(cls, tools: Sequence[Tool], choice: Any, *, many: bool = True) -> Toolbox | None:
+        """The tools that a `tool_choice` allows; None if there are none. One by name is one call.
 
         Raises:
             ServiceError: the choice names no tool, or is no choice.
@@ -70,16 +74,16 @@ class Toolbox:
         if not tools or choice == "none":
             return None
         if choice is None or choice == "auto":
-            return cls(tools=tuple(tools), may_answer=True)
+            return cls(tools=tuple(tools), may_answer=True, many=many)
         if choice == "required":
-            return cls(tools=tuple(tools), may_answer=False)
+            return cls(tools=tuple(tools), may_answer=False, many=many)
         name = _chosen_name(choice)
         chosen = tuple(tool for tool in tools if tool.name == name)
         if not chosen:
             raise ServiceError(
                 ErrorKind.TOOL, f"Tool with name {name} not found", field="tool_choice"
             )
-        return cls(tools=chosen, may_answer=False)
+        return cls(tools=chosen, may_answer=False, many=False)
 
     def grammar(self) -> Grammar:
         """What an answer must look like."""
@@ -103,10 +107,16 @@ class Toolbox:
             envelope["$defs"] = definitions
         return envelope
 
-    def prompt(self, tool_prompt: str | None) -> str:
-        """The text about the tools, for a template that does not render them."""
+    def prompt(self, tool_prompt: str | None, *, has_envelope: bool = True) -> str:
+        """The text about the tools, for a template that does not render them.
+
+        `has_envelope` says that calls have TGI's form, which this text must describe.
+        """
         text = DEFAULT_TOOL_PROMPT if tool_prompt is None else tool_prompt
-        return f"\n---\n{text}\n{json.dumps(self.schema(), ensure_ascii=False)}"
+        described: Any = [tool.definition() for tool in self.tools]
+        if has_envelope:
+            described = self.schema()
+        return f"\n---\n{text}\n{json.dumps(described, ensure_ascii=False)}"
 
 
 def _check(tools: Sequence[Tool]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 from array import array
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from engine.protocol.wire import framed
@@ -18,6 +19,7 @@ from ..errors import ErrorKind, ServiceError, overloaded
 from ..workers.budget import ByteBudget
 from ..workers.process import DeadError, LateError, WorkerProcess
 from ..workers.turns import Turns
+from .escaping import EscapedText
 
 # What is long. A tokenizer takes 60 ms for so many characters, without the interpreter's lock; a
 # list of tokens needs the lock, and so does a template, for each message and for each byte.
@@ -91,7 +93,7 @@ class LongTexts:
             ServiceError: it takes too long or too much memory, or too much waits already.
         """
         answer = await self._ask(
-            {"do": "encode", "text": text, "truncate": truncate, "max_tokens": max_tokens},
+            {"do": "encode", **_sent(text), "truncate": truncate, "max_tokens": max_tokens},
             len(text),
             "inputs",
         )
@@ -100,15 +102,19 @@ class LongTexts:
         return tuple(array("I", answer["ids"]))
 
     async def render(
-        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, num_bytes: int
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None,
+        variables: Mapping[str, Any],
+        num_bytes: int,
     ) -> str:
-        """The prompt for a conversation that came in so many bytes.
+        """The prompt for a conversation that came in so many bytes, as `render_chat` makes it.
 
         Raises:
             ServiceError: the template refuses it, or the same as for `encode`.
         """
         # As JSON, because its integers have any size.
-        conversation = json.dumps([messages, tools], ensure_ascii=False)
+        conversation = json.dumps([messages, tools, variables], ensure_ascii=False)
         answer = await self._ask(
             {"do": "render", "conversation": conversation}, num_bytes, "messages"
         )
@@ -123,7 +129,7 @@ class LongTexts:
             ServiceError: the reply would be too large, or the same as for `encode`.
         """
         field = "messages" if is_prompt else "inputs"
-        request = {"do": "list", "text": text, "form": form, "is_prompt": is_prompt}
+        request = {"do": "list", **_sent(text), "form": form, "is_prompt": is_prompt}
         answer = await self._ask(request, len(text), field)
         if "reply" not in answer:
             raise _invalid(
@@ -154,6 +160,12 @@ class LongTexts:
             raise _invalid(field, "needs too much memory to tokenise") from None
         finally:
             self._idle.append(worker)
+
+
+def _sent(text: str) -> dict[str, Any]:
+    """A text as a request has it, with the places of its special tokens if it says them."""
+    special = text.special if isinstance(text, EscapedText) else None
+    return {"text": str(text), "special": special}
 
 
 def _invalid(field: str, reason: str) -> ServiceError:

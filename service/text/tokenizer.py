@@ -11,6 +11,7 @@ from contextlib import suppress
 from functools import cache
 from itertools import accumulate
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple, TypeVar, TypeVarTuple, cast
 
 from jinja2 import Environment, TemplateError, UndefinedError, meta
@@ -19,6 +20,7 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBas
 
 from ..errors import ErrorKind, ServiceError
 from ..workers.turns import Turns
+from .escaping import EscapedText, SpecialTokens
 from .long_texts import LONG_CHARS, LONG_LIST_CHARS, LONG_MESSAGES, LongTexts, TooManyTokensError
 
 _T = TypeVar("_T")
@@ -64,6 +66,11 @@ class TextTokenizer:
         self.special_ids = _special_ids(tokenizer)
         self._bos_id = tokenizer.bos_token_id
         self._texts: dict[int, str] = {}
+        self._added = {
+            token.content: token_id for token_id, token in tokenizer.added_tokens_decoder.items()
+        }
+        self._special_tokens: SpecialTokens | None = None
+        self._special_tokens_lock = Lock()
         self._max_token_chars = max(map(len, self._backend.get_vocab()), default=1)
 
     @classmethod
@@ -130,8 +137,13 @@ class TextTokenizer:
 
     def span_slices(self, text: str, *, is_prompt: bool) -> Iterator[list[TokenSpan]]:
         """The same as `spans`, slice by slice, in the caller's thread."""
-        encoding = self._encode(text)
-        ids, offsets = encoding.ids, encoding.offsets
+        if isinstance(text, EscapedText):
+            encoding, origins = self.special_tokens.encode(text)
+            offsets = [(origins[start], origins[stop]) for start, stop in encoding.offsets]
+        else:
+            encoding = self._encode(text)
+            offsets = encoding.offsets
+        ids = encoding.ids
         starts = _byte_offsets(text)
         raw = text.encode()
         first = 1 if is_prompt and self._begins_twice(ids) else 0
@@ -175,6 +187,28 @@ class TextTokenizer:
             return "tool_use" in template or _takes_tools(template.get("default", ""))
         return bool(template) and _takes_tools(str(template))
 
+    @property
+    def chat_template(self) -> str:
+        """The chat template, the one for tools where there are several; empty if there is none."""
+        template = self._tokenizer.chat_template or ""
+        if isinstance(template, dict):
+            template = template.get("tool_use", template.get("default", ""))
+        return str(template)
+
+    def added_token(self, text: str) -> int | None:
+        """The id of a token that was added to the vocabulary for just this text."""
+        return self._added.get(text)
+
+    @property
+    def special_tokens(self) -> SpecialTokens:
+        """The special tokens as texts spell them. The first look takes as long as loading."""
+        with self._special_tokens_lock:
+            if self._special_tokens is None:
+                ids = self.special_ids
+                spellings = [text for text, token_id in self._added.items() if token_id in ids]
+                self._special_tokens = SpecialTokens(self._backend, spellings)
+            return self._special_tokens
+
     def processes_for_list(self, text: str) -> LongTexts | None:
         """The processes that have to list the tokens of a text, if it is long."""
         return self.long_texts if len(text) > LONG_LIST_CHARS else None
@@ -185,11 +219,16 @@ class TextTokenizer:
         return self.long_texts if is_long else None
 
     def render_chat(
-        self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None = None,
+        **variables: Any,
     ) -> str:
         """The prompt for a conversation, made by the model's template in transformers' sandbox.
 
-        OpenAI's role `developer` is `system` to a template that does not know it.
+        OpenAI's role `developer` is `system` to a template that does not know it. `variables` are
+        further ones of the template, `continue_final_message` among them, with which the last
+        message is left open.
 
         Raises:
             ServiceError: the model has no template, or the template refuses the conversation.
@@ -202,7 +241,7 @@ class TextTokenizer:
                 messages if _DEVELOPER in template else _without_developers(messages),
                 tools=cast("list[Any] | None", tools),
                 tokenize=False,
-                add_generation_prompt=True,
+                **{"add_generation_prompt": True, **variables},
             )
         except UndefinedError as error:
             raise ServiceError(ErrorKind.TEMPLATE, f"undefined value ({error})") from error
@@ -219,6 +258,8 @@ class TextTokenizer:
 
     def _encode(self, text: str, truncate: int | None = None) -> Encoding:
         # As a batch of one: `encode` would hold the interpreter's lock all the time.
+        if isinstance(text, EscapedText):
+            return self.special_tokens.encode(text)[0]
         if truncate is None:
             return self._backend.encode_batch([text])[0]
         end = self._end(text, truncate)

@@ -65,10 +65,21 @@ class TestTgiForm:
             spelt = choice(post(stack, openai, messages=messages, tool_choice="required"))
             assert spelt["message"]["tool_calls"][0]["function"]["arguments"] == arguments
 
-    def test_truncated_call_is_text(self, stack: Stack) -> None:
-        answer = choice(post(stack, TGI, tool_choice="required", max_tokens=12))
-        assert answer["message"]["content"].startswith('{"function": {')
-        assert answer["finish_reason"] == "length"
+    @pytest.mark.parametrize("max_tokens", [1, 4, 12])
+    def test_truncated_call_is_the_same_whole_and_streamed(
+        self, stack: Stack, max_tokens: int
+    ) -> None:
+        wanted = {"tool_choice": "required", "max_tokens": max_tokens}
+        answer = choice(post(stack, TGI, **wanted))
+        stream = chunks(post(stack, TGI, stream=True, **wanted))
+        calls = answer["message"].get("tool_calls", [])
+        pieces = [item["delta"]["tool_calls"] for item in stream if "tool_calls" in item["delta"]]
+        assert "".join(piece["function"]["arguments"] for piece in pieces) == "".join(
+            call["function"]["arguments"] for call in calls
+        )
+        assert not answer["message"].get("content")
+        assert not any(item["delta"].get("content") for item in stream)
+        assert answer["finish_reason"] == stream[-1]["finish_reason"] == "length"
 
     def test_stream_has_all_log_probabilities(self, stack: Stack) -> None:
         wanted = {"logprobs": True, "top_logprobs": 2}

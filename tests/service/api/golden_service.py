@@ -47,10 +47,16 @@ class GoldenTokenizer(WordTokenizer):
         """Never."""
         return False
 
+    chat_template = ""
+    template_takes_tools = False
+
+    def added_token(self, _: str) -> None:
+        """None: no token was added."""
+
     def processes_for_chat(self, *_: Any) -> None:
         """None: no conversation is long."""
 
-    def render_chat(self, messages: Sequence[dict[str, Any]], *_: Any) -> str:
+    def render_chat(self, messages: Sequence[dict[str, Any]], *_: Any, **__: Any) -> str:
         """The contents, line by line."""
         return "\n".join(item["content"] for item in messages)
 

@@ -110,6 +110,7 @@ TURNS = st.fixed_dictionaries(
         "content": TEXT | st.lists(st.fixed_dictionaries({"type": TEXT, "text": TEXT}), max_size=2),
         "name": TEXT,
         "tool_call_id": TEXT,
+        "reasoning_content": TEXT,
         "tool_calls": st.lists(
             st.fixed_dictionaries(
                 {
@@ -122,10 +123,16 @@ TURNS = st.fixed_dictionaries(
         ),
     },
 )
-FORMATS = st.fixed_dictionaries(
-    {"type": st.sampled_from(["json", "json_object", "json_schema", "regex", "text"])},
-    optional={"value": SCHEMAS, "json_schema": st.fixed_dictionaries({"schema": SCHEMAS})},
+JSON_TYPES = st.sampled_from(["json", "json_object", "json_schema"])
+NAMED = st.fixed_dictionaries({"schema": SCHEMAS})
+FORMATS = st.one_of(
+    st.fixed_dictionaries(
+        {"type": JSON_TYPES | st.sampled_from(["regex", "text"])}, optional={"value": SCHEMAS}
+    ),
+    st.fixed_dictionaries({"type": JSON_TYPES, "json_schema": NAMED}),
+    st.fixed_dictionaries({"type": JSON_TYPES, "schema": SCHEMAS}),
 )
+VARIABLES = st.dictionaries(TEXT, st.none() | st.booleans() | TEXT | st.lists(TEXT), max_size=2)
 CHAT = st.fixed_dictionaries(
     {"messages": st.lists(TURNS, min_size=1, max_size=3)},
     optional={
@@ -139,6 +146,13 @@ CHAT = st.fixed_dictionaries(
         "tool_prompt": TEXT,
         "tool_choice": TEXT,
         "response_format": FORMATS,
+        "parallel_tool_calls": st.booleans(),
+        "chat_template_kwargs": VARIABLES,
+        "reasoning_effort": TEXT,
+        "documents": st.lists(VARIABLES, max_size=2),
+        "add_generation_prompt": st.booleans(),
+        "continue_final_message": st.booleans(),
+        "escape_special_tokens": st.booleans(),
     },
 )
 COMPLETIONS = st.fixed_dictionaries(

@@ -14,8 +14,8 @@ from service.generation.generator import Token, TokenEvent
 from service.generation.parameters import Parameters
 from service.grammar.spec import Grammar
 from service.openai import chat
+from service.openai.call_formats.dialect import Dialect
 from service.openai.chat import ChatDelta, ChatRequest, ChatStream, Message, ToolCallFormat
-from service.openai.tool_calls import ToolCall
 from service.openai.tools import Tool, Toolbox
 from service.openai.usage import Usage
 from service.text.tokenizer import TextTokenizer
@@ -171,10 +171,10 @@ def test_a_format_and_tools_exclude_each_other() -> None:
 
 def test_tools_become_a_grammar_unless_they_are_switched_off() -> None:
     wanted = request(Message(role="user", content="x"), tools=(WEATHER, TIME))
-    chosen = wanted.with_toolbox(Toolbox(tools=(WEATHER,), may_answer=False))
+    chosen = wanted.answering("x", Toolbox(tools=(WEATHER,), may_answer=False), Dialect())
     assert chosen.tools == (WEATHER,)
     assert chosen.parameters.grammar is not None
-    without = wanted.with_toolbox(None)
+    without = wanted.answering("x", None, Dialect())
     assert (without.tools, without.parameters.grammar) == ((), None)
 
 
@@ -324,11 +324,39 @@ def test_an_answer_in_words_streams_although_there_are_tools(size: int) -> None:
     assert all(part.call is None for part in parts)
 
 
-def test_a_call_that_is_cut_off_before_its_name_is_text() -> None:
-    result = dataclasses.replace(generation(), text='{"function": {"_na', finish_reason="length")
-    event = TokenEvent(Token(9, '{"function": {"_na', -0.5, False), [], result)
+def cut(text: str, reason: str) -> TokenEvent:
+    """A text that one token makes, and that ends there."""
+    token = Token(9, text, -0.5, False)
+    result = dataclasses.replace(
+        generation(), text=text, tokens=[token], top_tokens=[], finish_reason=reason
+    )
+    return TokenEvent(token, [], result)
+
+
+def answered(event: TokenEvent) -> chat.ChatAnswer:
+    assert event.generation is not None
+    return chat.answer(tools_request(), event.generation, SERVER, 12)
+
+
+def test_a_call_that_is_cut_off_before_its_name_has_no_content() -> None:
+    event = cut('{"function": {"_na', "length")
     (part,) = deltas(tools_request(), event)
-    assert (part.text, part.finish_reason) == ('{"function": {"_na', "length")
+    assert (part.text, part.call, part.finish_reason) == ("", None, "length")
+    whole = answered(event)
+    assert (whole.text, whole.calls, whole.finish_reason) == ("", (), "length")
+
+
+@pytest.mark.parametrize("reason", ["length", "stop_sequence"])
+@pytest.mark.parametrize("end", [-3, -8, -12])
+def test_a_call_that_is_cut_off_is_the_same_whole_and_streamed(reason: str, end: int) -> None:
+    event = cut(CALL[:end], reason)
+    parts = deltas(tools_request(), event)
+    whole = answered(event)
+    (call,) = whole.calls
+    assert "".join(part.call.arguments for part in parts if part.call) == call.arguments
+    assert call.arguments.startswith('{"location')
+    assert {part.text for part in parts} == {whole.text} == {""}
+    assert (parts[-1].finish_reason, whole.finish_reason) == (reason, reason)
 
 
 @pytest.mark.parametrize("form", ["tgi", "openai"])
@@ -343,16 +371,19 @@ def test_a_complete_call_is_the_reason_whatever_ended_the_text(
     expected = "tool_calls" if is_call else ended_by
     *_, last = spoken(text, wanted, ended_by=ended_by)
     assert last.finish_reason == expected
-    result = dataclasses.replace(generation(), text=text, finish_reason=ended_by)
+    result = dataclasses.replace(
+        generation(), text=text, tokens=[Token(9, text, -0.5, False)], finish_reason=ended_by
+    )
     assert chat.answer(wanted, result, SERVER, 12).finish_reason == expected
 
 
 def test_an_answer_is_a_call_or_a_text() -> None:
-    called = dataclasses.replace(generation(), text=CALL)
+    called = dataclasses.replace(generation(), text=CALL, tokens=[Token(9, CALL, -0.5, False)])
     answer = chat.answer(tools_request(), called, SERVER, 12)
-    assert answer.call == ToolCall(name="get_weather", arguments='{"location": "Paris"}')
-    assert chat.answer(user("x"), called, SERVER, 12).call is None
-    assert chat.answer(tools_request(), generation(), SERVER, 12).call is None
+    (call,) = answer.calls
+    assert (call.name, call.arguments) == ("get_weather", '{"location": "Paris"}')
+    assert chat.answer(user("x"), called, SERVER, 12).calls == ()
+    assert chat.answer(tools_request(), generation(), SERVER, 12).calls == ()
 
 
 def test_log_probabilities_of_the_envelope_come_with_the_next_part() -> None:

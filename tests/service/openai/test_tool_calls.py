@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.openai import tool_calls
+from service.openai.call_formats.pieces import Parsed
+from service.openai.call_formats.tokenwire import EnvelopeReader
 from service.openai.tool_calls import CallReader
 
 JSON = st.recursive(
@@ -23,6 +24,11 @@ ARGUMENTS = st.dictionaries(st.text().filter(lambda key: key != "_name"), JSON, 
 
 def envelope(name: str, arguments: dict[str, Any], **style: Any) -> str:
     return json.dumps({"function": {"_name": name, **arguments}}, **style)
+
+
+def parsed(text: str) -> Parsed:
+    reader = EnvelopeReader()
+    return Parsed.of([*reader.push(text), *reader.finish(is_cut=False)])
 
 
 @given(
@@ -42,25 +48,26 @@ def test_pieces_of_a_call_give_its_name_and_its_arguments(
     assert [delta.name for delta in deltas if delta.name is not None] == [name]
     assert deltas[0].name == name
     assert json.loads("".join(delta.arguments for delta in deltas)) == arguments
-    call = tool_calls.parse(text)
-    assert call is not None
+    (call,) = parsed(text).calls
     assert (call.name, json.loads(call.arguments)) == (name, arguments)
 
 
 @given(st.text())
 def test_other_texts_are_no_calls(text: str) -> None:
-    assert tool_calls.parse(text) is None
+    assert parsed(text).calls == ()
+    assert parsed(text).content == text
 
 
 @given(st.text(min_size=1), ARGUMENTS, st.data())
-def test_a_call_that_is_cut_off_is_none(
+def test_a_call_that_is_cut_off_is_not_complete(
     name: str, arguments: dict[str, Any], data: st.DataObject
 ) -> None:
     text = envelope(name, arguments)
     cut = data.draw(st.integers(0, len(text) - 3))  # before the brace that ends the arguments
-    assert tool_calls.parse(text[:cut]) is None
+    assert not parsed(text[:cut]).is_call
 
 
 @pytest.mark.parametrize("text", ['{"a": 1}', "{", '{"function": {"x": 1}}', '{"function": 5}'])
 def test_other_json_is_no_call(text: str) -> None:
-    assert tool_calls.parse(text) is None
+    assert parsed(text).calls == ()
+    assert parsed(text).content == text

@@ -48,7 +48,16 @@ def test_a_call_can_be_required() -> None:
      {"type": "function", "function": {"name": "get_time"}}],
 )  # fmt: skip
 def test_one_tool_can_be_named(choice: Any) -> None:
-    assert Toolbox.choose([WEATHER, TIME], choice) == Toolbox(tools=(TIME,), may_answer=False)
+    expected = Toolbox(tools=(TIME,), may_answer=False, many=False)
+    assert Toolbox.choose([WEATHER, TIME], choice) == expected
+
+
+@pytest.mark.parametrize("choice", [None, "auto", "required"])
+def test_several_calls_can_be_forbidden(choice: Any) -> None:
+    for many in (True, False):
+        toolbox = Toolbox.choose([WEATHER, TIME], choice, many=many)
+        assert toolbox is not None
+        assert toolbox.many is many
 
 
 @pytest.mark.parametrize("tools", [(), (WEATHER,)])

@@ -56,14 +56,19 @@ class ChatMessage(TypedDict, total=False):
     name: str
     tool_calls: Sequence[Mapping[str, Any]]
     tool_call_id: str
+    reasoning_content: str
 
 
 class ResponseFormat(TypedDict, total=False):
-    """A constraint on an answer: TGI's form (type, value) or OpenAI's (type, json_schema)."""
+    """A constraint on an answer: TGI's form (type, value) or OpenAI's (type, json_schema).
+
+    `schema` is another name of `value`; only one of the three may be set.
+    """
 
     type: Required[Literal["json", "regex", "json_object", "json_schema", "text"]]
     value: Any
     json_schema: Mapping[str, Any]
+    schema: Any
 
 
 class ChatOptions(TypedDict, total=False):
@@ -82,6 +87,13 @@ class ChatOptions(TypedDict, total=False):
     tools: Sequence[Mapping[str, Any]]
     tool_prompt: str
     tool_choice: str | Mapping[str, Any]
+    parallel_tool_calls: bool
+    chat_template_kwargs: Mapping[str, Any]
+    reasoning_effort: str
+    documents: Sequence[Mapping[str, Any]]
+    add_generation_prompt: bool
+    continue_final_message: bool
+    escape_special_tokens: bool
     response_format: ResponseFormat | Mapping[str, Any]
     min_p: float
     min_tokens: int

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from google.protobuf import json_format
 from google.protobuf.message import Message
-from google.protobuf.struct_pb2 import Value
+from google.protobuf.struct_pb2 import Struct, Value
 
 from . import options
 from .pb import chat_pb2, completions_pb2, generate_pb2
@@ -47,6 +47,10 @@ def chat(
         fields["tools"] = [_parsed(tool, chat_pb2.Tool()) for tool in tools]
     if (choice := given.get("tool_choice")) is not None:
         fields["tool_choice"] = _parsed(choice, Value())
+    if (variables := given.get("chat_template_kwargs")) is not None:
+        fields["chat_template_kwargs"] = _parsed(variables, Struct())
+    if (documents := given.get("documents")) is not None:
+        fields["documents"] = [_parsed(document, Struct()) for document in documents]
     if (wanted := given.get("response_format")) is not None:
         fields["response_format"] = _response_format(wanted)
     turns = [_parsed(message, chat_pb2.Message()) for message in messages]
@@ -83,8 +87,9 @@ def _response_format(
     wanted: options.ResponseFormat | Mapping[str, Any],
 ) -> chat_pb2.ResponseFormat:
     fields: dict[str, Any] = {}
-    if (value := wanted.get("value")) is not None:
-        fields["value"] = _schema(value)
+    for name in ("value", "schema"):
+        if (value := wanted.get(name)) is not None:
+            fields[name] = _schema(value)
     if (named := wanted.get("json_schema")) is not None:
         given = dict(named)
         if (schema := given.pop("schema", None)) is not None:

@@ -265,6 +265,11 @@ class AssistantMessage(betterproto2.Message):
     The calls.
     """
 
+    reasoning_content: "str | None" = betterproto2.field(4, betterproto2.TYPE_STRING, optional=True)
+    """
+    What the model thought before it answered, where its template has think tags or channels.
+    """
+
 
 default_message_pool.register_message("tokenwire.v1", "AssistantMessage", AssistantMessage)
 
@@ -702,6 +707,58 @@ class ChatRequest(betterproto2.Message):
     """
     The call's id in logs, and what Abort takes. 1 to 128 visible characters of ASCII; it wins over
     the metadata `x-request-id`. Default: that, or a new one.
+    """
+
+    chat_template_kwargs: "__google__protobuf__.Struct | None" = betterproto2.field(
+        30, betterproto2.TYPE_MESSAGE, optional=True
+    )
+    """
+    Variables of the model's chat template, by name, for example `enable_thinking`. At most 64 KiB
+    of JSON together with `documents`.
+    """
+
+    reasoning_effort: "str | None" = betterproto2.field(31, betterproto2.TYPE_STRING, optional=True)
+    """
+    How long a model shall reason, in the words that its template knows: usually "low", "medium" or
+    "high". 1 to 32 characters.
+    """
+
+    documents: "list[__google__protobuf__.Struct]" = betterproto2.field(
+        32, betterproto2.TYPE_MESSAGE, repeated=True
+    )
+    """
+    Texts to answer from, in the form that the template knows: objects, usually {"title", "text"}.
+    """
+
+    add_generation_prompt: "bool | None" = betterproto2.field(
+        33, betterproto2.TYPE_BOOL, optional=True
+    )
+    """
+    Whether the prompt ends with the beginning of an answer. Default true, unless
+    `continue_final_message` is true.
+    """
+
+    continue_final_message: "bool | None" = betterproto2.field(
+        34, betterproto2.TYPE_BOOL, optional=True
+    )
+    """
+    Whether the answer continues the last message instead. Not with `add_generation_prompt`.
+    """
+
+    parallel_tool_calls: "bool | None" = betterproto2.field(
+        35, betterproto2.TYPE_BOOL, optional=True
+    )
+    """
+    Whether there may be several calls in an answer, where the model's form of calls has that.
+    Default true; one by name in `tool_choice` is one call.
+    """
+
+    escape_special_tokens: "bool | None" = betterproto2.field(
+        36, betterproto2.TYPE_BOOL, optional=True
+    )
+    """
+    Whether texts in messages, tools and documents that spell a special token are plain text to the
+    model. Default: the server's setting, which is false.
     """
 
     http: "__google__api__.HttpBody | None" = betterproto2.field(
@@ -2060,6 +2117,53 @@ class InvocationsRequest(betterproto2.Message):
     See CompletionsRequest.
     """
 
+    chat_template_kwargs: "__google__protobuf__.Struct | None" = betterproto2.field(
+        40, betterproto2.TYPE_MESSAGE, optional=True
+    )
+    """
+    See ChatRequest.
+    """
+
+    reasoning_effort: "str | None" = betterproto2.field(41, betterproto2.TYPE_STRING, optional=True)
+    """
+    See ChatRequest.
+    """
+
+    documents: "list[__google__protobuf__.Struct]" = betterproto2.field(
+        42, betterproto2.TYPE_MESSAGE, repeated=True
+    )
+    """
+    See ChatRequest.
+    """
+
+    add_generation_prompt: "bool | None" = betterproto2.field(
+        43, betterproto2.TYPE_BOOL, optional=True
+    )
+    """
+    See ChatRequest.
+    """
+
+    continue_final_message: "bool | None" = betterproto2.field(
+        44, betterproto2.TYPE_BOOL, optional=True
+    )
+    """
+    See ChatRequest.
+    """
+
+    parallel_tool_calls: "bool | None" = betterproto2.field(
+        45, betterproto2.TYPE_BOOL, optional=True
+    )
+    """
+    See ChatRequest.
+    """
+
+    escape_special_tokens: "bool | None" = betterproto2.field(
+        46, betterproto2.TYPE_BOOL, optional=True
+    )
+    """
+    See ChatRequest.
+    """
+
     http: "__google__api__.HttpBody | None" = betterproto2.field(
         100, betterproto2.TYPE_MESSAGE, optional=True
     )
@@ -2217,6 +2321,11 @@ class Message(betterproto2.Message):
     In a tool's turn: the call that it answers.
     """
 
+    reasoning_content: "str | None" = betterproto2.field(6, betterproto2.TYPE_STRING, optional=True)
+    """
+    In an assistant's turn: what it thought, for templates that show it to the model again.
+    """
+
 
 default_message_pool.register_message("tokenwire.v1", "Message", Message)
 
@@ -2325,6 +2434,13 @@ class ResponseFormat(betterproto2.Message):
     )
     """
     OpenAI's form of a schema.
+    """
+
+    schema: "__google__protobuf__.Value | None" = betterproto2.field(
+        4, betterproto2.TYPE_MESSAGE, optional=True
+    )
+    """
+    The same as `value` for JSON, as others write it. Only one of the three may be set.
     """
 
 
@@ -2577,6 +2693,11 @@ class ToolCall(betterproto2.Message):
     )
     """
     What is called.
+    """
+
+    index: "int | None" = betterproto2.field(4, betterproto2.TYPE_UINT32, optional=True)
+    """
+    In streams: the call's number within the answer, from 0. Absent for the first.
     """
 
 

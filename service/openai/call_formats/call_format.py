@@ -1,0 +1,71 @@
+"""What a form of tool calls has to say about itself."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ..tools import Tool
+from .pieces import Reader
+
+# A text as a part of a rule: the token of that text where the tokenizer has one, else the text.
+Marker = Callable[[str], Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """The calls that an answer may have.
+
+    Attributes:
+        tools: what may be called.
+        or_text: whether the answer may be text as well.
+        many: whether there may be several calls.
+    """
+
+    tools: Sequence[Tool]
+    or_text: bool
+    many: bool = True
+
+
+class CallFormat(Protocol):
+    """A form in which models write calls."""
+
+    @property
+    def name(self) -> str:
+        """Its name in settings."""
+
+    @property
+    def markers(self) -> frozenset[str]:
+        """Texts of special tokens that have to be read, though they are no part of an answer."""
+
+    def fits(self, template: str) -> bool:
+        """Whether a chat template makes calls of this form."""
+
+    def rule(self, wanted: Wanted, marker: Marker, template: str) -> Any:
+        """What an answer must look like, as `engine/grammar/rule_source.py` reads it."""
+
+    def reader(self, names: frozenset[str]) -> Reader:
+        """Reads an answer in which functions of these names may be called."""
+
+
+def arguments_rule(tool: Tool) -> dict[str, Any]:
+    """The rule of a call's arguments: an object, closed unless its schema says otherwise."""
+    given = tool.parameters if isinstance(tool.parameters, dict) else {}
+    is_closed = not any(key in given for key in ("$ref", "anyOf", "oneOf", "allOf"))
+    closed = {"additionalProperties": False} if is_closed else {}
+    return {"schema": {**closed, **given, "type": "object"}}
+
+
+def up_to(mark: Any) -> list[Any]:
+    """The rule of any text with the first mark behind it, which is a text or a token."""
+    if isinstance(mark, str):
+        return [{"until": mark, "before": "any"}]
+    return [{"text": "any"}, mark]
+
+
+def object_call(tool: Tool, key: str) -> list[Any]:
+    """The rule of `{"name": "f", "arguments": {...}}`, in which `key` may have another name."""
+    begin = f'{{"name": {json.dumps(tool.name, ensure_ascii=False)}, "{key}": '
+    return [begin, arguments_rule(tool), "}"]

@@ -1,0 +1,122 @@
+"""The form of gpt-oss: messages in channels, for reasoning, for calls and for the answer."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from ..tool_calls import ToolCallDelta
+from .call_format import Marker, Wanted, arguments_rule, up_to
+from .json_span import JsonSpan
+from .marked_reader import num_held
+from .pieces import Content, Piece, Reader, Reasoned
+
+_START, _CHANNEL, _MESSAGE = "<|start|>", "<|channel|>", "<|message|>"
+_CONSTRAIN, _END, _CALL, _RETURN = "<|constrain|>", "<|end|>", "<|call|>", "<|return|>"
+_ENDS = (_END, _CALL, _RETURN, _START, _CHANNEL)
+_RECIPIENT = re.compile(r"to=(\S+?)(?=<|\s|$)")
+_FUNCTIONS = "functions."
+
+
+class Harmony:
+    """The form of gpt-oss."""
+
+    name = "harmony"
+    markers = frozenset({_START, _CHANNEL, _MESSAGE, _CONSTRAIN, _END, _CALL, _RETURN})
+
+    def fits(self, template: str) -> bool:
+        """Whether the template has channels."""
+        return _CHANNEL in template and _MESSAGE in template
+
+    def rule(self, wanted: Wanted, marker: Marker, template: str) -> Any:
+        """Reasoning, then one call, after which the model stops, or an answer."""
+        del template
+        channel, message = marker(_CHANNEL), marker(_MESSAGE)
+        made = [self._call(tool, marker) for tool in wanted.tools]
+        choices = [["commentary to=functions.", {"choice": made}]]
+        if wanted.or_text:
+            choices.append(["final", message, {"text": "any"}])
+        return [self._thought(marker), channel, {"choice": choices}]
+
+    def lead(self, marker: Marker) -> Any:
+        """What comes before an answer: perhaps reasoning, then the head of the answer's message."""
+        return [self._thought(marker), marker(_CHANNEL), "final", marker(_MESSAGE)]
+
+    def _thought(self, marker: Marker) -> Any:
+        head = [marker(_CHANNEL), "analysis", marker(_MESSAGE)]
+        return {"optional": [*head, *up_to(marker(_END)), marker(_START), "assistant"]}
+
+    def _call(self, tool: Any, marker: Marker) -> list[Any]:
+        head = [f"{tool.name} ", marker(_CONSTRAIN), "json", marker(_MESSAGE)]
+        return [*head, arguments_rule(tool)]
+
+    def reader(self, names: frozenset[str]) -> Reader:
+        """All channels."""
+        del names
+        return HarmonyReader()
+
+
+class HarmonyReader:
+    """Turns messages into pieces: the channel and the recipient in its head say what each is."""
+
+    def __init__(self) -> None:
+        self._held = ""
+        self._kind: type[Content] | type[Reasoned] | None = Content  # None: a call's arguments
+        self._in_head = False
+        self._num_calls = 0
+        self._span = JsonSpan()
+
+    def push(self, text: str) -> list[Piece]:
+        """What the next piece of the text adds."""
+        self._held += text
+        pieces: list[Piece] = []
+        while self._read_head(pieces) if self._in_head else self._read_body(pieces):
+            pass
+        return pieces
+
+    def finish(self, *, is_cut: bool) -> list[Piece]:
+        """What was held back; a head that has no message is none of an answer."""
+        del is_cut
+        held, self._held = self._held, ""
+        return [] if self._in_head else self._body(held)
+
+    def _read_head(self, pieces: list[Piece]) -> bool:
+        head, mark, rest = self._held.partition(_MESSAGE)
+        if not mark:
+            return False
+        self._held, self._in_head = rest, False
+        recipient = _RECIPIENT.search(head)
+        if recipient is not None and recipient[1].startswith(_FUNCTIONS):
+            self._kind, self._span = None, JsonSpan()
+            name = recipient[1].removeprefix(_FUNCTIONS)
+            pieces.append(ToolCallDelta(name=name, index=self._num_calls))
+            self._num_calls += 1
+        else:
+            is_reasoning = "analysis" in head or recipient is not None
+            self._kind = Reasoned if is_reasoning else Content
+        return True
+
+    def _read_body(self, pieces: list[Piece]) -> bool:
+        found = [(self._held.find(mark), mark) for mark in _ENDS]
+        at, mark = min(((at, mark) for at, mark in found if at >= 0), default=(-1, ""))
+        if at < 0:
+            free = len(self._held) - num_held(self._held, _ENDS)
+            pieces += self._body(self._held[:free])
+            self._held = self._held[free:]
+            return False
+        pieces += self._body(self._held[:at])
+        self._held = self._held[at + len(mark) :]
+        self._in_head = mark in (_START, _CHANNEL)
+        self._kind = Content
+        return True
+
+    def _body(self, text: str) -> list[Piece]:
+        if not text:
+            return []
+        if self._kind is not None:
+            return [self._kind(text)]
+        if self._span.is_complete:
+            return []
+        end = self._span.push(text)
+        index, is_end = self._num_calls - 1, self._span.is_complete
+        return [ToolCallDelta(index=index, arguments=text[:end], is_end=is_end)]

@@ -1,0 +1,59 @@
+"""The form of Hermes and Qwen: `<tool_call>`, an object, `</tool_call>`, once for each call."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from .call_format import Marker, Wanted, object_call
+from .marked_reader import MarkedReader, Marks
+from .pieces import Reader
+
+_BEGIN, _END = "<tool_call>", "</tool_call>"
+
+# `{"name": "f", "arguments": `, up to the brace of the arguments.
+OBJECT_HEAD = (
+    r'\{\s*(?:"type"\s*:\s*"function"\s*,\s*)?"name"\s*:\s*(?P<name>"(?:[^"\\]|\\.)*")\s*,'
+    r'\s*"(?:arguments|parameters)"\s*:\s*(?=\{)'
+)
+_MARKS = Marks(
+    openings=(_BEGIN,),
+    head=re.compile(r"\s*" + OBJECT_HEAD),
+    next=re.compile("(?!)"),  # every call has its own opening
+    end=re.compile(f"(?s:.*?){_END}"),
+    closing=_END,
+)
+
+
+class Hermes:
+    """The form of Hermes and Qwen."""
+
+    name = "hermes"
+    markers = frozenset({_BEGIN, _END})
+
+    def fits(self, template: str) -> bool:
+        """Whether the template shows the markers and a JSON object between them."""
+        return _BEGIN in template and "<function=" not in template
+
+    def rule(self, wanted: Wanted, marker: Marker, template: str) -> Any:
+        """Calls on lines of their own."""
+        del template
+        begin, end = marker(_BEGIN), marker(_END)
+        made = [["\n", *object_call(tool, "arguments"), "\n", end] for tool in wanted.tools]
+        call = {"choice": made}
+        calls = [call, {"repeat": ["\n", begin, call]}] if wanted.many else [call]
+        if not wanted.or_text:
+            return [begin, *calls]
+        return text_or(begin, calls)
+
+    def reader(self, names: frozenset[str]) -> Reader:
+        """Whatever the markers enclose is a call, if it has a name and arguments."""
+        del names
+        return MarkedReader(_MARKS)
+
+
+def text_or(begin: Any, calls: list[Any]) -> Any:
+    """Any text, in which calls begin where the marker of their beginning is met."""
+    if isinstance(begin, str):
+        return {"choice": [{"text": "any"}, [{"until": begin, "before": "any"}, *calls]]}
+    return [{"text": "any"}, {"optional": [begin, *calls]}]

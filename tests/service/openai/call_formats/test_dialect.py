@@ -1,0 +1,94 @@
+"""Which form a chat template has, and that its grammar allows what the form's reader reads."""
+
+from __future__ import annotations
+
+import pytest
+
+from engine.grammar.backend_llguidance import json_source
+from engine.grammar.rule_source import rule_source
+from engine.protocol.errors import GrammarError
+from service.errors import ServiceError
+from service.openai.call_formats.dialect import Dialect
+from service.openai.tools import Tool, Toolbox
+from tests.engine.grammar.grammars import compiler, tokenizer
+
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+WEATHER = Tool(name="weather", parameters=SCHEMA)
+ARGUMENTS = '{"city": "Paris"}'
+
+TEMPLATES = {
+    "hermes": '{{ tools }}<tool_call>\n{"name": <function-name>}\n</tool_call>',
+    "llama3": '{{ tools }}Respond in the format {"name": function name, "parameters": dictionary}',
+    "mistral": "{{ tools }}[TOOL_CALLS]",
+    "deepseek_v3": "<｜tool▁calls▁begin｜>```json",
+    "harmony": "{{ tools }}<|start|><|channel|>final<|message|>",
+    "tokenwire": '{{ tools }}{"function": {"_name": "f"}}',
+}
+CALLS = {
+    "hermes": f'<tool_call>\n{{"name": "weather", "arguments": {ARGUMENTS}}}\n</tool_call>',
+    "llama3": f'{{"name": "weather", "parameters": {ARGUMENTS}}}',
+    "mistral": f'[TOOL_CALLS][{{"name": "weather", "arguments": {ARGUMENTS}}}]',
+    "deepseek_v3": "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>weather\n"
+    f"```json\n{ARGUMENTS}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
+    "harmony": "<|channel|>commentary to=functions.weather <|constrain|>json<|message|>"
+    + ARGUMENTS,
+}  # fmt: skip
+
+
+def dialect(template: str, **settings: str) -> Dialect:
+    takes_tools = "{{ tools" in template
+    return Dialect.of(template, lambda _: None, takes_tools=takes_tools, **settings)
+
+
+def allows(form: Dialect, text: str, *, may_answer: bool) -> bool:
+    """Whether the grammar of the form allows a whole text."""
+    grammar = form.call_grammar(Toolbox(tools=(WEATHER,), may_answer=may_answer))
+    lead = [] if grammar.lead is None else [grammar.lead]
+    source = rule_source([*lead, grammar.value], json_source)
+    matcher = compiler("demo").compile(source, frozenset({0}))
+    try:
+        matcher.advance(tokenizer("demo").encode(text, add_special_tokens=False).ids)
+    except GrammarError:
+        return False
+    return bool(matcher.raw.is_accepting())
+
+
+@pytest.mark.parametrize("form", TEMPLATES)
+def test_the_template_tells_the_form(form: str) -> None:
+    assert dialect(TEMPLATES[form]).calls.name == form
+
+
+def test_a_setting_wins_over_the_template_and_without_tools_the_form_is_ours() -> None:
+    assert dialect(TEMPLATES["hermes"], calls="llama3").calls.name == "llama3"
+    assert dialect("{{ messages }}").calls.name == "tokenwire"
+
+
+@pytest.mark.parametrize("form", CALLS)
+def test_a_forced_call_has_the_native_form_and_nothing_else(form: str) -> None:
+    native = dialect(TEMPLATES[form])
+    assert allows(native, CALLS[form], may_answer=False)
+    assert not allows(native, "hello", may_answer=False)
+    assert not allows(native, CALLS[form].replace("weather", "rain"), may_answer=False)
+    assert not allows(native, CALLS[form].replace("city", "town"), may_answer=False)
+
+
+@pytest.mark.parametrize("form", ["hermes", "llama3", "mistral", "deepseek_v3"])
+def test_with_auto_text_is_free_until_a_call_begins(form: str) -> None:
+    native = dialect(TEMPLATES[form])
+    assert allows(native, "hello {", may_answer=True)
+    assert allows(native, '{"a": 3}', may_answer=True)
+    assert allows(native, CALLS[form], may_answer=True)
+    assert not allows(native, CALLS[form].replace("city", "town"), may_answer=True)
+
+
+def test_a_grammar_begins_after_the_reasoning() -> None:
+    thinking = dialect(TEMPLATES["hermes"] + "</think>")
+    assert allows(thinking, f"<think>hm</think>\n\n{CALLS['hermes']}", may_answer=False)
+    assert allows(thinking.after("x<think>\n"), f"a </think>{CALLS['hermes']}", may_answer=False)
+    assert not allows(thinking.after("<think></think>\n\n"), "hm</think>", may_answer=False)
+
+
+def test_a_name_that_would_end_a_marker_is_refused() -> None:
+    tool = Tool(name="a<b", parameters=SCHEMA)
+    with pytest.raises(ServiceError, match="must not have white space"):
+        dialect(TEMPLATES["hermes"]).call_grammar(Toolbox(tools=(tool,), may_answer=True))

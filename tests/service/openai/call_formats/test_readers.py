@@ -1,0 +1,154 @@
+"""Calls and reasoning in every form, whole and in pieces of any size."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from service.openai.call_formats.deepseek_v3 import DeepSeekV3
+from service.openai.call_formats.harmony import Harmony
+from service.openai.call_formats.hermes import Hermes
+from service.openai.call_formats.llama3 import Llama3
+from service.openai.call_formats.mistral import Mistral
+from service.openai.call_formats.pieces import Parsed, Reader
+from service.openai.call_formats.think import PlainReader, ThinkReader
+from service.openai.call_formats.tokenwire import Tokenwire
+
+NAMES = frozenset({"w", "v"})
+ARGUMENTS = '{"city": "Par}is \\" ", "n": {"a": [1]}}'
+FORMATS = {
+    item.name: item
+    for item in (Hermes(), Llama3(), Mistral(), DeepSeekV3(), Harmony(), Tokenwire())
+}
+CALL_BEGIN, CALL_END = "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>"
+
+
+def read(reader: Reader, text: str, size: int, *, is_cut: bool = False) -> Parsed:
+    pieces = []
+    for start in range(0, len(text), size):
+        pieces += reader.push(text[start : start + size])
+    return Parsed.of([*pieces, *reader.finish(is_cut=is_cut)])
+
+
+def deepseek(*calls: str) -> str:
+    made = "\n".join(f"{CALL_BEGIN}{call}{CALL_END}" for call in calls)
+    return f"<｜tool▁calls▁begin｜>{made}<｜tool▁calls▁end｜>"
+
+
+BLOCK = f"function<｜tool▁sep｜>w\n```json\n{ARGUMENTS}\n```"
+THOUGHT = "<|channel|>analysis<|message|>hm{ <|end|><|start|>assistant"
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
+@pytest.mark.parametrize(
+    ("form", "text", "content", "calls"),
+    [
+        ("hermes", "hello <b>x</b>\n", "hello <b>x</b>\n", []),
+        (
+            "hermes",
+            f'I will.\n<tool_call>\n{{"name": "w", "arguments": {ARGUMENTS}}}\n</tool_call>\n'
+            '<tool_call>\n{"name": "v", "arguments": {}}\n</tool_call>\n',
+            "I will.",
+            [("w", ARGUMENTS), ("v", "{}")],
+        ),
+        ("hermes", '<tool_call>{"arguments": {"a": 1}, "name": "w"}</tool_call>', "",
+         [("w", '{"a": 1}')]),
+        ("hermes", '<tool_call>\n{"name": "w", "arguments": {"a": ', "", [("w", '{"a": ')]),
+        ("hermes", "<tool_call>no</tool_call> x", "<tool_call>no</tool_call> x", []),
+        ("llama3", f'{{"name": "w", "parameters": {ARGUMENTS}}}', "", [("w", ARGUMENTS)]),
+        (
+            "llama3",
+            '<|python_tag|>{"name": "w", "parameters": {}}; {"name": "v", "parameters": {"a":1}}',
+            "",
+            [("w", "{}"), ("v", '{"a":1}')],
+        ),
+        ("llama3", '{"a": 3}', '{"a": 3}', []),
+        ("llama3", '{"name": "Al", "parameters": {}} !', '{"name": "Al", "parameters": {}} !', []),
+        ("llama3", "{ hello", "{ hello", []),
+        ("mistral", f'[TOOL_CALLS][{{"name": "w", "arguments": {ARGUMENTS}}}, '
+         '{"name": "v", "arguments": {}}]', "", [("w", ARGUMENTS), ("v", "{}")]),
+        ("mistral", f"ok [TOOL_CALLS]w[ARGS]{ARGUMENTS}[TOOL_CALLS]v[ARGS]{{}}", "ok",
+         [("w", ARGUMENTS), ("v", "{}")]),
+        ("mistral", '[TOOL_CALLS][{"name": "w", "arguments": {}, "id": "a"}, '
+         '{"name": "v", "arguments": {}, "id": "b"}]', "", [("w", "{}"), ("v", "{}")]),
+        ("mistral", "[TOOL_", "[TOOL_", []),
+        ("deepseek_v3", "x" + deepseek(BLOCK, BLOCK.replace("w", "v", 1)), "x",
+         [("w", ARGUMENTS), ("v", ARGUMENTS)]),
+        ("deepseek_v3", deepseek('w<｜tool▁sep｜>{"a":1}', "v<｜tool▁sep｜>{}"), "",
+         [("w", '{"a":1}'), ("v", "{}")]),
+        ("harmony", f"{THOUGHT}<|channel|>commentary to=functions.w <|constrain|>json<|message|>"
+         f"{ARGUMENTS}<|call|>", "", [("w", ARGUMENTS)]),
+        ("harmony", f"{THOUGHT}<|channel|>final<|message|>Hello <|return|>", "Hello ", []),
+        ("tokenwire", '{"function": {"_name": "w", "a": 1}}', "", [("w", '{"a": 1}')]),
+        ("tokenwire", '{"x": 1}', '{"x": 1}', []),
+    ],
+)  # fmt: skip
+def test_an_answer_is_read_alike_in_pieces_of_any_size(
+    form: str, text: str, content: str, calls: list[tuple[str, str]], size: int
+) -> None:
+    parsed = read(FORMATS[form].reader(NAMES), text, size)
+    assert [(call.name, call.arguments) for call in parsed.calls] == calls
+    assert parsed.content == content
+
+
+ENDS = {
+    "hermes": f'<tool_call>\n{{"name": "w", "arguments": {ARGUMENTS}}}\n</tool_call>',
+    "llama3": f'{{"name": "w", "parameters": {ARGUMENTS}}}',
+    "mistral": f'[TOOL_CALLS][{{"name": "w", "arguments": {ARGUMENTS}}}]',
+    "deepseek_v3": deepseek(BLOCK),
+    "harmony": "<|channel|>commentary to=functions.w <|constrain|>json<|message|>" + ARGUMENTS,
+    "tokenwire": '{"function": {"_name": "w", "city": "x"}}',
+}
+
+
+@pytest.mark.parametrize("form", ENDS)
+def test_a_call_that_is_cut_off_is_never_content(form: str) -> None:
+    text = ENDS[form]
+    opening = {"hermes": "<tool_call>", "mistral": "[TOOL_CALLS]", "harmony": "<|channel|>",
+               "deepseek_v3": "<｜tool▁calls▁begin｜>"}.get(form, text[0])  # fmt: skip
+    for end in range(len(opening), len(text) + 1):
+        whole = read(FORMATS[form].reader(NAMES), text[:end], end, is_cut=True)
+        assert whole.content == ""
+        assert all(call.name == "w" for call in whole.calls)
+        assert not whole.is_call or json.loads(whole.calls[0].arguments)
+        assert read(FORMATS[form].reader(NAMES), text[:end], 1, is_cut=True) == whole
+    assert whole.is_call
+
+
+@pytest.mark.parametrize("text", ['{"name": "Al', '{"name": "Al"', '{"b', "{ x"])
+def test_json_that_calls_nothing_stays_text_when_it_is_cut_off(text: str) -> None:
+    assert read(Llama3().reader(NAMES), text, 2, is_cut=True).content == text
+
+
+@pytest.mark.parametrize("size", [1, 4, 1000])
+@pytest.mark.parametrize(
+    ("text", "is_open", "reasoning", "content"),
+    [
+        ("<think>\nab\n</think>\n\nhello\n", False, "ab", "hello\n"),
+        ("ab </think>x", True, "ab", "x"),
+        ("ab </think>x", False, "", "ab </think>x"),
+        ("<think>cut", False, "cut", ""),
+        ("<thi", False, "", "<thi"),
+        ("<think>\n\n</think>\n\nx", False, "", "x"),
+    ],
+)
+def test_reasoning_is_split_from_the_answer(
+    text: str, is_open: bool, reasoning: str, content: str, size: int
+) -> None:
+    parsed = read(ThinkReader(PlainReader(), is_open=is_open), text, size)
+    assert (parsed.reasoning, parsed.content) == (reasoning, content)
+
+
+def test_a_name_comes_before_the_arguments_which_come_as_they_are_written() -> None:
+    reader = Hermes().reader(NAMES)
+    assert not reader.push('<tool_call>\n{"name": "w", "arguments": ')
+    name, first = reader.push('{"a": ')
+    assert (getattr(name, "name", None), getattr(first, "arguments", None)) == ("w", '{"a": ')
+    (rest,) = reader.push("1}}")
+    assert (getattr(rest, "arguments", None), getattr(rest, "is_end", None)) == ("1}", True)
+
+
+def test_reasoning_in_the_analysis_channel_is_none_of_the_answer() -> None:
+    parsed = read(Harmony().reader(NAMES), f"{THOUGHT}<|channel|>final<|message|>x", 3)
+    assert (parsed.reasoning, parsed.content) == ("hm{ ", "x")
