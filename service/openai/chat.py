@@ -17,6 +17,7 @@ from ..generation.server_info import ServerInfo
 from ..grammar.spec import Grammar
 from ..text.escaping import new_mark
 from ..text.tokenizer import TextTokenizer
+from .call_formats import think
 from .call_formats.dialect import Dialect
 from .call_formats.pieces import Content, Parsed, Piece, Reader, Reasoned
 from .template_fields import TemplateFields
@@ -191,7 +192,12 @@ class Draft:
         variables, mark = request.template.variables(), ""
         if request.escape_special_tokens:
             mark, hide = new_mark(), tokenizer.special_tokens.hide
-            messages, tools, variables = (hide(x, mark) for x in (messages, tools, variables))
+            # An assistant's thoughts come back in its content, where templates look for them.
+            messages = [
+                hide(item, mark, think.TAGS if item["role"] == "assistant" else frozenset())
+                for item in messages
+            ]
+            tools, variables = hide(tools, mark), hide(variables, mark)
         return cls(request, toolbox, dialect, messages, tools, variables, mark)
 
     def conversation(self, rendered: str, tokenizer: TextTokenizer) -> Conversation:

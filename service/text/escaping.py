@@ -40,12 +40,16 @@ class EscapedText(str):
 class SpecialTokens:
     """The special tokens of a tokenizer, as texts spell them.
 
+    Those are the ones that it calls special, and the others in brackets: the marks of turns, of
+    thoughts or of calls are of both kinds.
+
     Args:
         backend: the tokenizer.
-        spellings: of its special tokens.
     """
 
-    def __init__(self, backend: Tokenizer, spellings: Iterable[str]) -> None:
+    def __init__(self, backend: Tokenizer) -> None:
+        added = backend.get_added_tokens_decoder().values()
+        spellings = [token.content for token in added if token.special or _is_mark(token.content)]
         longest_first = sorted(filter(None, spellings), key=len, reverse=True)
         # An empty choice would match everywhere; this one matches nowhere.
         self._spelling = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
@@ -55,17 +59,19 @@ class SpecialTokens:
         }
         self._backend = _renamed(backend, self._names)
 
-    def hide(self, value: Any, mark: str) -> Any:
+    def hide(self, value: Any, mark: str, but: frozenset[str] = frozenset()) -> Any:
         """A copy of a JSON value with a mark inside of each spelling of a special token.
 
-        What has none is not copied.
+        `but` are tokens that stay as they are.
         """
         if isinstance(value, str):
-            return self._spelling.sub(lambda found: f"{found[0][0]}{mark}{found[0][1:]}", value)
+            return self._spelling.sub(lambda found: _marked(found[0], mark, but), value)
         if isinstance(value, list):
-            return [self.hide(item, mark) for item in value]
+            return [self.hide(item, mark, but) for item in value]
         if isinstance(value, dict):
-            return {self.hide(key, mark): self.hide(item, mark) for key, item in value.items()}
+            return {
+                self.hide(key, mark, but): self.hide(item, mark, but) for key, item in value.items()
+            }
         return value
 
     def reveal(self, text: str, mark: str) -> str:
@@ -93,6 +99,14 @@ class SpecialTokens:
         parts.append(text[at:])
         origins += range(at, len(text) + 1)
         return self._backend.encode_batch(["".join(parts)])[0], origins
+
+
+def _is_mark(text: str) -> bool:
+    return text[:1] + text[-1:] in ("<>", "[]")
+
+
+def _marked(spelling: str, mark: str, but: frozenset[str]) -> str:
+    return spelling if spelling in but else f"{spelling[0]}{mark}{spelling[1:]}"
 
 
 def new_mark() -> str:

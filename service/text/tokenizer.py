@@ -204,9 +204,7 @@ class TextTokenizer:
         """The special tokens as texts spell them. The first look takes as long as loading."""
         with self._special_tokens_lock:
             if self._special_tokens is None:
-                ids = self.special_ids
-                spellings = [text for text, token_id in self._added.items() if token_id in ids]
-                self._special_tokens = SpecialTokens(self._backend, spellings)
+                self._special_tokens = SpecialTokens(self._backend)
             return self._special_tokens
 
     def processes_for_list(self, text: str) -> LongTexts | None:

@@ -94,7 +94,7 @@ class Dialect:
     @property
     def markers(self) -> frozenset[str]:
         """Texts of special tokens that must be read."""
-        tags = frozenset({think.START, think.END}) if self.reasoning == "think" else frozenset()
+        tags = think.TAGS if self.reasoning == "think" else frozenset()
         channels = _HARMONY.markers if self.reasoning == "harmony" else frozenset()
         return self.calls.markers | tags | channels
 

@@ -36,15 +36,16 @@ class Harmony:
         choices = [["commentary to=functions.", {"choice": made}]]
         if wanted.or_text:
             choices.append(["final", message, {"text": "any"}])
-        return [self._thought(marker), channel, {"choice": choices}]
+        return [self._before(marker), channel, {"choice": choices}]
 
     def lead(self, marker: Marker) -> Any:
         """What comes before an answer: perhaps reasoning, then the head of the answer's message."""
-        return [self._thought(marker), marker(_CHANNEL), "final", marker(_MESSAGE)]
+        return [self._before(marker), marker(_CHANNEL), "final", marker(_MESSAGE)]
 
-    def _thought(self, marker: Marker) -> Any:
-        head = [marker(_CHANNEL), "analysis", marker(_MESSAGE)]
-        return {"optional": [*head, *up_to(marker(_END)), marker(_START), "assistant"]}
+    def _before(self, marker: Marker) -> Any:
+        """Messages before the last: reasoning, and what the model says about a call to come."""
+        head = [marker(_CHANNEL), {"choice": ["analysis", "commentary"]}, marker(_MESSAGE)]
+        return {"repeat": [*head, *up_to(marker(_END)), marker(_START), "assistant"]}
 
     def _call(self, tool: Any, marker: Marker) -> list[Any]:
         head = [f"{tool.name} ", marker(_CONSTRAIN), "json", marker(_MESSAGE)]

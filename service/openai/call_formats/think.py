@@ -6,6 +6,7 @@ from .marked_reader import num_held
 from .pieces import Content, Piece, Reader, Reasoned
 
 START, END = "<think>", "</think>"
+TAGS = frozenset({START, END})
 
 
 class PlainReader:

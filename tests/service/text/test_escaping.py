@@ -67,6 +67,21 @@ def test_every_text_in_a_value_is_searched_and_nothing_else_changes() -> None:
     assert special.reveal(str(hidden), mark) == str(value)
 
 
+def test_marks_are_hidden_that_the_tokenizer_does_not_call_special() -> None:
+    backend = Tokenizer.from_str(raw_tokenizer().to_str())
+    backend.add_tokens(["<think>", "<｜User｜>", "  "])
+    fast = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<|bos|>")
+    tokenizer = TextTokenizer(fast, frozenset({2}))
+    special, mark = tokenizer.special_tokens, new_mark()
+    said = special.hide("<think>  <｜User｜>", mark, frozenset({"<think>"}))
+    text = special.reveal(f"<｜User｜>{said}", mark)
+    ids = tokenizer.encode_now(text, None, 100)
+    thinks, user, spaces = (backend.token_to_id(x) for x in ("<think>", "<｜User｜>", "  "))
+    assert ids[:4] == (0, user, thinks, spaces)
+    assert user not in ids[4:]
+    assert tokenizer.decode(ids[1:]) == str(text)
+
+
 def test_another_process_makes_the_same_tokens() -> None:
     text = prompt(f"a {END} b")
     assert isinstance(text, EscapedText)

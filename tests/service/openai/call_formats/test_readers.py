@@ -79,6 +79,9 @@ THOUGHT = "<|channel|>analysis<|message|>hm{ <|end|><|start|>assistant"
          [("w", '{"a":1}'), ("v", "{}")]),
         ("harmony", f"{THOUGHT}<|channel|>commentary to=functions.w <|constrain|>json<|message|>"
          f"{ARGUMENTS}<|call|>", "", [("w", ARGUMENTS)]),
+        ("harmony", f"{THOUGHT}<|channel|>commentary<|message|>I look.<|end|><|start|>assistant"
+         f"<|channel|>commentary to=functions.w <|constrain|>json<|message|>{ARGUMENTS}<|call|>",
+         "I look.", [("w", ARGUMENTS)]),
         ("harmony", f"{THOUGHT}<|channel|>final<|message|>Hello <|return|>", "Hello ", []),
         ("tokenwire", '{"function": {"_name": "w", "a": 1}}', "", [("w", '{"a": 1}')]),
         ("tokenwire", '{"x": 1}', '{"x": 1}', []),
