@@ -150,6 +150,11 @@ def unhealthy() -> ServiceError:
     return ServiceError(ErrorKind.UNHEALTHY, "unhealthy")
 
 
+def unknown_model(name: str) -> ServiceError:
+    """The error for a model that is not served."""
+    return ServiceError(ErrorKind.NOT_FOUND, f"The model `{name}` does not exist", field="id")
+
+
 def unauthenticated(*, is_missing: bool) -> ServiceError:
     """The error for a call without an API key, or with a wrong one."""
     text = "an API key is needed: `authorization: Bearer KEY`" if is_missing else "wrong API key"

@@ -12,7 +12,8 @@ DOCS_ASSETS = (
 )
 
 # Every REST path with its methods; the protos bind them to RPCs. A POST needs a JSON body and has
-# no time limit; a GET has no body and a limit of 5 s.
+# no time limit; a GET has no body and a limit of 5 s. A field
+# with `**` is any further text.
 REST_ROUTES: dict[str, tuple[str, ...]] = {
     "/": ("GET", "POST"),
     "/generate": ("POST",),
@@ -23,6 +24,7 @@ REST_ROUTES: dict[str, tuple[str, ...]] = {
     "/tokenize": ("POST",),
     "/chat_tokenize": ("POST",),
     "/v1/models": ("GET",),
+    "/v1/models/{id=**}": ("GET",),
     "/health": ("GET",),
     "/ping": ("GET",),
     "/info": ("GET",),

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
+from urllib.parse import unquote
 
 from ..codec import convert, headers, presenter
 from ..codec.keep_alive import with_keep_alive
@@ -24,6 +25,7 @@ from ..errors import (
     missing_field,
     overloaded,
     unhealthy,
+    unknown_model,
 )
 from ..generation.engine_client import EngineClient
 from ..generation.gather import gather
@@ -199,6 +201,18 @@ class TextGenerationServicer:
     async def list_models(self, _: None, call: Call) -> Reply:
         """The one model that is served."""
         return call.presenter.list_models(self._server)
+
+    async def get_model(self, model_id: str, call: Call) -> Reply:
+        """The model of this name.
+
+        Raises:
+            ServiceError: there is none.
+        """
+        # Clients write the slashes of a name in a path as %2F, and Envoy leaves them so.
+        name = unquote(model_id) if call.is_rest else model_id
+        if not self._server.is_model(name):
+            raise unknown_model(name)
+        return call.presenter.get_model(self._server)
 
     async def open_api(self, _: None, __: Call) -> Reply:
         """The OpenAPI document: the contract with our additions."""

@@ -154,10 +154,12 @@ def completion_usage(part: StreamUsage) -> pb.Completion:
 
 def models_response(server: ServerInfo) -> pb.ListModelsResponse:
     """The one model."""
-    name = server.model_id
-    return pb.ListModelsResponse(
-        object="list", data=[pb.Model(id=name, object="model", owned_by=name)]
-    )
+    return pb.ListModelsResponse(object="list", data=[_model(server)])
+
+
+def model_response(server: ServerInfo) -> pb.GetModelResponse:
+    """One model."""
+    return pb.GetModelResponse(model=_model(server))
 
 
 def info_response(server: ServerInfo) -> pb.InfoResponse:
@@ -185,6 +187,11 @@ def load_response(load: Load) -> pb.GetLoadResponse:
 def abort_response(num_aborted: int) -> pb.AbortResponse:
     """What an abort has ended."""
     return pb.AbortResponse(aborted=num_aborted)
+
+
+def _model(server: ServerInfo) -> pb.Model:
+    name = server.model_id
+    return pb.Model(id=name, object="model", owned_by=name)
 
 
 def _assistant_message(answer: ChatAnswer) -> pb.AssistantMessage:

@@ -69,6 +69,9 @@ class Presenter(Protocol):
     def list_models(self, server: ServerInfo) -> Reply:
         """ListModels."""
 
+    def get_model(self, server: ServerInfo) -> Reply:
+        """GetModel: the one model."""
+
     def invocation(self, kind: InvocationKind, reply: Reply) -> Reply:
         """Invocations: wraps the reply of the RPC that was chosen."""
 
@@ -150,6 +153,10 @@ class TypedPresenter:
         """See Presenter."""
         return convert.models_response(server)
 
+    def get_model(self, server: ServerInfo) -> Reply:
+        """See Presenter."""
+        return convert.model_response(server)
+
     def invocation(self, kind: InvocationKind, reply: Reply) -> Reply:
         """See Presenter."""
         return framing.invocations_response(kind, bytes(reply))
@@ -227,6 +234,10 @@ class RestPresenter:
     def list_models(self, server: ServerInfo) -> Reply:
         """See Presenter."""
         return framing.http_reply(render.JSON, render.models(server))
+
+    def get_model(self, server: ServerInfo) -> Reply:
+        """See Presenter."""
+        return framing.http_reply(render.JSON, render.model(server))
 
     def invocation(self, kind: InvocationKind, reply: Reply) -> Reply:
         """The same bytes: `http` is field 15 of every reply."""

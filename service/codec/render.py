@@ -86,9 +86,12 @@ def token_parts(slices: Iterable[list[TokenSpan]], prompt: str | None) -> Iterat
 
 def models(server: ServerInfo) -> bytes:
     """ListModelsResponse, as later versions of TGI have it."""
-    name = server.model_id
-    model = {"id": name, "object": "model", "created": 0, "owned_by": name}
-    return orjson.dumps({"object": "list", "data": [model]})
+    return orjson.dumps({"object": "list", "data": [_model(server)]})
+
+
+def model(server: ServerInfo) -> bytes:
+    """Model."""
+    return orjson.dumps(_model(server))
 
 
 def info(server: ServerInfo) -> bytes:
@@ -241,6 +244,11 @@ def _head(created: int, server: ServerInfo) -> dict[str, Any]:
         "model": server.model_id,
         "system_fingerprint": server.system_fingerprint,
     }
+
+
+def _model(server: ServerInfo) -> dict[str, Any]:
+    name = server.model_id
+    return {"id": name, "object": "model", "created": 0, "owned_by": name}
 
 
 def _usage(usage: Usage) -> dict[str, int]:

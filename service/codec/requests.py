@@ -229,6 +229,7 @@ READERS = {
     "CompletionsUnary": COMPLETIONS,
     "Tokenize": Reader(_body(bodies.Generate, _text), _text),
     "Docs": Reader(_no_body, lambda message: message.asset),
+    "GetModel": Reader(_no_body, lambda message: _required(message.id or None, "id")),
     "Abort": Reader(_no_body, lambda message: message.request_id),
     "WatchLoad": Reader(_no_body, lambda message: message.interval_seconds),
 }

@@ -52,6 +52,14 @@ class ServerInfo:
     docker_label: str | None = None
     eos_token_ids: frozenset[int] = frozenset()
 
+    def is_model(self, name: str) -> bool:
+        """Whether a name is that of the model.
+
+        A directory's leading slash may be missing: in a path it stands next to another one, and the
+        gateway merges the two.
+        """
+        return bool(name) and name.removeprefix("/") == self.model_id.removeprefix("/")
+
     @property
     def system_fingerprint(self) -> str:
         """The version and the build, as TGI puts them together."""

@@ -148,7 +148,12 @@ def events(reply: httpx.Response) -> list[str]:
 
 
 def meant_path(path: str, body: Any) -> str:
-    """The path whose replies are expected: `/invocations` answers like one of three others."""
+    """The path whose replies are expected: `/invocations` answers like one of three others.
+
+    A path with a field in it is the document's.
+    """
+    if path.startswith("/v1/models/"):
+        return "/v1/models/{id}"
     if path != "/invocations" or not isinstance(body, dict):
         return path
     if body.get("messages"):

@@ -48,6 +48,7 @@ EXCHANGES: dict[str, Exchange] = {
     "info": ("GET", "/info", None),
     "metrics": ("GET", "/metrics", None),
     "models": ("GET", "/v1/models", None),
+    "model": ("GET", "/v1/models/tokenwire/demo", None),
     "openapi": ("GET", "/openapi.json", None),
     "tokenize": ("POST", "/tokenize", {"inputs": "¿Qué? 🙂"}),
     "chat tokenize": ("POST", "/chat_tokenize", CHAT),

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import grpc
 import httpx
@@ -72,6 +73,39 @@ def test_models_lists_the_served_model(stack: Stack, api: ReflectionClient) -> N
     (found,) = message.data
     assert (found.id, found.object, found.created, found.owned_by) == (name, "model", 0, name)
     assert not message.HasField("http")
+
+
+def test_model_is_found_by_its_name(stack: Stack, api: ReflectionClient) -> None:
+    (model,) = stack.http.get("/v1/models").json()["data"]
+    for name in (model["id"], quote(model["id"], safe="")):
+        reply = stack.http.get(f"/v1/models/{name}")
+        assert reply.status_code == 200
+        assert reply.headers["content-type"] == "application/json"
+        assert reply.json() == model
+    message = api.call("GetModel", {"id": model["id"]})
+    assert as_dict(message.model) == {key: value for key, value in model.items() if value}
+    assert not message.HasField("http")
+
+
+@pytest.mark.parametrize("name", ["gpt-4o", "org/other", "tokenwire", "tokenwire/demo/x", "a b"])
+def test_other_models_do_not_exist(stack: Stack, api: ReflectionClient, name: str) -> None:
+    reply = stack.http.get(f"/v1/models/{name}")
+    assert reply.status_code == 404
+    error = f"The model `{name}` does not exist"
+    assert reply.json() == {"error": error, "error_type": "not_found"}
+    with pytest.raises(grpc.RpcError) as caught:
+        api.call("GetModel", {"id": name})
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    assert caught.value.details() == error
+    assert details(caught.value) == ("not_found", "id")
+
+
+def test_model_without_a_name_is_not_looked_for(stack: Stack, api: ReflectionClient) -> None:
+    assert stack.http.get("/v1/models/").status_code == 404
+    with pytest.raises(grpc.RpcError) as caught:
+        api.call("GetModel", {})
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert caught.value.details() == "missing field `id`"
 
 
 def test_ping_answers_like_health(stack: Stack) -> None:

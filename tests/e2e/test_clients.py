@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from huggingface_hub import AsyncInferenceClient, InferenceClient
 from huggingface_hub.errors import ValidationError
-from openai import APIError, AsyncOpenAI, OpenAI, UnprocessableEntityError
+from openai import APIError, AsyncOpenAI, NotFoundError, OpenAI, UnprocessableEntityError
 
 from tests.e2e.stack import DEADLINE_S, PROMPT, Stack
 from tests.paths import REPOSITORY
@@ -215,6 +215,12 @@ class TestOpenAI:
         (model,) = openai.models.list()
         assert model.object == "model"
         assert model.id == stack.http.get("/info").json()["model_id"]
+
+    def test_model_is_retrieved_by_its_name(self, openai: OpenAI) -> None:
+        (listed,) = openai.models.list()
+        assert openai.models.retrieve(listed.id) == listed
+        with pytest.raises(NotFoundError):
+            openai.models.retrieve("org/other")
 
     def test_unknown_chat_fields_are_ignored(self, openai: OpenAI) -> None:
         stream = openai.chat.completions.create(

@@ -25,7 +25,8 @@ from tests.e2e.stack import ENDLESS, PROMPT, Stack, running, wait_until
 HEALTH_PATHS = ["/", "/health", "/ping"]
 
 PROVOKED_HERE = {
-    *((method, path, 200) for method, path, _ in EXCHANGES.values()),
+    *((method, meant_path(path, None), 200) for method, path, _ in EXCHANGES.values()),
+    ("GET", "/v1/models/{id}", 404),
     *(("POST", path, status) for path in GENERATIONS for status in (422, 424, 429)),
     ("POST", "/chat_tokenize", 422),
     *(("GET", path, 503) for path in HEALTH_PATHS),
@@ -125,6 +126,12 @@ def test_generation_that_fails_in_a_stream_is_an_event(stack: Stack, path: str) 
     _, body = GENERATIONS[path]
     reply = stack.http.post(path, json={**body, "stream": True})
     check_failure(reply, path, 200, "generation")
+
+
+def test_unknown_model_is_a_404(stack: Stack) -> None:
+    reply = stack.http.get("/v1/models/org/other")
+    Checker().check("GET", "/v1/models/{id}", reply)
+    assert failure(reply)[0] == 404
 
 
 def test_conversation_that_cannot_be_tokenised_is_a_422(stack: Stack) -> None:

@@ -38,6 +38,7 @@ def test_reflection_describes_every_method(api: ReflectionClient) -> None:
         "Info": ("InfoRequest", "InfoResponse", False),
         "GetLoad": ("GetLoadRequest", "GetLoadResponse", False),
         "WatchLoad": ("WatchLoadRequest", "GetLoadResponse", True),
+        "GetModel": ("GetModelRequest", "GetModelResponse", False),
         "ListModels": ("ListModelsRequest", "ListModelsResponse", False),
         "Health": ("HealthRequest", "HealthResponse", False),
         "Metrics": ("MetricsRequest", "HttpBody", False),

@@ -145,13 +145,36 @@ def test_spellings_of_a_path_are_one(gateway: Gateway, sent: str, path: str) -> 
     assert gateway.service.calls[-1].metadata["x-envoy-original-path"] == path
 
 
-@pytest.mark.parametrize("path", ["/docs%2finfo", "/v1%5Cmodels"])
-def test_escaped_slashes_are_refused(gateway: Gateway, path: str) -> None:
+@pytest.mark.parametrize(
+    "path", ["/docs%2finfo", "/v1%5Cmodels", "/v1%2Fmodels/a", "/a%2f..%2finfo"]
+)
+def test_escaped_slash_does_not_separate(gateway: Gateway, path: str) -> None:
     with connect(gateway) as connection:
-        connection.sendall(b"GET %s HTTP/1.1\r\nhost: a\r\n\r\n" % path.encode())
+        request = b"GET %s HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n" % path.encode()
+        connection.sendall(request)
         head, _, body = read_all(connection).partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 400 ")
-    assert b'"error_type":"gateway"' in body
+    assert head.startswith(b"HTTP/1.1 404 ")
+    assert b'"error_type":"not_found"' in body
+    assert not gateway.service.calls
+
+
+@pytest.mark.parametrize(
+    ("sent", "name"),
+    [
+        ("tgi", "tgi"),
+        ("org/name", "org/name"),
+        ("org%2Fname", "org%2Fname"),
+        ("a%20b/c.d-e:f@1", "a b/c.d-e:f@1"),
+        ("./x", "x"),
+    ],
+)
+def test_name_of_a_model_is_the_rest_of_the_path(gateway: Gateway, sent: str, name: str) -> None:
+    with connect(gateway) as connection:
+        request = b"GET /v1/models/%s HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"
+        connection.sendall(request % sent.encode())
+        assert read_all(connection).startswith(b"HTTP/1.1 200 ")
+    assert gateway.service.calls[-1].method == "GetModel"
+    assert gateway.service.calls[-1].request.id == name
 
 
 def test_half_a_body_is_408(start_gateway: StartGateway) -> None:

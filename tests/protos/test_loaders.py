@@ -22,6 +22,7 @@ METHODS = {
     "ChatTokenize",
     "Info",
     "GetLoad",
+    "GetModel",
     "ListModels",
     "Health",
     "Metrics",

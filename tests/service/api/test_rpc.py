@@ -73,6 +73,9 @@ class Servicer:
     async def list_models(self, request: Any, call: Call) -> Any:
         return await self._one(pb.ListModelsResponse(), request, call)
 
+    async def get_model(self, request: Any, call: Call) -> Any:
+        return await self._one(pb.GetModelResponse(), request, call)
+
     async def chat_tokenize(self, request: Any, call: Call) -> Any:
         return await self._one(pb.ChatTokenizeResponse(), request, call)
 
@@ -139,6 +142,7 @@ VALID = {
     "CompatGenerate": bytes(pb.CompatGenerateRequest(inputs="")),
     "Invocations": bytes(pb.InvocationsRequest(inputs="")),
     "Tokenize": bytes(pb.TokenizeRequest(inputs="")),
+    "GetModel": bytes(pb.GetModelRequest(id="a/b")),
 }
 
 

@@ -35,6 +35,8 @@ __all__ = (
     "GenerateStreamResponse",
     "GetLoadRequest",
     "GetLoadResponse",
+    "GetModelRequest",
+    "GetModelResponse",
     "Grammar",
     "GrammarType",
     "HealthRequest",
@@ -1683,6 +1685,43 @@ class GetLoadResponse(betterproto2.Message):
 
 
 default_message_pool.register_message("tokenwire.v1", "GetLoadResponse", GetLoadResponse)
+
+
+@dataclass(eq=False, repr=False)
+class GetModelRequest(betterproto2.Message):
+    """
+    Which model.
+    """
+
+    id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    Its name, which may have slashes. Required.
+    """
+
+
+default_message_pool.register_message("tokenwire.v1", "GetModelRequest", GetModelRequest)
+
+
+@dataclass(eq=False, repr=False)
+class GetModelResponse(betterproto2.Message):
+    """
+    A model that is served.
+    """
+
+    model: "Model | None" = betterproto2.field(1, betterproto2.TYPE_MESSAGE, optional=True)
+    """
+    The model.
+    """
+
+    http: "__google__api__.HttpBody | None" = betterproto2.field(
+        15, betterproto2.TYPE_MESSAGE, optional=True
+    )
+    """
+    The same as JSON, for the gateway.
+    """
+
+
+default_message_pool.register_message("tokenwire.v1", "GetModelResponse", GetModelResponse)
 
 
 @dataclass(eq=False, repr=False)

@@ -131,6 +131,20 @@ class ListModelsRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class GetModelRequest(_message.Message):
+    __slots__ = ("id",)
+    ID_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    def __init__(self, id: _Optional[str] = ...) -> None: ...
+
+class GetModelResponse(_message.Message):
+    __slots__ = ("model", "http")
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    HTTP_FIELD_NUMBER: _ClassVar[int]
+    model: Model
+    http: _httpbody_pb2.HttpBody
+    def __init__(self, model: _Optional[_Union[Model, _Mapping]] = ..., http: _Optional[_Union[_httpbody_pb2.HttpBody, _Mapping]] = ...) -> None: ...
+
 class Model(_message.Message):
     __slots__ = ("id", "object", "created", "owned_by")
     ID_FIELD_NUMBER: _ClassVar[int]
