@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
+from typing import Literal
 from urllib.parse import unquote
 
 from ..codec import convert, headers, presenter
@@ -51,6 +51,7 @@ from ..openai.completions import (
     CompletionsRequest,
     round_robin,
 )
+from ..openai.head import Head
 from ..openai.usage import StreamUsage, Usage
 from ..text.long_texts import Form
 from ..text.tokenizer import TextTokenizer
@@ -123,13 +124,13 @@ class TextGenerationServicer:
         """Continues a conversation."""
         conversation = await self._conversation(request, call)
         wanted, prompt = conversation.request, conversation.prompt
-        created = int(time.time())
+        head = self._head("chatcmpl", wanted)
         with fields_named(wanted.field_names):
             if not wanted.stream:
                 result = await self._run(prompt, wanted.parameters, call)
-                yield call.presenter.chat(chat.answer(wanted, result, self._server, created))
+                yield call.presenter.chat(chat.answer(wanted, result, head))
                 return
-            messages = self._chat_deltas(wanted, prompt, created, call)
+            messages = self._chat_deltas(wanted, prompt, head, call)
             async with aclosing(self._presented(messages, [prompt], call, openai=True)) as replies:
                 async for reply in replies:
                     yield reply
@@ -137,12 +138,12 @@ class TextGenerationServicer:
     async def completions(self, wanted: CompletionsRequest, call: Call) -> AsyncGenerator[Reply]:
         """Continues one or several prompts."""
         wanted.check(self._server.limits)
-        created = int(time.time())
+        head = self._head("cmpl", wanted)
         with fields_named(completions.FIELD_NAMES):
             if not wanted.stream:
-                yield call.presenter.completions(await self._complete(wanted, created, call))
+                yield call.presenter.completions(await self._complete(wanted, head, call))
                 return
-            messages = self._completion_deltas(wanted, created, call)
+            messages = self._completion_deltas(wanted, head, call)
             prompts = wanted.prompts
             async with aclosing(self._presented(messages, prompts, call, openai=True)) as replies:
                 async for reply in replies:
@@ -155,14 +156,16 @@ class TextGenerationServicer:
         wanted = conversation.request
         with fields_named(wanted.field_names):
             result = await self._run(conversation.prompt, wanted.parameters, call)
-        return convert.chat_completion(chat.answer(wanted, result, self._server, int(time.time())))
+        return convert.chat_completion(chat.answer(wanted, result, self._head("chatcmpl", wanted)))
 
     async def completions_unary(self, wanted: CompletionsRequest, call: Call) -> Reply:
         """Completions for callers that want a unary method: typed only."""
         _check_unary(wanted.stream)
         wanted.check(self._server.limits)
         with fields_named(completions.FIELD_NAMES):
-            return convert.completion(await self._complete(wanted, int(time.time()), call))
+            return convert.completion(
+                await self._complete(wanted, self._head("cmpl", wanted), call)
+            )
 
     async def invocations(
         self, request: TextRequest | ChatRequest | CompletionsRequest, call: Call
@@ -309,20 +312,20 @@ class TextGenerationServicer:
         return self._pipeline.stream(prompt, parameters, call.received)
 
     async def _complete(
-        self, wanted: CompletionsRequest, created: int, call: Call
+        self, wanted: CompletionsRequest, head: Head, call: Call
     ) -> CompletionAnswer:
         results = await gather(
             self._pipeline.run(prompt, wanted.parameters, call.received)
             for prompt in wanted.prompts
         )
         await call.send_headers(headers.of_generations(results, self._server.compute_type))
-        return CompletionAnswer(server=self._server, created=created, generations=results)
+        return CompletionAnswer(head=head, generations=results)
 
     async def _chat_deltas(
-        self, wanted: ChatRequest, prompt: str, created: int, call: Call
+        self, wanted: ChatRequest, prompt: str, head: Head, call: Call
     ) -> AsyncGenerator[Reply]:
         usage = Usage()
-        answer_stream = ChatStream(wanted, self._server, created)
+        answer_stream = ChatStream(wanted, head)
         async with aclosing(self._stream(prompt, wanted.parameters, call)) as events:
             async for event in events:
                 for part in answer_stream.push(event):
@@ -330,10 +333,10 @@ class TextGenerationServicer:
                 if event.generation is not None:
                     usage = Usage.of([event.generation])
         if wanted.include_usage:
-            yield call.presenter.chat_usage(self._stream_usage(usage, created))
+            yield call.presenter.chat_usage(StreamUsage(head=head, usage=usage))
 
     async def _completion_deltas(
-        self, wanted: CompletionsRequest, created: int, call: Call
+        self, wanted: CompletionsRequest, head: Head, call: Call
     ) -> AsyncGenerator[Reply]:
         finished = []
         streams = [self._stream(prompt, wanted.parameters, call) for prompt in wanted.prompts]
@@ -342,16 +345,18 @@ class TextGenerationServicer:
                 if isinstance(event, ServiceError):
                     yield call.presenter.stream_error(event)
                 else:
-                    part = CompletionDelta.of(index, event, self._server, created)
+                    part = CompletionDelta.of(index, event, head)
                     yield call.presenter.completions_stream(part)
                     if event.generation is not None:
                         finished.append(event.generation)
         if wanted.include_usage:
-            usage = self._stream_usage(Usage.of(finished), created)
+            usage = StreamUsage(head=head, usage=Usage.of(finished))
             yield call.presenter.completions_usage(usage)
 
-    def _stream_usage(self, usage: Usage, created: int) -> StreamUsage:
-        return StreamUsage(server=self._server, created=created, usage=usage)
+    def _head(
+        self, prefix: Literal["chatcmpl", "cmpl"], wanted: ChatRequest | CompletionsRequest
+    ) -> Head:
+        return Head.begin(prefix, wanted.parameters.adapter_id, self._server)
 
     async def _presented(
         self,

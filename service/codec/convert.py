@@ -6,6 +6,7 @@ It checks no limits. Only this folder, `api` and `bench` know the generated mess
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from ..call_record import current_record
@@ -18,6 +19,7 @@ from ..openai.chat import (
 )
 from ..openai.completions import CompletionAnswer, CompletionDelta
 from ..openai.finish_reasons import finish_word
+from ..openai.head import Head
 from ..openai.tool_calls import ToolCall
 from ..openai.usage import StreamUsage, Usage
 from ..pb.google.protobuf import Value
@@ -85,7 +87,7 @@ def chat_completion(answer: ChatAnswer) -> pb.ChatCompletion:
         **_finish(answer.finish_reason),
     )
     return pb.ChatCompletion(
-        **_head(answer.created, answer.server),
+        **_head(answer.head),
         choices=[choice],
         usage=_usage(answer.usage),
         request_id=_request_id(),
@@ -101,15 +103,13 @@ def chat_chunk(delta: ChatDelta) -> pb.ChatCompletionChunk:
         matched_stop=None if result is None else _stop_match(result.matched_stop),
         **_finish(delta.finish_reason),
     )
-    return pb.ChatCompletionChunk(
-        **_head(delta.created, delta.server), choices=[choice], **_cost(result)
-    )
+    return pb.ChatCompletionChunk(**_head(delta.head), choices=[choice], **_cost(result))
 
 
 def completion(answer: CompletionAnswer) -> pb.Completion:
     """All continuations."""
     return pb.Completion(
-        **_head(answer.created, answer.server),
+        **_head(answer.head),
         choices=[
             pb.CompletionChoice(
                 index=index,
@@ -133,13 +133,13 @@ def completion_chunk(delta: CompletionDelta) -> pb.Completion:
         matched_stop=None if result is None else _stop_match(result.matched_stop),
         **_finish(delta.finish_reason),
     )
-    return pb.Completion(**_head(delta.created, delta.server), choices=[choice], **_cost(result))
+    return pb.Completion(**_head(delta.head), choices=[choice], **_cost(result))
 
 
 def chat_usage(part: StreamUsage) -> pb.ChatCompletionChunk:
     """The last chunk of a stream, with its usage."""
     return pb.ChatCompletionChunk(
-        **_head(part.created, part.server),
+        **_head(part.head),
         usage=_usage(part.usage),
     )
 
@@ -147,7 +147,7 @@ def chat_usage(part: StreamUsage) -> pb.ChatCompletionChunk:
 def completion_usage(part: StreamUsage) -> pb.Completion:
     """The last chunk of a stream, with its usage."""
     return pb.Completion(
-        **_head(part.created, part.server),
+        **_head(part.head),
         usage=_usage(part.usage),
     )
 
@@ -256,13 +256,9 @@ def _summary(result: Generation) -> dict[str, Any]:
     }
 
 
-def _head(created: int, server: ServerInfo) -> dict[str, Any]:
+def _head(head: Head) -> dict[str, Any]:
     """The fields that every answer of OpenAI's endpoints begins with."""
-    return {
-        "created": created,
-        "model": server.model_id,
-        "system_fingerprint": server.system_fingerprint,
-    }
+    return asdict(head)
 
 
 def _finish(reason: str | None) -> dict[str, Any]:

@@ -40,11 +40,13 @@ def compat_event(index: int, token: Token) -> bytes:
 def chat_chunk(delta: ChatDelta) -> bytes:
     """ChatResponse with a chunk of text only, as for all tokens of a stream but the last."""
     message = _sized(b"\x0a", b"assistant") + _sized(b"\x12", delta.text.encode())
+    head = delta.head
     chunk = (
-        b"\x10"
-        + _varint(delta.created)
-        + _sized(b"\x1a", delta.server.model_id.encode())
-        + _sized(b"\x22", delta.server.system_fingerprint.encode())
+        _sized(b"\x0a", head.id.encode())
+        + b"\x10"
+        + _varint(head.created)
+        + _sized(b"\x1a", head.model.encode())
+        + _sized(b"\x22", head.system_fingerprint.encode())
         + _sized(b"\x2a", _sized(b"\x12", message))
     )
     return _sized(b"\x12", chunk)

@@ -17,6 +17,7 @@ from ..generation.server_info import ServerInfo
 from ..openai.chat import ChatAnswer, ChatDelta
 from ..openai.completions import CompletionAnswer, CompletionDelta
 from ..openai.finish_reasons import finish_word
+from ..openai.head import Head
 from ..openai.tool_calls import ToolCall
 from ..openai.usage import StreamUsage, Usage
 from ..text.tokenizer import TokenSpan
@@ -104,7 +105,7 @@ def chat_completion(answer: ChatAnswer) -> bytes:
     return orjson.dumps(
         {
             "object": "chat.completion",
-            **_head(answer.created, answer.server),
+            **_head(answer.head),
             "choices": [
                 {
                     "index": 0,
@@ -124,7 +125,7 @@ def chat_chunk(delta: ChatDelta) -> bytes:
     return orjson.dumps(
         {
             "object": "chat.completion.chunk",
-            **_head(delta.created, delta.server),
+            **_head(delta.head),
             "choices": [
                 {
                     "index": 0,
@@ -190,7 +191,7 @@ def completion(answer: CompletionAnswer) -> bytes:
     return orjson.dumps(
         {
             "object": "text_completion",
-            **_head(answer.created, answer.server),
+            **_head(answer.head),
             "choices": [
                 {
                     "index": index,
@@ -207,17 +208,17 @@ def completion(answer: CompletionAnswer) -> bytes:
 
 def completion_chunk(delta: CompletionDelta) -> bytes:
     """Chunk: the finish reason is an empty string before the end, as in TGI, not null."""
-    head = _head(delta.created, delta.server)
+    head = delta.head
     reason = "" if delta.finish_reason is None else finish_word(delta.finish_reason)
     choice = {"index": delta.index, "text": delta.text, "logprobs": None, "finish_reason": reason}
     return orjson.dumps(
         {
             "object": "text_completion",
-            "id": head["id"],
-            "created": head["created"],
+            "id": head.id,
+            "created": head.created,
             "choices": [choice],
-            "model": head["model"],
-            "system_fingerprint": head["system_fingerprint"],
+            "model": head.model,
+            "system_fingerprint": head.system_fingerprint,
         }
     )
 
@@ -233,16 +234,16 @@ def completion_usage(part: StreamUsage) -> bytes:
 
 
 def _usage_chunk(kind: str, part: StreamUsage) -> bytes:
-    head = _head(part.created, part.server)
+    head = _head(part.head)
     return orjson.dumps({"object": kind, **head, "choices": [], "usage": _usage(part.usage)})
 
 
-def _head(created: int, server: ServerInfo) -> dict[str, Any]:
+def _head(head: Head) -> dict[str, Any]:
     return {
-        "id": "",
-        "created": created,
-        "model": server.model_id,
-        "system_fingerprint": server.system_fingerprint,
+        "id": head.id,
+        "created": head.created,
+        "model": head.model,
+        "system_fingerprint": head.system_fingerprint,
     }
 
 

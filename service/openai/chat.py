@@ -13,13 +13,13 @@ from ..generation.generator import Generation, Token, TokenEvent
 from ..generation.json_values import count_values
 from ..generation.limits import Limits, check_count
 from ..generation.parameters import Parameters
-from ..generation.server_info import ServerInfo
 from ..grammar.spec import Grammar
 from ..text.escaping import new_mark
 from ..text.tokenizer import TextTokenizer
 from .call_formats import think
 from .call_formats.dialect import Dialect
 from .call_formats.pieces import Content, Parsed, Piece, Reader, Reasoned
+from .head import Head
 from .template_fields import TemplateFields
 from .tool_calls import ToolCall, ToolCallDelta
 from .tools import Tool, Toolbox
@@ -297,13 +297,12 @@ def _parsed_call(call: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatAnswer:
-    """A whole answer: text and calls, after reasoning. `created` is seconds since 1970.
+    """A whole answer: text and calls, after reasoning.
 
     Finished calls have the finish reason `tool_calls`, whatever ended their text.
     """
 
-    server: ServerInfo
-    created: int
+    head: Head
     text: str
     reasoning: str = ""
     calls: tuple[ToolCall, ...] = ()
@@ -318,8 +317,7 @@ class ChatAnswer:
 class ChatDelta:
     """A part of an answer: of its text or of its call. The last one has the whole generation."""
 
-    server: ServerInfo
-    created: int
+    head: Head
     is_first: bool = True
     text: str
     reasoning: str = ""
@@ -331,9 +329,7 @@ class ChatDelta:
     logprobs: list[tuple[Token, list[Token]]] | None
 
 
-def answer(
-    request: ChatRequest, generation: Generation, server: ServerInfo, created: int
-) -> ChatAnswer:
+def answer(request: ChatRequest, generation: Generation, head: Head) -> ChatAnswer:
     """The answer that a generation makes."""
     tops = generation.top_tokens or [[] for _ in generation.tokens]
     parsed = _parsed(request, generation)
@@ -342,8 +338,7 @@ def answer(
         for index, call in enumerate(parsed.calls)
     ]
     return ChatAnswer(
-        server=server,
-        created=created,
+        head=head,
         text=parsed.content,
         reasoning=parsed.reasoning,
         calls=tuple(calls),
@@ -370,10 +365,9 @@ class ChatStream:
     name first and then parts with its arguments; tokens of the envelope have no part.
     """
 
-    def __init__(self, request: ChatRequest, server: ServerInfo, created: int) -> None:
+    def __init__(self, request: ChatRequest, head: Head) -> None:
         self._request = request
-        self._server = server
-        self._created = created
+        self._head = head
         self._reader = request.reader()
         self._call_ids: list[str] = []
         self._num_complete = 0
@@ -431,8 +425,7 @@ class ChatStream:
     ) -> ChatDelta:
         is_first, self._is_first = self._is_first, False
         return ChatDelta(
-            server=self._server,
-            created=self._created,
+            head=self._head,
             is_first=is_first,
             text=text,
             reasoning=reasoning,

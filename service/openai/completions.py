@@ -10,7 +10,7 @@ from ..errors import ErrorKind, ServiceError, missing_field
 from ..generation.generator import Generation, TokenEvent
 from ..generation.limits import Limits
 from ..generation.parameters import Parameters, Prompt
-from ..generation.server_info import ServerInfo
+from .head import Head
 from .usage import Usage
 
 # What this endpoint calls the fields of `/generate`; the others have the same names.
@@ -57,10 +57,9 @@ class CompletionsRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionAnswer:
-    """All continuations, in the prompts' order. `created` is seconds since 1970."""
+    """All continuations, in the prompts' order."""
 
-    server: ServerInfo
-    created: int
+    head: Head
     generations: list[Generation]
 
     @property
@@ -76,19 +75,17 @@ class CompletionDelta:
     The last token has the finish reason and the whole generation, of which gRPC callers get more.
     """
 
-    server: ServerInfo
-    created: int
+    head: Head
     index: int
     text: str
     finish_reason: str | None = None
     generation: Generation | None = None
 
     @classmethod
-    def of(cls, index: int, event: TokenEvent, server: ServerInfo, created: int) -> CompletionDelta:
+    def of(cls, index: int, event: TokenEvent, head: Head) -> CompletionDelta:
         """The part that a token adds to the continuation of the prompt number `index`."""
         return cls(
-            server=server,
-            created=created,
+            head=head,
             index=index,
             text=event.token.text,
             finish_reason=event.generation.finish_reason if event.generation else None,

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..generation.generator import Generation
-from ..generation.server_info import ServerInfo
+from .head import Head
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +33,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamUsage:
-    """The chunk that ends a stream if its caller asked. `created` is seconds since 1970."""
+    """The chunk that ends a stream if its caller asked."""
 
-    server: ServerInfo
-    created: int
+    head: Head
     usage: Usage

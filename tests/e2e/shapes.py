@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,8 @@ def check_usage(usage: dict[str, Any]) -> None:
 def check_head(body: dict[str, Any], kind: str, model: str) -> None:
     """Checks the fields that all objects of OpenAI have in common."""
     assert body["object"] == kind
-    assert body["id"] == ""
+    prefix = "cmpl" if kind == "text_completion" else "chatcmpl"
+    assert re.fullmatch(prefix + "-[0-9a-f]{32}", body["id"])
     assert is_count(body["created"])
     assert body["model"] == model
     assert body["system_fingerprint"] == FINGERPRINT

@@ -158,10 +158,17 @@ def _answer(stack: Stack, request: tuple[str, dict[str, Any]]) -> Any:
     return [_comparable(json.loads(part)) for part in parts if part != "[DONE]"]
 
 
+def _is_own(name: str, value: Any) -> bool:
+    return name == "created" or (name == "id" and isinstance(value, str))
+
+
 def _comparable(value: Any) -> Any:
-    """A JSON value without the key `created`, at every level."""
+    """A JSON value without what every answer has of its own, at every level.
+
+    The ids of tokens are numbers.
+    """
     if isinstance(value, dict):
-        return {name: _comparable(item) for name, item in value.items() if name != "created"}
+        return {name: _comparable(item) for name, item in value.items() if not _is_own(name, item)}
     if isinstance(value, list):
         return [_comparable(item) for item in value]
     return value

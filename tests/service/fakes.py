@@ -30,6 +30,7 @@ from service.generation.metrics import Metrics
 from service.generation.parameters import GenerationRequest
 from service.generation.server_info import ServerInfo
 from service.grammar.checker import GrammarChecker
+from service.openai.head import Head
 from service.text.tokenizer import TextTokenizer
 from service.workers.lanes import Lanes
 from tests.paths import DEMO_MODEL as MODEL
@@ -77,6 +78,10 @@ SERVER = ServerInfo(
     max_waiting_tokens=20,
     max_batch_size=None,
     validation_workers=2,
+)
+
+ANSWER_HEAD = Head(
+    id="chatcmpl-1", created=12, model="some/model", system_fingerprint="2.1.2-dev0-native"
 )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from engine.protocol.request import FinishReason, Request, SequenceOutput
-from service.api import servicer
+from service.openai import head
 from tests.golden import check_golden, check_no_others
 from tests.service.api.golden_service import BREAKS_OFF, EOS, TEXT, answer
 from tests.service.fakes import Script, script, step
@@ -121,9 +121,12 @@ CASES: dict[str, tuple[str, dict[str, Any], Script]] = {
 
 
 @pytest.fixture(autouse=True)
-def fixed_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`created` is always the same."""
-    monkeypatch.setattr(servicer, "time", SimpleNamespace(time=lambda: NOW))
+def fixed_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`created` and `id` are always the same."""
+    monkeypatch.setattr(head, "time", SimpleNamespace(time=lambda: NOW))
+    monkeypatch.setattr(
+        head, "secrets", SimpleNamespace(token_hex=lambda num_bytes: "0f" * num_bytes)
+    )
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -150,7 +150,7 @@ async def test_chat_replies_are_the_same_for_both(
 ) -> None:
     native, rest = await service.ask_both("Chat", chat_request(**changes))
     (reply,) = native.replies
-    reply.completion.created = rest.json["created"]
+    reply.completion.created, reply.completion.id = rest.json["created"], rest.json["id"]
     assert_agree(reply.completion, rest.json)
     assert rest.headers["x-compute-type"] == "1-cpu"
     if not changes:
@@ -164,7 +164,7 @@ async def test_chat_chunks_are_the_same_for_both(service: Service) -> None:
     *events, end = rest.events
     assert end == "[DONE]"
     for reply, event in zip(native.replies, events, strict=True):
-        reply.chunk.created = event["created"]
+        reply.chunk.created, reply.chunk.id = event["created"], event["id"]
         assert_agree(reply.chunk, event)
     assert "".join(event["choices"][0]["delta"]["content"] for event in events) == TEXT
     reasons = [event["choices"][0]["finish_reason"] for event in events]
@@ -175,7 +175,7 @@ async def test_completions_are_the_same_for_both(service: Service) -> None:
     request = pb.CompletionsRequest(prompt=["one", "one two"], max_tokens=3, temperature=0.0)
     native, rest = await service.ask_both("Completions", request)
     (reply,) = native.replies
-    reply.completion.created = rest.json["created"]
+    reply.completion.created, reply.completion.id = rest.json["created"], rest.json["id"]
     assert_agree(reply.completion, rest.json)
     assert [choice["index"] for choice in rest.json["choices"]] == [0, 1]
     assert rest.json["usage"]["completion_tokens"] == 6
@@ -190,7 +190,7 @@ async def test_completion_chunks_are_the_same_for_both(service: Service) -> None
     assert end == "[DONE]"
     reasons = []
     for reply, event in zip(native.replies, events, strict=True):
-        reply.completion.created = event["created"]
+        reply.completion.created, reply.completion.id = event["created"], event["id"]
         (choice,) = reply.completion.choices
         reasons.append((choice.finish_reason, choice.reason))
         assert_agree(reply.completion, event)

@@ -15,7 +15,7 @@ from service.generation.generator import Token, TokenEvent, shortest_float32
 from service.openai.chat import ChatDelta
 from service.pb.google.api import HttpBody
 from service.pb.tokenwire import v1 as pb
-from tests.service.fakes import SERVER, generation, generation_request
+from tests.service.fakes import ANSWER_HEAD, generation, generation_request
 
 REPLIES = (
     pb.GenerateResponse,
@@ -73,7 +73,9 @@ def test_a_token_equals_that_of_the_generated_classes(index: int, token: Token) 
 
 @given(TEXTS, st.integers(1, 2**64 - 1))
 def test_a_chunk_equals_that_of_the_generated_classes(text: str, created: int) -> None:
-    delta = ChatDelta(server=SERVER, created=created, text=text, finish_reason=None, logprobs=None)
+    delta = ChatDelta(
+        head=replace(ANSWER_HEAD, created=created), text=text, finish_reason=None, logprobs=None
+    )
     assert framing.chat_chunk(delta) == bytes(pb.ChatResponse(chunk=convert.chat_chunk(delta)))
 
 
@@ -95,7 +97,7 @@ def test_hand_framed_tokens_lose_no_field(event: TokenEvent) -> None:
     assert serialise(TypedPresenter().compat_generate_stream(3, event)) == expected_compat
 
 
-DELTA = ChatDelta(server=SERVER, created=12, text=" a", finish_reason=None, logprobs=None)
+DELTA = ChatDelta(head=ANSWER_HEAD, text=" a", finish_reason=None, logprobs=None)
 DELTAS = {
     "plain": DELTA,
     "empty": replace(DELTA, text=""),

@@ -15,13 +15,22 @@ from service.openai.chat import ChatAnswer, ChatDelta
 from service.openai.completions import CompletionAnswer, CompletionDelta
 from service.openai.usage import Usage
 from service.text.tokenizer import TokenSpan
-from tests.service.fakes import PREFILL, SERVER, TOP_TOKENS, generation, generation_request
+from tests.service.fakes import (
+    ANSWER_HEAD,
+    PREFILL,
+    SERVER,
+    TOP_TOKENS,
+    generation,
+    generation_request,
+)
 
 TOKENS = (
     b'[{"id":5,"text":" a","logprob":-0.5,"special":false},'
     b'{"id":6,"text":" time","logprob":0.0,"special":false}]'
 )
-HEAD = b'"id":"","created":12,"model":"some/model","system_fingerprint":"2.1.2-dev0-native"'
+HEAD = (
+    b'"id":"chatcmpl-1","created":12,"model":"some/model","system_fingerprint":"2.1.2-dev0-native"'
+)
 DETAILS = {"request": generation_request(details=True)}
 A = Token(5, " a", -0.5, False)
 EOS = Token(2, "<eos>", -0.25, True)
@@ -145,8 +154,7 @@ def test_text_is_utf8_and_escaped_only_where_json_requires_it() -> None:
 
 def chat_answer(**changes: Any) -> ChatAnswer:
     answer = ChatAnswer(
-        server=SERVER,
-        created=12,
+        head=ANSWER_HEAD,
         text="Hi.",
         finish_reason="eos_token",
         logprobs=None,
@@ -182,7 +190,7 @@ def test_a_chat_answer_with_logprobs() -> None:
 
 
 def test_a_chat_chunk_has_nulls_and_no_usage() -> None:
-    delta = ChatDelta(server=SERVER, created=12, text=" a", finish_reason=None, logprobs=None)
+    delta = ChatDelta(head=ANSWER_HEAD, text=" a", finish_reason=None, logprobs=None)
     assert render.chat_chunk(delta) == (
         b'{"object":"chat.completion.chunk",' + HEAD + b',"choices":[{"index":0,'
         b'"delta":{"role":"assistant","content":" a"},"logprobs":null,"finish_reason":null}]}'
@@ -190,9 +198,7 @@ def test_a_chat_chunk_has_nulls_and_no_usage() -> None:
 
 
 def test_the_last_chat_chunk() -> None:
-    delta = ChatDelta(
-        server=SERVER, created=12, text="", finish_reason="eos_token", logprobs=[(EOS, [])]
-    )
+    delta = ChatDelta(head=ANSWER_HEAD, text="", finish_reason="eos_token", logprobs=[(EOS, [])])
     assert render.chat_chunk(delta) == (
         b'{"object":"chat.completion.chunk",' + HEAD + b',"choices":[{"index":0,'
         b'"delta":{"role":"assistant","content":""},"logprobs":{"content":[{"token":"<eos>",'
@@ -202,7 +208,7 @@ def test_the_last_chat_chunk() -> None:
 
 def test_a_completion_sums_the_usage() -> None:
     results = [generation(), generation(text="!", finish_reason="eos_token")]
-    answer = CompletionAnswer(server=SERVER, created=12, generations=results)
+    answer = CompletionAnswer(head=ANSWER_HEAD, generations=results)
     assert render.completion(answer) == (
         b'{"object":"text_completion",' + HEAD + b',"choices":['
         b'{"index":0,"text":" a time","logprobs":null,"finish_reason":"length"},'
@@ -212,9 +218,9 @@ def test_a_completion_sums_the_usage() -> None:
 
 
 def test_a_completion_chunk_has_its_own_order_of_keys() -> None:
-    delta = CompletionDelta(server=SERVER, created=12, index=2, text="<eos>")
+    delta = CompletionDelta(head=ANSWER_HEAD, index=2, text="<eos>")
     assert render.completion_chunk(delta) == (
-        b'{"object":"text_completion","id":"","created":12,'
+        b'{"object":"text_completion","id":"chatcmpl-1","created":12,'
         b'"choices":[{"index":2,"text":"<eos>","logprobs":null,"finish_reason":""}],'
         b'"model":"some/model","system_fingerprint":"2.1.2-dev0-native"}'
     )
@@ -225,7 +231,7 @@ def test_a_completion_chunk_has_its_own_order_of_keys() -> None:
     [("length", b"length"), ("eos_token", b"stop"), ("stop_sequence", b"stop")],
 )
 def test_the_last_completion_chunk_says_why_it_ended(reason: str, word: bytes) -> None:
-    delta = CompletionDelta(server=SERVER, created=12, index=0, text="", finish_reason=reason)
+    delta = CompletionDelta(head=ANSWER_HEAD, index=0, text="", finish_reason=reason)
     assert b'"finish_reason":"' + word + b'"}' in render.completion_chunk(delta)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import betterproto2
@@ -23,7 +24,7 @@ from service.openai.usage import Usage
 from service.pb.tokenwire import v1 as pb
 from service.text.tokenizer import TokenSpan
 from tests.service.codec.agreement import assert_agree
-from tests.service.fakes import SERVER, generation, generation_request
+from tests.service.fakes import ANSWER_HEAD, SERVER, generation, generation_request
 
 FLOATS = st.none() | st.floats(max_value=0, width=32, allow_nan=False, allow_infinity=False).map(
     shortest_float32
@@ -90,8 +91,7 @@ def test_typed_and_rendered_chat_answers_agree(
     text: str, reason: str, logprobs: Any, count: int
 ) -> None:
     answer = ChatAnswer(
-        server=SERVER,
-        created=12,
+        head=ANSWER_HEAD,
         text=text,
         finish_reason=reason,
         logprobs=logprobs,
@@ -105,7 +105,7 @@ def test_typed_and_rendered_chat_answers_agree(
 @given(TEXTS, st.none() | REASONS, LOGPROBS)
 def test_typed_and_rendered_chat_deltas_agree(text: str, reason: str | None, logprobs: Any) -> None:
     delta = ChatDelta(
-        server=SERVER, created=2**33, text=text, finish_reason=reason, logprobs=logprobs
+        head=replace(ANSWER_HEAD, created=2**33), text=text, finish_reason=reason, logprobs=logprobs
     )
     typed = over_the_wire(convert.chat_chunk(delta))
     assert_agree(typed, json.loads(render.chat_chunk(delta)))
@@ -114,7 +114,7 @@ def test_typed_and_rendered_chat_deltas_agree(text: str, reason: str | None, log
 
 @given(st.lists(generations(), min_size=1, max_size=3))
 def test_typed_and_rendered_completions_agree(results: list[Generation]) -> None:
-    answer = CompletionAnswer(server=SERVER, created=12, generations=results)
+    answer = CompletionAnswer(head=ANSWER_HEAD, generations=results)
     typed = over_the_wire(convert.completion(answer))
     assert_agree(typed, json.loads(render.completion(answer)))
     for choice, result in zip(typed.choices, results, strict=True):
@@ -125,14 +125,14 @@ def test_typed_and_rendered_completions_agree(results: list[Generation]) -> None
 def test_typed_and_rendered_completion_deltas_agree(
     index: int, text: str, reason: str | None
 ) -> None:
-    delta = CompletionDelta(server=SERVER, created=12, index=index, text=text, finish_reason=reason)
+    delta = CompletionDelta(head=ANSWER_HEAD, index=index, text=text, finish_reason=reason)
     typed = over_the_wire(convert.completion_chunk(delta))
     assert_exact_reason(typed.choices[0], reason)
     assert_agree(typed, json.loads(render.completion_chunk(delta)))
 
 
 def test_an_answer_that_calls_a_function_may_end_for_that_reason() -> None:
-    delta = ChatDelta(server=SERVER, created=12, text="", finish_reason="tool_calls", logprobs=None)
+    delta = ChatDelta(head=ANSWER_HEAD, text="", finish_reason="tool_calls", logprobs=None)
     (choice,) = over_the_wire(convert.chat_chunk(delta)).choices
     assert (choice.finish_reason, choice.reason) == ("tool_calls", pb.FinishReason.TOOL_CALLS)
 

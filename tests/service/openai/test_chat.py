@@ -20,8 +20,8 @@ from service.openai.tools import Tool, Toolbox
 from service.openai.usage import Usage
 from service.text.tokenizer import TextTokenizer
 from tests.service.fakes import (
+    ANSWER_HEAD,
     LIMITS,
-    SERVER,
     TOP_TOKENS,
     demo_tokenizer,
     generation,
@@ -267,8 +267,8 @@ EOS = Token(2, "<eos>", -0.25, True)
 
 
 def test_an_answer_counts_its_tokens() -> None:
-    answer = chat.answer(user("x"), generation(), SERVER, 12)
-    assert (answer.text, answer.finish_reason, answer.created) == (" a time", "length", 12)
+    answer = chat.answer(user("x"), generation(), ANSWER_HEAD)
+    assert (answer.text, answer.finish_reason, answer.head) == (" a time", "length", ANSWER_HEAD)
     assert answer.usage == Usage(3, 2)
     assert answer.logprobs is None
 
@@ -277,12 +277,12 @@ def test_an_answer_counts_its_tokens() -> None:
 def test_an_answer_has_logprobs_if_they_were_asked_for(top_tokens: list[list[Token]]) -> None:
     wanted = request(Message(role="user", content="x"), logprobs=True)
     result = generation(top_tokens=top_tokens)
-    answer = chat.answer(wanted, result, SERVER, 12)
+    answer = chat.answer(wanted, result, ANSWER_HEAD)
     assert answer.logprobs == list(zip(result.tokens, top_tokens or [[], []], strict=True))
 
 
 def deltas(wanted: ChatRequest, *events: TokenEvent) -> list[ChatDelta]:
-    stream = ChatStream(wanted, SERVER, 12)
+    stream = ChatStream(wanted, ANSWER_HEAD)
     return [part for event in events for part in stream.push(event)]
 
 
@@ -374,16 +374,16 @@ def test_a_complete_call_is_the_reason_whatever_ended_the_text(
     result = dataclasses.replace(
         generation(), text=text, tokens=[Token(9, text, -0.5, False)], finish_reason=ended_by
     )
-    assert chat.answer(wanted, result, SERVER, 12).finish_reason == expected
+    assert chat.answer(wanted, result, ANSWER_HEAD).finish_reason == expected
 
 
 def test_an_answer_is_a_call_or_a_text() -> None:
     called = dataclasses.replace(generation(), text=CALL, tokens=[Token(9, CALL, -0.5, False)])
-    answer = chat.answer(tools_request(), called, SERVER, 12)
+    answer = chat.answer(tools_request(), called, ANSWER_HEAD)
     (call,) = answer.calls
     assert (call.name, call.arguments) == ("get_weather", '{"location": "Paris"}')
-    assert chat.answer(user("x"), called, SERVER, 12).calls == ()
-    assert chat.answer(tools_request(), generation(), SERVER, 12).calls == ()
+    assert chat.answer(user("x"), called, ANSWER_HEAD).calls == ()
+    assert chat.answer(tools_request(), generation(), ANSWER_HEAD).calls == ()
 
 
 def test_log_probabilities_of_the_envelope_come_with_the_next_part() -> None:

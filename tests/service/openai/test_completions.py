@@ -15,7 +15,7 @@ from service.generation.generator import Token, TokenEvent
 from service.generation.parameters import Parameters
 from service.openai.completions import CompletionAnswer, CompletionsRequest, round_robin
 from service.openai.usage import Usage
-from tests.service.fakes import LIMITS, SERVER, TIMEOUT_S, generation, generation_request
+from tests.service.fakes import ANSWER_HEAD, LIMITS, TIMEOUT_S, generation, generation_request
 
 
 class Streams:
@@ -159,5 +159,5 @@ def test_as_many_prompts_as_allowed_are_accepted() -> None:
 
 def test_usage_is_summed() -> None:
     results = [generation(), generation(request=generation_request(prompt_token_ids=(1,)))]
-    answer = CompletionAnswer(server=SERVER, created=0, generations=results)
+    answer = CompletionAnswer(head=ANSWER_HEAD, generations=results)
     assert answer.usage == Usage(4, 4)

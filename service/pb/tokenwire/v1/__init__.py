@@ -428,7 +428,7 @@ class ChatCompletion(betterproto2.Message):
 
     id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
     """
-    Empty, as TGI sends it.
+    The answer's own: "chatcmpl-" and 32 hexadecimal digits, the same in all parts of a stream.
     """
 
     created: "int" = betterproto2.field(2, betterproto2.TYPE_UINT64)
@@ -438,7 +438,7 @@ class ChatCompletion(betterproto2.Message):
 
     model: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
     """
-    The model that answered.
+    The model's name: as the request wrote it, or the model's own, if the request has none.
     """
 
     system_fingerprint: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
@@ -473,7 +473,7 @@ class ChatCompletionChunk(betterproto2.Message):
 
     id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
     """
-    Empty, as TGI sends it.
+    The answer's own: "chatcmpl-" and 32 hexadecimal digits, the same in all parts of a stream.
     """
 
     created: "int" = betterproto2.field(2, betterproto2.TYPE_UINT64)
@@ -483,7 +483,7 @@ class ChatCompletionChunk(betterproto2.Message):
 
     model: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
     """
-    The model that answers.
+    The model's name: as the request wrote it, or the model's own, if the request has none.
     """
 
     system_fingerprint: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)
@@ -949,7 +949,7 @@ class Completion(betterproto2.Message):
 
     id: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
     """
-    Empty, as TGI sends it.
+    The answer's own: "cmpl-" and 32 hexadecimal digits, the same in all parts of a stream.
     """
 
     created: "int" = betterproto2.field(2, betterproto2.TYPE_UINT64)
@@ -959,7 +959,7 @@ class Completion(betterproto2.Message):
 
     model: "str" = betterproto2.field(3, betterproto2.TYPE_STRING)
     """
-    The model that answered.
+    The model's name: as the request wrote it, or the model's own, if the request has none.
     """
 
     system_fingerprint: "str" = betterproto2.field(4, betterproto2.TYPE_STRING)

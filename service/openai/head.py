@@ -1,0 +1,50 @@
+"""What every answer of OpenAI's endpoints begins with, and every part of a stream."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from dataclasses import dataclass
+from typing import Literal, Self
+
+from ..generation.server_info import ServerInfo
+
+# What clients write where TGI wants no name: an answer has the model's own name then.
+_PLACEHOLDERS = ("", "tgi")
+_MAX_ECHO = 256  # characters: every part of a stream repeats the name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Head:
+    """The same in all parts of an answer.
+
+    Attributes:
+        id: of this answer, unlike all others.
+        created: when the answer began, in seconds since 1970.
+        model: the name by which the caller called the model, or its own.
+        system_fingerprint: the version and the build.
+    """
+
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+
+    @classmethod
+    def begin(
+        cls, prefix: Literal["chatcmpl", "cmpl"], asked_model: str | None, server: ServerInfo
+    ) -> Self:
+        """The head of a new answer to a request that names a model, or none."""
+        return cls(
+            id=f"{prefix}-{secrets.token_hex(16)}",
+            created=int(time.time()),
+            model=_echoed(asked_model) or server.model_id,
+            system_fingerprint=server.system_fingerprint,
+        )
+
+
+def _echoed(name: str | None) -> str:
+    """A caller's name of the model, if answers repeat it."""
+    if name is None or name in _PLACEHOLDERS or len(name) > _MAX_ECHO:
+        return ""
+    return name
