@@ -76,6 +76,7 @@ class ServiceError(Exception):
         message: what is wrong, without the kind's prefix.
         field: the path of the field at fault in the request, if it is a single one.
         retry_after_s: when to try again, where the server is full and can tell.
+        code: OpenAI's name of the error, which its clients look for, where it has one of its own.
     """
 
     def __init__(
@@ -85,12 +86,14 @@ class ServiceError(Exception):
         *,
         field: str | None = None,
         retry_after_s: int | None = None,
+        code: str | None = None,
     ) -> None:
         super().__init__(kind.value.prefix + message)
         self.kind = kind
         self.reason = message
         self.field = field
         self.retry_after_s = retry_after_s
+        self.code = code
 
     @property
     def message(self) -> str:
@@ -152,7 +155,8 @@ def unhealthy() -> ServiceError:
 
 def unknown_model(name: str) -> ServiceError:
     """The error for a model that is not served."""
-    return ServiceError(ErrorKind.NOT_FOUND, f"The model `{name}` does not exist", field="id")
+    text = f"The model `{name}` does not exist"
+    return ServiceError(ErrorKind.NOT_FOUND, text, field="id", code="model_not_found")
 
 
 def unauthenticated(*, is_missing: bool) -> ServiceError:

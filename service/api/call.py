@@ -11,7 +11,8 @@ from grpc import aio
 
 from ..call_record import REQUEST_ID_HEADER, current_record
 from ..codec.presenter import Presenter, Reply, RestPresenter, TypedPresenter
-from ..errors import ServiceError, slow_reader
+from ..error_bodies import FORMAT_HEADER, OPENAI_PATHS, error_format
+from ..errors import ErrorKind, ServiceError, slow_reader
 
 # Envoy's transcoder sets it on REST calls; Envoy removes it from gRPC calls.
 _ORIGINAL_PATH = "x-envoy-original-path"
@@ -33,11 +34,6 @@ def rest_path(metadata: Metadata, *, from_gateway: bool) -> str | None:
     return text.partition("?")[0]
 
 
-def is_rest_call(metadata: Metadata, *, from_gateway: bool) -> bool:
-    """Whether a call was made by a REST caller."""
-    return rest_path(metadata, from_gateway=from_gateway) is not None
-
-
 class Call:
     """One call, as its handler sees it.
 
@@ -45,6 +41,9 @@ class Call:
         context: the call, as grpc.aio has it.
         from_gateway: whether it arrived at the gateway's address.
         num_bytes: the size of its request.
+
+    Raises:
+        ServiceError: its headers ask for what there is not.
 
     Attributes:
         received: when it arrived, in seconds of the monotonic clock.
@@ -62,11 +61,27 @@ class Call:
         self.received = time.monotonic()
         metadata = context.invocation_metadata() or ()
         self.metadata = {key: value for key, value in metadata if isinstance(value, str)}
-        self.is_rest = is_rest_call(metadata, from_gateway=from_gateway)
+        path = rest_path(metadata, from_gateway=from_gateway)
+        self.is_rest = path is not None
         self.failure: ServiceError | None = None
         self._end: Callable[[], Coroutine[Any, Any, object]] | None = None
         self._ending: asyncio.Task[object] | None = None
-        self.presenter: Presenter = RestPresenter() if self.is_rest else TypedPresenter()
+        self.presenter: Presenter = TypedPresenter() if path is None else self._rest_presenter(path)
+
+    def _rest_presenter(self, path: str) -> RestPresenter:
+        """Replies for REST callers, with errors in the form that this one reads.
+
+        Raises:
+            ServiceError: it asks for a form that there is not.
+        """
+        wanted = self.metadata.get(FORMAT_HEADER, "tgi")
+        if path.startswith(OPENAI_PATHS) and wanted not in ("tgi", "openai"):
+            raise ServiceError(
+                ErrorKind.VALIDATION,
+                f"the header `{FORMAT_HEADER}` must be `tgi` or `openai`. Given: {wanted}",
+                field=FORMAT_HEADER,
+            )
+        return RestPresenter(error_format(path, self.metadata))
 
     def end_unread_by(self, end: Callable[[], Coroutine[Any, Any, object]]) -> None:
         """Sets what ends the work for this call's stream when the caller stops to read it."""

@@ -21,12 +21,14 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc import aio
 
 from ..call_record import REQUEST_ID_HEADER, begin_record, current_record
+from ..codec.render import error_body
+from ..error_bodies import ErrorFormat, error_format
 from ..errors import ErrorKind, ServiceError, internal
 from ..generation.metrics import Metrics
 from ..routes import SERVICE
 from .access_log import log_access
 from .authentication import Authenticator
-from .call import is_rest_call, rest_path
+from .call import rest_path
 from .caller import caller_of
 
 logger = logging.getLogger(__name__)
@@ -115,9 +117,6 @@ class CallInterceptor(aio.ServerInterceptor):  # type: ignore[misc]
 
         return call
 
-    def _is_rest(self, context: aio.ServicerContext[Any, Any]) -> bool:
-        return is_rest_call(context.invocation_metadata(), from_gateway=self._from_gateway)
-
     async def _abort(self, context: aio.ServicerContext[Any, Any], error: Exception) -> None:
         """Ends a call with the status of an error.
 
@@ -129,9 +128,14 @@ class CallInterceptor(aio.ServerInterceptor):  # type: ignore[misc]
         if not isinstance(error, ServiceError):
             logger.error("a call failed unexpectedly", exc_info=error)
             error = internal()
-        is_rest = self._is_rest(context)
-        message = _cut(error.message if is_rest else error.grpc_message)
-        trailers = _rest_trailers(error, message) if is_rest else _grpc_trailers(error, message)
+        metadata = context.invocation_metadata()
+        path = rest_path(metadata, from_gateway=self._from_gateway)
+        if path is None:
+            message = _cut(error.grpc_message)
+            trailers = _grpc_trailers(error, message)
+        else:
+            message = _cut(error.message)
+            trailers = _rest_trailers(error, message, error_format(path, dict(metadata or ())))
         if (record := current_record()) is not None:
             trailers = (*trailers, (REQUEST_ID_HEADER, record.request_id))
         await context.abort(error.kind.grpc_code, message, trailers)
@@ -187,10 +191,10 @@ def _text(value: str | bytes | None) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _rest_trailers(error: ServiceError, message: str) -> Trailers:
+def _rest_trailers(error: ServiceError, message: str, form: ErrorFormat) -> Trailers:
     """Status and body of the reply, which the gateway makes of them."""
     # json.dumps, because it escapes everything that is not ASCII: the body is sent in a header.
-    body = {"error": message, "error_type": error.kind.error_type}
+    body = error_body(error, message, form)
     return (
         ("x-http-status", str(error.kind.http_status)),
         ("x-error-body", json.dumps(body, separators=(",", ":"))),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from typing import Literal
@@ -326,7 +326,8 @@ class TextGenerationServicer:
     ) -> AsyncGenerator[Reply]:
         usage = Usage()
         answer_stream = ChatStream(wanted, head)
-        async with aclosing(self._stream(prompt, wanted.parameters, call)) as events:
+        generated = self._stream(prompt, wanted.parameters, call)
+        async with aclosing(_renaming(generated, wanted.field_names)) as events:
             async for event in events:
                 for part in answer_stream.push(event):
                     yield call.presenter.chat_stream(part)
@@ -343,6 +344,7 @@ class TextGenerationServicer:
         async with aclosing(round_robin(streams)) as turns:
             async for index, event in turns:
                 if isinstance(event, ServiceError):
+                    event.rename_field(completions.FIELD_NAMES)
                     yield call.presenter.stream_error(event)
                 else:
                     part = CompletionDelta.of(index, event, head)
@@ -412,3 +414,13 @@ async def _numbered(
         async for event in events:
             index += 1
             yield present(index, event)
+
+
+async def _renaming(
+    events: AsyncGenerator[TokenEvent], names: Mapping[str, str]
+) -> AsyncGenerator[TokenEvent]:
+    """The same, with the endpoint's own names of fields in its failure."""
+    with fields_named(names):
+        async with aclosing(events):
+            async for event in events:
+                yield event

@@ -10,6 +10,7 @@ from typing import Literal, Protocol
 
 import betterproto2
 
+from ..error_bodies import ErrorFormat
 from ..errors import ServiceError
 from ..generation.generator import Generation, TokenEvent
 from ..generation.server_info import ServerInfo
@@ -183,7 +184,14 @@ class TypedPresenter:
 
 
 class RestPresenter:
-    """For REST callers, whose replies the gateway passes on as they are."""
+    """For REST callers, whose replies the gateway passes on as they are.
+
+    Args:
+        error_format: the form of errors inside streams.
+    """
+
+    def __init__(self, error_format: ErrorFormat = "tgi") -> None:
+        self._error_format = error_format
 
     def generate(self, result: Generation) -> Reply:
         """See Presenter."""
@@ -253,7 +261,7 @@ class RestPresenter:
 
     def stream_error(self, error: ServiceError) -> Reply:
         """An event, as in TGI: the status 200 was sent already."""
-        return _event(render.error(error))
+        return _event(render.error(error, self._error_format))
 
     def stream_end(self) -> Reply | None:
         """The event that OpenAI's clients wait for."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from ..error_bodies import ErrorFormat, openai_body, tgi_body
 from ..errors import ServiceError
 from ..generation.generator import Generation, PrefillToken, Token, TokenEvent
 from ..generation.server_info import ServerInfo
@@ -33,9 +34,19 @@ def sse(payload: bytes) -> bytes:
     return b"data: " + payload + b"\n\n"
 
 
-def error(failure: ServiceError) -> bytes:
+def error(failure: ServiceError, form: ErrorFormat = "tgi") -> bytes:
     """The body of an error, or of an event that reports one."""
-    return orjson.dumps({"error": failure.message, "error_type": failure.kind.error_type})
+    return orjson.dumps(error_body(failure, failure.message, form))
+
+
+def error_body(failure: ServiceError, message: str, form: ErrorFormat) -> dict[str, Any]:
+    """What `error` renders, with another text."""
+    kind = failure.kind
+    if form == "tgi":
+        return tgi_body(message, kind.error_type)
+    return openai_body(
+        message, kind.error_type, kind.http_status, param=failure.field, code=failure.code
+    )
 
 
 def generation(result: Generation) -> bytes:

@@ -62,6 +62,7 @@ _INFINITY = float("inf")
 _MAX_BIASES = 1024  # tokens
 _MAX_BIAS = 100.0  # OpenAI's bounds
 _MAX_PRIORITY = 100
+TOO_LONG = "context_length_exceeded"  # OpenAI's name, which clients shorten conversations at
 
 STREAM_RULES = (
     Rule(
@@ -294,10 +295,12 @@ def check_lengths(num_input: int, max_new_tokens: int, limits: Limits) -> None:
             f"`inputs` tokens + `max_new_tokens` must be <= {limits.max_total_tokens}. "
             f"Given: {num_input} `inputs` tokens and {max_new_tokens} `max_new_tokens`",
             field="parameters.max_new_tokens",
+            code=TOO_LONG,
         )
     if num_input > limits.max_input_tokens:
         raise ServiceError(
             ErrorKind.VALIDATION,
             f"`inputs` must have less than {limits.max_input_tokens} tokens. Given: {num_input}",
             field="inputs",
+            code=TOO_LONG,
         )

@@ -15,6 +15,7 @@ from .limits import (
     INPUT_RULES,
     RULES,
     STREAM_RULES,
+    TOO_LONG,
     Limits,
     check,
     check_lengths,
@@ -111,6 +112,7 @@ class Validator:
                 f"`inputs` must have less than {limits.max_input_tokens} tokens. "
                 f"Given: {len(inputs)} characters",
                 field="inputs",
+                code=TOO_LONG,
             )
         try:
             token_ids = await self._tokenizer.encode(

@@ -20,6 +20,7 @@ import jinja2
 
 from ..access.certificates import TlsFiles
 from ..bundled import envoy_template
+from ..error_bodies import FORMAT_HEADER, OPENAI_PATHS, SDK_HEADERS, openai_body, tgi_body
 from ..routes import GRPC_SERVICES, REST_ROUTES, SERVICE
 from .edge import Edge
 
@@ -67,6 +68,16 @@ EXPOSED_HEADERS = (
 # gRPC code -> HTTP status, for calls that end without `x-http-status`: gRPC itself refused or ended
 # them (deadline, message size, unknown method) or the service has a defect.
 _GRPC_STATUSES = dict.fromkeys(range(1, 17), 500) | {4: 504, 14: 503}
+
+# Whether a request gets OpenAI's form of errors, in CEL: the rule of `error_format`. The transcoder
+# has replaced the path of those that it has seen.
+_SDK = " || ".join(f"'{name}' in request.headers" for name in SDK_HEADERS)
+_OPENAI_ERRORS = (
+    "('x-envoy-original-path' in request.headers"
+    f" ? request.headers['x-envoy-original-path'] : request.path).startsWith('{OPENAI_PATHS}')"
+    f" && ('{FORMAT_HEADER}' in request.headers"
+    f" ? request.headers['{FORMAT_HEADER}'] == 'openai' : ({_SDK}))"
+)
 
 # What Envoy calls secrets: their names, which are also those of their files.
 _CERTIFICATE_FILE = "certificate.json"
@@ -145,7 +156,14 @@ def render(config: GatewayConfig) -> str:
         grpc_services=GRPC_SERVICES,
         exposed_headers=EXPOSED_HEADERS,
         grpc_texts={status: error for status, (error, _) in GATEWAY_ERRORS.items()} | _GRPC_TEXTS,
-        error_bodies={status: _error_body(*error) for status, error in GATEWAY_ERRORS.items()},
+        error_bodies={
+            status: _compact(tgi_body(*error)) for status, error in GATEWAY_ERRORS.items()
+        },
+        openai_error_bodies={
+            status: _compact(openai_body(*error, status))
+            for status, error in GATEWAY_ERRORS.items()
+        },
+        openai_errors=_OPENAI_ERRORS,
         service_statuses=SERVICE_STATUSES,
         grpc_statuses=_GRPC_STATUSES,
         upstream_is_address=_is_address(config.upstream_host),
@@ -319,8 +337,8 @@ def validate(binary: Path, config_path: Path) -> None:
         raise ValueError(check.stderr.strip() or f"envoy ended with status {check.returncode}")
 
 
-def _error_body(error: str, error_type: str) -> str:
-    return json.dumps({"error": error, "error_type": error_type}, separators=(",", ":"))
+def _compact(body: dict[str, Any]) -> str:
+    return json.dumps(body, separators=(",", ":"))
 
 
 def _with_head(methods: tuple[str, ...]) -> tuple[str, ...]:

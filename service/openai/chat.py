@@ -13,6 +13,7 @@ from ..generation.generator import Generation, Token, TokenEvent
 from ..generation.json_values import count_values
 from ..generation.limits import Limits, check_count
 from ..generation.parameters import Parameters
+from ..generation.server_info import ServerInfo
 from ..grammar.spec import Grammar
 from ..text.escaping import new_mark
 from ..text.tokenizer import TextTokenizer

@@ -277,6 +277,42 @@ def test_an_error_has_its_text_and_its_type(failure: ServiceError, body: bytes) 
     assert render.error(failure) == body
 
 
+@pytest.mark.parametrize(
+    ("failure", "body"),
+    [
+        (
+            overloaded(),
+            {
+                "message": "Model is overloaded",
+                "type": "rate_limit_error",
+                "param": None,
+                "code": "rate_limit_exceeded",
+            },
+        ),
+        (
+            ServiceError(ErrorKind.VALIDATION, "é", field="top_p"),
+            {
+                "message": "Input validation error: é",
+                "type": "invalid_request_error",
+                "param": "top_p",
+                "code": "validation",
+            },
+        ),
+        (
+            ServiceError(ErrorKind.GENERATION, "x"),
+            {
+                "message": "Request failed during generation: x",
+                "type": "server_error",
+                "param": None,
+                "code": "generation",
+            },
+        ),
+    ],
+)
+def test_an_error_of_openai_is_an_object(failure: ServiceError, body: dict[str, Any]) -> None:
+    assert json.loads(render.error(failure, "openai")) == {"error": body}
+
+
 def test_an_event_is_one_line_of_data() -> None:
     event = render.sse(render.token_event(1, TokenEvent(Token(1, "a\nb\r", None, False), [])))
     assert event.startswith(b'data: {"index":1,')

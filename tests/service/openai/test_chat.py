@@ -335,7 +335,7 @@ def cut(text: str, reason: str) -> TokenEvent:
 
 def answered(event: TokenEvent) -> chat.ChatAnswer:
     assert event.generation is not None
-    return chat.answer(tools_request(), event.generation, SERVER, 12)
+    return chat.answer(tools_request(), event.generation, ANSWER_HEAD)
 
 
 def test_a_call_that_is_cut_off_before_its_name_has_no_content() -> None:
