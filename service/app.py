@@ -245,6 +245,7 @@ def _grammar_checker(
         tokenizer.eos_token_ids,
         enabled=not settings.disable_grammar_support,
         best_effort=settings.grammar_best_effort,
+        strict_formats=settings.grammar_strict_formats,
         deadline_s=settings.grammar_deadline_seconds,
     )
 

@@ -1,4 +1,4 @@
-"""Grammars, which say what tokens may come next. The only module that imports llguidance.
+"""Grammars, which say what tokens may come next, by llguidance.
 
     JSON Schema or regular expression --> source, a text --GrammarCompiler--> Matcher
 
@@ -25,6 +25,9 @@ from numpy.typing import NDArray
 
 from ..protocol.errors import GrammarError
 from ..threads import unpin
+from .pattern_properties import without_taken_patterns
+from .schema import exact_integers, read_schema
+from .schema.keywords import strings, subschemas
 
 logger = logging.getLogger(__name__)
 
@@ -51,101 +54,52 @@ _NEEDS_NUMBERS = re.compile(
     r"\\u00(?:[01][0-9a-f]|7f)"
     r"|\\\\(?:[acv]|(?:x|u00|U000000)(?:[01]\w|7[fF])|[xuU]\{0*(?:[01]?[0-9A-Fa-f]|7[fF])\})"
 )
-_SCHEMAS_BY_NAME = ("properties", "patternProperties", "$defs", "definitions")
-# Keys of a schema that is a choice of values; the others say nothing about them.
-_CHOICE_KEYS = {"enum", "const", "type", "title", "description", "$id", "$schema"}
-_NO_SCHEMAS = ("const", "enum", "default", "examples")
 
 
-def json_source(schema: dict[str, Any], *, or_text: bool = False, best_effort: bool = False) -> str:
+def json_source(
+    schema: dict[str, Any],
+    *,
+    or_text: bool = False,
+    best_effort: bool = False,
+    strict_formats: bool = False,
+) -> str:
     """The source of a JSON Schema.
 
     With `or_text` any text is allowed whose first visible character is not a brace. With
-    `best_effort` keywords that cannot be enforced are ignored.
+    `best_effort` keywords that cannot be enforced are ignored, with `strict_formats` unknown
+    formats are refused.
 
     Raises:
         GrammarError: a keyword cannot be enforced. Compiling the source finds further ones.
     """
-    if (numbers := _integers_alone(schema)) is not None and not or_text:
-        return regex_source("|".join(map(str, numbers)))
-    _check_numbers(schema)
+    if (pattern := exact_integers(schema)) is not None and not or_text:
+        return regex_source(pattern)
+    read = read_schema(schema, best_effort=best_effort, strict_formats=strict_formats)
     if not best_effort:
-        _check_min_properties(schema)
-    escapes = _ESCAPES + "u" * bool(_NEEDS_NUMBERS.search(json.dumps(schema)))
+        _check_min_properties(read)
+    without_taken_patterns(read)
+    escapes = _ESCAPES + "u" * bool(_NEEDS_NUMBERS.search(json.dumps(read)))
     options: Any = {**_JSON_OPTIONS, "json_allowed_escapes": escapes}
     options.update(lenient=best_effort, coerce_one_of=best_effort)
-    # Options in the caller's schema would switch the enforcement off.
-    bounded = {key: value for key, value in schema.items() if key != "x-guidance"}
     if not or_text:
-        return str(LLMatcher.grammar_from_json_schema(bounded, overrides=options))
-    text = json.dumps({**bounded, "x-guidance": options})
+        return str(LLMatcher.grammar_from_json_schema(read, overrides=options))
+    text = json.dumps({**read, "x-guidance": options})
     lark = f"start: call | text\ncall: %json {text}\ntext: /(?s:\\s*[^{{\\s].*)?/\n"
     return str(LLMatcher.grammar_from_lark(lark))
 
 
-def _integers_alone(schema: dict[str, Any]) -> list[int] | None:
-    """The integers that a schema is a choice of and nothing else, if one of them needs it.
-
-    As a regular expression they stay exact; in a JSON Schema the library has float64 only.
-    """
-    choices = schema.get("enum", [schema["const"]] if "const" in schema else None)
-    if not schema.keys() <= _CHOICE_KEYS or not isinstance(choices, list):
-        return None
-    if schema.get("type") not in (None, "integer", "number"):
-        return None
-    if not choices or not all(type(choice) is int for choice in choices):
-        return None
-    return choices if any(map(_is_misprinted, choices)) else None
-
-
-def _check_numbers(schema: Any, *, is_choice: bool = False) -> None:
-    """Refuses integers in whose place another number would be enforced.
-
-    `is_choice` says that the value is one that the text may have, and not, say, a bound.
-
-    Raises:
-        GrammarError: there is one.
-    """
-    if type(schema) is int and (_is_misprinted if is_choice else _is_inexact)(schema):
-        raise GrammarError(
-            f"the number {schema} cannot be enforced exactly: only an `enum` or `const` of "
-            "integers alone may have numbers beyond 2^53"
-        )
-    if isinstance(schema, (dict, list)):
-        items = schema.items() if isinstance(schema, dict) else enumerate(schema)
-        for key, item in items:
-            _check_numbers(item, is_choice=is_choice or key in ("enum", "const"))
-
-
-def _is_inexact(number: int) -> bool:
-    return abs(number) > 2**53 and not (abs(number) < 2**1023 and int(float(number)) == number)
-
-
-def _is_misprinted(number: int) -> bool:
-    """Beyond 64 bits the library writes 17 digits; the smallest number of 64 bits kills it."""
-    return abs(number) >= 2**63 or _is_inexact(number)
-
-
-def _check_min_properties(schema: Any) -> None:
+def _check_min_properties(schema: dict[str, Any]) -> None:
     """Refuses minProperties: the library counts a property that occurs twice as two.
 
     Raises:
         GrammarError: a schema demands more than one property, without requiring as many by name.
     """
-    if isinstance(schema, list):
-        for item in schema:
-            _check_min_properties(item)
-    if not isinstance(schema, dict):
-        return
-    least, required = schema.get("minProperties"), schema.get("required")
-    num_required = len(required) if isinstance(required, list) else 0
-    if isinstance(least, (int, float)) and least > max(1, num_required):
-        raise GrammarError('"minProperties" above 1 needs as many names in "required"')
-    for key, value in schema.items():
-        if key in _SCHEMAS_BY_NAME and isinstance(value, dict):
-            _check_min_properties(list(value.values()))
-        elif key not in _NO_SCHEMAS:
-            _check_min_properties(value)
+    for place, inner in subschemas(schema):
+        least, num_required = inner.get("minProperties"), len(strings(inner.get("required")))
+        if isinstance(least, (int, float)) and least > max(1, num_required):
+            raise GrammarError(
+                f'"minProperties" above 1 needs as many names in "required", at {place}'
+            )
 
 
 def regex_source(pattern: str) -> str:

@@ -13,8 +13,6 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
-import msgpack
-
 from engine.protocol.wire import framed
 
 from ..errors import ErrorKind, ServiceError, overloaded
@@ -41,6 +39,7 @@ class GrammarChecker:
         eos_token_ids: tokens that end a text.
         enabled: whether grammars are accepted at all.
         best_effort: whether keywords that cannot be enforced are ignored instead of refused.
+        strict_formats: whether formats that are not known are refused instead of ignored.
         deadline_s: seconds that a grammar may take.
         num_workers: number of processes, not counting those of slow trials.
     """
@@ -53,11 +52,12 @@ class GrammarChecker:
         *,
         enabled: bool = True,
         best_effort: bool = False,
+        strict_formats: bool = False,
         deadline_s: float = 5.0,
         num_workers: int = 2,
     ) -> None:
         self._enabled = enabled
-        self._best_effort = best_effort
+        self._reading = {"best_effort": best_effort, "strict_formats": strict_formats}
         self._deadline_s = deadline_s
         self._setup = framed([tokenizer, vocab_size, sorted(eos_token_ids)])
         self._workers: asyncio.Queue[WorkerProcess] = asyncio.Queue()
@@ -78,15 +78,12 @@ class GrammarChecker:
         if not self._enabled:
             raise ServiceError(ErrorKind.VALIDATION, "grammar is not supported", field=_FIELD)
         request = await asyncio.to_thread(self._request, grammar)  # a schema may be large
-        try:
-            key = msgpack.packb(request)
-        except OverflowError as error:
-            raise _invalid("it has a number of more than 64 bits") from error
+        key = await asyncio.to_thread(_packed, request)
         if len(key) > MAX_GRAMMAR_BYTES:
             raise _too_large(len(key))
         answer = self._known.get(key)
         if answer is None:
-            answer = await self._answer(key, request)
+            answer = await self._answer(key)
         else:
             self._known.move_to_end(key)
         if "error" in answer:
@@ -111,7 +108,7 @@ class GrammarChecker:
         if grammar.kind == "rule":
             for schema in schemas_of(grammar.value):
                 _check_depth(schema)
-            return {"kind": "rule", "value": grammar.value, "best_effort": self._best_effort}
+            return {"kind": "rule", "value": grammar.value, **self._reading}
         if grammar.kind not in ("json", "regex"):
             raise _missing("type")
         if grammar.value is None:
@@ -126,14 +123,14 @@ class GrammarChecker:
             "kind": "json",
             "value": _schema(grammar.value),
             "or_text": grammar.or_text,
-            "best_effort": self._best_effort,
+            **self._reading,
         }
 
-    async def _answer(self, key: bytes, request: dict[str, Any]) -> dict[str, str]:
+    async def _answer(self, key: bytes) -> dict[str, str]:
         """The result of a trial that its callers share; the trial ends when the last one leaves."""
         trial = self._trials.get(key)
         if trial is None:
-            task = asyncio.create_task(self._try(key, request))
+            task = asyncio.create_task(self._try(key))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
             trial = self._trials[key] = _Trial(task)
@@ -147,9 +144,9 @@ class GrammarChecker:
                     del self._trials[key]
                 trial.task.cancel()  # no effect if it is done
 
-    async def _try(self, key: bytes, request: dict[str, Any]) -> dict[str, str]:
+    async def _try(self, key: bytes) -> dict[str, str]:
         worker = await self._workers.get()
-        asking = asyncio.create_task(self._ask(worker, request))
+        asking = asyncio.create_task(self._ask(worker, key))
         is_slow = False
         try:
             if not await worker.answers_soon(asking, _SOON_S):
@@ -170,7 +167,7 @@ class GrammarChecker:
         self._remember(key, answer)
         return answer
 
-    async def _ask(self, worker: WorkerProcess, request: dict[str, Any]) -> dict[str, str]:
+    async def _ask(self, worker: WorkerProcess, request: bytes) -> dict[str, str]:
         """The result of a trial in a process.
 
         Raises:
@@ -204,6 +201,18 @@ class _Trial:
 
     task: asyncio.Task[dict[str, str]]
     num_waiting: int = 0
+
+
+def _packed(request: dict[str, Any]) -> bytes:
+    """A request as JSON, which keeps integers of any size.
+
+    Raises:
+        ServiceError: one has thousands of digits.
+    """
+    try:
+        return json.dumps(request, ensure_ascii=False).encode()
+    except ValueError as error:
+        raise _invalid(str(error)) from error
 
 
 def _missing(name: str) -> ServiceError:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from functools import partial
@@ -31,17 +32,17 @@ _NUM_PROBES = 48  # tokens of the trial walk
 _MAX_MASK_S = 0.005  # seconds of processor time per mask of the walk: about a decode step
 
 
-def start(setup: Any) -> Callable[[dict[str, Any]], dict[str, str]]:
+def start(setup: Any) -> Callable[[bytes], dict[str, str]]:
     """Loads the tokenizer, and compiles a first grammar: it takes longer than those that follow."""
     tokenizer, vocab_size, eos_token_ids = setup
     compiler = GrammarCompiler(tokenizer, vocab_size)
     eos = frozenset(eos_token_ids)
     masks = TokenMasks(vocab_size, num_threads=1)
 
-    def answer(request: dict[str, Any]) -> dict[str, str]:
-        return _answer(request, compiler, masks, eos)
+    def answer(request: bytes) -> dict[str, str]:
+        return _answer(json.loads(request), compiler, masks, eos)
 
-    answer({"kind": "regex", "value": "a"})
+    answer(b'{"kind": "regex", "value": "a"}')
     return answer
 
 
@@ -72,7 +73,11 @@ def _source(request: dict[str, Any]) -> str:
         GrammarError, ValueError: there is none.
     """
     value, lead = request["value"], request.get("lead")
-    schema_source = partial(json_source, best_effort=request.get("best_effort", False))
+    schema_source = partial(
+        json_source,
+        best_effort=request.get("best_effort", False),
+        strict_formats=request.get("strict_formats", False),
+    )
     if request["kind"] == "rule":
         return rule_source(value if lead is None else [lead, value], schema_source)
     if request["kind"] == "regex":

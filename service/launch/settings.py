@@ -127,6 +127,9 @@ class Settings:
     grammar_best_effort: Annotated[
         bool, About("ignore keywords of a schema that cannot be enforced", ours=True)
     ] = False
+    grammar_strict_formats: Annotated[
+        bool, About("refuse formats of strings that are not known", ours=True)
+    ] = False
 
     # The watermark of requests that ask for one. The defaults are TGI's:
     # server/text_generation_server/utils/watermark.py at v2.1.1.

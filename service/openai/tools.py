@@ -23,7 +23,7 @@ DEFAULT_TOOL_PROMPT = (
 )
 _NAME = "_name"
 _IDENTITIES = ("$id", "$schema")
-_NOT_INSIDE = (*_IDENTITIES, "$ref", "$defs", "definitions")  # not copied into the envelope
+_NOT_INSIDE = ("$ref", "$defs", "definitions")  # not copied into the envelope
 _COMBINATIONS = ("anyOf", "oneOf", "allOf")
 _MAX_HOPS = 8  # of references at the top of a schema
 
@@ -151,15 +151,14 @@ def _chosen_name(choice: Any) -> str:
 
 def _call_schema(index: int, tool: Tool, definitions: dict[str, Any]) -> dict[str, Any]:
     """The object inside the envelope; what it refers to is added to `definitions`."""
-    given = tool.parameters if isinstance(tool.parameters, dict) else {}
+    given = _without_identity(tool.parameters if isinstance(tool.parameters, dict) else {})
     path = f"tools[{index}].function.parameters"
     top = _followed(given, path)
     if any(key in top for key in _COMBINATIONS):
         raise _bad_schema(path, "must list its properties at the top")
     root = f"#/$defs/{index}"
     if _refers(given):  # to any part of itself, so that all of it is needed
-        whole = {key: value for key, value in given.items() if key not in _IDENTITIES}
-        definitions[str(index)] = _moved(whole, root)
+        definitions[str(index)] = _moved(given, root)
     moved = _moved({key: top[key] for key in top if key not in _NOT_INSIDE}, root)
     properties = _object(moved.pop("properties", {}), f"{path}.properties")
     required = moved.pop("required", [])
@@ -167,6 +166,9 @@ def _call_schema(index: int, tool: Tool, definitions: dict[str, Any]) -> dict[st
         raise _bad_schema(f"{path}.required", "is not a list")
     if _NAME in properties:
         raise _bad_schema(f"{path}.properties", f"has the reserved name {_NAME}")
+    if "additionalProperties" not in moved and "patternProperties" not in moved:
+        undeclared: dict[str, Any] = {name: {} for name in required if isinstance(name, str)}
+        properties = {**undeclared, **properties}
     return {
         "additionalProperties": False,
         **moved,
@@ -177,6 +179,25 @@ def _call_schema(index: int, tool: Tool, definitions: dict[str, Any]) -> dict[st
         },
         "required": [_NAME, *required],
     }
+
+
+def _without_identity(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema without a name of its own, to whose parts its references point from its root."""
+    identity = schema.get("$id")
+    kept = {key: value for key, value in schema.items() if key not in _IDENTITIES}
+    return _relative(kept, identity.removesuffix("#")) if isinstance(identity, str) else kept
+
+
+def _relative(schema: Any, identity: str) -> Any:
+    if isinstance(schema, list):
+        return [_relative(item, identity) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    result = {key: _relative(value, identity) for key, value in schema.items()}
+    reference = result.get("$ref")
+    if isinstance(reference, str) and reference.partition("#")[0] == identity:
+        result["$ref"] = f"#{reference.partition('#')[2]}"
+    return result
 
 
 def _followed(schema: dict[str, Any], path: str) -> dict[str, Any]:

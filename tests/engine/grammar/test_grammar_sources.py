@@ -16,6 +16,7 @@ from engine.protocol.errors import GrammarError
 from tests.engine.grammar.grammar_cases import (
     BOOLEAN,
     INTEGER,
+    NULL,
     Schema,
     record,
 )
@@ -70,7 +71,7 @@ class TestSchemas:
         ['{"a": 1, "\\u0061": true}', '{"q\\"": 1, "q\\u0022": true}', '{"a": 1, "a": 2}'],
     )
     def test_allow_no_property_twice_in_different_spellings(self, text: str) -> None:
-        schema = {"type": "object", "properties": {"a": INTEGER, 'q"': INTEGER}}
+        schema = {"properties": {"a": INTEGER, 'q"': INTEGER}, "additionalProperties": True}
         matcher = compile_source(json_source(schema))
         assert accepts(matcher.copy(), '{"a": 1, "b": true}')
         assert not accepts(matcher, text)
@@ -125,7 +126,7 @@ class TestSchemas:
     @pytest.mark.parametrize(
         "options", [{"lenient": True}, {"lenient": True, "coerce_one_of": True}, {}]
     )
-    @pytest.mark.parametrize("name", ["not", "overlapping oneOf", "unknown format"])
+    @pytest.mark.parametrize("name", ["not", "overlapping oneOf", "uniqueItems"])
     def test_cannot_switch_off_enforcement_by_options_of_the_library(
         self, name: str, options: dict[str, Any], or_text: bool
     ) -> None:
@@ -162,6 +163,21 @@ class TestSchemas:
         ):
             with pytest.raises(GrammarError, match="minProperties"):
                 json_source(schema)
+
+    @pytest.mark.parametrize("name", ["colour", "regex", "int32"])
+    def test_refuse_a_format_that_nobody_knows_if_they_have_to(self, name: str) -> None:
+        schema = record({"a": {"type": ["string", "null"], "format": name}})
+        assert accepts(compile_source(json_source(schema)), '{"a": "red"}')
+        with pytest.raises(GrammarError, match=f'"format" {name} .*, at #/properties/a'):
+            json_source(schema, strict_formats=True)
+        number = record({"a": {"type": "integer", "format": name}})
+        assert accepts(compile_source(json_source(number, strict_formats=True)), '{"a": 1}')
+
+    def test_name_the_place_of_what_they_refuse(self) -> None:
+        inside = record({"a/b": {"anyOf": [NULL, {"$ref": "#/$defs/x"}]}})
+        schema = inside | {"$defs": {"x": {"type": "array", "items": [{"uniqueItems": True}]}}}
+        with pytest.raises(GrammarError, match=r'"uniqueItems" .*, at #/\$defs/x/prefixItems/0'):
+            json_source(schema)
 
     def test_without_any_instance_raise_an_error(self) -> None:
         schema = {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}

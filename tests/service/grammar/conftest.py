@@ -28,12 +28,12 @@ async def checker() -> AsyncGenerator[GrammarChecker]:
 
 
 @pytest.fixture
-def trials(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+def trials(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """Every grammar that is given to a process, in order."""
-    seen: list[dict[str, Any]] = []
+    seen: list[bytes] = []
     ask = WorkerProcess.ask
 
-    async def spy(self: Any, request: dict[str, Any], deadline_s: float) -> dict[str, str]:
+    async def spy(self: Any, request: bytes, deadline_s: float) -> dict[str, str]:
         seen.append(request)
         return await ask(self, request, deadline_s)
 

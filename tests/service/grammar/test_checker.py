@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any
 
 import pytest
 
@@ -30,30 +29,26 @@ class TestAcceptedGrammar:
         assert source != await checker.check(schema(SCHEMA))
 
     async def test_concurrent_callers_share_one_trial(
-        self, checker: GrammarChecker, trials: list[dict[str, Any]]
+        self, checker: GrammarChecker, trials: list[bytes]
     ) -> None:
         sources = await asyncio.gather(*(checker.check(schema(SCHEMA)) for _ in range(20)))
         assert set(sources) == {json_source(SCHEMA)}
         assert len(trials) == 1
 
-    async def test_result_is_cached(
-        self, checker: GrammarChecker, trials: list[dict[str, Any]]
-    ) -> None:
+    async def test_result_is_cached(self, checker: GrammarChecker, trials: list[bytes]) -> None:
         first = await checker.check(schema(SCHEMA))
         workers()[0].kill()  # it is not needed any more
         assert await checker.check(schema(json.dumps(SCHEMA))) == first
         assert len(trials) == 1
 
     async def test_similar_grammars_have_separate_trials(
-        self, checker: GrammarChecker, trials: list[dict[str, Any]]
+        self, checker: GrammarChecker, trials: list[bytes]
     ) -> None:
         for grammar in (regex("a"), regex("b"), schema({}), schema({}, or_text=True)):
             await checker.check(grammar)
         assert len(trials) == 4
 
-    async def test_does_not_wait_while_another_process_is_idle(
-        self, trials: list[dict[str, Any]]
-    ) -> None:
+    async def test_does_not_wait_while_another_process_is_idle(self, trials: list[bytes]) -> None:
         async with checking(num_workers=2) as checker:
             slow = asyncio.create_task(checker.check(schema(ENDLESS)))
             await eventually(lambda: len(trials) == 1)
@@ -67,7 +62,7 @@ class TestCache:
     async def test_is_bounded(
         self,
         checker: GrammarChecker,
-        trials: list[dict[str, Any]],
+        trials: list[bytes],
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         monkeypatch.setattr(module, "_CACHE_BYTES", 4096)
@@ -86,7 +81,7 @@ class TestCache:
     async def test_evicts_the_least_recently_used_result(
         self,
         checker: GrammarChecker,
-        trials: list[dict[str, Any]],
+        trials: list[bytes],
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         await checker.check(regex("a" * 300))
@@ -97,16 +92,14 @@ class TestCache:
         await checker.check(regex("a" * 300))
         assert len(trials) == 3
 
-    async def test_holds_refusals_too(
-        self, checker: GrammarChecker, trials: list[dict[str, Any]]
-    ) -> None:
+    async def test_holds_refusals_too(self, checker: GrammarChecker, trials: list[bytes]) -> None:
         assert await reason(checker, regex("[")) == await reason(checker, regex("["))
         assert len(trials) == 1
 
 
 class TestCancelledCaller:
     async def test_does_not_cancel_other_callers(
-        self, checker: GrammarChecker, trials: list[dict[str, Any]]
+        self, checker: GrammarChecker, trials: list[bytes]
     ) -> None:
         callers = [asyncio.create_task(checker.check(schema(SCHEMA))) for _ in range(3)]
         await eventually(lambda: len(trials) == 1)
@@ -116,7 +109,7 @@ class TestCancelledCaller:
         assert len(trials) == 1
 
     async def test_ends_the_trial_as_the_last_caller(
-        self, checker: GrammarChecker, trials: list[dict[str, Any]]
+        self, checker: GrammarChecker, trials: list[bytes]
     ) -> None:
         callers = [asyncio.create_task(checker.check(schema(ENDLESS))) for _ in range(2)]
         await eventually(lambda: len(trials) == 1)
@@ -125,9 +118,7 @@ class TestCancelledCaller:
         assert await checker.check(regex("a")) == regex_source("a")  # the process is free again
         assert len(trials) == 2
 
-    async def test_may_ask_again(
-        self, checker: GrammarChecker, trials: list[dict[str, Any]]
-    ) -> None:
+    async def test_may_ask_again(self, checker: GrammarChecker, trials: list[bytes]) -> None:
         caller = asyncio.create_task(checker.check(schema(SCHEMA)))
         await eventually(lambda: len(trials) == 1)
         caller.cancel()

@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Any
 
 import psutil
 import pytest
@@ -119,7 +118,7 @@ class TestKilledProcess:
         assert await checker.check(regex("b")) == regex_source("b")
 
     async def test_is_replaced_during_a_trial(
-        self, checker: GrammarChecker, trials: list[dict[str, Any]]
+        self, checker: GrammarChecker, trials: list[bytes]
     ) -> None:
         await checker.check(regex("a"))
         (process,) = workers()
@@ -154,7 +153,7 @@ class TestClose:
             await checker.close()
             assert workers() == []
 
-    async def test_during_a_trial_leaves_no_process(self, trials: list[dict[str, Any]]) -> None:
+    async def test_during_a_trial_leaves_no_process(self, trials: list[bytes]) -> None:
         async with checking(num_workers=2) as checker:
             await checker.check(regex("a"))
             tasks = [asyncio.create_task(checker.check(schema(ENDLESS)))]
@@ -165,9 +164,7 @@ class TestClose:
             with pytest.raises(asyncio.CancelledError):
                 await tasks[0]
 
-    async def test_after_the_last_caller_left_leaves_no_process(
-        self, trials: list[dict[str, Any]]
-    ) -> None:
+    async def test_after_the_last_caller_left_leaves_no_process(self, trials: list[bytes]) -> None:
         async with checking() as checker:
             await checker.check(regex("a"))
             caller = asyncio.create_task(checker.check(schema(ENDLESS)))

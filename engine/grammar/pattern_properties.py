@@ -1,0 +1,90 @@
+"""Names that `properties` lists and a pattern of `patternProperties` allows too.
+
+The library makes a terminal of the names that a pattern allows and nothing else lists, and fails
+where such a name could follow but there is none: long after it accepted the schema. Here a pattern
+without other names goes, and its schema joins those of the names.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from functools import cache, partial
+from typing import Any
+
+from llguidance import LLMatcher, LLTokenizer
+
+from .schema.keywords import Schema, strings, subschemas
+
+
+def without_taken_patterns(schema: Schema) -> None:
+    """Changes all objects in a schema so that each of their patterns allows a name of its own."""
+    for _, inner in list(subschemas(schema)):
+        patterns = inner.get("patternProperties")
+        if isinstance(patterns, dict) and patterns:
+            _merge(inner, patterns)
+
+
+def _merge(schema: Schema, patterns: Schema) -> None:
+    properties = schema.get("properties")
+    listed: Schema = dict(properties) if isinstance(properties, dict) else {}
+    names = dict.fromkeys([*listed, *strings(schema.get("required"))])
+    kept = {}
+    for pattern, value in patterns.items():
+        if _has_names(names, pattern):
+            kept[pattern] = value
+            continue
+        for name in filter(partial(_matches, pattern), names):
+            listed[name] = {"allOf": [listed.get(name, True), value]}
+    if kept == patterns and not _cover_all(names, kept):
+        return
+    schema.update(properties=listed, patternProperties=kept)
+    if kept and _cover_all(names, kept):
+        schema["additionalProperties"] = False
+
+
+def _has_names(listed: Iterable[str], pattern: str) -> bool:
+    """Whether a pattern allows a name that is not listed."""
+    return _may_have_a_property(
+        {
+            "properties": dict.fromkeys(listed, False),
+            "patternProperties": {pattern: True},
+            "additionalProperties": False,
+        }
+    )
+
+
+def _cover_all(listed: Iterable[str], patterns: Iterable[str]) -> bool:
+    """Whether no name is left that is not listed and that no pattern allows."""
+    return not _may_have_a_property(
+        {
+            "properties": dict.fromkeys(listed, False),
+            "patternProperties": dict.fromkeys(patterns, False),
+        }
+    )
+
+
+def _matches(pattern: str, name: str) -> bool:
+    schema = {"type": "string", "allOf": [{"const": name}, {"pattern": pattern}]}
+    return not _matcher(schema).is_error()
+
+
+def _may_have_a_property(schema: Schema) -> bool:
+    """Whether an object may have one. So may one of an invalid schema, which others refuse."""
+    matcher = _matcher({"type": "object", **schema})
+    if matcher.is_error():
+        return True
+    return bool(matcher.consume_tokens(_tokenizer().tokenize_str('{"')))
+
+
+def _matcher(schema: Schema) -> LLMatcher:
+    options: Any = {
+        "json_allowed_escapes": 'nrbtf\\"'
+    }  # by number, every name could be written anew
+    source = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=options)
+    return LLMatcher(_tokenizer(), source, log_level=0)
+
+
+@cache
+def _tokenizer() -> LLTokenizer:
+    return LLTokenizer("byte")
