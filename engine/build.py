@@ -17,10 +17,12 @@ from .heartbeat import Activity
 from .kernels import cpu as cpu_kernels
 from .memory import cache_size
 from .memory.worst_step import StepBounds
+from .model.loaded import LoadedModel
 from .model.loading import load_model
 from .model.model_runner import ModelRunner
 from .model.prepare import LoadModel, PreparedModel, prepare
 from .protocol.config import EngineConfig, EngineInfo
+from .protocol.errors import GrammarError
 from .replay.cpu_graphs import CpuGraphs
 from .replay.cuda_graphs import DecodeGraphs, cuda_recorder
 from .sampling.watermark import Watermark
@@ -66,7 +68,7 @@ def build_engine(
         vocab_size=vocab_size,
         max_total_tokens=max_total_tokens,
         watermark=watermark,
-        constraints=_constraints(config, vocab_size),
+        constraints=_constraints(config, model.loaded, vocab_size),
         runs_ahead=device.type == "cuda" if config.run_ahead is None else config.run_ahead,
         activity=activity,
     )
@@ -183,8 +185,11 @@ def _with_cpu_graphs(config: EngineConfig, runner: ModelRunner, max_total_tokens
     return graphs
 
 
-def _constraints(config: EngineConfig, vocab_size: int) -> Constraints | None:
-    """Grammars, which need a fast tokenizer to know how tokens are spelt; None without one."""
+def _constraints(config: EngineConfig, loaded: LoadedModel, vocab_size: int) -> Constraints | None:
+    """Grammars, which need a fast tokenizer to know how tokens are spelt; None without one.
+
+    What every grammar needs is built now, for the tokens that usually end a text.
+    """
     try:
         tokenizer = AutoTokenizer.from_pretrained(config.model_id, revision=config.revision)
     except (OSError, ValueError):
@@ -192,5 +197,16 @@ def _constraints(config: EngineConfig, vocab_size: int) -> Constraints | None:
     if tokenizer is None or not tokenizer.is_fast:
         logger.warning("%s has no fast tokenizer: no grammars", config.model_id)
         return None
-    text = tokenizer.backend_tokenizer.to_str()
-    return Constraints(GrammarCompiler(text, vocab_size), TokenMasks(vocab_size))
+    compiler = GrammarCompiler(tokenizer.backend_tokenizer.to_str(), vocab_size)
+    try:
+        compiler.warm(_eos_token_ids(loaded, tokenizer.eos_token_id, vocab_size))
+    except GrammarError as error:
+        logger.warning("%s", error)
+    return Constraints(compiler, TokenMasks(vocab_size))
+
+
+def _eos_token_ids(loaded: LoadedModel, own: int | None, vocab_size: int) -> frozenset[int]:
+    """The tokens that end a text, as the service finds them: a list of the model's, or both."""
+    listed = getattr(loaded.model.generation_config, "eos_token_id", None)
+    known = listed if isinstance(listed, list) else [listed, own]
+    return frozenset(index for index in known if index is not None and index < vocab_size)

@@ -101,9 +101,11 @@ class App:
         tokenizer.long_texts = self._long_texts
         self._starting = asyncio.create_task(self._long_texts.start())
         info = await self._client.ready()
+        tokenizer.fit(info.vocab_size)
         limits = make_limits(settings, info)
         metrics = self._metrics(limits)
         self._grammars = _grammar_checker(settings, info, tokenizer)
+        await self._grammars.start()
         pipeline = Pipeline(
             self._admission,
             Validator(limits, tokenizer, self._grammars),

@@ -30,8 +30,9 @@ def test_locks_are_plain_names_and_versions(lock: Path) -> None:
     assert [line for line in lines if not PINNED.fullmatch(line)] == []
 
 
-def test_npm_lock_has_versions_and_hashes_and_no_addresses() -> None:
-    lock = json.loads((REPOSITORY / "tests" / "protos" / "node" / "package-lock.json").read_text())
+@pytest.mark.parametrize("folder", ["protos/node", "tokenizers"])
+def test_npm_lock_has_versions_and_hashes_and_no_addresses(folder: str) -> None:
+    lock = json.loads((REPOSITORY / "tests" / folder / "package-lock.json").read_text())
     packages = [entry for name, entry in lock["packages"].items() if name]
     assert packages
     assert all(entry["version"] and entry["integrity"] for entry in packages)

@@ -28,6 +28,7 @@ from ..threads import unpin
 from .pattern_properties import without_taken_patterns
 from .schema import exact_integers, read_schema
 from .schema.keywords import strings, subschemas
+from .tokenizer_spec import fitted
 
 logger = logging.getLogger(__name__)
 
@@ -177,14 +178,22 @@ class GrammarCompiler:
     def __init__(self, tokenizer: str, vocab_size: int) -> None:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
-        self._tokenizers: dict[frozenset[int], LLTokenizer] = {}
-        self._tokenizers_lock = threading.Lock()  # held while one is built, up to a second
+        self._tokenizers: dict[frozenset[int], LLTokenizer | GrammarError] = {}
+        self._tokenizers_lock = threading.Lock()  # held while one is built, up to some seconds
         self._lock = threading.Lock()
         self._cache: OrderedDict[_Key, Matcher | GrammarError] = OrderedDict()
         self._cached_bytes = 0
         self._workers = ThreadPoolExecutor(
             2, thread_name_prefix="grammar", initializer=_lower_priority
         )
+
+    def warm(self, eos_token_ids: frozenset[int]) -> None:
+        """Builds the table of the vocabulary, which the first grammar would wait for.
+
+        Raises:
+            GrammarError: the library does not support this kind of tokenizer.
+        """
+        self._tokenizer_for(eos_token_ids)
 
     def compile(self, source: str, eos_token_ids: frozenset[int]) -> Matcher:
         """Compiles a source, or takes it from the cache. Any thread may call this.
@@ -225,7 +234,7 @@ class GrammarCompiler:
             return Matcher(LLMatcher(tokenizer, source, log_level=0, limits=_LIMITS))
         except GrammarError as error:
             return error
-        except Exception as error:  # the library may raise anything, also for a tokenizer
+        except Exception as error:  # the library may raise anything
             logger.exception("a grammar failed to compile")
             return GrammarError(f"it cannot be compiled: {type(error).__name__}")
 
@@ -237,19 +246,30 @@ class GrammarCompiler:
             return compiled
 
     def _tokenizer_for(self, eos_token_ids: frozenset[int]) -> LLTokenizer:
+        """The table of the vocabulary, or the same error each time.
+
+        Raises:
+            GrammarError: the library does not support this kind of tokenizer.
+        """
         with self._tokenizers_lock:
             tokenizer = self._tokenizers.get(eos_token_ids)
             if tokenizer is None:
-                try:
-                    tokenizer = LLTokenizer(
-                        _with_renamed_special_tokens(self._tokenizer),
-                        n_vocab=self._vocab_size,
-                        eos_token=sorted(eos_token_ids),
-                    )
-                except ValueError as error:  # the library does not support this kind of tokenizer
-                    raise GrammarError(f"the model's tokenizer has no grammars: {error}") from error
+                tokenizer = self._build(eos_token_ids)
                 self._tokenizers[eos_token_ids] = tokenizer
-            return tokenizer
+        if isinstance(tokenizer, GrammarError):
+            raise tokenizer
+        return tokenizer
+
+    def _build(self, eos_token_ids: frozenset[int]) -> LLTokenizer | GrammarError:
+        try:
+            return LLTokenizer(
+                fitted(self._tokenizer, self._vocab_size),
+                n_vocab=self._vocab_size,
+                eos_token=sorted(eos_token_ids),
+            )
+        except Exception as error:  # a tokenizer can be anything
+            reason = " ".join(str(error).split())
+            return GrammarError(f"the model's tokenizer has no grammars: {reason}")
 
     def _keep(self, key: _Key, compiled: Matcher | GrammarError) -> None:
         with self._lock:
@@ -261,33 +281,6 @@ class GrammarCompiler:
             ):
                 (source, _), _ = self._cache.popitem(last=False)
                 self._cached_bytes -= len(source)
-
-
-def _with_renamed_special_tokens(tokenizer: str) -> str:
-    """A tokenizer whose special tokens have names that no text contains.
-
-    The library tokenizes a forced text with the tokenizer, which would turn the text "<|end|>" into
-    the token that ends a sequence.
-    """
-    spec = json.loads(tokenizer)
-    special = [token for token in spec.get("added_tokens") or () if token["special"]]
-    names = {token["content"]: f"\ufdd0{token['id']}" for token in special}
-    for token in special:
-        token["content"] = names[token["content"]]
-    _rename_pieces(spec.get("model") or {}, names)
-    spec["post_processor"] = None  # it adds special tokens, by name
-    return json.dumps(spec)
-
-
-def _rename_pieces(model: dict[str, Any], names: dict[str, str]) -> None:
-    """Renames pieces in the vocabulary of a tokenizer's model."""
-    vocab = model.get("vocab")
-    if isinstance(vocab, dict):
-        model["vocab"] = {names.get(piece, piece): token_id for piece, token_id in vocab.items()}
-    elif isinstance(vocab, list):  # Unigram
-        model["vocab"] = [[names.get(piece, piece), score] for piece, score in vocab]
-    if model.get("unk_token") in names:
-        model["unk_token"] = names[model["unk_token"]]
 
 
 def _lower_priority() -> None:

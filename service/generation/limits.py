@@ -253,6 +253,21 @@ def check_token_ids(token_ids: tuple[int, ...], limits: Limits) -> None:
         )
 
 
+def check_vocabulary(token_ids: tuple[int, ...], limits: Limits) -> None:
+    """Checks what the tokenizer has made of a text.
+
+    Raises:
+        ServiceError: the text has a token that the model does not have.
+    """
+    if (largest := max(token_ids)) >= limits.vocab_size:
+        raise ServiceError(
+            ErrorKind.VALIDATION,
+            f"`inputs` has a token that only the tokenizer knows: the model's token ids are "
+            f"< {limits.vocab_size}. Given: {largest}",
+            field="inputs",
+        )
+
+
 def check_count(field: str, count: int, limit: int, noun: str) -> None:
     """Checks the number of items in a field.
 

@@ -20,6 +20,7 @@ from .limits import (
     check,
     check_lengths,
     check_token_ids,
+    check_vocabulary,
 )
 from .parameters import GenerationRequest, Parameters, Prompt
 
@@ -123,6 +124,7 @@ class Validator:
             raise
         if not token_ids:  # e.g. characters that the tokenizer's normalisation removes
             raise _empty()
+        check_vocabulary(token_ids, limits)
         return token_ids
 
 

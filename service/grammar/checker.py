@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
@@ -17,13 +18,16 @@ from engine.protocol.wire import framed
 
 from ..errors import ErrorKind, ServiceError, overloaded
 from ..workers.process import DeadError, LateError, WorkerProcess
+from ..workers.template import Template
 from .rules import schemas_of
 from .spec import Grammar
+
+logger = logging.getLogger(__name__)
 
 MAX_GRAMMAR_BYTES = 256 * 1024  # of its JSON text
 _MAX_DEPTH = 60  # of objects and lists in a schema: what the library accepts
 _CACHE_BYTES = 16 * 1024 * 1024  # of cached grammars and their results
-_WORKER_BYTES = 2 * 1024**3  # address space of a process; it needs about 300 MB itself
+_TRIAL_BYTES = 3 * 1024**3 // 2  # of memory, beside the vocabulary's table, which is shared
 _SOON_S = 1.0  # for a usual grammar, also on a busy machine; a trial that takes longer is slow
 _MAX_SLOW = 2  # slow trials at a time; when there are more, their requests are refused
 _WORKER = "service.grammar.worker"
@@ -59,7 +63,9 @@ class GrammarChecker:
         self._enabled = enabled
         self._reading = {"best_effort": best_effort, "strict_formats": strict_formats}
         self._deadline_s = deadline_s
-        self._setup = framed([tokenizer, vocab_size, sorted(eos_token_ids)])
+        setup = framed([tokenizer, vocab_size, sorted(eos_token_ids)])
+        self._template = Template(_WORKER, _TRIAL_BYTES, setup)
+        self._unusable = ""  # why the model has no grammars
         self._workers: asyncio.Queue[WorkerProcess] = asyncio.Queue()
         for _ in range(num_workers):
             self._workers.put_nowait(self._new_worker())
@@ -69,6 +75,26 @@ class GrammarChecker:
         self._trials: dict[bytes, _Trial] = {}
         self._tasks: set[asyncio.Task[dict[str, str]]] = set()  # of all trials, abandoned ones too
 
+    async def start(self) -> None:
+        """Builds the vocabulary's table and starts the processes, before the first grammar comes.
+
+        A table that cannot be built is logged, and grammars are refused.
+        """
+        if not self._enabled:
+            return
+        try:
+            self._unusable = str(await self._template.start() or "")
+        except OSError:  # a busy machine: the first grammar tries again
+            logger.warning("the processes for grammars do not come up", exc_info=True)
+        if self._unusable:
+            logger.warning("no grammars with this model: %s", self._unusable)
+            return
+        for worker in [self._workers.get_nowait() for _ in range(self._workers.qsize())]:
+            try:
+                await worker.start()
+            finally:
+                self._workers.put_nowait(worker)
+
     async def check(self, grammar: Grammar) -> str:
         """Returns the source of a grammar, which the engine compiles.
 
@@ -77,6 +103,9 @@ class GrammarChecker:
         """
         if not self._enabled:
             raise ServiceError(ErrorKind.VALIDATION, "grammar is not supported", field=_FIELD)
+        if self._unusable:
+            text = f"grammar is not supported: {self._unusable}"
+            raise ServiceError(ErrorKind.VALIDATION, text, field=_FIELD)
         request = await asyncio.to_thread(self._request, grammar)  # a schema may be large
         key = await asyncio.to_thread(_packed, request)
         if len(key) > MAX_GRAMMAR_BYTES:
@@ -99,6 +128,7 @@ class GrammarChecker:
         await asyncio.gather(*tasks, return_exceptions=True)  # they return their processes
         while not self._workers.empty():
             await self._workers.get_nowait().stop()
+        await self._template.stop()
 
     def _request(self, grammar: Grammar) -> dict[str, Any]:
         request = self._constraint(grammar)
@@ -186,7 +216,7 @@ class GrammarChecker:
         return answer
 
     def _new_worker(self) -> WorkerProcess:
-        return WorkerProcess(_WORKER, _WORKER_BYTES, self._setup)
+        return WorkerProcess.of_template(self._template)
 
     def _remember(self, key: bytes, answer: dict[str, str]) -> None:
         self._known[key] = answer

@@ -23,7 +23,7 @@ from engine.grammar.backend_llguidance import (
 from engine.grammar.rule_source import rule_source
 from engine.protocol.errors import GrammarError
 
-from ..workers.serving import serve
+from ..workers.serving import Answer, serve_forks
 from .rules import schemas_of
 
 # Seconds of processor time: the engine compiles it again, which costs its steps a tenth of that.
@@ -32,18 +32,27 @@ _NUM_PROBES = 48  # tokens of the trial walk
 _MAX_MASK_S = 0.005  # seconds of processor time per mask of the walk: about a decode step
 
 
-def start(setup: Any) -> Callable[[bytes], dict[str, str]]:
-    """Loads the tokenizer, and compiles a first grammar: it takes longer than those that follow."""
+def start(setup: Any) -> tuple[str, Callable[[], Answer]]:
+    """Builds the vocabulary's table, which all forked processes share.
+
+    Returns:
+        Why there are no grammars with this tokenizer, empty if there are, and what makes answers.
+    """
     tokenizer, vocab_size, eos_token_ids = setup
     compiler = GrammarCompiler(tokenizer, vocab_size)
     eos = frozenset(eos_token_ids)
-    masks = TokenMasks(vocab_size, num_threads=1)
+    problem = ""
+    try:
+        compiler.compile(regex_source("a"), eos)  # the first one takes longer than others
+    except GrammarError as error:
+        problem = str(error)
 
-    def answer(request: bytes) -> dict[str, str]:
-        return _answer(json.loads(request), compiler, masks, eos)
+    def make_answer() -> Answer:
+        masks = TokenMasks(vocab_size, num_threads=1)  # its threads would not survive the fork
+        _answer({"kind": "regex", "value": "a"}, compiler, masks, eos)  # starts them
+        return lambda request: _answer(json.loads(request), compiler, masks, eos)
 
-    answer(b'{"kind": "regex", "value": "a"}')
-    return answer
+    return problem, make_answer
 
 
 def _answer(
@@ -121,4 +130,4 @@ def _walk(matcher: Matcher, masks: TokenMasks) -> None:
 
 
 if __name__ == "__main__":
-    serve(start)
+    serve_forks(start)

@@ -30,17 +30,31 @@ class Detokenizer:
         self._window = list(prompt_token_ids[-_CONTEXT_TOKENS:])  # ids whose text was returned …
         self._num_read = len(self._window)  # … followed by ids that need more bytes
         self._prefix = decode(self._window) if self._window else ""
+        self._num_returned = 0  # characters of the pending ids' text that were returned already
 
     def push(self, token_id: int) -> str:
-        """The text that a token adds: empty while a character is incomplete."""
+        """The text that a token adds: all whole characters, and nothing of an incomplete one."""
         self._window.append(token_id)
         text = self._decode(self._window)
         num_pending = len(self._window) - self._num_read
         incomplete = text.endswith(_REPLACEMENT) or len(text) <= len(self._prefix)
         if incomplete and num_pending < _MAX_PENDING_TOKENS:
-            return ""
-        added = text[len(self._prefix) :]
+            return self._whole(text)
+        added = text[len(self._prefix) + self._num_returned :]
         del self._window[: self._num_read]
         self._num_read = len(self._window)
+        self._num_returned = 0
         self._prefix = self._decode(self._window)
+        return added
+
+    def _whole(self, text: str) -> str:
+        """What stands in front of a last, incomplete character.
+
+        A token may hold a whole character and half of the next, and be the last one. A decoder that
+        shows all bytes in a row as replacements if one is missing has changed the text before.
+        """
+        if not text.startswith(self._prefix):
+            return ""
+        added = text[len(self._prefix) + self._num_returned :].rstrip(_REPLACEMENT)
+        self._num_returned += len(added)
         return added

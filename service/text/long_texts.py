@@ -67,7 +67,9 @@ class LongTexts:
         self._budget = ByteBudget(max_bytes)
         packed = framed([*setup, max_reply_bytes])
         self._max_reply_bytes = max_reply_bytes
-        self._all = [WorkerProcess(module, _WORKER_BYTES, packed) for _ in range(num_workers)]
+        self._all = [
+            WorkerProcess.of_module(module, _WORKER_BYTES, packed) for _ in range(num_workers)
+        ]
         self._idle = list(self._all)
         self._turns = Turns(num_workers)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,8 @@ from ..errors import ErrorKind, ServiceError
 from ..workers.turns import Turns
 from .escaping import EscapedText, SpecialTokens
 from .long_texts import LONG_CHARS, LONG_LIST_CHARS, LONG_MESSAGES, LongTexts, TooManyTokensError
+
+logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
@@ -103,6 +106,35 @@ class TextTokenizer:
     def to_json(self) -> str:
         """The tokenizer.json, as text."""
         return str(self._backend.to_str())
+
+    def fit(self, vocab_size: int) -> None:
+        """Leaves the model only ends that it has, and warns of other tokens that it lacks.
+
+        Args:
+            vocab_size: width of the model's logits and of its embedding.
+
+        Raises:
+            ValueError: every prompt would have a token that the model lacks, or there is no other.
+        """
+        around = self._backend.encode("").ids  # what it puts around every text
+        known = set(self._backend.get_vocab().values())
+        if (
+            max(around, default=0) >= vocab_size
+            or min(known - self.special_ids, default=0) >= vocab_size
+        ):
+            raise ValueError(
+                f"the tokenizer does not belong to this model: of every text it makes token ids "
+                f"that the model, which has {vocab_size}, lacks"
+            )
+        if missing := sorted(token_id for token_id in known if token_id >= vocab_size):
+            logger.warning(
+                "the model has %d token ids and lacks %d of the tokenizer's, from %d on: texts "
+                "with one of them are refused",
+                vocab_size,
+                len(missing),
+                missing[0],
+            )
+        self.eos_token_ids = frozenset(index for index in self.eos_token_ids if index < vocab_size)
 
     async def encode(
         self, text: str, *, truncate: int | None = None, max_tokens: int = sys.maxsize

@@ -7,10 +7,10 @@ standard output: each is msgpack after its length. Its side of this is `serving.
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import msgpack
@@ -18,9 +18,10 @@ import psutil
 
 from engine.protocol.wire import HEADER, framed
 
+from .priority import lower_priority
+from .template import ForkedProcess, Template
+
 _START_S = 60.0  # for a process to start on a busy machine
-_NICENESS = 12  # of the processes' sessions; with less they slow other processes down (measured)
-_NUM_TRIES, _RETRY_S = 50, 0.1  # to set it
 _MIN_SHARE = 0.25  # of a processor; with less the machine is at fault that an answer is late
 _NUM_TRIALS = 2  # of a request whose process dies, which need not be the request's fault
 
@@ -41,21 +42,36 @@ class DeadError(Exception):
     """The process ended instead of answering, and so did the next one."""
 
 
+Process = asyncio.subprocess.Process | ForkedProcess
+
+
 class WorkerProcess:
     """One process, started when it is first needed and again after it had to be killed.
 
     Args:
-        module: what it runs: a module that calls `serving.serve`.
-        max_bytes: of its address space.
-        setup: what it is told at its start, framed.
+        start: starts the process and returns when it is ready.
     """
 
-    def __init__(self, module: str, max_bytes: int, setup: bytes) -> None:
-        self._module = module
-        self._max_bytes = max_bytes
-        self._setup = setup
-        self._process: asyncio.subprocess.Process | None = None
+    def __init__(self, start: Callable[[], Awaitable[Process]]) -> None:
+        self._start_process = start
+        self._process: Process | None = None
         self._trying = asyncio.Event()  # the process has started: the request's time begins
+
+    @classmethod
+    def of_module(cls, module: str, max_bytes: int, setup: bytes) -> WorkerProcess:
+        """One that runs a module.
+
+        Args:
+            module: a module that calls `serving.serve`.
+            max_bytes: of its address space.
+            setup: what it is told at its start, framed.
+        """
+        return cls(partial(_started, module, max_bytes, setup))
+
+    @classmethod
+    def of_template(cls, template: Template) -> WorkerProcess:
+        """One that is forked."""
+        return cls(template.fork)
 
     async def answers_soon(self, asking: asyncio.Task[Any], soon_s: float) -> bool:
         """Whether `ask` ends in so many seconds, counted from when the process runs."""
@@ -107,47 +123,39 @@ class WorkerProcess:
                 process.kill()
             await process.wait()
 
-    async def _start(self) -> asyncio.subprocess.Process:
-        """Starts the process and waits until it is ready: a request's time begins only then."""
-        process = self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            self._module,
-            str(self._max_bytes),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            start_new_session=True,
-        )
-        await _lower_priority(process.pid)
-        try:
-            async with asyncio.timeout(_START_S):
-                await _exchange(process, self._setup)
-        except TimeoutError as error:
-            raise OSError("the process does not come up") from error
-        return process
+    async def _start(self) -> Process:
+        """Starts the process: a request's time begins only when it is ready."""
+        self._process = await self._start_process()
+        return self._process
 
 
-async def _lower_priority(pid: int) -> None:
-    """Gives a process the lowest priority, right after its start, while it imports."""
-    with suppress(OSError):  # the process may have ended; not every kernel has autogroups
-        os.sched_setscheduler(pid, os.SCHED_IDLE, os.sched_param(0))
-        for _ in range(_NUM_TRIES):
-            if _lower_session(pid):
-                return
-            await asyncio.sleep(_RETRY_S)
+async def _started(module: str, max_bytes: int, setup: bytes) -> Process:
+    """A process that runs a module.
 
-
-def _lower_session(pid: int) -> bool:
-    """Lowers the priority of a process's session; returns False if it has to be tried again.
-
-    With autogroups Linux divides the processors among sessions first, then within each of them. It
-    allows ten changes a second, of all users together.
+    Raises:
+        OSError: it does not come up.
     """
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        module,
+        str(max_bytes),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        start_new_session=True,
+    )
     try:
-        Path(f"/proc/{pid}/autogroup").write_text(str(_NICENESS))
-    except BlockingIOError:
-        return False
-    return True
+        await lower_priority(process.pid)
+        async with asyncio.timeout(_START_S):
+            await _exchange(process, setup)
+    except BaseException as error:
+        with suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+        if isinstance(error, TimeoutError):
+            raise OSError("the process does not come up") from error
+        raise
+    return process
 
 
 def _processor_s(pid: int) -> float:
@@ -156,7 +164,7 @@ def _processor_s(pid: int) -> float:
     return float(times.user + times.system)
 
 
-async def _exchange(process: asyncio.subprocess.Process, message: bytes) -> Any:
+async def _exchange(process: Process, message: bytes) -> Any:
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdin.write(message)

@@ -51,7 +51,7 @@ LIMITS = Limits(
     max_tools=1024,
     max_stop_sequence_bytes=1024,
     max_tokenize_bytes=1_048_576,
-    vocab_size=1000,
+    vocab_size=5000,
 )
 
 LANES = Lanes(max_bytes=16 << 20)

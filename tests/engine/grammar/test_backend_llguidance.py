@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import regex
+from tokenizers import AddedToken, Tokenizer
 
 from engine.grammar import backend_llguidance as grammar_module
 from engine.grammar.backend_llguidance import (
@@ -138,9 +141,51 @@ class TestCompiler:
         with pytest.raises(GrammarError):
             small.compile(regex_source("a"), eos)
 
-    def test_refuses_a_vocabulary_smaller_than_the_tokenizers(self) -> None:
-        with pytest.raises(GrammarError):
-            GrammarCompiler(tokenizer("bpe").to_str(), 10).compile(regex_source("a"), eos_of("bpe"))
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("lacking", [1, 40])
+    def test_allows_only_tokens_that_the_model_has(self, kind: str, lacking: int) -> None:
+        vocab_size = tokenizer(kind).get_vocab_size() - lacking
+        narrow = GrammarCompiler(tokenizer(kind).to_str(), vocab_size)
+        matcher = narrow.compile(regex_source("(?s).*"), eos_of(kind))
+        (words,) = TokenMasks(vocab_size).start([matcher]).result()
+        bits = np.unpackbits(words.view(np.uint8), bitorder="little")
+        free = set(np.flatnonzero(bits).tolist())
+        assert max(free) < vocab_size
+        assert free >= {*encode("the t", kind), *eos_of(kind)}
+        text = 'the t"rth: éth 日本 tr'
+        forced = narrow.compile(json_source({"const": text}), eos_of(kind)).forced()
+        assert max(forced) < vocab_size
+        assert spell(forced, kind) == json.dumps(text, ensure_ascii=False).encode()
+
+    def test_an_added_token_that_the_model_lacks_costs_no_grammar(self) -> None:
+        """As with Gemma 3, whose tokenizer has one for images."""
+        wider = Tokenizer.from_str(tokenizer("bpe").to_str())
+        vocab_size = wider.get_vocab_size()
+        wider.add_special_tokens([AddedToken("<image>", special=True)])
+        wider.add_tokens([AddedToken("wide")])
+        narrow = GrammarCompiler(wider.to_str(), vocab_size)
+        forced = narrow.compile(regex_source("a wide <image>"), eos_of("bpe")).forced()
+        assert spell(forced, "bpe") == b"a wide <image>"
+        assert max(forced) < vocab_size
+
+    def test_builds_a_tokenizer_that_it_cannot_use_once(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        builds: list[int] = []
+        fit = grammar_module.fitted
+
+        def counted(text: str, vocab_size: int) -> str:
+            builds.append(vocab_size)
+            return fit(text, vocab_size)
+
+        monkeypatch.setattr(grammar_module, "fitted", counted)
+        unusable = GrammarCompiler('{"model": {"type": "none"}}', 10)
+        for pattern in ("a", "b", "c"):
+            with pytest.raises(GrammarError, match="tokenizer"):
+                unusable.compile(regex_source(pattern), frozenset({0}))
+        with pytest.raises(GrammarError, match="tokenizer"):
+            unusable.warm(frozenset({0}))
+        assert builds == [10]
 
     @pytest.mark.parametrize("extra", [0, 1, 31, 77])
     def test_allows_no_token_that_only_the_model_has(self, extra: int) -> None:

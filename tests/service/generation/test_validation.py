@@ -86,9 +86,9 @@ RULES: list[tuple[dict[str, Any], str, str]] = [
         "`stop_token_ids` supports up to 4 token ids. Given: 5",
     ),
     (
-        {"stop_token_ids": (1, 1000)},
+        {"stop_token_ids": (1, 5000)},
         "stop_token_ids",
-        "`stop_token_ids` must be < 1000. Given: 1000",
+        "`stop_token_ids` must be < 5000. Given: 5000",
     ),
     ({"best_of": 2, "do_sample": True, "seed": 0}, "seed", _SEED),
     ({"top_n_tokens": 6}, "top_n_tokens", _TOP_N),
@@ -122,7 +122,7 @@ ALLOWED: list[dict[str, Any]] = [
     {"min_p": 1.0},
     {"min_new_tokens": 0},
     {"min_new_tokens": 100},
-    {"stop_token_ids": (999,) * 4},
+    {"stop_token_ids": (4999,) * 4},
     {"ignore_eos": True},
     {"best_of": 2, "min_p": 0.5},
     {"top_k": 1},
@@ -206,6 +206,15 @@ async def test_truncate_is_limited_by_max_input_tokens(truncate: int) -> None:
 
 async def test_a_text_without_tokens_counts_as_empty() -> None:
     assert_is(await refusal(Parameters(), num_tokens=0), "inputs", _EMPTY)
+
+
+@pytest.mark.parametrize("token_id", [LIMITS.vocab_size, LIMITS.vocab_size + 7])
+async def test_a_token_that_only_the_tokenizer_has_is_refused(token_id: int) -> None:
+    with_images = Validator(LIMITS, simple_tokenizer([1, token_id, 2]), NO_GRAMMARS)  # type: ignore[arg-type]
+    with pytest.raises(ServiceError) as refused:
+        await with_images.validate("hello", Parameters())
+    text = "`inputs` has a token that only the tokenizer knows: the model's token ids are < {}."
+    assert_is(refused.value, "inputs", f"{text.format(LIMITS.vocab_size)} Given: {token_id}")
 
 
 async def test_the_sum_of_the_lengths_is_checked_before_the_input() -> None:

@@ -35,10 +35,19 @@ def schema(value: Any, **options: Any) -> Grammar:
     return Grammar(kind="json", value=value, **options)
 
 
-def workers(parent: int | None = None) -> list[psutil.Process]:
-    """The worker processes of a process."""
+def templates(parent: int | None = None) -> list[psutil.Process]:
+    """The processes of which a process's workers are forked: one, or none."""
     children = psutil.Process(parent).children()
     return [child for child in children if WORKER in _command_line(child)]
+
+
+def workers(parent: int | None = None) -> list[psutil.Process]:
+    """The worker processes of a process."""
+    forked: list[psutil.Process] = []
+    for template in templates(parent):
+        with suppress(psutil.NoSuchProcess):
+            forked += template.children()
+    return forked
 
 
 def _command_line(process: psutil.Process) -> list[str]:
@@ -56,7 +65,7 @@ async def checking(**options: Any) -> AsyncGenerator[GrammarChecker]:
         yield checker
     finally:
         await checker.close()
-        assert workers() == []
+        assert templates() == []
 
 
 async def refusal(checker: GrammarChecker, grammar: Grammar) -> ServiceError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from service.errors import ErrorKind
 from service.grammar import checker as module
 from service.grammar.checker import GrammarChecker
 from service.workers import process as worker_process
+from service.workers.template import ForkedProcess, Template
 from tests.paths import REPOSITORY
 from tests.service.fakes import TIMEOUT_S, eventually
 from tests.service.grammar.checking import (
@@ -27,6 +29,7 @@ from tests.service.grammar.checking import (
     refusal,
     regex,
     schema,
+    templates,
     workers,
 )
 
@@ -88,23 +91,28 @@ async def test_worker_processes_have_the_lowest_priority() -> None:
         await checker.check(regex("a"))
         (worker,) = workers()
         assert os.sched_getscheduler(worker.pid) == os.SCHED_IDLE
-        assert os.getsid(worker.pid) == worker.pid
+        assert os.getsid(worker.pid) not in (worker.pid, os.getsid(0))
 
 
-async def test_the_start_of_a_process_does_not_count_as_the_grammars_time() -> None:
-    async with checking(deadline_s=0.1) as checker:  # less than Python itself takes
+async def test_the_start_of_a_process_does_not_count_as_the_grammars_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fork = Template.fork
+
+    async def slow_fork(self: Template) -> ForkedProcess:
+        await asyncio.sleep(2)  # stands for a busy machine
+        return await fork(self)
+
+    monkeypatch.setattr(Template, "fork", slow_fork)
+    async with checking(deadline_s=1.5) as checker:
         assert await checker.check(regex("a")) == regex_source("a")
 
 
 async def test_a_grammar_that_needs_too_much_memory_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """For its memory, not its time: it has an hour, but little more memory than when idle."""
-    async with checking() as checker:
-        await checker.check(regex("a"))
-        (idle,) = workers()
-        num_bytes = idle.memory_info().vms
-    monkeypatch.setattr(module, "_WORKER_BYTES", num_bytes + 32 * 1024**2)
+    """For its memory, not its time: it has an hour."""
+    monkeypatch.setattr(module, "_TRIAL_BYTES", 32 * 1024**2)
     async with checking(deadline_s=3600) as checker:
         assert await reason(checker, schema(ENDLESS)) in (DIED, "it needs too much memory")
         assert await checker.check(regex("a")) == regex_source("a")
@@ -145,22 +153,92 @@ class TestKilledProcess:
         assert await checker.check(regex("b")) == regex_source("b")
 
 
+class TestTemplate:
+    """The process of which the others are forked."""
+
+    async def test_builds_the_table_once_for_all_processes(self) -> None:
+        async with checking(num_workers=2) as checker:
+            await checker.start()
+            (template,) = templates()
+            assert len(workers()) == 2
+            workers()[0].kill()
+            await asyncio.gather(checker.check(regex("a")), checker.check(regex("b")))
+            assert templates() == [template]
+            assert {worker.ppid() for worker in workers()} == {template.pid}
+
+    async def test_has_processes_before_the_first_grammar_comes(
+        self, trials: list[dict[str, Any]]
+    ) -> None:
+        async with checking(num_workers=2) as checker:
+            await checker.start()
+            before = workers()
+            assert len(before) == 2
+            await checker.check(schema({"type": "integer"}))
+            assert workers() == before
+            assert len(trials) == 1
+
+    async def test_is_replaced_after_its_death(self, checker: GrammarChecker) -> None:
+        await checker.check(regex("a"))
+        (template,) = templates()
+        (worker,) = workers()
+        template.kill()
+        await eventually(lambda: not _is_alive(worker))
+        assert await checker.check(regex("b")) == regex_source("b")
+        assert templates() != [template]
+
+    async def test_survives_a_caller_that_leaves_while_it_forks(
+        self, checker: GrammarChecker, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        await checker.start()
+        (template,) = templates()
+        workers()[0].kill()
+        forking = asyncio.Event()
+        number_of = Template._number_of
+
+        async def slow(self: Template, theirs: socket.socket) -> int:
+            forking.set()
+            await asyncio.sleep(0)
+            return await number_of(self, theirs)
+
+        monkeypatch.setattr(Template, "_number_of", slow)
+        caller = asyncio.create_task(checker.check(regex("b")))
+        await forking.wait()
+        caller.cancel()
+        await asyncio.wait([caller])
+        assert await checker.check(regex("c")) == regex_source("c")
+        assert templates() == [template]
+        await eventually(lambda: len(workers()) == 1)
+
+    async def test_refuses_all_grammars_of_a_tokenizer_that_has_none(
+        self, caplog: pytest.LogCaptureFixture, trials: list[dict[str, Any]]
+    ) -> None:
+        checker = GrammarChecker('{"model": {"type": "BPE"}}', 10, frozenset({0}))
+        try:
+            await checker.start()
+            assert "no grammars with this model" in caplog.text
+            error = await refusal(checker, regex("a"))
+            assert error.kind is ErrorKind.VALIDATION
+            assert "grammar is not supported: the model's tokenizer" in error.message
+            assert trials == []
+        finally:
+            await checker.close()
+
+
 class TestClose:
     async def test_leaves_no_process(self) -> None:
         async with checking(num_workers=2) as checker:
             await asyncio.gather(checker.check(regex("a")), checker.check(regex("b")))
             assert len(workers()) == 2
             await checker.close()
-            assert workers() == []
+            assert templates() == workers() == []
 
     async def test_during_a_trial_leaves_no_process(self, trials: list[bytes]) -> None:
         async with checking(num_workers=2) as checker:
             await checker.check(regex("a"))
             tasks = [asyncio.create_task(checker.check(schema(ENDLESS)))]
-            await eventually(lambda: len(trials) == 2)
-            assert len(workers()) == 2
+            await eventually(lambda: len(trials) == len(workers()) == 2)
             await checker.close()
-            assert workers() == []
+            assert templates() == workers() == []
             with pytest.raises(asyncio.CancelledError):
                 await tasks[0]
 
@@ -172,7 +250,7 @@ class TestClose:
             caller.cancel()
             await asyncio.wait([caller])
             await checker.close()
-            assert workers() == []
+            assert templates() == workers() == []
 
 
 SERVICE = """

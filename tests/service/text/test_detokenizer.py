@@ -61,6 +61,49 @@ def test_a_character_waits_for_its_last_byte() -> None:
     assert [detokenizer.push(byte) for byte in "😀!".encode()] == ["", "", "", "😀", "!"]
 
 
+def decode_chunks(ids: Sequence[int]) -> str:
+    """A tokenizer whose tokens are any bytes: each id holds its own."""
+    return b"".join(_chunk(token_id) for token_id in ids).decode(errors="replace")
+
+
+def _chunk(token_id: int) -> bytes:
+    return token_id.to_bytes((token_id.bit_length() + 7) // 8).removeprefix(b"\x01")
+
+
+def _ids(*chunks: bytes) -> list[int]:
+    return [int.from_bytes(b"\x01" + chunk) for chunk in chunks]
+
+
+@pytest.mark.parametrize(
+    ("chunks", "parts"),
+    [
+        (("日本".encode()[:4],), ["日"]),
+        ((b"a", "é😀".encode()[:3]), ["a", "é"]),
+        (("ab€".encode()[:-1], "€".encode()[-1:] + "😀".encode()[:1]), ["ab", "€"]),
+        (("😀".encode()[:3], "😀".encode()[3:] + b"!" + "é".encode()[:1]), ["", "😀!"]),
+        ((b"x\xff", b"y"), ["x", f"{REPLACEMENT}y"]),
+    ],
+)
+def test_a_last_token_gives_the_characters_that_are_whole(
+    chunks: tuple[bytes, ...], parts: list[str]
+) -> None:
+    detokenizer = Detokenizer(decode_chunks, _ids(b"p"))
+    assert [detokenizer.push(token_id) for token_id in _ids(*chunks)] == parts
+
+
+@given(text=TEXTS, data=st.data())
+def test_text_is_at_no_time_behind_by_a_whole_character(text: str, data: st.DataObject) -> None:
+    raw = text.encode()
+    cuts = sorted(data.draw(st.sets(st.integers(1, max(len(raw) - 1, 1)), max_size=12)))
+    ends = [*(cut for cut in cuts if cut < len(raw)), len(raw)]
+    starts = [0, *ends[:-1]]
+    detokenizer = Detokenizer(decode_chunks, [])
+    returned = ""
+    for start, end in zip(starts, ends, strict=True):
+        returned += detokenizer.push(*_ids(raw[start:end]))
+        assert returned == raw[:end].decode(errors="ignore")
+
+
 def test_the_prompt_gives_context_and_is_not_repeated() -> None:
     """As with tokenizers that drop the space before the first word."""
     words = ["", "Once", " upon", " a", " time"]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, processors
 
 from service.text.tokenizer import TextTokenizer
 from tests.service.fakes import MODEL, demo_ids, demo_tokenizer, raw_tokenizer
@@ -54,6 +55,40 @@ def test_eos_tokens_come_from_generation_config_and_tokenizer(model: Path) -> No
     assert eos_ids(model, None) == own
     (model / "generation_config.json").unlink()
     assert TextTokenizer.load(str(model)).eos_token_ids == own
+
+
+def test_ends_that_the_model_lacks_are_left_out(model: Path) -> None:
+    (model / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 4000, 4097]}))
+    tokenizer = TextTokenizer.load(str(model))
+    tokenizer.fit(4000)
+    assert tokenizer.eos_token_ids == {7}
+
+
+@pytest.mark.parametrize(("vocab_size", "lacking"), [(4095, 1), (300, 3796)])
+def test_tokens_that_the_model_lacks_are_told(
+    model: Path, caplog: pytest.LogCaptureFixture, vocab_size: int, lacking: int
+) -> None:
+    TextTokenizer.load(str(model)).fit(4096)
+    assert not caplog.records
+    TextTokenizer.load(str(model)).fit(vocab_size)
+    assert f"lacks {lacking} of the tokenizer's, from {vocab_size} on" in caplog.text
+
+
+def test_a_tokenizer_of_another_model_is_refused(model: Path) -> None:
+    with pytest.raises(ValueError, match="the tokenizer does not belong to this model"):
+        TextTokenizer.load(str(model)).fit(2)
+
+
+def test_a_tokenizer_that_puts_an_unknown_token_around_every_text_is_refused(model: Path) -> None:
+    raw = raw_tokenizer()
+    late = Tokenizer.from_str(raw.to_str())
+    late.post_processor = processors.TemplateProcessing(
+        single="<late> $A", special_tokens=[("<late>", 4096)]
+    )
+    late.save(str(model / "tokenizer.json"))
+    TextTokenizer.load(str(model)).fit(4097)
+    with pytest.raises(ValueError, match="the tokenizer does not belong to this model"):
+        TextTokenizer.load(str(model)).fit(4096)
 
 
 def test_eos_tokens_are_special() -> None:
