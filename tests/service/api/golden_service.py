@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from service.api.servicer import TextGenerationServicer
@@ -90,7 +91,7 @@ async def answer(
     """What a REST caller receives."""
     request = with_body(getattr(pb, METHODS[name].input_type.name), json.dumps(body).encode())
     async with GoldenService(engine_script).running() as service:
-        with service.admission.permit(LIMITS.max_concurrent_requests if full else 0):
+        with service.full() if full else nullcontext():
             result = await service.ask(name, request, rest=True)
     assert service.client.num_open == service.admission.num_active == 0
     return result

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, fields
 from enum import Enum
 from typing import Any, Self
@@ -16,6 +16,7 @@ from grpc import aio
 
 from service.api import rpc
 from service.api.servicer import TextGenerationServicer
+from service.call_record import begin_record
 from service.codec.requests import plain
 from service.generation.admission import Admission
 from service.generation.generator import Generator
@@ -125,6 +126,16 @@ class Service:
         if rest:
             request = as_body(request)
         return make(path, bytes, kind.parse)(request, metadata=REST if rest else None)
+
+    @contextmanager
+    def full(self) -> Iterator[None]:
+        """Holds all permits, and the share of either caller: of the one of gRPC and of REST's."""
+        with ExitStack() as held:
+            for index, caller in enumerate(("127.0.0.1", "gateway")):
+                begin_record(None, caller)
+                count = LIMITS.max_concurrent_requests // (index + 1)
+                held.enter_context(self.admission.permit(count))
+            yield
 
     @asynccontextmanager
     async def running(self) -> AsyncGenerator[Self]:

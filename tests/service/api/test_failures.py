@@ -117,7 +117,7 @@ async def test_a_failed_stream_is_an_event_for_rest_and_a_status_for_grpc(
 
 @pytest.mark.parametrize("name", STREAMS)
 async def test_a_full_server_refuses_streams(service: Service, name: str) -> None:
-    with service.admission.permit(LIMITS.max_concurrent_requests):
+    with service.full():
         native, rest = await service.ask_both(name, streamed(name))
     assert native.failure.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     failure = {"error": "Model is overloaded", "error_type": "overloaded"}
@@ -135,7 +135,7 @@ async def test_a_full_server_refuses_streams(service: Service, name: str) -> Non
     ids=["Generate", "CompatGenerate", "Chat", "Completions"],
 )
 async def test_a_full_server_refuses_requests(service: Service, name: str, request_: Any) -> None:
-    with service.admission.permit(LIMITS.max_concurrent_requests):
+    with service.full():
         native, rest = await service.ask_both(name, request_)
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
     assert_same_status(native, rest, code, 429, "overloaded", "Model is overloaded")
