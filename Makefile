@@ -18,7 +18,8 @@ help:  ## List these targets.
 serve: $(VENV)/installed  ## Start engine, service and Envoy; e.g. ARGS="--port 3000".
 	exec $(BIN)/tokenwire serve $(ARGS)
 
-test: $(VENV)/installed $(VENV)/tgi-client/installed $(VENV)/langchain/installed $(NODE)  ## Run all tests, the checks included; e.g. ARGS="tests/engine -k scheduler".
+CLIENTS := $(foreach name,tgi-client langchain agents llama-index,$(VENV)/$(name)/installed)
+test: $(VENV)/installed $(CLIENTS) $(NODE)  ## Run all tests, the checks included; e.g. ARGS="tests/engine -k scheduler".
 	$(BIN)/python -m pytest $(ARGS)
 
 tokenizers: $(VENV)/tokenizers/installed  ## Test servers with the tokenizers of five real models; fetches some 100 MB.
@@ -57,9 +58,10 @@ $(VENV)/installed: requirements.lock pyproject.toml
 	$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
 
-# Two clients get directories of their own: text-generation pins an old huggingface_hub, and langchain
-# brings a plugin for pytest. Both locks are complete, so nothing of .venv is seen from there.
-$(VENV)/tgi-client/installed $(VENV)/langchain/installed: $(VENV)/%/installed: requirements-%.lock $(VENV)/installed
+# Clients get directories of their own: text-generation pins an old huggingface_hub, langchain brings a
+# plugin for pytest, and the others a hundred packages. The locks are complete, so nothing of .venv is
+# seen from there.
+$(CLIENTS): $(VENV)/%/installed: requirements-%.lock $(VENV)/installed
 	rm -rf $(@D)
 	$(PIP) install --no-deps --target $(@D) -r $<
 	@touch $@

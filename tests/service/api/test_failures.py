@@ -19,7 +19,7 @@ from tests.service.api.harness import (
     generate_request,
     streamed,
 )
-from tests.service.fakes import LIMITS, demo_ids, script, speaking, step
+from tests.service.fakes import demo_ids, script, speaking, step
 
 TOP_P = "Input validation error: `top_p` must be > 0.0 and < 1.0"
 MISSING = "Failed to deserialize the JSON body into the target type: missing field `{}`"
