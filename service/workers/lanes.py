@@ -9,6 +9,7 @@ of middle size do not wait.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar, TypeVarTuple
@@ -18,6 +19,9 @@ from .heap import collect_and_trim
 from .turns import Turns
 
 LARGE_BYTES = 128 * 1024  # from here on a request is large
+# Of large requests together: five million tokens a second, more than an engine takes. Who sends
+# more would keep Envoy and the event loop busy with bytes.
+_LARGE_BYTES_PER_S = 20e6
 _TRIM_S = 1.0  # after a large request: by then it is answered, and what it took is free
 
 _T = TypeVar("_T")
@@ -33,7 +37,7 @@ class Lanes:
 
     def __init__(self, max_bytes: int) -> None:
         self._middle = _Lane("middle", max_bytes)
-        self._large = _Lane("large", max_bytes)
+        self._large = _Lane("large", max_bytes, _LARGE_BYTES_PER_S)
         self._trimming: asyncio.TimerHandle | None = None
 
     async def run(
@@ -67,13 +71,19 @@ class Lanes:
 
 
 class _Lane:
-    def __init__(self, name: str, max_bytes: int) -> None:
+    def __init__(self, name: str, max_bytes: int, bytes_per_s: float = math.inf) -> None:
+        self._s_per_byte = 1 / bytes_per_s
         self.executor = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-requests")
         self._budget = ByteBudget(max_bytes)
         self._turns = Turns(1)
 
     async def run(self, num_bytes: int, function: Callable[[*_Ts], _T], *args: *_Ts) -> _T:
+        loop = asyncio.get_running_loop()
         with self._budget.hold(num_bytes):
-            async with self._turns.place():
-                loop = asyncio.get_running_loop()
+            await self._turns.take()
+            started = loop.time()
+            try:
                 return await loop.run_in_executor(self.executor, function, *args)
+            finally:
+                rest_s = started + num_bytes * self._s_per_byte - loop.time()
+                loop.call_later(max(rest_s, 0.0), self._turns.give_back)

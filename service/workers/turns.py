@@ -29,13 +29,14 @@ class Turns:
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
         """Holds a place to the end of a block, once it is the current caller's turn."""
-        await self._take()
+        await self.take()
         try:
             yield
         finally:
-            self._give_back()
+            self.give_back()
 
-    async def _take(self) -> None:
+    async def take(self) -> None:
+        """Takes a place, once it is the current caller's turn. `give_back` must follow."""
         if self._num_free:
             self._num_free -= 1
             return
@@ -46,10 +47,10 @@ class Turns:
             await turn
         except asyncio.CancelledError:
             if not turn.cancelled():  # the place came at the same moment
-                self._give_back()
+                self.give_back()
             raise
 
-    def _give_back(self) -> None:
+    def give_back(self) -> None:
         """Passes a place on to the next caller."""
         while self._waiting:
             caller, waiting = self._waiting.popitem(last=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -75,3 +75,24 @@ async def test_what_a_failed_large_request_took_is_freed_soon(
         await lanes.run(LARGE, SMALL, refuse, body)
     del body
     await asyncio.wait_for(freed.wait(), DEADLINE_S)
+
+
+async def test_large_requests_are_read_at_a_bounded_rate(
+    lanes: Lanes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first is answered at once, and the place it had is held for the time its bytes take."""
+    loop = asyncio.get_running_loop()
+    delays: list[float] = []
+    call_later = loop.call_later
+
+    def noted(delay: float, function: Callable[..., object], *args: object) -> object:
+        delays.append(delay)
+        return call_later(0, function, *args)
+
+    monkeypatch.setattr(loop, "call_later", noted)
+    num_bytes = 20 * LARGE
+    await lanes.run(num_bytes, SMALL, int)
+    assert any(0 < delay <= num_bytes / 20e6 for delay in delays)
+    delays.clear()
+    await lanes.run(MIDDLE, SMALL, int)
+    assert delays == [0.0]
