@@ -35,6 +35,7 @@ logger = logging.getLogger(__name__)
 # Estimated from the arithmetic of a typical model: a chunk takes as long as ten decode steps on a
 # CPU, as five on a GPU.
 _CHUNK_TOKENS = {"cpu": 256, "cuda": 1024}
+_MIN_CHUNK_TOKENS = {"cpu": 64, "cuda": 512}  # a GPU takes hardly longer for these than for one
 _MAX_CPU_GRAPH_TOKENS = 64  # in larger steps a CPU computes for ten times as long as Python takes
 _MAX_LOGPROB_ROWS = 256  # of prompts, in a step; each takes the logits of a whole vocabulary
 
@@ -124,6 +125,7 @@ def _scheduler(config: EngineConfig, bounds: StepBounds, runner: ModelRunner) ->
         max_step_tokens=bounds.max_step_tokens,
         max_num_seqs=bounds.max_num_seqs,
         max_chunk_tokens=config.max_chunk_tokens or _CHUNK_TOKENS[runner.device.type],
+        min_chunk_tokens=_MIN_CHUNK_TOKENS[runner.device.type],
         max_logprob_rows=bounds.max_logprob_rows,
         max_draft_tokens=bounds.max_draft_tokens,
     )

@@ -64,6 +64,8 @@ class Scheduler:
         max_chunk_tokens: of these, the most tokens of prompts in a step for whose end somebody
             waits: decoding sequences get their next tokens only then, and where there are several
             callers, another one's first token comes no sooner. None sets no extra bound.
+        min_chunk_tokens: with several callers a step has no more tokens of prompts than the
+            shortest of their last prompts, but so many: smaller steps would cost too much.
         max_num_seqs: the most sequences running at the same time.
         max_logprob_rows: the most tokens per step of prompts whose log-probabilities are wanted:
             each such row takes memory for the logits of a whole vocabulary.
@@ -78,12 +80,14 @@ class Scheduler:
         max_step_tokens: int,
         max_num_seqs: int,
         max_chunk_tokens: int | None = None,
+        min_chunk_tokens: int | None = None,
         max_logprob_rows: int = 256,
         max_draft_tokens: int = 0,
     ) -> None:
         self.blocks = blocks
         self.max_step_tokens = max_step_tokens
         self.max_chunk_tokens = max_chunk_tokens or max_step_tokens
+        self.min_chunk_tokens = min(min_chunk_tokens or max_step_tokens, self.max_chunk_tokens)
         self.max_num_seqs = min(max_num_seqs, max_step_tokens)  # each needs a token per step
         self.max_logprob_rows = max_logprob_rows
         self.max_draft_tokens = max_draft_tokens
@@ -115,17 +119,15 @@ class Scheduler:
             sequence.drafter = Drafter(self.max_draft_tokens)
         self._num_arrived += 1
         sequence.arrival = self._num_arrived
-        self.turns.enter(sequence.caller)
+        self.turns.enter(sequence.caller, sequence.num_tokens)
         self.waiting.push(sequence)
 
     def schedule(self) -> ScheduledBatch:
         """Plans a step: decoding sequences, then prompts, then draft tokens with what is left."""
         self.turns.step()
-        any_decoding = any(sequence.num_pending_tokens == 1 for sequence in self.running)
-        is_awaited = any_decoding or self.turns.are_shared
         budget = StepBudget(
             tokens=self.max_step_tokens,
-            chunk_tokens=self.max_chunk_tokens if is_awaited else self.max_step_tokens,
+            chunk_tokens=self._chunk_tokens(),
             logprob_rows=self.max_logprob_rows,
         )
         planned: dict[Sequence, int] = {}
@@ -167,6 +169,14 @@ class Scheduler:
         self.turns.leave(sequence.caller)
         sequence.status = SequenceStatus.FINISHED
         self.blocks.free(sequence)
+
+    def _chunk_tokens(self) -> int:
+        """The most tokens of prompts in the next step: fewer if somebody waits for its end."""
+        least_asked = self.turns.least_asked
+        if least_asked is not None:
+            return min(max(least_asked, self.min_chunk_tokens), self.max_chunk_tokens)
+        any_decoding = any(sequence.num_pending_tokens == 1 for sequence in self.running)
+        return self.max_chunk_tokens if any_decoding else self.max_step_tokens
 
     def _plan_decodes(self, budget: StepBudget, planned: dict[Sequence, int]) -> None:
         """Gives every decoding sequence its token, in the order in which they began to run."""

@@ -8,8 +8,10 @@ those that are there, so that being away saves nothing up.
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
+from itertools import islice
 
 _MAX_REMEMBERED = 4096  # callers: their names come from outside
+_MAX_LATE = 64  # callers that are looked at which were here lately
 _LATELY = 128  # steps: a caller that asks again within them is taken for one that is still here
 
 
@@ -21,6 +23,7 @@ class Turns:
         self._present: Counter[str] = Counter()  # unfinished sequences
         self._last_left = 0  # the count of the caller whose last sequence finished last
         self._num_steps = 0
+        self._asked: OrderedDict[str, int] = OrderedDict()  # tokens of the last prompt
         self._left: OrderedDict[str, int] = OrderedDict()  # when callers left, the last at the end
 
     def step(self) -> None:
@@ -28,17 +31,21 @@ class Turns:
         self._num_steps += 1
 
     @property
-    def are_shared(self) -> bool:
-        """Whether there is more than one caller now, or was lately."""
+    def least_asked(self) -> int | None:
+        """The shortest of the callers' last prompts; None with one caller, also for a while before.
+
+        A caller that waits for steps of others no longer than its own waits twice as long at most.
+        """
         callers = set(self._present)
-        for caller in reversed(self._left):
-            if len(callers) > 1 or self._num_steps - self._left[caller] > _LATELY:
+        for caller in islice(reversed(self._left), _MAX_LATE):
+            if self._num_steps - self._left[caller] > _LATELY:
                 break
             callers.add(caller)
-        return len(callers) > 1
+        return min(self._asked.get(caller, 0) for caller in callers) if len(callers) > 1 else None
 
-    def enter(self, caller: str) -> None:
-        """A caller has one more sequence."""
+    def enter(self, caller: str, num_tokens: int) -> None:
+        """A caller has one more sequence, with a prompt of so many tokens."""
+        _note(self._asked, caller, num_tokens)
         if caller not in self._present:
             floor = min(map(self.served, self._present), default=self._last_left)
             self.charge(caller, max(floor - self.served(caller), 0))
@@ -50,18 +57,20 @@ class Turns:
         if not self._present[caller]:
             del self._present[caller]
             self._last_left = self.served(caller)
-            self._left[caller] = self._num_steps
-            self._left.move_to_end(caller)
-            if len(self._left) > _MAX_REMEMBERED:
-                self._left.popitem(last=False)
+            _note(self._left, caller, self._num_steps)
 
     def charge(self, caller: str, num_tokens: int) -> None:
         """Counts tokens that are computed for a caller; below zero, that were not after all."""
-        self._served[caller] = self.served(caller) + num_tokens
-        self._served.move_to_end(caller)
-        if len(self._served) > _MAX_REMEMBERED:
-            self._served.popitem(last=False)
+        _note(self._served, caller, self.served(caller) + num_tokens)
 
     def served(self, caller: str) -> int:
         """The tokens that count as computed for a caller."""
         return self._served.get(caller, 0)
+
+
+def _note(notes: OrderedDict[str, int], caller: str, value: int) -> None:
+    """Notes a value for a caller, and forgets the oldest note where there are too many."""
+    notes[caller] = value
+    notes.move_to_end(caller)
+    if len(notes) > _MAX_REMEMBERED:
+        notes.popitem(last=False)

@@ -49,7 +49,9 @@ def test_a_long_queue_of_one_caller_does_not_delay_another() -> None:
 
 
 def test_where_several_ask_a_large_prompt_takes_no_more_than_a_chunk_of_a_step() -> None:
-    scheduler = make_scheduler(num_blocks=400, max_step_tokens=40, max_chunk_tokens=10)
+    scheduler = make_scheduler(
+        num_blocks=400, max_step_tokens=40, max_chunk_tokens=10, min_chunk_tokens=3
+    )
 
     def step() -> int:
         """Tokens of prompts in one step."""
@@ -62,7 +64,11 @@ def test_where_several_ask_a_large_prompt_takes_no_more_than_a_chunk_of_a_step()
     assert step() == 40
     scheduler.add(of("modest", 5, max_new_tokens=1))
     # The modest caller is done after two of them, and may soon be back.
-    assert [step() for _ in range(4)] == [10, 10, 10, 10]
+    assert [step() for _ in range(4)] == [5, 5, 5, 5]
+    scheduler.add(of("modest", 2, max_new_tokens=1))
+    assert step() == 3
+    scheduler.add(of("modest", 30, max_new_tokens=1))
+    assert [step() for _ in range(2)] == [10, 10]
 
 
 def test_two_callers_with_prompts_of_one_size_get_every_other_step() -> None:

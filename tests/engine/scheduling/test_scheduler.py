@@ -23,6 +23,7 @@ def make_scheduler(
     max_step_tokens: int = 64,
     max_num_seqs: int = 8,
     max_chunk_tokens: int | None = None,
+    min_chunk_tokens: int | None = None,
 ) -> Scheduler:
     """A scheduler over small blocks."""
     return Scheduler(
@@ -30,6 +31,7 @@ def make_scheduler(
         max_step_tokens=max_step_tokens,
         max_num_seqs=max_num_seqs,
         max_chunk_tokens=max_chunk_tokens,
+        min_chunk_tokens=min_chunk_tokens,
         max_logprob_rows=LOGPROB_ROWS,
     )
 
