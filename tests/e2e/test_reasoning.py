@@ -111,6 +111,13 @@ def test_the_template_gets_the_fields(thinking: Stack, fields: dict[str, Any], e
     assert reply.templated_text.endswith(end)
 
 
+def test_the_template_of_a_long_conversation_gets_them_too(thinking: Stack) -> None:
+    long = [{"role": "user", "content": "because " * 20_000}]
+    end = "<|system|>effort high<|end|><|assistant|><think>\n\n</think>\n\n"
+    fields = {"messages": long, "reasoning_effort": "high", **AT_ONCE}
+    assert templated(thinking, **{**WANTED, **fields}).endswith(end)
+
+
 @pytest.mark.parametrize(
     ("fields", "name"),
     [

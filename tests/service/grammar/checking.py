@@ -27,8 +27,8 @@ ENDLESS = {"type": "integer", "multipleOf": 9999991}  # takes longer than a test
 WORKER = "service.grammar.worker"
 
 
-def regex(pattern: Any) -> Grammar:
-    return Grammar(kind="regex", value=pattern)
+def regex(pattern: Any, **options: Any) -> Grammar:
+    return Grammar(kind="regex", value=pattern, **options)
 
 
 def schema(value: Any, **options: Any) -> Grammar:

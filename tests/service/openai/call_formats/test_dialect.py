@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from engine.grammar.backend_llguidance import json_source
 from engine.grammar.rule_source import rule_source
 from engine.protocol.errors import GrammarError
 from service.errors import ServiceError
+from service.grammar.spec import Grammar
 from service.openai.call_formats.dialect import Dialect
+from service.openai.chat import dialect_of
 from service.openai.tools import Tool, Toolbox
 from tests.engine.grammar.grammars import compiler, tokenizer
+from tests.service.fakes import SERVER, demo_tokenizer
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 WEATHER = Tool(name="weather", parameters=SCHEMA)
@@ -92,3 +97,45 @@ def test_a_name_that_would_end_a_marker_is_refused() -> None:
     tool = Tool(name="a<b", parameters=SCHEMA)
     with pytest.raises(ServiceError, match="must not have white space"):
         dialect(TEMPLATES["hermes"]).call_grammar(Toolbox(tools=(tool,), may_answer=True))
+
+
+@pytest.mark.parametrize(
+    ("settings", "calls", "reasoning"),
+    [
+        ({}, "tokenwire", "none"),
+        ({"tool_call_parser": "mistral", "reasoning_parser": "think"}, "mistral", "think"),
+        ({"tool_call_parser": "harmony", "reasoning_parser": "harmony"}, "harmony", "harmony"),
+    ],
+)
+def test_settings_win_over_the_template(
+    settings: dict[str, str], calls: str, reasoning: str
+) -> None:
+    server = dataclasses.replace(SERVER, **settings)
+    told = dialect_of(demo_tokenizer(), server)
+    assert (told.calls.name, told.reasoning) == (calls, reasoning)
+
+
+@pytest.mark.parametrize(
+    ("begun", "is_open", "is_answer"),
+    [("<think>a", True, False), ("<think>a</think>b", False, True), ("b", False, True)],
+)
+def test_a_message_that_is_continued_says_whether_it_is_a_thought(
+    begun: str, is_open: bool, is_answer: bool
+) -> None:
+    told = dialect("</think>").after(f"<assistant>{begun}", begun)
+    assert (told.is_open, told.is_answer) == (is_open, is_answer)
+
+
+def test_gpt_oss_may_think_and_speak_before_a_constrained_answer() -> None:
+    template = TEMPLATES["harmony"]
+    channels = Dialect.of(template, tokenizer("demo").token_to_id, takes_tools=True)
+    lead = channels.constrained(Grammar(kind="json", value=SCHEMA)).lead
+    source = rule_source([lead, {"schema": SCHEMA}], json_source)
+    matcher = compiler("demo").compile(source, frozenset({0}))
+    text = (
+        "<|channel|>analysis<|message|>hm<|end|><|start|>assistant"
+        "<|channel|>commentary<|message|>Well.<|end|><|start|>assistant"
+        f"<|channel|>final<|message|>{ARGUMENTS}"
+    )
+    matcher.advance(tokenizer("demo").encode(text, add_special_tokens=False).ids)
+    assert matcher.raw.is_accepting()
