@@ -7,7 +7,8 @@ import re
 from dataclasses import dataclass
 
 # A grammar makes the text up to the name's end, so its form is known.
-_BEGINNING = re.compile(r'\s*\{\s*"function"\s*:\s*\{\s*"_name"\s*:\s*("(?:[^"\\]|\\.)*")\s*([,}])')
+_TEXT = r'"(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*"'
+_BEGINNING = re.compile(rf'\s*\{{\s*"function"\s*:\s*\{{\s*"_name"\s*:\s*({_TEXT})\s*([,}}])')
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

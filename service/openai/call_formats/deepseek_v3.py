@@ -17,7 +17,7 @@ _MARKS = Marks(
     head=re.compile(
         rf"\s*{_BEGIN}(?:function{_SEP})?(?P<name>[^<\n{{]+?)(?:{_SEP})?\s*(?:```json\s*)?(?=\{{)"
     ),
-    next=re.compile(rf"(?s:.*?){_END}\s*(?={_BEGIN})"),
+    next=re.compile(rf"(?s:(?:(?!{_ALL_END}).)*?){_END}\s*(?={_BEGIN})"),
     end=re.compile(rf"(?s:.*?){_ALL_END}"),
     closing=_ALL_END,
 )

@@ -52,15 +52,19 @@ class Harmony:
         return [*head, arguments_rule(tool)]
 
     def reader(self, names: frozenset[str]) -> Reader:
-        """All channels."""
-        del names
-        return HarmonyReader()
+        """All channels. What calls none of these functions is none of the answer."""
+        return HarmonyReader(names)
 
 
 class HarmonyReader:
-    """Turns messages into pieces: the channel and the recipient in its head say what each is."""
+    """Turns messages into pieces: the channel and the recipient in its head say what each is.
 
-    def __init__(self) -> None:
+    Args:
+        names: functions that can be called.
+    """
+
+    def __init__(self, names: frozenset[str]) -> None:
+        self._names = names
         self._held = ""
         self._kind: type[Content] | type[Reasoned] | None = Content  # None: a call's arguments
         self._in_head = False
@@ -87,9 +91,9 @@ class HarmonyReader:
             return False
         self._held, self._in_head = rest, False
         recipient = _RECIPIENT.search(head)
-        if recipient is not None and recipient[1].startswith(_FUNCTIONS):
+        name = "" if recipient is None else recipient[1].removeprefix(_FUNCTIONS)
+        if name in self._names:
             self._kind, self._span = None, JsonSpan()
-            name = recipient[1].removeprefix(_FUNCTIONS)
             pieces.append(ToolCallDelta(name=name, index=self._num_calls))
             self._num_calls += 1
         else:

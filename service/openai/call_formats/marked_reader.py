@@ -23,6 +23,7 @@ class Marks:
             function's name, as JSON text if it begins with a quotation mark.
         next: matches what stands between the arguments of one call and the head of the next.
         end: matches what stands behind the last call.
+        bare_end: the same where the last call had no object around it; None: that is the same.
         is_bare: whether calls need no opening at the very beginning of an answer.
         closing: ends a block of calls, if it has such a mark: with it, there was no call.
         may_head: whether a text can still become the head of a call of one of these functions.
@@ -34,6 +35,7 @@ class Marks:
     head: re.Pattern[str]
     next: re.Pattern[str]
     end: re.Pattern[str]
+    bare_end: re.Pattern[str] | None = None
     closing: str = ""
     is_bare: bool = False
     may_head: Callable[[str, frozenset[str] | None], bool] | None = None
@@ -65,6 +67,7 @@ class MarkedReader:
         self._span = JsonSpan()  # of the arguments, before them of the head's object
         self._num_scanned = 0  # characters of what is held, from the object's brace on
         self._num_calls = 0
+        self._end = marks.end  # of the last call
 
     def push(self, text: str) -> list[Piece]:
         """What the next piece of the text adds."""
@@ -129,24 +132,22 @@ class MarkedReader:
     def _head(self, pieces: list[Piece]) -> bool:
         match = self._marks.head.match(self._held)
         if match is not None and self._is_known(name := _name(match["name"])):
+            is_bare = self._marks.bare_end is not None and "{" not in match[0]
+            self._end = self._marks.bare_end if is_bare else self._marks.end
             pieces.append(ToolCallDelta(name=name, index=self._num_calls))
             self._num_calls += 1
             self._go_on(_State.ARGUMENTS, match.end())
             return True
+        may_head = self._marks.may_head
+        if may_head is not None and not may_head(self._held, self._names):
+            return self._give_up(pieces)
         end = self._object_end()
         if end is None:
-            return self._no_head(pieces)
+            return False
         if match is None and (whole := self._whole_call(self._held[:end])):
             pieces += whole
             self._go_on(_State.TAIL, end - 1)  # as after the arguments, which end one brace before
             return True
-        return self._give_up(pieces)
-
-    def _no_head(self, pieces: list[Piece]) -> bool:
-        """What is held is not a head, perhaps not yet."""
-        may_head = self._marks.may_head
-        if may_head is None or may_head(self._held, self._names):
-            return False
         return self._give_up(pieces)
 
     def _give_up(self, pieces: list[Piece]) -> bool:
@@ -210,7 +211,7 @@ class MarkedReader:
             self._opened = match[0].lstrip("}, \n")
             self._go_on(_State.HEAD, match.end())
             return True
-        if match := self._marks.end.match(self._held):
+        if match := self._end.match(self._held):
             self._go_on(_State.TEXT, match.end())
             return True
         return False
@@ -232,7 +233,8 @@ def _content(text: str) -> list[Piece]:
 
 def _name(text: str) -> str:
     text = text.strip()
-    return str(json.loads(text)) if text.startswith('"') else text
+    parsed = _parsed(text)
+    return parsed if isinstance(parsed, str) else text
 
 
 def _parsed(text: str) -> object:

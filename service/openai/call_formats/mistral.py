@@ -18,7 +18,8 @@ _MARKS = Marks(
         r'(?:\[CALL_ID\][^\[]*)?(?:\[ARGS\]|\s*,\s*"(?:arguments|parameters)"\s*:)?\s*(?=\{)'
     ),
     next=re.compile(r"[^\[\]{}]*\}\s*,\s*(?=\{)"),
-    end=re.compile(r"[^\[\]{}]*\}\s*\]|\s*(?=[^\s},\]])"),
+    end=re.compile(r"[^\[\]{}]*\}\s*\]"),
+    bare_end=re.compile(r"\s*(?=\S)"),
 )
 
 

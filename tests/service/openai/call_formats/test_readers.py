@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from service.openai.call_formats.deepseek_v3 import DeepSeekV3
 from service.openai.call_formats.harmony import Harmony
@@ -155,3 +157,48 @@ def test_a_name_comes_before_the_arguments_which_come_as_they_are_written() -> N
 def test_reasoning_in_the_analysis_channel_is_none_of_the_answer() -> None:
     parsed = read(Harmony().reader(NAMES), f"{THOUGHT}<|channel|>final<|message|>x", 3)
     assert (parsed.reasoning, parsed.content) == ("hm{ ", "x")
+
+
+FRAGMENTS = [
+    "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "<|python_tag|>", "<think>",
+    "</think>",
+    "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>", CALL_BEGIN, CALL_END, "<｜tool▁sep｜>",
+    "<|channel|>", "<|message|>", "<|end|>", "<|start|>", "<|call|>", "analysis", "commentary ",
+    "to=functions.w", '{"name": "w", ', '"arguments": ', '"parameters": ', '"type": "function", ',
+    '{"function": {"_name": "w", ', '"a": "}"', "{}", "{", "}", "[", "]", ";", "w", "\n", " ", "<",
+]  # fmt: skip
+
+
+EDITS = st.lists(st.tuples(st.floats(0, 1), st.sampled_from(FRAGMENTS), st.booleans()), max_size=4)
+
+
+def edited(text: str, edits: list[tuple[float, str, bool]]) -> str:
+    """A text with something else at some places, which replaces what was there or is put in."""
+    for place, fragment, replaces in edits:
+        at = int(place * len(text))
+        text = text[:at] + fragment + text[at + replaces * len(fragment) :]
+    return text
+
+
+@given(
+    st.sampled_from(sorted(FORMATS)),
+    st.integers(0, 2),
+    EDITS,
+    st.sampled_from([None, True, False]),
+    st.booleans(),
+)
+def test_any_text_is_read_alike_in_pieces_and_keeps_its_words(
+    form: str, count: int, edits: list[tuple[float, str, bool]], is_open: bool | None, is_cut: bool
+) -> None:
+    text = edited(count * ENDS[form], edits)
+
+    def reader() -> Reader:
+        inner = FORMATS[form].reader(NAMES)
+        return inner if is_open is None else ThinkReader(inner, is_open=is_open)
+
+    whole = read(reader(), text, max(len(text), 1), is_cut=is_cut)
+    for size in (1, 3):
+        assert read(reader(), text, size, is_cut=is_cut) == whole
+    kept = whole.content + whole.reasoning + "".join(call.arguments for call in whole.calls)
+    assert not set(kept) - set(text) - set('{}": ,')
+    assert all(call.name for call in whole.calls)
