@@ -132,8 +132,8 @@ class MarkedReader:
     def _head(self, pieces: list[Piece]) -> bool:
         match = self._marks.head.match(self._held)
         if match is not None and self._is_known(name := _name(match["name"])):
-            is_bare = self._marks.bare_end is not None and "{" not in match[0]
-            self._end = self._marks.bare_end if is_bare else self._marks.end
+            is_bare = "{" not in match[0]
+            self._end = (is_bare and self._marks.bare_end) or self._marks.end
             pieces.append(ToolCallDelta(name=name, index=self._num_calls))
             self._num_calls += 1
             self._go_on(_State.ARGUMENTS, match.end())

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import betterproto2
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +22,7 @@ from service.generation.generator import (
 )
 from service.openai.chat import ChatAnswer, ChatDelta
 from service.openai.completions import CompletionAnswer, CompletionDelta
+from service.openai.tool_calls import ToolCall, ToolCallDelta
 from service.openai.usage import Usage
 from service.pb.tokenwire import v1 as pb
 from service.text.tokenizer import TokenSpan
@@ -129,6 +132,54 @@ def test_typed_and_rendered_completion_deltas_agree(
     typed = over_the_wire(convert.completion_chunk(delta))
     assert_exact_reason(typed.choices[0], reason)
     assert_agree(typed, json.loads(render.completion_chunk(delta)))
+
+
+CALLS = st.lists(st.builds(ToolCall, name=TEXTS, arguments=TEXTS, id=TEXTS), max_size=3).map(tuple)
+
+
+@given(TEXTS, TEXTS, CALLS, st.sampled_from(["tgi", "openai"]))
+def test_typed_and_rendered_calls_and_reasoning_agree(
+    text: str, reasoning: str, calls: tuple[ToolCall, ...], form: Any
+) -> None:
+    answer = ChatAnswer(
+        head=ANSWER_HEAD,
+        text=text,
+        reasoning=reasoning,
+        calls=calls,
+        tool_call_format=form,
+        finish_reason="eos_token",
+        logprobs=None,
+        usage=Usage(1, 1),
+    )
+    typed = over_the_wire(convert.chat_completion(answer)).choices[0].message
+    rendered = json.loads(render.chat_completion(answer))["choices"][0]["message"]
+    assert (typed.reasoning_content or "") == rendered.get("reasoning_content", "") == reasoning
+    assert (typed.content or "") == (rendered.get("content") or "") == text
+    made = [(c.id, c.function.name, c.function.arguments.string_value) for c in typed.tool_calls]
+    functions = [(c["id"], c["function"]) for c in rendered.get("tool_calls", [])]
+    assert made == [(id_, function["name"], function["arguments"]) for id_, function in functions]
+    assert made == [(call.id, call.name, call.arguments) for call in calls]
+
+
+@pytest.mark.parametrize("form", ["tgi", "openai"])
+def test_typed_and_rendered_parts_of_calls_and_reasoning_agree(form: Any) -> None:
+    part = partial(
+        ChatDelta, head=ANSWER_HEAD, text="", tool_call_format=form, logprobs=None,
+        finish_reason=None,
+    )  # fmt: skip
+    thought = part(reasoning="hm")
+    typed = over_the_wire(convert.chat_chunk(thought)).choices[0].delta
+    rendered = json.loads(render.chat_chunk(thought))["choices"][0]["delta"]
+    assert typed.reasoning_content == rendered["reasoning_content"] == "hm"
+    assert (typed.content or "") == rendered["content"] == ""
+    for index in (0, 2):
+        call = part(call=ToolCallDelta(name="f", arguments="{", index=index), call_id="x")
+        (made,) = over_the_wire(convert.chat_chunk(call)).choices[0].delta.tool_calls
+        shown = json.loads(render.chat_chunk(call))["choices"][0]["delta"]["tool_calls"]
+        shown = shown[0] if form == "openai" else shown
+        assert (made.index or 0) == shown["index"] == index
+        assert made.id == shown["id"] == "x"
+        assert made.function.name == shown["function"]["name"] == "f"
 
 
 def test_an_answer_that_calls_a_function_may_end_for_that_reason() -> None:
