@@ -37,7 +37,8 @@ THINK, END_OF_THOUGHT = 4094, 4095  # their ids
 def model_with(directory: Path, template: str, *, with_tags: bool = False) -> Path:
     """A copy of the bundled model with another template; `with_tags` with tokens for think tags.
 
-    The tags replace the last two pieces of the vocabulary.
+    The tags replace the last two pieces of the vocabulary. One is special to the tokenizer, as in
+    some models, and one is not, as in others.
     """
     shutil.copytree(DEMO_MODEL, directory)
     (directory / "chat_template.jinja").write_text(template)
@@ -53,5 +54,6 @@ def _with_tags(spec: dict[str, Any]) -> dict[str, Any]:
     del model["merges"][-2:]  # they make these pieces
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
     for token_id, text in ((THINK, "<think>"), (END_OF_THOUGHT, "</think>")):
-        spec["added_tokens"].append({"id": token_id, "content": text, "special": False, **flags})
+        token = {"id": token_id, "content": text, "special": token_id == END_OF_THOUGHT, **flags}
+        spec["added_tokens"].append(token)
     return spec
