@@ -363,6 +363,7 @@ def make_limits(settings: Settings, info: EngineInfo) -> Limits:
         max_input_tokens=max_input_tokens,
         max_total_tokens=max_total_tokens,
         max_client_batch_size=settings.max_client_batch_size,
+        max_choices=settings.max_choices,
         max_request_values=settings.max_request_values,
         max_messages=settings.max_messages,
         max_message_parts=settings.max_message_parts,

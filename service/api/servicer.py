@@ -36,8 +36,10 @@ from ..generation.metrics import Metrics
 from ..generation.parameters import Parameters, Prompt, TextRequest
 from ..generation.pipeline import Pipeline
 from ..generation.server_info import ServerInfo
+from ..generation.turns import round_robin
 from ..openai import chat, completions
 from ..openai.chat import (
+    ChatAnswer,
     ChatRequest,
     ChatStream,
     Conversation,
@@ -49,7 +51,6 @@ from ..openai.completions import (
     CompletionAnswer,
     CompletionDelta,
     CompletionsRequest,
-    round_robin,
 )
 from ..openai.head import Head
 from ..openai.usage import StreamUsage, Usage
@@ -127,8 +128,7 @@ class TextGenerationServicer:
         head = self._head("chatcmpl", wanted)
         with fields_named(wanted.field_names):
             if not wanted.stream:
-                result = await self._run(prompt, wanted.parameters, call)
-                yield call.presenter.chat(chat.answer(wanted, result, head))
+                yield call.presenter.chat(await self._answers(wanted, prompt, head, call))
                 return
             messages = self._chat_deltas(wanted, prompt, head, call)
             async with aclosing(self._presented(messages, [prompt], call, openai=True)) as replies:
@@ -155,8 +155,9 @@ class TextGenerationServicer:
         conversation = await self._conversation(request, call)
         wanted = conversation.request
         with fields_named(wanted.field_names):
-            result = await self._run(conversation.prompt, wanted.parameters, call)
-        return convert.chat_completion(chat.answer(wanted, result, self._head("chatcmpl", wanted)))
+            head = self._head("chatcmpl", wanted)
+            answers = await self._answers(wanted, conversation.prompt, head, call)
+        return convert.chat_completion(answers)
 
     async def completions_unary(self, wanted: CompletionsRequest, call: Call) -> Reply:
         """Completions for callers that want a unary method: typed only."""
@@ -311,48 +312,66 @@ class TextGenerationServicer:
     ) -> AsyncGenerator[TokenEvent]:
         return self._pipeline.stream(prompt, parameters, call.received)
 
+    async def _answers(
+        self, wanted: ChatRequest, prompt: str, head: Head, call: Call
+    ) -> list[ChatAnswer]:
+        results = await self._pipeline.run_choices(
+            prompt, wanted.parameters, wanted.num_choices, call.received
+        )
+        await call.send_headers(headers.of_choices(results, self._server.compute_type))
+        return [chat.answer(wanted, result, head) for result in results]
+
     async def _complete(
         self, wanted: CompletionsRequest, head: Head, call: Call
     ) -> CompletionAnswer:
         results = await gather(
-            self._pipeline.run(prompt, wanted.parameters, call.received)
+            self._pipeline.run_choices(prompt, wanted.parameters, wanted.num_choices, call.received)
             for prompt in wanted.prompts
         )
         await call.send_headers(headers.of_generations(results, self._server.compute_type))
-        return CompletionAnswer(head=head, generations=results)
+        return CompletionAnswer(head=head, choices=results)
+
+    def _choices(
+        self, prompt: Prompt, wanted: ChatRequest | CompletionsRequest, call: Call
+    ) -> AsyncGenerator[tuple[int, TokenEvent]]:
+        return self._pipeline.stream_choices(
+            prompt, wanted.parameters, wanted.num_choices, call.received
+        )
 
     async def _chat_deltas(
         self, wanted: ChatRequest, prompt: str, head: Head, call: Call
     ) -> AsyncGenerator[Reply]:
-        usage = Usage()
-        answer_stream = ChatStream(wanted, head)
-        generated = self._stream(prompt, wanted.parameters, call)
+        finished = []
+        answers = [ChatStream(wanted, head, index) for index in range(wanted.num_choices)]
+        generated = self._choices(prompt, wanted, call)
         async with aclosing(_renaming(generated, wanted.field_names)) as events:
-            async for event in events:
-                for part in answer_stream.push(event):
+            async for index, event in events:
+                for part in answers[index].push(event):
                     yield call.presenter.chat_stream(part)
                 if event.generation is not None:
-                    usage = Usage.of([event.generation])
+                    finished.append(event.generation)
         if wanted.include_usage:
-            yield call.presenter.chat_usage(StreamUsage(head=head, usage=usage))
+            usage = StreamUsage(head=head, usage=Usage.of_choices([finished]))
+            yield call.presenter.chat_usage(usage)
 
     async def _completion_deltas(
         self, wanted: CompletionsRequest, head: Head, call: Call
     ) -> AsyncGenerator[Reply]:
-        finished = []
-        streams = [self._stream(prompt, wanted.parameters, call) for prompt in wanted.prompts]
+        finished: list[list[Generation]] = [[] for _ in wanted.prompts]
+        streams = [self._choices(prompt, wanted, call) for prompt in wanted.prompts]
         async with aclosing(round_robin(streams)) as turns:
-            async for index, event in turns:
-                if isinstance(event, ServiceError):
-                    event.rename_field(completions.FIELD_NAMES)
-                    yield call.presenter.stream_error(event)
-                else:
-                    part = CompletionDelta.of(index, event, head)
-                    yield call.presenter.completions_stream(part)
-                    if event.generation is not None:
-                        finished.append(event.generation)
+            async for number, item in turns:
+                if isinstance(item, ServiceError):
+                    item.rename_field(completions.FIELD_NAMES)
+                    yield call.presenter.stream_error(item)
+                    continue
+                choice, event = item
+                index = number * wanted.num_choices + choice
+                yield call.presenter.completions_stream(CompletionDelta.of(index, event, head))
+                if event.generation is not None:
+                    finished[number].append(event.generation)
         if wanted.include_usage:
-            usage = StreamUsage(head=head, usage=Usage.of(finished))
+            usage = StreamUsage(head=head, usage=Usage.of_choices(finished))
             yield call.presenter.completions_usage(usage)
 
     def _head(
@@ -417,8 +436,8 @@ async def _numbered(
 
 
 async def _renaming(
-    events: AsyncGenerator[TokenEvent], names: Mapping[str, str]
-) -> AsyncGenerator[TokenEvent]:
+    events: AsyncGenerator[tuple[int, TokenEvent]], names: Mapping[str, str]
+) -> AsyncGenerator[tuple[int, TokenEvent]]:
     """The same, with the endpoint's own names of fields in its failure."""
     with fields_named(names):
         async with aclosing(events):

@@ -200,6 +200,7 @@ class Completions(_Body, kw_only=True):
     prompt: str | Annotated[list[str | Unsigned | list[Unsigned]], Meta(min_length=1)]
     model: str | None = None
     max_tokens: Unsigned | None = None
+    n: Unsigned | None = None
     temperature: Float | None = None
     top_p: Float | None = None
     stream: bool = False

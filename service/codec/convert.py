@@ -41,6 +41,7 @@ _COUNTS = (
     "max_tools",
     "max_stop_sequence_bytes",
     "max_tokenize_bytes",
+    "max_choices",
 )
 
 
@@ -78,18 +79,22 @@ def stream_response(index: int, event: TokenEvent) -> pb.GenerateStreamResponse:
     return response
 
 
-def chat_completion(answer: ChatAnswer) -> pb.ChatCompletion:
-    """A whole answer."""
-    choice = pb.ChatChoice(
-        message=_assistant_message(answer),
-        logprobs=_chat_logprobs(answer.logprobs),
-        matched_stop=_stop_match(answer.matched_stop),
-        **_finish(answer.finish_reason),
-    )
+def chat_completion(answers: Sequence[ChatAnswer]) -> pb.ChatCompletion:
+    """All answers to a conversation."""
+    choices = [
+        pb.ChatChoice(
+            index=index,
+            message=_assistant_message(answer),
+            logprobs=_chat_logprobs(answer.logprobs),
+            matched_stop=_stop_match(answer.matched_stop),
+            **_finish(answer.finish_reason),
+        )
+        for index, answer in enumerate(answers)
+    ]
     return pb.ChatCompletion(
-        **_head(answer.head),
-        choices=[choice],
-        usage=_usage(answer.usage),
+        **_head(answers[0].head),
+        choices=choices,
+        usage=_usage(Usage.together(answer.usage for answer in answers)),
         request_id=_request_id(),
     )
 
@@ -98,6 +103,7 @@ def chat_chunk(delta: ChatDelta) -> pb.ChatCompletionChunk:
     """One token of an answer."""
     result = delta.generation
     choice = pb.ChatChunkChoice(
+        index=delta.index,
         delta=_assistant_delta(delta),
         logprobs=_chat_logprobs(delta.logprobs),
         matched_stop=None if result is None else _stop_match(result.matched_stop),

@@ -40,6 +40,7 @@ def compat_event(index: int, token: Token) -> bytes:
 def chat_chunk(delta: ChatDelta) -> bytes:
     """ChatResponse with a chunk of text only, as for all tokens of a stream but the last."""
     message = _sized(b"\x0a", b"assistant") + _sized(b"\x12", delta.text.encode())
+    index = b"\x08" + _varint(delta.index) if delta.index else b""
     head = delta.head
     chunk = (
         _sized(b"\x0a", head.id.encode())
@@ -47,7 +48,7 @@ def chat_chunk(delta: ChatDelta) -> bytes:
         + _varint(head.created)
         + _sized(b"\x1a", head.model.encode())
         + _sized(b"\x22", head.system_fingerprint.encode())
-        + _sized(b"\x2a", _sized(b"\x12", message))
+        + _sized(b"\x2a", index + _sized(b"\x12", message))
     )
     return _sized(b"\x12", chunk)
 

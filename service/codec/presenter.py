@@ -6,6 +6,7 @@ already serialised.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, Protocol
 
 import betterproto2
@@ -43,8 +44,8 @@ class Presenter(Protocol):
     def compat_generate_stream(self, index: int, event: TokenEvent) -> Reply:
         """CompatGenerate with a stream: the token number `index`, from 1."""
 
-    def chat(self, answer: ChatAnswer) -> Reply:
-        """Chat without a stream."""
+    def chat(self, answers: Sequence[ChatAnswer]) -> Reply:
+        """Chat without a stream: all answers to the conversation."""
 
     def chat_stream(self, delta: ChatDelta) -> Reply:
         """Chat with a stream: a part of the answer."""
@@ -115,9 +116,9 @@ class TypedPresenter:
             return framing.compat_event(index, event.token)
         return pb.CompatGenerateResponse(event=convert.stream_response(index, event))
 
-    def chat(self, answer: ChatAnswer) -> Reply:
+    def chat(self, answers: Sequence[ChatAnswer]) -> Reply:
         """See Presenter."""
-        return pb.ChatResponse(completion=convert.chat_completion(answer))
+        return pb.ChatResponse(completion=convert.chat_completion(answers))
 
     def chat_stream(self, delta: ChatDelta) -> Reply:
         """See Presenter."""
@@ -207,9 +208,9 @@ class RestPresenter:
 
     compat_generate_stream = generate_stream
 
-    def chat(self, answer: ChatAnswer) -> Reply:
+    def chat(self, answers: Sequence[ChatAnswer]) -> Reply:
         """See Presenter."""
-        return framing.http_reply(render.JSON, render.chat_completion(answer))
+        return framing.http_reply(render.JSON, render.chat_completion(answers))
 
     def chat_stream(self, delta: ChatDelta) -> Reply:
         """See Presenter."""

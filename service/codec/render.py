@@ -6,7 +6,7 @@ mean different things to clients. What an answer contains is decided elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import orjson
@@ -111,21 +111,22 @@ def info(server: ServerInfo) -> bytes:
     return orjson.dumps(server.to_contract())
 
 
-def chat_completion(answer: ChatAnswer) -> bytes:
-    """ChatCompletion."""
+def chat_completion(answers: Sequence[ChatAnswer]) -> bytes:
+    """ChatCompletion, of all answers to a conversation."""
     return orjson.dumps(
         {
             "object": "chat.completion",
-            **_head(answer.head),
+            **_head(answers[0].head),
             "choices": [
                 {
-                    "index": 0,
+                    "index": index,
                     "message": _message(answer),
                     "logprobs": _chat_logprobs(answer.logprobs),
                     "finish_reason": finish_word(answer.finish_reason),
                 }
+                for index, answer in enumerate(answers)
             ],
-            "usage": _usage(answer.usage),
+            "usage": _usage(Usage.together(answer.usage for answer in answers)),
         }
     )
 
@@ -139,7 +140,7 @@ def chat_chunk(delta: ChatDelta) -> bytes:
             **_head(delta.head),
             "choices": [
                 {
-                    "index": 0,
+                    "index": delta.index,
                     "delta": _delta(delta),
                     "logprobs": _chat_logprobs(delta.logprobs),
                     "finish_reason": None if reason is None else finish_word(reason),

@@ -138,6 +138,7 @@ def completions_request(wire: bodies.Completions | pb.CompletionsRequest) -> Com
         prompts=_prompts(wire),
         stream=wire.stream,
         suffix=wire.suffix,
+        n=wire.n,
         include_usage=_include_usage(wire.stream_options),
         parameters=Parameters(
             repetition_penalty=wire.repetition_penalty,

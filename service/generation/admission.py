@@ -108,3 +108,9 @@ class Permit:
         count, self._count = self._count, 0
         if count:
             self._admission.give_back(self._caller, count)
+
+    def release_one(self) -> None:
+        """Gives one of them back, if there is one left."""
+        if self._count:
+            self._count -= 1
+            self._admission.give_back(self._caller, 1)

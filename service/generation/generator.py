@@ -5,6 +5,8 @@ Stop sequences need text, so they are found here; closing the engine's stream ab
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
@@ -147,9 +149,10 @@ class Generator:
             ServiceError: generation failed.
         """
         if request.best_of == 1:
-            return await self._run_one(request, received, validated)
+            return await _result_of(self.stream(request, received, validated))
         candidates = [_with_own_seed(request) for _ in range(request.best_of)]
-        results = await gather(self._run_one(item, received, validated) for item in candidates)
+        streams = self._sharing_prompt(candidates, received, validated)
+        results = await gather(_result_of(stream) for stream in streams)
         best = max(results, key=lambda item: item.mean_logprob)  # the first of equals, as in TGI
         return replace(best, best_of_sequences=[item for item in results if item is not best])
 
@@ -182,14 +185,48 @@ class Generator:
         """Fails what the engine computes for a call."""
         self._client.abort(call)
 
-    async def _run_one(
-        self, request: GenerationRequest, received: float, validated: float
-    ) -> Generation:
-        async with aclosing(self.stream(request, received, validated)) as events:
-            async for event in events:
-                if event.generation is not None:
-                    return event.generation
-        raise ServiceError(ErrorKind.INCOMPLETE, "Incomplete generation")
+    def choices(
+        self,
+        request: GenerationRequest,
+        n: int,
+        received: float,
+        validated: float,
+        on_end: Callable[[], object] = lambda: None,
+    ) -> list[AsyncGenerator[TokenEvent]]:
+        """Streams of `n` texts of one prompt, like `stream`; the request's seed decides theirs.
+
+        All have to be read at the same time. `on_end` is called for each.
+        """
+        wanted = [_with_choice_seed(request, index) for index in range(n)]
+        return self._sharing_prompt(wanted, received, validated, on_end)
+
+    async def run_choices(
+        self, request: GenerationRequest, n: int, received: float, validated: float
+    ) -> list[Generation]:
+        """Generates `n` texts of one prompt to their ends.
+
+        Raises:
+            ServiceError: generation failed.
+        """
+        streams = self.choices(request, n, received, validated)
+        return await gather(_result_of(stream) for stream in streams)
+
+    def _sharing_prompt(
+        self,
+        requests: list[GenerationRequest],
+        received: float,
+        validated: float,
+        on_end: Callable[[], object] = lambda: None,
+    ) -> list[AsyncGenerator[TokenEvent]]:
+        """Streams for requests with the same prompt, which is computed once.
+
+        The first computes it, and the others find it in the KV cache, since they begin later.
+        """
+        is_computed = asyncio.Event()
+        first, *others = (self.stream(request, received, validated, on_end) for request in requests)
+        if not others:
+            return [first]
+        return [_leading(first, is_computed), *(_after(is_computed, item) for item in others)]
 
     def _engine_request(self, request: GenerationRequest) -> engine.Request:
         record = current_record()
@@ -339,3 +376,48 @@ def shortest_float32(value: float | None) -> float | None:
 
 def _with_own_seed(request: GenerationRequest) -> GenerationRequest:
     return replace(request, best_of=1, sampling=replace(request.sampling, seed=random_seed()))
+
+
+def _with_choice_seed(request: GenerationRequest, index: int) -> GenerationRequest:
+    """The request of a choice: the first has the request's seed, all others one made of it."""
+    if index == 0:
+        return request
+    seed = request.sampling.seed.to_bytes(8) + index.to_bytes(4)
+    own = int.from_bytes(hashlib.blake2b(seed, digest_size=8).digest())
+    return replace(request, sampling=replace(request.sampling, seed=own))
+
+
+async def _result_of(stream: AsyncGenerator[TokenEvent]) -> Generation:
+    """The generation at the end of a stream.
+
+    Raises:
+        ServiceError: generation failed.
+    """
+    async with aclosing(stream) as events:
+        async for event in events:
+            if event.generation is not None:
+                return event.generation
+    raise ServiceError(ErrorKind.INCOMPLETE, "Incomplete generation")
+
+
+async def _leading(
+    events: AsyncGenerator[TokenEvent], has_begun: asyncio.Event
+) -> AsyncGenerator[TokenEvent]:
+    """The same events; sets `has_begun` with the first of them, or at the end."""
+    try:
+        async with aclosing(events):
+            async for event in events:
+                has_begun.set()
+                yield event
+    finally:
+        has_begun.set()
+
+
+async def _after(
+    may_begin: asyncio.Event, events: AsyncGenerator[TokenEvent]
+) -> AsyncGenerator[TokenEvent]:
+    """The same events, once they may begin."""
+    async with aclosing(events):
+        await may_begin.wait()
+        async for event in events:
+            yield event

@@ -25,6 +25,7 @@ class Limits:
     max_input_tokens: int
     max_total_tokens: int
     max_client_batch_size: int
+    max_choices: int
     vocab_size: int
     max_request_values: int
     max_messages: int
@@ -265,6 +266,20 @@ def check_vocabulary(token_ids: tuple[int, ...], limits: Limits) -> None:
             f"`inputs` has a token that only the tokenizer knows: the model's token ids are "
             f"< {limits.vocab_size}. Given: {largest}",
             field="inputs",
+        )
+
+
+def check_choices(n: int | None, limits: Limits) -> None:
+    """Checks how many answers are wanted.
+
+    Raises:
+        ServiceError: none, or too many.
+    """
+    if n is not None and not 1 <= n <= limits.max_choices:
+        raise ServiceError(
+            ErrorKind.VALIDATION,
+            f"`n` must be > 0 and <= {limits.max_choices}. Given: {n}",
+            field="n",
         )
 
 

@@ -106,8 +106,8 @@ class Metrics:
         """A generation failed: `reason` is "overloaded", "validation", "dropped" and so on."""
         self._failures.labels(reason).inc()
 
-    def request_finished(self, result: Generation) -> None:
-        """A generation succeeded."""
+    def request_finished(self, result: Generation, num_generated: int | None = None) -> None:
+        """A request succeeded: its last text, and the tokens of all its texts."""
         timings, num_tokens = result.timings, len(result.tokens)
         self._successes.inc()
         self._total.observe(timings.total)
@@ -115,7 +115,7 @@ class Metrics:
         self._queue.observe(timings.queue)
         self._inference.observe(timings.inference)
         self._per_token.observe(timings.inference / max(num_tokens, 1))
-        self._generated.observe(num_tokens)
+        self._generated.observe(num_tokens if num_generated is None else num_generated)
 
     def step(self, output: StepOutput) -> None:
         """The engine computed a step, or sent a heartbeat, which has no scheduled tokens."""

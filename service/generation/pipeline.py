@@ -17,6 +17,7 @@ from .generator import Generation, Generator, TokenEvent
 from .metrics import Metrics
 from .parameters import GenerationRequest, Parameters, Prompt
 from .running import RunningCall, RunningCalls
+from .turns import alone, round_robin
 from .validation import Validator
 
 _FAILURES = {
@@ -73,8 +74,22 @@ class Pipeline:
             with self._admission.permit(max(parameters.best_of or 1, 1)):
                 request = await self._validate(prompt, parameters, call)
                 result = await self._generator.run(request, received, time.monotonic())
-        self._finish(result)
+        self._finish([result])
         return result
+
+    async def run_choices(
+        self, prompt: Prompt, parameters: Parameters, n: int, received: float
+    ) -> list[Generation]:
+        """Generates `n` texts of one prompt to their ends; see `run`.
+
+        Raises:
+            ServiceError: the request is refused, or generation failed.
+        """
+        with self._counted(), self._running.entered() as call, self._admission.permit(n):
+            request = await self._validate(prompt, parameters, call)
+            results = await self._generator.run_choices(request, n, received, time.monotonic())
+        self._finish(results)
+        return results
 
     async def stream(
         self, prompt: Prompt, parameters: Parameters, received: float
@@ -84,17 +99,36 @@ class Pipeline:
         Raises:
             ServiceError: the request is refused, or generation failed.
         """
+        async with aclosing(self.stream_choices(prompt, parameters, 1, received)) as events:
+            async for _, event in events:
+                yield event
+
+    async def stream_choices(
+        self, prompt: Prompt, parameters: Parameters, n: int, received: float
+    ) -> AsyncGenerator[tuple[int, TokenEvent]]:
+        """One event per token of `n` texts of one prompt, in turn, with the text's number.
+
+        Raises:
+            ServiceError: the request is refused, or a generation failed, which ends the others.
+        """
         with self._counted(), self._running.entered() as call:
             self._validator.check_stream(parameters)
-            with self._admission.permit() as permit:
+            with self._admission.permit(n) as permit:
                 request = await self._validate(prompt, parameters, call)
-                validated = time.monotonic()
-                events = self._generator.stream(request, received, validated, permit.release)
-                async with aclosing(events):
-                    async for event in events:
+                streams = self._generator.choices(
+                    request, n, received, time.monotonic(), permit.release_one
+                )
+                finished: list[Generation] = []
+                in_turn = round_robin(streams) if n > 1 else alone(streams[0])
+                async with aclosing(in_turn) as turns:
+                    async for index, event in turns:
+                        if isinstance(event, ServiceError):
+                            raise event
                         if event.generation is not None:
-                            self._finish(event.generation)
-                        yield event
+                            finished.append(event.generation)
+                            if len(finished) == n:
+                                self._finish(finished)
+                        yield index, event
 
     def abort(self, request_id: str) -> int:
         """Ends the generations of all calls of this id; returns how many there were."""
@@ -104,9 +138,12 @@ class Pipeline:
         """Returns once new generations are refused, because the server shuts down."""
         await self._admission.closed()
 
-    def _finish(self, result: Generation) -> None:
-        self._metrics.request_finished(result)
-        note_tokens(result.num_prompt_tokens, len(result.tokens))
+    def _finish(self, results: list[Generation]) -> None:
+        """Counts a request, whose prompt all its texts share."""
+        num_generated = sum(len(result.tokens) for result in results)
+        last = max(results, key=lambda result: result.timings.finished)
+        self._metrics.request_finished(last, num_generated)
+        note_tokens(last.num_prompt_tokens, num_generated)
 
     async def _validate(
         self, prompt: Prompt, parameters: Parameters, call: RunningCall

@@ -97,6 +97,7 @@ class Settings:
         About("tokens of a prompt and its continuation; otherwise the model decides", low=2),
     ] = None
     max_client_batch_size: Annotated[int, About("prompts in one request", low=1)] = 4
+    max_choices: Annotated[int, About("answers to one prompt (`n`)", ours=True, low=1)] = 16
     max_request_bytes: Annotated[int, About("bytes of a request's body", ours=True, low=1)] = (
         2_097_152
     )

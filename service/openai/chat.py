@@ -11,7 +11,7 @@ from typing import Any, Literal
 from ..errors import ErrorKind, ServiceError, missing_field
 from ..generation.generator import Generation, Token, TokenEvent
 from ..generation.json_values import count_values
-from ..generation.limits import Limits, check_count
+from ..generation.limits import Limits, check_choices, check_count
 from ..generation.parameters import Parameters
 from ..generation.server_info import ServerInfo
 from ..grammar.spec import Grammar
@@ -85,8 +85,7 @@ class ChatRequest:
         self._check_arguments(limits.max_request_values)
         if not self.messages:
             raise missing_field("messages")
-        if self.n is not None and self.n != 1:
-            raise ServiceError(ErrorKind.VALIDATION, f"`n` must be 1. Given: {self.n}", field="n")
+        check_choices(self.n, limits)
         if self.response_format is not None and self.tools:
             raise ServiceError(
                 ErrorKind.GRAMMAR_AND_TOOLS, "Grammar and tools are mutually exclusive"
@@ -107,6 +106,11 @@ class ChatRequest:
                     count += count_values(arguments.encode(errors="replace"))
                 field = f"messages[{index}].tool_calls[{number}].function.arguments"
                 check_count(field, count, max_values, "JSON values")
+
+    @property
+    def num_choices(self) -> int:
+        """How many answers are wanted."""
+        return self.n or 1
 
     @property
     def field_names(self) -> dict[str, str]:
@@ -316,9 +320,13 @@ class ChatAnswer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatDelta:
-    """A part of an answer: of its text or of its call. The last one has the whole generation."""
+    """A part of an answer: of its text or of its call. The last one has the whole generation.
+
+    `index` is the answer's number among those to the same conversation.
+    """
 
     head: Head
+    index: int = 0
     is_first: bool = True
     text: str
     reasoning: str = ""
@@ -366,9 +374,10 @@ class ChatStream:
     name first and then parts with its arguments; tokens of the envelope have no part.
     """
 
-    def __init__(self, request: ChatRequest, head: Head) -> None:
+    def __init__(self, request: ChatRequest, head: Head, index: int = 0) -> None:
         self._request = request
         self._head = head
+        self._index = index
         self._reader = request.reader()
         self._call_ids: list[str] = []
         self._num_complete = 0
@@ -427,6 +436,7 @@ class ChatStream:
         is_first, self._is_first = self._is_first, False
         return ChatDelta(
             head=self._head,
+            index=self._index,
             is_first=is_first,
             text=text,
             reasoning=reasoning,

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
 from ..errors import ErrorKind, ServiceError, missing_field
 from ..generation.generator import Generation, TokenEvent
-from ..generation.limits import Limits
+from ..generation.limits import Limits, check_choices
 from ..generation.parameters import Parameters, Prompt
 from .head import Head
 from .usage import Usage
@@ -30,6 +28,7 @@ class CompletionsRequest:
     parameters: Parameters
     stream: bool = False
     suffix: str | None = None
+    n: int | None = None
     include_usage: bool = False
 
     def check(self, limits: Limits) -> None:
@@ -53,19 +52,30 @@ class CompletionsRequest:
                 f"{limits.max_client_batch_size}",
                 field="prompt",
             )
+        check_choices(self.n, limits)
+
+    @property
+    def num_choices(self) -> int:
+        """Continuations of each prompt."""
+        return self.n or 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionAnswer:
-    """All continuations, in the prompts' order."""
+    """All continuations, in the prompts' order: a list for each prompt."""
 
     head: Head
-    generations: list[Generation]
+    choices: list[list[Generation]]
+
+    @property
+    def generations(self) -> list[Generation]:
+        """All of them."""
+        return [result for results in self.choices for result in results]
 
     @property
     def usage(self) -> Usage:
         """Of all prompts together."""
-        return Usage.of(self.generations)
+        return Usage.of_choices(self.choices)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +93,7 @@ class CompletionDelta:
 
     @classmethod
     def of(cls, index: int, event: TokenEvent, head: Head) -> CompletionDelta:
-        """The part that a token adds to the continuation of the prompt number `index`."""
+        """The part that a token adds to the continuation number `index`."""
         return cls(
             head=head,
             index=index,
@@ -91,38 +101,3 @@ class CompletionDelta:
             finish_reason=event.generation.finish_reason if event.generation else None,
             generation=event.generation,
         )
-
-
-async def round_robin(
-    streams: list[AsyncGenerator[TokenEvent]],
-) -> AsyncGenerator[tuple[int, TokenEvent | ServiceError]]:
-    """One event of each stream in turn, with the stream's number, until all have ended.
-
-    A stream that fails yields its error in its turn; the others go on. All streams work at the same
-    time: each is one event ahead of the reader.
-    """
-    ahead = {index: asyncio.create_task(_next(stream)) for index, stream in enumerate(streams)}
-    try:
-        while ahead:
-            for index in list(ahead):
-                event = await ahead[index]
-                if isinstance(event, TokenEvent):
-                    ahead[index] = asyncio.create_task(_next(streams[index]))
-                else:
-                    del ahead[index]
-                if event is not None:
-                    yield index, event
-    finally:
-        for task in ahead.values():
-            task.cancel()
-        await asyncio.gather(*ahead.values(), return_exceptions=True)
-        for stream in streams:
-            await stream.aclose()
-
-
-async def _next(stream: AsyncGenerator[TokenEvent]) -> TokenEvent | ServiceError | None:
-    """The next event of a stream, or its failure; None at its end."""
-    try:
-        return await anext(stream, None)
-    except ServiceError as error:
-        return error

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from ..generation.generator import Generation
 from .head import Head
@@ -23,11 +23,25 @@ class Usage:
     @classmethod
     def of(cls, generations: Iterable[Generation]) -> Usage:
         """What some generations took together."""
-        done = list(generations)
+        return cls.of_choices([item] for item in generations)
+
+    @classmethod
+    def together(cls, answers: Iterable[Usage]) -> Usage:
+        """Of all answers to one prompt, which is counted once."""
+        done = list(answers)
+        first = done[0]
+        return replace(
+            first, num_completion_tokens=sum(item.num_completion_tokens for item in done)
+        )
+
+    @classmethod
+    def of_choices(cls, prompts: Iterable[Sequence[Generation]]) -> Usage:
+        """What some prompts took, each with one generation or several, which share its tokens."""
+        done = [list(choices) for choices in prompts if choices]
         return cls(
-            sum(item.num_prompt_tokens for item in done),
-            sum(len(item.tokens) for item in done),
-            sum(item.num_cached_tokens for item in done),
+            sum(choices[0].num_prompt_tokens for choices in done),
+            sum(len(item.tokens) for choices in done for item in choices),
+            sum(choices[0].num_cached_tokens for choices in done),
         )
 
 

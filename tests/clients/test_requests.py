@@ -22,7 +22,7 @@ MESSAGES: list[options.ChatMessage] = [{"role": "user", "content": "hello"}]
     ("given", "message", "elsewhere"),
     [
         (options.GenerateOptions, generate_pb2.GenerateParameters, set()),
-        (options.ChatOptions, chat_pb2.ChatRequest, {"messages", "n"}),  # `n` may be 1 alone
+        (options.ChatOptions, chat_pb2.ChatRequest, {"messages"}),
         (
             options.CompletionsOptions,
             completions_pb2.CompletionsRequest,

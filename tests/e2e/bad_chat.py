@@ -57,7 +57,7 @@ def _role(role: str, text: str, path: str = CHAT) -> Row:
 
 CHAT_ROWS = [
     _chat(f"{texts.SHAPE}missing field `messages`", "messages", messages=[]),
-    _chat(f"{texts.SHAPE}missing field `messages`", "messages", messages=[], n=2, stream=True),
+    _chat(f"{texts.SHAPE}missing field `messages`", "messages", messages=[], n=17, stream=True),
     # Messages of a wrong shape: the error names the first of them.
     _chat(f"{texts.SHAPE}messages[0]: missing field `role`", "messages[0].role", messages=[{}]),
     _chat(
@@ -96,12 +96,12 @@ CHAT_ROWS = [
     _content([_TEXT_PART, _IMAGE_PART, 5], texts.IMAGE),
     # Several choices, which the server does not make.
     _chat(texts.VALIDATION + texts.n(0), "n", n=0),
-    _chat(texts.VALIDATION + texts.n(2), "n", n=2),
+    _chat(texts.VALIDATION + texts.n(17), "n", n=17),
     _chat(texts.VALIDATION + texts.n(2**32 - 1), "n", n=2**32 - 1),
-    _chat(texts.VALIDATION + texts.n(2), "n", n=2, stream=True),
+    _chat(texts.VALIDATION + texts.n(17), "n", n=17, stream=True),
     # Several faults. Checked in this order: shape, `n`, format with tools, template, parameters.
-    _chat(texts.VALIDATION + texts.n(2), "n", n=2, response_format=_SCHEMA, tools=TOOLS),
-    _chat(texts.VALIDATION + texts.n(2), "n", n=2, messages=[{"role": "weird", "content": 5}]),
+    _chat(texts.VALIDATION + texts.n(17), "n", n=17, response_format=_SCHEMA, tools=TOOLS),
+    _chat(texts.VALIDATION + texts.n(17), "n", n=17, messages=[{"role": "weird", "content": 5}]),
     _chat(
         "Grammar and tools are mutually exclusive",
         None,
@@ -166,6 +166,6 @@ CHAT_ROWS = [
         f"{texts.SHAPE}messages[0].content: {texts.UNTAGGED}",
         "messages[0].content",
     ),
-    Row("/chat_tokenize", {"messages": MESSAGES, "n": 2}, texts.VALIDATION + texts.n(2), "n"),
+    Row("/chat_tokenize", {"messages": MESSAGES, "n": 17}, texts.VALIDATION + texts.n(17), "n"),
     _role("weird", "Unknown message role: weird", "/chat_tokenize"),
 ]

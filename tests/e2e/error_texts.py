@@ -27,7 +27,7 @@ def best_of(given: int) -> str:
 
 
 def n(given: int) -> str:
-    return f"`n` must be 1. Given: {given}"
+    return f"`n` must be > 0 and <= 16. Given: {given}"
 
 
 def stop(given: int) -> str:

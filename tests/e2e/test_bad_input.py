@@ -303,7 +303,7 @@ def test_wrong_method_is_a_405(stack: Stack, path: str, method: str) -> None:
         "/generate/",
         "/GENERATE",
         "/v1",
-        "/v1/models/tokenwire",
+        "/v1/model/tokenwire",
         "/health/x",
         "/ping/",
         "/docs/",

@@ -45,6 +45,7 @@ LIMITS = Limits(
     max_input_tokens=90,
     max_total_tokens=200,
     max_client_batch_size=4,
+    max_choices=3,
     max_request_values=32_768,
     max_messages=4096,
     max_message_parts=1024,

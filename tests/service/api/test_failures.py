@@ -60,9 +60,15 @@ UNKNOWN_ROLE = pb.Message(role="nobody", content=Value(string_value="x"))
         ),
         (
             "Chat",
-            chat_request(n=2),
+            chat_request(n=4),
             "validation",
-            "Input validation error: `n` must be 1. Given: 2",
+            "Input validation error: `n` must be > 0 and <= 3. Given: 4",
+        ),
+        (
+            "Completions",
+            pb.CompletionsRequest(prompt=["x"], n=0),
+            "validation",
+            "Input validation error: `n` must be > 0 and <= 3. Given: 0",
         ),
         (
             "Chat",

@@ -23,6 +23,7 @@ _NO_JSON = {
     "max_tools",
     "max_stop_sequence_bytes",
     "max_tokenize_bytes",
+    "max_choices",
     "reason",
     "tool_calls",
 }

@@ -164,7 +164,7 @@ def chat_answer(**changes: Any) -> ChatAnswer:
 
 
 def test_a_chat_answer() -> None:
-    assert render.chat_completion(chat_answer()) == (
+    assert render.chat_completion([chat_answer()]) == (
         b'{"object":"chat.completion",' + HEAD + b',"choices":[{"index":0,'
         b'"message":{"role":"assistant","content":"Hi."},"logprobs":null,'
         b'"finish_reason":"stop"}],'
@@ -174,7 +174,7 @@ def test_a_chat_answer() -> None:
 
 def test_a_chat_answer_with_logprobs() -> None:
     answer = chat_answer(logprobs=[(A, [A, EOS]), (EOS, [])])
-    assert json.loads(render.chat_completion(answer))["choices"][0]["logprobs"] == {
+    assert json.loads(render.chat_completion([answer]))["choices"][0]["logprobs"] == {
         "content": [
             {
                 "token": " a",
@@ -208,7 +208,7 @@ def test_the_last_chat_chunk() -> None:
 
 def test_a_completion_sums_the_usage() -> None:
     results = [generation(), generation(text="!", finish_reason="eos_token")]
-    answer = CompletionAnswer(head=ANSWER_HEAD, generations=results)
+    answer = CompletionAnswer(head=ANSWER_HEAD, choices=[[item] for item in results])
     assert render.completion(answer) == (
         b'{"object":"text_completion",' + HEAD + b',"choices":['
         b'{"index":0,"text":" a time","logprobs":null,"finish_reason":"length"},'

@@ -100,8 +100,8 @@ def test_typed_and_rendered_chat_answers_agree(
         logprobs=logprobs,
         usage=Usage(count, count),
     )
-    typed = over_the_wire(convert.chat_completion(answer))
-    assert_agree(typed, json.loads(render.chat_completion(answer)))
+    typed = over_the_wire(convert.chat_completion([answer]))
+    assert_agree(typed, json.loads(render.chat_completion([answer])))
     assert_exact_reason(typed.choices[0], reason)
 
 
@@ -117,7 +117,7 @@ def test_typed_and_rendered_chat_deltas_agree(text: str, reason: str | None, log
 
 @given(st.lists(generations(), min_size=1, max_size=3))
 def test_typed_and_rendered_completions_agree(results: list[Generation]) -> None:
-    answer = CompletionAnswer(head=ANSWER_HEAD, generations=results)
+    answer = CompletionAnswer(head=ANSWER_HEAD, choices=[[item] for item in results])
     typed = over_the_wire(convert.completion(answer))
     assert_agree(typed, json.loads(render.completion(answer)))
     for choice, result in zip(typed.choices, results, strict=True):

@@ -330,15 +330,45 @@ async def test_a_failed_candidate_fails_the_request() -> None:
     assert client.num_open == 0
 
 
-async def test_candidates_run_at_the_same_time() -> None:
-    all_started = asyncio.Barrier(2)
+async def test_candidates_run_at_the_same_time_once_one_has_computed_the_prompt() -> None:
+    all_started = asyncio.Barrier(3)
+    first_token = asyncio.Event()
 
-    async def engine_script(_: Request) -> AsyncGenerator[SequenceOutput]:
+    async def engine_script(request: Request) -> AsyncGenerator[SequenceOutput]:
+        assert first_token.is_set() == (request.request_id != "0")
+        yield step()  # the prompt is not computed to its end
+        first_token.set()
+        yield step(A)
         await all_started.wait()
         yield step(A, finish=LENGTH)
 
     async with asyncio.timeout(TIMEOUT_S):
-        await run(engine_script, BEST_OF_2)
+        await run(engine_script, generation_request(best_of=3, sampling=SamplingParams()))
+
+
+async def test_first_choice_that_fails_keeps_no_other_waiting() -> None:
+    generator, client = make(script(step(error="broken")))
+    async with asyncio.timeout(TIMEOUT_S):
+        with pytest.raises(ServiceError, match="broken"):
+            await generator.run_choices(generation_request(), 3, 0.0, 0.0)
+    assert client.num_open == 0
+
+
+async def test_choices_have_seeds_that_the_first_decides() -> None:
+    async def seeds(seed: int, n: int) -> list[int]:
+        generator, client = make(script(step(A, finish=LENGTH)))
+        request = generation_request(sampling=SamplingParams(do_sample=True, seed=seed))
+        results = await generator.run_choices(request, n, 0.0, 0.0)
+        assert [result.seed for result in results] == [r.sampling.seed for r in client.requests]
+        return [item.sampling.seed for item in client.requests]
+
+    four = await seeds(7, 4)
+    assert four[0] == 7
+    assert len(set(four)) == 4
+    assert all(0 <= seed < 2**64 for seed in four)
+    assert await seeds(7, 2) == four[:2]
+    assert not set((await seeds(8, 4))[1:]) & set(four)
+    assert len(set(await seeds(2**64 - 1, 3))) == 3
 
 
 async def test_timings_follow_the_stages() -> None:

@@ -150,16 +150,18 @@ def test_answers_of_tools_reach_the_template() -> None:
     ]
 
 
-@pytest.mark.parametrize("n", [None, 1])
-def test_one_answer_is_allowed(n: int | None) -> None:
-    request(Message(role="user", content="x"), n=n).check(LIMITS)
+@pytest.mark.parametrize("n", [None, 1, 3])
+def test_answers_up_to_the_limit_are_allowed(n: int | None) -> None:
+    wanted = request(Message(role="user", content="x"), n=n)
+    wanted.check(LIMITS)
+    assert wanted.num_choices == (n or 1)
 
 
-@pytest.mark.parametrize("n", [0, 2])
-def test_several_answers_are_refused(n: int) -> None:
+@pytest.mark.parametrize("n", [0, 4])
+def test_no_answer_and_too_many_are_refused(n: int) -> None:
     error = refusal(request(Message(role="user", content="x"), n=n))
     assert (error.kind, error.field) == (ErrorKind.VALIDATION, "n")
-    assert error.message == f"Input validation error: `n` must be 1. Given: {n}"
+    assert error.message == f"Input validation error: `n` must be > 0 and <= 3. Given: {n}"
 
 
 def test_a_format_and_tools_exclude_each_other() -> None:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from service.errors import ErrorKind, ServiceError
 from service.generation.generator import Token, TokenEvent
 from service.generation.parameters import Parameters
-from service.openai.completions import CompletionAnswer, CompletionsRequest, round_robin
+from service.generation.turns import round_robin
+from service.openai.completions import CompletionAnswer, CompletionsRequest
 from service.openai.usage import Usage
 from tests.service.fakes import ANSWER_HEAD, LIMITS, TIMEOUT_S, generation, generation_request
 
@@ -159,5 +160,5 @@ def test_as_many_prompts_as_allowed_are_accepted() -> None:
 
 def test_usage_is_summed() -> None:
     results = [generation(), generation(request=generation_request(prompt_token_ids=(1,)))]
-    answer = CompletionAnswer(head=ANSWER_HEAD, generations=results)
+    answer = CompletionAnswer(head=ANSWER_HEAD, choices=[[item] for item in results])
     assert answer.usage == Usage(4, 4)

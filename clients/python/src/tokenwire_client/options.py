@@ -79,6 +79,7 @@ class ChatOptions(TypedDict, total=False):
     logprobs: bool
     top_logprobs: int
     max_tokens: int
+    n: int
     presence_penalty: float
     stop: Sequence[str]
     seed: int
@@ -110,6 +111,7 @@ class CompletionsOptions(TypedDict, total=False):
 
     model: str
     max_tokens: int
+    n: int
     temperature: float
     top_p: float
     seed: int

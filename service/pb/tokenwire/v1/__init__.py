@@ -448,7 +448,7 @@ class ChatCompletion(betterproto2.Message):
 
     choices: "list[ChatChoice]" = betterproto2.field(5, betterproto2.TYPE_MESSAGE, repeated=True)
     """
-    The answers: one.
+    The answers: `n`.
     """
 
     usage: "Usage | None" = betterproto2.field(6, betterproto2.TYPE_MESSAGE, optional=True)
@@ -595,7 +595,8 @@ class ChatRequest(betterproto2.Message):
 
     n: "int | None" = betterproto2.field(8, betterproto2.TYPE_UINT32, optional=True)
     """
-    How many answers. Only 1 can be served.
+    How many answers to the conversation, each with a seed of its own that `seed` determines. 1 to
+    `max_choices` of Info; default 1.
     """
 
     presence_penalty: "float | None" = betterproto2.field(9, betterproto2.TYPE_FLOAT, optional=True)
@@ -997,7 +998,7 @@ class CompletionChoice(betterproto2.Message):
 
     index: "int" = betterproto2.field(1, betterproto2.TYPE_UINT32)
     """
-    The prompt's number, from 0.
+    Its number, from 0: that of the prompt times `n`, and the continuation's number among the prompt's.
     """
 
     text: "str" = betterproto2.field(2, betterproto2.TYPE_STRING)
@@ -1150,6 +1151,12 @@ class CompletionsRequest(betterproto2.Message):
     """
     The prompts as token ids, instead of `prompt`: each below the size of the vocabulary. Nothing is
     added to them.
+    """
+
+    n: "int | None" = betterproto2.field(21, betterproto2.TYPE_UINT32, optional=True)
+    """
+    How many continuations of each prompt, each with a seed of its own that `seed` determines. 1 to
+    `max_choices` of Info; default 1.
     """
 
     http: "__google__api__.HttpBody | None" = betterproto2.field(
@@ -1950,6 +1957,11 @@ class InfoResponse(betterproto2.Message):
     max_tokenize_bytes: "int" = betterproto2.field(32, betterproto2.TYPE_UINT32)
     """
     Bytes of a text whose tokens are listed at most.
+    """
+
+    max_choices: "int" = betterproto2.field(33, betterproto2.TYPE_UINT32)
+    """
+    Answers to one prompt (`n`) at most.
     """
 
     http: "__google__api__.HttpBody | None" = betterproto2.field(
