@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import torch
 
-from .executor import Executor, Forward, LaunchedStep
+from .executor import Executor, Forward, LaunchedStep, PromptResult
 from .grammar.constraints import Constraints
 from .heartbeat import Activity, Phase
 from .protocol.errors import CapacityError, GrammarError
@@ -225,12 +225,12 @@ class Engine:
             for output in self._publish(
                 sequence,
                 result.tokens.get(sequence, []),
-                result.prompt_logprobs.get(sequence, ()),
+                result.prompts.get(sequence, PromptResult()),
             )
         ]
 
     def _publish(
-        self, sequence: Sequence, chosen: list[Token], logprobs: tuple[float | None, ...]
+        self, sequence: Sequence, chosen: list[Token], prompt: PromptResult
     ) -> list[SequenceOutput]:
         """The outputs of a sequence for a step.
 
@@ -258,7 +258,8 @@ class Engine:
                 request_id=sequence.request_id,
                 token=token,
                 finish_reason=sequence.finish_reason if index == last else None,
-                prompt_logprobs=() if index else logprobs,
+                prompt_logprobs=() if index else prompt.logprobs,
+                prompt_tops=() if index else prompt.tops,
                 first_scheduled=is_first and not index,
                 num_cached_tokens=sequence.num_cached_tokens if is_first and not index else 0,
             )

@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from torch import Tensor
 from .batch import ModelInput, PromptRows, pack
 from .grammar.constraints import Constraints
 from .protocol.request import Token
-from .sampling.sampler import SampledTokens, prompt_logprobs, sample
+from .sampling.sampler import SampledTokens, prompt_logprobs, prompt_tops, sample
 from .sampling.watermark import Watermark
 from .scheduling.scheduler import ScheduledBatch
 from .scheduling.sequence import DraftedSequence, SampledSequence, Sequence
@@ -31,12 +32,19 @@ logger = logging.getLogger(__name__)
 Forward = Callable[[ModelInput], Tensor]
 
 
+class PromptResult(NamedTuple):
+    """Log-probabilities of a prompt's tokens, and the likeliest tokens at each if asked for."""
+
+    logprobs: tuple[float | None, ...] = ()
+    tops: tuple[tuple[tuple[int, float], ...], ...] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """The results of a step: the next tokens of sequences, and log-probabilities of prompts."""
+    """The results of a step: the next tokens of sequences, and what it tells of prompts."""
 
     tokens: dict[Sequence, list[Token]] = field(default_factory=dict)
-    prompt_logprobs: dict[Sequence, tuple[float | None, ...]] = field(default_factory=dict)
+    prompts: dict[Sequence, PromptResult] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +89,7 @@ class LaunchedStep:
                 sequence: _verified(list(itertools.islice(tokens, 1 + len(drafts))), drafts)
                 for sequence, drafts in self.drafts.items()
             },
-            prompt_logprobs={part.sequence: part.wait() for part in self.prompts},
+            prompts={part.sequence: part.wait() for part in self.prompts},
         )
 
 
@@ -177,27 +185,41 @@ class _PromptLogprobs:
 
     sequence: Sequence
     values: Download
+    tops: Download | None
     is_first: bool
     skip: int
 
-    def wait(self) -> tuple[float | None, ...]:
+    def wait(self) -> PromptResult:
         """Those not reported yet; that of a prompt's first token is None."""
         values: list[float | None] = [*self.values.wait().tolist()]
+        tops = [] if self.tops is None else [_pairs(row) for row in self.tops.wait().tolist()]
         if self.is_first:
             values.insert(0, None)
-        return tuple(values[self.skip :])
+            if self.tops is not None:
+                tops.insert(0, ())
+        return PromptResult(tuple(values[self.skip :]), tuple(tops[self.skip :]))
+
+
+def _pairs(row: list[list[float]]) -> tuple[tuple[int, float], ...]:
+    """Ids with their log-probabilities; none of probability 0."""
+    ids, logprobs = row
+    found = zip(ids, logprobs, strict=True)
+    return tuple((int(token_id), logprob) for token_id, logprob in found if logprob > -math.inf)
 
 
 def _begin_prompt(logits: Tensor, rows: PromptRows) -> _PromptLogprobs:
     sequence = rows.sequence
     end = rows.start + len(rows.target_ids)
-    values = prompt_logprobs(logits[rows.start : end], rows.target_ids)
+    chosen = logits[rows.start : end]
+    values = prompt_logprobs(chosen, rows.target_ids)
+    top_n = sequence.request.prompt_top_n
+    tops = prompt_tops(chosen, top_n) if top_n else None
     is_first = sequence.num_computed_tokens == 0
     first = 0 if is_first else sequence.num_computed_tokens + 1  # the first value's position
     num_values = len(rows.target_ids) + is_first
     skip = min(max(0, sequence.num_prompt_logprobs - first), num_values)
     sequence.num_prompt_logprobs += num_values - skip
-    return _PromptLogprobs(sequence, values, is_first, skip)
+    return _PromptLogprobs(sequence, values, tops, is_first, skip)
 
 
 def _sampled_rows(model_input: ModelInput) -> list[SampledSequence]:

@@ -102,6 +102,7 @@ class StepBounds:
             max_new_tokens=self.max_total_tokens - length,
             sampling=_EVERYTHING,
             prompt_logprobs=prompt_logprobs,
+            prompt_top_n=int(prompt_logprobs),
         )
         sequence = Sequence(request)
         sequence.num_computed_tokens = num_computed

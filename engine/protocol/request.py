@@ -55,6 +55,9 @@ class Request:
     chosen among the first `min_new_tokens`. A grammar ends with one of `eos_token_ids`, so a
     request with both a grammar and `min_new_tokens` may have a step at which no token is allowed.
 
+    With `prompt_logprobs` the log-probabilities of the prompt's tokens are reported, and at each
+    place the `prompt_top_n` likeliest tokens.
+
     `caller` is whoever the work is for: callers take turns. Among the requests of one caller those
     of a lower `priority` are computed first.
     """
@@ -67,6 +70,7 @@ class Request:
     stop_token_ids: frozenset[int] = frozenset()
     min_new_tokens: int = 0
     prompt_logprobs: bool = False
+    prompt_top_n: int = 0
     grammar: str = ""
     resumed_token_ids: tuple[int, ...] = ()
     caller: str = ""
@@ -85,9 +89,10 @@ class SequenceOutput(NamedTuple):
     """The output of one step for one request.
 
     `token` is None while the prompt is still being computed. `prompt_logprobs` continues the list
-    of earlier steps; the first entry of the whole list is None. `error` ends the request without a
-    finish reason. `first_scheduled` marks the first output of a request, and `num_cached_tokens`
-    says there how many of its tokens the KV cache had already.
+    of earlier steps; the first entry of the whole list is None. `prompt_tops`, if they were asked
+    for, has the likeliest tokens for each of these entries, none for the first. `error` ends the
+    request without a finish reason. `first_scheduled` marks the first output of a request, and
+    `num_cached_tokens` says there how many of its tokens the KV cache had already.
     """
 
     request_id: str
@@ -97,6 +102,7 @@ class SequenceOutput(NamedTuple):
     error: str | None = None
     first_scheduled: bool = False
     num_cached_tokens: int = 0
+    prompt_tops: tuple[tuple[tuple[int, float], ...], ...] = ()
 
     @property
     def is_last(self) -> bool:

@@ -78,6 +78,7 @@ def submit(request: Request) -> bytes:
         request.resumed_token_ids,
         request.caller,
         request.priority,
+        request.prompt_top_n,
     )
 
 
@@ -89,7 +90,7 @@ def parse_request(fields: list[Any]) -> Request:
     """
     try:
         request_id, prompt, max_new_tokens, sampling, eos, stop, min_new_tokens, *rest = fields
-        logprobs, grammar, resumed, caller, priority = rest
+        logprobs, grammar, resumed, caller, priority, prompt_top_n = rest
         if not all(isinstance(text, str) for text in (request_id, grammar, caller)):
             raise ValueError("id, grammar and caller must be text")
         return Request(
@@ -105,6 +106,7 @@ def parse_request(fields: list[Any]) -> Request:
             resumed_token_ids=_token_ids(resumed),
             caller=caller,
             priority=int(priority),
+            prompt_top_n=int(prompt_top_n),
         )
     except (TypeError, OverflowError, LookupError) as error:
         raise ValueError(f"not a request: {error}") from error
@@ -177,13 +179,18 @@ def parse_step(fields: list[Any]) -> StepOutput:
 
 
 def _parse_output(item: list[Any]) -> SequenceOutput:
-    request_id, token, reason, prompt_logprobs, error, first_scheduled, num_cached_tokens = item
+    request_id, token, reason, prompt_logprobs, error, first_scheduled, num_cached, tops = item
     return SequenceOutput(
         request_id=request_id,
-        token=None if token is None else Token(token[0], token[1], tuple(map(tuple, token[2]))),
+        token=None if token is None else Token(token[0], token[1], _top(token[2])),
         finish_reason=None if reason is None else FinishReason(reason),
         prompt_logprobs=tuple(prompt_logprobs),
         error=error,
         first_scheduled=first_scheduled,
-        num_cached_tokens=num_cached_tokens,
+        num_cached_tokens=num_cached,
+        prompt_tops=tuple(map(_top, tops)),
     )
+
+
+def _top(pairs: list[list[Any]]) -> tuple[tuple[int, float], ...]:
+    return tuple((token_id, logprob) for token_id, logprob in pairs)

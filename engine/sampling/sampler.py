@@ -96,6 +96,18 @@ def prompt_logprobs(logits: Tensor, target_ids: list[int]) -> Download:
     return Download(torch.log_softmax(logits, dim=-1).gather(1, targets).squeeze(1))
 
 
+def prompt_tops(logits: Tensor, top_n: int) -> Download:
+    """The likeliest tokens of each row of float32 [num_rows, vocab_size].
+
+    Returns:
+        float32 [num_rows, 2, top_n]: ids, which float32 has exactly up to 2^24, and
+        log-probabilities, equal to those of `prompt_logprobs`.
+    """
+    logprobs = torch.log_softmax(logits, dim=-1)
+    values, ids = torch.topk(logprobs, min(top_n, logits.shape[1]))
+    return Download(torch.stack([ids.float(), values], dim=1))
+
+
 def _draws(sequences: list[SampledSequence], device: torch.device) -> Tensor | None:
     """Float64 [num_rows]: random numbers for rows with `do_sample`, -1 for others.
 

@@ -49,8 +49,8 @@ from ..openai.chat import (
 )
 from ..openai.completions import (
     CompletionAnswer,
-    CompletionDelta,
     CompletionsRequest,
+    CompletionStream,
 )
 from ..openai.head import Head
 from ..openai.usage import StreamUsage, Usage
@@ -328,8 +328,9 @@ class TextGenerationServicer:
             self._pipeline.run_choices(prompt, wanted.parameters, wanted.num_choices, call.received)
             for prompt in wanted.prompts
         )
-        await call.send_headers(headers.of_generations(results, self._server.compute_type))
-        return CompletionAnswer(head=head, choices=results)
+        answer = wanted.answer(head, results, self._tokenizer.decode)
+        await call.send_headers(headers.of_generations(answer.choices, self._server.compute_type))
+        return answer
 
     def _choices(
         self, prompt: Prompt, wanted: ChatRequest | CompletionsRequest, call: Call
@@ -358,6 +359,10 @@ class TextGenerationServicer:
         self, wanted: CompletionsRequest, head: Head, call: Call
     ) -> AsyncGenerator[Reply]:
         finished: list[list[Generation]] = [[] for _ in wanted.prompts]
+        parts = [
+            CompletionStream(wanted, head, index, self._echoed(wanted, index))
+            for index in range(len(wanted.prompts) * wanted.num_choices)
+        ]
         streams = [self._choices(prompt, wanted, call) for prompt in wanted.prompts]
         async with aclosing(round_robin(streams)) as turns:
             async for number, item in turns:
@@ -366,13 +371,20 @@ class TextGenerationServicer:
                     yield call.presenter.stream_error(item)
                     continue
                 choice, event = item
-                index = number * wanted.num_choices + choice
-                yield call.presenter.completions_stream(CompletionDelta.of(index, event, head))
-                if event.generation is not None:
-                    finished[number].append(event.generation)
+                part = parts[number * wanted.num_choices + choice].push(event)
+                yield call.presenter.completions_stream(part)
+                if part.generation is not None:
+                    finished[number].append(part.generation)
         if wanted.include_usage:
             usage = StreamUsage(head=head, usage=Usage.of_choices(finished))
             yield call.presenter.completions_usage(usage)
+
+    def _echoed(self, wanted: CompletionsRequest, index: int) -> str:
+        """The text that the continuation number `index` begins with."""
+        if not wanted.echo:
+            return ""
+        prompt = wanted.prompts[index // wanted.num_choices]
+        return prompt if isinstance(prompt, str) else self._tokenizer.decode(prompt)
 
     def _head(
         self, prefix: Literal["chatcmpl", "cmpl"], wanted: ChatRequest | CompletionsRequest

@@ -17,6 +17,7 @@ from ..openai.chat import (
     ChatAnswer,
     ChatDelta,
 )
+from ..openai.completion_logprobs import ScoredToken
 from ..openai.completions import CompletionAnswer, CompletionDelta
 from ..openai.finish_reasons import finish_word
 from ..openai.head import Head
@@ -120,10 +121,11 @@ def completion(answer: CompletionAnswer) -> pb.Completion:
             pb.CompletionChoice(
                 index=index,
                 text=result.generated_text,
+                logprobs=_completion_logprobs(logprobs),
                 matched_stop=_stop_match(result.matched_stop),
                 **_finish(result.finish_reason),
             )
-            for index, result in enumerate(answer.generations)
+            for index, (result, logprobs) in enumerate(answer.scored)
         ],
         usage=_usage(answer.usage),
         request_id=_request_id(),
@@ -136,6 +138,7 @@ def completion_chunk(delta: CompletionDelta) -> pb.Completion:
     choice = pb.CompletionChoice(
         index=delta.index,
         text=delta.text,
+        logprobs=_completion_logprobs(delta.logprobs),
         matched_stop=None if result is None else _stop_match(result.matched_stop),
         **_finish(delta.finish_reason),
     )
@@ -314,6 +317,25 @@ def _usage(usage: Usage) -> pb.Usage:
         completion_tokens=usage.num_completion_tokens,
         total_tokens=usage.num_prompt_tokens + usage.num_completion_tokens,
         cached_tokens=usage.num_cached_tokens,
+    )
+
+
+def _completion_logprobs(scored: list[ScoredToken] | None) -> pb.CompletionLogprobs | None:
+    if scored is None:
+        return None
+    return pb.CompletionLogprobs(
+        content=[
+            pb.CompletionLogprob(
+                token=token.text,
+                logprob=token.logprob,
+                top_logprobs=[
+                    pb.ChatTopLogprob(token=text, logprob=logprob)
+                    for text, logprob in (token.tops or {}).items()
+                ],
+                text_offset=token.offset,
+            )
+            for token in scored
+        ]
     )
 
 

@@ -16,6 +16,7 @@ from ..errors import ServiceError
 from ..generation.generator import Generation, PrefillToken, Token, TokenEvent
 from ..generation.server_info import ServerInfo
 from ..openai.chat import ChatAnswer, ChatDelta
+from ..openai.completion_logprobs import ScoredToken
 from ..openai.completions import CompletionAnswer, CompletionDelta
 from ..openai.finish_reasons import finish_word
 from ..openai.head import Head
@@ -208,10 +209,10 @@ def completion(answer: CompletionAnswer) -> bytes:
                 {
                     "index": index,
                     "text": result.generated_text,
-                    "logprobs": None,
+                    "logprobs": _completion_logprobs(logprobs),
                     "finish_reason": finish_word(result.finish_reason),
                 }
-                for index, result in enumerate(answer.generations)
+                for index, (result, logprobs) in enumerate(answer.scored)
             ],
             "usage": _usage(answer.usage),
         }
@@ -222,7 +223,13 @@ def completion_chunk(delta: CompletionDelta) -> bytes:
     """Chunk: the finish reason is an empty string before the end, as in TGI, not null."""
     head = delta.head
     reason = "" if delta.finish_reason is None else finish_word(delta.finish_reason)
-    choice = {"index": delta.index, "text": delta.text, "logprobs": None, "finish_reason": reason}
+    logprobs = _completion_logprobs(delta.logprobs)
+    choice = {
+        "index": delta.index,
+        "text": delta.text,
+        "logprobs": logprobs,
+        "finish_reason": reason,
+    }
     return orjson.dumps(
         {
             "object": "text_completion",
@@ -325,6 +332,18 @@ def _top_tokens(result: Generation) -> dict[str, Any]:
     if not result.top_tokens:
         return {}
     return {"top_tokens": [[_token(token) for token in step] for step in result.top_tokens]}
+
+
+def _completion_logprobs(scored: list[ScoredToken] | None) -> dict[str, Any] | None:
+    """OpenAI's older form: a list for each property, all of the same length."""
+    if scored is None:
+        return None
+    return {
+        "tokens": [token.text for token in scored],
+        "token_logprobs": [token.logprob for token in scored],
+        "top_logprobs": [token.tops for token in scored],
+        "text_offset": [token.offset for token in scored],
+    }
 
 
 def _chat_logprobs(entries: list[tuple[Token, list[Token]]] | None) -> dict[str, Any] | None:

@@ -134,15 +134,26 @@ def _template_fields(wire: bodies.Chat | pb.ChatRequest) -> TemplateFields:
 
 def completions_request(wire: bodies.Completions | pb.CompletionsRequest) -> CompletionsRequest:
     """Prompts to continue."""
+    top_n, echo = _top_logprobs(wire), bool(wire.echo)
+    scores_prompt = echo and top_n is not None
+    # One token is generated and left out of the answer: the engine has no requests without one.
+    is_prompt_alone = echo and wire.max_tokens == 0
     return CompletionsRequest(
         prompts=_prompts(wire),
         stream=wire.stream,
         suffix=wire.suffix,
         n=wire.n,
+        logprobs=top_n is not None,
+        echo=echo,
+        is_prompt_alone=is_prompt_alone,
         include_usage=_include_usage(wire.stream_options),
         parameters=Parameters(
             repetition_penalty=wire.repetition_penalty,
-            max_new_tokens=_or_default(wire.max_tokens),
+            max_new_tokens=1 if is_prompt_alone else _or_default(wire.max_tokens),
+            top_n_tokens=top_n,
+            return_full_text=echo or None,
+            decoder_input_details=scores_prompt,
+            prompt_top_n_tokens=top_n or 0 if scores_prompt else 0,
             **_shared_parameters(wire),
         ),
     )
@@ -291,6 +302,13 @@ def _prompts_of_body(wire: str | list[str | int | list[int]]) -> tuple[Prompt, .
     if token_ids:
         return (token_ids,)
     return tuple(tuple(item) if isinstance(item, list) else str(item) for item in wire)
+
+
+def _top_logprobs(wire: bodies.Completions | pb.CompletionsRequest) -> int | None:
+    """How many of the likeliest tokens to report at each place; None without log-probabilities."""
+    if isinstance(wire, bodies.Completions):
+        return wire.logprobs
+    return (wire.top_logprobs or 0) if wire.logprobs else None
 
 
 def _both(name: str, other: str) -> ServiceError:

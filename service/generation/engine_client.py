@@ -53,7 +53,8 @@ class _Stream:
             fresh = output.prompt_logprobs[self.num_repeated_logprobs :]
             self.num_repeated_logprobs -= len(output.prompt_logprobs) - len(fresh)
             self.num_prompt_logprobs += len(fresh)
-            output = output._replace(prompt_logprobs=fresh)
+            tops = output.prompt_tops[len(output.prompt_logprobs) - len(fresh) :]
+            output = output._replace(prompt_logprobs=fresh, prompt_tops=tops)
         if output.token is not None:
             self.token_ids.append(output.token.token_id)
         if output.is_last and not self.ended:

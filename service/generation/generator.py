@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
@@ -40,11 +41,12 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class PrefillToken:
-    """One token of the prompt."""
+    """One token of the prompt, and the likeliest tokens at its place if they were asked for."""
 
     id: int
     text: str
     logprob: float | None
+    top_tokens: tuple[Token, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +211,8 @@ class Generator:
             ServiceError: generation failed.
         """
         streams = self.choices(request, n, received, validated)
-        return await gather(_result_of(stream) for stream in streams)
+        results = await gather(_result_of(stream) for stream in streams)
+        return [replace(result, prefill=results[0].prefill) for result in results]
 
     def _sharing_prompt(
         self,
@@ -239,6 +242,7 @@ class Generator:
             stop_token_ids=request.stop_token_ids,
             min_new_tokens=request.min_new_tokens,
             prompt_logprobs=request.decoder_input_details,
+            prompt_top_n=request.prompt_top_n_tokens,
             grammar=request.grammar,
             caller="" if record is None else record.caller,
             priority=request.priority,
@@ -266,6 +270,7 @@ class _Progress:
         self._tokens: list[Token] = []
         self._top_tokens: list[list[Token]] = []
         self._prompt_logprobs: list[float | None] = []
+        self._prompt_tops: list[tuple[tuple[int, float], ...]] = []
         self._tail = ""  # the end of all text so far, special tokens included, for stop sequences
         self._tail_size = max(map(len, request.stop), default=0) + 1
 
@@ -281,6 +286,7 @@ class _Progress:
             self._started = time.monotonic()
             self._num_cached_tokens = output.num_cached_tokens
         self._prompt_logprobs += output.prompt_logprobs
+        self._prompt_tops += output.prompt_tops
         if output.token is None:
             return None
         token, top_tokens = self._append(output.token)
@@ -292,15 +298,7 @@ class _Progress:
         text = self._detokenizer.push(raw.token_id) if self._request.detokenize else ""
         token = Token(raw.token_id, text, shortest_float32(raw.logprob), special)
         self._tokens.append(token)
-        top_tokens = [
-            Token(
-                token_id,
-                self._token_text(token_id),
-                shortest_float32(logprob),
-                token_id in self._tokenizer.special_ids,
-            )
-            for token_id, logprob in raw.top
-        ]
+        top_tokens = self._likeliest(raw.top)
         if self._request.sampling.top_n_tokens:
             self._top_tokens.append(top_tokens)
         return token, top_tokens
@@ -355,9 +353,27 @@ class _Progress:
 
     def _prefill(self) -> list[PrefillToken]:
         pairs = zip(self._request.prompt_token_ids, self._prompt_logprobs, strict=False)
+        tops = self._prompt_tops or itertools.repeat(())
         return [
-            PrefillToken(token_id, self._token_text(token_id), shortest_float32(logprob))
-            for token_id, logprob in pairs
+            PrefillToken(
+                token_id,
+                self._token_text(token_id),
+                shortest_float32(logprob),
+                tuple(self._likeliest(top)),
+            )
+            for (token_id, logprob), top in zip(pairs, tops, strict=False)
+        ]
+
+    def _likeliest(self, top: tuple[tuple[int, float], ...]) -> list[Token]:
+        """The likeliest tokens at some place."""
+        return [
+            Token(
+                token_id,
+                self._token_text(token_id),
+                shortest_float32(logprob),
+                token_id in self._tokenizer.special_ids,
+            )
+            for token_id, logprob in top
         ]
 
     def _token_text(self, token_id: int) -> str:
@@ -379,9 +395,13 @@ def _with_own_seed(request: GenerationRequest) -> GenerationRequest:
 
 
 def _with_choice_seed(request: GenerationRequest, index: int) -> GenerationRequest:
-    """The request of a choice: the first has the request's seed, all others one made of it."""
+    """The request of a choice: the first has the request's seed, all others one made of it.
+
+    The first alone tells of the prompt, because what is in the cache has no log-probabilities.
+    """
     if index == 0:
         return request
+    request = replace(request, decoder_input_details=False, prompt_top_n_tokens=0)
     seed = request.sampling.seed.to_bytes(8) + index.to_bytes(4)
     own = int.from_bytes(hashlib.blake2b(seed, digest_size=8).digest())
     return replace(request, sampling=replace(request.sampling, seed=own))

@@ -21,7 +21,8 @@ Prompt = str | tuple[int, ...]  # a text, or the ids of its tokens
 class Parameters:
     """The parameters of the contract; None is absent. Names are the wire's.
 
-    For `max_new_tokens`, None means as many as fit beside the prompt.
+    For `max_new_tokens`, None means as many as fit beside the prompt. `prompt_top_n_tokens` is not
+    the contract's: it makes the entries of `decoder_input_details` tell the likeliest tokens.
     """
 
     best_of: int | None = None
@@ -50,6 +51,7 @@ class Parameters:
     logit_bias: tuple[tuple[int, float], ...] = ()
     priority: int | None = None
     detokenize: bool = True
+    prompt_top_n_tokens: int = 0
 
     @property
     def samples(self) -> bool:
@@ -97,6 +99,7 @@ class GenerationRequest:
     ignore_eos: bool = False
     priority: int = 0
     detokenize: bool = True
+    prompt_top_n_tokens: int = 0
 
     @property
     def wants_details(self) -> bool:

@@ -88,6 +88,7 @@ class Validator:
             ignore_eos=parameters.ignore_eos,
             priority=parameters.priority or 0,
             detokenize=parameters.detokenize,
+            prompt_top_n_tokens=parameters.prompt_top_n_tokens,
         )
 
     async def _token_ids(self, prompt: Prompt, parameters: Parameters) -> tuple[int, ...]:

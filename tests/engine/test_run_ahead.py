@@ -58,3 +58,23 @@ def test_log_probabilities_of_prompts_are_the_same() -> None:
     ]
     assert values[0] == values[1]
     assert len(values[0]) == 20
+
+
+def test_likeliest_tokens_of_a_prompt_go_with_its_log_probabilities() -> None:
+    request = Request(
+        request_id="0",
+        prompt_token_ids=tuple(range(20)),
+        max_new_tokens=4,
+        prompt_logprobs=True,
+        prompt_top_n=2,
+    )
+    answers = []
+    for ahead in (False, True):
+        outputs = run(make_engine(max_step_tokens=6, runs_ahead=ahead), request)["0"]
+        assert all(len(item.prompt_tops) == len(item.prompt_logprobs) for item in outputs)
+        answers.append([top for item in outputs for top in item.prompt_tops])
+    assert answers[0] == answers[1]
+    first, *others = answers[0]
+    assert first == ()
+    assert [len(top) for top in others] == [2] * 19
+    assert all(top[0][1] >= top[1][1] for top in others)

@@ -50,6 +50,7 @@ requests = st.builds(
     stop_token_ids=st.frozensets(st.integers(0, 2**20), max_size=4),
     min_new_tokens=counts,
     prompt_logprobs=st.booleans(),
+    prompt_top_n=counts,
     resumed_token_ids=token_ids,
     caller=st.text(max_size=8),
     priority=st.integers(-100, 100),
@@ -66,6 +67,9 @@ outputs = st.builds(
     token=st.none() | tokens,
     finish_reason=st.none() | st.sampled_from(FinishReason),
     prompt_logprobs=st.lists(st.none() | floats, max_size=4).map(tuple),
+    prompt_tops=st.lists(
+        st.lists(st.tuples(counts, floats), max_size=2).map(tuple), max_size=4
+    ).map(tuple),
     error=st.none() | st.text(max_size=40),
     first_scheduled=st.booleans(),
     num_cached_tokens=counts,

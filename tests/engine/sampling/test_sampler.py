@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from engine.protocol.request import Request, SamplingParams
-from engine.sampling.sampler import prompt_logprobs, sample
+from engine.sampling.sampler import prompt_logprobs, prompt_tops, sample
 from engine.scheduling.sequence import Sequence
 
 VOCAB_SIZE = 50
@@ -175,3 +175,17 @@ def test_prompt_logprobs_are_those_of_the_targets() -> None:
 
 def test_no_targets_give_no_prompt_logprobs() -> None:
     assert prompt_logprobs(noise(3)[:0], []).wait().tolist() == []
+
+
+def test_prompt_tops_are_the_likeliest_with_the_same_logprobs() -> None:
+    logits = torch.randn(4, 11)
+    ids, logprobs = prompt_tops(logits, 3).wait().unbind(1)
+    for row, found, values in zip(logits.log_softmax(-1), ids.long(), logprobs, strict=True):
+        assert found.tolist() == row.argsort(descending=True)[:3].tolist()
+        assert values.tolist() == row[found].tolist()
+    targets = ids[:, 1].long().tolist()
+    assert prompt_logprobs(logits, targets).wait().tolist() == logprobs[:, 1].tolist()
+
+
+def test_more_prompt_tops_than_the_vocabulary_has_gives_all() -> None:
+    assert prompt_tops(torch.randn(2, 4), 9).wait().shape == (2, 2, 4)

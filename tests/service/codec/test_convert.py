@@ -243,6 +243,34 @@ def test_completions_parameters_get_their_names_in_generate() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("fields", "top_n", "scores_prompt"),
+    [
+        ({"top_logprobs": 3}, None, False),
+        ({"logprobs": True}, 0, False),
+        ({"logprobs": True, "top_logprobs": 3}, 3, False),
+        ({"logprobs": True, "top_logprobs": 3, "echo": True}, 3, True),
+        ({"echo": True}, None, False),
+    ],
+)
+def test_completions_ask_for_log_probabilities(
+    fields: dict[str, Any], top_n: int | None, scores_prompt: bool
+) -> None:
+    wanted = requests.completions_request(pb.CompletionsRequest(prompt=["a"], **fields))
+    assert wanted.logprobs == (top_n is not None)
+    assert wanted.parameters.top_n_tokens == top_n
+    assert wanted.parameters.decoder_input_details == scores_prompt
+    assert wanted.parameters.prompt_top_n_tokens == (top_n if scores_prompt else 0)
+    assert bool(wanted.parameters.return_full_text) == wanted.echo == ("echo" in fields)
+
+
+def test_no_tokens_are_an_answer_only_with_the_prompt() -> None:
+    alone = requests.completions_request(pb.CompletionsRequest(max_tokens=0, echo=True))
+    assert (alone.is_prompt_alone, alone.parameters.max_new_tokens) == (True, 1)
+    refused = requests.completions_request(pb.CompletionsRequest(max_tokens=0))
+    assert (refused.is_prompt_alone, refused.parameters.max_new_tokens) == (False, 0)
+
+
 SCHEMA = {"type": "object", "properties": {"z": {"maximum": 3}, "a": {"minimum": 0.5}}}
 Format = pb.ResponseFormatType
 

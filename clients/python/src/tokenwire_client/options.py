@@ -112,6 +112,9 @@ class CompletionsOptions(TypedDict, total=False):
     model: str
     max_tokens: int
     n: int
+    logprobs: bool
+    top_logprobs: int
+    echo: bool
     temperature: float
     top_p: float
     seed: int

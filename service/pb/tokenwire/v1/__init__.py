@@ -22,6 +22,8 @@ __all__ = (
     "CompatGenerateResponse",
     "Completion",
     "CompletionChoice",
+    "CompletionLogprob",
+    "CompletionLogprobs",
     "CompletionsRequest",
     "CompletionsResponse",
     "Details",
@@ -1025,8 +1027,64 @@ class CompletionChoice(betterproto2.Message):
     Which stop ended it, if one did. In a stream only with the continuation's last token.
     """
 
+    logprobs: "CompletionLogprobs | None" = betterproto2.field(
+        6, betterproto2.TYPE_MESSAGE, optional=True
+    )
+    """
+    Log-probabilities, if they were asked for.
+    """
+
 
 default_message_pool.register_message("tokenwire.v1", "CompletionChoice", CompletionChoice)
+
+
+@dataclass(eq=False, repr=False)
+class CompletionLogprob(betterproto2.Message):
+    """
+    One token's log-probability.
+    """
+
+    token: "str" = betterproto2.field(1, betterproto2.TYPE_STRING)
+    """
+    The token's text.
+    """
+
+    logprob: "float | None" = betterproto2.field(2, betterproto2.TYPE_FLOAT, optional=True)
+    """
+    Natural logarithm of its probability. Absent when not finite, and for a prompt's first token.
+    """
+
+    top_logprobs: "list[ChatTopLogprob]" = betterproto2.field(
+        3, betterproto2.TYPE_MESSAGE, repeated=True
+    )
+    """
+    The likeliest tokens at this step, and the token itself. None for a prompt's first token.
+    """
+
+    text_offset: "int" = betterproto2.field(4, betterproto2.TYPE_UINT32)
+    """
+    Where the token begins in the choice's text, in characters.
+    """
+
+
+default_message_pool.register_message("tokenwire.v1", "CompletionLogprob", CompletionLogprob)
+
+
+@dataclass(eq=False, repr=False)
+class CompletionLogprobs(betterproto2.Message):
+    """
+    Log-probabilities of a continuation's tokens.
+    """
+
+    content: "list[CompletionLogprob]" = betterproto2.field(
+        1, betterproto2.TYPE_MESSAGE, repeated=True
+    )
+    """
+    One entry a token, with `echo` those of the prompt first.
+    """
+
+
+default_message_pool.register_message("tokenwire.v1", "CompletionLogprobs", CompletionLogprobs)
 
 
 @dataclass(eq=False, repr=False)
@@ -1157,6 +1215,22 @@ class CompletionsRequest(betterproto2.Message):
     """
     How many continuations of each prompt, each with a seed of its own that `seed` determines. 1 to
     `max_choices` of Info; default 1.
+    """
+
+    logprobs: "bool | None" = betterproto2.field(22, betterproto2.TYPE_BOOL, optional=True)
+    """
+    Report the log-probability of every token. Default false.
+    """
+
+    top_logprobs: "int | None" = betterproto2.field(23, betterproto2.TYPE_UINT32, optional=True)
+    """
+    With `logprobs`: report the n likeliest tokens at every step. 0 to 5 (a server setting).
+    """
+
+    echo: "bool | None" = betterproto2.field(24, betterproto2.TYPE_BOOL, optional=True)
+    """
+    Put the prompt before its continuation, and with `logprobs` its tokens before the others.
+    `max_tokens` may then be 0. With `logprobs` not in streams. Default false.
     """
 
     http: "__google__api__.HttpBody | None" = betterproto2.field(
@@ -2164,6 +2238,11 @@ class InvocationsRequest(betterproto2.Message):
     """
 
     prompt_ids: "list[TokenIds]" = betterproto2.field(35, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    See CompletionsRequest.
+    """
+
+    echo: "bool | None" = betterproto2.field(36, betterproto2.TYPE_BOOL, optional=True)
     """
     See CompletionsRequest.
     """

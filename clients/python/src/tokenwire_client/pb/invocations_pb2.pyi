@@ -12,7 +12,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class InvocationsRequest(_message.Message):
-    __slots__ = ("inputs", "parameters", "messages", "prompt", "stream", "model", "frequency_penalty", "logprobs", "top_logprobs", "max_tokens", "n", "presence_penalty", "stop", "seed", "temperature", "top_p", "tools", "tool_prompt", "tool_choice", "response_format", "max_completion_tokens", "stream_options", "suffix", "repetition_penalty", "min_p", "min_tokens", "ignore_eos", "stop_token_ids", "logit_bias", "priority", "request_id", "input_ids", "prompt_ids", "chat_template_kwargs", "reasoning_effort", "documents", "add_generation_prompt", "continue_final_message", "parallel_tool_calls", "escape_special_tokens", "http")
+    __slots__ = ("inputs", "parameters", "messages", "prompt", "stream", "model", "frequency_penalty", "logprobs", "top_logprobs", "max_tokens", "n", "presence_penalty", "stop", "seed", "temperature", "top_p", "tools", "tool_prompt", "tool_choice", "response_format", "max_completion_tokens", "stream_options", "suffix", "repetition_penalty", "min_p", "min_tokens", "ignore_eos", "stop_token_ids", "logit_bias", "priority", "request_id", "input_ids", "prompt_ids", "echo", "chat_template_kwargs", "reasoning_effort", "documents", "add_generation_prompt", "continue_final_message", "parallel_tool_calls", "escape_special_tokens", "http")
     class LogitBiasEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -53,6 +53,7 @@ class InvocationsRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     INPUT_IDS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_IDS_FIELD_NUMBER: _ClassVar[int]
+    ECHO_FIELD_NUMBER: _ClassVar[int]
     CHAT_TEMPLATE_KWARGS_FIELD_NUMBER: _ClassVar[int]
     REASONING_EFFORT_FIELD_NUMBER: _ClassVar[int]
     DOCUMENTS_FIELD_NUMBER: _ClassVar[int]
@@ -94,6 +95,7 @@ class InvocationsRequest(_message.Message):
     request_id: str
     input_ids: _generate_pb2.TokenIds
     prompt_ids: _containers.RepeatedCompositeFieldContainer[_generate_pb2.TokenIds]
+    echo: bool
     chat_template_kwargs: _struct_pb2.Struct
     reasoning_effort: str
     documents: _containers.RepeatedCompositeFieldContainer[_struct_pb2.Struct]
@@ -102,7 +104,7 @@ class InvocationsRequest(_message.Message):
     parallel_tool_calls: bool
     escape_special_tokens: bool
     http: _httpbody_pb2.HttpBody
-    def __init__(self, inputs: _Optional[str] = ..., parameters: _Optional[_Union[_generate_pb2.GenerateParameters, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[_chat_pb2.Message, _Mapping]]] = ..., prompt: _Optional[_Iterable[str]] = ..., stream: _Optional[bool] = ..., model: _Optional[str] = ..., frequency_penalty: _Optional[float] = ..., logprobs: _Optional[bool] = ..., top_logprobs: _Optional[int] = ..., max_tokens: _Optional[int] = ..., n: _Optional[int] = ..., presence_penalty: _Optional[float] = ..., stop: _Optional[_Iterable[str]] = ..., seed: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., tools: _Optional[_Iterable[_Union[_chat_pb2.Tool, _Mapping]]] = ..., tool_prompt: _Optional[str] = ..., tool_choice: _Optional[_Union[_struct_pb2.Value, _Mapping]] = ..., response_format: _Optional[_Union[_chat_pb2.ResponseFormat, _Mapping]] = ..., max_completion_tokens: _Optional[int] = ..., stream_options: _Optional[_Union[_chat_pb2.StreamOptions, _Mapping]] = ..., suffix: _Optional[str] = ..., repetition_penalty: _Optional[float] = ..., min_p: _Optional[float] = ..., min_tokens: _Optional[int] = ..., ignore_eos: _Optional[bool] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., priority: _Optional[int] = ..., request_id: _Optional[str] = ..., input_ids: _Optional[_Union[_generate_pb2.TokenIds, _Mapping]] = ..., prompt_ids: _Optional[_Iterable[_Union[_generate_pb2.TokenIds, _Mapping]]] = ..., chat_template_kwargs: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., reasoning_effort: _Optional[str] = ..., documents: _Optional[_Iterable[_Union[_struct_pb2.Struct, _Mapping]]] = ..., add_generation_prompt: _Optional[bool] = ..., continue_final_message: _Optional[bool] = ..., parallel_tool_calls: _Optional[bool] = ..., escape_special_tokens: _Optional[bool] = ..., http: _Optional[_Union[_httpbody_pb2.HttpBody, _Mapping]] = ...) -> None: ...
+    def __init__(self, inputs: _Optional[str] = ..., parameters: _Optional[_Union[_generate_pb2.GenerateParameters, _Mapping]] = ..., messages: _Optional[_Iterable[_Union[_chat_pb2.Message, _Mapping]]] = ..., prompt: _Optional[_Iterable[str]] = ..., stream: _Optional[bool] = ..., model: _Optional[str] = ..., frequency_penalty: _Optional[float] = ..., logprobs: _Optional[bool] = ..., top_logprobs: _Optional[int] = ..., max_tokens: _Optional[int] = ..., n: _Optional[int] = ..., presence_penalty: _Optional[float] = ..., stop: _Optional[_Iterable[str]] = ..., seed: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., tools: _Optional[_Iterable[_Union[_chat_pb2.Tool, _Mapping]]] = ..., tool_prompt: _Optional[str] = ..., tool_choice: _Optional[_Union[_struct_pb2.Value, _Mapping]] = ..., response_format: _Optional[_Union[_chat_pb2.ResponseFormat, _Mapping]] = ..., max_completion_tokens: _Optional[int] = ..., stream_options: _Optional[_Union[_chat_pb2.StreamOptions, _Mapping]] = ..., suffix: _Optional[str] = ..., repetition_penalty: _Optional[float] = ..., min_p: _Optional[float] = ..., min_tokens: _Optional[int] = ..., ignore_eos: _Optional[bool] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., priority: _Optional[int] = ..., request_id: _Optional[str] = ..., input_ids: _Optional[_Union[_generate_pb2.TokenIds, _Mapping]] = ..., prompt_ids: _Optional[_Iterable[_Union[_generate_pb2.TokenIds, _Mapping]]] = ..., echo: _Optional[bool] = ..., chat_template_kwargs: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., reasoning_effort: _Optional[str] = ..., documents: _Optional[_Iterable[_Union[_struct_pb2.Struct, _Mapping]]] = ..., add_generation_prompt: _Optional[bool] = ..., continue_final_message: _Optional[bool] = ..., parallel_tool_calls: _Optional[bool] = ..., escape_special_tokens: _Optional[bool] = ..., http: _Optional[_Union[_httpbody_pb2.HttpBody, _Mapping]] = ...) -> None: ...
 
 class InvocationsResponse(_message.Message):
     __slots__ = ("generate", "chat", "completions", "http")
