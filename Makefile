@@ -18,7 +18,7 @@ help:  ## List these targets.
 serve: $(VENV)/installed  ## Start engine, service and Envoy; e.g. ARGS="--port 3000".
 	exec $(BIN)/tokenwire serve $(ARGS)
 
-CLIENTS := $(foreach name,tgi-client langchain agents llama-index,$(VENV)/$(name)/installed)
+CLIENTS := $(foreach name,tgi-client langchain agents llama-index lm-eval,$(VENV)/$(name)/installed)
 test: $(VENV)/installed $(CLIENTS) $(NODE)  ## Run all tests, the checks included; e.g. ARGS="tests/engine -k scheduler".
 	$(BIN)/python -m pytest $(ARGS)
 

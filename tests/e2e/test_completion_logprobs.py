@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import openai
 import pytest
-import torch
-from transformers import AutoModelForCausalLM
 
+from tests.e2e.reference import ids_of, scores
 from tests.e2e.reflection_client import ReflectionClient
 from tests.e2e.stack import DEADLINE_S, PROMPT, Stack
 from tests.e2e.typed_messages import failure, float32, rest, rest_events
-from tests.paths import DEMO_MODEL
 from tests.service.fakes import raw_tokenizer
 
 PATH = "/v1/completions"
@@ -22,22 +19,6 @@ GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 4}
 BOS = "<|bos|>"  # which the tokenizer puts before texts
 KEYS = ["tokens", "token_logprobs", "top_logprobs", "text_offset"]
 TOLERANCE = 2e-3
-
-
-@cache
-def reference() -> Any:
-    """The bundled model as transformers computes it."""
-    return AutoModelForCausalLM.from_pretrained(DEMO_MODEL, dtype=torch.float32).eval()
-
-
-def ids_of(text: str) -> list[int]:
-    return list(raw_tokenizer().encode(text).ids)
-
-
-@torch.inference_mode()
-def scores(token_ids: list[int]) -> torch.Tensor:
-    """Log-probabilities of every token at each place: row i is what follows token i."""
-    return torch.as_tensor(reference()(torch.tensor([token_ids])).logits[0].log_softmax(-1))
 
 
 def expected_logprobs(token_ids: list[int]) -> list[float]:

@@ -15,13 +15,17 @@ from typing import Any
 
 import pytest
 
+from tests.e2e.reference import ids_of, scores
 from tests.e2e.stack import DEADLINE_S, PROMPT, Stack
 from tests.e2e.tools import WEATHER_QUESTION
 from tests.paths import REPOSITORY
 from tests.protos.node_modules import MODULES, NODE, needs_node
+from tests.service.fakes import demo_ids
 
 FOREIGN = REPOSITORY / "tests" / "e2e" / "foreign"
-AGENTS, LLAMA_INDEX = (REPOSITORY / ".venv" / name for name in ("agents", "llama-index"))
+AGENTS, LLAMA_INDEX, LM_EVAL = (
+    REPOSITORY / ".venv" / name for name in ("agents", "llama-index", "lm-eval")
+)
 CALL = ["get_weather", {"location": "Paris"}]
 
 
@@ -70,6 +74,28 @@ def continuation(stack: Stack) -> str:
     return text
 
 
+@pytest.fixture(scope="module")
+def scored(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What lm-eval makes of its tasks, with prompts as token ids and as texts."""
+    found: dict[str, Any] = run_python(
+        "lm_eval", LM_EVAL, stack, tmp_path_factory.mktemp("lm-eval")
+    )
+    return found
+
+
+def reference_score(text: str, start: int, *, begins: bool) -> tuple[float, bool]:
+    """The log-probability of a text after its first characters, and whether it is the likeliest.
+
+    `begins` says whether a token for the beginning of the text stands before it.
+    """
+    token_ids = ids_of(text) if begins else demo_ids(text)
+    first = len(ids_of(text[:start])) if begins else len(demo_ids(text[:start]))
+    rows = scores(token_ids)[first - 1 : -1]
+    wanted = token_ids[first:]
+    total = sum(float(row[token_id]) for row, token_id in zip(rows, wanted, strict=True))
+    return total, rows.argmax(-1).tolist() == wanted
+
+
 def test_pydantic_ai(stack: Stack, answer: str, tmp_path: Path) -> None:
     found = run_python("pydantic_ai", AGENTS, stack, tmp_path)
     assert found["text"] == found["stream"] == answer
@@ -115,6 +141,20 @@ def test_llama_index(stack: Stack, answer: str, continuation: str, tmp_path: Pat
     assert found["chat"] == found["stream"] == answer
     assert found["completion"] == continuation
     assert found["calls"] == [CALL]
+
+
+@pytest.mark.parametrize("prompts", ["ids", "ids after the beginning", "texts"])
+def test_lm_eval(stack: Stack, scored: dict[str, Any], prompts: str) -> None:
+    found = scored[prompts]
+    begins = prompts != "ids"
+    assert found["accuracy"] > 0.5  # of three; the model is small
+    for text, start, score, is_greedy in found["scores"]:
+        expected, expected_greedy = reference_score(text, start, begins=begins)
+        assert score == pytest.approx(expected, abs=0.02)
+        assert is_greedy == expected_greedy
+    for question, text in found["texts"] if begins else ():
+        whole = stack.generate(question, max_new_tokens=8)["generated_text"]
+        assert text == whole.partition("\n")[0]
 
 
 @needs_node("openai")
