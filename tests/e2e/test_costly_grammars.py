@@ -39,7 +39,7 @@ POISON: list[dict[str, Any]] = [
     # Huge, deep or invalid.
     {"type": "regex", "value": "a" * 300_000},
     {"type": "json", "value": json.dumps(nested(100))},
-    {"type": "json", "value": {"maximum": 1e300}},
+    {"type": "json", "value": {"minimum": 1e300}},
     {"type": "json", "value": {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}},
     {"type": "regex", "value": "((((((["},
 ]

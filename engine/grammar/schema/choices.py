@@ -11,6 +11,7 @@ from .keywords import Schema, items, strings, types_of
 
 _KINDS = frozenset(("null", "boolean", "number", "string", "array", "object"))
 _MAX_PAIRS = 5000  # compared one by one
+_MAX_DEPTH = 6  # of references and properties that are looked into
 _Values = frozenset[Hashable]
 
 
@@ -21,12 +22,24 @@ class _Summary:
     Attributes:
         kinds: their types; an integer is a number.
         values: all of them, if they are listed.
-        tags: properties that each of them has, with all values that these may have.
+        properties: what is known of the properties of objects.
+        required: those that each object has.
     """
 
     kinds: frozenset[str] = _KINDS
     values: _Values | None = None
-    tags: dict[str, _Values] = field(default_factory=dict)
+    properties: dict[str, _Summary] = field(default_factory=dict)
+    required: frozenset[str] = frozenset()
+
+    def tag(self, name: str) -> _Values | None:
+        """The values that a property may have, which each object has."""
+        return self.properties[name].values if name in self.tags else None
+
+    @property
+    def tags(self) -> set[str]:
+        """The properties that each object has with one of some values."""
+        known = {name for name in self.required if name in self.properties}
+        return {name for name in known if self.properties[name].values is not None}
 
     def is_apart(self, other: _Summary) -> bool:
         """Whether no value fits both."""
@@ -36,8 +49,11 @@ class _Summary:
             return self.values.isdisjoint(other.values)
         if (self.kinds & other.kinds) != {"object"}:
             return False
-        shared = self.tags.keys() & other.tags.keys()
-        return any(self.tags[name].isdisjoint(other.tags[name]) for name in shared)
+        shared = self.properties.keys() & other.properties.keys()
+        return any(
+            self.properties[name].is_apart(other.properties[name])
+            for name in shared & (self.required | other.required)
+        )
 
 
 def are_apart(schemas: Sequence[Any], follow: Callable[[str], Any]) -> bool:
@@ -50,9 +66,9 @@ def are_apart(schemas: Sequence[Any], follow: Callable[[str], Any]) -> bool:
     summaries = [_summary(schema, follow, ()) for schema in schemas]
     if _are_distinct([summary.values for summary in summaries]):
         return True
-    shared = set.intersection(*(set(summary.tags) for summary in summaries)) if summaries else set()
+    shared = set.intersection(*(summary.tags for summary in summaries)) if summaries else set()
     if all(summary.kinds == {"object"} for summary in summaries) and any(
-        _are_distinct([summary.tags[name] for summary in summaries]) for name in shared
+        _are_distinct([summary.tag(name) for summary in summaries]) for name in shared
     ):
         return True
     pairs = len(summaries) * (len(summaries) - 1) // 2
@@ -91,13 +107,10 @@ def _own_summary(schema: Schema, follow: Callable[[str], Any], seen: tuple[str, 
         kinds = known.kinds & {kind for kind, _ in values}
         known = replace(known, kinds=kinds, values=values)
     properties = schema.get("properties")
-    if isinstance(properties, dict) and len(seen) < 8:
-        tags = {
-            name: _summary(properties[name], follow, (*seen, "")).values
-            for name in strings(schema.get("required"))
-            if name in properties
-        }
-        known = replace(known, tags={name: v for name, v in tags.items() if v is not None})
+    if isinstance(properties, dict) and len(seen) < _MAX_DEPTH:
+        inside = {name: _summary(properties[name], follow, (*seen, "")) for name in properties}
+        required = frozenset(strings(schema.get("required")))
+        known = replace(known, properties=inside, required=required)
     return known
 
 
@@ -106,10 +119,11 @@ def _both(one: _Summary, other: _Summary) -> _Summary:
     values = one.values if other.values is None else other.values
     if one.values is not None and other.values is not None:
         values = one.values & other.values
-    tags = {**one.tags, **other.tags}
-    for name in one.tags.keys() & other.tags.keys():
-        tags[name] = one.tags[name] & other.tags[name]
-    return _Summary(one.kinds & other.kinds, values, tags)
+    properties = {**one.properties, **other.properties}
+    for name in one.properties.keys() & other.properties.keys():
+        properties[name] = _both(one.properties[name], other.properties[name])
+    kinds = one.kinds & other.kinds
+    return _Summary(kinds, values, properties, one.required | other.required)
 
 
 def _any(summaries: list[_Summary]) -> _Summary:
@@ -117,12 +131,10 @@ def _any(summaries: list[_Summary]) -> _Summary:
     kinds = frozenset[str]().union(*(summary.kinds for summary in summaries))
     known = [summary.values for summary in summaries if summary.values is not None]
     values = frozenset[Hashable]().union(*known) if len(known) == len(summaries) else None
-    names = set.intersection(*(set(summary.tags) for summary in summaries))
-    tags = {
-        name: frozenset[Hashable]().union(*(summary.tags[name] for summary in summaries))
-        for name in names
-    }
-    return _Summary(kinds, values, tags)
+    names = set.intersection(*(set(summary.properties) for summary in summaries))
+    properties = {name: _any([summary.properties[name] for summary in summaries]) for name in names}
+    required = frozenset.intersection(*(summary.required for summary in summaries))
+    return _Summary(kinds, values, properties, required)
 
 
 def _hashable(value: Any) -> tuple[str, Hashable]:

@@ -32,6 +32,9 @@ SINGLE = frozenset(
 )
 OF_OBJECTS = ("properties", "patternProperties", "additionalProperties", "required")
 OF_ARRAYS = ("items", "prefixItems")
+SIZES = tuple(
+    f"{end}{what}" for end in ("min", "max") for what in ("Length", "Items", "Properties")
+)
 VALUES = ("const", "enum")  # what they hold are values, and no schemas
 ANNOTATIONS = frozenset(
     (

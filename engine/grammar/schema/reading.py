@@ -22,6 +22,7 @@ from .keywords import (
     LISTS,
     OF_ARRAYS,
     OF_OBJECTS,
+    SIZES,
     UNENFORCEABLE,
     Schema,
     Unlisted,
@@ -132,8 +133,11 @@ class _Reader:
             words = ", ".join(f'"{key}"' for key in refused)
             raise GrammarError(f"{words} cannot be enforced, at {place}")
         schema = {key: schema[key] for key in schema if key not in refused}
-        if self._is_exclusive(schema.get("oneOf")) and "anyOf" not in schema:
-            schema = {"anyOf" if key == "oneOf" else key: schema[key] for key in schema}
+        if "oneOf" in schema and (self._best_effort or self._is_exclusive(schema["oneOf"])):
+            schema = _with_any_of(schema)
+        elif "oneOf" in schema:
+            raise GrammarError(f'"oneOf" of schemas that overlap cannot be enforced, at {place}')
+        schema = {key: _whole(key, value) for key, value in schema.items()}
         return with_known_strings(schema, place, strict_formats=self._strict_formats)
 
     def _is_exclusive(self, one_of: Any) -> bool:
@@ -153,7 +157,7 @@ class _Reader:
                 for name, item in value.items()
             }
         if key in LISTS and isinstance(value, list):
-            part = _ANY_PART if key == "oneOf" or (inner and key not in IN_PLACE) else inner
+            part = _ANY_PART if inner and key not in IN_PLACE else inner
             return [self._read(item, f"{place}/{at}", part) for at, item in enumerate(value)]
         if key in ("items", "additionalProperties"):
             return self._read(value, place, _ANY_PART if inner else None)
@@ -166,8 +170,9 @@ class _Reader:
             return pointer
         name = self._names.get((pointer, part))
         if name is None:
-            last = pointer.rpartition("/")[2]
-            name = f"{len(self._names)}_{re.sub('[^A-Za-z0-9_]+', '_', last)}"
+            name = re.sub("[^A-Za-z0-9_-]+", "_", pointer.rpartition("/")[2])
+            if name in self._names.values():
+                name = f"{name}_{len(self._names)}"
             self._names[pointer, part] = name
             self._unread.append((pointer, part))
         return f"#/$defs/{name}"
@@ -210,6 +215,21 @@ class _Reader:
         if "additionalProperties" in speaker or "patternProperties" in speaker:
             return True
         return "oneOf" in speaker and not self._is_exclusive(speaker["oneOf"])
+
+
+def _with_any_of(schema: Schema) -> Schema:
+    """A `oneOf` as an `anyOf`, in its place."""
+    if "anyOf" not in schema:
+        return {"anyOf" if key == "oneOf" else key: schema[key] for key in schema}
+    one = {"anyOf": schema["oneOf"]}
+    kept = {key: schema[key] for key in schema if key != "oneOf"}
+    return {**kept, "allOf": [*items(schema.get("allOf")), one]}
+
+
+def _whole(key: str, value: Any) -> Any:
+    """A size like 2.0 as an integer."""
+    is_whole = key in SIZES and isinstance(value, float) and value.is_integer()
+    return int(value) if is_whole else value
 
 
 def _inside(key: str, name: str, schema: Schema, inner: _Part | None) -> _Part | None:

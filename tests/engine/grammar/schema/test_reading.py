@@ -94,6 +94,11 @@ class TestChoices:
             [listing("a"), {"type": "array"}],
             [{"$ref": "#/$defs/a"}, {"type": "string"}],
             [
+                listing("a")
+                | {"properties": {"v": {"type": name}}, "required": ["v"] * (name == "null")}
+                for name in ("null", "array")
+            ],
+            [
                 listing(t=1, required=["t"]) | {"properties": {"t": {"const": name}}}
                 for name in ("x", "y")
             ],
@@ -114,8 +119,9 @@ class TestChoices:
             [{}, {"type": "string"}],
         ],
     )
-    def test_that_may_overlap_stay_and_are_not_closed(self, schemas: list[Schema]) -> None:
-        assert read_schema({"oneOf": schemas}) == {"oneOf": schemas}
+    def test_that_may_overlap_are_refused(self, schemas: list[Schema]) -> None:
+        with pytest.raises(GrammarError, match=r'"oneOf" .* at #/items'):
+            read_schema({"items": {"oneOf": schemas}})
 
 
 class TestErrors:
