@@ -193,11 +193,13 @@ def scores(suite: Path) -> dict[str, Score]:
 
 _HEAD = """# JSON Schema: what is enforced
 
-The required cases of the JSON Schema Test Suite for draft 2020-12 (as in the source package of `{package}`), by
-`benchmarks/json_schema_suite.py`. A case is one schema with instances. It is *accepted* if it compiles, and *right* if each
-of its valid instances can be written and none of the invalid ones. *Narrowed* are valid instances that are ruled out on
-purpose: further properties of objects that list theirs, strings against a format that is known, numbers beyond 10^18
-([why](decisions/2026-11-29-what-a-schema-means.md)). What is not accepted is refused with its keyword and place.
+The required cases of the JSON Schema Test Suite for draft 2020-12 (as in the source package of
+`{package}`), by `benchmarks/json_schema_suite.py`. A case is one schema with instances. It is
+*accepted* if it compiles, and *right* if each of its valid instances can be written and none of the
+invalid ones. *Narrowed* are valid instances that are ruled out on purpose: further properties of
+objects that list theirs, strings against a format that is known, numbers beyond 10^18
+([why](decisions/2026-11-29-what-a-schema-means.md)). What is not accepted is refused with its
+keyword and place.
 
 | keyword | cases | accepted | right | valid, reachable | valid, narrowed | invalid, kept out |
 |---|---|---|---|---|---|---|

@@ -19,13 +19,13 @@ from engine.protocol.wire import framed
 from ..errors import ErrorKind, ServiceError, overloaded
 from ..workers.process import DeadError, LateError, WorkerProcess
 from ..workers.template import Template
+from .depth import MAX_DEPTH, is_deeper
 from .rules import schemas_of
 from .spec import Grammar
 
 logger = logging.getLogger(__name__)
 
 MAX_GRAMMAR_BYTES = 256 * 1024  # of its JSON text
-_MAX_DEPTH = 60  # of objects and lists in a schema: what the library accepts
 _CACHE_BYTES = 16 * 1024 * 1024  # of cached grammars and their results
 _TRIAL_BYTES = 3 * 1024**3 // 2  # of memory, beside the vocabulary's table, which is shared
 _SOON_S = 1.0  # for a usual grammar, also on a busy machine; a trial that takes longer is slow
@@ -151,7 +151,7 @@ class GrammarChecker:
             return {"kind": "regex", "value": grammar.value}
         return {
             "kind": "json",
-            "value": _schema(grammar.value),
+            "value": _schema(grammar.value, grammar.num_levels),
             "or_text": grammar.or_text,
             **self._reading,
         }
@@ -260,7 +260,7 @@ def _invalid(reason: str) -> ServiceError:
     return ServiceError(ErrorKind.VALIDATION, f"grammar is not valid: {reason}", field=_FIELD)
 
 
-def _schema(value: Any) -> dict[str, Any]:
+def _schema(value: Any, num_levels: int) -> dict[str, Any]:
     """A schema, which is given as an object or as a string that contains one.
 
     Raises:
@@ -278,27 +278,13 @@ def _schema(value: Any) -> dict[str, Any]:
             raise _invalid("it is not an object")
     if not isinstance(value, dict):
         raise ServiceError(ErrorKind.VALIDATION, "grammar is not supported", field=_FIELD)
-    _check_depth(value)
+    _check_depth(value, num_levels)
     return value
 
 
-def _check_depth(value: Any) -> None:
-    if _depth(value) > _MAX_DEPTH:
-        raise _invalid(f"it is nested more than {_MAX_DEPTH} deep")
-
-
-def _depth(value: Any) -> int:
-    depth = 0
-    level = [value]
-    while level and depth <= _MAX_DEPTH:
-        depth += 1
-        level = [
-            child
-            for item in level
-            for child in (item.values() if isinstance(item, dict) else item)
-            if isinstance(child, (dict, list))
-        ]
-    return depth
+def _check_depth(value: Any, num_levels: int = 0) -> None:
+    if is_deeper(value, MAX_DEPTH + num_levels):
+        raise _invalid(f"it is nested more than {MAX_DEPTH} deep")
 
 
 def _size(key: bytes, answer: dict[str, str]) -> int:

@@ -13,9 +13,11 @@ class Grammar:
     Of kind "rule" `value` is one as `engine/grammar/rule_source.py` describes them. With `or_text`
     a text that does not begin with a brace is not constrained. `lead` is a rule for what comes
     before all that, such as the model's reasoning.
+    `num_levels` are the levels of a schema that are not the caller's own.
     """
 
     kind: str
     value: Any
     or_text: bool = False
     lead: Any = None
+    num_levels: int = 0

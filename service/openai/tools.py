@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ErrorKind, ServiceError
+from ..grammar.depth import MAX_DEPTH, is_deeper
 from ..grammar.spec import Grammar
 
 # TGI's default: router/src/lib.rs at v2.1.1, default_tool_prompt.
@@ -25,6 +26,7 @@ _NAME = "_name"
 _IDENTITIES = ("$id", "$schema")
 _NOT_INSIDE = ("$ref", "$defs", "definitions")  # not copied into the envelope
 _COMBINATIONS = ("anyOf", "oneOf", "allOf")
+_ENVELOPE_LEVELS = 4  # of objects and lists around the schema of a tool
 _MAX_HOPS = 8  # of references at the top of a schema
 
 
@@ -87,7 +89,9 @@ class Toolbox:
 
     def grammar(self) -> Grammar:
         """What an answer must look like."""
-        return Grammar(kind="json", value=self.schema(), or_text=self.may_answer)
+        return Grammar(
+            kind="json", value=self.schema(), or_text=self.may_answer, num_levels=_ENVELOPE_LEVELS
+        )
 
     def schema(self) -> dict[str, Any]:
         """JSON Schema of a call.
@@ -153,6 +157,8 @@ def _call_schema(index: int, tool: Tool, definitions: dict[str, Any]) -> dict[st
     """The object inside the envelope; what it refers to is added to `definitions`."""
     given = _without_identity(tool.parameters if isinstance(tool.parameters, dict) else {})
     path = f"tools[{index}].function.parameters"
+    if is_deeper(given):
+        raise _bad_schema(path, f"is nested more than {MAX_DEPTH} deep")
     top = _followed(given, path)
     if any(key in top for key in _COMBINATIONS):
         raise _bad_schema(path, "must list its properties at the top")

@@ -105,6 +105,37 @@ def test_a_tool_may_refer_to_itself_by_its_identity(stack: Stack) -> None:
             assert json.loads(call["function"]["arguments"])["p"] in range(10)
 
 
+class TestDepth:
+    """The same limit of 100 nested objects and lists, wherever a schema stands."""
+
+    @pytest.mark.parametrize("as_text", [False, True])
+    def test_of_grammars_and_formats(self, stack: Stack, as_text: bool) -> None:
+        for depth, status in ((100, 200), (101, 422)):
+            schema = _deep(depth)
+            value = json.dumps(schema) if as_text else schema
+            wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": value}}
+            for path, body in (
+                ("/generate", {"inputs": "a", "parameters": {"grammar": _json(value)}}),
+                ("/v1/chat/completions", {**CHAT, "response_format": wanted}),
+            ):
+                reply = stack.http.post(path, json=body)
+                assert reply.status_code == status, reply.text
+                assert status == 200 or "nested more than 100 deep" in reply.json()["error"]
+
+    @pytest.mark.parametrize("choice", ["auto", "required"])
+    @pytest.mark.parametrize("is_given_twice", [False, True])
+    def test_of_tools(self, stack: Stack, choice: str, is_given_twice: bool) -> None:
+        for depth, status in ((100, 200), (101, 422)):
+            function = {"name": "f", "parameters": _deep(depth)}
+            tools = [{"type": "function", "function": function}]
+            if is_given_twice:
+                tools.append({"type": "function", "function": {**function, "name": "g"}})
+            body = {**CHAT, "tools": tools, "tool_choice": choice}
+            reply = stack.http.post("/v1/chat/completions", json=body)
+            assert reply.status_code == status, reply.text
+            assert status == 200 or "nested more than 100 deep" in reply.json()["error"]
+
+
 def test_a_tools_arguments_have_all_that_is_required_and_no_more(stack: Stack) -> None:
     parameters = {"type": "object", "properties": {"a": DIGIT}, "required": ["a", "b"]}
     parameters["properties"] = {"a": {"type": "object", "properties": {"x": DIGIT}}}
@@ -113,6 +144,18 @@ def test_a_tools_arguments_have_all_that_is_required_and_no_more(stack: Stack) -
     arguments = json.loads(message["tool_calls"][0]["function"]["arguments"])
     assert arguments.keys() == {"a", "b"}
     assert arguments["a"].keys() <= {"x"}
+
+
+def _deep(depth: int) -> dict[str, Any]:
+    """A schema of so many nested objects and lists."""
+    schema: dict[str, Any] = {"type": "object"} if depth % 2 else {"enum": [0]}
+    for _ in range((depth - 1) // 2):
+        schema = {"type": "object", "properties": {"x": schema}}
+    return schema
+
+
+def _json(value: Any) -> dict[str, Any]:
+    return {"type": "json", "value": value}
 
 
 def _arguments(schema: dict[str, Any]) -> dict[str, Any]:

@@ -69,11 +69,13 @@ class TestRefused:
         assert (error.kind, error.field) == (ErrorKind.VALIDATION, "parameters.grammar")
 
     async def test_too_deep(self, checker: GrammarChecker) -> None:
-        assert await checker.check(schema(nested(29)))
-        assert await reason(checker, schema(nested(30))) == "it is nested more than 60 deep"
-        assert await reason(checker, schema(json.dumps(nested(400)))) == (
-            "it is nested more than 60 deep"
-        )
+        too_deep = "it is nested more than 100 deep"
+        for value in (nested(49), {"items": nested(49)}):
+            assert await checker.check(schema(value))
+            assert await checker.check(schema(json.dumps(value), or_text=True))
+        for value in (nested(50), nested(400)):
+            assert await reason(checker, schema(value)) == too_deep
+            assert await reason(checker, schema(json.dumps(value))) == too_deep
 
     async def test_too_large(self, checker: GrammarChecker, trials: list[bytes]) -> None:
         pattern = "a" * MAX_GRAMMAR_BYTES
