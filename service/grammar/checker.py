@@ -116,7 +116,7 @@ class GrammarChecker:
         else:
             self._known.move_to_end(key)
         if "error" in answer:
-            raise _invalid(answer["error"])
+            raise _invalid(grammar.named(answer["error"]))
         return answer["source"]
 
     async def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +13,9 @@ class Grammar:
 
     Of kind "rule" `value` is one as `engine/grammar/rule_source.py` describes them. With `or_text`
     a text that does not begin with a brace is not constrained. `lead` is a rule for what comes
-    before all that, such as the model's reasoning.
-    `num_levels` are the levels of a schema that are not the caller's own.
+    before all that, such as the model's reasoning. `num_levels` are the levels of a schema that are
+    not the caller's own, `places` the pointers to what is, each with the name that the caller knows
+    it by.
     """
 
     kind: str
@@ -21,3 +23,10 @@ class Grammar:
     or_text: bool = False
     lead: Any = None
     num_levels: int = 0
+    places: tuple[tuple[str, str], ...] = ()
+
+    def named(self, text: str) -> str:
+        """A text about the constraint, with places as the caller knows them."""
+        for pointer, name in self.places:
+            text = re.sub(f"{re.escape(pointer)}(?=[/,. ]|$)", name.replace("\\", r"\\"), text)
+        return text

@@ -8,7 +8,7 @@ the order of their names.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,8 +90,20 @@ class Toolbox:
     def grammar(self) -> Grammar:
         """What an answer must look like."""
         return Grammar(
-            kind="json", value=self.schema(), or_text=self.may_answer, num_levels=_ENVELOPE_LEVELS
+            kind="json",
+            value=self.schema(),
+            or_text=self.may_answer,
+            num_levels=_ENVELOPE_LEVELS,
+            places=tuple(self._places()),
         )
+
+    def _places(self) -> Iterator[tuple[str, str]]:
+        """Where the tools' schemas are in that of a call, and what a caller knows them by."""
+        for index in range(len(self.tools)):
+            path = f"tools[{index}].function.parameters"
+            call = f"/anyOf/{index}" if len(self.tools) > 1 else ""
+            yield f"#/properties/function{call}", path
+            yield f"#/$defs/{index}", path
 
     def schema(self) -> dict[str, Any]:
         """JSON Schema of a call.

@@ -92,7 +92,23 @@ def test_a_number_that_would_be_rounded_in_a_tool_is_named(stack: Stack) -> None
         body = {**CHAT, "tools": tools, "tool_choice": choice}
         reply = stack.http.post("/v1/chat/completions", json=body)
         assert reply.status_code == 422
-        assert f"the number {LARGE} cannot be enforced exactly" in reply.json()["error"]
+        place = "tools[0].function.parameters/properties/p/enum/0"
+        said = f"the number {LARGE} cannot be enforced exactly, at {place}"
+        assert said in reply.json()["error"]
+
+
+def test_what_a_tool_may_not_have_is_named_with_its_place(stack: Stack) -> None:
+    inner = {"type": "array", "uniqueItems": True}
+    refers = _arguments({"$ref": "#/$defs/a", "$defs": {"a": inner}})
+    for parameters, place in ((_arguments(inner), "properties/p"), (refers, "$defs/a")):
+        given = ({"type": "object"}, parameters)
+        tools = [
+            {"type": "function", "function": {"name": f"f{at}", "parameters": schema}}
+            for at, schema in enumerate(given)
+        ]
+        reply = stack.http.post("/v1/chat/completions", json={**CHAT, "tools": tools})
+        said = f'"uniqueItems" cannot be enforced, at tools[1].function.parameters/{place}'
+        assert (reply.status_code, reply.json()["error"].endswith(said)) == (422, True), reply.text
 
 
 def test_a_tool_may_refer_to_itself_by_its_identity(stack: Stack) -> None:
