@@ -4,7 +4,7 @@ A rule comes as plain data, since it travels to another process:
 
     "text"                             that text
     {"token": 128010}                  that token
-    {"schema": {...}}                  JSON that fits the schema
+    {"schema": {...}, "of": "name"}    JSON that fits the schema, which is that of a function
     {"source": "..."}                  what another grammar allows
     {"text": kind}                     any text, or little: "space" or "lines", two empty lines at
                                        most; it ends where a token follows
@@ -19,6 +19,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from typing import Any
+
+from ..protocol.errors import GrammarError
 
 _KINDS = {"any": "/(?s:.*)/", "space": "/\\s*/", "lines": "/\\n{0,2}/"}
 
@@ -54,7 +56,7 @@ class _Writer:
             case {"token": token_id}:
                 return f"<[{token_id}]>"
             case {"schema": schema}:
-                return self._grammar(self._json_source(schema))
+                return self._grammar(self._schema_source(schema, rule.get("of")))
             case {"source": source}:
                 return self._grammar(source)
             case {"until": text, "before": kind}:
@@ -68,6 +70,14 @@ class _Writer:
             case {"repeat": inner}:
                 return f"({self.written(inner)})*"
         raise ValueError(f"no rule: {rule}")
+
+    def _schema_source(self, schema: dict[str, Any], function: str | None) -> str:
+        try:
+            return self._json_source(schema)
+        except GrammarError as error:
+            if function is None:
+                raise
+            raise GrammarError(f"{error} of the parameters of {function}") from error
 
     def _terminal(self, kind: str, body: str, attribute: str = "") -> str:
         """A terminal, which is added once: the library tells two of the same kind apart badly."""

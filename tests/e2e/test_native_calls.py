@@ -60,6 +60,26 @@ def test_a_forced_call_is_read_from_the_form_of_the_template(
     assert stream[-1]["finish_reason"] == "tool_calls"
 
 
+def test_arguments_have_all_that_is_required_and_no_more(hermes: Stack) -> None:
+    digit = {"type": "integer", "minimum": 0, "maximum": 9}
+    inner = {"type": "object", "properties": {"x": digit}, "required": ["x"]}
+    given = {"type": "object", "properties": {"a": inner}, "required": ["a", "b"]}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": given}}]
+    answer = choice(post(hermes, tools=tools, tool_choice="required", parallel_tool_calls=False))
+    ((_, arguments),) = made(answer["message"])
+    assert json.loads(arguments).keys() == {"a", "b"}
+    assert json.loads(arguments)["a"].keys() == {"x"}
+
+
+def test_what_cannot_be_enforced_is_named_with_its_function(hermes: Stack) -> None:
+    given = {"type": "object", "properties": {"a": {"enum": [2**53 + 1]}}}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": given}}]
+    reply = hermes.http.post("/v1/chat/completions", json={**WANTED, "tools": tools})
+    place = "at #/properties/a/enum/0 of the parameters of f"
+    assert reply.status_code == 422
+    assert reply.json()["error"].endswith(f"{2**53 + 1} cannot be enforced exactly, {place}")
+
+
 def test_several_calls_have_numbers_and_ids_of_their_own(hermes: Stack) -> None:
     # Whoever may not end goes on with another call, until the tokens are used up.
     wanted = {"tool_choice": "required", "max_tokens": 120, "logit_bias": {"2": -100}}

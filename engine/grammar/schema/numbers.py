@@ -16,13 +16,15 @@ from .keywords import VALUES, Schema, escaped, types_of
 
 # Numbers with a bound go no further, and neither do integers: so each has an end.
 LARGEST = 10**18
+_SMALLEST = 1e-10  # the last digit of a number with bounds; the library counts 1e-11 wrongly …
+_MIN_SPAN = 1e-6  # … and finds no multiples of it between bounds that are very near
 _MINIMA = ("minimum", "exclusiveMinimum")
 _MAXIMA = ("maximum", "exclusiveMaximum")
 _MAX_FACTOR = 2**32 - 1  # of multipleOf, times a power of ten
 
 
 def with_exact_numbers(schema: Schema, place: str, *, fill: bool) -> Schema:
-    """A schema whose numbers are exact; with `fill`, integers without a bound get one.
+    """A schema whose numbers are exact; with `fill`, those that could go on get an end.
 
     Raises:
         GrammarError: a number cannot be exact.
@@ -38,7 +40,8 @@ def with_exact_numbers(schema: Schema, place: str, *, fill: bool) -> Schema:
     schema = {**schema, **_factor(schema, place)}
     if "integer" in types and "number" not in types:
         return _with_integer_bounds(schema, place, fill=fill)
-    return _with_number_bounds(schema, place)
+    bounded = _with_number_bounds(schema, place)
+    return _with_last_digits(bounded) if fill and "number" in types else bounded
 
 
 def is_exact(number: Any, *, is_value: bool = False) -> bool:
@@ -133,6 +136,22 @@ def _with_number_bounds(schema: Schema, place: str) -> Schema:
             kept.setdefault(nearer, sign * LARGEST)
         elif abs(bound) > LARGEST or not _is_printed(bound):
             raise _inexact(bound, f"{place}/{key}")
+    return kept
+
+
+def _with_last_digits(schema: Schema) -> Schema:
+    """A number with a bound as one that has an end, before the point and after it."""
+    low = max((schema[key] for key in _MINIMA if key in schema), default=None)
+    high = min((schema[key] for key in _MAXIMA if key in schema), default=None)
+    if low is None and high is None:
+        return schema  # it may have an exponent, which the library allows only then
+    kept = dict(schema)
+    if low is None:
+        kept["minimum"] = low = -LARGEST
+    if high is None:
+        kept["maximum"] = high = LARGEST
+    if high - low >= _MIN_SPAN:
+        kept.setdefault("multipleOf", _SMALLEST)
     return kept
 
 

@@ -54,8 +54,8 @@ def arguments_rule(tool: Tool) -> dict[str, Any]:
     """The rule of a call's arguments: an object, closed unless its schema says otherwise."""
     given = tool.parameters if isinstance(tool.parameters, dict) else {}
     is_closed = not any(key in given for key in ("$ref", "anyOf", "oneOf", "allOf"))
-    closed = {"additionalProperties": False} if is_closed else {}
-    return {"schema": {**closed, **given, "type": "object"}}
+    listed: dict[str, Any] = {"properties": {}} if is_closed else {}  # so that it is closed
+    return {"schema": {**listed, **given, "type": "object"}, "of": tool.name}
 
 
 def up_to(mark: Any) -> list[Any]:

@@ -10,7 +10,7 @@ import pytest
 from engine.grammar.backend_llguidance import json_source
 from engine.protocol.errors import GrammarError
 from tests.engine.grammar.grammar_cases import record
-from tests.engine.grammar.grammars import accepts, compile_source
+from tests.engine.grammar.grammars import accepts, compile_source, spell, walk
 
 LARGE = 2512292042121000001
 ROUNDED = 2512292042120999936  # the float64 next to it
@@ -96,6 +96,24 @@ def test_bounds_that_are_far_away_are_taken(kind: str, bound: float) -> None:
     matcher = compile_source(json_source(record({"a": {"type": kind, "exclusiveMinimum": -bound}})))
     for number in (0, -5, -(10**18)):
         assert accepts(matcher.copy(), f'{{"a": {number}}}')
+
+
+@pytest.mark.parametrize("bound", [{"minimum": 0}, {"exclusiveMaximum": 1}, {"maximum": 1e300}])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_number_with_a_bound_has_an_end(bound: Any, seed: int) -> None:
+    source = json_source(record({"a": {"type": "number", **bound}}))
+    matcher = compile_source(source)
+    for text in ("0", "-0.5", "0.25", "-1.0000000001", "0.1234567891"):
+        is_within = float(text) >= bound.get("minimum", -9)
+        assert accepts(matcher.copy(), f'{{"a": {text}}}') == is_within, text
+    digits = walk(matcher, seed, num_tokens=200)
+    assert len(digits) < 60
+    assert float(spell(digits).decode().split()[1].rstrip("}")) is not None
+
+
+def test_numbers_between_near_bounds_are_taken() -> None:
+    source = json_source({"type": "number", "minimum": 0.3, "maximum": 0.3000000001})
+    assert accepts(compile_source(source), "0.30000000005")
 
 
 @pytest.mark.parametrize(
