@@ -11,6 +11,8 @@ from typing import Any
 from .keywords import Schema, Unlisted, items, strings, types_of
 
 _ALL_TYPES = ("null", "boolean", "number", "string", "array", "object")
+_OPPOSITE = {"minimum": "exclusiveMaximum", "maximum": "exclusiveMinimum"}
+_OPPOSITE |= {"exclusiveMaximum": "minimum", "exclusiveMinimum": "maximum"}
 _NOTHING: dict[str, tuple[Any, ...]] = {  # keywords with values that say nothing
     "uniqueItems": (False,),
     "unevaluatedItems": (True, {}),
@@ -64,11 +66,47 @@ def _without_conditions(schema: Schema) -> Schema:
     """A condition whose outcome is known, or that has none."""
     if "if" not in schema or not ("then" in schema or "else" in schema):
         return {key: schema[key] for key in schema if key not in ("if", "then", "else")}
-    if not isinstance(schema["if"], bool):
+    condition, kept = schema["if"], _without(_without(_without(schema, "if"), "then"), "else")
+    if isinstance(condition, bool):
+        return _also(kept, schema.get("then" if condition else "else", True))
+    failures = _failures(condition)
+    if failures is None:
         return schema
-    taken = schema.get("then" if schema["if"] else "else", True)
-    kept = {key: schema[key] for key in schema if key not in ("if", "then", "else")}
-    return _also(kept, taken)
+    holds = {"allOf": [_unlisted(condition), schema.get("then", True)]}
+    fails = {"allOf": [{"anyOf": failures}, schema.get("else", True)]}
+    return _also(kept, {"anyOf": [holds, fails]})
+
+
+def _unlisted(schema: Schema) -> Schema:
+    """A schema whose properties close no object."""
+    given = schema.get("properties")
+    return {**schema, "properties": Unlisted(given)} if isinstance(given, dict) else schema
+
+
+def _failures(schema: Any) -> list[Any] | None:
+    """Schemas of which one fits what does not fit a schema; None if they cannot be said."""
+    if not isinstance(schema, dict):
+        return None
+    if len(schema) == 1 and not schema.keys().isdisjoint(_OPPOSITE):
+        ((key, bound),) = schema.items()
+        return [{"type": "number", _OPPOSITE[key]: bound}]
+    if schema.keys() <= {"type", "const", "enum"} and len(schema) == 1:
+        return [{"not": schema}]
+    properties, required = schema.get("properties", {}), schema.get("required", [])
+    if not schema.keys() <= {"properties", "required", "type"} or not isinstance(properties, dict):
+        return None
+    kind = {"type": "object"}
+    failures: list[Any] = [{"not": kind}] if schema.get("type") == "object" else []
+    if schema.get("type", "object") != "object" or strings(required) != required:
+        return None
+    failures += [{**kind, "properties": Unlisted({name: False})} for name in required]
+    for name, value in properties.items():
+        inside = _failures(value)
+        if inside is None:
+            return None
+        wrong = Unlisted({name: {"anyOf": inside}})
+        failures.append({**kind, "properties": wrong, "required": [name]})
+    return failures
 
 
 def _with_prefix_items(schema: Schema) -> Schema:
@@ -130,7 +168,8 @@ def _without_not(schema: Schema) -> Schema | bool:
     values = given.get("enum", [given.get("const")])
     if given.keys() <= {"enum", "const"} and len(given) == 1 and strings(values) == values:
         return _also(kept, {"pattern": other_than(values)})
-    return schema
+    failures = _failures(given) if given.keys() <= {"properties", "required", *_OPPOSITE} else None
+    return schema if failures is None else _also(kept, {"anyOf": failures})
 
 
 def _of_other_types(schema: Schema, types: set[str]) -> Schema | bool:

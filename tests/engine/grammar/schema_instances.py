@@ -21,9 +21,9 @@ REFUSED: dict[str, tuple[Schema, str]] = {
     "not": ({"type": "string", "not": {"pattern": "a"}}, '"not"'),
     "uniqueItems": (array(INTEGER, uniqueItems=True), '"uniqueItems"'),
     "contains": ({"type": "array", "contains": {"const": 1}}, '"contains"'),
-    "if": ({"if": {"type": "integer"}, "then": {"minimum": 1}}, '"if"'),
-    "then": ({"if": {"type": "integer"}, "then": {"minimum": 1}}, '"then"'),
-    "else": ({"if": {"type": "integer"}, "else": {"minLength": 1}}, '"else"'),
+    "if": ({"if": {"items": NULL}, "then": {"minItems": 1}}, '"if"'),
+    "then": ({"if": {"items": NULL}, "then": {"minItems": 1}}, '"then"'),
+    "else": ({"if": {"pattern": "a"}, "else": {"minLength": 1}}, '"else"'),
     "unevaluatedProperties": ({"unevaluatedProperties": False}, '"unevaluatedProperties"'),
     "unevaluatedItems": ({"unevaluatedItems": False}, '"unevaluatedItems"'),
     "propertyNames": (
@@ -256,6 +256,35 @@ INSTANCES: dict[str, tuple[Schema, list[Any], list[Any]]] = {
     ),
     "not of a type": ({"not": {"type": ["number", "object"]}}, ["a", None, [1]], [1, 1.5, {}]),
     "not required": ({"not": {"required": ["a"]}}, [{}, {"b": 1}], [{"a": 1}, 5]),
+    "a condition on a tag": (
+        {
+            "type": "object",
+            "properties": {"kind": {"enum": ["a", "b"]}, "x": INTEGER, "y": BOOLEAN},
+            "required": ["kind"],
+            "if": {"properties": {"kind": {"const": "a"}}},
+            "then": {"required": ["x"]},
+            "else": {"properties": {"x": False}, "required": ["y"]},
+        },
+        [{"kind": "a", "x": 1}, {"kind": "a", "x": 1, "y": True}, {"kind": "b", "y": True}],
+        [{"kind": "a"}, {"kind": "b"}, {"kind": "b", "x": 1, "y": True}, {"x": 1, "y": True}],
+    ),
+    "a condition on a number": (
+        {"if": {"minimum": 10}, "then": {"multipleOf": 5}, "else": {"type": "integer"}},
+        [10, 15, 7, -3],
+        [11, 7.5],
+    ),
+    "a condition on what is there": (
+        record({}, {"a": NULL, "b": NULL, "c": NULL})
+        | {"if": {"required": ["a"]}, "then": {"required": ["b"]}, "else": {"required": ["c"]}},
+        [{"a": None, "b": None}, {"c": None}, {"b": None, "c": None}],
+        [{}, {"a": None}, {"a": None, "c": None}, {"b": None}],
+    ),
+    "not these properties": (
+        record({}, {"a": NULL, "b": text(2)})
+        | {"not": {"properties": {"b": {"const": "x"}}, "required": ["a"]}},
+        [{}, {"b": "x"}, {"a": None, "b": "y"}],
+        [{"a": None}, {"a": None, "b": "x"}],
+    ),
     "a condition that always holds": ({"if": True, "then": INTEGER, "else": NULL}, [1], [None]),
     "minContains alone": ({"type": "array", "minContains": 2}, [[], [1]], [None]),
     "minProperties": (

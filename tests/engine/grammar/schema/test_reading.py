@@ -133,7 +133,10 @@ class TestErrors:
             (listing(q={}) | {"uniqueItems": True}, '"uniqueItems" cannot be enforced, at #'),
             ({"items": {"not": {"items": {}}}}, '"not" cannot be enforced, at #/items'),
             ({"anyOf": [{}, {"contains": {}}]}, '"contains" cannot be enforced, at #/anyOf/1'),
-            ({"$ref": "#/x~1y", "x/y": {"if": {}, "then": {}}}, '"if", "then" .* at #/x~1y'),
+            (
+                {"$ref": "#/x~1y", "x/y": {"if": {"items": {}}, "then": {}}},
+                '"if", "then" .* at #/x~1y',
+            ),
             ({"$ref": "other"}, '"\\$ref" other leads to nothing in the schema, at #'),
             (
                 {"properties": {"a": {"maximum": -(2**60) - 1}}},
