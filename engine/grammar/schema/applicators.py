@@ -125,7 +125,8 @@ def _with_named_properties(schema: Schema) -> Schema:
     names = schema.get("propertyNames")
     if names is False:
         return {**_without(schema, "propertyNames"), "maxProperties": 0}
-    if not isinstance(names, dict) or "properties" in schema or "patternProperties" in schema:
+    spoken_of = ("properties", "patternProperties", "unevaluatedProperties")
+    if not isinstance(names, dict) or any(key in schema for key in spoken_of):
         return schema
     value = schema.get("additionalProperties", True)
     closed = {**_without(schema, "propertyNames"), "additionalProperties": False}

@@ -16,6 +16,7 @@ from typing import Any
 from ...protocol.errors import GrammarError
 from .applicators import without_applicators
 from .choices import are_apart
+from .evaluated import without_unevaluated
 from .keywords import (
     ANNOTATIONS,
     IN_PLACE,
@@ -128,6 +129,8 @@ class _Reader:
         schema = without_applicators({key: given[key] for key in given if key not in _IGNORED})
         if not isinstance(schema, dict):
             return schema
+        if "unevaluatedProperties" in schema or "unevaluatedItems" in schema:
+            schema = without_unevaluated(schema, list(self._speakers(schema, set())))
         refused = [key for key in schema if key in UNENFORCEABLE]
         if refused and not self._best_effort:
             words = ", ".join(f'"{key}"' for key in refused)

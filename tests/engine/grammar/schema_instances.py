@@ -24,8 +24,14 @@ REFUSED: dict[str, tuple[Schema, str]] = {
     "if": ({"if": {"items": NULL}, "then": {"minItems": 1}}, '"if"'),
     "then": ({"if": {"items": NULL}, "then": {"minItems": 1}}, '"then"'),
     "else": ({"if": {"pattern": "a"}, "else": {"minLength": 1}}, '"else"'),
-    "unevaluatedProperties": ({"unevaluatedProperties": False}, '"unevaluatedProperties"'),
-    "unevaluatedItems": ({"unevaluatedItems": False}, '"unevaluatedItems"'),
+    "unevaluatedProperties": (
+        {"unevaluatedProperties": False, "anyOf": [{"properties": {"a": {}}}, {"required": ["b"]}]},
+        '"unevaluatedProperties"',
+    ),
+    "unevaluatedItems": (
+        {"unevaluatedItems": False, "anyOf": [{"prefixItems": [{}]}, {"minItems": 2}]},
+        '"unevaluatedItems"',
+    ),
     "propertyNames": (
         {"propertyNames": {"pattern": "^a$"}, "properties": {"a": BOOLEAN}},
         '"propertyNames"',
@@ -284,6 +290,37 @@ INSTANCES: dict[str, tuple[Schema, list[Any], list[Any]]] = {
         | {"not": {"properties": {"b": {"const": "x"}}, "required": ["a"]}},
         [{}, {"b": "x"}, {"a": None, "b": "y"}],
         [{"a": None}, {"a": None, "b": "x"}],
+    ),
+    "unevaluatedProperties": (
+        {
+            "$ref": "#/$defs/a",
+            "properties": {"b": BOOLEAN},
+            "unevaluatedProperties": NULL,
+            "$defs": {"a": {"properties": {"a": INTEGER}}},
+        },
+        [{}, {"a": 1, "b": True}, {"a": 1, "c": None}, 5],
+        [{"a": True}, {"b": 1}, {"a": 1, "c": 1}],
+    ),
+    "unevaluatedProperties of a part": (
+        {
+            "type": "object",
+            "allOf": [
+                {"properties": {"a": INTEGER, "b": INTEGER}},
+                {"properties": {"a": {"minimum": 5}}, "unevaluatedProperties": False},
+            ],
+        },
+        [{}, {"a": 5}],
+        [{"a": 4}, {"a": 5, "b": 1}, {"c": 1}],
+    ),
+    "unevaluatedItems": (
+        {
+            "type": "array",
+            "allOf": [{"prefixItems": [INTEGER, BOOLEAN]}],
+            "prefixItems": [{"minimum": 5}],
+            "unevaluatedItems": NULL,
+        },
+        [[], [5], [7, True], [7, True, None]],
+        [[4], [7, 1], [7, True, 1]],
     ),
     "a condition that always holds": ({"if": True, "then": INTEGER, "else": NULL}, [1], [None]),
     "minContains alone": ({"type": "array", "minContains": 2}, [[], [1]], [None]),
