@@ -39,13 +39,10 @@ from tqdm import tqdm
 from benchmarks.local_server import METHOD, server
 from engine.build import build_engine
 from engine.engine import Engine
-from engine.grammar.backend_llguidance import (
-    GrammarCompiler,
-    Matcher,
-    TokenMasks,
-    json_source,
-    regex_source,
-)
+from engine.grammar.backend_llguidance import json_source, regex_source
+from engine.grammar.compiler import GrammarCompiler
+from engine.grammar.masks import TokenMasks
+from engine.grammar.matcher import Matcher
 from engine.protocol.config import EngineConfig
 from engine.protocol.request import Request, SamplingParams
 from service.openai.tools import Tool, Toolbox

@@ -11,8 +11,9 @@ from .attention.kv_cache import KVCache, bytes_per_token
 from .attention.paged import ReferenceAttention
 from .engine import Engine
 from .executor import Executor, Forward
-from .grammar.backend_llguidance import GrammarCompiler, TokenMasks
+from .grammar.compiler import GrammarCompiler
 from .grammar.constraints import Constraints
+from .grammar.masks import TokenMasks
 from .heartbeat import Activity
 from .kernels import cpu as cpu_kernels
 from .memory import cache_size

@@ -249,6 +249,7 @@ def _grammar_checker(
         best_effort=settings.grammar_best_effort,
         strict_formats=settings.grammar_strict_formats,
         deadline_s=settings.grammar_deadline_seconds,
+        backend=settings.grammar_backend,
     )
 
 

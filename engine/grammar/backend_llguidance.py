@@ -1,6 +1,6 @@
-"""Grammars, which say what tokens may come next, by llguidance.
+"""Grammars by llguidance: the only module that imports it.
 
-    JSON Schema or regular expression --> source, a text --GrammarCompiler--> Matcher
+    JSON Schema or regular expression --> source, a text --compile_source--> matcher
 
 The service tries to compile a source in a process of its own before it sends it here
 (`service/grammar/checker.py`), so compiling is known to be quick; the limits below only make sure.
@@ -9,13 +9,8 @@ The service tries to compile a source in a process of its own before it sends it
 from __future__ import annotations
 
 import json
-import logging
-import os
 import re
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from typing import Any
 
 import llguidance.numpy
@@ -24,13 +19,10 @@ from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
 from numpy.typing import NDArray
 
 from ..protocol.errors import GrammarError
-from ..threads import unpin
 from .pattern_properties import without_taken_patterns
 from .schema import exact_integers, read_schema
 from .schema.keywords import strings, subschemas
-from .tokenizer_spec import fitted
-
-logger = logging.getLogger(__name__)
+from .tokenizer_spec import UNSPEAKABLE, fitted
 
 # Limits of work, in the library's units. A mask takes microseconds; these stop one after some ms.
 _LIMITS = LLParserLimits(
@@ -41,10 +33,6 @@ _LIMITS = LLParserLimits(
     verbose_errors=False,
 )
 _MAX_FORCED = 2048  # tokens at once; each takes 2 us to spell, on the engine's thread
-_NICENESS = 15  # of threads that compile
-_Key = tuple[str, frozenset[int]]  # a source, and the tokens that end a text
-_MAX_CACHED_BYTES = 1024 * 1024  # of cached sources; compiled, they are 200 times as large …
-_MAX_CACHED = 256  # … and how many: a short expression takes up to 1 MB when it is compiled
 
 # JSON as Python's json.dumps writes it: a model could repeat any other white space endlessly.
 _JSON_OPTIONS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -108,7 +96,7 @@ def regex_source(pattern: str) -> str:
     return str(LLMatcher.grammar_from_regex(pattern))
 
 
-class Matcher:
+class LlguidanceMatcher:
     """The state of a sequence in its grammar.
 
     Raises:
@@ -121,9 +109,9 @@ class Matcher:
         self._matcher = matcher
         self.check()
 
-    def copy(self) -> Matcher:
+    def copy(self) -> LlguidanceMatcher:
         """Another matcher in the same state; takes about 10 us."""
-        return Matcher(self._matcher.deep_copy())
+        return LlguidanceMatcher(self._matcher.deep_copy())
 
     def advance(self, token_ids: Sequence[int]) -> None:
         """Consumes tokens.
@@ -167,154 +155,60 @@ class Matcher:
         return self._matcher
 
 
-class GrammarCompiler:
-    """Compiles sources for one tokenizer and caches the results, errors included.
+class MaskFiller:
+    """Fills rows of masks.
+
+    Args:
+        num_threads: threads for several rows.
+    """
+
+    def __init__(self, num_threads: int) -> None:
+        self._executor = LLExecutor(num_threads=num_threads)
+
+    def fill(self, rows: list[tuple[LlguidanceMatcher, int]], masks: NDArray[np.int32]) -> None:
+        """Fills the row of each matcher."""
+        if len(rows) == 1:
+            ((matcher, row),) = rows
+            llguidance.numpy.fill_next_token_bitmask(matcher.raw, masks, row)
+        elif rows:
+            raw = [(matcher.raw, row) for matcher, row in rows]
+            llguidance.numpy.fill_next_token_bitmask_par(self._executor, raw, masks)
+
+
+def make_tokenizer(tokenizer: str, vocab_size: int, eos_token_ids: frozenset[int]) -> LLTokenizer:
+    """The table of a vocabulary, for `compile_source`.
 
     Args:
         tokenizer: the content of tokenizer.json.
         vocab_size: width of the model's logits.
-    """
+        eos_token_ids: tokens that end a text.
 
-    def __init__(self, tokenizer: str, vocab_size: int) -> None:
-        self._tokenizer = tokenizer
-        self._vocab_size = vocab_size
-        self._tokenizers: dict[frozenset[int], LLTokenizer | GrammarError] = {}
-        self._tokenizers_lock = threading.Lock()  # held while one is built, up to some seconds
-        self._lock = threading.Lock()
-        self._cache: OrderedDict[_Key, Matcher | GrammarError] = OrderedDict()
-        self._cached_bytes = 0
-        self._workers = ThreadPoolExecutor(
-            2, thread_name_prefix="grammar", initializer=_lower_priority
+    Raises:
+        GrammarError: the library does not support this kind of tokenizer.
+    """
+    try:
+        return LLTokenizer(
+            fitted(tokenizer, vocab_size), n_vocab=vocab_size, eos_token=sorted(eos_token_ids)
         )
-
-    def warm(self, eos_token_ids: frozenset[int]) -> None:
-        """Builds the table of the vocabulary, which the first grammar would wait for.
-
-        Raises:
-            GrammarError: the library does not support this kind of tokenizer.
-        """
-        self._tokenizer_for(eos_token_ids)
-
-    def compile(self, source: str, eos_token_ids: frozenset[int]) -> Matcher:
-        """Compiles a source, or takes it from the cache. Any thread may call this.
-
-        Returns:
-            A matcher in its initial state.
-
-        Raises:
-            GrammarError: the source is not a grammar, or too complex.
-        """
-        key = (source, eos_token_ids)
-        compiled = self._find(key)
-        if compiled is None:
-            compiled = self._compile(source, eos_token_ids)
-            self._keep(key, compiled)
-        if isinstance(compiled, GrammarError):
-            raise compiled
-        return compiled.copy()
-
-    def reject(self, source: str, eos_token_ids: frozenset[int], error: GrammarError) -> None:
-        """Makes `compile` raise this error for a source from now on."""
-        self._keep((source, eos_token_ids), error)
-
-    def is_ready(self, source: str, eos_token_ids: frozenset[int]) -> bool:
-        """Whether `compile` finds the source in its cache."""
-        return self._find((source, eos_token_ids)) is not None
-
-    def prepare(
-        self, source: str, eos_token_ids: frozenset[int], done: Callable[[], object]
-    ) -> None:
-        """Compiles in a background thread, which then calls `done`, also after an error."""
-        future: Future[Matcher] = self._workers.submit(self.compile, source, eos_token_ids)
-        future.add_done_callback(lambda _: done())
-
-    def _compile(self, source: str, eos_token_ids: frozenset[int]) -> Matcher | GrammarError:
-        try:
-            tokenizer = self._tokenizer_for(eos_token_ids)
-            return Matcher(LLMatcher(tokenizer, source, log_level=0, limits=_LIMITS))
-        except GrammarError as error:
-            return error
-        except Exception as error:  # the library may raise anything
-            logger.exception("a grammar failed to compile")
-            return GrammarError(f"it cannot be compiled: {type(error).__name__}")
-
-    def _find(self, key: _Key) -> Matcher | GrammarError | None:
-        with self._lock:
-            compiled = self._cache.get(key)
-            if compiled is not None:
-                self._cache.move_to_end(key)
-            return compiled
-
-    def _tokenizer_for(self, eos_token_ids: frozenset[int]) -> LLTokenizer:
-        """The table of the vocabulary, or the same error each time.
-
-        Raises:
-            GrammarError: the library does not support this kind of tokenizer.
-        """
-        with self._tokenizers_lock:
-            tokenizer = self._tokenizers.get(eos_token_ids)
-            if tokenizer is None:
-                tokenizer = self._build(eos_token_ids)
-                self._tokenizers[eos_token_ids] = tokenizer
-        if isinstance(tokenizer, GrammarError):
-            raise tokenizer
-        return tokenizer
-
-    def _build(self, eos_token_ids: frozenset[int]) -> LLTokenizer | GrammarError:
-        try:
-            return LLTokenizer(
-                fitted(self._tokenizer, self._vocab_size),
-                n_vocab=self._vocab_size,
-                eos_token=sorted(eos_token_ids),
-            )
-        except Exception as error:  # a tokenizer can be anything
-            reason = " ".join(str(error).split())
-            return GrammarError(f"the model's tokenizer has no grammars: {reason}")
-
-    def _keep(self, key: _Key, compiled: Matcher | GrammarError) -> None:
-        with self._lock:
-            if key not in self._cache:
-                self._cached_bytes += len(key[0])
-            self._cache[key] = compiled
-            while len(self._cache) > _MAX_CACHED or (
-                self._cached_bytes > _MAX_CACHED_BYTES and len(self._cache) > 1
-            ):
-                (source, _), _ = self._cache.popitem(last=False)
-                self._cached_bytes -= len(source)
+    except Exception as error:  # a tokenizer can be anything
+        reason = " ".join(str(error).split())
+        raise GrammarError(f"the model's tokenizer has no grammars: {reason}") from error
 
 
-def _lower_priority() -> None:
-    """Lets the step loop and other threads run first: compiling delays only its own request."""
-    unpin()
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+def compile_source(source: str, tokenizer: LLTokenizer) -> LlguidanceMatcher:
+    """Compiles a source.
 
-
-class TokenMasks:
-    """Fills the masks of a step while the model's forward runs.
-
-    Args:
-        vocab_size: width of the model's logits.
-        num_threads: threads that fill.
+    Raises:
+        GrammarError: the source is not a grammar, or too complex.
     """
+    return LlguidanceMatcher(LLMatcher(tokenizer, source, log_level=0, limits=_LIMITS))
 
-    def __init__(self, vocab_size: int, num_threads: int = 2) -> None:
-        self._num_words = -(-vocab_size // 32)
-        self._executor = LLExecutor(num_threads=num_threads)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="masks", initializer=unpin)
 
-    def start(self, matchers: Sequence[Matcher]) -> Future[NDArray[np.int32]]:
-        """Starts to fill int32 [len(matchers), ceil(vocab_size / 32)].
-
-        Bit i % 32 of word i // 32 is set if token i is allowed. Once the masks are filled, each
-        matcher's `check` raises if its row is invalid.
-        """
-        return self._thread.submit(self._fill, list(matchers))
-
-    def _fill(self, matchers: list[Matcher]) -> NDArray[np.int32]:
-        masks = np.zeros((len(matchers), self._num_words), dtype=np.int32)
-        if len(matchers) == 1:
-            llguidance.numpy.fill_next_token_bitmask(matchers[0].raw, masks, 0)
-        else:
-            rows = [(matcher.raw, row) for row, matcher in enumerate(matchers)]
-            llguidance.numpy.fill_next_token_bitmask_par(self._executor, rows, masks)
-        return masks
+def texts_of(tokenizer: LLTokenizer, eos_token_ids: frozenset[int]) -> dict[bytes, list[int]]:
+    """The tokens that are text, by their bytes."""
+    texts: dict[bytes, list[int]] = {}
+    for token_id in range(tokenizer.vocab_size):
+        text = tokenizer.decode_bytes([token_id])
+        if text and token_id not in eos_token_ids and not text.startswith(UNSPEAKABLE.encode()):
+            texts.setdefault(text, []).append(token_id)
+    return texts

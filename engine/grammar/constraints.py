@@ -15,7 +15,9 @@ from ..protocol.request import Request
 from ..sampling.logits import RowMasks
 from ..scheduling.sequence import SampledSequence, Sequence
 from ..transfer import upload
-from .backend_llguidance import GrammarCompiler, Matcher, TokenMasks
+from .compiler import GrammarCompiler
+from .masks import TokenMasks
+from .matcher import Matcher
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+UNSPEAKABLE = "\ufdd0"  # begins the names of special tokens: Unicode says that no text has it
+
 
 def fitted(tokenizer: str, vocab_size: int) -> str:
     """A tokenizer.json without tokens that the model lacks, and with other names for special ones.
@@ -19,7 +21,7 @@ def fitted(tokenizer: str, vocab_size: int) -> str:
     spec = json.loads(tokenizer)
     added = [token for token in spec.get("added_tokens") or () if token["id"] < vocab_size]
     special = [token for token in added if token["special"]]
-    names = {token["content"]: f"\ufdd0{token['id']}" for token in special}
+    names = {token["content"]: f"{UNSPEAKABLE}{token['id']}" for token in special}
     for token in special:
         token["content"] = names[token["content"]]
     spec["added_tokens"] = added

@@ -21,7 +21,7 @@ from ..workers.process import DeadError, LateError, WorkerProcess
 from ..workers.template import Template
 from .depth import MAX_DEPTH, is_deeper
 from .rules import schemas_of
-from .spec import Grammar
+from .spec import Backend, Grammar
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +45,8 @@ class GrammarChecker:
         best_effort: whether keywords that cannot be enforced are ignored instead of refused.
         strict_formats: whether formats that are not known are refused instead of ignored.
         deadline_s: seconds that a grammar may take.
+        backend: the library: "llguidance", "outlines", or "auto" for the second one where only that
+            one is exact.
         num_workers: number of processes, not counting those of slow trials.
     """
 
@@ -58,12 +60,13 @@ class GrammarChecker:
         best_effort: bool = False,
         strict_formats: bool = False,
         deadline_s: float = 5.0,
+        backend: Backend = "auto",
         num_workers: int = 2,
     ) -> None:
         self._enabled = enabled
         self._reading = {"best_effort": best_effort, "strict_formats": strict_formats}
         self._deadline_s = deadline_s
-        setup = framed([tokenizer, vocab_size, sorted(eos_token_ids)])
+        setup = framed([tokenizer, vocab_size, sorted(eos_token_ids), backend])
         self._template = Template(_WORKER, _TRIAL_BYTES, setup)
         self._unusable = ""  # why the model has no grammars
         self._workers: asyncio.Queue[WorkerProcess] = asyncio.Queue()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+Backend = Literal["auto", "llguidance", "outlines"]  # the library that enforces grammars
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,18 +8,17 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from engine.grammar.backend_llguidance import (
-    GrammarCompiler,
-    Matcher,
-    TokenMasks,
-    json_source,
-    regex_source,
-)
+from engine.grammar import backend_outlines
+from engine.grammar.backend_llguidance import json_source, regex_source
+from engine.grammar.compiler import GrammarCompiler
+from engine.grammar.masks import TokenMasks
+from engine.grammar.matcher import Matcher
 from engine.grammar.rule_source import rule_source
 from engine.protocol.errors import GrammarError
 
@@ -27,7 +26,8 @@ from ..workers.serving import Answer, serve_forks
 from .rules import schemas_of
 
 # Seconds of processor time: the engine compiles it again, which costs its steps a tenth of that.
-_MAX_COMPILE_S = 0.5
+# outlines-core does it without the interpreter's lock.
+_MAX_COMPILE_S = {"llguidance": 0.5, "outlines": 2.0}
 _NUM_PROBES = 48  # tokens of the trial walk
 _MAX_MASK_S = 0.005  # seconds of processor time per mask of the walk: about a decode step
 
@@ -38,45 +38,89 @@ def start(setup: Any) -> tuple[str, Callable[[], Answer]]:
     Returns:
         Why there are no grammars with this tokenizer, empty if there are, and what makes answers.
     """
-    tokenizer, vocab_size, eos_token_ids = setup
+    tokenizer, vocab_size, eos_token_ids, backend = setup
     compiler = GrammarCompiler(tokenizer, vocab_size)
     eos = frozenset(eos_token_ids)
     problem = ""
     try:
+        compiler.warm(eos, outlines=backend == "outlines")
         compiler.compile(regex_source("a"), eos)  # the first one takes longer than others
     except GrammarError as error:
         problem = str(error)
 
     def make_answer() -> Answer:
         masks = TokenMasks(vocab_size, num_threads=1)  # its threads would not survive the fork
-        _answer({"kind": "regex", "value": "a"}, compiler, masks, eos)  # starts them
-        return lambda request: _answer(json.loads(request), compiler, masks, eos)
+        trial = _Trial(compiler, masks, eos)
+        trial.answer({"kind": "regex", "value": "a"}, "llguidance")  # starts them
+        return lambda request: trial.answer(json.loads(request), backend)
 
     return problem, make_answer
 
 
-def _answer(
-    request: dict[str, Any], compiler: GrammarCompiler, masks: TokenMasks, eos: frozenset[int]
-) -> dict[str, str]:
-    """{"source": ...}, or {"error": ...} with a text for the caller."""
-    try:
-        source = _source(request)
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """What grammars are tried with."""
+
+    compiler: GrammarCompiler
+    masks: TokenMasks
+    eos: frozenset[int]
+
+    def answer(self, request: dict[str, Any], backend: str) -> dict[str, str]:
+        """{"source": ...}, or {"error": ...} with a text for the caller: the first library's."""
+        errors = []
+        for library in _libraries(request, backend):
+            try:
+                return {"source": self._tried(request, library)}
+            except (GrammarError, ValueError) as error:
+                errors.append(" ".join(str(error).split()))
+            except MemoryError:
+                errors.append("it needs too much memory")
+        return {"error": errors[0]}
+
+    def _tried(self, request: dict[str, Any], library: str) -> str:
+        """The source that a request asks for, of a library, after a few tokens of it.
+
+        Raises:
+            GrammarError, ValueError: there is none, it takes too long, or leads to a dead end.
+        """
+        source = _outlines_source(request) if library == "outlines" else _source(request)
         started = time.process_time()
-        matcher = compiler.compile(source, eos)
-        if time.process_time() - started > _MAX_COMPILE_S:
+        matcher = self.compiler.compile(source, self.eos)
+        if time.process_time() - started > _MAX_COMPILE_S[library]:
             raise GrammarError("it is too complex: the engine would compile it for too long")
-        _walk(matcher, masks)
+        _walk(matcher, self.masks)
         if (inner := _inner_source(request)) is not None:
-            _walk(compiler.compile(inner, eos), masks)
-    except (GrammarError, ValueError) as error:
-        return {"error": " ".join(str(error).split())}
-    except MemoryError:
-        return {"error": "it needs too much memory"}
-    return {"source": source}
+            _walk(self.compiler.compile(inner, self.eos), self.masks)
+        return source
+
+
+def _libraries(request: dict[str, Any], backend: str) -> tuple[str, ...]:
+    """The libraries to try, in order: `auto` takes the slower one for what the faster one cannot.
+
+    outlines-core has no grammars in which free text and JSON follow each other, as in tool calls
+    and behind reasoning.
+    """
+    is_plain = request["kind"] in ("json", "regex") and request.get("lead") is None
+    if backend == "llguidance" or not is_plain or request.get("or_text"):
+        return ("llguidance",)
+    if backend == "outlines":
+        return ("outlines",)
+    return ("llguidance", "outlines") if backend_outlines.is_installed() else ("llguidance",)
+
+
+def _outlines_source(request: dict[str, Any]) -> str:
+    """The source that a request asks for, of outlines-core.
+
+    Raises:
+        GrammarError: there is none.
+    """
+    if request["kind"] == "regex":
+        return backend_outlines.regex_source(request["value"])
+    return backend_outlines.json_source(request["value"])
 
 
 def _source(request: dict[str, Any]) -> str:
-    """The source that a request asks for.
+    """The source that a request asks for, of llguidance.
 
     Raises:
         GrammarError, ValueError: there is none.

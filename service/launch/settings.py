@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -24,6 +25,7 @@ Quantization = Literal[
 KvCacheDtype = Literal["fp8_e4m3fn", "fp8_e5m2"]
 Device = Literal["cpu", "cuda"]
 ToolCallFormat = Literal["auto", "tgi", "openai"]
+GrammarBackend = Literal["auto", "llguidance", "outlines"]
 CallParser = Literal["auto", "hermes", "llama3", "mistral", "deepseek_v3", "harmony", "tokenwire"]
 ReasoningParser = Literal["auto", "none", "think", "harmony"]
 Exemption = Literal["none", "health", "metrics", "reflection", "docs"]
@@ -131,6 +133,11 @@ class Settings:
     grammar_strict_formats: Annotated[
         bool, About("refuse formats of strings that are not known", ours=True)
     ] = False
+
+    grammar_backend: Annotated[
+        GrammarBackend,
+        About("library that enforces grammars; auto: outlines where only it is exact", ours=True),
+    ] = "auto"
 
     # The watermark of requests that ask for one. The defaults are TGI's:
     # server/text_generation_server/utils/watermark.py at v2.1.1.
@@ -322,6 +329,8 @@ class Settings:
         for option in OPTIONS:
             option.check(getattr(self, option.name))
         self._check_tokens()
+        if self.grammar_backend == "outlines" and find_spec("outlines_core") is None:
+            raise SettingsError("`grammar_backend` outlines needs the package's extra `outlines`")
         if not 0 < self.watermark_gamma < 1:
             raise SettingsError(
                 f"`watermark_gamma` must be > 0 and < 1. Given: {self.watermark_gamma}"

@@ -55,6 +55,15 @@ def test_peers_generate_the_same_tokens() -> None:
     assert all(set(found) == {"1", "2"} for found in rates.values())
 
 
+def test_grammar_backends_measures_both_libraries() -> None:
+    result = last_line("benchmarks.grammar_backends")
+    libraries = {"llguidance", "outlines"}
+    assert {library for table in result["tables"] for library in table["seconds"]} == libraries
+    assert {figure["library"] for figure in result["figures"]} == libraries
+    assert all(figure["first_mask_ms"] > 0 for figure in result["figures"])
+    assert all(figure["token_us"] > 0 for figure in result["figures"])
+
+
 def test_speculation_changes_no_token() -> None:
     rows = last_line("benchmarks.speculation", "--rounds", "1")
     assert [row["text"] for row in rows] == ["repetitive"] * 2 + ["random"] * 2

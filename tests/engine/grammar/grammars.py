@@ -19,8 +19,10 @@ from engine.attention.kv_cache import KVCache
 from engine.attention.paged import ReferenceAttention
 from engine.build import build_engine
 from engine.engine import Engine
-from engine.grammar.backend_llguidance import GrammarCompiler, Matcher, TokenMasks
+from engine.grammar.compiler import GrammarCompiler
 from engine.grammar.constraints import Constraints
+from engine.grammar.masks import TokenMasks
+from engine.grammar.matcher import Matcher
 from engine.model.loaded import LoadedModel
 from engine.model.model_runner import ModelRunner
 from engine.model.self_check import attach_paged_attention

@@ -12,12 +12,10 @@ import regex
 from tokenizers import AddedToken, Tokenizer
 
 from engine.grammar import backend_llguidance as grammar_module
-from engine.grammar.backend_llguidance import (
-    GrammarCompiler,
-    TokenMasks,
-    json_source,
-    regex_source,
-)
+from engine.grammar import compiler as compiler_module
+from engine.grammar.backend_llguidance import json_source, regex_source
+from engine.grammar.compiler import GrammarCompiler
+from engine.grammar.masks import TokenMasks
 from engine.protocol.errors import GrammarError
 from tests.engine.grammar.grammar_cases import (
     REGEXES,
@@ -223,7 +221,8 @@ class TestCompiler:
         self, small: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         sources = [regex_source(f"{letter}{'z' * 100}") for letter in "abcdef"]
-        monkeypatch.setattr(grammar_module, "_MAX_CACHED_BYTES", 3 * len(sources[0]))
+        size = 3 * len(sources[0]) * compiler_module._BYTES_PER_CHARACTER
+        monkeypatch.setattr(compiler_module, "_MAX_CACHED_BYTES", size)
         for source in [*sources[:3], sources[0], sources[3]]:
             small.compile(source, eos_of("bpe"))
         ready = [source for source in sources if small.is_ready(source, eos_of("bpe"))]

@@ -10,12 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.grammar.backend_llguidance import (
-    TokenMasks,
-    json_source,
-    regex_source,
-)
+from engine.grammar.backend_llguidance import json_source, regex_source
 from engine.grammar.constraints import Constraints
+from engine.grammar.masks import TokenMasks
 from engine.protocol.errors import GrammarError
 from engine.protocol.request import Request, SamplingParams
 from engine.sampling.logits import RowMasks, process

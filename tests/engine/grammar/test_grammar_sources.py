@@ -7,11 +7,8 @@ from typing import Any
 
 import pytest
 
-from engine.grammar.backend_llguidance import (
-    Matcher,
-    json_source,
-    regex_source,
-)
+from engine.grammar.backend_llguidance import json_source, regex_source
+from engine.grammar.matcher import Matcher
 from engine.protocol.errors import GrammarError
 from tests.engine.grammar.grammar_cases import (
     BOOLEAN,
