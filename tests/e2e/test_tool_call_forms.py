@@ -188,8 +188,12 @@ class TestOpenAiForm:
                 tool_choice={"type": "function", "function": {"name": "nope"}},
             )
         assert refused.value.response.json() == {
-            "error": "Tool error: Tool with name nope not found",
-            "error_type": "tool_error",
+            "error": {
+                "message": "Tool error: Tool with name nope not found",
+                "type": "invalid_request_error",
+                "param": "tool_choice",
+                "code": "tool_error",
+            }
         }
 
 
