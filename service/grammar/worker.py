@@ -28,6 +28,7 @@ from .rules import schemas_of
 # Seconds of processor time: the engine compiles it again, which costs its steps a tenth of that.
 # outlines-core does it without the interpreter's lock.
 _MAX_COMPILE_S = {"llguidance": 0.5, "outlines": 2.0}
+_LACKING = "lookarounds not supported"  # of llguidance, for an expression
 _NUM_PROBES = 48  # tokens of the trial walk
 _MAX_MASK_S = 0.005  # seconds of processor time per mask of the walk: about a decode step
 
@@ -57,6 +58,10 @@ def start(setup: Any) -> tuple[str, Callable[[], Answer]]:
     return problem, make_answer
 
 
+class _LackingError(GrammarError):
+    """A library lacks what a grammar asks for, which another one may have."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Trial:
     """What grammars are tried with."""
@@ -67,15 +72,17 @@ class _Trial:
 
     def answer(self, request: dict[str, Any], backend: str) -> dict[str, str]:
         """{"source": ...}, or {"error": ...} with a text for the caller: the first library's."""
-        errors = []
+        reason = ""
         for library in _libraries(request, backend):
             try:
                 return {"source": self._tried(request, library)}
             except (GrammarError, ValueError) as error:
-                errors.append(" ".join(str(error).split()))
+                reason = reason or " ".join(str(error).split())
+                if not isinstance(error, _LackingError):
+                    break
             except MemoryError:
-                errors.append("it needs too much memory")
-        return {"error": errors[0]}
+                return {"error": reason or "it needs too much memory"}
+        return {"error": reason}
 
     def _tried(self, request: dict[str, Any], library: str) -> str:
         """The source that a request asks for, of a library, after a few tokens of it.
@@ -83,9 +90,12 @@ class _Trial:
         Raises:
             GrammarError, ValueError: there is none, it takes too long, or leads to a dead end.
         """
-        source = _outlines_source(request) if library == "outlines" else _source(request)
+        source = _source_of(library, request)
         started = time.process_time()
-        matcher = self.compiler.compile(source, self.eos)
+        try:
+            matcher = self.compiler.compile(source, self.eos)
+        except GrammarError as error:
+            raise _LackingError(error) if _LACKING in str(error) else error from None
         if time.process_time() - started > _MAX_COMPILE_S[library]:
             raise GrammarError("it is too complex: the engine would compile it for too long")
         _walk(matcher, self.masks)
@@ -106,6 +116,19 @@ def _libraries(request: dict[str, Any], backend: str) -> tuple[str, ...]:
     if backend == "outlines":
         return ("outlines",)
     return ("llguidance", "outlines") if backend_outlines.is_installed() else ("llguidance",)
+
+
+def _source_of(library: str, request: dict[str, Any]) -> str:
+    """The source that a request asks for, of a library.
+
+    Raises:
+        _LackingError: the library lacks a keyword.
+        ValueError: there is none.
+    """
+    try:
+        return _outlines_source(request) if library == "outlines" else _source(request)
+    except GrammarError as error:
+        raise _LackingError(error) from error
 
 
 def _outlines_source(request: dict[str, Any]) -> str:

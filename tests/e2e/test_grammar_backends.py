@@ -12,8 +12,6 @@ import regex
 
 from tests.e2e.stack import Stack, running
 
-pytest.importorskip("outlines_core", reason="the package's extra `outlines`")
-
 SCHEMA: dict[str, Any] = {
     "type": "object",
     "properties": {"colour": {"enum": ["red", "grün"]}, "numbers": {"$ref": "#/$defs/numbers"}},

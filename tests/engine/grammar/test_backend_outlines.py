@@ -31,8 +31,6 @@ from tests.engine.grammar.grammars import (
     walk,
 )
 
-pytest.importorskip("outlines_core", reason="the package's extra `outlines`")
-
 ALL_SCHEMAS = {**SCHEMAS, **ENDLESS}
 del ALL_SCHEMAS["a long string"]  # its index has 5,000 states, and takes minutes
 # Of the schemas that the first library enforces; all others are refused by name.

@@ -14,7 +14,6 @@ from service.launch.options import SettingsError
 from service.launch.settings import Settings
 from tests.service.grammar.checking import checking, reason, regex, schema
 
-NEEDED = pytest.importorskip("outlines_core", reason="the package's extra `outlines`")
 PERSON: dict[str, Any] = {
     "type": "object",
     "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
