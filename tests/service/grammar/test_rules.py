@@ -66,7 +66,7 @@ async def test_only_what_fits_is_allowed(
     [
         ({"type": "object", "minProperties": 3}, "minProperties"),
         ({"type": "string", "pattern": "(?<=a)b"}, "look-around"),
-        (NESTED, "nested more than 60 deep"),
+        (NESTED, "nested more than 100 deep"),
     ],
 )
 async def test_a_schema_behind_free_text_is_checked_like_one_by_itself(
