@@ -13,6 +13,7 @@ from .keywords import Schema, Unlisted, items, strings, types_of
 _ALL_TYPES = ("null", "boolean", "number", "string", "array", "object")
 _OPPOSITE = {"minimum": "exclusiveMaximum", "maximum": "exclusiveMinimum"}
 _OPPOSITE |= {"exclusiveMaximum": "minimum", "exclusiveMinimum": "maximum"}
+_MAX_EXCLUSIVE = 8  # schemas of a `oneOf` that may overlap
 _NOTHING: dict[str, tuple[Any, ...]] = {  # keywords with values that say nothing
     "uniqueItems": (False,),
     "unevaluatedItems": (True, {}),
@@ -77,6 +78,18 @@ def _without_conditions(schema: Schema) -> Schema:
     return _also(kept, {"anyOf": [holds, fails]})
 
 
+def exactly_one(schemas: list[Any]) -> Schema | None:
+    """A schema for what fits one of some and no other; None if that cannot be said."""
+    failures = [_failures(schema) for schema in schemas]
+    if len(schemas) > _MAX_EXCLUSIVE or any(some is None for some in failures):
+        return None
+    choices = []
+    for index, schema in enumerate(schemas):
+        others = [{"anyOf": some} for at, some in enumerate(failures) if at != index]
+        choices.append({"allOf": [schema, *others]})
+    return {"anyOf": choices}
+
+
 def _unlisted(schema: Schema) -> Schema:
     """A schema whose properties close no object."""
     given = schema.get("properties")
@@ -85,13 +98,18 @@ def _unlisted(schema: Schema) -> Schema:
 
 def _failures(schema: Any) -> list[Any] | None:
     """Schemas of which one fits what does not fit a schema; None if they cannot be said."""
+    if isinstance(schema, bool):
+        return [] if schema else [True]
     if not isinstance(schema, dict):
         return None
     if len(schema) == 1 and not schema.keys().isdisjoint(_OPPOSITE):
         ((key, bound),) = schema.items()
         return [{"type": "number", _OPPOSITE[key]: bound}]
     if schema.keys() <= {"type", "const", "enum"} and len(schema) == 1:
-        return [{"not": schema}]
+        opposite = _without_not({"not": schema})
+        if isinstance(opposite, dict) and "not" in opposite:
+            return None
+        return [opposite]
     properties, required = schema.get("properties", {}), schema.get("required", [])
     if not schema.keys() <= {"properties", "required", "type"} or not isinstance(properties, dict):
         return None

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...protocol.errors import GrammarError
-from .applicators import without_applicators
+from .applicators import exactly_one, without_applicators
 from .choices import are_apart
 from .evaluated import without_unevaluated
 from .keywords import (
@@ -139,7 +139,12 @@ class _Reader:
         if "oneOf" in schema and (self._best_effort or self._is_exclusive(schema["oneOf"])):
             schema = _with_any_of(schema)
         elif "oneOf" in schema:
-            raise GrammarError(f'"oneOf" of schemas that overlap cannot be enforced, at {place}')
+            one = exactly_one(items(schema.pop("oneOf")))
+            if one is None:
+                raise GrammarError(
+                    f'"oneOf" of schemas that overlap cannot be enforced, at {place}'
+                )
+            schema["allOf"] = [*items(schema.get("allOf")), one]
         schema = {key: _whole(key, value) for key, value in schema.items()}
         return with_known_strings(schema, place, strict_formats=self._strict_formats)
 

@@ -38,12 +38,8 @@ REFUSED: dict[str, tuple[Schema, str]] = {
     ),
     "$dynamicRef": ({"$dynamicRef": "#x"}, "dynamicRef"),
     "overlapping oneOf": (
-        {"oneOf": [{"type": "integer", "minimum": 0}, {"type": "integer", "maximum": 9}]},
-        "oneOf",
-    ),
-    "oneOf of open objects": (
-        {"oneOf": [{"type": "object", "required": ["a"]}, {"type": "object", "required": ["b"]}]},
-        "oneOf",
+        {"oneOf": [{"type": "string", "pattern": "a"}, {"type": "string", "maxLength": 2}]},
+        '"oneOf"',
     ),
     "minProperties": (
         {"type": "object", "additionalProperties": INTEGER, "minProperties": 2},
@@ -321,6 +317,13 @@ INSTANCES: dict[str, tuple[Schema, list[Any], list[Any]]] = {
         },
         [[], [5], [7, True], [7, True, None]],
         [[4], [7, 1], [7, True, 1]],
+    ),
+    "oneOf that overlap": ({"oneOf": [{"minimum": 3}, {"maximum": 5}]}, [2, 6], [3, 4, 5, "a"]),
+    "oneOf of required names": (
+        record({}, {"a": INTEGER, "b": INTEGER, "c": INTEGER})
+        | {"oneOf": [{"required": ["a"]}, {"required": ["b", "c"]}]},
+        [{"a": 1}, {"a": 1, "c": 2}, {"b": 1, "c": 2}],
+        [{}, {"b": 1}, {"a": 1, "b": 2, "c": 3}],
     ),
     "a condition that always holds": ({"if": True, "then": INTEGER, "else": NULL}, [1], [None]),
     "minContains alone": ({"type": "array", "minContains": 2}, [[], [1]], [None]),

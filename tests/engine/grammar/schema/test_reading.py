@@ -114,14 +114,20 @@ class TestChoices:
         [
             [{"type": "integer"}, {"type": "number"}],
             [{"const": 1}, {"enum": [2, 1.0]}],
-            [listing("a"), listing("b")],
-            [listing("a", required=["a"]), listing("b", required=["b"])],
-            [{}, {"type": "string"}],
+            [{"pattern": "a"}, {"minLength": 2}],
+            [{"items": {}}, {"required": ["a"]}],
         ],
     )
     def test_that_may_overlap_are_refused(self, schemas: list[Schema]) -> None:
         with pytest.raises(GrammarError, match=r'"oneOf" .* at #/items'):
             read_schema({"items": {"oneOf": schemas}})
+
+    def test_that_may_overlap_exclude_each_other_where_that_can_be_said(self) -> None:
+        read = read_schema(listing("a", "b", oneOf=[{"required": ["a"]}, {"required": ["b"]}]))
+        first, second = read["allOf"][0]["anyOf"]
+        absent = {"type": "object", "properties": {"b": False}}
+        assert first == {"allOf": [{"required": ["a"]}, {"anyOf": [absent]}]}
+        assert second["allOf"][0] == {"required": ["b"]}
 
 
 class TestErrors:
