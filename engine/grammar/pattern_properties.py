@@ -19,16 +19,25 @@ from .schema.keywords import Schema, strings, subschemas
 
 def without_taken_patterns(schema: Schema) -> None:
     """Changes all objects in a schema so that each of their patterns allows a name of its own."""
-    for _, inner in list(subschemas(schema)):
-        patterns = inner.get("patternProperties")
+    parts = [inner for _, inner in subschemas(schema)]
+    # Those of the whole schema: the library joins objects of which several parts speak.
+    names = dict.fromkeys(name for part in parts for name in _spoken_of(part))
+    for part in parts:
+        patterns = part.get("patternProperties")
         if isinstance(patterns, dict) and patterns:
-            _merge(inner, patterns)
+            _merge(part, patterns, list(names))
 
 
-def _merge(schema: Schema, patterns: Schema) -> None:
+def _spoken_of(schema: Schema) -> list[str]:
+    properties = schema.get("properties")
+    listed = list(properties) if isinstance(properties, dict) else []
+    return [*listed, *strings(schema.get("required"))]
+
+
+def _merge(schema: Schema, patterns: Schema, names: list[str]) -> None:
     properties = schema.get("properties")
     listed: Schema = dict(properties) if isinstance(properties, dict) else {}
-    names = dict.fromkeys([*listed, *strings(schema.get("required"))])
+    own = _spoken_of(schema)
     kept = {}
     for pattern, value in patterns.items():
         if _has_names(names, pattern):
@@ -36,10 +45,10 @@ def _merge(schema: Schema, patterns: Schema) -> None:
             continue
         for name in filter(partial(_matches, pattern), names):
             listed[name] = {"allOf": [listed.get(name, True), value]}
-    if kept == patterns and not _cover_all(names, kept):
+    if kept == patterns and not _cover_all(own, kept):
         return
     schema.update(properties=listed, patternProperties=kept)
-    if kept and _cover_all(names, kept):
+    if kept and _cover_all(own, kept):
         schema["additionalProperties"] = False
 
 

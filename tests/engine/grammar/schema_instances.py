@@ -211,6 +211,16 @@ INSTANCES: dict[str, tuple[Schema, list[Any], list[Any]]] = {
         [{"a": 1, "b": 2}],
         [{"a": 1, "b": True}, {"a": 1}, {"a": 1, "b": 1, "c": 1}],
     ),
+    "patternProperties of names that another part requires": (
+        {
+            "type": "object",
+            "patternProperties": {"^(?:c)$": BOOLEAN},
+            "additionalProperties": False,
+            "anyOf": [{"required": ["c"]}, {"not": {"required": ["c"]}}],
+        },
+        [{}, {"c": True}],
+        [{"c": 1}, {"a": True}, {"c": True, "a": 1}],
+    ),
     "patternProperties for every name": (
         {"type": "object", "patternProperties": {"": INTEGER}},
         [{}, {"a": 1}, {"a": 1, "b": 2}],
