@@ -73,6 +73,7 @@ class Lanes:
 class _Lane:
     def __init__(self, name: str, max_bytes: int, bytes_per_s: float = math.inf) -> None:
         self._s_per_byte = 1 / bytes_per_s
+        self._next_at = 0.0  # on the loop's clock
         self.executor = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-requests")
         self._budget = ByteBudget(max_bytes)
         self._turns = Turns(1)
@@ -80,10 +81,7 @@ class _Lane:
     async def run(self, num_bytes: int, function: Callable[[*_Ts], _T], *args: *_Ts) -> _T:
         loop = asyncio.get_running_loop()
         with self._budget.hold(num_bytes):
-            await self._turns.take()
-            started = loop.time()
-            try:
+            async with self._turns.place():
+                await asyncio.sleep(self._next_at - loop.time())  # nothing, if that is over
+                self._next_at = loop.time() + num_bytes * self._s_per_byte
                 return await loop.run_in_executor(self.executor, function, *args)
-            finally:
-                rest_s = started + num_bytes * self._s_per_byte - loop.time()
-                loop.call_later(max(rest_s, 0.0), self._turns.give_back)

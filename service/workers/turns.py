@@ -29,14 +29,13 @@ class Turns:
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
         """Holds a place to the end of a block, once it is the current caller's turn."""
-        await self.take()
+        await self._take()
         try:
             yield
         finally:
-            self.give_back()
+            self._give_back()
 
-    async def take(self) -> None:
-        """Takes a place, once it is the current caller's turn. `give_back` must follow."""
+    async def _take(self) -> None:
         if self._num_free:
             self._num_free -= 1
             return
@@ -47,10 +46,10 @@ class Turns:
             await turn
         except asyncio.CancelledError:
             if not turn.cancelled():  # the place came at the same moment
-                self.give_back()
+                self._give_back()
             raise
 
-    def give_back(self) -> None:
+    def _give_back(self) -> None:
         """Passes a place on to the next caller."""
         while self._waiting:
             caller, waiting = self._waiting.popitem(last=False)
