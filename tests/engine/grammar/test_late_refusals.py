@@ -12,7 +12,8 @@ from typing import Any
 import jsonschema
 import pytest
 
-from engine.grammar.backend_llguidance import Matcher, json_source
+from engine.grammar.backend_llguidance import json_source
+from engine.grammar.matcher import Matcher
 from engine.protocol.errors import GrammarError
 from tests.engine.grammar.grammars import compile_source, spell, walk
 
