@@ -71,7 +71,7 @@ SAME_ERRORS: list[tuple[str, dict[str, Any], str, str, str | None]] = [
         "validation",
         "messages[0].content",
     ),
-    ("Chat", {"messages": MESSAGES, "n": 2}, "/v1/chat/completions", "validation", "n"),
+    ("Chat", {"messages": MESSAGES, "n": 17}, "/v1/chat/completions", "validation", "n"),
     (
         "Chat",
         {"messages": [{"role": "weird", "content": "x"}]},

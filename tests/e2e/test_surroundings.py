@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import psutil
 import pytest
@@ -57,10 +58,9 @@ def test_as_a_user_without_name_and_home_in_a_directory_that_is_not_its_own(
     # It may read what only root may, since this Python may be installed there; and not write.
     user += ["--inh-caps=-all,+dac_read_search", "--ambient-caps=+dac_read_search"]
     _skip_unless_possible([*user, sys.executable, "-c", "import os; assert os.getuid()"])
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
-    os.chown(temporary, NOBODY, NOBODY)
-    works(tmp_path, ["env", "--chdir=/", *user], bare(TMPDIR=str(temporary)))
+    with TemporaryDirectory() as temporary:  # a short name: sockets are in it
+        os.chown(temporary, NOBODY, NOBODY)
+        works(tmp_path, ["env", "--chdir=/", *user], bare(TMPDIR=temporary))
 
 
 def test_with_few_open_files(tmp_path: Path) -> None:
@@ -70,7 +70,11 @@ def test_with_few_open_files(tmp_path: Path) -> None:
 
 def test_without_room_for_temporary_files(tmp_path: Path) -> None:
     places = "mount -t tmpfs -o size=4k tmpfs"
-    script = f"{places} /tmp && {places} /var/tmp && echo full > /tmp/x; echo full > /var/tmp/x; "
+    script = f"{places} /tmp && {places} /var/tmp"
+    if REPOSITORY.is_relative_to("/tmp"):  # it has to be there still
+        kept = f"mkdir -p {REPOSITORY} && mount --bind /mnt {REPOSITORY}"
+        script = f"mount --bind {REPOSITORY} /mnt && {script} && {kept}"
+    script += "; echo full > /tmp/x; echo full > /var/tmp/x; "
     script += '[ ! -e /usr/tmp ] && cd /proc && exec "$@"'
     done = _in_namespace("--mount", script, *command())
     assert done.returncode == 1

@@ -151,8 +151,8 @@ def test_typed_and_rendered_calls_and_reasoning_agree(
         logprobs=None,
         usage=Usage(1, 1),
     )
-    typed = over_the_wire(convert.chat_completion(answer)).choices[0].message
-    rendered = json.loads(render.chat_completion(answer))["choices"][0]["message"]
+    typed = over_the_wire(convert.chat_completion([answer])).choices[0].message
+    rendered = json.loads(render.chat_completion([answer]))["choices"][0]["message"]
     assert (typed.reasoning_content or "") == rendered.get("reasoning_content", "") == reasoning
     assert (typed.content or "") == (rendered.get("content") or "") == text
     made = [(c.id, c.function.name, c.function.arguments.string_value) for c in typed.tool_calls]
