@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 # Estimated from the arithmetic of a typical model: a chunk takes as long as ten decode steps on a
 # CPU, as five on a GPU.
 _CHUNK_TOKENS = {"cpu": 256, "cuda": 1024}
-_MIN_CHUNK_TOKENS = {"cpu": 64, "cuda": 512}  # a GPU takes hardly longer for these than for one
+_MIN_CHUNK_TOKENS = {"cpu": 32, "cuda": 512}  # a GPU takes hardly longer for these than for one
 _MAX_CPU_GRAPH_TOKENS = 64  # in larger steps a CPU computes for ten times as long as Python takes
 _MAX_LOGPROB_ROWS = 256  # of prompts, in a step; each takes the logits of a whole vocabulary
 

@@ -190,10 +190,13 @@ class Scheduler:
         """Gives prompts their tokens, callers in turn: those that are begun, and those that wait.
 
         Whoever's turn it is starts or nobody does: if smaller requests overtook, a large one would
-        starve.
+        starve. With several callers, a prompt that would not end in this step waits for the next one
+        where another's ends, whose first token it would only delay; unless it is its turn.
         """
         begun = [sequence for sequence in self.running if sequence.num_pending_tokens > 1]
         can_start = True
+        any_ends = False
+        several = self.turns.least_asked is not None
         while budget.tokens:
             waiting = self.waiting.first() if can_start else None
             sequence = min(begun, key=self._turn, default=waiting)
@@ -201,13 +204,15 @@ class Scheduler:
                 break
             if waiting is not None and self._turn(waiting) < self._turn(sequence):
                 sequence = waiting
+            is_late = any_ends and several and sequence.num_pending_tokens > budget.chunk_tokens
             if sequence is waiting:
-                num_tokens = self._start(sequence, budget, planned)
+                num_tokens = 0 if is_late else self._start(sequence, budget, planned)
                 can_start = num_tokens > 0
             else:
                 begun.remove(sequence)
-                num_tokens = self._continue(sequence, budget, planned)
+                num_tokens = 0 if is_late else self._continue(sequence, budget, planned)
             self._plan(sequence, num_tokens, budget, planned)
+            any_ends |= 0 < num_tokens == sequence.num_pending_tokens
 
     def _continue(
         self, sequence: Sequence, budget: StepBudget, planned: dict[Sequence, int]

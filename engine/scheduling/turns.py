@@ -2,7 +2,7 @@
 
 The virtual token counter of Sheng et al., "Fairness in Serving Large Language Models", OSDI 2024,
 algorithm 2, with the same price for every token. A caller that comes back is lifted to the least of
-those that are there, so that being away saves nothing up.
+those that are there, less one token: being away saves nothing up, and it has the next turn.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Turns:
         """A caller has one more sequence, with a prompt of so many tokens."""
         _note(self._asked, caller, num_tokens)
         if caller not in self._present:
-            floor = min(map(self.served, self._present), default=self._last_left)
+            floor = min(map(self.served, self._present), default=self._last_left) - 1
             self.charge(caller, max(floor - self.served(caller), 0))
         self._present[caller] += 1
 

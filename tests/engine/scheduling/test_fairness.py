@@ -43,8 +43,7 @@ def test_a_long_queue_of_one_caller_does_not_delay_another() -> None:
     compute(scheduler, scheduler.schedule())
     other = of("other", 8)
     scheduler.add(other)
-    for _ in range(2):  # one for a part of the prompt that is begun
-        compute(scheduler, scheduler.schedule())
+    compute(scheduler, scheduler.schedule())
     assert other.num_generated_tokens == 1
 
 
@@ -66,9 +65,40 @@ def test_where_several_ask_a_large_prompt_takes_no_more_than_a_chunk_of_a_step()
     # The modest caller is done after two of them, and may soon be back.
     assert [step() for _ in range(4)] == [5, 5, 5, 5]
     scheduler.add(of("modest", 2, max_new_tokens=1))
-    assert step() == 3
+    assert [step() for _ in range(2)] == [2, 3]  # nothing delays the end of a prompt
     scheduler.add(of("modest", 30, max_new_tokens=1))
     assert [step() for _ in range(2)] == [10, 10]
+
+
+def test_a_prompt_that_ends_in_a_step_does_not_wait_for_a_part_of_another_callers() -> None:
+    scheduler = make_scheduler(num_blocks=400, max_step_tokens=20, min_chunk_tokens=10)
+    long, other_long = of("hog", 60, first=1), of("hog", 60, first=2)
+    for sequence in (long, other_long):
+        scheduler.add(sequence)
+    compute(scheduler, scheduler.schedule())
+    short, third = of("modest", 4, first=3), of("third", 3, first=4)
+    for sequence in (short, third):
+        scheduler.add(sequence)
+    batch = scheduler.schedule()
+    assert batch.num_tokens == {short: 4, third: 3}  # and nothing of a prompt that goes on
+    compute(scheduler, batch)
+    scheduler.finish(short)
+    scheduler.finish(third)
+    assert set(scheduler.schedule().num_tokens) <= {long, other_long}
+
+
+def test_prompts_that_end_at_once_do_not_keep_a_long_one_waiting() -> None:
+    scheduler = make_scheduler(num_blocks=400, max_step_tokens=20, min_chunk_tokens=10)
+    long = of("hog", 100, first=1)
+    scheduler.add(long)
+    compute(scheduler, scheduler.schedule())
+    num_steps = 0
+    while long.num_pending_tokens > 1:
+        short = of("modest", 8, max_new_tokens=1, first=100 + num_steps)
+        scheduler.add(short)
+        compute(scheduler, scheduler.schedule())
+        num_steps += 1
+        assert num_steps < 40
 
 
 def test_two_callers_with_prompts_of_one_size_get_every_other_step() -> None:
