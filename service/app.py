@@ -49,7 +49,6 @@ _LAST_WORDS_S = 2.0  # for streams to end with an error, before the calls are cu
 _KEEPALIVE_MS = 30_000
 _MAX_AGE_MS = 2**31 - 1  # gRPC takes 32 bits
 _MAX_MESSAGE_BYTES = 64 * 1024 * 1024  # of replies; requests are bounded by the settings
-_MAX_LIST_BYTES = 60 * 1024 * 1024  # of a list of tokens, which becomes a part of a reply
 # After this time a thread that computes lets the event loop run, if that waits. Python's default,
 # 5 ms, is much for a loop that takes the lock several times for each token it sends.
 _SWITCH_S = 0.0005
@@ -234,7 +233,6 @@ def _long_texts(settings: Settings) -> LongTexts:
         [settings.model_path, settings.revision, None if config_path is None else str(config_path)],
         deadline_s=settings.tokenize_deadline_seconds,
         max_bytes=settings.max_pending_bytes,
-        max_reply_bytes=_MAX_LIST_BYTES,
     )
 
 

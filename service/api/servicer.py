@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing, suppress
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 from typing import Literal
 from urllib.parse import unquote
@@ -54,7 +55,7 @@ from ..openai.completions import (
 )
 from ..openai.head import Head
 from ..openai.usage import StreamUsage, Usage
-from ..text.long_texts import Form
+from ..text.long_texts import MAX_LIST_BYTES, Form
 from ..text.tokenizer import TextTokenizer
 from ..workers.lanes import Lanes
 from . import docs
@@ -64,6 +65,8 @@ logger = logging.getLogger(__name__)
 
 KEEP_ALIVE_S = 15.0  # TGI's interval: axum's KeepAlive
 _MAX_WATCHERS = 128  # of the load
+# Of a list of tokens in one message: more than clients of gRPC take unless they are told to.
+_MAX_UNARY_LIST_BYTES = 4 * 1024**2
 _SMALL_BYTES = 16 * 1024  # of a conversation that is prepared on the event loop, in milliseconds
 
 
@@ -185,22 +188,20 @@ class TextGenerationServicer:
                 yield call.presenter.invocation(kind, reply)
 
     async def tokenize(self, inputs: str, call: Call) -> Reply:
-        """Splits text into tokens."""
-        with self._pipeline.permit():
-            check_text("inputs", inputs, self.limits)
-            if (processes := self._tokenizer.processes_for_list(inputs)) is not None:
-                return await processes.list_tokens(inputs, _form(call), is_prompt=False)
-            return call.presenter.tokenize(await self._tokenizer.spans(inputs))
+        """Splits text into tokens: typed only, since the REST path has the stream."""
+        return await self._token_list(inputs, call)
+
+    def tokenize_stream(self, inputs: str, call: Call) -> AsyncGenerator[Reply]:
+        """Splits text into tokens, some of which are in each message."""
+        return _read(self._token_messages(inputs, call), call)
 
     async def chat_tokenize(self, request: ChatRequest, call: Call) -> Reply:
-        """The prompt of a conversation, and its tokens."""
-        with self._pipeline.permit():
-            prompt = (await self._conversation(request, call)).prompt
-            check_text("messages", prompt, self.limits)
-            if (processes := self._tokenizer.processes_for_list(prompt)) is not None:
-                return await processes.list_tokens(prompt, _form(call), is_prompt=True)
-            spans = await self._tokenizer.spans(prompt, is_prompt=True)
-            return call.presenter.chat_tokenize(prompt, spans)
+        """The prompt of a conversation, and its tokens: typed only, too."""
+        return await self._token_list(request, call)
+
+    def chat_tokenize_stream(self, request: ChatRequest, call: Call) -> AsyncGenerator[Reply]:
+        """The same as a stream."""
+        return _read(self._token_messages(request, call), call)
 
     async def list_models(self, _: None, call: Call) -> Reply:
         """The one model that is served."""
@@ -293,6 +294,43 @@ class TextGenerationServicer:
         draft = await self._lanes.run(num_bytes, _SMALL_BYTES, Draft.of, *given)
         text = await processes.render(draft.messages, draft.tools, draft.variables, num_bytes)
         return await self._lanes.run(num_bytes, _SMALL_BYTES, draft.conversation, text, tokenizer)
+
+    async def _token_list(self, wanted: str | ChatRequest, call: Call) -> Reply:
+        messages = self._token_messages(wanted, call, _MAX_UNARY_LIST_BYTES)
+        return b"".join([message async for message in messages])
+
+    async def _token_messages(
+        self, wanted: str | ChatRequest, call: Call, max_bytes: int = MAX_LIST_BYTES
+    ) -> AsyncGenerator[bytes]:
+        """Messages that list the tokens of a text or of a conversation's prompt."""
+        async with AsyncExitStack() as memory:
+            with self._pipeline.permit():  # not held while the caller reads
+                is_prompt = isinstance(wanted, ChatRequest)
+                text = wanted if isinstance(wanted, str) else await self._prompt(wanted, call)
+                check_text("messages" if is_prompt else "inputs", text, self.limits)
+                messages = await memory.enter_async_context(
+                    self._listed(text, call, is_prompt=is_prompt, max_bytes=max_bytes)
+                )
+            while messages:
+                yield messages.popleft()
+
+    async def _prompt(self, request: ChatRequest, call: Call) -> str:
+        return (await self._conversation(request, call)).prompt
+
+    @asynccontextmanager
+    async def _listed(
+        self, text: str, call: Call, *, is_prompt: bool, max_bytes: int
+    ) -> AsyncIterator[deque[bytes]]:
+        processes = self._tokenizer.processes_for_list(text)
+        if processes is not None:
+            form: Form = "rest" if call.is_rest else "typed"
+            listed = processes.tokens_listed(text, form, is_prompt=is_prompt, max_bytes=max_bytes)
+            async with listed as messages:
+                yield messages
+            return
+        spans = await self._tokenizer.spans(text, is_prompt=is_prompt)
+        present = call.presenter
+        yield deque([present.chat_tokenize(text, spans) if is_prompt else present.tokenize(spans)])
 
     async def _loads(self, interval_s: float) -> AsyncGenerator[Reply]:
         """The load, until the server shuts down."""
@@ -432,8 +470,18 @@ def _check_unary(stream: bool) -> None:
         )
 
 
-def _form(call: Call) -> Form:
-    return "rest" if call.is_rest else "typed"
+async def _read(messages: AsyncGenerator[Reply], call: Call) -> AsyncGenerator[Reply]:
+    """Messages, until the caller does not read them any more.
+
+    Raises:
+        ServiceError: it does not.
+    """
+    async with aclosing(messages):
+        call.end_unread_by(messages.aclose)
+        async for message in messages:
+            yield message
+    if call.failure is not None:
+        raise call.failure
 
 
 async def _numbered(

@@ -62,10 +62,10 @@ class Presenter(Protocol):
     def completions_usage(self, usage: StreamUsage) -> Reply:
         """Completions with a stream: its usage, at its end."""
 
-    def tokenize(self, spans: list[TokenSpan]) -> Reply:
+    def tokenize(self, spans: list[TokenSpan]) -> bytes:
         """Tokenize."""
 
-    def chat_tokenize(self, prompt: str, spans: list[TokenSpan]) -> Reply:
+    def chat_tokenize(self, prompt: str, spans: list[TokenSpan]) -> bytes:
         """ChatTokenize."""
 
     def list_models(self, server: ServerInfo) -> Reply:
@@ -143,11 +143,11 @@ class TypedPresenter:
         """See Presenter."""
         return pb.CompletionsResponse(completion=convert.completion_usage(usage))
 
-    def tokenize(self, spans: list[TokenSpan]) -> Reply:
+    def tokenize(self, spans: list[TokenSpan]) -> bytes:
         """See Presenter."""
         return framing.tokenize_response(spans)
 
-    def chat_tokenize(self, prompt: str, spans: list[TokenSpan]) -> Reply:
+    def chat_tokenize(self, prompt: str, spans: list[TokenSpan]) -> bytes:
         """See Presenter."""
         return framing.chat_tokenize_response(prompt, spans)
 
@@ -232,11 +232,11 @@ class RestPresenter:
         """See Presenter."""
         return _event(render.completion_usage(usage))
 
-    def tokenize(self, spans: list[TokenSpan]) -> Reply:
+    def tokenize(self, spans: list[TokenSpan]) -> bytes:
         """See Presenter."""
         return framing.http_reply(render.JSON, render.tokens(spans))
 
-    def chat_tokenize(self, prompt: str, spans: list[TokenSpan]) -> Reply:
+    def chat_tokenize(self, prompt: str, spans: list[TokenSpan]) -> bytes:
         """See Presenter."""
         return framing.http_reply(render.JSON, render.chat_tokens(prompt, spans))
 

@@ -226,6 +226,7 @@ def _no_body(_: bytes, __: Limits) -> None:
 TEXT = Reader(_body(bodies.Generate, text_request), text_request)
 COMPAT = Reader(_body(bodies.CompatGenerate, text_request), text_request)
 CHAT = Reader(_body(bodies.Chat, chat_request), chat_request)
+TO_TOKENIZE = Reader(_body(bodies.Generate, _text), _text)
 COMPLETIONS = Reader(_body(bodies.Completions, completions_request), completions_request)
 
 # By the name of the RPC. Those that are not here are asked nothing.
@@ -235,11 +236,13 @@ READERS = {
     "CompatGenerate": COMPAT,
     "Chat": CHAT,
     "ChatTokenize": CHAT,
+    "ChatTokenizeStream": CHAT,
     "Completions": COMPLETIONS,
     "Invocations": Reader(invocation_of_body, invocation_of_message),
     "ChatUnary": CHAT,
     "CompletionsUnary": COMPLETIONS,
-    "Tokenize": Reader(_body(bodies.Generate, _text), _text),
+    "Tokenize": TO_TOKENIZE,
+    "TokenizeStream": TO_TOKENIZE,
     "Docs": Reader(_no_body, lambda message: message.asset),
     "GetModel": Reader(_no_body, lambda message: _required(message.id or None, "id")),
     "Abort": Reader(_no_body, lambda message: message.request_id),

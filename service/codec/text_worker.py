@@ -8,21 +8,17 @@ from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ..errors import ServiceError
 from ..text.escaping import EscapedText
-from ..text.long_texts import TooManyTokensError
-from ..text.tokenizer import TextTokenizer
+from ..text.long_texts import Form, TooManyTokensError
+from ..text.tokenizer import TextTokenizer, TokenSpan
 from . import framing, render
 
 Answer = dict[str, Any]
-
-
-class _ReplyTooLargeError(Exception):
-    """The reply has more bytes than a message may have."""
 
 
 class TextWorker:
@@ -30,24 +26,24 @@ class TextWorker:
 
     Args:
         tokenizer: the model's.
-        max_reply_bytes: of a list of tokens.
     """
 
-    def __init__(self, tokenizer: TextTokenizer, max_reply_bytes: int) -> None:
+    def __init__(self, tokenizer: TextTokenizer) -> None:
         self._tokenizer = tokenizer
-        self._max_reply_bytes = max_reply_bytes
 
-    def answer(self, request: dict[str, Any]) -> Answer:
-        """The answer to a request."""
+    def answer(self, request: dict[str, Any]) -> Iterator[bytes | Answer]:
+        """The answer to a request; before it come the parts of a list."""
         jobs: dict[str, Callable[[dict[str, Any]], Answer]] = {
             "encode": self._encode,
             "render": self._render,
-            "list": self._list,
         }
         try:
-            return jobs[request["do"]](request)
+            if request["do"] == "list":
+                yield from self._list(request)
+            else:
+                yield jobs[request["do"]](request)
         except MemoryError:
-            return {"no_memory": True}
+            yield {"no_memory": True}
 
     def _encode(self, request: dict[str, Any]) -> Answer:
         text, truncate, max_tokens = _text(request), request["truncate"], request["max_tokens"]
@@ -64,30 +60,23 @@ class TextWorker:
         except ServiceError as error:
             return {"error": error.reason}
 
-    def _list(self, request: dict[str, Any]) -> Answer:
-        text, is_prompt = _text(request), request["is_prompt"]
+    def _list(self, request: dict[str, Any]) -> Iterator[bytes | Answer]:
+        text, is_prompt, left = _text(request), request["is_prompt"], request["max_bytes"]
         slices = self._tokenizer.span_slices(text, is_prompt=is_prompt)
         prompt = text if is_prompt else None
-        try:
-            if request["form"] == "rest":
-                reply = self._joined(render.token_parts(slices, prompt))
-                return {"reply": framing.http_reply(render.JSON, reply)}
-            return {"reply": self._joined(framing.token_parts(slices, prompt))}
-        except _ReplyTooLargeError:
-            return {"too_large": True}
+        for reply in _replies(slices, prompt, request["form"]):
+            left -= len(reply)
+            if left < 0:
+                yield {"too_large": True}
+                return
+            yield reply
+        yield {}
 
-    def _joined(self, parts: Iterable[bytes]) -> bytes:
-        """All parts together.
 
-        Raises:
-            _ReplyTooLargeError: they are too large.
-        """
-        reply = bytearray()
-        for part in parts:
-            reply += part
-            if len(reply) > self._max_reply_bytes:
-                raise _ReplyTooLargeError
-        return bytes(reply)
+def _replies(slices: Iterator[list[TokenSpan]], prompt: str | None, form: Form) -> Iterator[bytes]:
+    if form == "typed":
+        return framing.token_parts(slices, prompt)
+    return (framing.http_reply(render.JSON, part) for part in render.token_parts(slices, prompt))
 
 
 def _text(request: dict[str, Any]) -> str:
@@ -95,10 +84,10 @@ def _text(request: dict[str, Any]) -> str:
     return str(text) if special is None else EscapedText(text, map(tuple, special))
 
 
-def start(setup: list[Any]) -> Callable[[dict[str, Any]], Answer]:
+def start(setup: list[Any]) -> Callable[[dict[str, Any]], Iterator[bytes | Answer]]:
     """Loads the tokenizer: model, revision and configuration are `TextTokenizer.load`'s."""
-    model_id, revision, config_path, max_reply_bytes = setup
+    model_id, revision, config_path = setup
     tokenizer = TextTokenizer.load(
         model_id, revision, config_path=None if config_path is None else Path(config_path)
     )
-    return TextWorker(tokenizer, max_reply_bytes).answer
+    return TextWorker(tokenizer).answer

@@ -10,13 +10,16 @@ from __future__ import annotations
 import asyncio
 import json
 from array import array
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any, Literal
 
 from engine.protocol.wire import framed
 
 from ..errors import ErrorKind, ServiceError, overloaded
 from ..workers.budget import ByteBudget
+from ..workers.heap import Later, trim
 from ..workers.process import DeadError, LateError, WorkerProcess
 from ..workers.turns import Turns
 from .escaping import EscapedText
@@ -28,6 +31,8 @@ LONG_LIST_CHARS = 16 * 1024  # of a text whose tokens are listed
 LONG_MESSAGES = 256
 
 _WORKER_BYTES = 4 * 1024**3  # address space of a process
+MAX_LIST_BYTES = 60 * 1024**2  # of a list of tokens
+_MAX_LISTED_BYTES = 4 * MAX_LIST_BYTES  # of all lists that their callers have not read yet
 
 # Who reads a list of tokens: REST callers or gRPC callers.
 Form = Literal["rest", "typed"]
@@ -49,7 +54,6 @@ class LongTexts:
         setup: the arguments with which they load the tokenizer.
         deadline_s: seconds that one text may take.
         max_bytes: of the texts that are in work or wait; more are refused.
-        max_reply_bytes: of a list of tokens.
         num_workers: number of processes.
     """
 
@@ -60,13 +64,13 @@ class LongTexts:
         *,
         deadline_s: float,
         max_bytes: int,
-        max_reply_bytes: int,
         num_workers: int = 2,
     ) -> None:
         self._deadline_s = deadline_s
         self._budget = ByteBudget(max_bytes)
-        packed = framed([*setup, max_reply_bytes])
-        self._max_reply_bytes = max_reply_bytes
+        self._lists = ByteBudget(_MAX_LISTED_BYTES)
+        self._trimming = Later(trim)
+        packed = framed(setup)
         self._all = [
             WorkerProcess.of_module(module, _WORKER_BYTES, packed) for _ in range(num_workers)
         ]
@@ -85,6 +89,7 @@ class LongTexts:
 
     async def close(self) -> None:
         """Ends the processes."""
+        self._trimming.cancel()
         await asyncio.gather(*(worker.stop() for worker in self._all))
 
     async def encode(self, text: str, truncate: int | None, max_tokens: int) -> tuple[int, ...]:
@@ -124,35 +129,60 @@ class LongTexts:
             raise ServiceError(ErrorKind.TEMPLATE, answer["error"])
         return str(answer["prompt"])
 
-    async def list_tokens(self, text: str, form: Form, *, is_prompt: bool) -> bytes:
-        """The reply that lists the tokens of a text or of a chat's prompt, ready to be sent.
+    @asynccontextmanager
+    async def tokens_listed(
+        self, text: str, form: Form, *, is_prompt: bool, max_bytes: int = MAX_LIST_BYTES
+    ) -> AsyncIterator[deque[bytes]]:
+        """Messages that together list the tokens of a text or of a chat's prompt, ready to be sent.
+
+        They are of some thousand tokens each, so that one long list does not hold up the event
+        loop, a gateway or a connection. What of them is left takes memory to the end of the block.
+
+        Args:
+            text: whose tokens.
+            form: that of the messages.
+            is_prompt: whether a chat's template made the text.
+            max_bytes: of all of them.
 
         Raises:
-            ServiceError: the reply would be too large, or the same as for `encode`.
+            ServiceError: there are more bytes, or the same as for `encode`.
         """
         field = "messages" if is_prompt else "inputs"
-        request = {"do": "list", **_sent(text), "form": form, "is_prompt": is_prompt}
-        answer = await self._ask(request, len(text), field)
-        if "reply" not in answer:
+        limit = {"is_prompt": is_prompt, "max_bytes": max_bytes}
+        parts, answer = await self._ask_for_parts(
+            {"do": "list", **_sent(text), "form": form, **limit}, len(text), field
+        )
+        if "too_large" in answer:
             raise _invalid(
                 field,
-                f"has too many tokens: their list must have at most {self._max_reply_bytes} bytes. "
+                f"has too many tokens: their list must have at most {max_bytes} bytes. "
                 f"Given: {len(text)} characters",
             )
-        return bytes(answer["reply"])
+        messages = deque(parts)
+        del parts
+        try:
+            with self._lists.hold(sum(map(len, messages))):
+                yield messages
+        finally:
+            self._trimming.soon()
 
     async def _ask(self, request: dict[str, Any], num_bytes: int, field: str) -> Any:
+        return (await self._ask_for_parts(request, num_bytes, field))[1]
+
+    async def _ask_for_parts(
+        self, request: dict[str, Any], num_bytes: int, field: str
+    ) -> tuple[list[bytes], Any]:
         with self._budget.hold(num_bytes):
             async with self._turns.place():
-                answer = await self._answer(request, field)
+                parts, answer = await self._answer(request, field)
         if "no_memory" in answer:
             raise _invalid(field, "needs too much memory to tokenise")
-        return answer
+        return parts, answer
 
-    async def _answer(self, request: dict[str, Any], field: str) -> Any:
+    async def _answer(self, request: dict[str, Any], field: str) -> tuple[list[bytes], Any]:
         worker = self._idle.pop(0)
         try:
-            return await worker.ask(request, self._deadline_s)
+            return await worker.ask_for_parts(request, self._deadline_s)
         except LateError as error:
             if error.is_starved:
                 raise overloaded() from None

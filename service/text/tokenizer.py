@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
 _DEVELOPER = "developer"  # who instructs the model, since OpenAI's models of 2024
-_SLICE = 4096  # tokens that are looked at together
+_SLICE = 2048  # tokens that are looked at together
 
 
 class TokenSpan(NamedTuple):

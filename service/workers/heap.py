@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import gc
+from collections.abc import Callable
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h of glibc
 _LARGE_BYTES = 1 << 20
 _MAX_ARENAS = 2
+_SOON_S = 1.0  # after a large request: by then it is answered, and what it took is free
 
 
 def give_back_large_blocks() -> None:
@@ -37,3 +40,29 @@ def collect_and_trim() -> None:
     """
     gc.collect()  # 10 to 25 ms, since what is there from the start is frozen
     trim()
+
+
+class Later:
+    """Calls a function in a thread some time after large requests have ended, once for all of them.
+
+    Args:
+        function: `trim` or `collect_and_trim`.
+    """
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        self._function = function
+        self._timer: asyncio.TimerHandle | None = None
+
+    def soon(self) -> None:
+        """A large request has ended."""
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_SOON_S, self._call)
+
+    def cancel(self) -> None:
+        """Does not call it any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _call(self) -> None:
+        self._timer = None
+        asyncio.get_running_loop().run_in_executor(None, self._function)

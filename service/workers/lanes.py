@@ -15,14 +15,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar, TypeVarTuple
 
 from .budget import ByteBudget
-from .heap import collect_and_trim
+from .heap import Later, collect_and_trim
 from .turns import Turns
 
 LARGE_BYTES = 128 * 1024  # from here on a request is large
 # Of large requests together: five million tokens a second, more than an engine takes. Who sends
 # more would keep Envoy and the event loop busy with bytes.
 _LARGE_BYTES_PER_S = 20e6
-_TRIM_S = 1.0  # after a large request: by then it is answered, and what it took is free
 
 _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
@@ -38,7 +37,7 @@ class Lanes:
     def __init__(self, max_bytes: int) -> None:
         self._middle = _Lane("middle", max_bytes)
         self._large = _Lane("large", max_bytes, _LARGE_BYTES_PER_S)
-        self._trimming: asyncio.TimerHandle | None = None
+        self._trimming = Later(collect_and_trim)
 
     async def run(
         self, num_bytes: int, small_bytes: int, function: Callable[[*_Ts], _T], *args: *_Ts
@@ -55,19 +54,13 @@ class Lanes:
         try:
             return await self._large.run(num_bytes, function, *args)
         finally:
-            if self._trimming is None:
-                self._trimming = asyncio.get_running_loop().call_later(_TRIM_S, self._trim)
+            self._trimming.soon()
 
     def close(self) -> None:
         """Ends the threads."""
-        if self._trimming is not None:
-            self._trimming.cancel()
+        self._trimming.cancel()
         for lane in (self._middle, self._large):
             lane.executor.shutdown(wait=False, cancel_futures=True)
-
-    def _trim(self) -> None:
-        self._trimming = None
-        self._large.executor.submit(collect_and_trim)
 
 
 class _Lane:

@@ -90,6 +90,15 @@ class WorkerProcess:
             LateError: it did not.
             DeadError: it died, twice.
         """
+        return (await self.ask_for_parts(request, deadline_s))[1]
+
+    async def ask_for_parts(self, request: Any, deadline_s: float) -> tuple[list[bytes], Any]:
+        """The bytes that a process sends before its answer, part by part, and the answer.
+
+        Raises:
+            LateError: the answer does not come in time. The process is killed.
+            DeadError: it died, twice.
+        """
         self._trying.clear()
         for _ in range(_NUM_TRIALS):
             try:
@@ -164,10 +173,17 @@ def _processor_s(pid: int) -> float:
     return float(times.user + times.system)
 
 
-async def _exchange(process: Process, message: bytes) -> Any:
+async def _exchange(process: Process, message: bytes) -> tuple[list[bytes], Any]:
     assert process.stdin is not None
-    assert process.stdout is not None
     process.stdin.write(message)
     await process.stdin.drain()
+    parts: list[bytes] = []
+    while isinstance(answer := await _next_message(process), bytes):
+        parts.append(answer)
+    return parts, answer
+
+
+async def _next_message(process: Process) -> Any:
+    assert process.stdout is not None
     (size,) = HEADER.unpack(await process.stdout.readexactly(HEADER.size))
     return msgpack.unpackb(await process.stdout.readexactly(size))

@@ -8,7 +8,7 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 import msgpack
@@ -19,6 +19,7 @@ from engine.protocol.wire import HEADER, framed
 from ..parent import die_with_parent
 from .heap import trim
 
+# The answer to a request. An iterator's items are sent as they come; the last one is the answer.
 Answer = Callable[[Any], Any]
 
 _LARGE_BYTES = 1 << 20  # of an answer, after which memory is given back
@@ -80,8 +81,10 @@ def _serve_fork(parent: int, connection: socket.socket, make_answer: Callable[[]
 
 def _answer_all(source: BinaryIO, sink: BinaryIO, answer: Answer) -> None:
     while (request := _read(source)) is not None:
-        num_bytes = _write(sink, answer(request))
-        del request
+        answered = answer(request)
+        messages = answered if isinstance(answered, Iterator) else (answered,)
+        num_bytes = sum(_write(sink, message) for message in messages)
+        del request, answered, messages
         if num_bytes > _LARGE_BYTES:
             trim()
 

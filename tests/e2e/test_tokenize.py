@@ -5,10 +5,12 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Any
 
+import grpc
 import pytest
 
 from tests.e2e.reflection_client import ReflectionClient
 from tests.e2e.stack import Stack
+from tests.e2e.typed_messages import failure
 
 TEXTS = {
     "emoji": "🙂🙃 a🙂b",
@@ -65,3 +67,41 @@ def test_tokens_of_ascii_text_share_no_characters(stack: Stack) -> None:
     _, *tokens = stack.http.post("/tokenize", json={"inputs": text}).json()
     assert "".join(token["text"] for token in tokens) == text
     assert all(a["stop"] == b["start"] for a, b in pairwise(tokens))
+
+
+def listed(tokens: Any) -> list[tuple[int, str, int, int]]:
+    return [(token.id, token.text, token.start, token.stop) for token in tokens]
+
+
+def test_a_long_list_is_sent_in_parts_to_both_callers(stack: Stack, api: ReflectionClient) -> None:
+    text = "a bé " * 8_000
+    reply = stack.http.post("/tokenize", json={"inputs": text})
+    assert (reply.status_code, reply.headers["content-type"]) == (200, "application/json")
+    expected = [
+        tuple(token[key] for key in ("id", "text", "start", "stop")) for token in reply.json()
+    ]
+    parts = [listed(message.tokens) for message in api.collect("TokenizeStream", {"inputs": text})]
+    assert len(parts) > 1
+    assert [token for part in parts for token in part] == expected
+    assert listed(api.call("Tokenize", {"inputs": text}).tokens) == expected
+
+
+def test_a_long_prompt_is_listed_in_parts_too(stack: Stack, api: ReflectionClient) -> None:
+    request = {"messages": [{"role": "user", "content": "a b " * 8_000}]}
+    reply = stack.http.post("/chat_tokenize", json=request).json()
+    first, *others = api.collect("ChatTokenizeStream", request)
+    assert first.templated_text == reply["templated_text"]
+    assert not any(message.templated_text for message in others)
+    tokens = [token.id for message in (first, *others) for token in message.tokenize_response]
+    assert tokens == [token["id"] for token in reply["tokenize_response"]]
+
+
+def test_one_message_lists_only_so_many_tokens(stack: Stack, api: ReflectionClient) -> None:
+    text = "a b " * 160_000
+    error = failure(api, "Tokenize", {"inputs": text})
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert error.details() == (
+        "Input validation error: `inputs` has too many tokens: their list must have at most "
+        "4194304 bytes. Given: 640000 characters"
+    )
+    assert len(stack.http.post("/tokenize", json={"inputs": text}).json()) > 300_000

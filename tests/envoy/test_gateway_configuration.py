@@ -114,7 +114,10 @@ def test_origin_that_would_break_the_expression_is_refused(origin: str) -> None:
 
 
 # Methods without a REST path.
-GRPC_ALONE = {"Abort", "ChatUnary", "CompletionsUnary", "GetLoad", "WatchLoad"}
+GRPC_ALONE = {
+    *("Abort", "ChatTokenize", "ChatUnary", "CompletionsUnary", "GetLoad", "Tokenize"),
+    "WatchLoad",
+}
 
 
 def test_rest_routes_are_exactly_the_http_rules_of_the_protos() -> None:

@@ -29,7 +29,7 @@ FAILING = [
     ("/", "CompatGenerate"),
     ("/v1/chat/completions", "Chat"),
     ("/v1/completions", "Completions"),
-    ("/tokenize", "Tokenize"),
+    ("/tokenize", "TokenizeStream"),
 ]
 
 

@@ -213,7 +213,7 @@ def test_page_can_read_our_headers(gateway: Gateway) -> None:
 
 def test_page_of_any_origin_can_read_answers_and_errors(gateway: Gateway) -> None:
     origin = {"origin": "https://a.example"}
-    gateway.service.fail("Tokenize", grpc.StatusCode.INTERNAL, "")
+    gateway.service.fail("TokenizeStream", grpc.StatusCode.INTERNAL, "")
     replies = [
         gateway.client.post("/generate", json={}, headers=origin),
         gateway.client.post("/tokenize", json={}, headers=origin),

@@ -25,7 +25,7 @@ ROUTES = [
     ("POST", "/generate_stream", "GenerateStream"),
     ("POST", "/v1/chat/completions", "Chat"),
     ("POST", "/v1/completions", "Completions"),
-    ("POST", "/tokenize", "Tokenize"),
+    ("POST", "/tokenize", "TokenizeStream"),
 ]
 STREAMED = [
     ("/", "CompatGenerate"),

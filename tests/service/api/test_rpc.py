@@ -79,6 +79,12 @@ class Servicer:
     async def chat_tokenize(self, request: Any, call: Call) -> Any:
         return await self._one(pb.ChatTokenizeResponse(), request, call)
 
+    def tokenize_stream(self, request: Any, call: Call) -> AsyncIterator[Any]:
+        return self._two(pb.TokenizeResponse(), request, call)
+
+    def chat_tokenize_stream(self, request: Any, call: Call) -> AsyncIterator[Any]:
+        return self._two(pb.ChatTokenizeResponse(), request, call)
+
     async def _two(self, reply: Any, request: Any, call: Call) -> AsyncIterator[Any]:
         try:
             yield await self._one(reply, request, call)
@@ -142,6 +148,7 @@ VALID = {
     "CompatGenerate": bytes(pb.CompatGenerateRequest(inputs="")),
     "Invocations": bytes(pb.InvocationsRequest(inputs="")),
     "Tokenize": bytes(pb.TokenizeRequest(inputs="")),
+    "TokenizeStream": bytes(pb.TokenizeRequest(inputs="")),
     "GetModel": bytes(pb.GetModelRequest(id="a/b")),
 }
 

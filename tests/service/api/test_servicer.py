@@ -201,7 +201,7 @@ async def test_completion_chunks_are_the_same_for_both(service: Service) -> None
 
 async def test_tokens_are_the_same_for_both(service: Service) -> None:
     text = "Grüße 😀"
-    native, rest = await service.ask_both("Tokenize", pb.TokenizeRequest(inputs=text))
+    native, rest = await service.ask_both("TokenizeStream", pb.TokenizeRequest(inputs=text))
     assert_agree(native.replies[0].tokens, rest.json)
     for token in rest.json:
         assert text.encode()[token["start"] : token["stop"]].decode() == token["text"]
@@ -209,7 +209,7 @@ async def test_tokens_are_the_same_for_both(service: Service) -> None:
 
 
 async def test_an_empty_text_may_be_tokenised(service: Service) -> None:
-    native, rest = await service.ask_both("Tokenize", pb.TokenizeRequest(inputs=""))
+    native, rest = await service.ask_both("TokenizeStream", pb.TokenizeRequest(inputs=""))
     assert all(token["text"] == "" for token in rest.json)
     assert len(native.replies[0].tokens) == len(rest.json)
 

@@ -87,7 +87,8 @@ def test_another_process_makes_the_same_tokens() -> None:
     assert isinstance(text, EscapedText)
     request = {"do": "encode", "text": str(text), "truncate": None, "max_tokens": 100}
     sent = [list(place) for place in text.special]
-    answer = TextWorker(demo_tokenizer(), 1000).answer({**request, "special": sent})
+    (answer,) = TextWorker(demo_tokenizer()).answer({**request, "special": sent})
+    assert isinstance(answer, dict)
     ids = demo_tokenizer().encode_now(text, None, 100)
     assert answer["ids"] == b"".join(token_id.to_bytes(4, "little") for token_id in ids)
 

@@ -46,7 +46,6 @@ async def running(
         [str(starts)],
         deadline_s=deadline_s,
         max_bytes=max_bytes,
-        max_reply_bytes=1000,
         num_workers=1,
     )
     await long_texts.start()
@@ -116,3 +115,52 @@ async def test_texts_beyond_the_budget_are_refused_at_once(tmp_path: Path) -> No
         with pytest.raises(asyncio.CancelledError):
             await waiting
         assert await texts.encode("six more") == (1, 2, 3)
+
+
+async def test_a_list_comes_in_parts_and_takes_memory_until_it_is_sent(tmp_path: Path) -> None:
+    async with running(tmp_path, max_bytes=100) as texts:
+        listed = texts.long_texts.tokens_listed("fine", "rest", is_prompt=False)
+        async with listed as messages:
+            assert list(messages) == [b"a", b"bc", b"def"]
+            assert texts.long_texts._lists.num_held == 6
+        assert texts.long_texts._lists.num_held == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "is_prompt", "reason"),
+    [
+        (
+            "is too large",
+            False,
+            "`inputs` has too many tokens: their list must have at most 5 bytes. "
+            "Given: 12 characters",
+        ),
+        ("dies in the middle", True, "`messages` needs too much memory to tokenise"),
+    ],
+)
+async def test_a_list_that_is_not_whole_is_refused_before_its_first_part(
+    tmp_path: Path, text: str, is_prompt: bool, reason: str
+) -> None:
+    async with running(tmp_path, max_bytes=100) as texts:
+        with pytest.raises(ServiceError) as refused:
+            async with texts.long_texts.tokens_listed(
+                text, "typed", is_prompt=is_prompt, max_bytes=5
+            ):
+                pass
+        assert refused.value.reason == reason
+        assert await texts.encode("fine") == (1, 2, 3)
+
+
+async def test_lists_that_nobody_reads_do_not_fill_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.text.long_texts._MAX_LISTED_BYTES", 11)
+    async with running(tmp_path, max_bytes=100) as texts:
+        listed = texts.long_texts.tokens_listed
+        async with listed("first", "rest", is_prompt=False):
+            with pytest.raises(ServiceError) as refused:
+                async with listed("second", "rest", is_prompt=False):
+                    pass
+            assert refused.value.kind is ErrorKind.OVERLOADED
+        async with listed("third", "rest", is_prompt=False) as messages:
+            assert len(messages) == 3

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,18 @@ from service.workers.serving import serve
 Answer = dict[str, Any]
 
 
-def start(setup: list[Any]) -> Callable[[dict[str, Any]], Answer]:
+def start(setup: list[Any]) -> Callable[[dict[str, Any]], Answer | Iterator[bytes | Answer]]:
     """Notes the start; returns what answers."""
-    file, _max_reply_bytes = setup
+    (file,) = setup
     with Path(file).open("a") as starts:
         starts.write("started\n")
     return answer
 
 
-def answer(request: dict[str, Any]) -> Answer:
+def answer(request: dict[str, Any]) -> Answer | Iterator[bytes | Answer]:
     """Does what the text says."""
+    if request["do"] == "list":
+        return parts(request["text"])
     match request["text"]:
         case "waits":
             threading.Event().wait()
@@ -40,6 +42,14 @@ def answer(request: dict[str, Any]) -> Answer:
         case "counts":
             return {"count": 7}
     return {"ids": array("I", [1, 2, 3]).tobytes()}
+
+
+def parts(text: str) -> Iterator[bytes | Answer]:
+    """Three parts of a list, and how it ends."""
+    yield from (b"a", b"bc", b"def")
+    if text == "dies in the middle":
+        os._exit(1)
+    yield {"too_large": True} if text == "is too large" else {}
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ async def test_a_failure_is_the_callers(lanes: Lanes) -> None:
 async def test_what_a_failed_large_request_took_is_freed_soon(
     lanes: Lanes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.workers.lanes._TRIM_S", 0.0)
+    monkeypatch.setattr("service.workers.heap._SOON_S", 0.0)
     freed = asyncio.Event()
     loop = asyncio.get_running_loop()
 
