@@ -190,8 +190,8 @@ class Scheduler:
         """Gives prompts their tokens, callers in turn: those that are begun, and those that wait.
 
         Whoever's turn it is starts or nobody does: if smaller requests overtook, a large one would
-        starve. With several callers, a prompt that would not end in this step waits for the next one
-        where another's ends, whose first token it would only delay; unless it is its turn.
+        starve. With several callers, a prompt that would not end in this step waits for the next
+        one where another's ends, whose first token it would only delay; unless it is its turn.
         """
         begun = [sequence for sequence in self.running if sequence.num_pending_tokens > 1]
         can_start = True
