@@ -20,6 +20,7 @@ REST_ROUTES: dict[str, tuple[str, ...]] = {
     "/generate_stream": ("POST",),
     "/v1/chat/completions": ("POST",),
     "/v1/completions": ("POST",),
+    "/v1/responses": ("POST",),
     "/invocations": ("POST",),
     "/tokenize": ("POST",),
     "/chat_tokenize": ("POST",),

@@ -112,7 +112,7 @@ def _check_sizes(message: Message) -> None:
     Raises:
         ServiceError: a schema is too large.
     """
-    for name in ("parameters", "response_format", "tools"):
+    for name in ("parameters", "response_format", "text", "tools"):
         if name not in message.DESCRIPTOR.fields_by_name:
             continue
         value = getattr(message, name)

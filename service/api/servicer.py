@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 from urllib.parse import unquote
 
@@ -54,6 +55,8 @@ from ..openai.completions import (
     CompletionStream,
 )
 from ..openai.head import Head
+from ..openai.responses.request import ResponsesRequest, responses_fields
+from ..openai.responses.stream import ResponseStream, answer
 from ..openai.usage import StreamUsage, Usage
 from ..text.long_texts import MAX_LIST_BYTES, Form
 from ..text.tokenizer import TextTokenizer
@@ -128,7 +131,7 @@ class TextGenerationServicer:
         """Continues a conversation."""
         conversation = await self._conversation(request, call)
         wanted, prompt = conversation.request, conversation.prompt
-        head = self._head("chatcmpl", wanted)
+        head = self._head("chatcmpl-", wanted)
         with fields_named(wanted.field_names):
             if not wanted.stream:
                 yield call.presenter.chat(await self._answers(wanted, prompt, head, call))
@@ -141,7 +144,7 @@ class TextGenerationServicer:
     async def completions(self, wanted: CompletionsRequest, call: Call) -> AsyncGenerator[Reply]:
         """Continues one or several prompts."""
         wanted.check(self._server.limits)
-        head = self._head("cmpl", wanted)
+        head = self._head("cmpl-", wanted)
         with fields_named(completions.FIELD_NAMES):
             if not wanted.stream:
                 yield call.presenter.completions(await self._complete(wanted, head, call))
@@ -152,13 +155,32 @@ class TextGenerationServicer:
                 async for reply in replies:
                     yield reply
 
+    async def responses(self, wanted: ResponsesRequest, call: Call) -> AsyncGenerator[Reply]:
+        """Continues a conversation in the shape of OpenAI's Responses API."""
+        with responses_fields(wanted):
+            wanted.check(self.limits)
+            conversation = await self._prepared(wanted.chat, call)
+            chat_request, prompt = conversation.request, conversation.prompt
+            wanted = replace(wanted, chat=chat_request)
+            head = self._head("resp_", chat_request)
+            if not chat_request.stream:
+                result = await self._run(prompt, chat_request.parameters, call)
+                yield call.presenter.response(answer(wanted, result, head))
+                return
+        stream = ResponseStream(wanted, head)
+        messages = self._response_events(wanted, prompt, stream, call)
+        failed = partial(call.presenter.response_failure, stream)
+        async with aclosing(self._presented(messages, [prompt], call, failed=failed)) as replies:
+            async for reply in replies:
+                yield reply
+
     async def chat_unary(self, request: ChatRequest, call: Call) -> Reply:
         """Chat for callers that want a unary method: typed only, since no REST path has it."""
         _check_unary(request.stream)
         conversation = await self._conversation(request, call)
         wanted = conversation.request
         with fields_named(wanted.field_names):
-            head = self._head("chatcmpl", wanted)
+            head = self._head("chatcmpl-", wanted)
             answers = await self._answers(wanted, conversation.prompt, head, call)
         return convert.chat_completion(answers)
 
@@ -168,7 +190,7 @@ class TextGenerationServicer:
         wanted.check(self._server.limits)
         with fields_named(completions.FIELD_NAMES):
             return convert.completion(
-                await self._complete(wanted, self._head("cmpl", wanted), call)
+                await self._complete(wanted, self._head("cmpl-", wanted), call)
             )
 
     async def invocations(
@@ -282,10 +304,13 @@ class TextGenerationServicer:
     async def _conversation(self, request: ChatRequest, call: Call) -> Conversation:
         setting = self._server.tool_call_format
         call_format = tool_call_format(setting, call.metadata, request.tools)
+        return await self._prepared(replace(request, tool_call_format=call_format), call)
+
+    async def _prepared(self, request: ChatRequest, call: Call) -> Conversation:
         escapes = request.escape_special_tokens
         if escapes is None:
             escapes = self._server.escape_special_tokens
-        request = replace(request, tool_call_format=call_format, escape_special_tokens=escapes)
+        request = replace(request, escape_special_tokens=escapes)
         num_bytes, tokenizer = call.num_bytes, self._tokenizer
         processes = tokenizer.processes_for_chat(num_bytes, len(request.messages))
         given = (request, tokenizer, self.limits, self._dialect)
@@ -393,6 +418,18 @@ class TextGenerationServicer:
             usage = StreamUsage(head=head, usage=Usage.of_choices([finished]))
             yield call.presenter.chat_usage(usage)
 
+    async def _response_events(
+        self, wanted: ResponsesRequest, prompt: str, stream: ResponseStream, call: Call
+    ) -> AsyncGenerator[Reply]:
+        for event in stream.begin():
+            yield call.presenter.response_event(event)
+        generated = self._stream(prompt, wanted.chat.parameters, call)
+        with responses_fields(wanted):
+            async with aclosing(generated) as tokens:
+                async for token in tokens:
+                    for event in stream.push(token):
+                        yield call.presenter.response_event(event)
+
     async def _completion_deltas(
         self, wanted: CompletionsRequest, head: Head, call: Call
     ) -> AsyncGenerator[Reply]:
@@ -425,7 +462,9 @@ class TextGenerationServicer:
         return prompt if isinstance(prompt, str) else self._tokenizer.decode(prompt)
 
     def _head(
-        self, prefix: Literal["chatcmpl", "cmpl"], wanted: ChatRequest | CompletionsRequest
+        self,
+        prefix: Literal["chatcmpl-", "cmpl-", "resp_"],
+        wanted: ChatRequest | CompletionsRequest,
     ) -> Head:
         return Head.begin(prefix, wanted.parameters.adapter_id, self._server)
 
@@ -436,8 +475,10 @@ class TextGenerationServicer:
         call: Call,
         *,
         openai: bool = False,
+        failed: Callable[[ServiceError], Sequence[Reply]] | None = None,
     ) -> AsyncGenerator[Reply]:
         """Sends a stream's headers; yields its messages, keep-alives, failure and end mark."""
+        failed = failed or call.presenter.stream_failure
         await call.send_headers(headers.of_stream(prompts, self._server.compute_type))
         filler = call.presenter.keep_alive()
         if filler is not None:
@@ -450,10 +491,12 @@ class TextGenerationServicer:
             if call.failure is not None:
                 raise call.failure
         except ServiceError as error:
-            yield call.presenter.stream_error(error)
+            for reply in failed(error):
+                yield reply
         except Exception:
             logger.exception("a stream failed unexpectedly")
-            yield call.presenter.stream_error(internal())
+            for reply in failed(internal()):
+                yield reply
         if openai and (end := call.presenter.stream_end()) is not None:
             yield end
 

@@ -5,6 +5,7 @@ A body and a message have the same fields under the same names, so most of it se
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from google.protobuf.descriptor import Descriptor
@@ -18,6 +19,7 @@ from .strict_json import MAX_DEPTH, too_deep
 
 # Of a message, for each value of a body: a member of an object takes so many.
 _FIELDS_PER_VALUE = 4
+_ITEM_LISTS = ("content", "output", "summary")  # what an item of the Responses API may list
 
 
 def check_body(data: bytes, limits: Limits) -> None:
@@ -64,7 +66,7 @@ def check_message(data: bytes, kind: type[Message], limits: Limits) -> None:
 
 
 def check_counts(wire: Any, limits: Limits) -> None:
-    """Counts messages, their parts, and tools.
+    """Counts messages or items, their parts, and tools.
 
     Args:
         wire: a body as msgspec has read it, or a message of google's classes.
@@ -78,12 +80,33 @@ def check_counts(wire: Any, limits: Limits) -> None:
     for index, message in enumerate(messages):
         parts = _num_parts(message.content)
         check_count(f"messages[{index}].content", parts, limits.max_message_parts, "parts")
+    _check_items(_values(getattr(wire, "input", None)), limits)
     tools = getattr(wire, "tools", None) or ()
     check_count("tools", len(tools), limits.max_tools, "tools")
 
 
+def _check_items(items: Sequence[Any], limits: Limits) -> None:
+    """Counts the items of the Responses API, and their parts.
+
+    Raises:
+        ServiceError: there are too many.
+    """
+    check_count("input", len(items), limits.max_messages, "items")
+    for index, item in enumerate(items):
+        members = item.struct_value.fields if isinstance(item, Message) else item  # type: ignore[attr-defined]
+        for name in _ITEM_LISTS if isinstance(members, Mapping) else ():
+            if name in members:
+                parts = _num_parts(members[name])
+                check_count(f"input[{index}].{name}", parts, limits.max_message_parts, "parts")
+
+
 def _num_parts(content: Any) -> int:
-    if isinstance(content, Message):
-        is_list = content.WhichOneof("kind") == "list_value"
-        return len(content.list_value.values) if is_list else 0  # type: ignore[attr-defined]
-    return len(content) if isinstance(content, list) else 0
+    return len(_values(content))
+
+
+def _values(value: Any) -> Sequence[Any]:
+    """The values of a list; none of anything else."""
+    if isinstance(value, Message):
+        is_list = value.WhichOneof("kind") == "list_value"
+        return value.list_value.values if is_list else ()  # type: ignore[attr-defined]
+    return value if isinstance(value, list) else ()

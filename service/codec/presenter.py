@@ -17,11 +17,16 @@ from ..generation.generator import Generation, TokenEvent
 from ..generation.server_info import ServerInfo
 from ..openai.chat import ChatAnswer, ChatDelta
 from ..openai.completions import CompletionAnswer, CompletionDelta
+from ..openai.responses.event import Event
+from ..openai.responses.response import Response
+from ..openai.responses.stream import ResponseStream
 from ..openai.usage import StreamUsage
 from ..pb.google.api import HttpBody
 from ..pb.tokenwire import v1 as pb
 from ..text.tokenizer import TokenSpan
 from . import convert, framing, render
+from .responses import convert as convert_responses
+from .responses import render as render_responses
 
 Reply = betterproto2.Message | bytes
 InvocationKind = Literal["generate", "chat", "completions"]
@@ -62,6 +67,15 @@ class Presenter(Protocol):
     def completions_usage(self, usage: StreamUsage) -> Reply:
         """Completions with a stream: its usage, at its end."""
 
+    def response(self, response: Response) -> Reply:
+        """Responses without a stream."""
+
+    def response_event(self, event: Event) -> Reply:
+        """Responses with a stream: what is new."""
+
+    def response_failure(self, stream: ResponseStream, error: ServiceError) -> Sequence[Reply]:
+        """Responses with a stream: a failure, as its last messages or raised again."""
+
     def tokenize(self, spans: list[TokenSpan]) -> bytes:
         """Tokenize."""
 
@@ -85,6 +99,9 @@ class Presenter(Protocol):
 
     def stream_error(self, error: ServiceError) -> Reply:
         """A failure inside a stream: as a message of the stream, or raised again."""
+
+    def stream_failure(self, error: ServiceError) -> Sequence[Reply]:
+        """The same as all messages that end the stream: one."""
 
     def stream_end(self) -> Reply | None:
         """The message that marks the end of an OpenAI stream, if there is one."""
@@ -143,6 +160,18 @@ class TypedPresenter:
         """See Presenter."""
         return pb.CompletionsResponse(completion=convert.completion_usage(usage))
 
+    def response(self, response: Response) -> Reply:
+        """See Presenter."""
+        return pb.ResponsesResponse(response=convert_responses.response(response))
+
+    def response_event(self, event: Event) -> Reply:
+        """See Presenter."""
+        return pb.ResponsesResponse(event=convert_responses.event(event))
+
+    def response_failure(self, stream: ResponseStream, error: ServiceError) -> Sequence[Reply]:
+        """Raised: a gRPC stream ends with a status."""
+        raise error
+
     def tokenize(self, spans: list[TokenSpan]) -> bytes:
         """See Presenter."""
         return framing.tokenize_response(spans)
@@ -173,6 +202,10 @@ class TypedPresenter:
 
     def stream_error(self, error: ServiceError) -> Reply:
         """Raised: a gRPC stream ends with a status."""
+        raise error
+
+    def stream_failure(self, error: ServiceError) -> Sequence[Reply]:
+        """Likewise."""
         raise error
 
     def stream_end(self) -> Reply | None:
@@ -232,6 +265,18 @@ class RestPresenter:
         """See Presenter."""
         return _event(render.completion_usage(usage))
 
+    def response(self, response: Response) -> Reply:
+        """See Presenter."""
+        return framing.http_reply(render.JSON, render_responses.response(response))
+
+    def response_event(self, event: Event) -> Reply:
+        """An event with a name, as OpenAI sends it."""
+        return framing.http_reply(render.SSE, render_responses.event(event))
+
+    def response_failure(self, stream: ResponseStream, error: ServiceError) -> Sequence[Reply]:
+        """The event `error`, and the response that failed."""
+        return [self.response_event(event) for event in stream.fail(error)]
+
     def tokenize(self, spans: list[TokenSpan]) -> bytes:
         """See Presenter."""
         return framing.http_reply(render.JSON, render.tokens(spans))
@@ -263,6 +308,10 @@ class RestPresenter:
     def stream_error(self, error: ServiceError) -> Reply:
         """An event, as in TGI: the status 200 was sent already."""
         return _event(render.error(error, self._error_format))
+
+    def stream_failure(self, error: ServiceError) -> Sequence[Reply]:
+        """See Presenter."""
+        return [self.stream_error(error)]
 
     def stream_end(self) -> Reply | None:
         """The event that OpenAI's clients wait for."""

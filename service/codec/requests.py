@@ -18,15 +18,17 @@ from ..generation.parameters import DEFAULT_MAX_NEW_TOKENS, Parameters, Prompt, 
 from ..grammar.spec import Grammar
 from ..openai.chat import ChatRequest, Message
 from ..openai.completions import CompletionsRequest
+from ..openai.responses.request import ResponsesRequest
 from ..openai.template_fields import TemplateFields
 from ..openai.tools import Tool
-from ..pb.google.protobuf import ListValue, Struct, Value
 from ..pb.tokenwire import v1 as pb
 from . import bodies
 from .counts import check_counts
+from .plain import plain
+from .responses.reading import request_of_body, request_of_message
 from .strict_json import parse
 
-Request = TextRequest | ChatRequest | CompletionsRequest | str | float | None
+Request = TextRequest | ChatRequest | CompletionsRequest | ResponsesRequest | str | float | None
 
 # presence_penalty is shifted so: TGI, router/src/server.rs at v2.1.1, chat_completions.
 _PRESENCE_SHIFT = 2.0
@@ -184,24 +186,6 @@ def invocation_of_message(message: pb.InvocationsRequest) -> Request:
             return completions_request(_part(message, pb.CompletionsRequest))
 
 
-def plain(value: Any) -> Any:
-    """Plain JSON values. A `Value` has doubles only: whole ones become integers where exact."""
-    match value:
-        case Value(list_value=ListValue(values=items)):
-            return [plain(item) for item in items]
-        case Value(struct_value=Struct(fields=members)) | Struct(fields=members):
-            return {key: plain(item) for key, item in members.items()}
-        case Value(number_value=float(number)):
-            return int(number) if number.is_integer() and abs(number) <= 2**53 else number
-        case Value(string_value=str(text)):
-            return text
-        case Value(bool_value=bool(truth)):
-            return truth
-        case Value():
-            return None  # null, or nothing at all
-    return value
-
-
 def _body(kind: type[Any], convert: Callable[[Any], Request]) -> Callable[[bytes, Limits], Request]:
     def read(data: bytes, limits: Limits) -> Request:
         wire = parse(data, kind)
@@ -238,6 +222,7 @@ READERS = {
     "ChatTokenize": CHAT,
     "ChatTokenizeStream": CHAT,
     "Completions": COMPLETIONS,
+    "Responses": Reader(request_of_body, request_of_message),
     "Invocations": Reader(invocation_of_body, invocation_of_message),
     "ChatUnary": CHAT,
     "CompletionsUnary": COMPLETIONS,

@@ -32,11 +32,14 @@ class Head:
 
     @classmethod
     def begin(
-        cls, prefix: Literal["chatcmpl", "cmpl"], asked_model: str | None, server: ServerInfo
+        cls,
+        prefix: Literal["chatcmpl-", "cmpl-", "resp_"],
+        asked_model: str | None,
+        server: ServerInfo,
     ) -> Self:
         """The head of a new answer to a request that names a model, or none."""
         return cls(
-            id=f"{prefix}-{secrets.token_hex(16)}",
+            id=f"{prefix}{secrets.token_hex(16)}",
             created=int(time.time()),
             model=_echoed(asked_model) or server.model_id,
             system_fingerprint=server.system_fingerprint,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.e2e.stack import PROMPT
-from tests.e2e.tools import CONTRACT_TOOLS, WEATHER_QUESTION
+from tests.e2e.tools import CONTRACT_TOOLS, TOOLS, WEATHER_QUESTION
 
 Exchange = tuple[str, str, dict[str, Any] | None]  # method, path, JSON body
 
@@ -22,6 +22,13 @@ CALL: dict[str, Any] = {
     "tools": CONTRACT_TOOLS,
     "tool_choice": "required",
     "max_tokens": 100,
+    "temperature": 0.0,
+}
+RESPONSE: dict[str, Any] = {"input": PROMPT, "max_output_tokens": 4}
+RESPONSE_CALL: dict[str, Any] = {
+    "input": WEATHER_QUESTION,
+    "tools": [{"type": "function", **tool["function"]} for tool in TOOLS],
+    "tool_choice": "required",
     "temperature": 0.0,
 }
 FORMAT: dict[str, Any] = {"response_format": {"type": "json_object"}}
@@ -102,6 +109,21 @@ EXCHANGES: dict[str, Exchange] = {
         "/v1/completions",
         {**COMPLETION, "prompt": ["a", "b"], **USAGE},
     ),
+    "response": ("POST", "/v1/responses", RESPONSE),
+    "response, logprobs": ("POST", "/v1/responses", {**RESPONSE, "top_logprobs": 2}),
+    "response, call": ("POST", "/v1/responses", RESPONSE_CALL),
+    "response stream": ("POST", "/v1/responses", {**RESPONSE, "stream": True}),
+    "response stream, logprobs": (
+        "POST",
+        "/v1/responses",
+        {**RESPONSE, "stream": True, "top_logprobs": 2},
+    ),
+    "response stream, call": ("POST", "/v1/responses", {**RESPONSE_CALL, "stream": True}),
+    "response stream, unfinished call": (
+        "POST",
+        "/v1/responses",
+        {**RESPONSE_CALL, "stream": True, "max_output_tokens": 12},
+    ),
     "invocation": ("POST", "/invocations", generate(details=True)),
     "invocation stream": ("POST", "/invocations", {**generate(), "stream": True}),
     "chat invocation": ("POST", "/invocations", CHAT),
@@ -125,6 +147,10 @@ GENERATIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "/v1/completions": (
         {**COMPLETION, "top_p": 1.0},
         {**COMPLETION, "temperature": FAILING_TEMPERATURE},
+    ),
+    "/v1/responses": (
+        {**RESPONSE, "top_p": 0.0},
+        {**RESPONSE, "temperature": FAILING_TEMPERATURE},
     ),
     "/invocations": (GENERATE_422, GENERATE_424),
 }

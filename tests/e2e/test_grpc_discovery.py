@@ -32,6 +32,7 @@ def test_reflection_describes_every_method(api: ReflectionClient) -> None:
         "ChatUnary": ("ChatRequest", "ChatCompletion", False),
         "Completions": ("CompletionsRequest", "CompletionsResponse", True),
         "CompletionsUnary": ("CompletionsRequest", "Completion", False),
+        "Responses": ("ResponsesRequest", "ResponsesResponse", True),
         "Invocations": ("InvocationsRequest", "InvocationsResponse", True),
         "Tokenize": ("TokenizeRequest", "TokenizeResponse", False),
         "TokenizeStream": ("TokenizeRequest", "TokenizeResponse", True),

@@ -29,6 +29,7 @@ FAILING = [
     ("/", "CompatGenerate"),
     ("/v1/chat/completions", "Chat"),
     ("/v1/completions", "Completions"),
+    ("/v1/responses", "Responses"),
     ("/tokenize", "TokenizeStream"),
 ]
 

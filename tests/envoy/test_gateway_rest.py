@@ -25,6 +25,7 @@ ROUTES = [
     ("POST", "/generate_stream", "GenerateStream"),
     ("POST", "/v1/chat/completions", "Chat"),
     ("POST", "/v1/completions", "Completions"),
+    ("POST", "/v1/responses", "Responses"),
     ("POST", "/tokenize", "TokenizeStream"),
 ]
 STREAMED = [
@@ -32,6 +33,7 @@ STREAMED = [
     ("/generate_stream", "GenerateStream"),
     ("/v1/chat/completions", "Chat"),
     ("/v1/completions", "Completions"),
+    ("/v1/responses", "Responses"),
 ]
 
 

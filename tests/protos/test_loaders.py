@@ -17,6 +17,7 @@ METHODS = {
     "CompatGenerate",
     "Chat",
     "Completions",
+    "Responses",
     "Invocations",
     "Tokenize",
     "ChatTokenize",

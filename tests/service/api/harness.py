@@ -17,7 +17,7 @@ from grpc import aio
 from service.api import rpc
 from service.api.servicer import TextGenerationServicer
 from service.call_record import begin_record
-from service.codec.requests import plain
+from service.codec.plain import plain
 from service.generation.admission import Admission
 from service.generation.generator import Generator
 from service.generation.load import LoadMeter

@@ -93,6 +93,7 @@ def test_the_document_has_the_additions() -> None:
         "/ping",
         "/invocations",
         "/chat_tokenize",
+        "/v1/responses",
         "/v1/models",
         "/v1/models/{id}",
         "/openapi.json",

@@ -20,6 +20,7 @@ BODIES: dict[str, dict[str, Any]] = {
     "CompatGenerate": {"inputs": "x"},
     "Chat": {"messages": [{"role": "user", "content": "x"}]},
     "Completions": {"prompt": ["x", "y"]},
+    "Responses": {"input": "x"},
     "Invocations": {"inputs": "x"},
 }
 FAILURES: list[tuple[Script, int, str, str]] = [

@@ -104,6 +104,9 @@ class Servicer:
     def completions(self, request: Any, call: Call) -> AsyncIterator[Any]:
         return self._two(pb.CompletionsResponse(), request, call)
 
+    def responses(self, request: Any, call: Call) -> AsyncIterator[Any]:
+        return self._two(pb.ResponsesResponse(), request, call)
+
     def watch_load(self, request: Any, call: Call) -> AsyncIterator[Any]:
         return self._two(pb.GetLoadResponse(), request, call)
 
@@ -148,6 +151,7 @@ VALID = {
     "CompatGenerate": bytes(pb.CompatGenerateRequest(inputs="")),
     "Invocations": bytes(pb.InvocationsRequest(inputs="")),
     "Tokenize": bytes(pb.TokenizeRequest(inputs="")),
+    "Responses": bytes(pb.ResponsesRequest(input=Value(string_value=""))),
     "TokenizeStream": bytes(pb.TokenizeRequest(inputs="")),
     "GetModel": bytes(pb.GetModelRequest(id="a/b")),
 }

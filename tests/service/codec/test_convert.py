@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.codec import requests
+from service.codec.plain import plain as as_plain
 from service.generation.parameters import Parameters
 from service.grammar.spec import Grammar
 from service.openai.chat import Message
@@ -335,17 +336,17 @@ def test_tools_and_their_choice_are_converted(choice: Any) -> None:
 
 @given(JSON)
 def test_json_values_keep_their_order_and_integers(plain: Any) -> None:
-    back = requests.plain(value(plain))
+    back = as_plain(value(plain))
     assert json.dumps(back) == json.dumps(plain)
 
 
 def test_an_absent_value_is_none() -> None:
-    assert requests.plain(None) is None
+    assert as_plain(None) is None
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf])
 def test_nan_and_infinity_do_not_fail(number: float) -> None:
-    back = requests.plain(Value(list_value=ListValue(values=[Value(number_value=number)])))
+    back = as_plain(Value(list_value=ListValue(values=[Value(number_value=number)])))
     assert str(back) == f"[{number}]"
 
 
@@ -358,8 +359,8 @@ def test_nan_and_infinity_do_not_fail(number: float) -> None:
     ],
 )
 def test_a_value_of_no_kind_is_null(odd: Value, expected: Any) -> None:
-    assert requests.plain(Value.parse(bytes(odd))) == expected
+    assert as_plain(Value.parse(bytes(odd))) == expected
 
 
 def test_null_is_none() -> None:
-    assert requests.plain(Value(null_value=NullValue.NULL_VALUE)) is None
+    assert as_plain(Value(null_value=NullValue.NULL_VALUE)) is None

@@ -11,11 +11,11 @@ from tests.service.fakes import SERVER
 
 
 def echoed(name: str | None) -> str:
-    return Head.begin("cmpl", name, SERVER).model
+    return Head.begin("cmpl-", name, SERVER).model
 
 
 def test_every_answer_has_an_id_of_its_own() -> None:
-    ids = {Head.begin("chatcmpl", None, SERVER).id for _ in range(50)}
+    ids = {Head.begin("chatcmpl-", None, SERVER).id for _ in range(50)}
     assert len(ids) == 50
     assert all(re.fullmatch("chatcmpl-[0-9a-f]{32}", item) for item in ids)
 
