@@ -16,7 +16,7 @@ from .executor import Executor, Forward, LaunchedStep, PromptResult
 from .grammar.constraints import Constraints
 from .heartbeat import Activity, Phase
 from .protocol.errors import CapacityError, GrammarError
-from .protocol.request import EngineStats, Request, SequenceOutput, StepOutput, Token
+from .protocol.request import EngineStats, MomentKind, Request, SequenceOutput, StepOutput, Token
 from .sampling.watermark import Watermark
 from .scheduling.scheduler import Scheduler
 from .scheduling.sequence import Sequence, SequenceStatus
@@ -127,7 +127,7 @@ class Engine:
         started = time.perf_counter()
         step, self._ahead = self._ahead or self._launch(None), None
         if step is None:
-            return StepOutput(stats=self.stats())
+            return StepOutput(stats=self.stats(), moments=self._scheduler.moments.take())
         if self._runs_ahead and step.can_run_ahead:
             self._ahead = self._launch(step)
         outputs = self._collect(step)
@@ -140,6 +140,7 @@ class Engine:
             forward_s=step.forward_s,
             sample_s=step.sample_s,
             duration_s=time.perf_counter() - started,
+            moments=self._scheduler.moments.take(),
         )
 
     def stats(self) -> EngineStats:
@@ -266,6 +267,7 @@ class Engine:
             for index, token in enumerate(tokens)
         ]
         if sequence.finish_reason is not None:
+            self._scheduler.moments.note(sequence.request_id, MomentKind.FINISHED)
             self.abort(sequence.request_id)
         return outputs
 
@@ -280,6 +282,9 @@ class Engine:
             tokens.append(token)
             if sequence.append(token.token_id) is not None:
                 break
+        num_before = sequence.num_generated_tokens - len(tokens)
+        if num_before == len(sequence.request.resumed_token_ids):
+            self._scheduler.moments.note(sequence.request_id, MomentKind.FIRST_TOKEN)
         self._scheduler.accept(sequence, len(tokens) - 1)
         constraints = self._constraints_of(sequence)
         if sequence.finish_reason is None and constraints is not None:

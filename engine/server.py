@@ -28,7 +28,7 @@ from .kernels.build import build_ahead
 from .protocol import wire
 from .protocol.config import EngineConfig, EngineInfo
 from .protocol.notify import READY, notify
-from .protocol.request import Request, SequenceOutput, StepOutput
+from .protocol.request import Moment, Request, SequenceOutput, StepOutput
 from .threads import num_processors, pin, unpin
 
 if TYPE_CHECKING:  # torch takes a second, in which the heartbeat could not beat
@@ -263,6 +263,10 @@ class EngineServer:
     def _publish(self, output: StepOutput) -> None:
         """Sends each service its outputs of a step, and all services its figures."""
         parts: defaultdict[_Connection, list[SequenceOutput]] = defaultdict(list)
+        moments: defaultdict[_Connection, list[Moment]] = defaultdict(list)
+        for moment in output.moments:  # before the owners of finished requests are forgotten
+            if (owner := self._owners.get(moment.request_id)) is not None:
+                moments[owner].append(moment)
         for item in output.outputs:
             owner = self._owners.get(item.request_id)
             if item.is_last:
@@ -271,7 +275,8 @@ class EngineServer:
                 parts[owner].append(item)
         for connection in self._connections:
             part = tuple(parts.get(connection, ()))
-            connection.send(wire.step(replace(output, outputs=part)))
+            happened = tuple(moments.get(connection, ()))
+            connection.send(wire.step(replace(output, outputs=part, moments=happened)))
 
 
 def _listen(path: Path) -> socket.socket:

@@ -7,7 +7,7 @@ nothing else is optional.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import NamedTuple
 
 
@@ -110,6 +110,27 @@ class SequenceOutput(NamedTuple):
         return self.finish_reason is not None or self.error is not None
 
 
+class MomentKind(IntEnum):
+    """What can happen to a request in the engine."""
+
+    STARTED = 1  # its first step begins
+    PREEMPTED = 2  # it lost its blocks and waits again
+    RESUMED = 3  # its first step after that begins
+    FIRST_TOKEN = 4  # its prompt is computed; after a death of the engine, what was there of it
+    FINISHED = 5  # it has its last token
+
+
+class Moment(NamedTuple):
+    """Something that happened to a request.
+
+    `at` is in seconds of `time.monotonic`, whose zero all processes of a machine share.
+    """
+
+    request_id: str
+    kind: MomentKind
+    at: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:
     """A snapshot of the engine after a step."""
@@ -130,7 +151,7 @@ class StepOutput:
     """The outputs of one step, with figures about the step and the engine.
 
     Durations are seconds: `forward_s` of the model, `sample_s` of sampling, `duration_s` of the
-    whole step.
+    whole step. `moments` are those since the last step, mostly none.
     """
 
     outputs: tuple[SequenceOutput, ...] = ()
@@ -140,3 +161,4 @@ class StepOutput:
     forward_s: float = 0.0
     sample_s: float = 0.0
     duration_s: float = 0.0
+    moments: tuple[Moment, ...] = ()

@@ -18,6 +18,8 @@ from .config import EngineInfo
 from .request import (
     EngineStats,
     FinishReason,
+    Moment,
+    MomentKind,
     Request,
     SamplingParams,
     SequenceOutput,
@@ -151,6 +153,7 @@ def step(output: StepOutput) -> bytes:
         output.forward_s,
         output.sample_s,
         output.duration_s,
+        output.moments,
     )
 
 
@@ -166,7 +169,7 @@ def parse_beat(fields: list[Any]) -> float:
 
 def parse_step(fields: list[Any]) -> StepOutput:
     """The outcome in a `STEP`."""
-    outputs, stats, num_scheduled, num_prefill, forward_s, sample_s, duration_s = fields
+    outputs, stats, num_scheduled, num_prefill, forward_s, sample_s, duration_s, moments = fields
     return StepOutput(
         outputs=tuple(_parse_output(item) for item in outputs),
         stats=EngineStats(**dict(zip(EngineStats.__slots__, stats, strict=True))),
@@ -175,6 +178,7 @@ def parse_step(fields: list[Any]) -> StepOutput:
         forward_s=forward_s,
         sample_s=sample_s,
         duration_s=duration_s,
+        moments=tuple(Moment(key, MomentKind(kind), at) for key, kind, at in moments),
     )
 
 

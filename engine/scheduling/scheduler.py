@@ -12,7 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..protocol.errors import CapacityError
+from ..protocol.request import MomentKind
 from .block_manager import BlockManager
+from .moments import Moments
 from .prompt_lookup import Drafter
 from .sequence import Sequence, SequenceStatus
 from .turns import Turns
@@ -95,6 +97,7 @@ class Scheduler:
         self.waiting = WaitingQueue(self.turns)
         self.running: list[Sequence] = []
         self.num_preemptions = 0
+        self.moments = Moments()
         self._num_arrived = 0
 
     @property
@@ -289,6 +292,9 @@ class Scheduler:
             num_tokens = self._admit(sequence, budget)
         if num_tokens:
             self.waiting.remove(sequence)
+            is_first = sequence.num_preemptions == 0
+            kind = MomentKind.STARTED if is_first else MomentKind.RESUMED
+            self.moments.note(sequence.request_id, kind)
             sequence.status = SequenceStatus.RUNNING
             self.running.append(sequence)
         return num_tokens
@@ -391,3 +397,4 @@ class Scheduler:
         sequence.reset()
         self.waiting.push(sequence)
         self.num_preemptions += 1
+        self.moments.note(sequence.request_id, MomentKind.PREEMPTED)

@@ -15,6 +15,8 @@ from engine.protocol.config import EngineInfo
 from engine.protocol.request import (
     EngineStats,
     FinishReason,
+    Moment,
+    MomentKind,
     Request,
     SamplingParams,
     SequenceOutput,
@@ -83,6 +85,9 @@ steps = st.builds(
     forward_s=floats,
     sample_s=floats,
     duration_s=floats,
+    moments=st.lists(
+        st.builds(Moment, st.text(max_size=40), st.sampled_from(MomentKind), floats), max_size=3
+    ).map(tuple),
 )
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | floats | st.text() | st.binary(),
