@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from grpc import aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -40,6 +40,10 @@ from .text.long_texts import LongTexts
 from .text.tokenizer import TextTokenizer
 from .workers.heap import give_back_large_blocks
 from .workers.lanes import Lanes
+
+if TYPE_CHECKING:  # else OpenTelemetry would be imported where there are no traces
+    from .tracing.export import TraceSender
+    from .tracing.tracer import CallTracer
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +88,7 @@ class App:
         self._credentials = settings.grpc_tls and server_credentials(settings.grpc_tls)
         self._lanes = Lanes(settings.max_pending_bytes)
         self._long_texts = _long_texts(settings)
+        self._traces = _trace_sender(settings)
         self._starting: asyncio.Task[None] | None = None  # of the processes for long texts
         self.port = 0
 
@@ -136,6 +141,8 @@ class App:
         if self._grammars is not None:
             await self._grammars.close()
         await self._close_workers()
+        if self._traces is not None:
+            await self._traces.close()
 
     async def _close_workers(self) -> None:
         if self._starting is not None:
@@ -184,7 +191,11 @@ class App:
             OSError: the address is in use, or not for us.
         """
         server = _grpc_server(
-            self._settings, metrics, from_gateway=from_gateway, authenticator=self._authenticator
+            self._settings,
+            metrics,
+            from_gateway=from_gateway,
+            authenticator=self._authenticator,
+            tracer=self._tracer(),
         )
         pool = rpc.load_pool()
         handlers = rpc.handlers(
@@ -202,6 +213,12 @@ class App:
         self._servers.append(server)
         return port
 
+    def _tracer(self) -> CallTracer | None:
+        if self._traces is None:
+            return None
+        content = self._settings.otlp_content
+        return self._traces.tracer(self._settings.model_id, captures_content=content)
+
     async def _watch_health(self) -> None:
         """Keeps the status of grpc.health.v1 equal to the engine client's health."""
         while True:
@@ -215,6 +232,20 @@ def _authenticator(settings: Settings) -> Authenticator:
     path = settings.api_key_file
     keys = None if path is None else watch_keys(path).current
     return Authenticator(keys, settings.api_key_exempt)
+
+
+def _trace_sender(settings: Settings) -> TraceSender | None:
+    """What sends traces; None, and nothing imported, where none are asked for.
+
+    Raises:
+        ValueError: they cannot be sent.
+    """
+    export = settings.trace_export(os.environ)
+    if export is None:
+        return None
+    from .tracing.export import TraceSender
+
+    return TraceSender(export)
 
 
 def _load_tokenizer(settings: Settings) -> TextTokenizer:
@@ -279,12 +310,14 @@ def _grpc_server(
     *,
     from_gateway: bool,
     authenticator: Authenticator | None = None,
+    tracer: CallTracer | None = None,
 ) -> aio.Server:
     interceptor = CallInterceptor(
         metrics,
         from_gateway=from_gateway,
         access_log=settings.access_log,
         authenticator=authenticator,
+        tracer=tracer,
     )
     options = _grpc_options(settings, from_gateway=from_gateway)
     return aio.server(interceptors=[interceptor], options=options)

@@ -11,13 +11,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib.metadata
-import json
 import logging
 import os
 import signal
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -27,15 +25,15 @@ from .access.keys import key_line, make_key
 from .bench.options import add_arguments as add_bench_arguments
 from .bench.options import from_arguments as bench_options
 from .bundled import DESCRIPTORS
-from .call_record import CallFilter
 from .launch import private_directory
 from .launch.open_files import raise_limit
 from .launch.options import SettingsError
 from .launch.plan import envoy_command, envoy_configuration, is_serving
 from .launch.settings import Settings
-from .launch.sources import add_arguments, load
+from .launch.sources import add_arguments, load, wants_json
 from .launch.supervisor import Supervisor, SupervisorError
 from .launch.unsupported import unsupported_variables
+from .log_lines import set_up_logging, write_json_only
 from .parent import ignore_hangup
 
 logger = logging.getLogger("service.cli")  # __name__ is `__main__` when run with -m
@@ -52,8 +50,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if name in _CLIENT_COMMANDS:
             return _CLIENT_COMMANDS[name](arguments)
+        if name in _WARNING_COMMANDS and wants_json(arguments, os.environ):
+            write_json_only()
         settings = load(arguments, os.environ)
-        _set_up_logging(settings)
+        set_up_logging(settings.log_level, json_output=settings.json_output)
         if name in _WARNING_COMMANDS:
             for warning in unsupported_variables(os.environ):
                 logger.warning("%s", warning)
@@ -196,44 +196,6 @@ def _version() -> str:
         return importlib.metadata.version("tokenwire")
     except importlib.metadata.PackageNotFoundError:
         return "(not installed)"
-
-
-def _set_up_logging(settings: Settings) -> None:
-    handler = logging.StreamHandler()
-    handler.addFilter(CallFilter())
-    text = _TextFormatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
-    handler.setFormatter(_JsonFormatter() if settings.json_output else text)
-    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
-
-
-class _TextFormatter(logging.Formatter):
-    """A line, which ends in the request's id and its caller if it is about one."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:
-        text = super().formatMessage(record)
-        request_id, caller = getattr(record, "request_id", ""), getattr(record, "caller", "")
-        return f"{text} [{' '.join(filter(None, (request_id, caller)))}]" if request_id else text
-
-
-class _JsonFormatter(logging.Formatter):
-    """One JSON object a line, with the keys that TGI's router writes under --json-output."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        created = datetime.fromtimestamp(record.created, UTC)
-        line = {
-            "timestamp": created.isoformat(timespec="microseconds").replace("+00:00", "Z"),
-            "level": record.levelname.replace("WARNING", "WARN"),
-            "message": record.getMessage(),
-            "target": record.name,
-        }
-        for name in ("request_id", "caller"):
-            if value := getattr(record, name, ""):
-                line[name] = value
-        line |= getattr(record, "access", {})
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,9 @@ REST_ROUTES: dict[str, tuple[str, ...]] = {
     **{f"/docs/{name}": ("GET",) for name in DOCS_ASSETS},
 }
 
+# What probes and scrapers ask every few seconds: they leave no log lines and begin no traces.
+QUIET_PATHS = ("/health", "/ping", "/metrics", "/grpc.health.v1.Health/Check")
+
 # The services that the gateway passes native gRPC calls to; to it all others are unknown.
 GRPC_SERVICES = (
     SERVICE,

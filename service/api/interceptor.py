@@ -13,14 +13,21 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 from grpc import aio
 
-from ..call_record import REQUEST_ID_HEADER, begin_record, current_record
+from ..call_record import (
+    CANCELLED,
+    REQUEST_ID_HEADER,
+    CallRecord,
+    begin_record,
+    current_record,
+    note_error,
+)
 from ..codec.render import error_body
 from ..error_bodies import ErrorFormat, error_format
 from ..errors import ErrorKind, ServiceError, internal
@@ -31,8 +38,12 @@ from .authentication import Authenticator
 from .call import rest_path
 from .caller import caller_of
 
+if TYPE_CHECKING:  # else OpenTelemetry would be imported where there are no traces
+    from ..tracing.tracer import CallSpan, CallTracer
+
 logger = logging.getLogger(__name__)
 
+_TRACEPARENT = "traceparent"
 _RETRY_S = 1  # where nothing better is known
 # The trailers contain a message three times, escaped; peers refuse trailers above 8 to 16 KiB.
 _MAX_MESSAGE_BYTES = 512
@@ -53,6 +64,7 @@ class CallInterceptor(aio.ServerInterceptor):  # type: ignore[misc]
 
     Args:
         metrics: where calls are counted.
+        tracer: makes the spans of calls, where there are traces.
         from_gateway: whether the server's calls come from the gateway.
         access_log: whether each call gets a log line at its end.
         authenticator: decides who may call; by default everyone.
@@ -65,11 +77,13 @@ class CallInterceptor(aio.ServerInterceptor):  # type: ignore[misc]
         from_gateway: bool,
         access_log: bool = False,
         authenticator: Authenticator | None = None,
+        tracer: CallTracer | None = None,
     ) -> None:
         self._metrics = metrics
         self._from_gateway = from_gateway
         self._access_log = access_log
         self._authenticator = authenticator or Authenticator()
+        self._tracer = tracer
 
     async def intercept_service(
         self,
@@ -104,9 +118,11 @@ class CallInterceptor(aio.ServerInterceptor):  # type: ignore[misc]
                 key_name=key_name,
                 takes_tenants=not self._authenticator.needs_keys,
             )
-            record = begin_record(_text(metadata.get(REQUEST_ID_HEADER)), caller)
+            record = begin_record(
+                _text(metadata.get(REQUEST_ID_HEADER)), caller, _text(metadata.get(_TRACEPARENT))
+            )
             context.set_trailing_metadata(((REQUEST_ID_HEADER, record.request_id),))
-            with self._counted(method, key_name, context):
+            with self._counted(method, key_name, context, record):
                 try:
                     reply = await function(request, context)
                     # Again, since the request may have named the call.
@@ -128,6 +144,7 @@ class CallInterceptor(aio.ServerInterceptor):  # type: ignore[misc]
         if not isinstance(error, ServiceError):
             logger.error("a call failed unexpectedly", exc_info=error)
             error = internal()
+        note_error(error.kind.error_type)
         metadata = context.invocation_metadata()
         path = rest_path(metadata, from_gateway=self._from_gateway)
         if path is None:
@@ -142,9 +159,14 @@ class CallInterceptor(aio.ServerInterceptor):  # type: ignore[misc]
 
     @contextmanager
     def _counted(
-        self, method: str, key_name: str | None, context: aio.ServicerContext[Any, Any]
+        self,
+        method: str,
+        key_name: str | None,
+        context: aio.ServicerContext[Any, Any],
+        record: CallRecord,
     ) -> Any:
-        started = time.monotonic()
+        path = rest_path(context.invocation_metadata(), from_gateway=self._from_gateway)
+        span = self._span(method, context, record, path)
         self._metrics.call_begun(method)
         cancelled = False
         try:
@@ -154,11 +176,29 @@ class CallInterceptor(aio.ServerInterceptor):  # type: ignore[misc]
             raise
         finally:
             code = "CANCELLED" if cancelled else _code_name(context.code())
-            seconds = time.monotonic() - started
+            if cancelled:
+                record.fail(CANCELLED)
+            seconds = time.monotonic() - record.began
             self._metrics.call_ended(method, code, seconds, key_name)
+            if span is not None:
+                span.end(code, _code_number(code))
             if self._access_log and method not in _QUIET:
-                path = rest_path(context.invocation_metadata(), from_gateway=self._from_gateway)
-                log_access(method, path or method, code, seconds)
+                log_access(record, method, path or method, code, seconds)
+
+    def _span(
+        self,
+        method: str,
+        context: aio.ServicerContext[Any, Any],
+        record: CallRecord,
+        path: str | None,
+    ) -> CallSpan | None:
+        """Begins the span of a call that is to have one."""
+        if self._tracer is None or method in _QUIET:
+            return None
+        metadata = context.invocation_metadata() or ()
+        return self._tracer.begin(
+            method, metadata, record, from_gateway=self._from_gateway, path=path
+        )
 
 
 def _raising(error: ServiceError) -> Callable[..., Awaitable[Any]]:
@@ -177,6 +217,12 @@ def _code_name(code: Any) -> str:
     if isinstance(code, grpc.StatusCode):
         return str(code.name)
     return next((item.name for item in grpc.StatusCode if item.value[0] == code), str(code))
+
+
+def _code_number(name: str) -> int:
+    """The number of a status code."""
+    code = grpc.StatusCode.__members__.get(name, grpc.StatusCode.UNKNOWN)
+    return int(code.value[0])
 
 
 def _cut(message: str) -> str:

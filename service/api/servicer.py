@@ -16,6 +16,7 @@ from functools import partial
 from typing import Literal
 from urllib.parse import unquote
 
+from ..call_record import note_answer, note_conversation, note_error
 from ..codec import convert, headers, presenter
 from ..codec.keep_alive import with_keep_alive
 from ..codec.presenter import InvocationKind, Reply
@@ -307,6 +308,7 @@ class TextGenerationServicer:
         return await self._prepared(replace(request, tool_call_format=call_format), call)
 
     async def _prepared(self, request: ChatRequest, call: Call) -> Conversation:
+        note_conversation(request.texts())
         escapes = request.escape_special_tokens
         if escapes is None:
             escapes = self._server.escape_special_tokens
@@ -466,7 +468,9 @@ class TextGenerationServicer:
         prefix: Literal["chatcmpl-", "cmpl-", "resp_"],
         wanted: ChatRequest | CompletionsRequest,
     ) -> Head:
-        return Head.begin(prefix, wanted.parameters.adapter_id, self._server)
+        head = Head.begin(prefix, wanted.parameters.adapter_id, self._server)
+        note_answer(head.id)
+        return head
 
     async def _presented(
         self,
@@ -491,10 +495,12 @@ class TextGenerationServicer:
             if call.failure is not None:
                 raise call.failure
         except ServiceError as error:
+            note_error(error.kind.error_type)
             for reply in failed(error):
                 yield reply
         except Exception:
             logger.exception("a stream failed unexpectedly")
+            note_error(ErrorKind.INTERNAL.error_type)
             for reply in failed(internal()):
                 yield reply
         if openai and (end := call.presenter.stream_end()) is not None:

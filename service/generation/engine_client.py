@@ -23,6 +23,7 @@ from engine.protocol.request import Request, SequenceOutput, StepOutput
 
 from ..call_record import CallRecord, current_record
 from ..errors import ServiceError, cancelled, overloaded, unhealthy
+from ..timeline import SequenceTimeline
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ class _Stream:
 
     request: Request
     call: CallRecord | None = None
+    timeline: SequenceTimeline = field(default_factory=SequenceTimeline)
     queue: asyncio.Queue[SequenceOutput | ServiceError] = field(default_factory=asyncio.Queue)
     token_ids: list[int] = field(default_factory=list)
     num_prompt_logprobs: int = 0
@@ -146,6 +148,8 @@ class EngineClient:
             raise unhealthy()
         stream = _Stream(request, current_record(), on_end=on_end)
         self._streams[request.request_id] = stream
+        if stream.call is not None:
+            stream.call.sequences.append(stream.timeline)
         try:
             self._send(wire.submit(request))
             yield await self._first(stream)
@@ -153,6 +157,7 @@ class EngineClient:
                 yield await _next(stream)
         finally:
             del self._streams[request.request_id]
+            stream.timeline.end()
             if not stream.ended:
                 self._send(wire.frame(wire.Kind.ABORT, request.request_id))
 
@@ -189,6 +194,7 @@ class EngineClient:
                 self._writer = None
             for stream in self._streams.values():
                 stream.num_restarts += 1
+                stream.timeline.lose_engine()
             self._fail_streams("the engine died too often", min_restarts=_MAX_RESTARTS)
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
@@ -211,6 +217,9 @@ class EngineClient:
 
     def _deliver(self, step: StepOutput) -> None:
         self.last_step = step
+        for moment in step.moments:
+            if (stream := self._streams.get(moment.request_id)) is not None:
+                stream.timeline.note(moment)
         for output in step.outputs:
             stream = self._streams.get(output.request_id)
             if stream is not None:  # else it was aborted before this arrived

@@ -10,7 +10,14 @@ import time
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import AbstractContextManager, aclosing, contextmanager
 
-from ..call_record import note_tokens
+from ..call_record import (
+    CANCELLED,
+    note_error,
+    note_prompt,
+    note_request,
+    note_text,
+    note_tokens,
+)
 from ..errors import ErrorKind, ServiceError
 from .admission import Admission
 from .generator import Generation, Generator, TokenEvent
@@ -69,6 +76,7 @@ class Pipeline:
         Raises:
             ServiceError: the request is refused, or generation failed.
         """
+        note_request(parameters, 1, is_stream=False)
         with self._counted(), self._running.entered() as call:
             self._validator.check_best_of(parameters)
             with self._admission.permit(max(parameters.best_of or 1, 1)):
@@ -85,6 +93,7 @@ class Pipeline:
         Raises:
             ServiceError: the request is refused, or generation failed.
         """
+        note_request(parameters, n, is_stream=False)
         with self._counted(), self._running.entered() as call, self._admission.permit(n):
             request = await self._validate(prompt, parameters, call)
             results = await self._generator.run_choices(request, n, received, time.monotonic())
@@ -111,6 +120,7 @@ class Pipeline:
         Raises:
             ServiceError: the request is refused, or a generation failed, which ends the others.
         """
+        note_request(parameters, n, is_stream=True)
         with self._counted(), self._running.entered() as call:
             self._validator.check_stream(parameters)
             with self._admission.permit(n) as permit:
@@ -143,11 +153,15 @@ class Pipeline:
         num_generated = sum(len(result.tokens) for result in results)
         last = max(results, key=lambda result: result.timings.finished)
         self._metrics.request_finished(last, num_generated)
-        note_tokens(last.num_prompt_tokens, num_generated)
+        note_tokens(last.num_prompt_tokens, num_generated, results[0].num_cached_tokens)
+        for result in results:
+            note_text(result.text, result.finish_reason)
 
     async def _validate(
         self, prompt: Prompt, parameters: Parameters, call: RunningCall
     ) -> GenerationRequest:
+        if isinstance(prompt, str):
+            note_prompt(prompt)
         request = await self._validator.validate(prompt, parameters)
         call.check()
         self._metrics.request_validated(len(request.prompt_token_ids), request.max_new_tokens)
@@ -162,7 +176,9 @@ class Pipeline:
             if error.kind is ErrorKind.OVERLOADED and error.retry_after_s is None:
                 error.retry_after_s = self._admission.retry_after_s()
             self._metrics.request_failed(_FAILURES.get(error.kind, "validation"))
+            note_error(error.kind.error_type)
             raise
         except (asyncio.CancelledError, GeneratorExit):
+            note_error(CANCELLED)
             self._metrics.request_failed("dropped")
             raise

@@ -6,6 +6,7 @@ import secrets
 
 from engine.protocol.request import SamplingParams
 
+from ..call_record import stage
 from ..errors import ErrorKind, ServiceError
 from ..grammar.checker import GrammarChecker
 from ..text.long_texts import TooManyTokensError
@@ -60,18 +61,12 @@ class Validator:
         Raises:
             ServiceError: the first rule that is broken.
         """
-        limits = self._limits
-        check(RULES, parameters, limits)
-        if prompt == "":
-            raise _empty()
-        check(INPUT_RULES, parameters, limits)
-        token_ids = await self._token_ids(prompt, parameters)
-        max_new_tokens = parameters.max_new_tokens
-        if max_new_tokens is None:
-            max_new_tokens = max(limits.max_total_tokens - len(token_ids), 0)
-        check_lengths(len(token_ids), max_new_tokens, limits)
-        grammar = parameters.grammar
-        source = "" if grammar is None else await self._grammars.check(grammar)
+        with stage("validate", from_begin=True):
+            token_ids, max_new_tokens = await self._checked(prompt, parameters)
+        source = ""
+        if parameters.grammar is not None:
+            with stage("grammar"):
+                source = await self._grammars.check(parameters.grammar)
         return GenerationRequest(
             inputs=self._text(prompt, parameters),
             prompt_token_ids=token_ids,
@@ -90,6 +85,24 @@ class Validator:
             detokenize=parameters.detokenize,
             prompt_top_n_tokens=parameters.prompt_top_n_tokens,
         )
+
+    async def _checked(self, prompt: Prompt, parameters: Parameters) -> tuple[tuple[int, ...], int]:
+        """The prompt's tokens, and how many more there may be.
+
+        Raises:
+            ServiceError: the first rule that is broken.
+        """
+        limits = self._limits
+        check(RULES, parameters, limits)
+        if prompt == "":
+            raise _empty()
+        check(INPUT_RULES, parameters, limits)
+        token_ids = await self._token_ids(prompt, parameters)
+        max_new_tokens = parameters.max_new_tokens
+        if max_new_tokens is None:
+            max_new_tokens = max(limits.max_total_tokens - len(token_ids), 0)
+        check_lengths(len(token_ids), max_new_tokens, limits)
+        return token_ids, max_new_tokens
 
     async def _token_ids(self, prompt: Prompt, parameters: Parameters) -> tuple[int, ...]:
         if isinstance(prompt, str):

@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 
+from ..log_lines import message_of
 from ..parent import die_with_parent
 
 logger = logging.getLogger(__name__)
@@ -111,7 +112,7 @@ class Child:
         """The line in which a command of ours gives its error, or else the last line, if recent."""
         own = f"tokenwire {self.name}: "
         since = (self._ended or time.monotonic()) - _LAST_WORDS_S
-        recent = [line for written, line in self._tail if written >= since]
+        recent = [message_of(line) for written, line in self._tail if written >= since]
         errors = [line.removeprefix(own) for line in recent if line.startswith(own)]
         return (errors or recent or [""])[-1]
 

@@ -11,6 +11,7 @@ import ipaddress
 import json
 import re
 import shutil
+import ssl
 import subprocess
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,8 +22,9 @@ import jinja2
 from ..access.certificates import TlsFiles
 from ..bundled import envoy_template
 from ..error_bodies import FORMAT_HEADER, OPENAI_PATHS, SDK_HEADERS, openai_body, tgi_body
-from ..routes import GRPC_SERVICES, REST_ROUTES, SERVICE
+from ..routes import GRPC_SERVICES, QUIET_PATHS, REST_ROUTES, SERVICE
 from .edge import Edge
+from .otlp import TraceExport
 
 # The errors that Envoy makes itself: HTTP status -> (error, error_type). Where TGI has the case,
 # the text is TGI's (router at v2.1.1, and axum 0.7's body extractors for 413 and 415).
@@ -85,6 +87,8 @@ _CLIENT_CA_FILE = "client-ca.json"
 _API = "type.googleapis.com/envoy"
 
 _HEALTHY_SERVICES = "cluster.service.membership_healthy"  # one of Envoy's numbers
+_SYSTEM_CA = "/etc/ssl/certs/ca-certificates.crt"  # where most distributions have it
+_JSON_LOG = '{"timestamp":"%Y-%m-%dT%H:%M:%S.%f%z","level":"%l","message":"%j","target":"envoy.%n"}'
 _ADMIN_S = 2.0  # for an answer of the admin interface
 
 
@@ -109,6 +113,9 @@ class GatewayConfig:
             `write` makes; None lets it read the certificates at its start only.
         max_connection_seconds: after which connections are closed between requests; 0 for never.
         max_heap_bytes: memory of Envoy; close to it, requests are refused.
+        traces: where a span for each request goes; None for nowhere.
+        access_log: whether each request gets a line on stdout.
+        json_output: whether that and all else that Envoy writes is JSON.
         edge: limits that only tests change.
     """
 
@@ -127,6 +134,9 @@ class GatewayConfig:
     tls_secrets: Path | None = None
     max_connection_seconds: int = 3600
     max_heap_bytes: int = 2 << 30
+    traces: TraceExport | None = None
+    access_log: bool = False
+    json_output: bool = False
     edge: Edge = field(default_factory=Edge)
 
     @property
@@ -152,6 +162,7 @@ def render(config: GatewayConfig) -> str:
     return template.render(
         config=config,
         service=SERVICE,
+        quiet_paths=QUIET_PATHS,
         rest_routes={path: _with_head(methods) for path, methods in REST_ROUTES.items()},
         grpc_services=GRPC_SERVICES,
         exposed_headers=EXPOSED_HEADERS,
@@ -167,6 +178,7 @@ def render(config: GatewayConfig) -> str:
         service_statuses=SERVICE_STATUSES,
         grpc_statuses=_GRPC_STATUSES,
         upstream_is_address=_is_address(config.upstream_host),
+        trusted_ca=_trusted_ca(config),
         certificate_file=_CERTIFICATE_FILE,
         client_ca_file=_CLIENT_CA_FILE,
     )
@@ -247,9 +259,17 @@ def find_envoy() -> Path:
 
 
 def command(
-    binary: Path, config_path: Path, log_level: str = "warning", *, concurrency: int = 2
+    binary: Path,
+    config_path: Path,
+    log_level: str = "warning",
+    *,
+    concurrency: int = 2,
+    json_output: bool = False,
 ) -> list[str]:
-    """Returns the argument list that runs Envoy with `concurrency` worker threads."""
+    """Returns the argument list that runs Envoy with `concurrency` worker threads.
+
+    With `json_output` its log lines are JSON.
+    """
     return [
         str(binary),
         "--config-path",
@@ -268,6 +288,10 @@ def command(
         # At every start it would warn, per status, that custom_response's API may still change.
         "--component-log-level",
         "misc:error",
+        # Lines of the access log wait for so long to be written.
+        "--file-flush-interval-msec",
+        "200",
+        *(("--log-format", _JSON_LOG) if json_output else ()),
     ]
 
 
@@ -335,6 +359,13 @@ def validate(binary: Path, config_path: Path) -> None:
     )
     if check.returncode != 0:
         raise ValueError(check.stderr.strip() or f"envoy ended with status {check.returncode}")
+
+
+def _trusted_ca(config: GatewayConfig) -> str:
+    """The file of those who may sign the collector's certificate."""
+    if config.traces is None or config.traces.ca is None:
+        return ssl.get_default_verify_paths().cafile or _SYSTEM_CA
+    return str(config.traces.ca)
 
 
 def _compact(body: dict[str, Any]) -> str:

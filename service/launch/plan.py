@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import json
+import os
 import socket
 import ssl
 import sys
@@ -43,6 +44,7 @@ class Plan:
         commands: by name, in the order of their start.
         stages: of the start.
         banner: is printed once all stages are reached.
+        addresses: the same for programs, by name.
         watch: runs as long as the children do, if there is something to watch.
         signs_of_life: by name, how children are known to be alive; others only by their end.
         max_connections: of callers, at a time.
@@ -52,6 +54,7 @@ class Plan:
     commands: Mapping[str, list[str]]
     stages: tuple[Stage, ...]
     banner: str
+    addresses: Mapping[str, str] = field(default_factory=dict)
     watch: Callable[[], Coroutine[Any, Any, None]] | None = None
     signs_of_life: Mapping[str, Watch] = field(default_factory=dict)
     max_connections: int = 0
@@ -82,6 +85,7 @@ def make_plan(settings: Settings, runtime: Path) -> Plan:
         },
         stages=_stages(settings, settings.admin_port or runtime / _ADMIN_SOCKET),
         banner=_banner(settings),
+        addresses=_addresses(settings),
         watch=None if tls is None else lambda: follow_certificates(tls, runtime),
         signs_of_life={
             "engine": Notifications(runtime / "engine.notify"),
@@ -143,15 +147,16 @@ def envoy_command(settings: Settings, directory: Path, *, is_told: bool = False)
     check_public_certificates(settings)
     binary = gateway.find_envoy()
     admin_socket = None if settings.admin_port is not None else directory / _ADMIN_SOCKET
-    config = settings.gateway_config(DESCRIPTORS, admin_socket)
+    config = settings.gateway_config(DESCRIPTORS, admin_socket, settings.trace_export(os.environ))
     config_path = gateway.write(config, directory, is_told=is_told)
     gateway.validate(binary, config_path)
-    return gateway.command(binary, config_path)
+    return gateway.command(binary, config_path, json_output=settings.json_output)
 
 
 def envoy_configuration(settings: Settings) -> str:
     """Returns Envoy's configuration as text."""
-    return gateway.render(settings.gateway_config(DESCRIPTORS))
+    traces = settings.trace_export(os.environ)
+    return gateway.render(settings.gateway_config(DESCRIPTORS, traces=traces))
 
 
 def with_ports(settings: Settings) -> Settings:
@@ -240,10 +245,19 @@ async def _connection(
         writer.close()
 
 
-def _banner(settings: Settings) -> str:
+def _addresses(settings: Settings) -> dict[str, str]:
+    """Where the server is reached, and with what model."""
     scheme = "http" if settings.tls_certificate is None else "https"
-    rest = f"{scheme}://{address(reachable(settings.hostname), settings.port)}"
-    direct = address(settings.upstream_host, settings.grpc_port)
+    return {
+        "rest": f"{scheme}://{address(reachable(settings.hostname), settings.port)}",
+        "grpc": address(settings.upstream_host, settings.grpc_port),
+        "model": settings.model_id,
+    }
+
+
+def _banner(settings: Settings) -> str:
+    addresses = _addresses(settings)
+    rest, direct = addresses["rest"], addresses["grpc"]
     chat = {
         "messages": [{"role": "user", "content": "What is Deep Learning?"}],
         "max_tokens": 60,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +15,7 @@ from ..access.certificates import TlsFiles
 from ..bundled import demo_model
 from .gateway import GatewayConfig
 from .options import About, Option, SettingsError, is_ip_address, spell
+from .otlp import TraceExport, trace_export
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 Quantization = Literal[
@@ -291,10 +292,21 @@ class Settings:
         ),
     ] = 10.0
     log_level: Annotated[LogLevel, About("least level that is logged")] = "info"
-    json_output: Annotated[bool, About("log JSON lines")] = False
+    json_output: Annotated[bool, About("write nothing but JSON lines")] = False
     access_log: Annotated[
         bool, About("log a line for every call, without its content", ours=True)
     ] = True
+    otlp_endpoint: Annotated[
+        str | None,
+        About("collector that traces go to, by OTLP; the variables OTEL_* say more, if need be"),
+    ] = None
+    otlp_service_name: Annotated[
+        str | None,
+        About("name of the server in traces; otherwise text-generation-inference.router"),
+    ] = None
+    otlp_content: Annotated[
+        bool, About("let traces have the texts of prompts and answers", ours=True)
+    ] = False
     tool_call_format: Annotated[
         ToolCallFormat,
         About(
@@ -416,6 +428,14 @@ class Settings:
         # Where callers have keys, only those pages may use one whose origin was thought of.
         return self.cors_allow_origin or (("*",) if self.api_key_file is None else ())
 
+    def trace_export(self, environment: Mapping[str, str]) -> TraceExport | None:
+        """Where traces go, by these settings and OpenTelemetry's variables; None for nowhere.
+
+        Raises:
+            SettingsError: they cannot go there.
+        """
+        return trace_export(self.otlp_endpoint, self.otlp_service_name, environment)
+
     def engine_config(self, socket_path: Path) -> EngineConfig:
         """Returns the engine's configuration."""
         batch_size: dict[str, Any] = (
@@ -447,7 +467,12 @@ class Settings:
             **batch_size,
         )
 
-    def gateway_config(self, descriptors: Path, admin_socket: Path | None = None) -> GatewayConfig:
+    def gateway_config(
+        self,
+        descriptors: Path,
+        admin_socket: Path | None = None,
+        traces: TraceExport | None = None,
+    ) -> GatewayConfig:
         """Returns Envoy's parameters.
 
         Raises:
@@ -473,6 +498,9 @@ class Settings:
             tls=self.tls,
             max_connection_seconds=self.max_connection_seconds,
             max_heap_bytes=self.max_gateway_bytes,
+            traces=traces,
+            access_log=self.access_log,
+            json_output=self.json_output,
         )
 
     def to_argv(self) -> list[str]:

@@ -58,6 +58,18 @@ def load(
     return Settings(**values)
 
 
+def wants_json(
+    arguments: Mapping[str, str | Sequence[str] | None], environment: Mapping[str, str]
+) -> bool:
+    """Whether only JSON is to be written: known before all other settings, which may be wrong."""
+    (option,) = (option for option in OPTIONS if option.name == "json_output")
+    given = arguments.get(option.name) or environment.get(option.variables[0], "")
+    try:
+        return bool(given) and bool(_read(option, given, option.flags[0]))
+    except SettingsError:
+        return False  # which is reported when all are read
+
+
 def without_settings(environment: Mapping[str, str]) -> dict[str, str]:
     """Returns the environment for a child that gets its settings as flags."""
     known = {variable for option in OPTIONS for variable in option.variables}

@@ -20,6 +20,7 @@ from typing import Any
 
 from engine.protocol.notify import VARIABLE as NOTIFY_SOCKET
 
+from ..log_lines import FIELDS
 from ..parent import ignore_hangup
 from .child import Child
 from .open_files import raise_limit
@@ -134,8 +135,14 @@ class Supervisor:
             *map(self._fail_on_end, self._children),
         )
         if not self._stopping.is_set():
-            sys.stdout.write(plan.banner)
-            sys.stdout.flush()
+            self._announce(plan)
+
+    def _announce(self, plan: Plan) -> None:
+        if self._settings.json_output:
+            logger.info("Tokenwire is ready", extra={FIELDS: plan.addresses})
+            return
+        sys.stdout.write(plan.banner)
+        sys.stdout.flush()
 
     async def _keep_alive(self, child: Child) -> None:
         """Restarts a child whenever it ends; raises when that is hopeless."""

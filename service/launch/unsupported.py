@@ -32,7 +32,6 @@ _NO_ROPE = "positions are scaled as the model's config.json says; change them th
 _NO_SHARDS = Unsupported("there are no shards that would need it", warns=False)
 _NO_TUNNEL = Unsupported("there is no tunnel built in; run ngrok beside the server")
 _NEVER_SENT = Unsupported("nothing is ever sent to anyone", frozenset({"true", "1"}))
-_NO_TRACES = Unsupported("traces are not available yet; /metrics has the timings")
 
 UNSUPPORTED: dict[str, Unsupported] = {
     "sharded": Unsupported(_ONE_PROCESS, frozenset({"false", "0"})),
@@ -48,8 +47,6 @@ UNSUPPORTED: dict[str, Unsupported] = {
         "set the variable HF_HUB_CACHE, which the hub's own library reads", warns=False
     ),
     "weights_cache_override": Unsupported("give the directory as --model-id"),
-    "otlp_endpoint": _NO_TRACES,
-    "otlp_service_name": _NO_TRACES,
     "ngrok": _NO_TUNNEL,
     "ngrok_authtoken": _NO_TUNNEL,
     "ngrok_edge": _NO_TUNNEL,

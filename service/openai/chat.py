@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -140,6 +140,14 @@ class ChatRequest:
         """What a token adds to the text that the reader reads: control tokens only as markers."""
         is_read = not token.special or token.text in self.dialect.markers
         return token.text if is_read else ""
+
+    def texts(self) -> Iterator[tuple[str, str]]:
+        """Role and text of each message, as far as it has them."""
+        for message in self.messages:
+            content = message.content
+            parts = content if isinstance(content, list) else [{"text": content}]
+            texts = [part.get("text") for part in parts if isinstance(part, dict)]
+            yield message.role or "", "".join(text for text in texts if isinstance(text, str))
 
     def template_messages(self) -> list[dict[str, Any]]:
         """The conversation as chat templates expect it.

@@ -37,6 +37,14 @@ ENDLESS: dict[str, Any] = {
 _BANNER = re.compile(r"^  REST +(https?)://(\S+)\n  gRPC +(\S+)$", re.MULTILINE)
 
 
+_READY = re.compile(r'"rest": "(https?)://([^"]+)", "grpc": "([^"]+)"')  # the same as JSON
+
+
+def _ready(log: str) -> re.Match[str] | None:
+    """What a server writes when it is ready, for people or as JSON."""
+    return _BANNER.search(log) or _READY.search(log)
+
+
 class StartError(Exception):
     """The server did not start; `str()` is its log."""
 
@@ -104,7 +112,7 @@ class Stack:
         except BaseException:
             self.stop()
             raise
-        match = _BANNER.search(self.log())
+        match = _ready(self.log())
         assert match is not None
         scheme, self.address, self.grpc_address = match.groups()
         self.url = f"{scheme}://{self.address}"
@@ -186,7 +194,7 @@ class Stack:
 
     def _wait_for_banner(self) -> None:
         deadline = time.monotonic() + START_S
-        while not _BANNER.search(self.log()):
+        while _ready(self.log()) is None:
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise StartError(self.log())
             time.sleep(0.05)

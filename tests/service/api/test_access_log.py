@@ -12,7 +12,7 @@ import pytest
 
 from service.api import rpc
 from service.call_record import REQUEST_ID_HEADER, CallFilter
-from service.cli import _JsonFormatter, _TextFormatter
+from service.log_lines import JsonFormatter, TextFormatter
 from service.pb.google.api import HttpBody
 from service.pb.tokenwire import v1 as pb
 from service.routes import SERVICE
@@ -86,14 +86,14 @@ async def test_a_line_says_how_a_call_ended_and_not_what_was_in_it(
     await generate(service, "id")
     await eventually(lambda: bool(lines()))
     (line,) = lines()
-    text = _TextFormatter("%(message)s").format(line)
+    text = TextFormatter("%(message)s").format(line)
     found = re.fullmatch(
         r"Generate (\S+) OK \d+\.\d{3} s, tokens (\d+) in 3 out \[id 127\.0\.0\.1\]", text
     )
     assert found is not None
     assert found[1] == GENERATE
     assert int(found[2]) > 3
-    fields = json.loads(_JsonFormatter().format(line))
+    fields = json.loads(JsonFormatter().format(line))
     assert (fields["request_id"], fields["caller"]) == ("id", "127.0.0.1")
     assert (fields["path"], fields["status"], fields["generated_tokens"]) == (GENERATE, "OK", 3)
     assert SECRET not in text + json.dumps(fields)
@@ -117,7 +117,7 @@ async def test_a_grpc_caller_cannot_say_what_path_it_asked_for(
     await call(request, metadata=[("x-envoy-original-path", path)])
     await eventually(lambda: bool(lines()))
     (line,) = lines()
-    assert line.access["path"] == GENERATE  # type: ignore[attr-defined]
+    assert line.fields["path"] == GENERATE  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("query", ["", "?key=hidden"])
@@ -130,4 +130,4 @@ async def test_the_gateway_says_what_path_a_rest_caller_asked_for(
     await call(request, metadata=[("x-envoy-original-path", f"/generate{query}")])
     await eventually(lambda: bool(lines()))
     (line,) = lines()
-    assert line.access["path"] == "/generate"  # type: ignore[attr-defined]
+    assert line.fields["path"] == "/generate"  # type: ignore[attr-defined]

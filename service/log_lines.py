@@ -1,0 +1,143 @@
+"""Log lines, for people or as JSON; and how everything else that a process writes becomes JSON."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import threading
+from datetime import UTC, datetime
+from io import TextIOBase
+from typing import Any, TextIO
+
+from .call_record import CallFilter
+
+FIELDS = "fields"  # the attribute of a log record with further fields of its JSON
+_CALL_FIELDS = ("request_id", "caller", "trace_id")
+_TEXT_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+# Progress bars of the libraries that load models.
+_QUIET_LIBRARIES = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+
+
+def set_up_logging(level: str, *, json_output: bool) -> None:
+    """Sets up the log of this process, on stderr.
+
+    Args:
+        level: the least that is logged.
+        json_output: whether it, and whatever else this process writes, is JSON.
+    """
+    handler = logging.StreamHandler()
+    handler.addFilter(CallFilter())
+    handler.setFormatter(JsonFormatter() if json_output else TextFormatter(_TEXT_FORMAT))
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+
+
+def write_json_only() -> None:
+    """Makes JSON lines of all that Python code of this process writes from now on.
+
+    That are warnings, tracebacks, and what libraries print. It does not reach what is written by
+    C code: `serve` relays what its children write, and so makes JSON lines of that as well.
+    """
+    os.environ |= _QUIET_LIBRARIES
+    sys.stdout = JsonLines(sys.stdout, "stdout")
+    sys.stderr = JsonLines(sys.stderr, "stderr")
+
+
+class TextFormatter(logging.Formatter):
+    """A line, which ends in the request's id and its caller if it is about one."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """See logging.Formatter."""
+        text = super().formatMessage(record)
+        request_id, caller = getattr(record, "request_id", ""), getattr(record, "caller", "")
+        return f"{text} [{' '.join(filter(None, (request_id, caller)))}]" if request_id else text
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line, with the keys that TGI's router writes under --json-output."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See logging.Formatter."""
+        more = {name: value for name in _CALL_FIELDS if (value := getattr(record, name, ""))}
+        more |= getattr(record, FIELDS, {})
+        if record.exc_info:
+            more["exception"] = self.formatException(record.exc_info)
+        level = record.levelname.replace("WARNING", "WARN")
+        return json_line(level, record.getMessage(), record.name, record.created, **more)
+
+
+def json_line(level: str, message: str, target: str, at: float, **more: Any) -> str:
+    """A log line, without its end; `at` in seconds since 1970."""
+    timestamp = datetime.fromtimestamp(at, UTC).isoformat(timespec="microseconds")
+    line = {
+        "timestamp": timestamp.replace("+00:00", "Z"),
+        "level": level,
+        "message": message,
+        "target": target,
+    }
+    return json.dumps(line | more, ensure_ascii=False)
+
+
+def message_of(line: str) -> str:
+    """The message of a line, if it is JSON; or else the line."""
+    found = _parsed(line)
+    return str(found["message"]) if found is not None and "message" in found else line
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    if not line.startswith("{"):
+        return None
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+class JsonLines(TextIOBase):
+    """A text stream whose lines all are JSON objects: others become the message of one.
+
+    Args:
+        stream: where lines are written.
+        target: which is named in those that are made here.
+    """
+
+    def __init__(self, stream: TextIO, target: str) -> None:
+        self._stream = stream
+        self._target = target
+        self._rest = ""
+        self._lock = threading.RLock()
+
+    def write(self, text: str) -> int:
+        """Writes the lines that are complete."""
+        with self._lock:
+            *lines, self._rest = (self._rest + text.replace("\r", "\n")).split("\n")
+            if lines:
+                self._stream.write("".join(map(self._line, lines)))
+        return len(text)
+
+    def flush(self) -> None:
+        """Writes what is there, but for a line that has not ended."""
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Writes the last line, ended or not."""
+        self.write("\n")
+        self.flush()
+
+    def fileno(self) -> int:
+        """That of the stream behind."""
+        return self._stream.fileno()
+
+    def isatty(self) -> bool:
+        """No: nobody reads JSON from a terminal."""
+        return False
+
+    def _line(self, line: str) -> str:
+        line = line.strip()
+        if not line or _parsed(line) is not None:
+            return f"{line}\n" if line else ""
+        now = datetime.now(UTC).timestamp()
+        return json_line("INFO", line, self._target, now) + "\n"

@@ -1,0 +1,202 @@
+"""A real receiver of traces, over gRPC or HTTP, and what it has received as trees."""
+
+from __future__ import annotations
+
+import gzip
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import grpc
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as pb
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as pb_grpc
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
+
+WAIT_S = 60.0
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened within a span; `at` in ns since 1970."""
+
+    name: str
+    at: int
+    attributes: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Span:
+    """A span as it was received; times in ns since 1970."""
+
+    name: str
+    service: str
+    kind: int
+    trace_id: str
+    span_id: str
+    parent_id: str
+    start: int
+    end: int
+    attributes: Mapping[str, Any]
+    events: tuple[Event, ...]
+    status: int
+    message: str
+    state: str
+    resource: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Collector:
+    """What a receiver has received so far."""
+
+    def __init__(self) -> None:
+        self.url = ""
+        self.spans: list[Span] = []
+        self.headers: list[dict[str, str]] = []
+        self._changed = threading.Condition()
+
+    def take(self, request: pb.ExportTraceServiceRequest, headers: Mapping[str, str]) -> None:
+        """Notes the spans of an export."""
+        found = [
+            _span(span, _attributes(group.resource.attributes))
+            for group in request.resource_spans
+            for scope in group.scope_spans
+            for span in scope.spans
+        ]
+        with self._changed:
+            self.headers.append(dict(headers))
+            self.spans += found
+            self._changed.notify_all()
+
+    def wait(self, is_there: Callable[[list[Span]], bool], what: str) -> list[Span]:
+        """All spans, once they are as they have to be.
+
+        Raises:
+            AssertionError: they never are; the text names `what`.
+        """
+        deadline = time.monotonic() + WAIT_S
+        with self._changed:
+            while not is_there(self.spans):
+                left = deadline - time.monotonic()
+                assert left > 0, f"not received: {what}; there are {[s.name for s in self.spans]}"
+                self._changed.wait(left)
+            return list(self.spans)
+
+    def trace(self, trace_id: str, root: str) -> list[Span]:
+        """The spans of a trace, by their starts, once the one of this name is among them."""
+
+        def of_trace(spans: list[Span]) -> list[Span]:
+            return [span for span in spans if span.trace_id == trace_id]
+
+        spans = self.wait(
+            lambda spans: any(span.name == root for span in of_trace(spans)), f"{root} {trace_id}"
+        )
+        return sorted(of_trace(spans), key=lambda span: span.start)
+
+
+def children(spans: list[Span], parent: Span | str) -> list[Span]:
+    """The spans right below a span, or below the id of one that is not here."""
+    parent_id = parent if isinstance(parent, str) else parent.span_id
+    return [span for span in spans if span.parent_id == parent_id]
+
+
+def tree(spans: list[Span], parent: Span | str) -> dict[str, Any]:
+    """The names of all spans below one."""
+    return {span.name: tree(spans, span) for span in children(spans, parent)}
+
+
+@contextmanager
+def grpc_collector(*, serves: Callable[[], object] = lambda: None) -> Iterator[Collector]:
+    """A collector with OTLP's own gRPC service; `serves` is called before each answer."""
+    collector = Collector()
+
+    class Servicer(pb_grpc.TraceServiceServicer):
+        def Export(self, request: Any, context: Any) -> pb.ExportTraceServiceResponse:
+            serves()
+            collector.take(request, dict(context.invocation_metadata()))
+            return pb.ExportTraceServiceResponse()
+
+    server = grpc.server(ThreadPoolExecutor(4))
+    pb_grpc.add_TraceServiceServicer_to_server(Servicer(), server)
+    collector.url = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    server.start()
+    try:
+        yield collector
+    finally:
+        server.stop(None)
+
+
+@contextmanager
+def http_collector() -> Iterator[Collector]:
+    """A collector with OTLP over HTTP."""
+    collector = Collector()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"] or 0)) or self._chunks()
+            if self.headers.get("content-encoding") == "gzip":
+                body = gzip.decompress(body)
+            is_right = self.path == "/v1/traces"
+            if is_right:
+                headers = {name.lower(): value for name, value in self.headers.items()}
+                collector.take(pb.ExportTraceServiceRequest.FromString(body), headers)
+            self.send_response(200 if is_right else 404)
+            self.send_header("content-type", "application/x-protobuf")
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def _chunks(self) -> bytes:
+            """A body of chunks, as Envoy sends it."""
+            body = b""
+            while size := int(self.rfile.readline(), 16):
+                body += self.rfile.read(size + 2)[:-2]
+            self.rfile.readline()
+            return body
+
+        def log_message(self, *_: object) -> None:
+            """Says nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    collector.url = f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield collector
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def _span(span: Any, resource: dict[str, Any]) -> Span:
+    return Span(
+        name=span.name,
+        service=resource.get("service.name", ""),
+        kind=span.kind,
+        trace_id=span.trace_id.hex(),
+        span_id=span.span_id.hex(),
+        parent_id=span.parent_span_id.hex(),
+        start=span.start_time_unix_nano,
+        end=span.end_time_unix_nano,
+        attributes=_attributes(span.attributes),
+        events=tuple(
+            Event(event.name, event.time_unix_nano, _attributes(event.attributes))
+            for event in span.events
+        ),
+        status=span.status.code,
+        message=span.status.message,
+        state=span.trace_state,
+        resource=resource,
+    )
+
+
+def _attributes(pairs: Any) -> dict[str, Any]:
+    return {pair.key: _value(pair.value) for pair in pairs if isinstance(pair, KeyValue)}
+
+
+def _value(value: AnyValue) -> Any:
+    kind = value.WhichOneof("value")
+    if kind == "array_value":
+        return [_value(item) for item in value.array_value.values]
+    return None if kind is None else getattr(value, kind)
