@@ -1,0 +1,73 @@
+"""A collector that is gone, or does not answer, holds up nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+
+import pytest
+
+from service.call_record import begin_record
+from service.launch.otlp import TraceExport
+from service.tracing.export import TraceSender
+from tests.otlp import grpc_collector, http_collector
+
+METHOD = "/tokenwire.v1.TextGenerationService/Info"
+
+
+def make_span(sender: TraceSender) -> str:
+    """Makes the span of a call; returns the id of its trace."""
+    record = begin_record("id")
+    tracer = sender.tracer("model", captures_content=False)
+    tracer.begin(METHOD, (), record, from_gateway=False, path=None).end("OK", 0)
+    return record.trace_id
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+async def test_the_last_spans_are_sent_at_the_end(protocol: str) -> None:
+    with grpc_collector() if protocol == "grpc" else http_collector() as collector:
+        url = collector.url if protocol == "grpc" else f"{collector.url}/v1/traces"
+        sender = TraceSender(TraceExport(url=url, protocol=protocol))  # type: ignore[arg-type]
+        trace_id = make_span(sender)
+        await sender.close()
+        (span,) = collector.trace(trace_id, METHOD[1:])
+        assert span.attributes["rpc.response.status_code"] == "OK"
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+async def test_nobody_waits_for_a_collector_that_is_gone(
+    protocol: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.tracing.export._FLUSH_S", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:  # nobody accepts
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        sender = TraceSender(TraceExport(url=url, protocol=protocol))  # type: ignore[arg-type]
+        for _ in range(3000):  # more than the queue takes
+            make_span(sender)
+        async with asyncio.timeout(20):
+            await sender.close()
+
+
+async def test_nobody_waits_for_a_collector_that_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.tracing.export._FLUSH_S", 0.2)
+    may_answer = threading.Event()
+    with grpc_collector(serves=may_answer.wait) as collector:
+        sender = TraceSender(TraceExport(url=collector.url))
+        make_span(sender)
+        async with asyncio.timeout(20):
+            await sender.close()
+        assert not collector.spans
+        may_answer.set()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("OTEL_EXPORTER_OTLP_TIMEOUT", "soon"), ("OTEL_EXPORTER_OTLP_COMPRESSION", "zip")],
+)
+def test_variables_that_cannot_be_used_are_errors(
+    name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="traces cannot be sent: "):
+        TraceSender(TraceExport(url="http://127.0.0.1:1"))
