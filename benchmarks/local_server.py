@@ -25,12 +25,13 @@ _READY_S = 180.0
 
 
 @asynccontextmanager
-async def server(model_path: Path) -> AsyncIterator[tuple[str, str]]:
-    """Runs `tokenwire serve`; yields its REST URL and its gRPC address."""
+async def server(model_path: Path, *flags: str) -> AsyncIterator[tuple[str, str]]:
+    """Runs `tokenwire serve` with more flags; yields its REST URL and its gRPC address."""
     port, grpc_port = free_port(), free_port()
     command = [
         *(sys.executable, "-m", "service.cli", "serve"),
         *(f"--model-id={model_path}", f"--port={port}", "--log-level=warning"),
+        *flags,
     ]
     environment = {**os.environ, "TOKENWIRE_GRPC_PORT": str(grpc_port)}
     async with process(command, f"http://127.0.0.1:{port}", environment) as url:

@@ -92,6 +92,16 @@ def test_resumed_streams_are_counted_in_every_arm() -> None:
     assert all(outcome["left"] == outcome["rounded"] == 0 for outcome in exact)
 
 
+def test_servers_with_and_without_traces_take_turns() -> None:
+    result = last_line("benchmarks.tracing")
+    assert set(result["tokens_per_second"]) == {"gRPC", "REST"}
+    assert all(
+        set(found) == {"with traces", "without traces"}
+        for found in result["tokens_per_second"].values()
+    )
+    assert result["exported_bytes"] > 0
+
+
 def test_a_greedy_caller_does_not_keep_another_out() -> None:
     result = last_line("benchmarks.fairness")
     assert result["alone_ms"]

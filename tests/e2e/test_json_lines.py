@@ -91,10 +91,20 @@ def test_a_start_that_fails_says_so_in_json(flags: tuple[str, ...], reason: str)
 
 def test_processes_that_run_alone_write_json_too(tmp_path: Path) -> None:
     ended = subprocess.run(
-        [TOKENWIRE, "engine", "--json-output", "--engine-socket", tmp_path / "s",
-         "--model-id", tmp_path],  # fmt: skip
-        capture_output=True, text=True, timeout=START_S, check=False,
-    )  # fmt: skip
+        [
+            TOKENWIRE,
+            "engine",
+            "--json-output",
+            "--engine-socket",
+            tmp_path / "s",
+            "--model-id",
+            tmp_path,
+        ],
+        capture_output=True,
+        text=True,
+        timeout=START_S,
+        check=False,
+    )
     assert ended.returncode == 1
     lines = parsed(ended.stdout + ended.stderr)
     assert lines[-1]["message"].startswith("tokenwire engine: ")

@@ -202,7 +202,7 @@ async def test_name_stands_in_log_and_metrics_and_the_key_nowhere(
     with pytest.raises(aio.AioRpcError):
         await ask(channel, GENERATE, [*bearer("tw-wrong"), ("x-tenant", "someone-else")])
     await eventually(lambda: len(caplog.records) == 2)
-    callers = [record.access["caller"] for record in caplog.records]  # type: ignore[attr-defined]
+    callers = [record.fields["caller"] for record in caplog.records]  # type: ignore[attr-defined]
     assert callers == ["bob", "127.0.0.1"]
     exposition = service.metrics.exposition()
     assert sample(exposition, 'tokenwire_calls_total{caller="bob",code="OK"}') == 1
