@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from ..call_record import CallRecord
 from ..log_lines import FIELDS
@@ -47,7 +48,7 @@ def _timings(record: CallRecord) -> dict[str, float]:
     return {name: round(value, 6) for name, value in given.items() if value is not None}
 
 
-def _text(fields: dict[str, object]) -> str:
+def _text(fields: dict[str, Any]) -> str:
     """The line for people."""
     text = (
         "{method} {path} {status} {seconds:.3f} s, tokens {prompt_tokens} in {generated_tokens} out"

@@ -7,6 +7,7 @@ import importlib.metadata
 import socket
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -17,6 +18,7 @@ from service import bundled, routes
 from service.access.certificates import TlsFiles
 from service.launch import gateway
 from service.launch.gateway import GatewayConfig
+from service.launch.otlp import Sampling, TraceExport
 from tests.certificates import Authority
 from tests.envoy.fake_service import DEADLINE
 from tests.envoy.gateway import StartGateway
@@ -49,10 +51,47 @@ def validate(config: GatewayConfig, directory: Path) -> None:
             dataclasses.replace(PLAIN, cors_allow_origins=("https://a.example", "http://b:3000")),
             id="origins",
         ),
+        pytest.param(dataclasses.replace(PLAIN, access_log=True), id="access-log"),
+        pytest.param(
+            dataclasses.replace(PLAIN, access_log=True, json_output=True), id="access-log-in-json"
+        ),
     ],
 )
 def test_envoy_accepts_the_configuration(config: GatewayConfig, tmp_path: Path) -> None:
     validate(config, tmp_path)
+
+
+TRACES = TraceExport(
+    url="https://collector.example:4317",
+    is_encrypted=True,
+    headers=(("x-key", 'a "quoted" secret: #1'),),
+    resource=(("deployment.environment", "test: 1"),),
+)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"url": "http://127.0.0.1:4317", "is_encrypted": False, "headers": (), "resource": ()},
+        {"url": "http://[::1]:1/v1/traces", "is_encrypted": False, "protocol": "http/protobuf"},
+        {"url": "https://collector.example/v1/traces", "protocol": "http/protobuf"},
+        {"sampling": Sampling(0.25)},
+        {"sampling": Sampling(1.0, follows_parent=False)},
+        {"sampling": Sampling(0.0)},
+    ],
+)
+def test_envoy_accepts_traces(changes: dict[str, Any], tmp_path: Path) -> None:
+    validate(dataclasses.replace(PLAIN, traces=dataclasses.replace(TRACES, **changes)), tmp_path)
+
+
+def test_envoy_accepts_the_certificates_of_a_collector(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    own = authority.issue("client", "DNS:localhost")
+    traces = dataclasses.replace(
+        TRACES, ca=authority.certificate, certificate=own.certificate, key=own.key
+    )
+    validate(dataclasses.replace(PLAIN, traces=traces), tmp_path)
 
 
 @pytest.mark.parametrize("with_clients", [False, True])
