@@ -185,7 +185,8 @@ def _number(record: CallRecord, index: int) -> dict[str, Value]:
 
 def _stages(record: CallRecord, ended: float) -> Iterator[SpanPlan]:
     stages = record.stages
-    if not stages and record.error_type and record.error_type not in _NOT_VALIDATED:
+    is_new = not stages and not record.sequences
+    if is_new and record.error_type and record.error_type not in _NOT_VALIDATED:
         stages = [Stage("validate", record.began, ended, has_failed=True)]  # it could not be read
     for item in stages:
         error = record.error_type if item.has_failed else ""
