@@ -16,8 +16,12 @@ from .call_record import CallFilter
 FIELDS = "fields"  # the attribute of a log record with further fields of its JSON
 _CALL_FIELDS = ("request_id", "caller", "trace_id")
 _TEXT_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
-# Progress bars of the libraries that load models.
-_QUIET_LIBRARIES = {"TQDM_DISABLE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+# Progress bars of the libraries that load models, and what gRPC's C code has to say of connections.
+_QUIET_LIBRARIES = {
+    "TQDM_DISABLE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "GRPC_VERBOSITY": "NONE",
+}
 
 
 def set_up_logging(level: str, *, json_output: bool) -> None:
@@ -37,8 +41,9 @@ def set_up_logging(level: str, *, json_output: bool) -> None:
 def write_json_only() -> None:
     """Makes JSON lines of all that Python code of this process writes from now on.
 
-    That are warnings, tracebacks, and what libraries print. It does not reach what is written by
-    C code: `serve` relays what its children write, and so makes JSON lines of that as well.
+    That are warnings, tracebacks, and what libraries print. It does not reach what C code writes,
+    which is why gRPC's is told to be silent; and `serve` makes JSON lines of all that its children
+    write, since it relays that.
     """
     os.environ |= _QUIET_LIBRARIES
     sys.stdout = JsonLines(sys.stdout, "stdout")

@@ -18,6 +18,7 @@ from tests.e2e.stack import (
     SERVICE,
     START_S,
     TOKENWIRE,
+    Stack,
     run_to_end,
     running,
     wait_until,
@@ -118,9 +119,8 @@ def test_without_traces_nothing_of_opentelemetry_is_imported() -> None:
     assert ended.stdout == "\n"
 
 
-def test_people_read_text(tmp_path: Path) -> None:
-    with running(tmp_path / "log") as stack:
-        stack.generate(PROMPT)
-        wait_until(lambda: "envoy.access: POST /generate 200" in stack.log(), "Envoy's line")
-        assert "service.access: Generate /generate OK" in stack.log()
-        assert "Tokenwire is ready." in stack.log()
+def test_people_read_text(stack: Stack) -> None:
+    stack.generate(PROMPT)
+    wait_until(lambda: "envoy.access: POST /generate 200" in stack.log(), "Envoy's line")
+    assert "service.access: Generate /generate OK" in stack.log()
+    assert "Tokenwire is ready." in stack.log()
