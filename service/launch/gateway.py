@@ -22,6 +22,7 @@ import jinja2
 from ..access.certificates import TlsFiles
 from ..bundled import envoy_template
 from ..error_bodies import FORMAT_HEADER, OPENAI_PATHS, SDK_HEADERS, openai_body, tgi_body
+from ..page.document import ACCEPTS_HTML, document
 from ..routes import GRPC_SERVICES, QUIET_PATHS, REST_ROUTES, SERVICE
 from .edge import Edge
 from .otlp import TraceExport
@@ -179,6 +180,8 @@ def render(config: GatewayConfig) -> str:
         grpc_statuses=_GRPC_STATUSES,
         upstream_is_address=_is_address(config.upstream_host),
         trusted_ca=_trusted_ca(config),
+        page=document(),
+        accepts_html=ACCEPTS_HTML,
         certificate_file=_CERTIFICATE_FILE,
         client_ca_file=_CLIENT_CA_FILE,
     )
