@@ -37,12 +37,19 @@ _PAGE = b"""<!doctype html>
 
 
 @cache
-def open_api() -> bytes:
-    """The OpenAPI document."""
+def open_api(model_id: str = "tokenwire/demo") -> bytes:
+    """The OpenAPI document, whose examples are requests that this server answers.
+
+    Args:
+        model_id: the name of the model that is served, for the example of a path that has it.
+    """
     contract, additions = (
         orjson.loads((OPENAPI / name).read_bytes()) for name in ("contract.json", "additions.json")
     )
-    return orjson.dumps(merge_patch(contract, additions))
+    document = merge_patch(contract, additions)
+    (name,) = document["paths"]["/v1/models/{id}"]["get"]["parameters"]
+    name["schema"]["example"] = model_id
+    return orjson.dumps(document)
 
 
 @cache

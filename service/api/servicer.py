@@ -244,7 +244,7 @@ class TextGenerationServicer:
 
     async def open_api(self, _: None, __: Call) -> Reply:
         """The OpenAPI document: the contract with our additions."""
-        return presenter.document(docs.JSON_TYPE, docs.open_api())
+        return presenter.document(docs.JSON_TYPE, docs.open_api(self._server.model_id))
 
     async def docs(self, asset: str, _: Call) -> Reply:
         """The interactive documentation."""
