@@ -8,7 +8,6 @@ A command's modules are imported when it runs, so that `--help` and the supervis
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import importlib.metadata
 import logging
@@ -16,8 +15,9 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from engine.protocol.errors import EngineError
 
@@ -25,7 +25,11 @@ from .access.keys import key_line, make_key
 from .bench.options import add_arguments as add_bench_arguments
 from .bench.options import from_arguments as bench_options
 from .bundled import DESCRIPTORS
+from .command_line.completion import SHELLS, script
+from .command_line.parser import EXIT_USAGE, Parser, parse
 from .launch import private_directory
+from .launch.files import check_files, check_model
+from .launch.groups import own_settings
 from .launch.open_files import raise_limit
 from .launch.options import SettingsError
 from .launch.plan import envoy_command, envoy_configuration, is_serving
@@ -38,14 +42,12 @@ from .parent import ignore_hangup
 
 logger = logging.getLogger("service.cli")  # __name__ is `__main__` when run with -m
 
-_EXIT_USAGE = 2
 _EXIT_INTERRUPTED = 130  # as shells report a process that SIGINT ended
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs `tokenwire` and returns its exit code: 1 for a failure, 2 for wrong settings."""
-    parser = _make_parser()
-    arguments = vars(parser.parse_args(argv))
+    arguments = vars(parse(_make_parser(), sys.argv[1:] if argv is None else argv))
     name: str = arguments.pop("command")
     try:
         if name in _CLIENT_COMMANDS:
@@ -59,41 +61,42 @@ def main(argv: list[str] | None = None) -> int:
                 logger.warning("%s", warning)
         return _COMMANDS[name][0](settings)
     except SettingsError as error:
-        return _fail(name, error, _EXIT_USAGE)
+        return _fail(name, error, EXIT_USAGE)
     except (EngineError, SupervisorError, OSError, ValueError) as error:
         logger.debug("the cause:", exc_info=True)
         return _fail(name, error, 1)
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser that reports an error in one line, without the usage."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(_EXIT_USAGE, f"{self.prog}: {message}\n")
-
-
-def _make_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def _make_parser() -> Parser:
+    parser = Parser(
         prog="tokenwire",
         description="Text generation over gRPC and TGI's REST API.",
+        epilog="tokenwire COMMAND --help has the settings of a command.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"tokenwire {_version()}")
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
+    add = partial(_add_command, commands)
     for name, (_, text) in _COMMANDS.items():
-        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        add_arguments(command)
-    text = "Measure a running server, over REST or gRPC."
-    add_bench_arguments(
-        commands.add_parser(_BENCH, help=text, description=text, allow_abbrev=False)
-    )
-    text = "Make an API key: prints the line for --api-key-file, and on stderr the key itself."
-    key = commands.add_parser(_KEY, help=text, description=text, allow_abbrev=False)
+        command = add(name, text, usage=f"tokenwire {name} [setting ...]", epilog=_EPILOG)
+        add_arguments(command, own_settings(name))
+    add_bench_arguments(add(_BENCH, "Measure a running server, over REST or gRPC."))
+    key = add(_KEY, "Make an API key: prints the line for --api-key-file, and the key on stderr.")
     key.add_argument("name", help="whose key it is; log lines and metrics will have this name")
+    shell = add(_COMPLETION, "Print a script that completes commands and flags in a shell.")
+    shell.add_argument("shell", choices=tuple(SHELLS), help="the shell to print it for")
+    return parser
+
+
+def _add_command(commands: Any, name: str, text: str, **keywords: str) -> Parser:
+    parser: Parser = commands.add_parser(
+        name, help=text, description=text, allow_abbrev=False, **keywords
+    )
     return parser
 
 
 def _serve(settings: Settings) -> int:
+    check_files(settings)  # before ports are looked at: it is what a first start gets wrong
     return asyncio.run(_supervise(settings))
 
 
@@ -103,6 +106,7 @@ async def _supervise(settings: Settings) -> int:
 
 def _engine(settings: Settings) -> int:
     socket_path = _socket_path(settings)
+    check_model(settings)
     signal.signal(signal.SIGHUP, ignore_hangup)
     from engine.server import serve
 
@@ -112,6 +116,7 @@ def _engine(settings: Settings) -> int:
 
 def _service(settings: Settings) -> int:
     _socket_path(settings)
+    check_model(settings)
     signal.signal(signal.SIGHUP, ignore_hangup)
     _hide_torch()
     from .app import serve
@@ -166,8 +171,18 @@ def _key(arguments: dict[str, Any]) -> int:
     return 0
 
 
-_BENCH, _KEY = "bench", "key"
-_CLIENT_COMMANDS = {_BENCH: _bench, _KEY: _key}  # those that are not about a server's settings
+def _completion(arguments: dict[str, Any]) -> int:
+    sys.stdout.write(script(_make_parser(), arguments["shell"]))
+    return 0
+
+
+_EPILOG = "Settings of the other commands are taken as well, so that one file may serve them all."
+_BENCH, _KEY, _COMPLETION = "bench", "key", "completion"
+_CLIENT_COMMANDS = {
+    _BENCH: _bench,
+    _KEY: _key,
+    _COMPLETION: _completion,
+}  # those that are not about a server's settings
 _COMMANDS: dict[str, tuple[Callable[[Settings], int], str]] = {
     "serve": (_serve, "Run engine, service and Envoy, and restart what dies."),
     "engine": (_engine, "Run the engine alone."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from ..access.keys import read_keys
 from .options import flag
@@ -10,14 +11,16 @@ from .settings import Settings
 
 
 def check_files(settings: Settings) -> None:
-    """Checks the file of API keys, and the certificates of both ports.
+    """Checks the model's directory, the file of API keys, and the certificates of both ports.
 
     Raises:
         ValueError: one cannot be used; the text is one line with the option and the file.
     """
-    if settings.api_key_file is not None:
-        path = settings.api_key_file
-        _check("api_key_file", lambda: read_keys(path))
+    check_model(settings)
+    if (path := settings.tokenizer_config_path) is not None:
+        _check("tokenizer_config_path", path.read_bytes)
+    if (keys := settings.api_key_file) is not None:
+        _check("api_key_file", lambda: read_keys(keys))
     if settings.grpc_tls is not None:
         _check("grpc_tls_certificate", settings.grpc_tls.check)
     check_public_certificates(settings)
@@ -31,6 +34,31 @@ def check_public_certificates(settings: Settings) -> None:
     """
     if settings.tls is not None:
         _check("tls_certificate", settings.tls.check)
+
+
+def check_model(settings: Settings) -> None:
+    """Checks a local model, as far as it shows without loading it.
+
+    Raises:
+        ValueError: a path points to no model; the text is one line with the path.
+    """
+    _check("model_id", lambda: _check_directory(settings.model_path))
+
+
+def _check_directory(model_id: str) -> None:
+    path = Path(model_id).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise FileNotFoundError(f"there is no config.json in {path}")
+    elif path.exists():
+        raise NotADirectoryError(f"{path} is a file, and not a model's directory")
+    elif _is_path(model_id):
+        raise FileNotFoundError(f"there is no such directory: {path}")
+
+
+def _is_path(model_id: str) -> bool:
+    """Whether this cannot be the name of a model on the hub: these have one slash at most."""
+    return model_id.startswith(("/", ".", "~")) or model_id.count("/") > 1
 
 
 def _check(name: str, check: Callable[[], object]) -> None:

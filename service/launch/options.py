@@ -50,12 +50,12 @@ class Option:
     def variables(self) -> tuple[str, ...]:
         """The environment variables, in order of precedence."""
         prefix = PREFIX if self.about.ours else ""
-        return tuple(prefix + name.upper() for name in self._names)
+        return tuple(prefix + name.upper() for name in self.names)
 
     @property
     def flags(self) -> tuple[str, ...]:
         """The flags, with dashes as TGI has them, the current one first."""
-        return tuple(flag(name) for name in self._names)
+        return tuple(flag(name) for name in self.names)
 
     @property
     def is_list(self) -> bool:
@@ -63,7 +63,8 @@ class Option:
         return get_origin(self.kind) is tuple
 
     @property
-    def _names(self) -> tuple[str, ...]:
+    def names(self) -> tuple[str, ...]:
+        """Its name, and the older or shorter one that is taken as well."""
         return (self.name,) if self.about.alias is None else (self.name, self.about.alias)
 
     @property

@@ -20,7 +20,7 @@ from ..bundled import DESCRIPTORS, PACKAGE
 from ..routes import SERVICE
 from . import gateway
 from .certificates import follow_certificates
-from .files import check_files, check_public_certificates
+from .files import check_public_certificates
 from .settings import Settings, address, reachable
 from .watch import Notifications, Probe, Probing, Watch
 
@@ -65,12 +65,9 @@ def make_plan(settings: Settings, runtime: Path) -> Plan:
     """Returns the plan for the real processes, with Envoy's configuration written and checked.
 
     Raises:
-        ValueError: Envoy refuses its configuration, or a certificate or the file of API keys cannot
-            be used.
-        FileNotFoundError: there is no Envoy, or no model where a path points.
+        ValueError: Envoy refuses its configuration, or a certificate cannot be used.
+        FileNotFoundError: there is no Envoy.
     """
-    _check_model(settings.model_path)
-    check_files(settings)
     settings = replace(
         settings,
         engine_socket=settings.engine_socket or runtime / "engine.sock",
@@ -124,12 +121,6 @@ def _stages(settings: Settings, admin: Path | int) -> tuple[Stage, ...]:
         ),
         Stage("starting Envoy", lambda: _answers_health(settings, admin)),
     )
-
-
-def _check_model(model_id: str) -> None:
-    """Reports at once what the children would report only after seconds of imports."""
-    if model_id.startswith(("/", "./", "../")) and not Path(model_id).is_dir():
-        raise FileNotFoundError(f"cannot load {model_id}: there is no such directory")
 
 
 def envoy_command(settings: Settings, directory: Path, *, is_told: bool = False) -> list[str]:

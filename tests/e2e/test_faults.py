@@ -330,7 +330,7 @@ def test_missing_model_ends_the_start(tmp_path: Path) -> None:
     path = tmp_path / "nothing"
     done = run_to_end(f"--model-id={path}")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"tokenwire serve: cannot load {path}: there is no such directory\n"
+    assert done.stderr == f"tokenwire serve: --model-id: there is no such directory: {path}\n"
 
 
 @pytest.mark.parametrize(

@@ -48,11 +48,6 @@ def test_real_plan_hands_every_child_the_same_settings(tmp_path: Path) -> None:
     assert str(tmp_path / "envoy.yaml") in plan.commands["envoy"]
 
 
-def test_missing_model_directory_is_reported_at_once(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"^cannot load .*/m: there is no such directory$"):
-        make_plan(Settings(model_id=str(tmp_path / "m")), tmp_path)
-
-
 async def test_service_is_ready_when_its_health_check_says_serving() -> None:
     server = grpc.aio.server()
     servicer = health.HealthServicer()
@@ -154,30 +149,6 @@ async def test_gateway_that_wants_a_certificate_is_asked_how_it_finds_the_servic
         assert await plan_module._answers_health(mutual, admin) is ready
         assert not await plan_module._answers_health(Settings(port=port, **files), admin)
     assert not await plan_module._answers_health(mutual, admin)
-
-
-@pytest.mark.parametrize(
-    ("changes", "error"),
-    [
-        ({"api_key_file": "missing"}, r"^--api-key-file: .*/missing: No such file or directory$"),
-        ({"api_key_file": "bad"}, r"^--api-key-file: .*/bad: line 1 is not a name and"),
-        (
-            {"tls_certificate": "bad", "tls_key": "missing"},
-            r"^--tls-certificate: .*/missing: No such file or directory$",
-        ),
-        (
-            {"grpc_tls_certificate": "bad", "grpc_tls_key": "bad"},
-            r"^--grpc-tls-certificate: .*/bad and .*/bad: no certificate, or no key$",
-        ),
-    ],
-)
-def test_files_that_cannot_be_used_are_reported_at_once(
-    tmp_path: Path, changes: dict[str, str], error: str
-) -> None:
-    (tmp_path / "bad").write_text("nothing")
-    paths: dict[str, Any] = {name: tmp_path / file for name, file in changes.items()}
-    with pytest.raises(ValueError, match=error):
-        make_plan(Settings(model_id=str(tmp_path), **paths), tmp_path)
 
 
 def test_banner_has_calls_that_can_be_pasted(tmp_path: Path) -> None:

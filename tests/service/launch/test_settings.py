@@ -177,8 +177,8 @@ def test_kubernetes_service_links_are_not_taken_for_settings() -> None:
         (["--cuda-graphs", "8,few"], "--cuda-graphs must be a whole number. Given: few"),
         (["--cuda-graphs", "8,-1"], "`cuda_graphs` must be >= 0. Given: -1"),
         (["--disable-custom-kernels"], "use --native-kernels=false"),
-        (["--no-such-flag"], "unrecognized arguments: --no-such-flag"),
-        (["--max-batch", "3"], "unrecognized arguments: --max-batch 3"),
+        (["--no-such-flag"], "unknown flag --no-such-flag"),
+        (["--max-batch", "3"], "unknown flag --max-batch"),
     ],
 )
 def test_wrong_settings_get_one_line_and_exit_code_2(
@@ -340,13 +340,14 @@ def test_health_of_an_unreachable_server_is_exit_code_1(
 
 
 def test_model_that_cannot_be_loaded_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
     code = (
         "import sys, types\n"
         "from engine.protocol.errors import ModelLoadError\n"
         "def serve(config): raise ModelLoadError(f'cannot load {config.model_id}: no\\nconfig')\n"
         "sys.modules['engine.server'] = types.SimpleNamespace(serve=serve)\n"
         "from service import cli\n"
-        "sys.exit(cli.main(['engine', '--model-id=/x', '--engine-socket=s']))\n"
+        f"sys.exit(cli.main(['engine', '--model-id={tmp_path}', '--engine-socket=s']))\n"
     )
     ended = subprocess.run(
         [sys.executable, "-c", code],
@@ -357,7 +358,7 @@ def test_model_that_cannot_be_loaded_is_one_line_and_exit_code_1(tmp_path: Path)
     )
     assert (ended.returncode, ended.stderr) == (
         1,
-        "tokenwire engine: cannot load /x: no config\n",
+        f"tokenwire engine: cannot load {tmp_path}: no config\n",
     )
 
 
