@@ -2,6 +2,7 @@
 # Both build the same environment, .venv, from the lock files, and may be repeated at will.
 
 PYTHON ?= python3
+UV ?= uv
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -10,7 +11,7 @@ NODE := $(if $(shell command -v npm),$(VENV)/node/installed $(VENV)/tokenizers/i
 NPM_CI := npm ci --ignore-scripts --engine-strict --no-audit --no-fund --loglevel=error
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test tokenizers check format generate bench wheel clean
+.PHONY: help serve test tokenizers check format generate bench wheel locks clean
 
 help:  ## List these targets.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +48,17 @@ bench: $(VENV)/installed  ## Run a script of benchmarks/ on an idle machine; e.g
 
 wheel: $(VENV)/installed  ## Build a wheel into dist/.
 	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .
+
+# requirements.lock decides on versions. The images get those that a server imports, with hashes, for
+# Python 3.11 on Linux and x86-64. uv finds PyTorch's builds for CPUs, whose versions end in +cpu, where
+# UV_FIND_LINKS or UV_INDEX says, and torch for CUDA with the rest on the package index.
+LOCK := $(UV) pip compile --quiet --generate-hashes --no-annotate --custom-compile-command "make locks" \
+  --python-version 3.11 --python-platform x86_64-manylinux_2_31 \
+  --constraint requirements.lock --extra quantized --extra outlines
+locks:  ## Make the images' locks of requirements.lock; needs uv, and UV_FIND_LINKS or UV_INDEX for torch's +cpu builds.
+	sed -n 's/^torch==.*/&+cpu/p' requirements.lock \
+	  | $(LOCK) --output-file requirements-runtime-cpu.lock pyproject.toml -
+	env -u UV_FIND_LINKS -u UV_INDEX $(LOCK) --output-file requirements-runtime-cuda.lock pyproject.toml
 
 clean:  ## Remove the environment and all caches.
 	rm -rf $(VENV) dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -45,7 +45,7 @@ LOCKS = sorted(REPOSITORY.glob("requirements*.lock"))
 def pinned(lock: Path) -> dict[str, Version]:
     """The versions in a lock file, by canonical names."""
     lines = (line.partition("==") for line in lock.read_text().splitlines() if "==" in line)
-    return {canonicalize_name(name): Version(version.strip()) for name, _, version in lines}
+    return {canonicalize_name(name): Version(version.strip(" \\")) for name, _, version in lines}
 
 
 @pytest.mark.parametrize("lock", LOCKS, ids=lambda path: path.name)
