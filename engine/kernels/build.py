@@ -1,4 +1,4 @@
-"""Compiles the C kernels at first use and loads them.
+"""Compiles the C kernels at first use and loads them, or loads those that were compiled beforehand.
 
 Owns the compiler call, the per-user cache of built libraries and the choice of OpenMP runtime.
 It does not know what the functions do; their signatures are in `cpu.py`.
@@ -21,7 +21,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from .levels import Level, usable_levels
+
 SOURCE = Path(__file__).with_name("cpu.c")
+PREBUILT = Path(__file__).with_name("prebuilt")  # libraries that `prebuild.py` has made
 SWITCH = "TOKENWIRE_NATIVE_KERNELS"
 COMPILE_TIMEOUT_S = 300
 # No -ffast-math, with which infinities and NaN lose their meaning: they mark invalid rows. No
@@ -30,13 +33,13 @@ COMPILE_TIMEOUT_S = 300
 FLAGS = (
     "-std=gnu11",
     "-O3",
-    "-march=native",
     "-fno-math-errno",
     "-fno-trapping-math",
     "-ffp-contract=off",
     "-fvisibility=hidden",
     "-fPIC",
 )
+NATIVE = ("-march=native",)  # for this machine alone
 
 logger = logging.getLogger(__name__)
 
@@ -73,12 +76,36 @@ def build_ahead() -> None:
 
 
 def build_library(extra_flags: Sequence[str] = ()) -> ctypes.CDLL:
-    """Compile unless an identical build is cached, then load.
+    """Compile unless an identical build is there already, then load.
 
     Raises:
         BuildError: there is no compiler, or it fails.
     """
     return ctypes.CDLL(str(_built(extra_flags)))
+
+
+def prebuild(level: Level, directory: Path) -> Path:
+    """Compile for all processors of a level; return the library's path.
+
+    Raises:
+        BuildError: there is no compiler, or it fails.
+    """
+    path = directory / _prebuilt_name(level)
+    directory.mkdir(exist_ok=True)
+    _compile(find_compiler(), [*FLAGS, *level.options], find_openmp_runtime(), path)
+    return path
+
+
+def find_prebuilt() -> Path | None:
+    """Return the best library for this processor that was compiled beforehand of this source."""
+    paths = (PREBUILT / _prebuilt_name(level) for level in usable_levels())
+    return next((path for path in paths if path.exists()), None)
+
+
+def _prebuilt_name(level: Level) -> str:
+    """A file's name, which is another one when the source is."""
+    source = "\0".join([SOURCE.read_text(), *FLAGS, *level.options])
+    return f"cpu-{level.name}-{hashlib.sha256(source.encode()).hexdigest()[:16]}.so"
 
 
 def _built(extra_flags: Sequence[str] = ()) -> Path:
@@ -87,8 +114,10 @@ def _built(extra_flags: Sequence[str] = ()) -> Path:
     Raises:
         BuildError: there is no compiler, or it fails.
     """
+    if not extra_flags and (prebuilt := find_prebuilt()) is not None:
+        return prebuilt
     compiler = find_compiler()
-    flags = [*FLAGS, *extra_flags]
+    flags = [*FLAGS, *NATIVE, *extra_flags]
     with _building:
         runtime = find_openmp_runtime()
         path = cache_directory() / f"cpu-{_cache_key(compiler, flags, runtime)}.so"

@@ -1,0 +1,114 @@
+"""C kernels that were compiled beforehand, as images have them."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from engine.kernels import build, levels
+from engine.kernels.cpu import CpuKernels
+from engine.kernels.levels import LEVELS, usable_levels
+from tests.engine.kernels.linear_checks import check_linear
+from tests.engine.native import needs_compiler
+from tests.paths import REPOSITORY
+
+needs_a_level = pytest.mark.skipif(not usable_levels(), reason="for no other processors")
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The libraries for all levels, compiled."""
+    directory = tmp_path_factory.mktemp("prebuilt")
+    for level in LEVELS:
+        build.prebuild(level, directory)
+    return directory
+
+
+@pytest.fixture
+def prebuilt(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same on a machine that has no compiler, which finds them."""
+    monkeypatch.setattr(build, "PREBUILT", directory)
+    monkeypatch.setattr(build, "find_compiler", lambda: pytest.fail("looked for a compiler"))
+    return directory
+
+
+@needs_compiler
+@needs_a_level
+def test_every_level_of_this_processor_computes_the_same(prebuilt: Path) -> None:
+    for level in usable_levels():
+        (path,) = prebuilt.glob(f"cpu-{level.name}-*.so")
+        kernels = CpuKernels(ctypes.CDLL(str(path)))
+        assert kernels.has_openmp == (build.find_openmp_runtime() is not None)
+        check_linear(kernels, 5, 64, 96, True, 0)
+
+
+@needs_compiler
+@needs_a_level
+def test_the_best_level_of_the_processor_is_used(
+    prebuilt: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for usable in (list(LEVELS), list(LEVELS[1:]), list(LEVELS[2:])):
+        monkeypatch.setattr(build, "usable_levels", lambda usable=usable: usable)
+        found = build.find_prebuilt()
+        assert found is not None
+        assert found.name.startswith(f"cpu-{usable[0].name}-")
+    monkeypatch.setattr(build, "usable_levels", list)
+    assert build.find_prebuilt() is None
+
+
+@needs_compiler
+@needs_a_level
+def test_no_compiler_is_needed(prebuilt: Path) -> None:
+    library = build.build_library()
+    assert Path(library._name).parent == prebuilt
+
+
+@needs_compiler
+def test_libraries_of_another_source_are_not_used(
+    prebuilt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = tmp_path / "cpu.c"
+    changed.write_text(build.SOURCE.read_text() + "\n")
+    monkeypatch.setattr(build, "SOURCE", changed)
+    assert build.find_prebuilt() is None
+
+
+def test_a_level_is_usable_where_all_of_its_instructions_are(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    best, second, _ = LEVELS
+    listed = {
+        tuple(LEVELS): best.flags,
+        tuple(LEVELS[1:]): best.flags - {"avx512_vnni"},
+        tuple(LEVELS[2:]): second.flags - {"avx512vl"},
+        (): second.flags - {"fma"},
+    }
+    monkeypatch.setattr(levels, "_CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    for usable, flags in listed.items():
+        text = f"processor\t: 0\nflags\t\t: fpu {' '.join(sorted(flags))}\n"
+        (tmp_path / "cpuinfo").write_text(text)
+        assert tuple(usable_levels()) == usable
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert usable_levels() == []
+
+
+@needs_compiler
+def test_the_images_command_says_what_it_has_made(tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib; from engine.kernels import build, prebuild;"
+        "prebuild.PREBUILT = pathlib.Path(sys.argv[1]); sys.exit(prebuild.main(['avx2']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (path,) = tmp_path.iterdir()
+    assert done.stdout == f"{path}\n"
