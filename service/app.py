@@ -260,7 +260,7 @@ def _load_tokenizer(settings: Settings) -> TextTokenizer:
 def _long_texts(settings: Settings) -> LongTexts:
     config_path = settings.tokenizer_config_path
     return LongTexts(
-        "service.text_worker",
+        f"{__package__}.text_worker",
         [settings.model_path, settings.revision, None if config_path is None else str(config_path)],
         deadline_s=settings.tokenize_deadline_seconds,
         max_bytes=settings.max_pending_bytes,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-PACKAGE = Path(str(resources.files("service")))
+NAME = __name__.rpartition(".")[0]  # `service`; in a wheel, below the name of the distribution
+PACKAGE = Path(str(resources.files(NAME)))
 DESCRIPTORS = PACKAGE / "pb" / "descriptors.binpb"  # what protoc made of `protos/`
 OPENAPI = PACKAGE / "api" / "openapi"  # the contract and our additions
 

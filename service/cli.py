@@ -40,7 +40,7 @@ from .launch.unsupported import unsupported_variables
 from .log_lines import set_up_logging, write_json_only
 from .parent import ignore_hangup
 
-logger = logging.getLogger("service.cli")  # __name__ is `__main__` when run with -m
+logger = logging.getLogger(f"{__package__}.cli")  # __name__ is `__main__` when run with -m
 
 _EXIT_INTERRUPTED = 130  # as shells report a process that SIGINT ended
 

@@ -30,7 +30,7 @@ _CACHE_BYTES = 16 * 1024 * 1024  # of cached grammars and their results
 _TRIAL_BYTES = 3 * 1024**3 // 2  # of memory, beside the vocabulary's table, which is shared
 _SOON_S = 1.0  # for a usual grammar, also on a busy machine; a trial that takes longer is slow
 _MAX_SLOW = 2  # slow trials at a time; when there are more, their requests are refused
-_WORKER = "service.grammar.worker"
+_WORKER = f"{__package__}.worker"
 _FIELD = "parameters.grammar"
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..access.certificates import TlsFiles
-from ..bundled import DESCRIPTORS, PACKAGE
+from ..bundled import DESCRIPTORS, NAME, PACKAGE
 from ..routes import SERVICE
 from . import gateway
 from .certificates import follow_certificates
@@ -109,7 +109,7 @@ def _own_command() -> list[str]:
     """The command `tokenwire`, run by this Python."""
     # Without -P a folder named `service` in the working directory would hide this package.
     options = [] if Path.cwd() == PACKAGE.parent else ["-P"]
-    return [sys.executable, *options, "-m", "service.cli"]
+    return [sys.executable, *options, "-m", f"{NAME}.cli"]
 
 
 def _stages(settings: Settings, admin: Path | int) -> tuple[Stage, ...]:
