@@ -27,12 +27,13 @@ from .bench.options import from_arguments as bench_options
 from .bundled import DESCRIPTORS
 from .command_line.completion import SHELLS, script
 from .command_line.parser import EXIT_USAGE, Parser, parse
-from .launch import private_directory
 from .launch.files import check_files, check_model
 from .launch.groups import own_settings
+from .launch.lone_gateway import run as run_gateway
 from .launch.open_files import raise_limit
 from .launch.options import SettingsError
-from .launch.plan import envoy_command, envoy_configuration, is_serving
+from .launch.plan import ADMIN_SOCKET, envoy_command, envoy_configuration, is_serving
+from .launch.private_directory import private_directory
 from .launch.settings import Settings
 from .launch.sources import add_arguments, load, wants_json
 from .launch.supervisor import Supervisor, SupervisorError
@@ -134,11 +135,10 @@ def _hide_torch() -> None:
 def _envoy(settings: Settings) -> int:
     if (warning := raise_limit(settings.gateway_config(DESCRIPTORS).max_connections)) is not None:
         logger.warning("%s", warning)
-    # Envoy replaces this process and holds the lock, so the next start removes the directory.
-    directory = private_directory.make()
-    os.set_inheritable(directory.lock, True)
-    command = envoy_command(settings, directory.path)
-    os.execv(command[0], command)  # noqa: S606 - no shell is wanted
+    with private_directory() as directory:
+        command = envoy_command(settings, directory)
+        admin = settings.admin_port or directory / ADMIN_SOCKET
+        return asyncio.run(run_gateway(command, admin, settings.drain_seconds))
 
 
 def _envoy_config(settings: Settings) -> int:

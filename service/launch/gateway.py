@@ -88,6 +88,7 @@ _CLIENT_CA_FILE = "client-ca.json"
 _API = "type.googleapis.com/envoy"
 
 _HEALTHY_SERVICES = "cluster.service.membership_healthy"  # one of Envoy's numbers
+_CALLS = "http.gateway.downstream_rq_active"  # another one
 _SYSTEM_CA = "/etc/ssl/certs/ca-certificates.crt"  # where most distributions have it
 _JSON_LOG = '{"timestamp":"%Y-%m-%dT%H:%M:%S.%f%z","level":"%l","message":"%j","target":"envoy.%n"}'
 _ADMIN_S = 2.0  # for an answer of the admin interface
@@ -298,13 +299,40 @@ def command(
     ]
 
 
-async def drain(admin_socket: Path) -> None:
+async def drain(admin: Path | int) -> None:
     """Lets Envoy ask its clients to open other connections: they are served until then.
+
+    Args:
+        admin: the socket or the port of its admin interface.
 
     Raises:
         OSError: it cannot be reached, or refuses.
     """
-    status, _ = await _ask(admin_socket, "POST /drain_listeners?graceful&skip_exit")
+    await _tell(admin, "/drain_listeners?graceful&skip_exit")
+
+
+async def close_port(admin: Path | int) -> None:
+    """Lets Envoy take no new connections; those that it has stay.
+
+    Raises:
+        OSError: it cannot be reached, or refuses.
+    """
+    await _tell(admin, "/drain_listeners")
+
+
+async def num_calls(admin: Path | int) -> int:
+    """Returns how many calls of clients have not ended.
+
+    Raises:
+        OSError: Envoy cannot be reached.
+    """
+    _, body = await _ask(admin, rf"GET /stats?filter=^{_CALLS}$")
+    found = re.search(rf"{_CALLS}: (\d+)".encode(), body)
+    return int(found[1]) if found else 0
+
+
+async def _tell(admin: Path | int, command: str) -> None:
+    status, _ = await _ask(admin, f"POST {command}")
     if status != b"200":
         raise OSError(f"Envoy does not drain: {status!r}")
 

@@ -24,7 +24,7 @@ from .files import check_public_certificates
 from .settings import Settings, address, reachable
 from .watch import Notifications, Probe, Probing, Watch
 
-_ADMIN_SOCKET = "admin.sock"  # in the private directory
+ADMIN_SOCKET = "admin.sock"  # in the private directory
 _PROBE_S = 5.0  # a probe that takes longer has failed
 
 
@@ -80,7 +80,7 @@ def make_plan(settings: Settings, runtime: Path) -> Plan:
             "service": [*command, "service", *flags],
             "envoy": envoy_command(settings, runtime, is_told=True),
         },
-        stages=_stages(settings, settings.admin_port or runtime / _ADMIN_SOCKET),
+        stages=_stages(settings, settings.admin_port or runtime / ADMIN_SOCKET),
         banner=_banner(settings),
         addresses=_addresses(settings),
         watch=None if tls is None else lambda: follow_certificates(tls, runtime),
@@ -96,13 +96,13 @@ def make_plan(settings: Settings, runtime: Path) -> Plan:
 
 async def _is_alive(settings: Settings, runtime: Path) -> bool:
     """Whether Envoy answers on its admin address."""
-    return await gateway.is_alive(settings.admin_port or runtime / _ADMIN_SOCKET)
+    return await gateway.is_alive(settings.admin_port or runtime / ADMIN_SOCKET)
 
 
 async def _drain_gateway(settings: Settings, runtime: Path) -> None:
     """Lets Envoy drain first; with an admin port it has no admin socket that could be trusted."""
     if settings.admin_port is None:
-        await gateway.drain(runtime / _ADMIN_SOCKET)
+        await gateway.drain(runtime / ADMIN_SOCKET)
 
 
 def _own_command() -> list[str]:
@@ -137,7 +137,7 @@ def envoy_command(settings: Settings, directory: Path, *, is_told: bool = False)
     """
     check_public_certificates(settings)
     binary = gateway.find_envoy()
-    admin_socket = None if settings.admin_port is not None else directory / _ADMIN_SOCKET
+    admin_socket = None if settings.admin_port is not None else directory / ADMIN_SOCKET
     config = settings.gateway_config(DESCRIPTORS, admin_socket, settings.trace_export(os.environ))
     config_path = gateway.write(config, directory, is_told=is_told)
     gateway.validate(binary, config_path)

@@ -13,10 +13,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from engine.protocol.notify import VARIABLE as NOTIFY_SOCKET
 
@@ -26,6 +25,7 @@ from .child import Child
 from .open_files import raise_limit
 from .plan import Plan, Stage, make_plan, with_ports
 from .private_directory import private_directory
+from .racing import first
 from .settings import Settings
 from .sources import without_settings
 from .watch import Watch, until_silent
@@ -117,7 +117,7 @@ class Supervisor:
                 await self._start(plan)
                 watching = [] if plan.watch is None else [plan.watch()]
                 keeping = map(self._keep_alive, self._children)
-                await _first(self._stopping.wait(), *keeping, *watching)
+                await first(self._stopping.wait(), *keeping, *watching)
                 patience = settings.drain_seconds
             finally:
                 if patience and plan.drain is not None:
@@ -129,7 +129,7 @@ class Supervisor:
         """Starts the children and waits until the last stage is reached, or a signal."""
         for child in self._children:
             await self._start_child(child)
-        await _first(
+        await first(
             self._stopping.wait(),
             _reach(plan.stages),
             *map(self._fail_on_end, self._children),
@@ -170,7 +170,7 @@ class Supervisor:
 
     async def _end(self, child: Child) -> None:
         """Waits for a child's end, and brings it about if the child is frozen."""
-        await _first(child.wait(), self._kill_if_frozen(child))
+        await first(child.wait(), self._kill_if_frozen(child))
 
     async def _kill_if_frozen(self, child: Child) -> None:
         if (watch := self._watch(child)) is not None:
@@ -241,16 +241,3 @@ def _children(plan: Plan) -> list[Child]:
         Child(name, command, environments.get(name, shared))
         for name, command in plan.commands.items()
     ]
-
-
-async def _first(*coroutines: Coroutine[Any, Any, object]) -> None:
-    """Runs all until one ends, cancels the others, and raises what the ended one raised."""
-    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    for task in done:
-        task.result()
