@@ -70,6 +70,8 @@ class Engine:
         self._num_prompt_tokens = 0
         self._num_cached_tokens = 0
         self._num_generated_tokens = 0
+        self._release_s = 0.0  # see StepOutput, of the step that is being collected
+        self._has_failed = False  # likewise
 
     @property
     def has_work(self) -> bool:
@@ -130,7 +132,9 @@ class Engine:
             return StepOutput(stats=self.stats(), moments=self._scheduler.moments.take())
         if self._runs_ahead and step.can_run_ahead:
             self._ahead = self._launch(step)
+        collecting, self._release_s = time.perf_counter(), 0.0
         outputs = self._collect(step)
+        ended = time.perf_counter()
         self._num_steps += 1
         return StepOutput(
             outputs=tuple(outputs),
@@ -139,8 +143,14 @@ class Engine:
             num_prefill_tokens=step.num_prefill_tokens,
             forward_s=step.forward_s,
             sample_s=step.sample_s,
-            duration_s=time.perf_counter() - started,
+            duration_s=ended - started,
             moments=self._scheduler.moments.take(),
+            num_seqs=len(step.batch.num_tokens),
+            num_started_seqs=step.batch.num_started,
+            schedule_s=step.batch.schedule_s,
+            collect_s=ended - collecting,
+            release_s=self._release_s,
+            has_failed=self._has_failed,
         )
 
     def stats(self) -> EngineStats:
@@ -156,6 +166,7 @@ class Engine:
             num_prompt_tokens=self._num_prompt_tokens,
             num_cached_tokens=self._num_cached_tokens,
             num_generated_tokens=self._num_generated_tokens,
+            max_running_tokens=scheduler.max_running_tokens,
         )
 
     def check_integrity(self) -> None:
@@ -218,6 +229,7 @@ class Engine:
             logger.exception("a step of %d sequences failed", len(step.batch.num_tokens))
             result = None
         self._activity.begin(Phase.COMPUTING)
+        self._has_failed = result is None
         if result is None:
             return [self._fail(s, "the model failed on this batch") for s in unfinished]
         return [
@@ -268,8 +280,14 @@ class Engine:
         ]
         if sequence.finish_reason is not None:
             self._scheduler.moments.note(sequence.request_id, MomentKind.FINISHED)
-            self.abort(sequence.request_id)
+            self._release(sequence)
         return outputs
+
+    def _release(self, sequence: Sequence) -> None:
+        """Takes a sequence that has ended out of the batch."""
+        started = time.perf_counter()
+        self.abort(sequence.request_id)
+        self._release_s += time.perf_counter() - started
 
     def _append(self, sequence: Sequence, chosen: list[Token]) -> list[Token]:
         """Appends the tokens of a step, up to the sequence's end: sampled, then forced ones.

@@ -30,6 +30,7 @@ from .generation.limits import Limits
 from .generation.load import LoadMeter
 from .generation.metrics import Metrics
 from .generation.pipeline import Pipeline
+from .generation.pushed_metrics import pushed_metrics
 from .generation.server_info import ServerInfo
 from .generation.validation import Validator
 from .grammar.checker import GrammarChecker
@@ -68,7 +69,8 @@ class App:
         settings: what it is started with; `engine_socket` must be set.
 
     Raises:
-        OSError, ValueError: the file of API keys, or a certificate, cannot be used.
+        OSError, ValueError: the file of API keys, a certificate, or a variable of OpenTelemetry's
+            cannot be used.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -89,6 +91,7 @@ class App:
         self._lanes = Lanes(settings.max_pending_bytes)
         self._long_texts = _long_texts(settings)
         self._traces = _trace_sender(settings)
+        self._pushed = pushed_metrics(settings.model_id)
         self._starting: asyncio.Task[None] | None = None  # of the processes for long texts
         self.port = 0
 
@@ -107,8 +110,9 @@ class App:
         info = await self._client.ready()
         tokenizer.fit(info.vocab_size)
         limits = make_limits(settings, info)
-        metrics = self._metrics(limits)
-        self._grammars = _grammar_checker(settings, info, tokenizer)
+        server_info = _server_info(settings, info, limits, tokenizer)
+        metrics = self._metrics(server_info)
+        self._grammars = _grammar_checker(settings, info, tokenizer, metrics)
         await self._grammars.start()
         pipeline = Pipeline(
             self._admission,
@@ -119,7 +123,6 @@ class App:
         )
         meter = LoadMeter()
         self._client.on_step.append(meter.step)
-        server_info = _server_info(settings, info, limits, tokenizer)
         servicer = TextGenerationServicer(
             pipeline, tokenizer, self._client, server_info, metrics, meter, self._lanes
         )
@@ -143,6 +146,8 @@ class App:
         await self._close_workers()
         if self._traces is not None:
             await self._traces.close()
+        if self._pushed is not None:
+            await self._pushed.close()
 
     async def _close_workers(self) -> None:
         if self._starting is not None:
@@ -170,11 +175,24 @@ class App:
         """Returns when `stop` was called."""
         await self._stopping.wait()
 
-    def _metrics(self, limits: Limits) -> Metrics:
+    def _metrics(self, server: ServerInfo) -> Metrics:
         """Makes the metrics, which are updated after every step of the engine."""
-        metrics = Metrics(limits)
-        metrics.step(self._client.last_step)  # so that the series exist before the next message
-        self._client.on_step.append(metrics.step)
+        client, limits = self._client, server.limits
+        pushed = () if self._pushed is None else (self._pushed,)
+        metrics = Metrics(
+            limits,
+            *pushed,
+            speculate=self._settings.speculate,
+            is_healthy=lambda: client.is_healthy,
+        )
+        metrics.describe(server)
+        metrics.watch(self._admission, limits)
+        metrics.calls.expect_methods(rpc.method_names())
+        metrics.calls.expect_callers(self._authenticator.names())
+        metrics.engine.step(client.last_step)  # so that gauges are right before the next message
+        client.on_step.append(metrics.engine.step)
+        client.on_tally.append(metrics.requests.step)
+        client.on_restart.append(metrics.engine.restarted)
         return metrics
 
     async def _listen(
@@ -268,7 +286,7 @@ def _long_texts(settings: Settings) -> LongTexts:
 
 
 def _grammar_checker(
-    settings: Settings, info: EngineInfo, tokenizer: TextTokenizer
+    settings: Settings, info: EngineInfo, tokenizer: TextTokenizer, metrics: Metrics
 ) -> GrammarChecker:
     return GrammarChecker(
         tokenizer.to_json(),
@@ -279,6 +297,7 @@ def _grammar_checker(
         strict_formats=settings.grammar_strict_formats,
         deadline_s=settings.grammar_deadline_seconds,
         backend=settings.grammar_backend,
+        watcher=metrics,
     )
 
 

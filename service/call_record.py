@@ -21,7 +21,11 @@ from .timeline import SequenceTimeline, Stage, Timings
 REQUEST_ID_HEADER = "x-request-id"
 CANCELLED = "cancelled"  # the error of a call whose caller has left
 _VALID_ID = re.compile(r"[!-~]{1,128}")  # visible ASCII: it goes into headers and log lines
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-((?!0{32})[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_TRACEPARENT = re.compile(
+    r"(?!ff)[0-9a-f]{2}-(?P<trace>(?!0{32})[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}"
+    r"-(?P<flags>[0-9a-f]{2})(-.*)?"
+)
+_SAMPLED = 1  # the bit that says that the trace is recorded
 
 
 @dataclass(slots=True)
@@ -44,6 +48,8 @@ class CallRecord:
         num_generated_tokens: of all finished texts.
         num_cached_tokens: those of the prompts that the KV cache had already.
         trace_id: of the trace that it belongs to, in hex; empty if there is none.
+        is_sampled: whether somebody records that trace.
+        operation: what is asked for, in the words of OpenTelemetry's conventions.
         error_type: how it failed, in the words of `errors.py`; empty if it did not.
         began: when it came, in seconds of the monotonic clock.
         stages: before the engine.
@@ -62,6 +68,8 @@ class CallRecord:
     num_generated_tokens: int = 0
     num_cached_tokens: int = 0
     trace_id: str = ""
+    is_sampled: bool = False
+    operation: str = "text_completion"
     error_type: str = ""
     began: float = field(default_factory=time.monotonic)
     stages: list[Stage] = field(default_factory=list)
@@ -72,6 +80,11 @@ class CallRecord:
     finish_reasons: list[str] = field(default_factory=list)
     answer_id: str = ""
     content: Content | None = None
+
+    @property
+    def recorded_trace(self) -> str:
+        """The id of its trace, if somebody can look that up."""
+        return self.trace_id if self.is_sampled else ""
 
     def fail(self, error_type: str) -> None:
         """Notes how it failed: the first reason counts, unless that is only that it was ended."""
@@ -89,12 +102,16 @@ _current: ContextVar[CallRecord | None] = ContextVar("call_record", default=None
 def begin_record(
     given_id: str | None, caller: str = "", traceparent: str | None = None
 ) -> CallRecord:
-    """Starts the record of the current task's call, with the caller's ids if they can be used."""
+    """Starts the record of the current task's call, with the caller's ids if they can be used.
+
+    `traceparent` is the W3C's header of that name.
+    """
     is_valid = given_id is not None and _VALID_ID.fullmatch(given_id)
     request_id = given_id if given_id is not None and is_valid else uuid.uuid4().hex
     record = CallRecord(request_id, caller)
-    if traceparent is not None and (found := _TRACEPARENT.match(traceparent)) is not None:
-        record.trace_id = found[1]
+    if (found := _TRACEPARENT.fullmatch(traceparent or "")) is not None:
+        record.trace_id = found["trace"]
+        record.is_sampled = bool(int(found["flags"], 16) & _SAMPLED)
     _current.set(record)
     return record
 
@@ -112,6 +129,13 @@ def rename_call(request_id: str) -> bool:
 def current_record() -> CallRecord | None:
     """The record of the call that this code runs for, if it runs for one."""
     return _current.get()
+
+
+def note_operation(name: str) -> None:
+    """Says what the current call asks for."""
+    record = _current.get()
+    if record is not None:
+        record.operation = name
 
 
 def note_request(parameters: Any, num_choices: int, *, is_stream: bool) -> None:

@@ -5,7 +5,8 @@ Settings never change: what loading a model finds out is in `EngineInfo`.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import uuid
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ class EngineInfo:
     """What an engine reports about itself once it is ready.
 
     `max_total_tokens` is the longest sequence it can hold; `max_batch_total_tokens` the size of its
-    KV cache; both in tokens.
+    KV cache; both in tokens. `instance` is another one after each start.
     """
 
     model_id: str
@@ -105,6 +106,7 @@ class EngineInfo:
     max_batch_total_tokens: int
     block_size: int
     attention: str
+    instance: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values, for the wire."""

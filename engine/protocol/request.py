@@ -133,7 +133,11 @@ class Moment(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:
-    """A snapshot of the engine after a step."""
+    """A snapshot of the engine after a step.
+
+    `max_running_tokens` is what the running sequences may come to: their prompts and the most
+    tokens that they may generate.
+    """
 
     num_steps: int = 0
     num_running: int = 0
@@ -144,14 +148,21 @@ class EngineStats:
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
     num_generated_tokens: int = 0
+    max_running_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepOutput:
     """The outputs of one step, with figures about the step and the engine.
 
-    Durations are seconds: `forward_s` of the model, `sample_s` of sampling, `duration_s` of the
-    whole step. `moments` are those since the last step, mostly none.
+    `num_seqs` sequences were computed, of which `num_started_seqs` had waited until then.
+    `has_failed` says that the model failed on all of them. `moments` are those since the last step,
+    mostly none.
+
+    Durations are seconds: `schedule_s` of planning the step, `forward_s` of the model, `sample_s`
+    of sampling, `collect_s` of waiting for the tokens and of what they mean for the sequences,
+    `release_s` (a part of it) of taking those that ended out of the batch, `duration_s` of the
+    whole step.
     """
 
     outputs: tuple[SequenceOutput, ...] = ()
@@ -162,3 +173,9 @@ class StepOutput:
     sample_s: float = 0.0
     duration_s: float = 0.0
     moments: tuple[Moment, ...] = ()
+    num_seqs: int = 0
+    num_started_seqs: int = 0
+    schedule_s: float = 0.0
+    collect_s: float = 0.0
+    release_s: float = 0.0
+    has_failed: bool = False

@@ -154,6 +154,12 @@ def step(output: StepOutput) -> bytes:
         output.sample_s,
         output.duration_s,
         output.moments,
+        output.num_seqs,
+        output.num_started_seqs,
+        output.schedule_s,
+        output.collect_s,
+        output.release_s,
+        output.has_failed,
     )
 
 
@@ -169,7 +175,8 @@ def parse_beat(fields: list[Any]) -> float:
 
 def parse_step(fields: list[Any]) -> StepOutput:
     """The outcome in a `STEP`."""
-    outputs, stats, num_scheduled, num_prefill, forward_s, sample_s, duration_s, moments = fields
+    outputs, stats, num_scheduled, num_prefill, forward_s, sample_s, duration_s, *rest = fields
+    moments, num_seqs, num_started_seqs, schedule_s, collect_s, release_s, has_failed = rest
     return StepOutput(
         outputs=tuple(_parse_output(item) for item in outputs),
         stats=EngineStats(**dict(zip(EngineStats.__slots__, stats, strict=True))),
@@ -179,6 +186,12 @@ def parse_step(fields: list[Any]) -> StepOutput:
         sample_s=sample_s,
         duration_s=duration_s,
         moments=tuple(Moment(key, MomentKind(kind), at) for key, kind, at in moments),
+        num_seqs=num_seqs,
+        num_started_seqs=num_started_seqs,
+        schedule_s=schedule_s,
+        collect_s=collect_s,
+        release_s=release_s,
+        has_failed=has_failed,
     )
 
 

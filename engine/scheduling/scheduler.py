@@ -7,6 +7,7 @@ chunked prefill, prefix hits and recomputation after a preemption need no code o
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,9 +24,14 @@ from .waiting import WaitingQueue
 
 @dataclass(frozen=True, slots=True)
 class ScheduledBatch:
-    """Tokens to compute in a step, by sequence, in the order of the rows."""
+    """Tokens to compute in a step, by sequence, in the order of the rows.
+
+    `num_started` of the sequences have waited until now; planning took `schedule_s` seconds.
+    """
 
     num_tokens: dict[Sequence, int]
+    num_started: int = 0
+    schedule_s: float = 0.0
 
     @property
     def total_tokens(self) -> int:
@@ -99,6 +105,12 @@ class Scheduler:
         self.num_preemptions = 0
         self.moments = Moments()
         self._num_arrived = 0
+        self._num_started = 0  # in the step that is being planned
+
+    @property
+    def max_running_tokens(self) -> int:
+        """What the running sequences may come to."""
+        return sum(sequence.max_tokens for sequence in self.running)
 
     @property
     def has_work(self) -> bool:
@@ -127,7 +139,9 @@ class Scheduler:
 
     def schedule(self) -> ScheduledBatch:
         """Plans a step: decoding sequences, then prompts, then draft tokens with what is left."""
+        started = time.perf_counter()
         self.turns.step()
+        self._num_started = 0
         budget = StepBudget(
             tokens=self.max_step_tokens,
             chunk_tokens=self._chunk_tokens(),
@@ -138,7 +152,7 @@ class Scheduler:
         decoding = list(planned)
         self._plan_prompts(budget, planned)
         self._plan_drafts(decoding, budget, planned)
-        return ScheduledBatch(planned)
+        return ScheduledBatch(planned, self._num_started, time.perf_counter() - started)
 
     def advance(self, batch: ScheduledBatch) -> None:
         """Counts a launched step's tokens as computed: later steps run after it on the device."""
@@ -297,6 +311,7 @@ class Scheduler:
             self.moments.note(sequence.request_id, kind)
             sequence.status = SequenceStatus.RUNNING
             self.running.append(sequence)
+            self._num_started += 1
         return num_tokens
 
     def _admit(self, sequence: Sequence, budget: StepBudget) -> int:

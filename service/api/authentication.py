@@ -42,6 +42,10 @@ class Authenticator:
         """Whether callers need a key."""
         return self._keys is not None
 
+    def names(self) -> Iterable[str]:
+        """The names of the keys' owners that there are now."""
+        return () if self._keys is None else sorted(set(self._keys().names.values()))
+
     def admit(self, method: str, metadata: Any, *, from_gateway: bool) -> str | None:
         """Returns the name of the key's owner; None for a call that needs no key and has none.
 

@@ -167,7 +167,7 @@ class CallInterceptor(aio.ServerInterceptor):  # type: ignore[misc]
     ) -> Any:
         path = rest_path(context.invocation_metadata(), from_gateway=self._from_gateway)
         span = self._span(method, context, record, path)
-        self._metrics.call_begun(method)
+        self._metrics.calls.begun(method)
         cancelled = False
         try:
             yield
@@ -179,7 +179,7 @@ class CallInterceptor(aio.ServerInterceptor):  # type: ignore[misc]
             if cancelled:
                 record.fail(CANCELLED)
             seconds = time.monotonic() - record.began
-            self._metrics.call_ended(method, code, seconds, key_name)
+            self._metrics.calls.ended(method, code, seconds, key_name)
             if span is not None:
                 span.end(code, _code_number(code))
             if self._access_log and method not in _QUIET:

@@ -32,6 +32,7 @@ from ..pb.message_pool import default_message_pool
 from ..pb.tokenwire import v1 as _v1  # noqa: F401
 from ..routes import SERVICE
 from ..workers.lanes import Lanes
+from . import health
 from .call import Call
 
 # Of requests that are parsed on the event loop, which takes some milliseconds: betterproto2 takes
@@ -50,6 +51,13 @@ def load_pool() -> DescriptorPool:
     for file in files.file:
         pool.Add(file)
     return pool
+
+
+def method_names() -> list[str]:
+    """The full names of all methods of the service, and of the health service."""
+    service = load_pool().FindServiceByName(SERVICE)
+    names = [f"/{SERVICE}/{method.name}" for method in service.methods]
+    return [*names, *(f"/{health.SERVICE_NAME}/{name}" for name in ("Check", "List", "Watch"))]
 
 
 def handlers(

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Literal
 from urllib.parse import unquote
 
-from ..call_record import note_answer, note_conversation, note_error
+from ..call_record import note_answer, note_conversation, note_error, note_operation
 from ..codec import convert, headers, presenter
 from ..codec.keep_alive import with_keep_alive
 from ..codec.presenter import InvocationKind, Reply
@@ -96,6 +98,7 @@ class TextGenerationServicer:
         self._num_watchers = 0
         self._lanes = lanes
         self._dialect = dialect_of(tokenizer, server)
+        self._scraper = ThreadPoolExecutor(1, "metrics")
 
     @property
     def limits(self) -> Limits:
@@ -298,16 +301,36 @@ class TextGenerationServicer:
             raise missing_field("request_id")
         return convert.abort_response(self._pipeline.abort(request_id))
 
-    async def metrics(self, _: None, __: Call) -> Reply:
-        """The Prometheus exposition."""
-        return presenter.metrics(self._metrics.exposition())
+    async def metrics(self, _: None, call: Call) -> Reply:
+        """All series, in the form that the header `accept` asks for.
+
+        They are put together by a thread of their own, in milliseconds, and wait for no request.
+        """
+        accept = call.metadata.get("accept", "")
+        loop = asyncio.get_running_loop()
+        shown = await loop.run_in_executor(self._scraper, self._metrics.render, accept)
+        return presenter.document(*shown)
 
     async def _conversation(self, request: ChatRequest, call: Call) -> Conversation:
+        """The prompt of a conversation.
+
+        Raises:
+            ServiceError: the conversation or the template cannot be used.
+        """
+        try:
+            return await self._rendered(request, call)
+        except ServiceError as error:
+            if error.kind is ErrorKind.TEMPLATE:  # as in TGI, which counts no others before these
+                self._metrics.requests.failed("template", time.monotonic() - call.received)
+            raise
+
+    async def _rendered(self, request: ChatRequest, call: Call) -> Conversation:
         setting = self._server.tool_call_format
         call_format = tool_call_format(setting, call.metadata, request.tools)
         return await self._prepared(replace(request, tool_call_format=call_format), call)
 
     async def _prepared(self, request: ChatRequest, call: Call) -> Conversation:
+        note_operation("chat")
         note_conversation(request.texts())
         escapes = request.escape_special_tokens
         if escapes is None:

@@ -31,8 +31,6 @@ from .responses import render as render_responses
 Reply = betterproto2.Message | bytes
 InvocationKind = Literal["generate", "chat", "completions"]
 
-METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-
 
 class Presenter(Protocol):
     """Turns results into replies of the RPC that the method is named after."""
@@ -320,11 +318,6 @@ class RestPresenter:
     def keep_alive(self) -> Reply | None:
         """A comment, which clients skip."""
         return framing.http_reply(render.SSE, render.KEEP_ALIVE)
-
-
-def metrics(text: bytes) -> Reply:
-    """The exposition; the same for both transports."""
-    return document(METRICS_TYPE, text)
 
 
 def document(content_type: str, data: bytes) -> Reply:

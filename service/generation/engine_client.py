@@ -24,10 +24,12 @@ from engine.protocol.request import Request, SequenceOutput, StepOutput
 from ..call_record import CallRecord, current_record
 from ..errors import ServiceError, cancelled, overloaded, unhealthy
 from ..timeline import SequenceTimeline
+from .tally import Pace, Tally
 
 logger = logging.getLogger(__name__)
 
 StepListener = Callable[[StepOutput], None]
+TallyListener = Callable[[Tally], None]
 
 _RECONNECT_S = 0.1
 _NOTICE_S = 1.5  # without progress of the engine; callers of Health see it half a second later
@@ -39,6 +41,7 @@ class _Stream:
     """A request in progress, its outputs so far, and how often the engine was lost."""
 
     request: Request
+    pace: Pace
     call: CallRecord | None = None
     timeline: SequenceTimeline = field(default_factory=SequenceTimeline)
     queue: asyncio.Queue[SequenceOutput | ServiceError] = field(default_factory=asyncio.Queue)
@@ -93,6 +96,8 @@ class EngineClient:
         self.info: EngineInfo | None = None
         self.last_step = StepOutput()
         self.on_step: list[StepListener] = []
+        self.on_tally: list[TallyListener] = []
+        self.on_restart: list[Callable[[], None]] = []
 
     @property
     def is_connected(self) -> bool:
@@ -146,7 +151,8 @@ class EngineClient:
         """
         if self._writer is None:
             raise unhealthy()
-        stream = _Stream(request, current_record(), on_end=on_end)
+        call = current_record()
+        stream = _Stream(request, _pace(request, call), call, on_end=on_end)
         self._streams[request.request_id] = stream
         if stream.call is not None:
             stream.call.sequences.append(stream.timeline)
@@ -209,8 +215,11 @@ class EngineClient:
                 self._deliver(wire.parse_step(fields))
 
     def _resume(self, info: EngineInfo) -> None:
-        self.info = info
+        before, self.info = self.info, info
         self._ready.set()
+        if before is not None and before.instance != info.instance:
+            for restarted in self.on_restart:
+                restarted()
         for stream in self._streams.values():
             if stream.num_restarts and not stream.ended:
                 self._send(wire.submit(stream.resumption()))
@@ -220,12 +229,17 @@ class EngineClient:
         for moment in step.moments:
             if (stream := self._streams.get(moment.request_id)) is not None:
                 stream.timeline.note(moment)
+        tally = Tally(time.monotonic())
         for output in step.outputs:
             stream = self._streams.get(output.request_id)
             if stream is not None:  # else it was aborted before this arrived
                 stream.push(output)
+                tally.add(stream.pace, output)
         for listener in self.on_step:
             listener(step)
+        if step.outputs:
+            for tally_listener in self.on_tally:
+                tally_listener(tally)
 
     def _send(self, message: bytes) -> None:
         if self._writer is not None:
@@ -235,6 +249,11 @@ class EngineClient:
         for stream in self._streams.values():
             if stream.num_restarts >= min_restarts and not stream.ended:
                 stream.push(SequenceOutput(request_id=stream.request.request_id, error=reason))
+
+
+def _pace(request: Request, call: CallRecord | None) -> Pace:
+    begun = time.monotonic() if call is None else call.began
+    return Pace(begun, len(request.prompt_token_ids), bool(request.grammar), call)
 
 
 async def _next(stream: _Stream) -> SequenceOutput:

@@ -58,12 +58,20 @@ class Timings:
         validated: when it was valid and was sent to the engine.
         started: when the engine reported its first step.
         finished: when its last token arrived.
+        first_token: when its first token arrived.
     """
 
     received: float
     validated: float
     started: float
     finished: float
+    first_token: float | None = None
+
+    def per_output_token(self, num_tokens: int) -> float | None:
+        """Mean seconds between two of so many tokens; None where there are no two."""
+        if self.first_token is None or num_tokens < 2:
+            return None
+        return (self.finished - self.first_token) / (num_tokens - 1)
 
     @property
     def total(self) -> float:
@@ -265,6 +273,7 @@ class _Progress:
         self._received = received
         self._validated = validated
         self._started: float | None = None
+        self._first_token: float | None = None
         self._num_cached_tokens = 0
         self._matched_stop: str | int | None = None
         self._tokens: list[Token] = []
@@ -289,6 +298,8 @@ class _Progress:
         self._prompt_tops += output.prompt_tops
         if output.token is None:
             return None
+        if self._first_token is None:
+            self._first_token = time.monotonic()
         token, top_tokens = self._append(output.token)
         reason = self._reason(output.finish_reason, token.text)
         return TokenEvent(token, top_tokens, self._finish(reason) if reason else None)
@@ -345,7 +356,11 @@ class _Progress:
             prefill=self._prefill(),
             seed=sampling.seed if sampling.do_sample else None,
             timings=Timings(
-                self._received, self._validated, self._started or self._validated, time.monotonic()
+                self._received,
+                self._validated,
+                self._started or self._validated,
+                time.monotonic(),
+                self._first_token,
             ),
             num_cached_tokens=self._num_cached_tokens,
             matched_stop=self._matched_stop,

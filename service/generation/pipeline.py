@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager, aclosing, contextmanager
 
 from ..call_record import (
     CANCELLED,
+    current_record,
     note_error,
     note_prompt,
     note_request,
@@ -152,10 +153,15 @@ class Pipeline:
         """Counts a request, whose prompt all its texts share."""
         num_generated = sum(len(result.tokens) for result in results)
         last = max(results, key=lambda result: result.timings.finished)
-        self._metrics.request_finished(last, num_generated)
+        self._metrics.requests.finished(last, num_generated)
         note_tokens(last.num_prompt_tokens, num_generated, results[0].num_cached_tokens)
         for result in results:
             note_text(result.text, result.finish_reason)
+
+    def _failed(self, reason: str, begun: float) -> None:
+        record = current_record()
+        received = begun if record is None else record.began
+        self._metrics.requests.failed(reason, time.monotonic() - received)
 
     async def _validate(
         self, prompt: Prompt, parameters: Parameters, call: RunningCall
@@ -164,21 +170,22 @@ class Pipeline:
             note_prompt(prompt)
         request = await self._validator.validate(prompt, parameters)
         call.check()
-        self._metrics.request_validated(len(request.prompt_token_ids), request.max_new_tokens)
+        self._metrics.requests.validated(len(request.prompt_token_ids), request.max_new_tokens)
         return request
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
-        self._metrics.request_begun()
+        self._metrics.requests.begun()
+        begun = time.monotonic()
         try:
             yield
         except ServiceError as error:
             if error.kind is ErrorKind.OVERLOADED and error.retry_after_s is None:
                 error.retry_after_s = self._admission.retry_after_s()
-            self._metrics.request_failed(_FAILURES.get(error.kind, "validation"))
+            self._failed(_FAILURES.get(error.kind, "validation"), begun)
             note_error(error.kind.error_type)
             raise
         except (asyncio.CancelledError, GeneratorExit):
             note_error(CANCELLED)
-            self._metrics.request_failed("dropped")
+            self._failed("dropped", begun)
             raise

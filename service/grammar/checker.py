@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import time
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from engine.protocol.wire import framed
 
@@ -33,6 +34,20 @@ _MAX_SLOW = 2  # slow trials at a time; when there are more, their requests are 
 _WORKER = f"{__package__}.worker"
 _FIELD = "parameters.grammar"
 
+# How a trial ends: "failed" is one that took too long or too much memory, "abandoned" one whose
+# callers have left.
+OUTCOMES = ("compiled", "refused", "failed", "overloaded", "abandoned")
+
+
+class Watcher(Protocol):
+    """Who wants to know what grammars cost."""
+
+    def grammar_tried(self, outcome: str, seconds: float) -> None:
+        """A grammar was compiled on trial; `outcome` is one of `OUTCOMES`."""
+
+    def grammar_known(self) -> None:
+        """A grammar needed no trial, because its result is known."""
+
 
 class GrammarChecker:
     """Turns grammars into sources that the engine can compile.
@@ -48,6 +63,7 @@ class GrammarChecker:
         backend: the library: "llguidance", "outlines", or "auto" for the second one where only that
             one is exact.
         num_workers: number of processes, not counting those of slow trials.
+        watcher: is told of trials and of what needs none.
     """
 
     def __init__(
@@ -62,7 +78,9 @@ class GrammarChecker:
         deadline_s: float = 5.0,
         backend: Backend = "auto",
         num_workers: int = 2,
+        watcher: Watcher | None = None,
     ) -> None:
+        self._watcher = watcher
         self._enabled = enabled
         self._reading = {"best_effort": best_effort, "strict_formats": strict_formats}
         self._deadline_s = deadline_s
@@ -118,6 +136,8 @@ class GrammarChecker:
             answer = await self._answer(key)
         else:
             self._known.move_to_end(key)
+            if self._watcher is not None:
+                self._watcher.grammar_known()
         if "error" in answer:
             raise _invalid(grammar.named(answer["error"]))
         return answer["source"]
@@ -163,7 +183,7 @@ class GrammarChecker:
         """The result of a trial that its callers share; the trial ends when the last one leaves."""
         trial = self._trials.get(key)
         if trial is None:
-            task = asyncio.create_task(self._try(key))
+            task = asyncio.create_task(self._watched(key))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
             trial = self._trials[key] = _Trial(task)
@@ -176,6 +196,20 @@ class GrammarChecker:
                 if self._trials.get(key) is trial:
                     del self._trials[key]
                 trial.task.cancel()  # no effect if it is done
+
+    async def _watched(self, key: bytes) -> dict[str, str]:
+        """The result of a trial, of which the watcher is told."""
+        started, outcome = time.monotonic(), "abandoned"
+        try:
+            answer = await self._try(key)
+            outcome = "refused" if "error" in answer else "compiled"
+            return answer
+        except ServiceError as error:
+            outcome = "overloaded" if error.kind is ErrorKind.OVERLOADED else "failed"
+            raise
+        finally:
+            if self._watcher is not None:
+                self._watcher.grammar_tried(outcome, time.monotonic() - started)
 
     async def _try(self, key: bytes) -> dict[str, str]:
         worker = await self._workers.get()

@@ -66,7 +66,7 @@ def test_every_request_and_token_is_counted(target: str, loop: str, stack: Stack
 
 
 def test_prompts_hit_the_prefix_cache_only_with_a_shared_prefix(stack: Stack) -> None:
-    series = 'tokenwire_prompt_tokens{source="cache"}'
+    series = 'tokenwire_prompt_tokens_total{source="cache"}'
     before = stack.metric(series)
     for _ in range(2):  # a second run with the same seed has other prompts
         result(run_bench(f"--target={stack.url}", *SIZES, "--json"))

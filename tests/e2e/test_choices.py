@@ -123,7 +123,7 @@ def test_grpc_callers_get_the_same(
 @pytest.mark.parametrize("stream", [False, True])
 def test_prompt_is_computed_once(stack: Stack, stream: bool) -> None:
     def computed() -> float:
-        return stack.metric('tokenwire_prompt_tokens{source="computed"}')
+        return stack.metric('tokenwire_prompt_tokens_total{source="computed"}')
 
     stack.wait_until_idle()
     words = " ".join(uuid.uuid4().hex for _ in range(8))  # nothing that the cache has

@@ -124,12 +124,12 @@ def test_preemption_does_not_change_tokens(small: Stack) -> None:
     ]
     alone = [over_both(small, body) for body in bodies]
     assert max(len(tokens) for tokens in alone) > 100
-    before = small.metric("tokenwire_preemptions")
+    before = small.metric("tokenwire_preemptions_total")
     assert before == 0  # a single sequence is never preempted
     with ThreadPoolExecutor(2 * len(bodies)) as pool:
         rest = [pool.submit(over_rest, small, body) for body in bodies]
         typed = [pool.submit(over_grpc, small, body) for body in bodies]
         assert [future.result() for future in rest] == alone
         assert [future.result() for future in typed] == alone
-    assert small.metric("tokenwire_preemptions") >= 5
+    assert small.metric("tokenwire_preemptions_total") >= 5
     small.wait_until_idle()

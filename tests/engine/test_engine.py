@@ -254,6 +254,31 @@ def test_a_step_reports_its_load_and_its_time(runs_ahead: bool) -> None:
     assert step.forward_s > 0
     assert step.sample_s > 0
     assert runs_ahead or step.forward_s + step.sample_s <= step.duration_s
+    assert (step.num_seqs, step.num_started_seqs) == (2, 1)
+    assert step.schedule_s > 0
+    assert 0 < step.collect_s <= step.duration_s
+    assert step.release_s == 0
+    assert not step.has_failed
+
+
+def test_the_steps_of_a_request_tell_when_it_begins_and_when_it_leaves() -> None:
+    engine = make_engine()
+    engine.add(make_request(max_new_tokens=3))
+    steps = [engine.step() for _ in range(3)]
+    assert [step.num_started_seqs for step in steps] == [1, 0, 0]
+    assert [step.release_s > 0 for step in steps] == [False, False, True]
+    assert all(step.release_s <= step.collect_s for step in steps)
+
+
+def test_stats_tell_what_the_batch_may_come_to() -> None:
+    engine = make_engine()
+    engine.add(make_request("a", tuple(range(4)), max_new_tokens=6))
+    engine.add(make_request("b", tuple(range(9)), max_new_tokens=2))
+    assert engine.stats().max_running_tokens == 0
+    assert engine.step().stats.max_running_tokens == 4 + 6 + 9 + 2
+    while engine.has_work:
+        engine.step()
+    assert engine.stats().max_running_tokens == 0
 
 
 def test_an_idle_step_computes_nothing() -> None:

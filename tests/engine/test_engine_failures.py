@@ -125,7 +125,9 @@ class TestFailure:
         engine.add(make_request("waits"))
         if runs_ahead:  # the step that is launched already was planned before "bad" came
             assert [output.error for output in engine.step().outputs] == [None]
-        outputs = engine.step().outputs
+        step = engine.step()
+        assert step.has_failed
+        outputs = step.outputs
         assert {output.request_id for output in outputs} == {"old", "bad"}
         assert all(output.error and output.token is None for output in outputs)
         engine.check_integrity()

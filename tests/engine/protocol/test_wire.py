@@ -88,6 +88,12 @@ steps = st.builds(
     moments=st.lists(
         st.builds(Moment, st.text(max_size=40), st.sampled_from(MomentKind), floats), max_size=3
     ).map(tuple),
+    num_seqs=counts,
+    num_started_seqs=counts,
+    schedule_s=floats,
+    collect_s=floats,
+    release_s=floats,
+    has_failed=st.booleans(),
 )
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | floats | st.text() | st.binary(),

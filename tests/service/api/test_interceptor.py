@@ -82,7 +82,7 @@ class Outcome:
                 self.num_waiting -= 1
 
     def count(self, method: str, code: str) -> float:
-        name = f'grpc_server_handled{{code="{code}",method="{method}"}}'
+        name = f'grpc_server_handled_total{{code="{code}",method="{method}"}}'
         return sample(self.metrics.exposition(), name)
 
     def in_progress(self, method: str) -> float:
@@ -92,7 +92,7 @@ class Outcome:
         """Waits until the one call so far has been counted."""
         await eventually(lambda: self.count(method, code) == 1)
         assert self.in_progress(method) == 0
-        name = f'grpc_server_handling_duration_count{{method="{method}"}}'
+        name = f'grpc_server_handling_seconds_count{{method="{method}"}}'
         assert sample(self.metrics.exposition(), name) == 1
 
 

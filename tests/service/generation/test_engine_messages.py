@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from engine.protocol import wire
 from engine.protocol.request import EngineStats, FinishReason, SequenceOutput, StepOutput, Token
 from service.generation.engine_client import EngineClient
+from service.generation.tally import Tally
 from tests.service.fakes import INFO, TIMEOUT_S, eventually
 from tests.service.generation.engines import make_request
 
@@ -124,3 +126,46 @@ async def test_an_unreadable_message_only_closes_the_connection(
             with suppress(TypeError):
                 await client.close()
     assert "cannot be read" in caplog.text
+
+
+async def test_only_another_engine_counts_as_a_restart(puppet: Puppet) -> None:
+    client = EngineClient(puppet.path)
+    restarts: list[str] = []
+    client.on_restart.append(lambda: restarts.append("restart"))
+    client.start()
+    for number, instance in enumerate(["first", "first", "second", "third"]):
+        _, writer = await puppet.connection()
+        step = StepOutput(stats=EngineStats(num_steps=number + 1))
+        writer.write(wire.ready(replace(INFO, instance=instance)) + wire.step(step))
+        await eventually(lambda step=step: client.last_step == step)
+        writer.close()
+    assert len(restarts) == 2
+    await client.close()
+
+
+async def test_a_step_is_tallied_for_the_requests_of_this_client(puppet: Puppet) -> None:
+    client = EngineClient(puppet.path)
+    tallies: list[Tally] = []
+    client.on_tally.append(tallies.append)
+    client.start()
+    _, writer = await puppet.connection()
+    writer.write(wire.ready(INFO))
+    await client.ready()
+    outputs = client.generate(make_request("a"))
+    pending = asyncio.create_task(anext(outputs))
+    await asyncio.sleep(0)
+    token = SequenceOutput("a", Token(4, -0.5), first_scheduled=True, num_cached_tokens=8)
+    others = token._replace(request_id="nobody's")
+    writer.write(wire.step(StepOutput(outputs=(token, others))) + wire.step(StepOutput()))
+    await pending
+    writer.write(wire.step(ENDED))
+    await eventually(lambda: len(tallies) == 2)
+    first, last = tallies
+    assert (first.num_tokens, first.num_prompt_tokens, first.num_cached_tokens) == (1, 13, 8)
+    assert len(first.first) == 1
+    assert first.previous == {}
+    assert (last.num_tokens, last.num_prompt_tokens) == (1, 0)
+    assert last.previous == {first.now: 1}
+    await outputs.aclose()
+    await client.close()
+    writer.close()

@@ -381,7 +381,20 @@ async def test_timings_follow_the_stages() -> None:
     assert timings.queue > 0
     assert timings.inference >= 0
     assert timings.total == pytest.approx(timings.validation + timings.queue + timings.inference)
-    assert timings == Timings(1.0, 2.0, timings.started, timings.finished)
+    assert timings.first_token is not None
+    assert timings.started <= timings.first_token <= timings.finished
+    expected = Timings(1.0, 2.0, timings.started, timings.finished, timings.first_token)
+    assert timings == expected
+
+
+@pytest.mark.parametrize(
+    ("first_token", "num_tokens", "expected"), [(3.0, 5, 0.25), (3.0, 1, None), (None, 5, None)]
+)
+def test_time_per_token_is_that_after_the_first(
+    first_token: float | None, num_tokens: int, expected: float | None
+) -> None:
+    timings = Timings(0.0, 1.0, 2.0, 4.0, first_token)
+    assert timings.per_output_token(num_tokens) == expected
 
 
 @given(st.floats(width=32))

@@ -8,6 +8,7 @@ import json
 import pytest
 
 from engine.grammar.backend_llguidance import json_source, regex_source
+from service.errors import ServiceError
 from service.grammar import checker as module
 from service.grammar.checker import GrammarChecker
 from tests.service.fakes import eventually
@@ -125,3 +126,45 @@ class TestCancelledCaller:
         await asyncio.wait([caller])
         assert await checker.check(schema(SCHEMA)) == json_source(SCHEMA)
         assert len(trials) == 2
+
+
+class Watcher:
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.trials: list[tuple[str, bool]] = []
+        self.num_known = 0
+
+    def grammar_tried(self, outcome: str, seconds: float) -> None:
+        self.trials.append((outcome, seconds > 0))
+
+    def grammar_known(self) -> None:
+        self.num_known += 1
+
+
+class TestWatcher:
+    async def test_is_told_of_trials_and_of_what_needs_none(self) -> None:
+        watcher = Watcher()
+        async with checking(watcher=watcher) as checker:
+            for _ in range(3):
+                await checker.check(regex("[0-9]+"))
+            with pytest.raises(ServiceError):
+                await checker.check(regex("("))
+        assert watcher.trials == [("compiled", True), ("refused", True)]
+        assert watcher.num_known == 2
+
+    async def test_is_told_of_trials_that_take_too_long_or_are_abandoned(
+        self, trials: list[bytes]
+    ) -> None:
+        watcher = Watcher()
+        async with checking(watcher=watcher, num_workers=2, deadline_s=0.05) as checker:
+            with pytest.raises(ServiceError):
+                await checker.check(schema(ENDLESS))
+        async with checking(watcher=watcher) as checker:
+            asking = asyncio.create_task(checker.check(schema(ENDLESS)))
+            await eventually(lambda: len(trials) == 2)
+            asking.cancel()
+            await eventually(lambda: len(watcher.trials) == 2)
+        outcomes = [outcome for outcome, _ in watcher.trials]
+        assert outcomes[0] in ("failed", "overloaded")  # as much as the machine lets it run
+        assert outcomes[1] == "abandoned"

@@ -1,0 +1,1 @@
+"""How series are kept, shown to scrapers and pushed to collectors; not what is measured."""
