@@ -55,6 +55,13 @@ def test_peers_generate_the_same_tokens() -> None:
     assert all(set(found) == {"1", "2"} for found in rates.values())
 
 
+def test_metrics_measures_steps_and_scrapes() -> None:
+    result = last_line("benchmarks.metrics", "--streams", "1", "4")
+    assert set(result["steps"]) == {"1", "4"}
+    assert all(row["metrics_us"] > 0 for row in result["steps"].values())
+    assert len(result["scrape_ms"]) == 2
+
+
 def test_grammar_backends_measures_both_libraries() -> None:
     result = last_line("benchmarks.grammar_backends")
     libraries = {"llguidance", "outlines"}
