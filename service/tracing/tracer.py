@@ -79,7 +79,9 @@ class CallTracer:
             attributes,
             start_time=epoch_ns + round(record.began * 1e9),
         )
-        record.trace_id = f"{span.get_span_context().trace_id:032x}"
+        context = span.get_span_context()
+        record.trace_id = f"{context.trace_id:032x}"
+        record.is_sampled = context.trace_flags.sampled
         if self._captures_content and span.is_recording():
             record.content = Content()
         return CallSpan(span, self._tracers[from_gateway], name, self._model_id, record, epoch_ns)

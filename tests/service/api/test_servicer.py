@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from typing import Any
 
 import grpc
@@ -225,6 +227,18 @@ async def test_health_is_the_same_for_both(service: Service) -> None:
     service.client.is_healthy = False
     native, rest = await service.ask_both("Health", pb.HealthRequest())
     assert_same_status(native, rest, grpc.StatusCode.UNAVAILABLE, 503, "healthcheck", "unhealthy")
+
+
+async def test_a_scrape_waits_for_no_other_work_in_threads(service: Service) -> None:
+    release = threading.Event()
+    loop = asyncio.get_running_loop()
+    busy = [loop.run_in_executor(None, release.wait) for _ in range(64)]  # more than it has
+    try:
+        answer = await service.ask("Metrics", pb.MetricsRequest(), rest=True)
+        assert b"tgi_request_count" in answer.replies[0].data
+    finally:
+        release.set()
+        await asyncio.gather(*busy)
 
 
 async def test_metrics_are_the_same_for_both(service: Service) -> None:
