@@ -291,7 +291,7 @@ def test_names_of_keys_beyond_a_bound_share_a_label() -> None:
     assert sample(text, 'tokenwire_calls_total{caller="other",code="OK"}') == 50
 
 
-def test_recorded_traces_are_examples_of_what_was_observed() -> None:
+async def test_recorded_traces_are_examples_of_what_was_observed() -> None:
     metrics = Metrics(LIMITS)
     call = begin_record(None, traceparent=f"00-{TRACE}-b7ad6b7169203331-01")
     metrics.requests.finished(generation())
@@ -321,7 +321,7 @@ def test_recorded_traces_are_examples_of_what_was_observed() -> None:
         f"00-{TRACE.upper()}-b7ad6b7169203331-01",
     ],
 )
-def test_other_traces_are_not_shown(traceparent: str | None) -> None:
+async def test_other_traces_are_not_shown(traceparent: str | None) -> None:
     metrics = Metrics(LIMITS)
     begin_record(None, traceparent=traceparent)
     metrics.requests.finished(generation())
