@@ -28,13 +28,16 @@ from typing import Any
 from jsonschema import Draft202012Validator
 from llguidance import LLMatcher, LLTokenizer
 
-from engine.grammar.backend_llguidance import json_source
-from engine.grammar.schema import read_schema
+from engine.grammar.backend_llguidance import JSON_OPTIONS, json_source
+from engine.grammar.forms import lark_source
+from engine.grammar.schema import UnsaidError, read_schema
+from engine.grammar.schema.references import with_local_references
 from engine.grammar.schema.strings import FORMATS
 from engine.protocol.errors import GrammarError
 
 PACKAGE = "jsonschema==4.26.0"
 FOLDER = "json/tests/draft2020-12"
+_REMOTE = "http://localhost:1234/"  # where the suite has further documents
 _DEADLINE_S = 20  # of a case
 _MAX_TEXTS = 2000  # orders and spellings that are tried of one instance
 
@@ -93,11 +96,40 @@ def _judge_in_time(case: dict[str, Any]) -> Score:
     return score
 
 
+def bundled(schema: dict[str, Any], documents: dict[str, Any]) -> dict[str, Any]:
+    """A schema with the documents that it may refer to in its `$defs`, as 2020-12 has it.
+
+    Args:
+        schema: the schema.
+        documents: the documents by their addresses.
+    """
+    if _REMOTE not in json.dumps(schema):
+        return schema
+    definitions: dict[str, Any] = {}
+    for address, document in documents.items():
+        if document.get("$id", address) == address:
+            definitions[address] = {**document, "$id": address}
+        else:  # it is known by another identity too
+            other = {"$id": address, "$ref": document["$id"], "$defs": {"other": document}}
+            definitions[address] = other
+    return {**schema, "$defs": {**definitions, **schema.get("$defs", {})}}
+
+
+def _documents(suite: Path) -> dict[str, Any]:
+    """The documents that come with the suite, by their addresses."""
+    folder = suite.parents[1] / "remotes"
+    paths = [*folder.glob("*.json"), *folder.glob(f"{suite.name}/**/*.json")]
+    paths += folder.glob("nested/*.json")
+    return {
+        f"{_REMOTE}{path.relative_to(folder).as_posix()}": json.loads(path.read_text())
+        for path in sorted(paths)
+    }
+
+
 def _judge_case(case: dict[str, Any]) -> Score:
     schema = {"allOf": [case["schema"]]} if isinstance(case["schema"], bool) else case["schema"]
     score = Score(cases=1)
     try:
-        enforced = Draft202012Validator(read_schema(schema))
         matcher = _compiled(schema)
     except GrammarError as error:
         score.reasons.append(f"{case['description']}: {error}")
@@ -107,13 +139,13 @@ def _judge_case(case: dict[str, Any]) -> Score:
         score.reasons.clear()
     score.accepted = 1
     for test in case["tests"]:
-        is_reachable = matcher is not None and _is_reachable(matcher, test["data"])
-        if is_reachable != test["valid"]:
-            if test["valid"] and _is_narrowed(schema, enforced, test["data"]):
+        is_found = matcher is not None and is_reachable(matcher, test["data"])
+        if is_found != test["valid"]:
+            if test["valid"] and _is_narrowed(schema, test["data"]):
                 score.narrowed += 1
                 continue
             score.faults.append(f"{case['description']}: {test['description']}")
-        elif is_reachable:
+        elif is_found:
             score.reachable += 1
         else:
             score.kept_out += 1
@@ -121,20 +153,36 @@ def _judge_case(case: dict[str, Any]) -> Score:
     return score
 
 
-def _is_narrowed(schema: dict[str, Any], enforced: Draft202012Validator, instance: Any) -> bool:
+def _is_narrowed(schema: dict[str, Any], instance: Any) -> bool:
     """Whether reading rules out an instance: a format is enforced too, where it is known."""
-    is_formatted = schema.get("format") in FORMATS and isinstance(instance, str)
-    return is_formatted or not enforced.is_valid(instance)
+    if schema.get("format") in FORMATS and isinstance(instance, str):
+        return True
+    try:
+        return not Draft202012Validator(read_schema(schema)).is_valid(instance)
+    except UnsaidError:  # is it because objects are closed?
+        start, rules = lark_source(with_local_references(schema), JSON_OPTIONS, are_closed=False)
+        matcher = matcher_of(LLMatcher.grammar_from_lark(f"start: {start}\n{rules}"))
+        return is_reachable(matcher, instance)
 
 
 def _compiled(schema: dict[str, Any]) -> LLMatcher:
-    matcher = LLMatcher(_tokenizer(), json_source(schema), log_level=0)
+    return matcher_of(json_source(schema))
+
+
+def matcher_of(source: str) -> LLMatcher:
+    """The matcher of a source, over a vocabulary of bytes.
+
+    Raises:
+        GrammarError: the library refuses it.
+    """
+    matcher = LLMatcher(_tokenizer(), source, log_level=0)
     if matcher.is_error():
         raise GrammarError(matcher.get_error())
     return matcher
 
 
-def _is_reachable(matcher: LLMatcher, instance: Any) -> bool:
+def is_reachable(matcher: LLMatcher, instance: Any) -> bool:
+    """Whether an instance can be written, in some order of properties and some spelling."""
     texts = itertools.islice(_texts(instance), _MAX_TEXTS)
     return any(_accepts(matcher, text) for text in texts)
 
@@ -185,10 +233,15 @@ def _tokenizer() -> LLTokenizer:
 
 def scores(suite: Path) -> dict[str, Score]:
     """The score of each keyword."""
-    return {
-        path.stem: judge(json.loads(path.read_text(encoding="utf-8")))
-        for path in sorted(suite.glob("*.json"))
-    }
+    documents = _documents(suite)
+    results = {}
+    for path in sorted(suite.glob("*.json")):
+        cases = json.loads(path.read_text(encoding="utf-8"))
+        for case in cases:
+            if isinstance(case["schema"], dict):
+                case["schema"] = bundled(case["schema"], documents)
+        results[path.stem] = judge(cases)
+    return results
 
 
 _HEAD = """# JSON Schema: what is enforced

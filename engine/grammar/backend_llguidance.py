@@ -19,9 +19,11 @@ from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
 from numpy.typing import NDArray
 
 from ..protocol.errors import GrammarError
-from .pattern_properties import without_taken_patterns
-from .schema import exact_integers, read_schema
+from .forms import lark_source
+from .pattern_properties import overlap, without_taken_patterns
+from .schema import UnsaidError, exact_integers, read_schema
 from .schema.keywords import strings, subschemas
+from .schema.references import with_local_references
 from .tokenizer_spec import UNSPEAKABLE, fitted
 
 # Limits of work, in the library's units. A mask takes microseconds; these stop one after some ms.
@@ -35,7 +37,8 @@ _LIMITS = LLParserLimits(
 _MAX_FORCED = 2048  # tokens at once; each takes 2 us to spell, on the engine's thread
 
 # JSON as Python's json.dumps writes it: a model could repeat any other white space endlessly.
-_JSON_OPTIONS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_CALL_OR_TEXT = "start: call | text\ntext: /(?s:\\s*[^{\\s].*)?/\n"
+JSON_OPTIONS = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 # And no escapes by number, with which {"a": 1, "\\u0061": 2} would have the property "a" twice,
 # unless the schema's JSON contains characters that have no other escape.
 _ESCAPES = 'nrbtf\\"'
@@ -52,7 +55,7 @@ def json_source(
     best_effort: bool = False,
     strict_formats: bool = False,
 ) -> str:
-    """The source of a JSON Schema.
+    """The source of a JSON Schema, by the library's own keywords or by the forms of its values.
 
     With `or_text` any text is allowed whose first visible character is not a brace. With
     `best_effort` keywords that cannot be enforced are ignored, with `strict_formats` unknown
@@ -63,30 +66,59 @@ def json_source(
     """
     if (pattern := exact_integers(schema)) is not None and not or_text:
         return regex_source(pattern)
-    read = read_schema(schema, best_effort=best_effort, strict_formats=strict_formats)
-    if not best_effort:
-        _check_min_properties(read)
+    try:
+        read = read_schema(schema, best_effort=best_effort, strict_formats=strict_formats)
+        if not best_effort:
+            _check_properties(read)
+    except UnsaidError as error:
+        return _source_by_forms(schema, error, or_text=or_text, strict_formats=strict_formats)
     without_taken_patterns(read)
-    escapes = _ESCAPES + "u" * bool(_NEEDS_NUMBERS.search(json.dumps(read)))
-    options: Any = {**_JSON_OPTIONS, "json_allowed_escapes": escapes}
+    options = _json_options(read)
     options.update(lenient=best_effort, coerce_one_of=best_effort)
     if not or_text:
         return str(LLMatcher.grammar_from_json_schema(read, overrides=options))
     text = json.dumps({**read, "x-guidance": options})
-    lark = f"start: call | text\ncall: %json {text}\ntext: /(?s:\\s*[^{{\\s].*)?/\n"
-    return str(LLMatcher.grammar_from_lark(lark))
+    return str(LLMatcher.grammar_from_lark(f"{_CALL_OR_TEXT}call: %json {text}\n"))
 
 
-def _check_min_properties(schema: dict[str, Any]) -> None:
+def _source_by_forms(
+    schema: dict[str, Any], unsaid: UnsaidError, *, or_text: bool, strict_formats: bool
+) -> str:
+    """The source of a schema that the library's own keywords cannot say.
+
+    Raises:
+        GrammarError: it cannot be enforced otherwise either.
+    """
+    schema = with_local_references(schema)
+    options = _json_options(schema)
+    try:
+        start, rules = lark_source(schema, options, strict_formats=strict_formats)
+    except GrammarError as error:
+        if "nsatisfiable" in str(error):
+            raise
+        raise GrammarError(f"{unsaid}: {error}") from error
+    first = f"{_CALL_OR_TEXT}call: {start}\n" if or_text else f"start: {start}\n"
+    return str(LLMatcher.grammar_from_lark(first + rules))
+
+
+def _json_options(schema: dict[str, Any]) -> Any:
+    escapes = _ESCAPES + "u" * bool(_NEEDS_NUMBERS.search(json.dumps(schema)))
+    return {**JSON_OPTIONS, "json_allowed_escapes": escapes}
+
+
+def _check_properties(schema: dict[str, Any]) -> None:
     """Refuses minProperties: the library counts a property that occurs twice as two.
 
     Raises:
-        GrammarError: a schema demands more than one property, without requiring as many by name.
+        UnsaidError: a schema demands more than one property, without requiring as many by name, or
+            has patterns for names which share some.
     """
+    if overlap(schema):
+        raise UnsaidError('patterns of "patternProperties" that overlap cannot be enforced')
     for place, inner in subschemas(schema):
         least, num_required = inner.get("minProperties"), len(strings(inner.get("required")))
         if isinstance(least, (int, float)) and least > max(1, num_required):
-            raise GrammarError(
+            raise UnsaidError(
                 f'"minProperties" above 1 needs as many names in "required", at {place}'
             )
 

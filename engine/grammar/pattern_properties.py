@@ -28,6 +28,16 @@ def without_taken_patterns(schema: Schema) -> None:
             _merge(part, patterns, list(names))
 
 
+def overlap(schema: Schema) -> bool:
+    """Whether a name may match two of the patterns in a schema, which the library refuses."""
+    given = [inner.get("patternProperties") for _, inner in subschemas(schema)]
+    patterns = {pattern for some in given if isinstance(some, dict) for pattern in some}
+    if len(patterns) < 2:
+        return False
+    matcher = _matcher({"type": "object", "patternProperties": dict.fromkeys(patterns, True)})
+    return matcher.is_error() and "disjoint" in matcher.get_error()
+
+
 def _spoken_of(schema: Schema) -> list[str]:
     properties = schema.get("properties")
     listed = list(properties) if isinstance(properties, dict) else []

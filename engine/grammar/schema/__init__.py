@@ -7,6 +7,7 @@ library and no tokenizer.
 """
 
 from .integers import exact_integers
+from .keywords import UnsaidError
 from .reading import read_schema
 
-__all__ = ["exact_integers", "read_schema"]
+__all__ = ["UnsaidError", "exact_integers", "read_schema"]

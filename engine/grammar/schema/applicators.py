@@ -31,7 +31,7 @@ def without_applicators(schema: Schema) -> Schema | bool:
     if "contains" not in kept:
         kept = {key: kept[key] for key in kept if key not in ("minContains", "maxContains")}
     kept = _without_conditions(kept)
-    kept = _with_prefix_items(kept)
+    kept = with_prefix_items(kept)
     kept = _with_named_properties(kept)
     kept = _with_dependents(kept)
     return _without_not(kept) if "not" in kept else kept
@@ -127,7 +127,7 @@ def _failures(schema: Any) -> list[Any] | None:
     return failures
 
 
-def _with_prefix_items(schema: Schema) -> Schema:
+def with_prefix_items(schema: Schema) -> Schema:
     """A list of `items`, as older drafts have it, as `prefixItems`."""
     kept = dict(schema)
     more = kept.pop("additionalItems", None)

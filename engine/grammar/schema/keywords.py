@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from ...protocol.errors import GrammarError
+
 Schema = dict[str, Any]
+
+
+class UnsaidError(GrammarError):
+    """A schema has a keyword that the libraries' keywords cannot say."""
 
 
 class Unlisted(dict[str, Any]):

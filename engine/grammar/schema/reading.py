@@ -27,6 +27,7 @@ from .keywords import (
     UNENFORCEABLE,
     Schema,
     Unlisted,
+    UnsaidError,
     escaped,
     items,
     strings,
@@ -88,7 +89,7 @@ class _Reader:
         result = self._read(self._root, "#", None)
         if not isinstance(result, dict):
             if not result:
-                raise GrammarError("nothing fits it")
+                raise GrammarError("unsatisfiable: nothing fits it")
             result = {}
         definitions = {}
         while self._unread:
@@ -134,16 +135,14 @@ class _Reader:
         refused = [key for key in schema if key in UNENFORCEABLE]
         if refused and not self._best_effort:
             words = ", ".join(f'"{key}"' for key in refused)
-            raise GrammarError(f"{words} cannot be enforced, at {place}")
+            raise UnsaidError(f"{words} cannot be enforced, at {place}")
         schema = {key: schema[key] for key in schema if key not in refused}
         if "oneOf" in schema and (self._best_effort or self._is_exclusive(schema["oneOf"])):
             schema = _with_any_of(schema)
         elif "oneOf" in schema:
             one = exactly_one(items(schema.pop("oneOf")))
             if one is None:
-                raise GrammarError(
-                    f'"oneOf" of schemas that overlap cannot be enforced, at {place}'
-                )
+                raise UnsaidError(f'"oneOf" of schemas that overlap cannot be enforced, at {place}')
             schema["allOf"] = [*items(schema.get("allOf")), one]
         schema = {key: _whole(key, value) for key, value in schema.items()}
         return with_known_strings(schema, place, strict_formats=self._strict_formats)

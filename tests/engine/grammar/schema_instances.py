@@ -18,36 +18,37 @@ from tests.engine.grammar.grammar_cases import (
 
 # A schema with a keyword that cannot be enforced, and a part of the error's text.
 REFUSED: dict[str, tuple[Schema, str]] = {
-    "not": ({"type": "string", "not": {"pattern": "a"}}, '"not"'),
+    "not": ({"type": "string", "not": {"format": "date"}}, '"not"'),
+    "not a multiple": ({"type": "integer", "not": {"multipleOf": 3}}, '"multipleOf"'),
     "uniqueItems": (array(INTEGER, uniqueItems=True), '"uniqueItems"'),
-    "contains": ({"type": "array", "contains": {"const": 1}}, '"contains"'),
-    "if": ({"if": {"items": NULL}, "then": {"minItems": 1}}, '"if"'),
-    "then": ({"if": {"items": NULL}, "then": {"minItems": 1}}, '"then"'),
-    "else": ({"if": {"pattern": "a"}, "else": {"minLength": 1}}, '"else"'),
-    "unevaluatedProperties": (
-        {"unevaluatedProperties": False, "anyOf": [{"properties": {"a": {}}}, {"required": ["b"]}]},
-        '"unevaluatedProperties"',
+    "uniqueItems of many values": (
+        array({"enum": list(range(20))}, uniqueItems=True),
+        "more than 600 states",
     ),
-    "unevaluatedItems": (
-        {"unevaluatedItems": False, "anyOf": [{"prefixItems": [{}]}, {"minItems": 2}]},
-        '"unevaluatedItems"',
+    "contains": ({"contains": {"format": "date"}, "maxContains": 1}, '"contains"'),
+    "contains of many items": ({"contains": {"const": 1}, "minContains": 5000}, "states"),
+    "if": ({"if": {"format": "date"}, "then": {"minLength": 1}}, '"if"'),
+    "then": ({"if": {"uniqueItems": True}, "then": {"minItems": 1}}, '"then"'),
+    "else": ({"if": {"pattern": "(?=a)"}, "else": {"minLength": 1}}, '"else"'),
+    "too many choices": (
+        {"allOf": [{"anyOf": [{"required": [f"{n}"]}, {"minProperties": 1}]} for n in range(20)]}
+        | {"unevaluatedProperties": False},
+        "more than 256 forms",
     ),
+    "unevaluatedProperties": ({"not": {"unevaluatedProperties": False}}, '"unevaluatedProperties"'),
+    "unevaluatedItems": ({"not": {"unevaluatedItems": NULL}}, '"unevaluatedItems"'),
     "propertyNames": (
-        {"propertyNames": {"pattern": "^a$"}, "properties": {"a": BOOLEAN}},
+        {"propertyNames": {"format": "date"}, "properties": {"a": BOOLEAN}},
         '"propertyNames"',
     ),
-    "$dynamicRef": ({"$dynamicRef": "#x"}, "dynamicRef"),
+    "$dynamicRef": ({"$dynamicRef": "#x"}, "#x"),
     "overlapping oneOf": (
-        {"oneOf": [{"type": "string", "pattern": "a"}, {"type": "string", "maxLength": 2}]},
+        {"oneOf": [{"type": "string", "format": "date"}, {"type": "string", "maxLength": 20}]},
         '"oneOf"',
     ),
     "minProperties": (
         {"type": "object", "additionalProperties": INTEGER, "minProperties": 2},
         '"minProperties"',
-    ),
-    "overlapping patternProperties": (
-        {"patternProperties": {"^a": INTEGER, "b$": BOOLEAN}},
-        "not disjoint",
     ),
     "unknown type": ({"type": "text"}, "type: text"),
     "lookahead": ({"type": "string", "pattern": "^(?=a)[a-z]+$"}, "look-ahead"),
@@ -463,5 +464,80 @@ INSTANCES: dict[str, tuple[Schema, list[Any], list[Any]]] = {
         record({}, {"in": {"$ref": "#"}}),
         [{}, {"in": {}}, {"in": {"in": {"in": {}}}}],
         [{"out": {}}, {"in": 1}, {"in": {"out": {}}}],
+    ),
+    "not a pattern": (
+        {"type": "string", "not": {"pattern": "^[a-c]|\\\\"}},
+        ["", "da", '"', "😀\n"],
+        ["a", "cb", "d\\"],
+    ),
+    "not an integer": (
+        {"type": "number", "not": {"type": "integer"}, "maximum": 3},
+        [1.5, -0.25, 2.75],
+        [1, 0, 3, 3.5],
+    ),
+    "contains": (
+        array(INTEGER, contains={"minimum": 5}, maxContains=1),
+        [[5], [1, 7], [9, 0, 0]],
+        [[], [1], [5, 6], ["a", 5]],
+    ),
+    "contains several": (
+        {"type": "array", "contains": {"const": "x"}, "minContains": 2, "maxItems": 3},
+        [["x", "x"], ["x", 1, "x"]],
+        [["x"], ["x", 1], ["x", 1, 1, "x"]],
+    ),
+    "uniqueItems of a list": (
+        array({"enum": ["a", "b", None]}, uniqueItems=True),
+        [[], ["b", "a"], [None, "a", "b"]],
+        [["a", "a"], ["a", "b", "a"], ["c"]],
+    ),
+    "a condition on a pattern": (
+        record({"country": {"type": "string"}, "code": {"type": "string"}})
+        | {
+            "if": {"properties": {"country": {"pattern": "^US"}}},
+            "then": {"properties": {"code": {"pattern": "^[0-9]{5}$"}}},
+        },
+        [{"country": "USA", "code": "12345"}, {"country": "DE", "code": "x"}],
+        [{"country": "US", "code": "x"}, {"country": "DE"}],
+    ),
+    "oneOf of strings that overlap": (
+        {"oneOf": [{"type": "string", "pattern": "a"}, {"type": "string", "maxLength": 2}]},
+        ["", "b", "bac"],
+        ["a", "ab", "bbb", 1],
+    ),
+    "patternProperties that overlap": (
+        {"type": "object", "patternProperties": {"^a": INTEGER, "b$": {"minimum": 3}}},
+        [{}, {"a": 1}, {"ab": 3}, {"b": 4, "ac": 0, "c": None}],
+        [{"a": "x"}, {"ab": 2}, {"ab": "x"}, {"b": 1}],
+    ),
+    "unevaluatedProperties by branch": (
+        {
+            "type": "object",
+            "anyOf": [{"properties": {"a": INTEGER}}, {"required": ["b"]}],
+            "unevaluatedProperties": False,
+        },
+        [{}, {"a": 1}],
+        [{"b": 1}, {"a": "x"}, {"a": 1, "b": 1}],
+    ),
+    "unevaluatedItems by branch": (
+        {"type": "array", "unevaluatedItems": False, "anyOf": [{"prefixItems": [{}]}, {}]},
+        [[], [1]],
+        [[1, 2]],
+    ),
+    "$dynamicRef": (
+        {
+            "$id": "https://example.com/numbers",
+            "$ref": "list",
+            "$defs": {
+                "n": {"$dynamicAnchor": "item", "type": "number"},
+                "list": {
+                    "$id": "list",
+                    "type": "array",
+                    "items": {"$dynamicRef": "#item"},
+                    "$defs": {"any": {"$dynamicAnchor": "item"}},
+                },
+            },
+        },
+        [[], [1, 2.5]],
+        [["a"], 1],
     ),
 }

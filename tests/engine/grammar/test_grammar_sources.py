@@ -155,7 +155,7 @@ class TestSchemas:
         assert accepts(compile_source(json_source(named)), text)
         for schema in (
             {"type": "object", "additionalProperties": INTEGER, "minProperties": 2},
-            {"anyOf": [{"type": "object", "minProperties": 3, "required": ["a", "b"]}]},
+            {"anyOf": [{"type": "object", "minProperties": 4, "required": ["a", "b"]}]},
             record({"properties": {"type": "object", "minProperties": 2}}),
         ):
             with pytest.raises(GrammarError, match="minProperties"):

@@ -60,7 +60,9 @@ def test_are_relative_to_the_nearest_identity() -> None:
     assert target_of(result, "#/$defs/a") == {"type": "null"}
 
 
-@pytest.mark.parametrize("name", ["#/x", "#/$defs/i/enum/1", "#/$defs/i/enum/x", "j", "#/$id/0"])
+@pytest.mark.parametrize(
+    "name", ["#/x", "#x", "#/$defs/i/enum/1", "#/$defs/i/enum/x", "j", "#/$id/0"]
+)
 def test_to_nothing_have_no_target(name: str) -> None:
     with pytest.raises(LookupError):
         target_of(with_local_references(DOCUMENT), name)
