@@ -28,7 +28,8 @@ from typing import Any
 from jsonschema import Draft202012Validator
 from llguidance import LLMatcher, LLTokenizer
 
-from engine.grammar.backend_llguidance import JSON_OPTIONS, json_source
+from engine.grammar import backend_outlines
+from engine.grammar.backend_llguidance import JSON_OPTIONS, json_source, regex_source
 from engine.grammar.forms import lark_source
 from engine.grammar.schema import UnsaidError, read_schema
 from engine.grammar.schema.references import with_local_references
@@ -75,19 +76,19 @@ def download(folder: Path) -> Path:
     return suite
 
 
-def judge(cases: list[dict[str, Any]]) -> Score:
-    """The score of the cases of one file."""
+def judge(cases: list[dict[str, Any]], library: str = "llguidance") -> Score:
+    """The score of the cases of one file, by the grammars of a library."""
     score = Score()
     for case in cases:
-        score.add(_judge_in_time(case))
+        score.add(_judge_in_time(case, library))
     return score
 
 
-def _judge_in_time(case: dict[str, Any]) -> Score:
+def _judge_in_time(case: dict[str, Any], library: str) -> Score:
     """The score of a case, in a process that ends with its time, as in the service."""
     fork = multiprocessing.get_context("fork")
     here, there = fork.Pipe()
-    process = fork.Process(target=lambda: there.send(_judge_case(case)))
+    process = fork.Process(target=lambda: there.send(_judge_case(case, library)))
     process.start()
     late = Score(cases=1, reasons=[f"{case['description']}: takes more than {_DEADLINE_S} s"])
     score: Score = here.recv() if here.poll(_DEADLINE_S) else late
@@ -126,11 +127,11 @@ def _documents(suite: Path) -> dict[str, Any]:
     }
 
 
-def _judge_case(case: dict[str, Any]) -> Score:
+def _judge_case(case: dict[str, Any], library: str) -> Score:
     schema = {"allOf": [case["schema"]]} if isinstance(case["schema"], bool) else case["schema"]
     score = Score(cases=1)
     try:
-        matcher = _compiled(schema)
+        matcher = _compiled(schema, library)
     except GrammarError as error:
         score.reasons.append(f"{case['description']}: {error}")
         if any(test["valid"] for test in case["tests"]) or "nsatisfiable" not in str(error):
@@ -141,7 +142,7 @@ def _judge_case(case: dict[str, Any]) -> Score:
     for test in case["tests"]:
         is_found = matcher is not None and is_reachable(matcher, test["data"])
         if is_found != test["valid"]:
-            if test["valid"] and _is_narrowed(schema, test["data"]):
+            if test["valid"] and _is_narrowed(schema, test["data"], library):
                 score.narrowed += 1
                 continue
             score.faults.append(f"{case['description']}: {test['description']}")
@@ -153,8 +154,10 @@ def _judge_case(case: dict[str, Any]) -> Score:
     return score
 
 
-def _is_narrowed(schema: dict[str, Any], instance: Any) -> bool:
+def _is_narrowed(schema: dict[str, Any], instance: Any, library: str) -> bool:
     """Whether reading rules out an instance: a format is enforced too, where it is known."""
+    if library == "outlines":  # it has the properties in the schema's order alone, too
+        return not Draft202012Validator(read_schema(schema)).is_valid(instance)
     if schema.get("format") in FORMATS and isinstance(instance, str):
         return True
     try:
@@ -165,8 +168,11 @@ def _is_narrowed(schema: dict[str, Any], instance: Any) -> bool:
         return is_reachable(matcher, instance)
 
 
-def _compiled(schema: dict[str, Any]) -> LLMatcher:
-    return matcher_of(json_source(schema))
+def _compiled(schema: dict[str, Any], library: str) -> LLMatcher:
+    if library == "llguidance":
+        return matcher_of(json_source(schema))
+    pattern = backend_outlines.pattern_of(backend_outlines.json_source(schema))
+    return matcher_of(regex_source(pattern))
 
 
 def matcher_of(source: str) -> LLMatcher:
@@ -231,7 +237,7 @@ def _tokenizer() -> LLTokenizer:
     return LLTokenizer("byte")
 
 
-def scores(suite: Path) -> dict[str, Score]:
+def scores(suite: Path, library: str = "llguidance") -> dict[str, Score]:
     """The score of each keyword."""
     documents = _documents(suite)
     results = {}
@@ -240,7 +246,7 @@ def scores(suite: Path) -> dict[str, Score]:
         for case in cases:
             if isinstance(case["schema"], dict):
                 case["schema"] = bundled(case["schema"], documents)
-        results[path.stem] = judge(cases)
+        results[path.stem] = judge(cases, library)
     return results
 
 
@@ -252,15 +258,26 @@ The required cases of the JSON Schema Test Suite for draft 2020-12 (as in the so
 invalid ones. *Narrowed* are valid instances that are ruled out on purpose: further properties of
 objects that list theirs, strings against a format that is known, numbers beyond 10^18
 ([why](decisions/2026-11-29-what-a-schema-means.md)). What is not accepted is refused with its
-keyword and place.
+keyword and place. Other documents are not fetched: those that a case refers to stand in its `$defs`
+with their `$id`, as 2020-12 has it for schemas that are bundled.
 
+"""
+_COLUMNS = """\
 | keyword | cases | accepted | right | valid, reachable | valid, narrowed | invalid, kept out |
 |---|---|---|---|---|---|---|
+"""
+_OUTLINES = """
+## outlines-core
+
+The same for the second library, whose keywords are few: it is asked for what llguidance lacks
+([why](decisions/2026-11-29-a-second-grammar-library.md)). Judged are the regular expressions that
+it makes of schemas, as llguidance matches them.
+
 """
 
 
 def table(results: dict[str, Score]) -> str:
-    """The page with the results, in Markdown."""
+    """The results in Markdown."""
     total = Score()
     for score in results.values():
         total.add(score)
@@ -270,7 +287,7 @@ def table(results: dict[str, Score]) -> str:
         f"| {s.reachable} | {s.narrowed} | {s.kept_out} |"
         for name, s in rows
     ]
-    return _HEAD.format(package=PACKAGE.replace("==", " ")) + "\n".join(lines) + "\n"
+    return _COLUMNS + "\n".join(lines) + "\n"
 
 
 def main() -> None:
@@ -279,12 +296,17 @@ def main() -> None:
     parser.add_argument("--suite", type=Path, help="the suite's folder of a draft")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        results = scores(options.suite or download(Path(folder)))
-    print(table(results), end="")
-    for name, score in results.items():
-        for kind, texts in (("wrong", score.faults), ("refused", score.reasons)):
-            for text in texts:
-                print(f"{kind} {name}: {' '.join(text.split())[:300]}", file=sys.stderr)
+        suite = options.suite or download(Path(folder))
+        results = scores(suite)
+        others = scores(suite, "outlines")
+    head = _HEAD.format(package=PACKAGE.replace("==", " "))
+    print(head + table(results) + _OUTLINES + table(others), end="")
+    for library, some in (("llguidance", results), ("outlines", others)):
+        for name, score in some.items():
+            for kind, texts in (("wrong", score.faults), ("refused", score.reasons)):
+                for text in texts:
+                    reason = " ".join(text.split())[:300]
+                    print(f"{library}: {kind} {name}: {reason}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -62,6 +62,11 @@ def is_ours(source: str) -> bool:
     return source.startswith(_MARK)
 
 
+def pattern_of(source: str) -> str:
+    """The regular expression of a source."""
+    return source.removeprefix(_MARK)
+
+
 def regex_source(pattern: str) -> str:
     """The source of a regular expression, which the whole text must match.
 
@@ -309,7 +314,7 @@ def compile_index(
     if outlines_core is None:
         raise GrammarError(_MISSING)
     # Without the end the first alternative that matches would hide longer ones: `a|ab`.
-    pattern = rf"(?:{source.removeprefix(_MARK)})\z"
+    pattern = rf"(?:{pattern_of(source)})\z"
     try:
         index = CompiledIndex(outlines_core.Index(pattern, vocabulary), eos_token_ids, vocab_size)
     except ValueError as error:

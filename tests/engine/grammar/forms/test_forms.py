@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from random import Random
 from typing import Any
 
 from hypothesis import HealthCheck, assume, given, settings
@@ -87,6 +89,9 @@ def _applied(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 SCHEMAS = st.recursive(LEAVES, _applied, max_leaves=5).filter(lambda s: isinstance(s, dict))
 
 
+_USUAL = b'{}[]:, "ab012.'  # characters that end texts soon
+
+
 def compiled(schema: Schema) -> LLMatcher | None:
     """The matcher of a schema, None if nothing fits it; objects stay open."""
     try:
@@ -110,3 +115,25 @@ def test_what_fits_is_reachable_and_nothing_else(schema: Schema, values: list[An
     for value in values:
         found = matcher is not None and is_reachable(matcher, value)
         assert found == oracle.is_valid(value), value
+
+
+@settings(deadline=None, max_examples=100, suppress_health_check=list(HealthCheck))
+@given(SCHEMAS, st.randoms(use_true_random=False))
+def test_what_is_generated_fits_and_has_no_dead_end(schema: Schema, chance: Random) -> None:
+    try:
+        matcher = compiled(schema)
+    except GrammarError:
+        matcher = None
+    assume(matcher is not None)
+    assert matcher is not None
+    text = b""
+    while not matcher.is_stopped() and len(text) < 200:
+        bits = int.from_bytes(matcher.compute_bitmask(), "little")
+        allowed = [byte for byte in range(0x20, 0x7F) if bits >> byte & 1]
+        assert allowed or matcher.is_accepting(), text
+        if not allowed or (matcher.is_accepting() and chance.random() < 0.5):
+            break
+        text += bytes([chance.choice([byte for byte in allowed if byte in _USUAL] or allowed)])
+        assert matcher.consume_tokens([text[-1]])
+    if matcher.is_accepting():
+        assert Draft202012Validator(schema).is_valid(json.loads(text)), text
