@@ -69,9 +69,16 @@ def json_source(
     try:
         read = read_schema(schema, best_effort=best_effort, strict_formats=strict_formats)
         if not best_effort:
-            _check_properties(read)
+            _check_min_properties(read)
     except UnsaidError as error:
         return _source_by_forms(schema, error, or_text=or_text, strict_formats=strict_formats)
+    if not best_effort and overlap(read):
+        unsaid = UnsaidError('"patternProperties" that overlap cannot be enforced')
+        try:
+            return _source_by_forms(schema, unsaid, or_text=or_text, strict_formats=strict_formats)
+        except GrammarError:  # the patterns may be of objects that have nothing to do with another
+            if overlap(read, of_one_object=True):
+                raise
     without_taken_patterns(read)
     options = _json_options(read)
     options.update(lenient=best_effort, coerce_one_of=best_effort)
@@ -106,15 +113,12 @@ def _json_options(schema: dict[str, Any]) -> Any:
     return {**JSON_OPTIONS, "json_allowed_escapes": escapes}
 
 
-def _check_properties(schema: dict[str, Any]) -> None:
+def _check_min_properties(schema: dict[str, Any]) -> None:
     """Refuses minProperties: the library counts a property that occurs twice as two.
 
     Raises:
-        UnsaidError: a schema demands more than one property, without requiring as many by name, or
-            has patterns for names which share some.
+        UnsaidError: a schema demands more than one property, without requiring as many by name.
     """
-    if overlap(schema):
-        raise UnsaidError('patterns of "patternProperties" that overlap cannot be enforced')
     for place, inner in subschemas(schema):
         least, num_required = inner.get("minProperties"), len(strings(inner.get("required")))
         if isinstance(least, (int, float)) and least > max(1, num_required):

@@ -28,10 +28,15 @@ def without_taken_patterns(schema: Schema) -> None:
             _merge(part, patterns, list(names))
 
 
-def overlap(schema: Schema) -> bool:
+def overlap(schema: Schema, *, of_one_object: bool = False) -> bool:
     """Whether a name may match two of the patterns in a schema, which the library refuses."""
     given = [inner.get("patternProperties") for _, inner in subschemas(schema)]
-    patterns = {pattern for some in given if isinstance(some, dict) for pattern in some}
+    objects = [list(some) for some in given if isinstance(some, dict)]
+    every = list(dict.fromkeys(pattern for patterns in objects for pattern in patterns))
+    return any(map(_share_names, objects if of_one_object else [every]))
+
+
+def _share_names(patterns: list[str]) -> bool:
     if len(patterns) < 2:
         return False
     matcher = _matcher({"type": "object", "patternProperties": dict.fromkeys(patterns, True)})

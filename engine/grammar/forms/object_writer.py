@@ -116,12 +116,12 @@ class _Layout:
         least, most = self._bounds(len(demands), len(required), is_open=bool(self._others or last))
         cap = max(least, most or 0)
         members = {
-            name: (json.dumps(f"{expressions.spelled(name)}: ", ensure_ascii=False), value)
+            name: (json.dumps(expressions.spelled(name), ensure_ascii=False), value)
             for name, value in demands.items()
         }
         sequence = Sequence((0, 0))
         for index, (name, (key, value)) in enumerate(members.items()):
-            member: Symbols = (key, self._writer.symbol(value))
+            member = self._member(key, value)
             for count in range(min(index, cap) + 1):
                 if name not in required:
                     sequence.skips.append(((index, count), (index + 1, count)))

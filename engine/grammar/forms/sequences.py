@@ -25,7 +25,11 @@ class Sequence:
     ends: list[Hashable] = field(default_factory=list)
 
     def write(self, productions: Productions, name: str, brackets: str) -> None:
-        """Adds the texts of the sequence, between brackets, to a rule."""
+        """Adds the texts of the sequence, between brackets, to a rule.
+
+        Literals are as short as in the library's own JSON: its lexer takes the longest that may
+        follow, and would miss the others.
+        """
         states = {self.start: "", **dict.fromkeys(state for _, _, state in self.edges)}
         states |= dict.fromkeys(state for skip in self.skips for state in skip)
         if len(states) > MAX_STATES:
@@ -41,7 +45,7 @@ class Sequence:
         opening, closing = (f'"{bracket}"' for bracket in brackets)
         for state in self.ends:
             if state in unwritten:
-                productions.add(name, (f'"{brackets}"',))
+                productions.add(name, (opening, closing))
             if state in names:
                 productions.add(name, (opening, names[state], closing))
 

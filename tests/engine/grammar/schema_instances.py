@@ -485,6 +485,17 @@ INSTANCES: dict[str, tuple[Schema, list[Any], list[Any]]] = {
         [["x", "x"], ["x", 1, "x"]],
         [["x"], ["x", 1], ["x", 1, 1, "x"]],
     ),
+    "contains beside anything": (
+        {
+            "anyOf": [
+                {"items": {"type": ["array", "object"]}},
+                {"contains": {"type": "null"}, "maxContains": 1},
+                {"properties": {"a": {"not": {"required": ["b"]}}}},
+            ]
+        },
+        [[[]], [{}], [{"a": {"b": 1}}], [None], {"a": [{}]}, {"a": {}}],
+        [],
+    ),
     "uniqueItems of a list": (
         array({"enum": ["a", "b", None]}, uniqueItems=True),
         [[], ["b", "a"], [None, "a", "b"]],
@@ -508,6 +519,16 @@ INSTANCES: dict[str, tuple[Schema, list[Any], list[Any]]] = {
         {"type": "object", "patternProperties": {"^a": INTEGER, "b$": {"minimum": 3}}},
         [{}, {"a": 1}, {"ab": 3}, {"b": 4, "ac": 0, "c": None}],
         [{"a": "x"}, {"ab": 2}, {"ab": "x"}, {"b": 1}],
+    ),
+    "patternProperties of objects apart, of which many overlap": (
+        record(
+            {
+                f"{n}": {"type": "object", "patternProperties": {f"^a{{{n}}}": INTEGER}}
+                for n in range(1, 9)
+            }
+        ),
+        [{f"{n}": {"a" * n: n, "b": None} for n in range(1, 9)}],
+        [{f"{n}": {"a" * n: None} for n in range(1, 9)}, {}],
     ),
     "unevaluatedProperties by branch": (
         {

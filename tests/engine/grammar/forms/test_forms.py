@@ -25,9 +25,9 @@ VALUES = st.recursive(
     st.sampled_from(SCALARS),
     lambda inner: (
         st.lists(st.sampled_from(MEMBERS) | inner, max_size=3)
-        | st.dictionaries(st.sampled_from(NAMES), inner, max_size=3)
+        | st.dictionaries(st.sampled_from(NAMES), inner, max_size=2)
     ),
-    max_leaves=4,
+    max_leaves=3,
 )
 LEAVES = st.one_of(
     st.booleans(),
@@ -103,7 +103,7 @@ def compiled(schema: Schema) -> LLMatcher | None:
     return matcher_of(LLMatcher.grammar_from_lark(f"start: {start}\n{rules}"))
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, max_examples=100, suppress_health_check=list(HealthCheck))
 @given(SCHEMAS, st.lists(VALUES, min_size=8, max_size=8))
 def test_what_fits_is_reachable_and_nothing_else(schema: Schema, values: list[Any]) -> None:
     oracle = Draft202012Validator(schema)
