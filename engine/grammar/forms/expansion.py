@@ -233,7 +233,7 @@ class Expansion:
             of_kind = [value for value in values if kind_of(value) == kind]
             if kind in ("array", "object"):
                 schemas = [schema_of_value(value) for value in of_kind]
-                yield self._any_claim(schemas, kind, watched=False)
+                yield _unseeing(self._any_claim(schemas, kind, watched=False))
             else:
                 yield self._scalar_claim(of_kind, kind)
 
@@ -333,12 +333,17 @@ def _type_claim(types: set[str], kind: str) -> Claim:
 
 
 def _unseen(form: Any) -> Any:
-    """A form of which nothing counts as evaluated, since it does not fit a schema."""
+    """A form of which nothing counts as evaluated, since no schema speaks of it."""
     if isinstance(form, ObjectForm):
         return replace(form, seen=Names(), are_all_seen=False)
     if isinstance(form, ArrayForm):
         return replace(form, seen=(), num_seen=0, are_all_seen=False)
     return form
+
+
+def _unseeing(given: Claim) -> Claim:
+    """A claim of which nothing counts as evaluated, as that of a value."""
+    return Claim(lambda: [_unseen(form) for form in given.holds()], given.fails)
 
 
 def _refusal(what: str) -> Callable[[], Forms]:

@@ -30,7 +30,7 @@ class Sequence:
         Literals are as short as in the library's own JSON: its lexer takes the longest that may
         follow, and would miss the others.
         """
-        states = {self.start: "", **dict.fromkeys(state for _, _, state in self.edges)}
+        states = dict.fromkeys([self.start, *(state for a, _, b in self.edges for state in (a, b))])
         states |= dict.fromkeys(state for skip in self.skips for state in skip)
         if len(states) > MAX_STATES:
             raise too_many("states of one array or object", MAX_STATES)

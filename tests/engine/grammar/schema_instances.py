@@ -496,6 +496,17 @@ INSTANCES: dict[str, tuple[Schema, list[Any], list[Any]]] = {
         [[[]], [{}], [{"a": {"b": 1}}], [None], {"a": [{}]}, {"a": {}}],
         [],
     ),
+    "few properties if one is there": (
+        {"type": "object", "dependentSchemas": {"a": {"maxProperties": 1}}},
+        [{}, {"a": 1}, {"b": 1, "c": 2}],
+        [{"a": 1, "b": 1}],
+    ),
+    "a value evaluates nothing": (
+        {"enum": [{"a": 1}, [1], {}, []], "unevaluatedProperties": False}
+        | {"unevaluatedItems": False},
+        [{}, []],
+        [{"a": 1}, [1]],
+    ),
     "uniqueItems of a list": (
         array({"enum": ["a", "b", None]}, uniqueItems=True),
         [[], ["b", "a"], [None, "a", "b"]],
