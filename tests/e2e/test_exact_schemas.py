@@ -113,7 +113,7 @@ def test_what_a_tool_may_not_have_is_named_with_its_place(stack: Stack) -> None:
         ]
         reply = stack.http.post("/v1/chat/completions", json={**CHAT, "tools": tools})
         said = f'"uniqueItems" cannot be enforced, at tools[1].function.parameters/{place}'
-        assert (reply.status_code, reply.json()["error"].endswith(said)) == (422, True), reply.text
+        assert (reply.status_code, said in reply.json()["error"]) == (422, True), reply.text
 
 
 def test_a_tool_may_refer_to_itself_by_its_identity(stack: Stack) -> None:
