@@ -258,7 +258,7 @@ def test_the_autoscaler_counts_by_a_metric_that_the_server_and_the_adapter_have(
     (rule,) = adapter["rules"]["custom"]
     assert rule["name"]["matches"] == metric
     assert rule["seriesQuery"].startswith(f"{metric}{{")
-    assert f'"{metric}"' in (REPOSITORY / "service" / "generation" / "metrics.py").read_text()
+    assert f"`{metric}`" in (REPOSITORY / "docs" / "metrics.md").read_text()
 
 
 def test_settings_have_one_place() -> None:
