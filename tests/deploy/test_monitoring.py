@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from tests.deploy.monitoring import PROMETHEUS, Selector, dashboard, panels, rules, selectors
+from tests.paths import REPOSITORY
 
 needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="there is no promtool")
 
@@ -72,3 +73,15 @@ def test_series_are_found_in_expressions() -> None:
     expression = 'sum by (le) (rate(tgi_a_bucket{job=~"$job", err=~"x|y"}[5m])) / process_b == 0'
     expected = {Selector("tgi_a_bucket", (("err", "x|y"),)), Selector("process_b")}
     assert selectors(expression) == expected
+
+
+def test_the_readme_lists_every_panel() -> None:
+    rows: dict[str, list[str]] = {}
+    for panel in dashboard()["panels"]:
+        if panel["type"] == "row":
+            rows[panel["title"]] = []
+        else:
+            rows[next(reversed(rows))].append(panel["title"])
+    lines = (REPOSITORY / "README.md").read_text().splitlines()
+    for row, titles in rows.items():
+        assert f"| {row} | {', '.join(titles)} |" in lines
