@@ -16,26 +16,33 @@ from .call_record import CallFilter
 FIELDS = "fields"  # the attribute of a log record with further fields of its JSON
 _CALL_FIELDS = ("request_id", "caller", "trace_id")
 _TEXT_FORMAT = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
-# Progress bars of the libraries that load models, and what gRPC's C code has to say of connections.
-_QUIET_LIBRARIES = {
-    "TQDM_DISABLE": "1",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "GRPC_VERBOSITY": "NONE",
-}
+# Read when libraries that show bars are imported; tqdm's is off where its value is not empty.
+_BARS = "TQDM_DISABLE"
+_NO_BARS = {_BARS: "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+_QUIET_GRPC = {"GRPC_VERBOSITY": "NONE"}  # what its C code has to say of connections
 
 
 def set_up_logging(level: str, *, json_output: bool) -> None:
     """Sets up the log of this process, on stderr.
 
+    Decides on progress bars, too, unless the environment has: they are for a terminal. Processes
+    that this one starts take the decision over, since they write into a pipe either way.
+
     Args:
         level: the least that is logged.
         json_output: whether it, and whatever else this process writes, is JSON.
     """
+    _decide_on_bars(wanted=sys.stderr.isatty() and not json_output)
     handler = logging.StreamHandler()
     handler.addFilter(CallFilter())
     handler.setFormatter(JsonFormatter() if json_output else TextFormatter(_TEXT_FORMAT))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.getLogger("asyncio").setLevel(logging.WARNING)
+
+
+def _decide_on_bars(*, wanted: bool) -> None:
+    if _BARS not in os.environ:
+        os.environ |= {_BARS: ""} if wanted else _NO_BARS
 
 
 def write_json_only() -> None:
@@ -45,7 +52,7 @@ def write_json_only() -> None:
     which is why gRPC's is told to be silent; and `serve` makes JSON lines of all that its children
     write, since it relays that.
     """
-    os.environ |= _QUIET_LIBRARIES
+    os.environ |= _NO_BARS | _QUIET_GRPC
     sys.stdout = JsonLines(sys.stdout, "stdout")
     sys.stderr = JsonLines(sys.stderr, "stderr")
 
