@@ -1,7 +1,7 @@
 """The command `tokenwire`: reads the settings, sets up logging and runs one of the processes.
 
-`tokenwire bench` is a client of a running server and `tokenwire key` needs none, so these have
-options of their own.
+`tokenwire bench` and `tokenwire chat` are clients of a running server and `tokenwire key` needs
+none, so these have options of their own.
 
 A command's modules are imported when it runs, so that `--help` and the supervisor need few of them.
 """
@@ -25,6 +25,8 @@ from .access.keys import key_line, make_key
 from .bench.options import add_arguments as add_bench_arguments
 from .bench.options import from_arguments as bench_options
 from .bundled import DESCRIPTORS
+from .chat.options import add_arguments as add_chat_arguments
+from .chat.options import from_arguments as chat_options
 from .command_line.completion import SHELLS, script
 from .command_line.parser import EXIT_USAGE, Parser, parse
 from .launch.files import check_files, check_model
@@ -82,6 +84,7 @@ def _make_parser() -> Parser:
         command = add(name, text, usage=f"tokenwire {name} [setting ...]", epilog=_EPILOG)
         add_arguments(command, own_settings(name))
     add_bench_arguments(add(_BENCH, "Measure a running server, over REST or gRPC."))
+    add_chat_arguments(add(_CHAT, "Talk to a running server, over REST or gRPC."))
     key = add(_KEY, "Make an API key: prints the line for --api-key-file, and the key on stderr.")
     key.add_argument("name", help="whose key it is; log lines and metrics will have this name")
     shell = add(_COMPLETION, "Print a script that completes commands and flags in a shell.")
@@ -164,6 +167,16 @@ def _bench(arguments: dict[str, Any]) -> int:
         return _EXIT_INTERRUPTED
 
 
+def _chat(arguments: dict[str, Any]) -> int:
+    options = chat_options(arguments)
+    try:
+        from .chat.command import run
+
+        return run(options)
+    except KeyboardInterrupt:
+        return _EXIT_INTERRUPTED
+
+
 def _key(arguments: dict[str, Any]) -> int:
     key = make_key()
     sys.stdout.write(key_line(arguments["name"], key) + "\n")
@@ -177,9 +190,10 @@ def _completion(arguments: dict[str, Any]) -> int:
 
 
 _EPILOG = "Settings of the other commands are taken as well, so that one file may serve them all."
-_BENCH, _KEY, _COMPLETION = "bench", "key", "completion"
+_BENCH, _CHAT, _KEY, _COMPLETION = "bench", "chat", "key", "completion"
 _CLIENT_COMMANDS = {
     _BENCH: _bench,
+    _CHAT: _chat,
     _KEY: _key,
     _COMPLETION: _completion,
 }  # those that are not about a server's settings

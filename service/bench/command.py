@@ -10,9 +10,10 @@ from contextlib import asynccontextmanager, contextmanager
 
 from tqdm import tqdm
 
+from ..client.credentials import Credentials
+from ..client.target import Target, TargetError
 from ..generation.gather import gather
 from .arrivals import poisson_arrivals
-from .credentials import Credentials
 from .grpc_transport import GrpcTransport
 from .load import Clock, RealClock, Send, measure, run_closed, run_open
 from .options import BenchOptions
@@ -22,7 +23,6 @@ from .report import Report
 from .rest_transport import RestTransport
 from .sample import Sample
 from .summary import summarise
-from .target import Target, TargetError
 from .transport import RequestFailed, Task, Transport
 
 _TOKENIZE_AT_ONCE = 4

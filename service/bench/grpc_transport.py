@@ -10,11 +10,11 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 from grpc import aio
 
+from ..client.credentials import Credentials
+from ..client.target import Target
 from ..pb.google.api import HttpBody
 from ..pb.tokenwire import v1 as pb
 from ..routes import SERVICE
-from .credentials import Credentials
-from .target import Target
 from .transport import (
     INCOMPLETE,
     TEMPERATURE,

@@ -1,21 +1,18 @@
-"""The options of `tokenwire bench`, which are not a server's settings.
-
-Of variables only API_KEY is read.
-"""
+"""The options of `tokenwire bench`, which are not a server's settings."""
 
 from __future__ import annotations
 
 import argparse
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
+from ..client.credentials import Credentials
+from ..client.options import add_arguments as add_client_arguments
+from ..client.options import checked, credentials_of
+from ..client.target import Target
 from ..launch.options import SettingsError
-from .credentials import Credentials
-from .target import Target, parse_target
 
 _LEAST_WARM_UP = 4  # seeds to choose from; see `command._warm_up`
 _DEFAULT_CONCURRENCY = 8
@@ -66,15 +63,7 @@ class BenchOptions:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds every option as a flag."""
-    parser.add_argument(
-        "--target",
-        type=_checked(parse_target),
-        default="http://127.0.0.1:8080",
-        metavar="URL",
-        help="http://host:port or https:// for REST, grpc://host:port or grpcs:// for gRPC "
-        "(default: %(default)s)",
-    )
-    _add_credentials(parser)
+    add_client_arguments(parser)
     _add_load_arguments(parser)
     _add_prompt_arguments(parser)
     parser.add_argument(
@@ -90,21 +79,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", action="store_true", help="end with the result as one line of JSON"
     )
-
-
-def _add_credentials(parser: argparse.ArgumentParser) -> None:
-    """Adds what the server may ask for."""
-    parser.add_argument(
-        "--api-key",
-        metavar="KEY",
-        help="the server's API key (default: the variable API_KEY, which other users cannot see)",
-    )
-    for name, text in (
-        ("ca", "PEM of who signs the server's certificate; otherwise the system's authorities"),
-        ("cert", "PEM chain of our own certificate, where the server asks for one"),
-        ("key", "PEM key of our own certificate"),
-    ):
-        parser.add_argument(f"--tls-{name}", type=Path, metavar="FILE", help=text)
 
 
 def _add_load_arguments(parser: argparse.ArgumentParser) -> None:
@@ -157,7 +131,7 @@ def from_arguments(arguments: dict[str, Any]) -> BenchOptions:
     Raises:
         SettingsError: two of them contradict each other.
     """
-    credentials = _credentials(arguments)
+    credentials = credentials_of(arguments)
     given = arguments | {"credentials": credentials}
     values = {item.name: given[item.name] for item in fields(BenchOptions)}
     if values["rate"] is None and values["concurrency"] is None:
@@ -167,28 +141,8 @@ def from_arguments(arguments: dict[str, Any]) -> BenchOptions:
     return BenchOptions(**values)
 
 
-def _credentials(arguments: dict[str, Any]) -> Credentials:
-    certificate, key = arguments["tls_cert"], arguments["tls_key"]
-    if (certificate is None) != (key is None):
-        raise SettingsError("--tls-cert and --tls-key must be given together")
-    api_key = arguments["api_key"] or os.environ.get("API_KEY") or None
-    return Credentials(api_key, arguments["tls_ca"], certificate, key)
-
-
 def _default(text: str) -> str:
     return f"{text} (default: %(default)s)"
-
-
-def _checked(read: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Wraps a parser of values so that argparse shows the text of its ValueError."""
-
-    def checked(raw: str) -> Any:
-        try:
-            return read(raw)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-
-    return checked
 
 
 def _whole(least: int) -> Callable[[str], Any]:
@@ -197,7 +151,7 @@ def _whole(least: int) -> Callable[[str], Any]:
             raise ValueError(f"must be a whole number >= {least}. Given: {raw}")
         return int(raw)
 
-    return _checked(read)
+    return checked(read)
 
 
 def _number(above: float) -> Callable[[str], Any]:
@@ -210,4 +164,4 @@ def _number(above: float) -> Callable[[str], Any]:
             raise ValueError(f"must be a number > {above}. Given: {raw}")
         return value
 
-    return _checked(read)
+    return checked(read)

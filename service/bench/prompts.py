@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from .target import TargetError
+from ..client.target import TargetError
 
 TokenStops = Callable[[str], Awaitable[list[int]]]
 

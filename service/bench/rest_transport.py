@@ -8,8 +8,8 @@ from typing import Any
 
 import httpx
 
-from .credentials import Credentials
-from .target import Target
+from ..client.credentials import Credentials
+from ..client.target import Target
 from .transport import (
     INCOMPLETE,
     TEMPERATURE,

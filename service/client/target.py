@@ -15,7 +15,7 @@ _SCHEMES: dict[str, tuple[Literal["rest", "grpc"], bool]] = {
 
 
 class TargetError(ConnectionError):
-    """The target cannot be measured; `str()` is one line that says why."""
+    """The target cannot be used; `str()` is one line that says why."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ from service import cli
 from service.bench.command import bench
 from service.bench.queue_time import mean_queue_s
 from service.bench.report import Report
-from service.bench.target import TargetError
 from service.bench.transport import Failure
+from service.client.target import TargetError
 from tests.service.bench.fakes import OVERLOADED, FakeClock, FakeTransport, options
 
 

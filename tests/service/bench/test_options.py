@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from service import cli
-from service.bench.credentials import Credentials
-from service.bench.target import Target, parse_target
+from service.client.credentials import Credentials
+from service.client.target import Target, parse_target
 from service.launch.options import SettingsError
 from tests.service.bench.fakes import options
 
@@ -35,7 +35,7 @@ class TestOptions:
             ("--requests=0", "must be a whole number >= 1. Given: 0"),
             ("--shared-prefix=128", "--shared-prefix must be < --input-tokens. Given: 128 and 128"),
             ("--tls-cert=c", "--tls-cert and --tls-key must be given together"),
-            ("--port=8080", "unrecognized arguments: --port=8080"),
+            ("--port=8080", "unknown flag --port"),
         ],
     )
     def test_wrong_ones_get_one_line_and_exit_code_2(

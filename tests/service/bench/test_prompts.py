@@ -8,7 +8,7 @@ import re
 import pytest
 
 from service.bench.prompts import PromptMaker
-from service.bench.target import TargetError
+from service.client.target import TargetError
 
 
 class TestPrompts:

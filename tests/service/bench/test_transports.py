@@ -15,8 +15,8 @@ from grpc import aio
 
 from service.bench.grpc_transport import GrpcTransport
 from service.bench.rest_transport import RestTransport
-from service.bench.target import parse_target
 from service.bench.transport import INCOMPLETE, Failure, RequestFailed
+from service.client.target import parse_target
 from service.pb.google.api import HttpBody
 from service.pb.tokenwire import v1 as pb
 from tests.service.bench.fakes import OVERLOADED, TASK
