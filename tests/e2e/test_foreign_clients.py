@@ -105,12 +105,15 @@ def test_pydantic_ai(stack: Stack, answer: str, tmp_path: Path) -> None:
 
 
 def test_openai_agents(stack: Stack, answer: str, tmp_path: Path) -> None:
-    found = run_python("openai_agents", AGENTS, stack, tmp_path)
-    assert found["text"] == answer
-    assert found["asked"] == ["Paris", "Paris"]
-    assert "20" in found["tool answer"]
-    assert found["streamed answer"] == found["tool answer"]
-    assert {"raw_response_event", "run_item_stream_event"} <= set(found["kinds"])
+    apis = run_python("openai_agents", AGENTS, stack, tmp_path)
+    assert apis["responses"].pop("model") == "OpenAIResponsesModel"
+    for found in apis.values():
+        assert found["text"] == answer
+        assert found["asked"] == ["Paris", "Paris"]
+        assert "20" in found["tool answer"]
+        assert found["streamed answer"] == found["tool answer"]
+        assert {"raw_response_event", "run_item_stream_event"} <= set(found["kinds"])
+        assert found["typed"] == "City"
 
 
 def test_instructor(stack: Stack, tmp_path: Path) -> None:

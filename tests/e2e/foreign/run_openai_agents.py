@@ -1,4 +1,7 @@
-"""openai-agents over chat completions: text, a tool, a stream. Prints one JSON document."""
+"""openai-agents over its default API and over chat completions. Prints one JSON document.
+
+With each: a text, a tool, a stream, and an answer of a type.
+"""
 
 import asyncio
 import json
@@ -6,13 +9,16 @@ import sys
 
 from agents import (
     Agent,
+    Model,
     ModelSettings,
     OpenAIChatCompletionsModel,
+    OpenAIProvider,
     Runner,
     function_tool,
     set_tracing_disabled,
 )
 from openai import AsyncOpenAI
+from pydantic import BaseModel
 
 URL, QUESTION, WEATHER_QUESTION = sys.argv[1:]
 set_tracing_disabled(True)
@@ -27,18 +33,32 @@ def get_weather(location: str) -> str:
     return json.dumps({"temperature": 20, "unit": "C"})
 
 
-async def main() -> None:
-    model = OpenAIChatCompletionsModel("tgi", openai_client=client)
+class City(BaseModel):
+    city: str
+
+
+async def ask(model: Model) -> dict[str, object]:
     settings = ModelSettings(temperature=0.0, max_tokens=100)
     plain = Agent(name="plain", model=model, model_settings=settings)
     with_tool = Agent(name="tool", model=model, model_settings=settings, tools=[get_weather])
-    found = {"text": (await Runner.run(plain, QUESTION)).final_output}
+    typed = Agent(name="typed", model=model, model_settings=settings, output_type=City)
+    found: dict[str, object] = {"text": (await Runner.run(plain, QUESTION)).final_output}
     found["tool answer"] = (await Runner.run(with_tool, WEATHER_QUESTION)).final_output
     streamed = Runner.run_streamed(with_tool, WEATHER_QUESTION)
     kinds = {event.type async for event in streamed.stream_events()}
     found["streamed answer"] = streamed.final_output
     found["kinds"] = sorted(kinds)
-    found["asked"] = asked
+    found["asked"] = list(asked)
+    asked.clear()
+    found["typed"] = type((await Runner.run(typed, QUESTION)).final_output).__name__
+    return found
+
+
+async def main() -> None:
+    by_default = OpenAIProvider(openai_client=client).get_model("tgi")
+    over_chat = OpenAIChatCompletionsModel("tgi", openai_client=client)
+    found = {"responses": await ask(by_default), "chat": await ask(over_chat)}
+    found["responses"]["model"] = type(by_default).__name__
     print(json.dumps(found))
 
 
