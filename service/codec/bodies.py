@@ -201,6 +201,7 @@ class Completions(_Body, kw_only=True):
     model: str | None = None
     max_tokens: Unsigned | None = None
     n: Unsigned | None = None
+    best_of: Unsigned | None = None  # only as many as are returned
     logprobs: Unsigned | None = None  # how many of the likeliest tokens: OpenAI's older form
     echo: bool | None = None
     temperature: Float | None = None

@@ -134,6 +134,21 @@ def _template_fields(wire: bodies.Chat | pb.ChatRequest) -> TemplateFields:
     )
 
 
+def completions_of_body(wire: bodies.Completions) -> CompletionsRequest:
+    """Prompts to continue, for a REST caller.
+
+    Raises:
+        ServiceError: more texts are to be made than returned. gRPC callers have no such field.
+    """
+    if wire.best_of not in (None, wire.n or 1):
+        raise ServiceError(
+            ErrorKind.VALIDATION,
+            f"`best_of` must be `n` on this path. Given: {wire.best_of}. /generate has a `best_of`",
+            field="best_of",
+        )
+    return completions_request(wire)
+
+
 def completions_request(wire: bodies.Completions | pb.CompletionsRequest) -> CompletionsRequest:
     """Prompts to continue."""
     top_n, echo = _top_logprobs(wire), bool(wire.echo)
@@ -211,7 +226,7 @@ TEXT = Reader(_body(bodies.Generate, text_request), text_request)
 COMPAT = Reader(_body(bodies.CompatGenerate, text_request), text_request)
 CHAT = Reader(_body(bodies.Chat, chat_request), chat_request)
 TO_TOKENIZE = Reader(_body(bodies.Generate, _text), _text)
-COMPLETIONS = Reader(_body(bodies.Completions, completions_request), completions_request)
+COMPLETIONS = Reader(_body(bodies.Completions, completions_of_body), completions_request)
 
 # By the name of the RPC. Those that are not here are asked nothing.
 READERS = {

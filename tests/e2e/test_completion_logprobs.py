@@ -21,6 +21,25 @@ KEYS = ["tokens", "token_logprobs", "top_logprobs", "text_offset"]
 TOLERANCE = 2e-3
 
 
+@pytest.mark.parametrize(
+    ("fields", "status"), [({"best_of": 1}, 200), ({"n": 2, "best_of": 2}, 200)]
+)
+def test_as_many_texts_may_be_made_as_returned(
+    stack: Stack, fields: dict[str, int], status: int
+) -> None:
+    body = {"prompt": "a", "max_tokens": 1, "temperature": 9.0, **fields}
+    assert stack.http.post("/v1/completions", json=body).status_code == status
+
+
+@pytest.mark.parametrize("fields", [{"best_of": 2}, {"n": 3, "best_of": 2}, {"best_of": 0}])
+def test_more_texts_than_are_returned_are_not_made_in_silence(
+    stack: Stack, fields: dict[str, int]
+) -> None:
+    reply = stack.http.post("/v1/completions", json={"prompt": "a", "max_tokens": 1, **fields})
+    assert (reply.status_code, reply.json()["error_type"]) == (422, "validation")
+    assert "`best_of` must be `n` on this path" in reply.json()["error"]
+
+
 def expected_logprobs(token_ids: list[int]) -> list[float]:
     """The log-probability of every token but the first."""
     rows = scores(token_ids)[:-1]
