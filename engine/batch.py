@@ -59,13 +59,25 @@ class PromptRows:
     target_ids: list[int]
 
 
+class AdapterRows(NamedTuple):
+    """The tokens of sequences that have an adapter.
+
+    `rows` int64 [num_rows]: which of the step's tokens. `owners` int64 [num_rows]: the adapter of
+    each, an index into `names`.
+    """
+
+    rows: Tensor
+    owners: Tensor
+    names: tuple[str, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class ModelInput:
     """The input of one forward pass.
 
     `input_ids` and `positions` int64 [num_tokens]; `logits_rows` int64 [num_rows]: the tokens whose
     logits are wanted. `sampled` says which rows of the logits a sequence's next tokens are sampled
-    from: one row, and one more for each draft token.
+    from: one row, and one more for each draft token. `adapters` is None if no sequence has one.
     """
 
     input_ids: Tensor
@@ -74,6 +86,7 @@ class ModelInput:
     logits_rows: Tensor
     sampled: dict[Sequence, range]
     prompt_rows: list[PromptRows]
+    adapters: AdapterRows | None = None
 
 
 def pack(
@@ -98,9 +111,13 @@ def pack(
         np.array(tokens.starts, dtype=np.int32),
         np.array(tokens.contexts, dtype=np.int32),
     ]
+    names, adapted = _adapter_rows(batch, tokens.starts)
+    arrays += adapted
     on_host = device.type == "cpu"
     tensors = map(torch.from_numpy, arrays) if on_host else upload_together(arrays, device)
-    input_ids, positions, slot_mapping, logits_rows, tables, start_loc, context_lens = tensors
+    input_ids, positions, slot_mapping, logits_rows, tables, start_loc, context_lens, *rest = (
+        tensors
+    )
     if sampled_ids is not None:
         input_ids = _without_placeholders(input_ids, sampled_ids)
     return ModelInput(
@@ -115,6 +132,7 @@ def pack(
         logits_rows=logits_rows,
         sampled=sampled,
         prompt_rows=prompt_rows,
+        adapters=AdapterRows(*rest, names) if names else None,
     )
 
 
@@ -228,6 +246,22 @@ def _logits_rows(
             sampled[sequence] = range(len(rows), len(rows) + 1 + num_drafts)
             rows += range(start + num_tokens - 1 - num_drafts, start + num_tokens)
     return rows, sampled, prompt_rows
+
+
+def _adapter_rows(
+    batch: ScheduledBatch, starts: list[int]
+) -> tuple[tuple[str, ...], list[_Integers]]:
+    """The adapters of a batch, and the two arrays of `AdapterRows`; nothing if there are none."""
+    names: dict[str, int] = {}
+    rows: list[int] = []
+    owners: list[int] = []
+    for (sequence, num_tokens), start in zip(batch.num_tokens.items(), starts, strict=False):
+        if name := sequence.request.adapter:
+            rows += range(start, start + num_tokens)
+            owners += [names.setdefault(name, len(names))] * num_tokens
+    if not names:
+        return (), []
+    return (*names,), [np.array(rows, dtype=np.int64), np.array(owners, dtype=np.int64)]
 
 
 def upload_together(arrays: list[_Integers], device: torch.device) -> list[Tensor]:

@@ -7,6 +7,11 @@ import logging
 import torch
 from transformers import AutoTokenizer
 
+from .adapters.adapted_forward import AdaptedForward
+from .adapters.adapter import Adapter
+from .adapters.attach import attach
+from .adapters.low_rank import Step
+from .adapters.peft_directory import read_adapter
 from .attention.kv_cache import KVCache, bytes_per_token
 from .attention.paged import ReferenceAttention
 from .engine import Engine
@@ -21,7 +26,7 @@ from .memory.worst_step import StepBounds
 from .model.loaded import LoadedModel
 from .model.loading import load_model
 from .model.model_runner import ModelRunner
-from .model.prepare import LoadModel, PreparedModel, prepare
+from .model.prepare import LoadModel, PreparedModel, native_kernels, prepare
 from .protocol.config import EngineConfig, EngineInfo
 from .protocol.errors import GrammarError
 from .replay.cpu_graphs import CpuGraphs
@@ -61,16 +66,20 @@ def build_engine(
     watermark = Watermark(
         vocab_size, device, gamma=config.watermark_gamma, delta=config.watermark_delta
     )
+    adapters = [read_adapter(name, source) for name, source in config.adapters]
+    step = _attached(adapters, model.loaded, config)
     bounds = _bounds(config, max_total_tokens)
-    runner = _runner(config, model, bounds, watermark)
+    runner = _runner(config, model, bounds, watermark, step)
+    recorded = _with_recorded_steps(config, runner, max_total_tokens, vocab_size)
     engine = Engine(
-        _with_recorded_steps(config, runner, max_total_tokens, vocab_size),
-        _scheduler(config, bounds, runner),
+        _with_adapters(config, runner.forward, recorded, step),
+        _scheduler(config, bounds, runner, {one.name: one.digest for one in adapters}),
         device,
         vocab_size=vocab_size,
         max_total_tokens=max_total_tokens,
         watermark=watermark,
         constraints=_constraints(config, model.loaded, vocab_size),
+        adapters=[name for name, _ in config.adapters],
         runs_ahead=device.type == "cuda" if config.run_ahead is None else config.run_ahead,
         activity=activity,
     )
@@ -85,11 +94,41 @@ def _bounds(config: EngineConfig, max_total_tokens: int) -> StepBounds:
         max_logprob_rows=_MAX_LOGPROB_ROWS,
         max_draft_tokens=config.speculate,
         block_size=config.block_size,
+        adapter=config.adapters[0][0] if config.adapters else "",
     )
 
 
+def _attached(
+    adapters: list[Adapter], loaded: LoadedModel, config: EngineConfig
+) -> Step | None:
+    """What the layers with adapters read in each step; None without adapters.
+
+    Raises:
+        ModelLoadError: an adapter does not fit the model.
+    """
+    if not adapters:
+        return None
+    step = attach(loaded, adapters, native_kernels(config, loaded))
+    num_layers = len(set().union(*(adapter.updates for adapter in adapters)))
+    logger.info("%d adapters, which change %d layers", len(adapters), num_layers)
+    return step
+
+
+def _with_adapters(
+    config: EngineConfig, forward: Forward, recorded: Forward, step: Step | None
+) -> Forward:
+    """Computes any step; with adapters it is never a recorded one."""
+    if step is None:
+        return recorded
+    return AdaptedForward(forward, recorded, [name for name, _ in config.adapters], step)
+
+
 def _runner(
-    config: EngineConfig, model: PreparedModel, bounds: StepBounds, watermark: Watermark
+    config: EngineConfig,
+    model: PreparedModel,
+    bounds: StepBounds,
+    watermark: Watermark,
+    step: Step | None,
 ) -> ModelRunner:
     """The model with its KV cache, which gets the memory that the largest step leaves.
 
@@ -98,7 +137,8 @@ def _runner(
     """
     loaded = model.loaded
     runner = ModelRunner(loaded, _cache(config, model, 1), model.backend)
-    executor = Executor(runner.forward, loaded.device, config.block_size, watermark)
+    forward = _with_adapters(config, runner.forward, runner.forward, step)
+    executor = Executor(forward, loaded.device, config.block_size, watermark)
     num_blocks = cache_size.num_blocks(
         config,
         cache_size.room_for_cache(config, executor, bounds, loaded.device),
@@ -115,11 +155,14 @@ def _cache(config: EngineConfig, model: PreparedModel, num_blocks: int) -> KVCac
     return KVCache(loaded.layers, num_blocks, config.block_size, model.cache_dtype, loaded.device)
 
 
-def _scheduler(config: EngineConfig, bounds: StepBounds, runner: ModelRunner) -> Scheduler:
+def _scheduler(
+    config: EngineConfig, bounds: StepBounds, runner: ModelRunner, salts: dict[str, bytes]
+) -> Scheduler:
     blocks = BlockManager(
         runner.cache.num_blocks,
         config.block_size,
         enable_prefix_caching=config.enable_prefix_caching,
+        salts=salts,
     )
     return Scheduler(
         blocks,
@@ -146,6 +189,7 @@ def _info(
         max_batch_total_tokens=num_blocks * config.block_size,
         block_size=config.block_size,
         attention=model.attention,
+        adapters=tuple(name for name, _ in config.adapters),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 
@@ -51,6 +51,7 @@ class Engine:
         max_total_tokens: int = 1 << 32,
         watermark: Watermark | None = None,
         constraints: Constraints | None = None,
+        adapters: Collection[str] = (),
         runs_ahead: bool = False,
         activity: Activity | None = None,
     ) -> None:
@@ -65,6 +66,7 @@ class Engine:
         self._max_total_tokens = max_total_tokens
         self._watermark = watermark
         self._constraints = constraints
+        self._adapters = frozenset(adapters)
         self._sequences: dict[str, Sequence] = {}
         self._num_steps = 0
         self._num_prompt_tokens = 0
@@ -183,6 +185,8 @@ class Engine:
             return f"a token id of the logit bias is not below {self._vocab_size}"
         if request.sampling.watermark and self._watermark is None:
             return "this engine has no watermark"
+        if request.adapter and request.adapter not in self._adapters:
+            return "this engine has no such adapter"
         if request.request_id in self._sequences:
             return "the request id is in use"
         if request.max_new_tokens <= len(request.resumed_token_ids):

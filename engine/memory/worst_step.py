@@ -33,7 +33,10 @@ _EVERYTHING = SamplingParams(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepBounds:
-    """The limits of every step, see `Scheduler`, and `max_total_tokens` of a sequence."""
+    """The limits of every step, see `Scheduler`, and `max_total_tokens` of a sequence.
+
+    `adapter` is the name of one, if there are any: all take the same memory.
+    """
 
     max_total_tokens: int
     max_step_tokens: int
@@ -41,6 +44,7 @@ class StepBounds:
     max_logprob_rows: int
     max_draft_tokens: int
     block_size: int
+    adapter: str = ""
 
     def worst_decode(self) -> ScheduledBatch:
         """As many sequences as can run, each with as many draft tokens as the budget leaves."""
@@ -103,6 +107,7 @@ class StepBounds:
             sampling=_EVERYTHING,
             prompt_logprobs=prompt_logprobs,
             prompt_top_n=int(prompt_logprobs),
+            adapter=self.adapter,
         )
         sequence = Sequence(request)
         sequence.num_computed_tokens = num_computed

@@ -87,12 +87,20 @@ class FusedRMSNorm(nn.Module):
 class FusedMLP(nn.Module):
     """A gated MLP, down(act(gate) * up), where gate and up come from one matrix product.
 
-    Its products are plain linear layers, which may be packed or quantised later.
+    Its products are plain linear layers, which may be packed or quantised later. `merged` has the
+    names of the layers that the first of them was made of; none if the model has it itself.
     """
 
-    def __init__(self, gate_up_proj: nn.Linear, down_proj: nn.Linear, gate: Gate) -> None:
+    def __init__(
+        self,
+        gate_up_proj: nn.Linear,
+        down_proj: nn.Linear,
+        gate: Gate,
+        merged: tuple[str, ...] = (),
+    ) -> None:
         """Take over the two linear layers."""
         super().__init__()
+        self.merged = merged
         self.gate_up_proj = gate_up_proj
         self.down_proj = down_proj
         self._gate = gate
@@ -221,7 +229,8 @@ def _fused_mlp(layer: nn.Module, gates: Iterable[Gate]) -> FusedMLP | None:
     if gate_up_proj is None:
         return None
     x = _random_rows(gate_up_proj.weight, _MLP_SCALES)
-    return _closest(layer, [FusedMLP(gate_up_proj, down_proj, gate)], x)
+    merged = ("gate_proj", "up_proj") if products.keys() == _SEPARATE else ()
+    return _closest(layer, [FusedMLP(gate_up_proj, down_proj, gate, merged)], x)
 
 
 def _is_linear(layer: nn.Module) -> TypeGuard[nn.Linear]:

@@ -89,7 +89,7 @@ def prepare(config: EngineConfig, load: LoadModel = load_model) -> PreparedModel
         fuse_layers(loaded)
         use_rotary_tables(loaded, max_total_tokens)
     quantize_model(loaded)
-    if (kernels := _native_kernels(config, loaded)) is not None:
+    if (kernels := native_kernels(config, loaded)) is not None:
         pack_model(loaded.model, kernels)
     _log_exactness(recomputes_exactly(loaded, backend, config.block_size, cache_dtype))
     if loaded.device.type == "cuda":
@@ -134,7 +134,7 @@ def _choose_backend(
             return triton, "Triton kernels"
     dims = {(shape.key_dim, shape.value_dim) for shape in loaded.layers.values()}
     fits = all(key == value and key % 8 == 0 and key <= 256 for key, value in dims)
-    kernels = _native_kernels(config, loaded)
+    kernels = native_kernels(config, loaded)
     if kernels is not None and fits and cache_dtype is torch.float32:
         if config.enable_fused_rotation:
             fuse_rotation(loaded, kernels)
@@ -142,7 +142,8 @@ def _choose_backend(
     return ReferenceAttention(), "reference attention"
 
 
-def _native_kernels(config: EngineConfig, loaded: LoadedModel) -> cpu_kernels.CpuKernels | None:
+def native_kernels(config: EngineConfig, loaded: LoadedModel) -> cpu_kernels.CpuKernels | None:
+    """The kernels for a model on a CPU; None if they cannot compute it or are switched off."""
     if not config.enable_native_kernels or loaded.device.type != "cpu":
         return None
     return cpu_kernels.load() if loaded.dtype is torch.float32 else None

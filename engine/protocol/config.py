@@ -49,6 +49,7 @@ class EngineConfig:
         enable_fused_rotation: whether attention may apply the rotary embedding to query and key.
         enable_fusion: whether fused kernels may replace norms and gated MLPs, and tables the
             computation of rotary embeddings.
+        adapters: LoRA adapters, each a name by which requests choose it, and a directory or hub id.
         watermark_gamma: the share of the vocabulary that a watermark favours, between 0 and 1.
         watermark_delta: what a watermark adds to the logits of those tokens.
     """
@@ -76,6 +77,7 @@ class EngineConfig:
     enable_native_kernels: bool = True
     enable_fused_rotation: bool = True
     enable_fusion: bool = True
+    adapters: tuple[tuple[str, str], ...] = ()
     watermark_gamma: float = 0.5
     watermark_delta: float = 2.0
 
@@ -94,7 +96,7 @@ class EngineInfo:
     """What an engine reports about itself once it is ready.
 
     `max_total_tokens` is the longest sequence it can hold; `max_batch_total_tokens` the size of its
-    KV cache; both in tokens. `instance` is another one after each start.
+    KV cache; both in tokens. `adapters` are the names that requests can choose. `instance` is another one after each start.
     """
 
     model_id: str
@@ -106,6 +108,7 @@ class EngineInfo:
     max_batch_total_tokens: int
     block_size: int
     attention: str
+    adapters: tuple[str, ...] = ()
     instance: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def to_dict(self) -> dict[str, Any]:

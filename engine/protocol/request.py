@@ -58,6 +58,8 @@ class Request:
     With `prompt_logprobs` the log-probabilities of the prompt's tokens are reported, and at each
     place the `prompt_top_n` likeliest tokens.
 
+    `adapter` is the name of an adapter of `EngineConfig`, or empty for the model alone.
+
     `caller` is whoever the work is for: callers take turns. Among the requests of one caller those
     of a lower `priority` are computed first.
     """
@@ -75,6 +77,7 @@ class Request:
     resumed_token_ids: tuple[int, ...] = ()
     caller: str = ""
     priority: int = 0
+    adapter: str = ""
 
 
 class Token(NamedTuple):

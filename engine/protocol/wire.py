@@ -81,6 +81,7 @@ def submit(request: Request) -> bytes:
         request.caller,
         request.priority,
         request.prompt_top_n,
+        request.adapter,
     )
 
 
@@ -92,9 +93,9 @@ def parse_request(fields: list[Any]) -> Request:
     """
     try:
         request_id, prompt, max_new_tokens, sampling, eos, stop, min_new_tokens, *rest = fields
-        logprobs, grammar, resumed, caller, priority, prompt_top_n = rest
-        if not all(isinstance(text, str) for text in (request_id, grammar, caller)):
-            raise ValueError("id, grammar and caller must be text")
+        logprobs, grammar, resumed, caller, priority, prompt_top_n, adapter = rest
+        if not all(isinstance(text, str) for text in (request_id, grammar, caller, adapter)):
+            raise ValueError("id, grammar, caller and adapter must be text")
         return Request(
             request_id=request_id,
             prompt_token_ids=_token_ids(prompt),
@@ -109,6 +110,7 @@ def parse_request(fields: list[Any]) -> Request:
             caller=caller,
             priority=int(priority),
             prompt_top_n=int(prompt_top_n),
+            adapter=adapter,
         )
     except (TypeError, OverflowError, LookupError) as error:
         raise ValueError(f"not a request: {error}") from error
@@ -139,7 +141,8 @@ def ready(info: EngineInfo) -> bytes:
 
 def parse_info(fields: list[Any]) -> EngineInfo:
     """The description in a `READY`."""
-    return EngineInfo(**fields[0])
+    named = dict(fields[0])
+    return EngineInfo(**named | {"adapters": tuple(named.get("adapters", ()))})
 
 
 def step(output: StepOutput) -> bytes:

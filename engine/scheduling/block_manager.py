@@ -1,7 +1,8 @@
 """Which sequences hold which blocks of the KV cache.
 
 A block holds `block_size` tokens of one sequence. A full block is named by a hash over all tokens
-up to its end, so a later sequence with the same prefix shares it instead of computing it again.
+up to its end, so a later sequence with the same prefix shares it instead of computing it again. The
+hash begins with the sequence's adapter, with which keys and values differ.
 Blocks that no sequence holds keep their content until they are allocated again, those that have
 been free the longest first.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections import OrderedDict
+from collections.abc import Mapping
 from collections.abc import Sequence as Ids
 
 from .sequence import Sequence
@@ -28,14 +30,21 @@ class BlockManager:
         num_blocks: blocks in the cache.
         block_size: tokens per block.
         enable_prefix_caching: whether full blocks are shared.
+        salts: of each adapter by its name, what the hashes of its blocks begin with.
     """
 
     def __init__(
-        self, num_blocks: int, block_size: int, *, enable_prefix_caching: bool = True
+        self,
+        num_blocks: int,
+        block_size: int,
+        *,
+        enable_prefix_caching: bool = True,
+        salts: Mapping[str, bytes] | None = None,
     ) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.enable_prefix_caching = enable_prefix_caching
+        self._salts = {"": b"", **(salts or {})}
         self._ref_counts = [0] * num_blocks
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
         self._hash_of: dict[int, bytes] = {}
@@ -134,7 +143,8 @@ class BlockManager:
         if index == len(hashes):
             start = index * self.block_size
             tokens = sequence.token_ids[start : start + self.block_size]
-            hashes.append(hash_block(hashes[-1] if hashes else b"", tokens))
+            parent = hashes[-1] if hashes else self._salts[sequence.request.adapter]
+            hashes.append(hash_block(parent, tokens))
         return hashes[index]
 
     def _acquire(self, block: int) -> None:

@@ -1,0 +1,169 @@
+"""Rows of one batch have the tokens of the models that PEFT merges their adapters into."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import Gemma2Config, GPT2Config, LlamaConfig, Phi3Config
+
+from engine.build import build_engine
+from engine.engine import Engine
+from engine.protocol.config import EngineConfig, EngineInfo
+from engine.protocol.request import Request
+from tests.engine.adapters.made import SETTINGS, Made, make, merged_tokens
+from tests.engine.fakes import run, token_ids
+from tests.engine.model.architectures import ARCHITECTURES, SMALL, build_model, make_prompts
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+NUM_TOKENS = 12
+PROMPTS = make_prompts()[:4]  # of 1 to 50 tokens; some have a common beginning
+NAMES = ("", *SETTINGS)
+_TIED = LlamaConfig(**SMALL, tie_word_embeddings=True)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    model = build_model(ARCHITECTURES["llama"]())
+    return make(model, tmp_path_factory.mktemp("adapters"), SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def expected(made: Made) -> dict[str, list[list[int]]]:
+    tokens = {name: merged_tokens(made, name, PROMPTS, NUM_TOKENS) for name in NAMES}
+    assert len({str(lists) for lists in tokens.values()}) == len(NAMES), "adapters differ"
+    return tokens
+
+
+def engine_for(made: Made, **options: Any) -> tuple[Engine, EngineInfo]:
+    return build_engine(
+        EngineConfig(
+            model_id=str(made.model),
+            socket_path=made.model / "socket",
+            device="cpu",
+            num_threads=1,
+            adapters=made.pairs,
+            block_size=4,
+            **{"max_batch_total_tokens": 4096, **options},
+        )
+    )
+
+
+def request(adapter: str, index: int, **options: Any) -> Request:
+    wanted: dict[str, Any] = {
+        "request_id": f"{adapter} {index}",
+        "prompt_token_ids": PROMPTS[index],
+        "max_new_tokens": NUM_TOKENS,
+        "adapter": adapter,
+    }
+    return Request(**wanted | options)
+
+
+def tokens_of_all(engine: Engine, names: tuple[str, ...]) -> dict[str, list[list[int]]]:
+    """What all prompts get with each adapter, all in the same batch."""
+    requests = [request(name, index) for index in range(len(PROMPTS)) for name in names]
+    outputs = run(engine, *requests)
+    return {
+        name: [token_ids(outputs[f"{name} {index}"]) for index in range(len(PROMPTS))]
+        for name in names
+    }
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"enable_prefix_caching": False},
+        {"enable_native_kernels": False},
+        {"max_step_tokens": 16},  # prompts in chunks
+        {"max_batch_total_tokens": 512 + 64, "max_num_seqs": 40, "max_total_tokens": 100},
+        {"speculate": 3},
+        {"run_ahead": True},
+        {"graph_sizes": (0,)},
+    ],
+    ids=str,
+)
+def test_each_row_has_its_merged_models_tokens(
+    made: Made, expected: dict[str, list[list[int]]], options: dict[str, Any]
+) -> None:
+    engine, _ = engine_for(made, **options)
+    assert tokens_of_all(engine, NAMES) == expected
+    assert tokens_of_all(engine, NAMES) == expected  # now from recordings and the prefix cache
+    stats = engine.stats()
+    assert (stats.num_cached_tokens > 0) == options.get("enable_prefix_caching", True)
+
+
+def test_preempted_rows_keep_their_adapters(
+    made: Made, expected: dict[str, list[list[int]]]
+) -> None:
+    engine, _ = engine_for(made, max_batch_total_tokens=160, max_total_tokens=100)
+    assert tokens_of_all(engine, NAMES) == expected
+    assert engine.stats().num_preemptions > 0
+
+
+@pytest.mark.parametrize(
+    ("config", "settings"),
+    [
+        (_TIED, SETTINGS["everything"]),
+        (GPT2Config(vocab_size=128, n_embd=64, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2),
+         {"r": 5, "lora_alpha": 10, "target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True}),
+        (Phi3Config(**SMALL), {"r": 5, "lora_alpha": 10, "target_modules": "all-linear"}),
+        (Gemma2Config(**SMALL, head_dim=16), SETTINGS["patterns"]),
+    ],
+    ids=["tied llama", "gpt2", "phi3", "gemma2"],
+)  # fmt: skip
+def test_other_models_have_their_merged_tokens(
+    config: Any, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    made = make(build_model(config), tmp_path, {"x": settings, "y": settings})
+    engine, _ = engine_for(made)
+    found = tokens_of_all(engine, ("", "x", "y"))
+    wanted = {name: merged_tokens(made, name, PROMPTS, NUM_TOKENS) for name in found}
+    assert found == wanted
+    assert found[""] != found["x"] != found["y"]
+
+
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+def test_the_base_model_may_be_quantised(made: Made, quantize: str) -> None:
+    """Its rows are those without adapters, bit for bit, and an adapter's rows do not depend on it.
+
+    No merged model has the same weights: what is rounded there is the sum.
+    """
+    plain, _ = engine_for(Made(made.model, {}), quantize=quantize)
+    engine, _ = engine_for(made, quantize=quantize)
+    mixed = tokens_of_all(engine, NAMES)
+    assert mixed[""] == tokens_of_all(plain, ("",))[""]
+    for name in SETTINGS:
+        assert mixed[name] != mixed[""]
+        assert tokens_of_all(engine_for(made, quantize=quantize)[0], (name,))[name] == mixed[name]
+
+
+def test_rows_of_the_base_model_are_the_same_bit_for_bit(made: Made) -> None:
+    alone, _ = engine_for(Made(made.model, {}))
+    mixed, _ = engine_for(made)
+    wanted = run(alone, request("", 3))[" 3"]
+    assert run(mixed, request("everything", 2), request("", 3))[" 3"] == wanted
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_resumed_text_goes_on_with_its_adapter(
+    made: Made, expected: dict[str, list[list[int]]], name: str
+) -> None:
+    resumed = request(name, 1, resumed_token_ids=tuple(expected[name][1][:5]))
+    engine, _ = engine_for(made)
+    outputs = run(engine, resumed)[resumed.request_id]
+    assert token_ids(outputs) == expected[name][1][5:]
+
+
+def test_an_adapter_that_is_not_there_fails_its_request_alone(
+    made: Made, expected: dict[str, list[list[int]]]
+) -> None:
+    engine, info = engine_for(made)
+    assert info.adapters == tuple(SETTINGS)
+    outputs = run(engine, request("nobody", 0), request("stable", 0))
+    assert outputs["nobody 0"][0].error == "this engine has no such adapter"
+    assert token_ids(outputs["stable 0"]) == expected["stable"][0]
+
+
