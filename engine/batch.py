@@ -132,7 +132,7 @@ def pack(
         logits_rows=logits_rows,
         sampled=sampled,
         prompt_rows=prompt_rows,
-        adapters=AdapterRows(*rest, names) if names else None,
+        adapters=AdapterRows(rest[0], rest[1], names) if names else None,
     )
 
 

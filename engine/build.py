@@ -98,9 +98,7 @@ def _bounds(config: EngineConfig, max_total_tokens: int) -> StepBounds:
     )
 
 
-def _attached(
-    adapters: list[Adapter], loaded: LoadedModel, config: EngineConfig
-) -> Step | None:
+def _attached(adapters: list[Adapter], loaded: LoadedModel, config: EngineConfig) -> Step | None:
     """What the layers with adapters read in each step; None without adapters.
 
     Raises:

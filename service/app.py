@@ -23,6 +23,7 @@ from .api.authentication import Authenticator
 from .api.interceptor import CallInterceptor
 from .api.reflection import add_reflection
 from .api.servicer import TextGenerationServicer
+from .generation.adapters import Adapters
 from .generation.admission import Admission
 from .generation.engine_client import EngineClient
 from .generation.generator import Generator
@@ -116,7 +117,7 @@ class App:
         await self._grammars.start()
         pipeline = Pipeline(
             self._admission,
-            Validator(limits, tokenizer, self._grammars),
+            Validator(limits, tokenizer, self._grammars, _adapters(settings, info)),
             Generator(self._client, tokenizer),
             metrics,
             own_calls_only=settings.api_key_file is not None,
@@ -298,6 +299,12 @@ def _grammar_checker(
         deadline_s=settings.grammar_deadline_seconds,
         backend=settings.grammar_backend,
         watcher=metrics,
+    )
+
+
+def _adapters(settings: Settings, info: EngineInfo) -> Adapters:
+    return Adapters(
+        info.adapters, settings.model_id, unknown_is_base=settings.unknown_adapter == "base"
     )
 
 

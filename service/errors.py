@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 from grpc import StatusCode
 
+_MAX_QUOTED = 256  # characters of a caller's name that an error repeats
+
 
 class _Row(NamedTuple):
     error_type: str
@@ -157,6 +159,14 @@ def unknown_model(name: str) -> ServiceError:
     """The error for a model that is not served."""
     text = f"The model `{name}` does not exist"
     return ServiceError(ErrorKind.NOT_FOUND, text, field="id", code="model_not_found")
+
+
+def unknown_adapter(name: str) -> ServiceError:
+    """The error for a request that names an adapter that is not served."""
+    text = f"The adapter `{name[:_MAX_QUOTED]}` does not exist"
+    return ServiceError(
+        ErrorKind.NOT_FOUND, text, field="parameters.adapter_id", code="model_not_found"
+    )
 
 
 def unauthenticated(*, is_missing: bool) -> ServiceError:

@@ -139,8 +139,8 @@ def _adapted(
         down[columns] = update.down
         up[site.first : site.first + site.out_features, columns] = update.up
         first = columns.stop
-    products = (_product(matrix, loaded, kernels) for matrix in (down, up))
-    return AdaptedLinear(layer, *products, ranks, step).eval()
+    products = [_product(matrix, loaded, kernels) for matrix in (down, up)]
+    return AdaptedLinear(layer, products[0], products[1], ranks, step).eval()
 
 
 def _product(matrix: Tensor, loaded: LoadedModel, kernels: CpuKernels | None) -> nn.Module:
@@ -158,7 +158,7 @@ def _check(loaded: LoadedModel, adapters: Sequence[Adapter], step: Step) -> None
     Raises:
         ModelLoadError: the model does not call a layer that is changed, or computes it otherwise.
     """
-    layers = {name: module for name, module in _adapted_layers(loaded.model)}
+    layers = dict(_adapted_layers(loaded.model))
     owners = torch.arange(len(adapters), device=loaded.device)
     for number, adapter in enumerate(adapters):
         step.adapted = AdaptedRows(

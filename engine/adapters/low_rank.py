@@ -92,8 +92,8 @@ class AdaptedLinear(nn.Module):
         if adapted.rows is not None:
             inputs = inputs.index_select(0, adapted.rows)
         inner = self.down(inputs).masked_fill_(adapted.columns_of_others(self.ranks), 0.0)
-        delta = self.up(inner)
+        delta: Tensor = self.up(inner)
         if adapted.rows is None:
             return result + delta.view_as(result)
-        rows = result.reshape(-1, result.shape[-1])
-        return rows.index_add(0, adapted.rows, delta).view_as(result)
+        rows = result.reshape(-1, result.shape[-1]).index_add(0, adapted.rows, delta)
+        return rows.view_as(result)

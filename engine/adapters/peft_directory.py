@@ -1,7 +1,7 @@
 """Reads an adapter in the format of the library PEFT: a configuration, and safetensors.
 
-What cannot be applied exactly is refused by its name: an adapter of which a part is left out answers
-in another way than the one that was trained.
+What cannot be applied exactly is refused by its name: an adapter without a part of it answers in
+another way than the one that was trained.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from ..protocol.errors import ModelLoadError
 from .adapter import Adapter, LowRankUpdate
@@ -39,7 +39,9 @@ _OF_TRAINING = frozenset(
     }
 )  # fmt: skip
 # Settings that say which layers have an update, which the names of the tensors say as well.
-_OF_TARGETS = frozenset({"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"})
+_OF_TARGETS = frozenset(
+    {"target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"}
+)
 _APPLIED = frozenset(
     {"peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"}
 )

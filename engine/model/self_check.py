@@ -140,9 +140,7 @@ def _self_check_ids(model: PreTrainedModel, num_tokens: int = SELF_CHECK_TOKENS)
 
 def one_step_logits(loaded: LoadedModel, backend: AttentionBackend) -> Tensor:
     """Logits of a text of `SELF_CHECK_TOKENS`, computed in one step."""
-    return paged_logits(
-        loaded, backend, _Trial(SELF_CHECK_TOKENS, 16, loaded.dtype, is_whole=True)
-    )
+    return paged_logits(loaded, backend, _Trial(SELF_CHECK_TOKENS, 16, loaded.dtype, is_whole=True))
 
 
 @dataclass(frozen=True, slots=True)

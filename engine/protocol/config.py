@@ -96,7 +96,8 @@ class EngineInfo:
     """What an engine reports about itself once it is ready.
 
     `max_total_tokens` is the longest sequence it can hold; `max_batch_total_tokens` the size of its
-    KV cache; both in tokens. `adapters` are the names that requests can choose. `instance` is another one after each start.
+    KV cache; both in tokens. `adapters` are the names that requests can choose. `instance` is
+    another one after each start.
     """
 
     model_id: str

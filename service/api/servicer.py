@@ -230,20 +230,21 @@ class TextGenerationServicer:
         return _read(self._token_messages(request, call), call)
 
     async def list_models(self, _: None, call: Call) -> Reply:
-        """The one model that is served."""
+        """The model that is served, and the adapters beside it."""
         return call.presenter.list_models(self._server)
 
     async def get_model(self, model_id: str, call: Call) -> Reply:
-        """The model of this name.
+        """The model or adapter of this name.
 
         Raises:
             ServiceError: there is none.
         """
         # Clients write the slashes of a name in a path as %2F, and Envoy leaves them so.
         name = unquote(model_id) if call.is_rest else model_id
-        if not self._server.is_model(name):
+        found = self._server.find_model(name)
+        if found is None:
             raise unknown_model(name)
-        return call.presenter.get_model(self._server)
+        return call.presenter.get_model(self._server, found)
 
     async def open_api(self, _: None, __: Call) -> Reply:
         """The OpenAPI document: the contract with our additions."""

@@ -162,13 +162,15 @@ def completion_usage(part: StreamUsage) -> pb.Completion:
 
 
 def models_response(server: ServerInfo) -> pb.ListModelsResponse:
-    """The one model."""
-    return pb.ListModelsResponse(object="list", data=[_model(server)])
+    """The model, and the adapters beside it."""
+    return pb.ListModelsResponse(
+        object="list", data=[_model(server, name) for name in server.model_names]
+    )
 
 
-def model_response(server: ServerInfo) -> pb.GetModelResponse:
-    """One model."""
-    return pb.GetModelResponse(model=_model(server))
+def model_response(server: ServerInfo, name: str) -> pb.GetModelResponse:
+    """The model, or an adapter."""
+    return pb.GetModelResponse(model=_model(server, name))
 
 
 def info_response(server: ServerInfo) -> pb.InfoResponse:
@@ -178,6 +180,7 @@ def info_response(server: ServerInfo) -> pb.InfoResponse:
         max_top_n_tokens=server.limits.max_top_n_tokens,
         vocab_size=server.engine.vocab_size,
         eos_token_ids=sorted(server.eos_token_ids),
+        adapter_ids=list(server.engine.adapters),
         context_length=server.engine.max_total_tokens,
         **{name: getattr(server.limits, name) for name in _COUNTS},
     )
@@ -198,9 +201,8 @@ def abort_response(num_aborted: int) -> pb.AbortResponse:
     return pb.AbortResponse(aborted=num_aborted)
 
 
-def _model(server: ServerInfo) -> pb.Model:
-    name = server.model_id
-    return pb.Model(id=name, object="model", owned_by=name)
+def _model(server: ServerInfo, name: str) -> pb.Model:
+    return pb.Model(id=name, object="model", owned_by=server.model_id)
 
 
 def _assistant_message(answer: ChatAnswer) -> pb.AssistantMessage:

@@ -83,8 +83,8 @@ class Presenter(Protocol):
     def list_models(self, server: ServerInfo) -> Reply:
         """ListModels."""
 
-    def get_model(self, server: ServerInfo) -> Reply:
-        """GetModel: the one model."""
+    def get_model(self, server: ServerInfo, name: str) -> Reply:
+        """GetModel: the model or an adapter, by the name that is served."""
 
     def invocation(self, kind: InvocationKind, reply: Reply) -> Reply:
         """Invocations: wraps the reply of the RPC that was chosen."""
@@ -182,9 +182,9 @@ class TypedPresenter:
         """See Presenter."""
         return convert.models_response(server)
 
-    def get_model(self, server: ServerInfo) -> Reply:
+    def get_model(self, server: ServerInfo, name: str) -> Reply:
         """See Presenter."""
-        return convert.model_response(server)
+        return convert.model_response(server, name)
 
     def invocation(self, kind: InvocationKind, reply: Reply) -> Reply:
         """See Presenter."""
@@ -287,9 +287,9 @@ class RestPresenter:
         """See Presenter."""
         return framing.http_reply(render.JSON, render.models(server))
 
-    def get_model(self, server: ServerInfo) -> Reply:
+    def get_model(self, server: ServerInfo, name: str) -> Reply:
         """See Presenter."""
-        return framing.http_reply(render.JSON, render.model(server))
+        return framing.http_reply(render.JSON, render.model(server, name))
 
     def invocation(self, kind: InvocationKind, reply: Reply) -> Reply:
         """The same bytes: `http` is field 15 of every reply."""

@@ -99,17 +99,20 @@ def token_parts(slices: Iterable[list[TokenSpan]], prompt: str | None) -> Iterat
 
 def models(server: ServerInfo) -> bytes:
     """ListModelsResponse, as later versions of TGI have it."""
-    return orjson.dumps({"object": "list", "data": [_model(server)]})
+    return orjson.dumps(
+        {"object": "list", "data": [_model(server, name) for name in server.model_names]}
+    )
 
 
-def model(server: ServerInfo) -> bytes:
-    """Model."""
-    return orjson.dumps(_model(server))
+def model(server: ServerInfo, name: str) -> bytes:
+    """Model, of the model or an adapter."""
+    return orjson.dumps(_model(server, name))
 
 
 def info(server: ServerInfo) -> bytes:
-    """Info, nulls included."""
-    return orjson.dumps(server.to_contract())
+    """Info, nulls included; with adapters, which TGI lacks there, only if there are any."""
+    adapters = {"adapter_ids": server.engine.adapters} if server.engine.adapters else {}
+    return orjson.dumps(server.to_contract() | adapters)
 
 
 def chat_completion(answers: Sequence[ChatAnswer]) -> bytes:
@@ -266,9 +269,8 @@ def _head(head: Head) -> dict[str, Any]:
     }
 
 
-def _model(server: ServerInfo) -> dict[str, Any]:
-    name = server.model_id
-    return {"id": name, "object": "model", "created": 0, "owned_by": name}
+def _model(server: ServerInfo, name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": server.model_id}
 
 
 def _usage(usage: Usage) -> dict[str, int]:

@@ -383,6 +383,7 @@ def _shared_parameters(
         "seed": wire.seed,
         "top_p": wire.top_p,
         "adapter_id": wire.model,
+        "names_model": True,
         "min_p": wire.min_p,
         "min_new_tokens": wire.min_tokens,
         "ignore_eos": bool(wire.ignore_eos),

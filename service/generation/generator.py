@@ -252,6 +252,7 @@ class Generator:
             prompt_logprobs=request.decoder_input_details,
             prompt_top_n=request.prompt_top_n_tokens,
             grammar=request.grammar,
+            adapter=request.adapter,
             caller="" if record is None else record.caller,
             priority=request.priority,
         )

@@ -23,6 +23,7 @@ class Parameters:
 
     For `max_new_tokens`, None means as many as fit beside the prompt. `prompt_top_n_tokens` is not
     the contract's: it makes the entries of `decoder_input_details` tell the likeliest tokens.
+    `names_model` says that `adapter_id` came as the name of a model, which the model's own may be.
     """
 
     best_of: int | None = None
@@ -48,6 +49,7 @@ class Parameters:
     top_n_tokens: int | None = None
     grammar: Grammar | None = None
     adapter_id: str | None = None
+    names_model: bool = False
     logit_bias: tuple[tuple[int, float], ...] = ()
     priority: int | None = None
     detokenize: bool = True
@@ -81,7 +83,8 @@ class GenerationRequest:
 
     `inputs` is the text as received, empty if its tokens were received instead; `prompt_token_ids`
     are its tokens after truncation. `sampling` always has a seed, which is reported only if
-    sampling is on. `grammar` is a checked source for the engine, or empty.
+    sampling is on. `grammar` is a checked source for the engine, or empty, and `adapter` the name
+    of one that is served, or empty.
     """
 
     inputs: str
@@ -94,6 +97,7 @@ class GenerationRequest:
     decoder_input_details: bool
     best_of: int
     grammar: str = ""
+    adapter: str = ""
     stop_token_ids: frozenset[int] = frozenset()
     min_new_tokens: int = 0
     ignore_eos: bool = False

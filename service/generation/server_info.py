@@ -7,6 +7,7 @@ from typing import Any
 
 from engine.protocol.config import EngineInfo
 
+from .adapters import same_name
 from .limits import Limits
 
 ROUTER = "text-generation-router"  # what TGI's clients look for
@@ -52,13 +53,14 @@ class ServerInfo:
     docker_label: str | None = None
     eos_token_ids: frozenset[int] = frozenset()
 
-    def is_model(self, name: str) -> bool:
-        """Whether a name is that of the model.
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """What a request can name as its model: the model, and the adapters beside it."""
+        return (self.model_id, *self.engine.adapters)
 
-        A directory's leading slash may be missing: in a path it stands next to another one, and the
-        gateway merges the two.
-        """
-        return bool(name) and name.removeprefix("/") == self.model_id.removeprefix("/")
+    def find_model(self, name: str) -> str | None:
+        """The model or adapter that a caller means by a name; None if there is none."""
+        return next((served for served in self.model_names if same_name(name, served)), None)
 
     @property
     def system_fingerprint(self) -> str:

@@ -11,6 +11,7 @@ from ..errors import ErrorKind, ServiceError
 from ..grammar.checker import GrammarChecker
 from ..text.long_texts import TooManyTokensError
 from ..text.tokenizer import TextTokenizer
+from .adapters import Adapters
 from .limits import (
     BEST_OF_RULES,
     INPUT_RULES,
@@ -34,10 +35,17 @@ def random_seed() -> int:
 class Validator:
     """Validates requests against one set of limits, with one tokenizer."""
 
-    def __init__(self, limits: Limits, tokenizer: TextTokenizer, grammars: GrammarChecker) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        tokenizer: TextTokenizer,
+        grammars: GrammarChecker,
+        adapters: Adapters | None = None,
+    ) -> None:
         self._limits = limits
         self._tokenizer = tokenizer
         self._grammars = grammars
+        self._adapters = adapters or Adapters()
 
     def check_stream(self, parameters: Parameters) -> None:
         """Checks what streams do not support, before anything else.
@@ -62,6 +70,7 @@ class Validator:
             ServiceError: the first rule that is broken.
         """
         with stage("validate", from_begin=True):
+            adapter = self._adapters.find(parameters.adapter_id, is_model=parameters.names_model)
             token_ids, max_new_tokens = await self._checked(prompt, parameters)
         source = ""
         if parameters.grammar is not None:
@@ -78,6 +87,7 @@ class Validator:
             decoder_input_details=parameters.decoder_input_details,
             best_of=max(parameters.best_of or 1, 1),
             grammar=source,
+            adapter=adapter,
             stop_token_ids=frozenset(parameters.stop_token_ids),
             min_new_tokens=parameters.min_new_tokens or 0,
             ignore_eos=parameters.ignore_eos,

@@ -25,6 +25,7 @@ Quantization = Literal[
 ]  # fmt: skip
 KvCacheDtype = Literal["fp8_e4m3fn", "fp8_e5m2"]
 Device = Literal["cpu", "cuda"]
+UnknownAdapter = Literal["refuse", "base"]
 ToolCallFormat = Literal["auto", "tgi", "openai"]
 GrammarBackend = Literal["auto", "llguidance", "outlines"]
 CallParser = Literal["auto", "hermes", "llama3", "mistral", "deepseek_v3", "harmony", "tokenwire"]
@@ -33,6 +34,7 @@ Exemption = Literal["none", "health", "metrics", "reflection", "docs"]
 LogLevel = Literal["debug", "info", "warning", "error", "critical"]
 
 _MAX_SOCKET_PATH = 107  # bytes; Linux has 108 for the path of a Unix socket and its final zero
+_MAX_ADAPTER_NAME = 256  # characters, as answers repeat a name of a model
 _MAX_PORT = 65535
 
 
@@ -66,6 +68,10 @@ class Settings:
         KvCacheDtype | None,
         About("number format of the KV cache, half the size; otherwise the model's"),
     ] = None
+    lora_adapters: Annotated[
+        tuple[str, ...],
+        About("LoRA adapters for requests to choose: name=directory, or a hub id"),
+    ] = ()
     trust_remote_code: Annotated[bool, About("let code that comes with the model run")] = False
     tokenizer_config_path: Annotated[
         Path | None, About("a tokenizer_config.json to use instead of the model's")
@@ -99,6 +105,10 @@ class Settings:
         int | None,
         About("tokens of a prompt and its continuation; otherwise the model decides", low=2),
     ] = None
+    unknown_adapter: Annotated[
+        UnknownAdapter,
+        About("what an adapter that is not served means: an error, or TGI's base model", ours=True),
+    ] = "refuse"
     max_client_batch_size: Annotated[int, About("prompts in one request", low=1)] = 4
     max_choices: Annotated[int, About("answers to one prompt (`n`)", ours=True, low=1)] = 16
     max_request_bytes: Annotated[int, About("bytes of a request's body", ours=True, low=1)] = (
@@ -341,6 +351,7 @@ class Settings:
         for option in OPTIONS:
             option.check(getattr(self, option.name))
         self._check_tokens()
+        self._check_adapters()
         if self.grammar_backend == "outlines" and find_spec("outlines_core") is None:
             raise SettingsError("`grammar_backend` outlines needs the package's extra `outlines`")
         if not 0 < self.watermark_gamma < 1:
@@ -363,6 +374,25 @@ class Settings:
             raise SettingsError(f"`{names[0]}` and `{names[1]}` must be given together")
         if client_ca is not None and certificate is None:
             raise SettingsError(f"`{names[2]}` needs `{names[0]}` and `{names[1]}`")
+
+    def _check_adapters(self) -> None:
+        adapters = self.adapters
+        names = [name for name, _ in adapters]
+        for name, source in adapters:
+            if not name or not source:
+                raise SettingsError(
+                    "`lora_adapters` has entries of the form name=directory. "
+                    f"Given: {name}={source}"
+                )
+            if len(name) > _MAX_ADAPTER_NAME:
+                raise SettingsError(
+                    f"`lora_adapters`: a name must be <= {_MAX_ADAPTER_NAME} characters. "
+                    f"Given: {len(name)}"
+                )
+            if names.count(name) > 1:
+                raise SettingsError(f"`lora_adapters` has {name} more than once")
+            if name in ("tgi", self.model_id):
+                raise SettingsError(f"`lora_adapters`: {name} is a name of the model itself")
 
     def _check_tokens(self) -> None:
         """TGI's start-up checks, as far as they apply to a cache without reservations."""
@@ -423,6 +453,15 @@ class Settings:
         return _tls_files(self.grpc_tls_certificate, self.grpc_tls_key, self.grpc_tls_client_ca)
 
     @property
+    def adapters(self) -> tuple[tuple[str, str], ...]:
+        """The names of adapters, and where each is: a directory or a hub id.
+
+        Without a name, this is its name.
+        """
+        split = (entry.partition("=") for entry in self.lora_adapters)
+        return tuple((name, source if sign else name) for name, sign, source in split)
+
+    @property
     def allowed_origins(self) -> tuple[str, ...]:
         """Where browsers may call from; `*` stands for everywhere."""
         # Where callers have keys, only those pages may use one whose origin was thought of.
@@ -449,6 +488,7 @@ class Settings:
             quantize=self.quantize,
             kv_cache_dtype=self.kv_cache_dtype,
             device=self.device,
+            adapters=self.adapters,
             trust_remote_code=self.trust_remote_code,
             block_size=self.block_size,
             max_total_tokens=self.max_total_tokens,

@@ -42,7 +42,6 @@ UNSUPPORTED: dict[str, Unsupported] = {
     "disable_custom_kernels": Unsupported("use --native-kernels=false"),
     "rope_scaling": Unsupported(_NO_ROPE),
     "rope_factor": Unsupported(_NO_ROPE),
-    "lora_adapters": Unsupported("adapters are not available; merge them into the model"),
     "huggingface_hub_cache": Unsupported(
         "set the variable HF_HUB_CACHE, which the hub's own library reads", warns=False
     ),

@@ -31,6 +31,7 @@ ToolCallFormat = Literal["tgi", "openai"]
 # What this endpoint calls the fields of `/generate`; the others have the same names.
 _FIELD_NAMES = {
     "inputs": "messages",
+    "parameters.adapter_id": "model",
     "parameters.max_new_tokens": "max_tokens",
     "parameters.min_new_tokens": "min_tokens",
     "parameters.repetition_penalty": "presence_penalty",

@@ -17,6 +17,7 @@ from .usage import Usage
 FIELD_NAMES = {
     "inputs": "prompt",
     "input_ids": "prompt_ids",
+    "parameters.adapter_id": "model",
     "parameters.max_new_tokens": "max_tokens",
     "parameters.min_new_tokens": "min_tokens",
     "parameters.top_n_tokens": "logprobs",

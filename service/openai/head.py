@@ -7,10 +7,9 @@ import time
 from dataclasses import dataclass
 from typing import Literal, Self
 
+from ..generation.adapters import PLACEHOLDERS
 from ..generation.server_info import ServerInfo
 
-# What clients write where TGI wants no name: an answer has the model's own name then.
-_PLACEHOLDERS = ("", "tgi")
 _MAX_ECHO = 256  # characters: every part of a stream repeats the name
 
 
@@ -47,7 +46,7 @@ class Head:
 
 
 def _echoed(name: str | None) -> str:
-    """A caller's name of the model, if answers repeat it."""
-    if name is None or name in _PLACEHOLDERS or len(name) > _MAX_ECHO:
+    """A caller's name of the model, if answers repeat it: a placeholder stands for its own."""
+    if name is None or name in PLACEHOLDERS or len(name) > _MAX_ECHO:
         return ""
     return name

@@ -109,6 +109,7 @@ def _parameters(wire: Wire, constraint: Grammar | None) -> Parameters:
         top_n_tokens=wire.top_logprobs,
         grammar=constraint,
         adapter_id=wire.model,
+        names_model=True,
         details=True,
     )
 

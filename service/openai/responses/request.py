@@ -17,6 +17,7 @@ from ..chat import ChatRequest
 _FIELD_NAMES = {
     "inputs": "input",
     "messages": "input",
+    "parameters.adapter_id": "model",
     "parameters.max_new_tokens": "max_output_tokens",
     "max_tokens": "max_output_tokens",
     "parameters.top_n_tokens": "top_logprobs",

@@ -165,5 +165,3 @@ def test_an_adapter_that_is_not_there_fails_its_request_alone(
     outputs = run(engine, request("nobody", 0), request("stable", 0))
     assert outputs["nobody 0"][0].error == "this engine has no such adapter"
     assert token_ids(outputs["stable 0"]) == expected["stable"][0]
-
-

@@ -189,7 +189,8 @@ def test_tensors_that_cannot_be_applied(
             ),
             f"{WEIGHTS_NAME} is broken",
         ),
-    ],    ids=["no config", "no weights", "pickle", "no json", "a list", "lfs pointer", "cut off"],
+    ],
+    ids=["no config", "no weights", "pickle", "no json", "a list", "lfs pointer", "cut off"],
 )
 def test_files_that_cannot_be_read(
     break_it: Callable[[Path], object], reason: str, tmp_path: Path

@@ -134,7 +134,7 @@ def test_all_parameters_arrive() -> None:
 
 def test_chat_gets_the_openai_defaults() -> None:
     wanted = requests.chat_request(pb.ChatRequest())
-    assert wanted.parameters == Parameters(do_sample=True, details=True)
+    assert wanted.parameters == Parameters(do_sample=True, details=True, names_model=True)
     assert (wanted.stream, wanted.logprobs, wanted.n, wanted.tools) == (
         False,
         False,
@@ -172,6 +172,7 @@ def test_chat_parameters_get_their_names_in_generate() -> None:
         seed=0,
         top_n_tokens=3,
         adapter_id="m",
+        names_model=True,
         details=True,
     )
     assert wanted.stream
@@ -209,7 +210,7 @@ def test_completions_get_the_openai_defaults() -> None:
     assert wanted.prompts == ()
     assert wanted.suffix is None
     assert not wanted.stream
-    assert wanted.parameters == Parameters(do_sample=True, details=True)
+    assert wanted.parameters == Parameters(do_sample=True, details=True, names_model=True)
 
 
 def test_completions_parameters_get_their_names_in_generate() -> None:
@@ -240,6 +241,7 @@ def test_completions_parameters_get_their_names_in_generate() -> None:
         stop=("x",),
         seed=4,
         adapter_id="m",
+        names_model=True,
         details=True,
     )
 

@@ -134,7 +134,8 @@ ALLOWED: list[dict[str, Any]] = [
     {"top_n_tokens": 5},
     {"truncate": 1},
     {"truncate": 90},
-    {"adapter_id": "unknown"},
+    {"adapter_id": ""},
+    {"adapter_id": "unknown", "names_model": True},
 ]
 
 

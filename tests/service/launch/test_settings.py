@@ -206,10 +206,35 @@ def test_unsupported_flags_that_ask_for_what_is_done_anyway_are_accepted() -> No
 
 
 def test_leftover_tgi_variables_are_warned_of_but_do_not_stop_the_server() -> None:
-    leftovers = {"ROPE_FACTOR": "2", "NUM_SHARD": "2", "LORA_ADAPTERS": "a", "SPECULATE": "0"}
+    leftovers = {"ROPE_FACTOR": "2", "NUM_SHARD": "2", "NGROK_EDGE": "a", "SPECULATE": "0"}
     assert parse(**leftovers) == Settings()
     names = {warning.split(" ")[0] for warning in unsupported_variables(leftovers)}
-    assert names == {"ROPE_FACTOR", "NUM_SHARD", "LORA_ADAPTERS"}
+    assert names == {"ROPE_FACTOR", "NUM_SHARD", "NGROK_EDGE"}
+
+
+def test_adapters_have_names_of_their_own_or_are_named_by_where_they_are() -> None:
+    expected = (("a", "/x=y"), ("org/b", "org/b"))
+    assert parse("--lora-adapters=a=/x=y", "--lora-adapters=org/b").adapters == expected
+    assert parse(LORA_ADAPTERS="a=/x=y, org/b").adapters == expected
+    assert parse(LORA_ADAPTERS="").adapters == ()
+    assert parse(LORA_ADAPTERS="a=/x").engine_config(Path("s")).adapters == (("a", "/x"),)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("=/x", "`lora_adapters` has entries of the form name=directory. Given: =/x"),
+        ("a=", "`lora_adapters` has entries of the form name=directory. Given: a="),
+        ("a=/x,a=/y", "`lora_adapters` has a more than once"),
+        ("tgi=/x", "`lora_adapters`: tgi is a name of the model itself"),
+        ("tokenwire/demo=/x", "`lora_adapters`: tokenwire/demo is a name of the model itself"),
+        ("x" * 257, "`lora_adapters`: a name must be <= 256 characters. Given: 257"),
+    ],
+)
+def test_wrong_adapters_are_named(value: str, reason: str) -> None:
+    with pytest.raises(SettingsError) as refused:
+        parse(LORA_ADAPTERS=value)
+    assert str(refused.value) == reason
 
 
 def test_no_option_is_both_supported_and_not() -> None:

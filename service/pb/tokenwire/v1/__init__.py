@@ -576,7 +576,8 @@ class ChatRequest(betterproto2.Message):
 
     model: "str | None" = betterproto2.field(1, betterproto2.TYPE_STRING, optional=True)
     """
-    The model's name. Chooses an adapter if it names one; anything else means the base model.
+    The model's name, or an adapter's. `tgi` means the model. Where adapters are served, another name is NOT_FOUND,
+    unless the server is set to TGI's rule; where none are, any name means the model.
     """
 
     messages: "list[Message]" = betterproto2.field(2, betterproto2.TYPE_MESSAGE, repeated=True)
@@ -1106,7 +1107,8 @@ class CompletionsRequest(betterproto2.Message):
 
     model: "str | None" = betterproto2.field(1, betterproto2.TYPE_STRING, optional=True)
     """
-    The model's name. Chooses an adapter if it names one; anything else means the base model.
+    The model's name, or an adapter's. `tgi` means the model. Where adapters are served, another name is NOT_FOUND,
+    unless the server is set to TGI's rule; where none are, any name means the model.
     """
 
     prompt: "list[str]" = betterproto2.field(2, betterproto2.TYPE_STRING, repeated=True)
@@ -1516,7 +1518,8 @@ class GenerateParameters(betterproto2.Message):
 
     adapter_id: "str | None" = betterproto2.field(19, betterproto2.TYPE_STRING, optional=True)
     """
-    The adapter to apply. An unknown one means the base model, which is TGI's rule.
+    The adapter to apply. One that is not in `InfoResponse.adapter_ids` is NOT_FOUND, unless the server is set to TGI's
+    rule, by which it means the base model.
     """
 
     min_p: "float | None" = betterproto2.field(20, betterproto2.TYPE_FLOAT, optional=True)
@@ -2011,7 +2014,7 @@ class InfoResponse(betterproto2.Message):
 
     adapter_ids: "list[str]" = betterproto2.field(26, betterproto2.TYPE_STRING, repeated=True)
     """
-    The adapters that requests can name: none, until this server applies adapters.
+    The adapters that requests can name.
     """
 
     max_request_values: "int" = betterproto2.field(27, betterproto2.TYPE_UINT32)
@@ -2827,7 +2830,8 @@ class ResponsesRequest(betterproto2.Message):
 
     model: "str | None" = betterproto2.field(1, betterproto2.TYPE_STRING, optional=True)
     """
-    The model's name. Chooses an adapter if it names one; anything else means the base model.
+    The model's name, or an adapter's. `tgi` means the model. Where adapters are served, another name is NOT_FOUND,
+    unless the server is set to TGI's rule; where none are, any name means the model.
     """
 
     input: "__google__protobuf__.Value | None" = betterproto2.field(
