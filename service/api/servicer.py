@@ -111,6 +111,7 @@ class TextGenerationServicer:
 
     async def generate_stream(self, request: TextRequest, call: Call) -> AsyncGenerator[Reply]:
         """Generates a text as one message per token."""
+        self._pipeline.check_adapter(request.parameters)
         events = self._stream(request.inputs, request.parameters, call)
         messages = _numbered(events, call.presenter.generate_stream)
         async with aclosing(self._presented(messages, [request.inputs], call)) as replies:
@@ -125,6 +126,7 @@ class TextGenerationServicer:
         if not request.stream:
             yield call.presenter.compat_generate(await self._run(inputs, parameters, call))
             return
+        self._pipeline.check_adapter(parameters)
         events = self._stream(inputs, parameters, call)
         messages = _numbered(events, call.presenter.compat_generate_stream)
         async with aclosing(self._presented(messages, [inputs], call)) as replies:
@@ -140,6 +142,7 @@ class TextGenerationServicer:
             if not wanted.stream:
                 yield call.presenter.chat(await self._answers(wanted, prompt, head, call))
                 return
+            self._pipeline.check_adapter(wanted.parameters)
             messages = self._chat_deltas(wanted, prompt, head, call)
             async with aclosing(self._presented(messages, [prompt], call, openai=True)) as replies:
                 async for reply in replies:
@@ -153,6 +156,7 @@ class TextGenerationServicer:
             if not wanted.stream:
                 yield call.presenter.completions(await self._complete(wanted, head, call))
                 return
+            self._pipeline.check_adapter(wanted.parameters)
             messages = self._completion_deltas(wanted, head, call)
             prompts = wanted.prompts
             async with aclosing(self._presented(messages, prompts, call, openai=True)) as replies:
@@ -171,6 +175,7 @@ class TextGenerationServicer:
                 result = await self._run(prompt, chat_request.parameters, call)
                 yield call.presenter.response(answer(wanted, result, head))
                 return
+            self._pipeline.check_adapter(chat_request.parameters)
         stream = ResponseStream(wanted, head)
         messages = self._response_events(wanted, prompt, stream, call)
         failed = partial(call.presenter.response_failure, stream)

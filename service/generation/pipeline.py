@@ -71,6 +71,18 @@ class Pipeline:
         """
         return self._admission.permit()
 
+    def check_adapter(self, parameters: Parameters) -> None:
+        """Checks a stream's adapter before its headers, which can say that there is none.
+
+        Raises:
+            ServiceError: there is no such adapter.
+        """
+        try:
+            self._validator.check_adapter(parameters)
+        except ServiceError:
+            with self._counted():  # the stream, which does not begin, would have counted itself
+                raise
+
     async def run(self, prompt: Prompt, parameters: Parameters, received: float) -> Generation:
         """Generates to the end. `received` is when the request came, in monotonic seconds.
 

@@ -63,6 +63,14 @@ class Validator:
         """
         check(BEST_OF_RULES, parameters, self._limits)
 
+    def check_adapter(self, parameters: Parameters) -> str:
+        """The adapter that is asked for; empty for the model alone.
+
+        Raises:
+            ServiceError: there is no such adapter.
+        """
+        return self._adapters.find(parameters.adapter_id, is_model=parameters.names_model)
+
     async def validate(self, prompt: Prompt, parameters: Parameters) -> GenerationRequest:
         """Checks everything, in TGI's order, and fills in every default.
 
@@ -70,7 +78,7 @@ class Validator:
             ServiceError: the first rule that is broken.
         """
         with stage("validate", from_begin=True):
-            adapter = self._adapters.find(parameters.adapter_id, is_model=parameters.names_model)
+            adapter = self.check_adapter(parameters)
             token_ids, max_new_tokens = await self._checked(prompt, parameters)
         source = ""
         if parameters.grammar is not None:

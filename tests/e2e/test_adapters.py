@@ -25,7 +25,7 @@ CHAT: dict[str, Any] = {
     "max_tokens": 8,
     "temperature": 0.0,
 }
-COMPLETION: dict[str, Any] = {"prompt": PROMPT, "max_tokens": 8, "temperature": 0.0}
+COMPLETION: dict[str, Any] = {"prompt": [PROMPT], "max_tokens": 8, "temperature": 0.0}
 RESPONSE: dict[str, Any] = {"input": PROMPT, "max_output_tokens": 8, "temperature": 0.0}
 # path, RPC, body
 ENDPOINTS = [
