@@ -62,13 +62,14 @@ class PromptRows:
 class AdapterRows(NamedTuple):
     """The tokens of sequences that have an adapter.
 
-    `rows` int64 [num_rows]: which of the step's tokens. `owners` int64 [num_rows]: the adapter of
-    each, an index into `names`.
+    `rows` int64 [num_rows]: which of the step's tokens; None for all. `owners` int64 [num_rows]:
+    the adapter of each, an index into `names`; without names, its number in the engine, and -1
+    for none.
     """
 
-    rows: Tensor
+    rows: Tensor | None
     owners: Tensor
-    names: tuple[str, ...]
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

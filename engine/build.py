@@ -7,7 +7,7 @@ import logging
 import torch
 from transformers import AutoTokenizer
 
-from .adapters.adapted_forward import AdaptedForward
+from .adapters.adapted_forward import AdaptedForward, NumberedForward
 from .adapters.adapter import Adapter
 from .adapters.attach import attach
 from .adapters.low_rank import Step
@@ -70,16 +70,17 @@ def build_engine(
     step = _attached(adapters, model.loaded, config)
     bounds = _bounds(config, max_total_tokens)
     runner = _runner(config, model, bounds, watermark, step)
-    recorded = _with_recorded_steps(config, runner, max_total_tokens, vocab_size)
+    forward = runner.forward if step is None else AdaptedForward(runner.forward, step)
+    recorded = _with_recorded_steps(config, runner, forward, max_total_tokens, vocab_size)
     engine = Engine(
-        _with_adapters(config, runner.forward, recorded, step),
+        NumberedForward(recorded, _names(config)),
         _scheduler(config, bounds, runner, {one.name: one.digest for one in adapters}),
         device,
         vocab_size=vocab_size,
         max_total_tokens=max_total_tokens,
         watermark=watermark,
         constraints=_constraints(config, model.loaded, vocab_size),
-        adapters=[name for name, _ in config.adapters],
+        adapters=_names(config),
         runs_ahead=device.type == "cuda" if config.run_ahead is None else config.run_ahead,
         activity=activity,
     )
@@ -112,13 +113,8 @@ def _attached(adapters: list[Adapter], loaded: LoadedModel, config: EngineConfig
     return step
 
 
-def _with_adapters(
-    config: EngineConfig, forward: Forward, recorded: Forward, step: Step | None
-) -> Forward:
-    """Computes any step; with adapters it is never a recorded one."""
-    if step is None:
-        return recorded
-    return AdaptedForward(forward, recorded, [name for name, _ in config.adapters], step)
+def _names(config: EngineConfig) -> list[str]:
+    return [name for name, _ in config.adapters]
 
 
 def _runner(
@@ -135,8 +131,10 @@ def _runner(
     """
     loaded = model.loaded
     runner = ModelRunner(loaded, _cache(config, model, 1), model.backend)
-    forward = _with_adapters(config, runner.forward, runner.forward, step)
-    executor = Executor(forward, loaded.device, config.block_size, watermark)
+    forward = runner.forward if step is None else AdaptedForward(runner.forward, step)
+    executor = Executor(
+        NumberedForward(forward, _names(config)), loaded.device, config.block_size, watermark
+    )
     num_blocks = cache_size.num_blocks(
         config,
         cache_size.room_for_cache(config, executor, bounds, loaded.device),
@@ -187,28 +185,36 @@ def _info(
         max_batch_total_tokens=num_blocks * config.block_size,
         block_size=config.block_size,
         attention=model.attention,
-        adapters=tuple(name for name, _ in config.adapters),
+        adapters=(*_names(config),),
     )
 
 
 def _with_recorded_steps(
-    config: EngineConfig, runner: ModelRunner, max_total_tokens: int, vocab_size: int
+    config: EngineConfig,
+    runner: ModelRunner,
+    forward: Forward,
+    max_total_tokens: int,
+    vocab_size: int,
 ) -> Forward:
     """The model's forward, with small steps replayed from graphs where that is possible."""
     if runner.device.type == "cuda":
-        return _with_cuda_graphs(config, runner, max_total_tokens, vocab_size)
-    return _with_cpu_graphs(config, runner, max_total_tokens)
+        return _with_cuda_graphs(config, runner, forward, max_total_tokens, vocab_size)
+    return _with_cpu_graphs(config, runner, forward, max_total_tokens)
 
 
 def _with_cuda_graphs(
-    config: EngineConfig, runner: ModelRunner, max_total_tokens: int, vocab_size: int
+    config: EngineConfig,
+    runner: ModelRunner,
+    forward: Forward,
+    max_total_tokens: int,
+    vocab_size: int,
 ) -> Forward:
     """The model's forward, with decode steps recorded; only our own kernels can be recorded."""
     sizes = [size for size in config.graph_sizes if 0 < size <= config.max_num_seqs]
     if not sizes or isinstance(runner.backend, ReferenceAttention):
-        return runner.forward
+        return forward
     graphs = DecodeGraphs(
-        runner.forward,
+        forward,
         sizes,
         max_blocks=-(-max_total_tokens // config.block_size),
         vocab_size=vocab_size,
@@ -219,13 +225,15 @@ def _with_cuda_graphs(
     return graphs
 
 
-def _with_cpu_graphs(config: EngineConfig, runner: ModelRunner, max_total_tokens: int) -> Forward:
+def _with_cpu_graphs(
+    config: EngineConfig, runner: ModelRunner, forward: Forward, max_total_tokens: int
+) -> Forward:
     """The model's forward, with small steps replayed if attention uses our own kernels."""
     max_tokens = min(max(config.graph_sizes, default=0), _MAX_CPU_GRAPH_TOKENS)
     if not max_tokens or not isinstance(runner.backend, cpu_kernels.CpuKernels):
-        return runner.forward
+        return forward
     max_blocks = -(-max_total_tokens // config.block_size)
-    graphs = CpuGraphs(runner.forward, runner.backend, max_tokens=max_tokens, max_blocks=max_blocks)
+    graphs = CpuGraphs(forward, runner.backend, max_tokens=max_tokens, max_blocks=max_blocks)
     graphs.verify(max_total_tokens - 1, config.block_size)
     return graphs
 

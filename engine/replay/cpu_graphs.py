@@ -12,13 +12,13 @@ from __future__ import annotations
 import logging
 from collections import Counter, OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..batch import ModelInput, blank, copy_rows
+from ..batch import AdapterRows, ModelInput, blank, copy_rows
 from ..kernels.cpu import CpuKernels
 from ..kernels.kernel import listening
 from .cpu_recorder import Arena, CpuGraph, CpuGraphRecorder, NotRepeatableError, alias
@@ -38,6 +38,7 @@ class _Shape(NamedTuple):
     num_tokens: int
     num_seqs: int
     num_rows: int
+    has_adapters: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,10 @@ class CpuGraphs:
         return step.logits
 
     def _record(self, shape: _Shape, batch: ModelInput) -> Tensor:
-        rows = blank(*shape, self._max_blocks, _CPU)
+        rows = blank(*shape[:3], self._max_blocks, _CPU)
+        if shape.has_adapters:
+            owners = torch.full((shape.num_tokens,), -1)
+            rows = replace(rows, adapters=AdapterRows(None, owners))
         _fill(rows, batch)
         recorder = CpuGraphRecorder(self._arena, self._kernels)
         try:
@@ -140,7 +144,12 @@ class CpuGraphs:
 
 
 def _shape(batch: ModelInput) -> _Shape:
-    return _Shape(len(batch.input_ids), len(batch.attention.context_lens), len(batch.logits_rows))
+    return _Shape(
+        len(batch.input_ids),
+        len(batch.attention.context_lens),
+        len(batch.logits_rows),
+        batch.adapters is not None,
+    )
 
 
 def _one_token(token_id: int, position: int, block_size: int, max_blocks: int) -> ModelInput:
@@ -158,3 +167,7 @@ def _fill(rows: ModelInput, batch: ModelInput) -> None:
     copy_rows(rows, batch)
     rows.attention.query_start_loc.copy_(batch.attention.query_start_loc)
     rows.logits_rows.copy_(batch.logits_rows)
+    if batch.adapters is not None and rows.adapters is not None:
+        adapted = slice(None) if batch.adapters.rows is None else batch.adapters.rows
+        rows.adapters.owners.fill_(-1)
+        rows.adapters.owners[adapted] = batch.adapters.owners

@@ -174,13 +174,14 @@ class DecodeGraphs:
     def _recorded_for(self, batch: ModelInput) -> _Recorded | None:
         """The smallest recorded step that a batch of decoding sequences fits into, if any.
 
-        In such a batch the logits of all tokens are wanted.
+        In such a batch the logits of all tokens are wanted, and no sequence has an adapter.
         """
         num_tokens = len(batch.input_ids)
         num_seqs, num_blocks = batch.attention.block_tables.shape
         index = bisect_left(self._sizes, num_tokens)
         is_too_large = index == len(self._sizes) or num_blocks > self._max_blocks
-        if is_too_large or len(batch.logits_rows) != num_tokens:
+        is_other = batch.adapters is not None or len(batch.logits_rows) != num_tokens
+        if is_too_large or is_other:
             return None
         size = self._sizes[index]
         return self._recorded.get(_Shape(size, size if num_seqs == num_tokens else size - 1))

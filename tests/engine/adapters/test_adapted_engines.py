@@ -12,11 +12,13 @@ from engine.build import build_engine
 from engine.engine import Engine
 from engine.protocol.config import EngineConfig, EngineInfo
 from engine.protocol.request import Request
+from engine.replay.cpu_recorder import CpuGraph
 from tests.engine.adapters.made import SETTINGS, Made, make, merged_tokens
 from tests.engine.fakes import run, token_ids
 from tests.engine.model.architectures import ARCHITECTURES, SMALL, build_model, make_prompts
+from tests.engine.native import needs_compiler
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [needs_compiler, pytest.mark.usefixtures("one_thread")]
 
 NUM_TOKENS = 12
 PROMPTS = make_prompts()[:4]  # of 1 to 50 tokens; some have a common beginning
@@ -93,6 +95,24 @@ def test_each_row_has_its_merged_models_tokens(
     assert tokens_of_all(engine, NAMES) == expected  # now from recordings and the prefix cache
     stats = engine.stats()
     assert (stats.num_cached_tokens > 0) == options.get("enable_prefix_caching", True)
+
+
+def test_a_recorded_step_is_replayed_with_any_adapter(
+    made: Made, expected: dict[str, list[list[int]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replayed: list[int] = []
+    replay = CpuGraph.replay
+    monkeypatch.setattr(CpuGraph, "replay", lambda graph: replayed.append(1) or replay(graph))
+    engine, _ = engine_for(made, enable_prefix_caching=False)
+    for name in (*NAMES, *reversed(NAMES)):  # of the same shape, one after the other
+        before = len(replayed)
+        assert token_ids(run(engine, request(name, 1))[f"{name} 1"]) == expected[name][1]
+    assert len(replayed) - before == NUM_TOKENS - 1, "all but the prompt"
+    pairs = [(first, second) for first in NAMES for second in NAMES if first != second]
+    for first, second in pairs:
+        outputs = run(engine, request(first, 1), request(second, 1))
+        for name in (first, second):
+            assert token_ids(outputs[f"{name} 1"]) == expected[name][1]
 
 
 def test_preempted_rows_keep_their_adapters(
