@@ -346,10 +346,12 @@ class TextGenerationServicer:
         processes = tokenizer.processes_for_chat(num_bytes, len(request.messages))
         given = (request, tokenizer, self.limits, self._dialect)
         if processes is None:
-            return await self._lanes.run(num_bytes, _SMALL_BYTES, Conversation.of, *given)
-        draft = await self._lanes.run(num_bytes, _SMALL_BYTES, Draft.of, *given)
+            return await self._lanes.run_read(num_bytes, _SMALL_BYTES, Conversation.of, *given)
+        draft = await self._lanes.run_read(num_bytes, _SMALL_BYTES, Draft.of, *given)
         text = await processes.render(draft.messages, draft.tools, draft.variables, num_bytes)
-        return await self._lanes.run(num_bytes, _SMALL_BYTES, draft.conversation, text, tokenizer)
+        return await self._lanes.run_read(
+            num_bytes, _SMALL_BYTES, draft.conversation, text, tokenizer
+        )
 
     async def _token_list(self, wanted: str | ChatRequest, call: Call) -> Reply:
         messages = self._token_messages(wanted, call, _MAX_UNARY_LIST_BYTES)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar, TypeVarTuple
 
@@ -35,24 +35,44 @@ class Lanes:
     """
 
     def __init__(self, max_bytes: int) -> None:
-        self._middle = _Lane("middle", max_bytes)
+        self._middle = _Lane("middle", max_bytes, math.inf)
         self._large = _Lane("large", max_bytes, _LARGE_BYTES_PER_S)
         self._trimming = Later(collect_and_trim)
 
     async def run(
         self, num_bytes: int, small_bytes: int, function: Callable[[*_Ts], _T], *args: *_Ts
     ) -> _T:
-        """Calls a function for a request of `num_bytes`: up to `small_bytes` on the event loop.
+        """Calls a function that reads a request of `num_bytes`: up to `small_bytes` at once.
 
         Raises:
             ServiceError: overloaded: too much waits already.
         """
+        return await self._run(self._large.run, num_bytes, small_bytes, function, *args)
+
+    async def run_read(
+        self, num_bytes: int, small_bytes: int, function: Callable[[*_Ts], _T], *args: *_Ts
+    ) -> _T:
+        """The same for a request that was read: it does not count again for the rate.
+
+        Raises:
+            ServiceError: overloaded: too much waits already.
+        """
+        return await self._run(self._large.run_read, num_bytes, small_bytes, function, *args)
+
+    async def _run(
+        self,
+        run_large: Callable[..., Awaitable[_T]],
+        num_bytes: int,
+        small_bytes: int,
+        function: Callable[[*_Ts], _T],
+        *args: *_Ts,
+    ) -> _T:
         if num_bytes <= small_bytes:
             return function(*args)
         if num_bytes <= LARGE_BYTES:
-            return await self._middle.run(num_bytes, function, *args)
+            return await self._middle.run_read(num_bytes, function, *args)
         try:
-            return await self._large.run(num_bytes, function, *args)
+            return await run_large(num_bytes, function, *args)
         finally:
             self._trimming.soon()
 
@@ -64,7 +84,7 @@ class Lanes:
 
 
 class _Lane:
-    def __init__(self, name: str, max_bytes: int, bytes_per_s: float = math.inf) -> None:
+    def __init__(self, name: str, max_bytes: int, bytes_per_s: float) -> None:
         self._s_per_byte = 1 / bytes_per_s
         self._next_at = 0.0  # on the loop's clock
         self.executor = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-requests")
@@ -77,4 +97,10 @@ class _Lane:
             async with self._turns.place():
                 await asyncio.sleep(self._next_at - loop.time())  # nothing, if that is over
                 self._next_at = loop.time() + num_bytes * self._s_per_byte
+                return await loop.run_in_executor(self.executor, function, *args)
+
+    async def run_read(self, num_bytes: int, function: Callable[[*_Ts], _T], *args: *_Ts) -> _T:
+        loop = asyncio.get_running_loop()
+        with self._budget.hold(num_bytes):
+            async with self._turns.place():
                 return await loop.run_in_executor(self.executor, function, *args)
