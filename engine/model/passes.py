@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 import torch
+from tqdm import tqdm
 
 from ..attention.deferred_rope import defer_rotation, restore_rotation
 from ..attention.kv_cache import KVCache
@@ -102,21 +103,20 @@ def warm_up(
     Steps differ in whether sequences have one token each, and in the width of the block table.
     """
     cache = KVCache(loaded.layers, 1, block_size, cache_dtype, loaded.device)
-    for num_tokens in (1, 2):
-        for max_context in (1, 4096):
-            positions = torch.zeros(num_tokens, dtype=torch.int64, device=loaded.device)
-            batch = AttentionInput(
-                slot_mapping=positions,
-                block_tables=positions.new_zeros(1, -(-max_context // block_size)).int(),
-                query_start_loc=torch.tensor([0, num_tokens], device=loaded.device).int(),
-                context_lens=torch.tensor([1], device=loaded.device).int(),
-            )
-            loaded.model(
-                input_ids=positions.unsqueeze(0),
-                position_ids=positions.unsqueeze(0),
-                use_cache=False,
-                attention_step=AttentionStep(cache.layers, batch, backend),
-            )
+    for num_tokens, max_context in tqdm([(1, 1), (1, 4096), (2, 1), (2, 4096)], desc="warming up"):
+        positions = torch.zeros(num_tokens, dtype=torch.int64, device=loaded.device)
+        batch = AttentionInput(
+            slot_mapping=positions,
+            block_tables=positions.new_zeros(1, -(-max_context // block_size)).int(),
+            query_start_loc=torch.tensor([0, num_tokens], device=loaded.device).int(),
+            context_lens=torch.tensor([1], device=loaded.device).int(),
+        )
+        loaded.model(
+            input_ids=positions.unsqueeze(0),
+            position_ids=positions.unsqueeze(0),
+            use_cache=False,
+            attention_step=AttentionStep(cache.layers, batch, backend),
+        )
 
 
 def quantize_model(loaded: LoadedModel) -> None:
