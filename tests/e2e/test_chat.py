@@ -70,6 +70,11 @@ def test_a_server_that_is_not_there_is_named(scheme: str) -> None:
     assert f"no answer from {scheme}://127.0.0.1:1" in done.stderr
 
 
+def _take_interrupts() -> None:
+    """As on a terminal: what a shell starts in the background is told to ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Terminal:
     """A chat on a terminal of its own."""
 
@@ -84,6 +89,7 @@ class Terminal:
             stdout=theirs,
             stderr=theirs,
             start_new_session=True,
+            preexec_fn=_take_interrupts,
             env=names | plain,
         )
         os.close(theirs)
