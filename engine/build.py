@@ -244,7 +244,9 @@ def _constraints(config: EngineConfig, loaded: LoadedModel, vocab_size: int) -> 
     What every grammar needs is built now, for the tokens that usually end a text.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(config.model_id, revision=config.revision)
+        tokenizer = AutoTokenizer.from_pretrained(
+            config.model_id, revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
     except (OSError, ValueError):
         tokenizer = None
     if tokenizer is None or not tokenizer.is_fast:

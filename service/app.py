@@ -273,6 +273,7 @@ def _load_tokenizer(settings: Settings) -> TextTokenizer:
         settings.revision,
         num_workers=settings.validation_workers,
         config_path=settings.tokenizer_config_path,
+        trust_remote_code=settings.trust_remote_code,
     )
 
 
@@ -280,7 +281,12 @@ def _long_texts(settings: Settings) -> LongTexts:
     config_path = settings.tokenizer_config_path
     return LongTexts(
         f"{__package__}.text_worker",
-        [settings.model_path, settings.revision, None if config_path is None else str(config_path)],
+        [
+            settings.model_path,
+            settings.revision,
+            None if config_path is None else str(config_path),
+            settings.trust_remote_code,
+        ],
         deadline_s=settings.tokenize_deadline_seconds,
         max_bytes=settings.max_pending_bytes,
     )

@@ -41,8 +41,14 @@ def load_model(config: EngineConfig) -> LoadedModel:
     except MemoryError as error:
         raise ModelLoadError(f"not enough memory to load {config.model_id}") from error
     except Exception as error:  # a broken checkpoint may raise anything; the user reads one line
-        raise ModelLoadError(f"cannot load {config.model_id}: {first_line(error)}") from error
+        raise ModelLoadError(f"cannot load {config.model_id}: {_reason(error, config)}") from error
     return replace(attach_paged_attention(model, device, dtype), scheme=scheme)
+
+
+def _reason(error: Exception, config: EngineConfig) -> str:
+    if not config.trust_remote_code and "trust_remote_code" in str(error):
+        return "it needs code that comes with it, which runs only with --trust-remote-code"
+    return first_line(error)
 
 
 def _load_weights(config: EngineConfig, model_config: Any, dtype: torch.dtype) -> Any:

@@ -85,9 +85,12 @@ def _text(request: dict[str, Any]) -> str:
 
 
 def start(setup: list[Any]) -> Callable[[dict[str, Any]], Iterator[bytes | Answer]]:
-    """Loads the tokenizer: model, revision and configuration are `TextTokenizer.load`'s."""
-    model_id, revision, config_path = setup
+    """Loads the tokenizer: `setup` is what `TextTokenizer.load` takes, in its order."""
+    model_id, revision, config_path, trust_remote_code = setup
     tokenizer = TextTokenizer.load(
-        model_id, revision, config_path=None if config_path is None else Path(config_path)
+        model_id,
+        revision,
+        config_path=None if config_path is None else Path(config_path),
+        trust_remote_code=trust_remote_code,
     )
     return TextWorker(tokenizer).answer

@@ -84,20 +84,26 @@ class TextTokenizer:
         *,
         num_workers: int = 2,
         config_path: Path | None = None,
+        trust_remote_code: bool = False,
     ) -> TextTokenizer:
         """Loads the tokenizer of a model directory or hub id.
 
-        `config_path` is a tokenizer_config.json whose chat template replaces the model's own.
+        `config_path` is a tokenizer_config.json whose chat template replaces the model's own, and
+        `trust_remote_code` says whether code in the checkpoint may run.
 
         Raises:
-            ValueError: there is no tokenizer, it has no fast form, or the configuration is broken.
+            ValueError: there is no tokenizer, it has no fast form, it is code that may not run, or
+                the configuration is broken.
         """
         try:
-            tokenizer = AutoTokenizer.from_pretrained(model_id, revision=revision)
+            # Without a yes or no transformers asks at the terminal.
+            tokenizer = AutoTokenizer.from_pretrained(
+                model_id, revision=revision, trust_remote_code=trust_remote_code
+            )
             if config_path is not None:
                 tokenizer.chat_template = json.loads(config_path.read_bytes()).get("chat_template")
         except Exception as error:  # a broken checkpoint can fail in any way
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = _reason(error, trusted=trust_remote_code)
             raise ValueError(f"cannot load the tokenizer of {model_id}: {reason}") from error
         if not tokenizer.is_fast:
             raise ValueError(f"No fast tokenizer or tokenizer.json for {model_id}")
@@ -301,6 +307,13 @@ class TextTokenizer:
     def _end(self, text: str, truncate: int) -> str:
         """What the last tokens are made of: they are not longer than twice as many longest ones."""
         return text[-2 * truncate * self._max_token_chars :]
+
+
+def _reason(error: Exception, *, trusted: bool) -> str:
+    """One line on why a tokenizer cannot be loaded."""
+    if not trusted and "trust_remote_code" in str(error):
+        return "it is code that comes with the model, which runs only with --trust-remote-code"
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _without_developers(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
