@@ -514,5 +514,5 @@ ACCEPTED_JSON: list[tuple[str, str]] = [
             '{"inputs": "a", "parameters": {}, "stream": "x"}',
         ]
     ),
-    (COMPLETIONS, '{"prompt": "a", "max_tokens": 1, "stop": null, "best_of": "x"}'),
+    (COMPLETIONS, '{"prompt": "a", "max_tokens": 1, "stop": null, "user": 7}'),
 ]
