@@ -9,8 +9,7 @@ of middle size do not wait.
 from __future__ import annotations
 
 import asyncio
-import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar, TypeVarTuple
 
@@ -35,8 +34,8 @@ class Lanes:
     """
 
     def __init__(self, max_bytes: int) -> None:
-        self._middle = _Lane("middle", max_bytes, math.inf)
-        self._large = _Lane("large", max_bytes, _LARGE_BYTES_PER_S)
+        self._middle = _Lane("middle", max_bytes)
+        self._large = _Lane("large", max_bytes)
         self._trimming = Later(collect_and_trim)
 
     async def run(
@@ -47,7 +46,7 @@ class Lanes:
         Raises:
             ServiceError: overloaded: too much waits already.
         """
-        return await self._run(self._large.run, num_bytes, small_bytes, function, *args)
+        return await self._run(num_bytes, num_bytes, small_bytes, function, *args)
 
     async def run_read(
         self, num_bytes: int, small_bytes: int, function: Callable[[*_Ts], _T], *args: *_Ts
@@ -57,12 +56,12 @@ class Lanes:
         Raises:
             ServiceError: overloaded: too much waits already.
         """
-        return await self._run(self._large.run_read, num_bytes, small_bytes, function, *args)
+        return await self._run(num_bytes, 0, small_bytes, function, *args)
 
     async def _run(
         self,
-        run_large: Callable[..., Awaitable[_T]],
         num_bytes: int,
+        unread_bytes: int,
         small_bytes: int,
         function: Callable[[*_Ts], _T],
         *args: *_Ts,
@@ -70,9 +69,9 @@ class Lanes:
         if num_bytes <= small_bytes:
             return function(*args)
         if num_bytes <= LARGE_BYTES:
-            return await self._middle.run_read(num_bytes, function, *args)
+            return await self._middle.run(num_bytes, 0, function, *args)
         try:
-            return await run_large(num_bytes, function, *args)
+            return await self._large.run(num_bytes, unread_bytes, function, *args)
         finally:
             self._trimming.soon()
 
@@ -84,23 +83,20 @@ class Lanes:
 
 
 class _Lane:
-    def __init__(self, name: str, max_bytes: int, bytes_per_s: float) -> None:
-        self._s_per_byte = 1 / bytes_per_s
+    def __init__(self, name: str, max_bytes: int) -> None:
         self._next_at = 0.0  # on the loop's clock
         self.executor = ThreadPoolExecutor(1, thread_name_prefix=f"{name}-requests")
         self._budget = ByteBudget(max_bytes)
         self._turns = Turns(1)
 
-    async def run(self, num_bytes: int, function: Callable[[*_Ts], _T], *args: *_Ts) -> _T:
+    async def run(
+        self, num_bytes: int, unread_bytes: int, function: Callable[[*_Ts], _T], *args: *_Ts
+    ) -> _T:
+        """Calls a function in turn; of its bytes those count for the rate that are not read yet."""
         loop = asyncio.get_running_loop()
         with self._budget.hold(num_bytes):
             async with self._turns.place():
-                await asyncio.sleep(self._next_at - loop.time())  # nothing, if that is over
-                self._next_at = loop.time() + num_bytes * self._s_per_byte
-                return await loop.run_in_executor(self.executor, function, *args)
-
-    async def run_read(self, num_bytes: int, function: Callable[[*_Ts], _T], *args: *_Ts) -> _T:
-        loop = asyncio.get_running_loop()
-        with self._budget.hold(num_bytes):
-            async with self._turns.place():
+                if unread_bytes:
+                    await asyncio.sleep(self._next_at - loop.time())  # nothing, if that is over
+                    self._next_at = loop.time() + unread_bytes / _LARGE_BYTES_PER_S
                 return await loop.run_in_executor(self.executor, function, *args)
