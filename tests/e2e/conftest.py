@@ -59,3 +59,13 @@ def pytest_runtest_makereport(
             if isinstance(stack, Stack):
                 report.sections.append((f"log of {stack.url}", stack.log()[-_LOG_CHARS:]))
     return report
+
+
+@pytest.fixture(params=["rest", "grpc", "grpc through Envoy"])
+def target(stack: Stack, request: pytest.FixtureRequest) -> str:
+    """Where the commands that are clients find the server, in each way that there is."""
+    return {
+        "rest": stack.url,
+        "grpc": f"grpc://{stack.grpc_address}",
+        "grpc through Envoy": f"grpc://{stack.address}",
+    }[request.param]

@@ -34,15 +34,6 @@ def result(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     return found
 
 
-@pytest.fixture(params=["rest", "grpc", "grpc through Envoy"])
-def target(stack: Stack, request: pytest.FixtureRequest) -> str:
-    return {
-        "rest": stack.url,
-        "grpc": f"grpc://{stack.grpc_address}",
-        "grpc through Envoy": f"grpc://{stack.address}",
-    }[request.param]
-
-
 @pytest.mark.parametrize("loop", ["--concurrency=2", "--rate=20"])
 def test_every_request_and_token_is_counted(target: str, loop: str, stack: Stack) -> None:
     before = stack.metric("tgi_request_generated_tokens_sum")

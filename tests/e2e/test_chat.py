@@ -18,15 +18,6 @@ GREEDY = ("--param=temperature=0", "--param=max_tokens=12")
 ENDLESS = ("--param=temperature=1000000", "--param=seed=2", "--param=max_tokens=2000")
 
 
-@pytest.fixture(params=["rest", "grpc", "grpc through Envoy"])
-def target(stack: Stack, request: pytest.FixtureRequest) -> str:
-    return {
-        "rest": stack.url,
-        "grpc": f"grpc://{stack.grpc_address}",
-        "grpc through Envoy": f"grpc://{stack.address}",
-    }[request.param]
-
-
 def piped(question: str, *flags: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [str(TOKENWIRE), "chat", *flags],
