@@ -43,7 +43,6 @@ class ErrorKind(Enum):
     TOOL = _Row("tool_error", 422, StatusCode.INVALID_ARGUMENT, "Tool error: ")
     SUFFIX = _Row("suffix not supported", 422, StatusCode.INVALID_ARGUMENT)
     BATCH_SIZE = _Row("batch size exceeded", 422, StatusCode.INVALID_ARGUMENT)
-    GRAMMAR_AND_TOOLS = _Row("grammar and tools", 422, StatusCode.INVALID_ARGUMENT)
     OVERLOADED = _Row("overloaded", 429, StatusCode.RESOURCE_EXHAUSTED)
     CANCELLED = _Row("cancelled", 499, StatusCode.CANCELLED)
     GENERATION = _Row("generation", 424, StatusCode.ABORTED, "Request failed during generation: ")

@@ -169,8 +169,9 @@ class TextGenerationServicer:
             wanted.check(self.limits)
             conversation = await self._prepared(wanted.chat, call)
             chat_request, prompt = conversation.request, conversation.prompt
-            wanted = replace(wanted, chat=chat_request)
-            head = self._head("resp_", chat_request)
+        wanted = replace(wanted, chat=chat_request)  # with the tools in force
+        head = self._head("resp_", chat_request)
+        with responses_fields(wanted):
             if not chat_request.stream:
                 result = await self._run(prompt, chat_request.parameters, call)
                 yield call.presenter.response(answer(wanted, result, head))

@@ -110,7 +110,6 @@ def chat_request(wire: bodies.Chat | pb.ChatRequest) -> ChatRequest:
         tool_choice=plain(wire.tool_choice),
         parallel_tool_calls=wire.parallel_tool_calls is not False,
         tool_prompt=_tool_prompt(wire),
-        response_format=response_format,
         template=_template_fields(wire),
         escape_special_tokens=wire.escape_special_tokens,
         parameters=Parameters(

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from engine.protocol.wire import framed
 
-from ..errors import ErrorKind, ServiceError, overloaded
+from ..errors import ErrorKind, ServiceError, fields_named, overloaded
 from ..workers.process import DeadError, LateError, WorkerProcess
 from ..workers.template import Template
 from .depth import MAX_DEPTH, is_deeper
@@ -33,6 +33,9 @@ _SOON_S = 1.0  # for a usual grammar, also on a busy machine; a trial that takes
 _MAX_SLOW = 2  # slow trials at a time; when there are more, their requests are refused
 _WORKER = f"{__package__}.worker"
 _FIELD = "parameters.grammar"
+_OTHER_FIELD = f"{_FIELD}.other"  # of what a text may fit instead
+_PARTS = (f"{_FIELD}.type", f"{_FIELD}.value")  # which only what callers write themselves can lack
+_OF_OTHER = {_FIELD: _OTHER_FIELD, **dict(zip(_PARTS, _PARTS, strict=True))}
 
 # How a trial ends: "failed" is one that took too long or too much memory, "abandoned" one whose
 # callers have left.
@@ -139,6 +142,8 @@ class GrammarChecker:
             if self._watcher is not None:
                 self._watcher.grammar_known()
         if "error" in answer:
+            if answer.get("part") == "other":
+                raise _invalid(answer["error"], _OTHER_FIELD)
             raise _invalid(grammar.named(answer["error"]))
         return answer["source"]
 
@@ -155,7 +160,13 @@ class GrammarChecker:
 
     def _request(self, grammar: Grammar) -> dict[str, Any]:
         request = self._constraint(grammar)
-        return request if grammar.lead is None else {**request, "lead": grammar.lead}
+        if grammar.lead is not None:
+            request["lead"] = grammar.lead
+        if grammar.other is not None:
+            with fields_named(_OF_OTHER):
+                request["other"] = self._request(grammar.other)
+            request["beginnings"] = grammar.beginnings
+        return request
 
     def _constraint(self, grammar: Grammar) -> dict[str, Any]:
         if grammar.kind == "rule":
@@ -292,9 +303,9 @@ def _too_large(size: int) -> ServiceError:
     return _invalid(f"it must have at most {MAX_GRAMMAR_BYTES} bytes. Given: {size}")
 
 
-def _invalid(reason: str) -> ServiceError:
+def _invalid(reason: str, field: str = _FIELD) -> ServiceError:
     """The error for a grammar that cannot be used."""
-    return ServiceError(ErrorKind.VALIDATION, f"grammar is not valid: {reason}", field=_FIELD)
+    return ServiceError(ErrorKind.VALIDATION, f"grammar is not valid: {reason}", field=field)
 
 
 def _schema(value: Any, num_levels: int) -> dict[str, Any]:

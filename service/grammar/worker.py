@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from engine.grammar import backend_outlines
 from engine.grammar.backend_llguidance import json_source, regex_source
@@ -71,7 +72,12 @@ class _Trial:
     eos: frozenset[int]
 
     def answer(self, request: dict[str, Any], backend: str) -> dict[str, str]:
-        """{"source": ...}, or {"error": ...} with a text for the caller: the first library's."""
+        """{"source": ...}, or {"error": ...} with a text for the caller: the first library's.
+
+        An error with {"part": "other"} is about what a text may fit instead.
+        """
+        if (reason := self._wrong_with_other(request)) is not None:
+            return {"error": reason, "part": "other"}
         reason = ""
         for library in _libraries(request, backend):
             try:
@@ -83,6 +89,31 @@ class _Trial:
             except MemoryError:
                 return {"error": reason or "it needs too much memory"}
         return {"error": reason}
+
+    def _wrong_with_other(self, request: dict[str, Any]) -> str | None:
+        """Why a text cannot fit another constraint instead; None if it can, or there is none."""
+        if (other := request.get("other")) is None:
+            return None
+        if (error := self.answer(other, "llguidance").get("error")) is not None:
+            return error
+        source = _source({**other, "lead": None})
+        for text in request["beginnings"]:
+            if self._may_begin(source, text):
+                return f"with tools no answer may begin like a call, but one may with {text}"
+        return None
+
+    def _may_begin(self, source: str, text: str) -> bool:
+        """Whether a text that fits a source may begin so, in whatever tokens."""
+        spelled = self.compiler.compile(rule_source(text, json_source), self.eos)
+        matcher = self.compiler.compile(source, self.eos)
+        while following := set(_allowed(spelled, self.masks).tolist()) - self.eos:
+            token_id = min(following)
+            spelled.advance([token_id])
+            try:
+                matcher.advance([token_id])
+            except GrammarError:
+                return False
+        return True
 
     def _tried(self, request: dict[str, Any], library: str) -> str:
         """The source that a request asks for, of a library, after a few tokens of it.
@@ -110,7 +141,7 @@ def _libraries(request: dict[str, Any], backend: str) -> tuple[str, ...]:
     outlines-core has no grammars in which free text and JSON follow each other, as in tool calls
     and behind reasoning.
     """
-    is_plain = request["kind"] in ("json", "regex") and request.get("lead") is None
+    is_plain = request["kind"] in ("json", "regex") and not {"lead", "other"} & request.keys()
     if backend == "llguidance" or not is_plain or request.get("or_text"):
         return ("llguidance",)
     if backend == "outlines":
@@ -148,19 +179,30 @@ def _source(request: dict[str, Any]) -> str:
     Raises:
         GrammarError, ValueError: there is none.
     """
-    value, lead = request["value"], request.get("lead")
     schema_source = partial(
         json_source,
         best_effort=request.get("best_effort", False),
         strict_formats=request.get("strict_formats", False),
     )
-    if request["kind"] == "rule":
-        return rule_source(value if lead is None else [lead, value], schema_source)
-    if request["kind"] == "regex":
-        source = regex_source(value)
-    else:
-        source = schema_source(value, or_text=request["or_text"])
-    return source if lead is None else rule_source([lead, {"source": source}], schema_source)
+    rule = _rule(request, schema_source)
+    if isinstance(rule, dict) and rule.keys() == {"source"}:
+        return str(rule["source"])
+    return rule_source(rule, schema_source)
+
+
+def _rule(request: dict[str, Any], schema_source: Callable[..., str]) -> Any:
+    """What a request asks for as a rule, with what comes before it or instead of it."""
+    match request["kind"]:
+        case "rule":
+            rule = request["value"]
+        case "regex":
+            rule = {"source": regex_source(request["value"])}
+        case _:
+            rule = {"source": schema_source(request["value"], or_text=request["or_text"])}
+    if (other := request.get("other")) is not None:
+        rule = {"choice": [rule, _rule(other, schema_source)]}
+    lead = request.get("lead")
+    return rule if lead is None else [lead, rule]
 
 
 def _inner_source(request: dict[str, Any]) -> str | None:
@@ -172,6 +214,17 @@ def _inner_source(request: dict[str, Any]) -> str | None:
     return _source({**request, "lead": None}) if request.get("lead") is not None else None
 
 
+def _allowed(matcher: Matcher, masks: TokenMasks) -> NDArray[np.intp]:
+    """The tokens that can follow.
+
+    Raises:
+        GrammarError: the grammar is too complex.
+    """
+    words = masks.start([matcher]).result()[0]
+    matcher.check()
+    return np.flatnonzero(np.unpackbits(words.view(np.uint8), bitorder="little"))
+
+
 def _walk(matcher: Matcher, masks: TokenMasks) -> None:
     """Generates a few tokens: most of a grammar's cost shows only in its masks.
 
@@ -181,12 +234,10 @@ def _walk(matcher: Matcher, masks: TokenMasks) -> None:
     spent = 0.0
     for step in range(_NUM_PROBES):
         started = time.process_time()  # wall time would count other processes' work
-        words = masks.start([matcher]).result()[0]
+        allowed = _allowed(matcher, masks)
         spent += time.process_time() - started
-        matcher.check()
         if matcher.is_over:
             break
-        allowed = np.flatnonzero(np.unpackbits(words.view(np.uint8), bitorder="little"))
         if not len(allowed):
             raise GrammarError("no token can follow")
         # Far apart in the vocabulary from step to step, and the same in every trial.

@@ -14,7 +14,6 @@ from ..generation.json_values import count_values
 from ..generation.limits import Limits, check_choices, check_count
 from ..generation.parameters import Parameters
 from ..generation.server_info import ServerInfo
-from ..grammar.spec import Grammar
 from ..text.escaping import new_mark
 from ..text.tokenizer import TextTokenizer
 from .call_formats import think
@@ -37,6 +36,7 @@ _FIELD_NAMES = {
     "parameters.repetition_penalty": "presence_penalty",
     "parameters.top_n_tokens": "top_logprobs",
     "parameters.grammar": "response_format",
+    "parameters.grammar.other": "response_format",
     "parameters.grammar.type": "response_format.type",
     "parameters.grammar.value": "response_format.value",
 }
@@ -71,7 +71,6 @@ class ChatRequest:
     parallel_tool_calls: bool = True
     tool_prompt: str | None = None
     tool_call_format: ToolCallFormat = "tgi"
-    response_format: Grammar | None = None
     include_usage: bool = False
     dialect: Dialect = field(default_factory=Dialect)
     template: TemplateFields = field(default_factory=TemplateFields)
@@ -87,10 +86,6 @@ class ChatRequest:
         if not self.messages:
             raise missing_field("messages")
         check_choices(self.n, limits)
-        if self.response_format is not None and self.tools:
-            raise ServiceError(
-                ErrorKind.GRAMMAR_AND_TOOLS, "Grammar and tools are mutually exclusive"
-            )
         self.template.check()
 
     def _check_arguments(self, max_values: int) -> None:
@@ -126,7 +121,7 @@ class ChatRequest:
         dialect = dialect.after(prompt, begun)
         grammar = self.parameters.grammar
         if toolbox is not None:
-            grammar = dialect.call_grammar(toolbox)
+            grammar = dialect.call_grammar(toolbox, grammar)
         elif grammar is not None:
             grammar = dialect.constrained(grammar)
         parameters = replace(self.parameters, grammar=grammar)
@@ -135,7 +130,9 @@ class ChatRequest:
 
     def reader(self) -> Reader | None:
         """Reads the answer; None where it can be nothing but text."""
-        return self.dialect.reader(frozenset(tool.name for tool in self.tools))
+        grammar = self.parameters.grammar
+        beginnings = () if grammar is None else grammar.beginnings
+        return self.dialect.reader(frozenset(tool.name for tool in self.tools), beginnings)
 
     def answer_text(self, token: Token) -> str:
         """What a token adds to the text that the reader reads: control tokens only as markers."""

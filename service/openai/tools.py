@@ -135,6 +135,12 @@ class Toolbox:
         return f"\n---\n{text}\n{json.dumps(described, ensure_ascii=False)}"
 
 
+def enclosed(schema: dict[str, Any], root: str) -> dict[str, Any]:
+    """A copy of a schema for the path `root` of a document, in which its references hold."""
+    moved: dict[str, Any] = _moved(_without_identity(schema), root)
+    return moved
+
+
 def _check(tools: Sequence[Tool]) -> None:
     """Checks the tools themselves.
 

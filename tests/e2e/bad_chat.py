@@ -99,25 +99,9 @@ CHAT_ROWS = [
     _chat(texts.VALIDATION + texts.n(17), "n", n=17),
     _chat(texts.VALIDATION + texts.n(2**32 - 1), "n", n=2**32 - 1),
     _chat(texts.VALIDATION + texts.n(17), "n", n=17, stream=True),
-    # Several faults. Checked in this order: shape, `n`, format with tools, template, parameters.
+    # Several faults. Checked in this order: shape, `n`, template, parameters.
     _chat(texts.VALIDATION + texts.n(17), "n", n=17, response_format=_SCHEMA, tools=TOOLS),
     _chat(texts.VALIDATION + texts.n(17), "n", n=17, messages=[{"role": "weird", "content": 5}]),
-    _chat(
-        "Grammar and tools are mutually exclusive",
-        None,
-        "grammar and tools",
-        response_format=_SCHEMA,
-        tools=TOOLS,
-    ),
-    _chat(
-        "Grammar and tools are mutually exclusive",
-        None,
-        "grammar and tools",
-        response_format={"type": "json_object"},
-        tools=TOOLS,
-        tool_choice="none",
-        temperature=-1,
-    ),
     _role("weird", "Unknown message role: weird"),
     _role("", "Unknown message role: "),
     _role("User", "Unknown message role: User"),

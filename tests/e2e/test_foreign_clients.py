@@ -114,6 +114,7 @@ def test_openai_agents(stack: Stack, answer: str, tmp_path: Path) -> None:
         assert found["streamed answer"] == found["tool answer"]
         assert {"raw_response_event", "run_item_stream_event"} <= set(found["kinds"])
         assert found["typed"] == "City"
+        assert found["typed with tool"] == [["Paris", "Weather"]] * 2
 
 
 def test_instructor(stack: Stack, tmp_path: Path) -> None:

@@ -158,19 +158,3 @@ class TestToolDefinitions:
         reply = stack.http.post("/v1/chat/completions", json=wanted)
         assert reply.status_code == 422
         assert "uniqueItems" in reply.json()["error"]
-
-    def test_tools_and_a_format_exclude_each_other(
-        self, stack: Stack, api: ReflectionClient
-    ) -> None:
-        wanted = {**WANTED, "response_format": {"type": "json_object"}}
-        reply = stack.http.post("/v1/chat/completions", json=wanted)
-        assert (reply.status_code, reply.json()) == (
-            422,
-            {
-                "error": "Grammar and tools are mutually exclusive",
-                "error_type": "grammar and tools",
-            },
-        )
-        with pytest.raises(grpc.RpcError) as refused:
-            api.collect("Chat", wanted)
-        assert refused.value.details() == "Grammar and tools are mutually exclusive"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from ..tools import Tool
+from ..tools import Tool, enclosed
 from .pieces import Reader
 
 # A text as a part of a rule: the token of that text where the tokenizer has one, else the text.
@@ -22,11 +22,13 @@ class Wanted:
         tools: what may be called.
         or_text: whether the answer may be text as well.
         many: whether there may be several calls.
+        or_json: whether the answer may be JSON as well, of a grammar beside that of calls.
     """
 
     tools: Sequence[Tool]
     or_text: bool
     many: bool = True
+    or_json: bool = False
 
 
 class CallFormat(Protocol):
@@ -45,6 +47,12 @@ class CallFormat(Protocol):
 
     def rule(self, wanted: Wanted, marker: Marker, template: str) -> Any:
         """What an answer must look like, as `engine/grammar/rule_source.py` reads it."""
+
+    def beginnings(self, tools: Sequence[Tool]) -> tuple[str, ...]:
+        """How calls begin, by which they are told from an answer of a given form.
+
+        None where the form has another place for such an answer.
+        """
 
     def reader(self, names: frozenset[str]) -> Reader:
         """Reads an answer in which functions of these names may be called."""
@@ -67,5 +75,26 @@ def up_to(mark: Any) -> list[Any]:
 
 def object_call(tool: Tool, key: str) -> list[Any]:
     """The rule of `{"name": "f", "arguments": {...}}`, in which `key` may have another name."""
-    begin = f'{{"name": {json.dumps(tool.name, ensure_ascii=False)}, "{key}": '
-    return [begin, arguments_rule(tool), "}"]
+    return [object_begin(tool, key), arguments_rule(tool), "}"]
+
+
+def object_schema(tool: Tool, key: str) -> dict[str, Any]:
+    """The same rule as a schema, where a text may be other JSON that begins alike.
+
+    The library splits a text into the longest parts that any rule has: a beginning as one text
+    would take that of the other JSON for its own.
+    """
+    arguments = enclosed(arguments_rule(tool)["schema"], "#/$defs/arguments")
+    schema = {
+        "type": "object",
+        "properties": {"name": {"const": tool.name}, key: {"$ref": "#/$defs/arguments"}},
+        "required": ["name", key],
+        "additionalProperties": False,
+        "$defs": {"arguments": arguments},
+    }
+    return {"schema": schema, "of": tool.name}
+
+
+def object_begin(tool: Tool, key: str) -> str:
+    """The beginning of such a call."""
+    return f'{{"name": {json.dumps(tool.name, ensure_ascii=False)}, "{key}": '

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
+from ..tools import Tool
 from .call_format import Marker, Wanted, arguments_rule
 from .hermes import text_or
 from .marked_reader import MarkedReader, Marks
@@ -49,6 +51,11 @@ class DeepSeekV3:
         if not in_block:
             return [tool.name, marker(_SEP), arguments]
         return ["function", marker(_SEP), f"{tool.name}\n```json\n", arguments, "\n```"]
+
+    def beginnings(self, tools: Sequence[Tool]) -> tuple[str, ...]:
+        """Its marker."""
+        del tools
+        return (_ALL_BEGIN,)
 
     def reader(self, names: frozenset[str]) -> Reader:
         """Both forms."""

@@ -11,6 +11,7 @@ from ...grammar.spec import Grammar
 from ..tools import Toolbox
 from . import think
 from .call_format import CallFormat, Marker, Wanted, up_to
+from .choice_reader import ChoiceReader
 from .deepseek_v3 import DeepSeekV3
 from .harmony import Harmony
 from .hermes import Hermes
@@ -103,13 +104,29 @@ class Dialect:
         """Whether calls have TGI's form, which the prompt has to describe."""
         return self.calls is _TOKENWIRE
 
-    def call_grammar(self, toolbox: Toolbox) -> Grammar:
-        """What an answer must look like in which tools may or must be called."""
+    def call_grammar(self, toolbox: Toolbox, answer: Grammar | None = None) -> Grammar:
+        """What an answer must look like in which tools may or must be called.
+
+        Where it may be no call, it fits `answer`; without that it may be any text.
+        """
+        if answer is None or not toolbox.may_answer:
+            return self._calls(toolbox)
+        if self.calls is _HARMONY:
+            answer = self.constrained(answer)
+        return replace(
+            self._calls(replace(toolbox, may_answer=False), or_json=True),
+            other=answer,
+            beginnings=self.calls.beginnings(toolbox.tools),
+        )
+
+    def _calls(self, toolbox: Toolbox, *, or_json: bool = False) -> Grammar:
         if self.is_own_envelope:
             return self.constrained(toolbox.grammar())
         for index, tool in enumerate(toolbox.tools):
             _check_name(index, tool.name)
-        wanted = Wanted(tools=toolbox.tools, or_text=toolbox.may_answer, many=toolbox.many)
+        wanted = Wanted(
+            tools=toolbox.tools, or_text=toolbox.may_answer, many=toolbox.many, or_json=or_json
+        )
         rule = self.calls.rule(wanted, self.marker, self.template)
         grammar = Grammar(kind="rule", value=rule)
         # Harmony's rule has the reasoning already.
@@ -125,9 +142,16 @@ class Dialect:
         whole = [self.marker(think.START), *rest]
         return replace(grammar, lead=rest if self.is_open else {"optional": whole})
 
-    def reader(self, toolbox_names: frozenset[str]) -> Reader | None:
-        """Reads an answer; None where it can be nothing but text."""
+    def reader(
+        self, toolbox_names: frozenset[str], beginnings: tuple[str, ...] = ()
+    ) -> Reader | None:
+        """Reads an answer; None where it can be nothing but text.
+
+        `beginnings` are those of calls, where what does not begin so is no call.
+        """
         reader: Reader | None = self.calls.reader(toolbox_names) if toolbox_names else None
+        if reader is not None and beginnings:
+            reader = ChoiceReader(reader, beginnings)
         if self.reasoning == "harmony" and self.calls.name != "harmony":
             return _HARMONY.reader(toolbox_names)
         if self.reasoning == "harmony":

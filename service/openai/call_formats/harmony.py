@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from ..tool_calls import ToolCallDelta
+from ..tools import Tool
 from .call_format import Marker, Wanted, arguments_rule, up_to
 from .json_span import JsonSpan
 from .marked_reader import num_held
@@ -50,6 +52,11 @@ class Harmony:
     def _call(self, tool: Any, marker: Marker) -> list[Any]:
         head = [f"{tool.name} ", marker(_CONSTRAIN), "json", marker(_MESSAGE)]
         return [*head, arguments_rule(tool)]
+
+    def beginnings(self, tools: Sequence[Tool]) -> tuple[str, ...]:
+        """None: an answer has a channel of its own."""
+        del tools
+        return ()
 
     def reader(self, names: frozenset[str]) -> Reader:
         """All channels. What calls none of these functions is none of the answer."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
+from ..tools import Tool
 from .call_format import Marker, Wanted, object_call
 from .marked_reader import MarkedReader, Marks
 from .pieces import Reader
@@ -45,6 +47,11 @@ class Hermes:
         if not wanted.or_text:
             return [begin, *calls]
         return text_or(begin, calls)
+
+    def beginnings(self, tools: Sequence[Tool]) -> tuple[str, ...]:
+        """Its marker."""
+        del tools
+        return (_BEGIN,)
 
     def reader(self, names: frozenset[str]) -> Reader:
         """Whatever the markers enclose is a call, if it has a name and arguments."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from .call_format import Marker, Wanted, object_call
+from ..tools import Tool
+from .call_format import Marker, Wanted, object_begin, object_call, object_schema
 from .hermes import OBJECT_HEAD
 from .marked_reader import MarkedReader, Marks
 from .pieces import Reader
@@ -43,7 +44,9 @@ class Llama3:
     def rule(self, wanted: Wanted, marker: Marker, template: str) -> Any:
         """Calls at the very beginning. Text that begins like none is free, with a brace too."""
         del template
-        made = [object_call(tool, "parameters") for tool in wanted.tools]
+        made: list[Any] = [object_call(tool, "parameters") for tool in wanted.tools]
+        if wanted.or_json:
+            made = [object_schema(tool, "parameters") for tool in wanted.tools]
         more = [{"repeat": ["; ", {"choice": made}]}] if wanted.many else []
         if not wanted.or_text:
             return [{"choice": made}, *more]
@@ -52,6 +55,10 @@ class Llama3:
         tag = marker(_TAG)
         prefix = [] if isinstance(tag, str) else [{"optional": tag}]
         return [*prefix, {"choice": [{"text": "any"}, [{"choice": led}, *more]]}]
+
+    def beginnings(self, tools: Sequence[Tool]) -> tuple[str, ...]:
+        """The object up to the arguments: an answer may be JSON with a name in it."""
+        return tuple(object_begin(tool, "parameters") for tool in tools)
 
     def reader(self, names: frozenset[str]) -> Reader:
         """Objects that call none of these functions are text."""

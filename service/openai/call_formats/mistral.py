@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
+from ..tools import Tool
 from .call_format import Marker, Wanted, arguments_rule, object_call
 from .hermes import text_or
 from .marked_reader import MarkedReader, Marks
@@ -47,6 +49,11 @@ class Mistral:
             more = [{"repeat": [", ", {"choice": made}]}]
             calls = ["[", {"choice": made}, *(more if wanted.many else []), "]"]
         return text_or(begin, calls) if wanted.or_text else [begin, *calls]
+
+    def beginnings(self, tools: Sequence[Tool]) -> tuple[str, ...]:
+        """Its marker."""
+        del tools
+        return (_BEGIN,)
 
     def reader(self, names: frozenset[str]) -> Reader:
         """Both forms."""

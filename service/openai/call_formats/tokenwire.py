@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from typing import Any
 
 from ..tool_calls import CallReader
+from ..tools import Tool
 from .call_format import Marker, Wanted
 from .pieces import Content, Piece, Reader
 
@@ -27,6 +30,11 @@ class Tokenwire:
     def rule(self, wanted: Wanted, marker: Marker, template: str) -> Any:
         """None: the toolbox has a schema of the envelope."""
         del wanted, marker, template
+
+    def beginnings(self, tools: Sequence[Tool]) -> tuple[str, ...]:
+        """The envelope up to the name."""
+        names = (json.dumps(tool.name, ensure_ascii=False) for tool in tools)
+        return tuple(f'{{"function": {{"_name": {name}' for name in names)
 
     def reader(self, names: frozenset[str]) -> Reader:
         """A grammar makes the envelope, whatever is called."""

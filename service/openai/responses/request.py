@@ -22,6 +22,7 @@ _FIELD_NAMES = {
     "max_tokens": "max_output_tokens",
     "parameters.top_n_tokens": "top_logprobs",
     "parameters.grammar": "text.format",
+    "parameters.grammar.other": "text.format",
     "parameters.grammar.type": "text.format.type",
     "parameters.grammar.value": "text.format.schema",
     "response_format": "text.format",

@@ -1,11 +1,12 @@
 """openai-agents over its default API and over chat completions. Prints one JSON document.
 
-With each: a text, a tool, a stream, and an answer of a type.
+With each: a text, a tool, a stream, and an answer of a type, without and with a tool.
 """
 
 import asyncio
 import json
 import sys
+from typing import Literal
 
 from agents import (
     Agent,
@@ -37,6 +38,33 @@ class City(BaseModel):
     city: str
 
 
+class Weather(BaseModel):
+    is_warm: bool
+    unit: Literal["C", "F"]
+
+
+@function_tool(is_enabled=lambda *_: not asked)
+def get_weather_once(location: str) -> str:
+    """Get the current weather in a location."""
+    asked.append(location)
+    return json.dumps({"temperature": 20, "unit": "C"})
+
+
+async def typed_answer(agent: Agent, *, streamed: bool) -> list[object]:
+    """What an agent with a tool asked it, and the type of its answer.
+
+    The small model never stops calling what it can call, so the tool is there until it is asked.
+    """
+    asked.clear()
+    if streamed:
+        run = Runner.run_streamed(agent, WEATHER_QUESTION)
+        async for _ in run.stream_events():
+            pass
+    else:
+        run = await Runner.run(agent, WEATHER_QUESTION)
+    return [*asked, type(run.final_output).__name__]
+
+
 async def ask(model: Model) -> dict[str, object]:
     settings = ModelSettings(temperature=0.0, max_tokens=100)
     plain = Agent(name="plain", model=model, model_settings=settings)
@@ -51,6 +79,9 @@ async def ask(model: Model) -> dict[str, object]:
     found["asked"] = list(asked)
     asked.clear()
     found["typed"] = type((await Runner.run(typed, QUESTION)).final_output).__name__
+    both = with_tool.clone(name="both", tools=[get_weather_once], output_type=Weather)
+    found["typed with tool"] = [await typed_answer(both, streamed=it) for it in (False, True)]
+    asked.clear()
     return found
 
 

@@ -40,7 +40,6 @@ STATUSES = {
     ErrorKind.TOOL: ("tool_error", 422, "INVALID_ARGUMENT", "Tool error: "),
     ErrorKind.SUFFIX: ("suffix not supported", 422, "INVALID_ARGUMENT", ""),
     ErrorKind.BATCH_SIZE: ("batch size exceeded", 422, "INVALID_ARGUMENT", ""),
-    ErrorKind.GRAMMAR_AND_TOOLS: ("grammar and tools", 422, "INVALID_ARGUMENT", ""),
     ErrorKind.OVERLOADED: ("overloaded", 429, "RESOURCE_EXHAUSTED", ""),
     ErrorKind.CANCELLED: ("cancelled", 499, "CANCELLED", ""),
     ErrorKind.GENERATION: ("generation", 424, "ABORTED", "Request failed during generation: "),

@@ -142,7 +142,6 @@ def test_chat_gets_the_openai_defaults() -> None:
         (),
     )
     assert wanted.tool_choice is None
-    assert wanted.response_format is None
 
 
 def test_chat_parameters_get_their_names_in_generate() -> None:
@@ -297,8 +296,8 @@ Format = pb.ResponseFormatType
     ],
 )
 def test_response_formats_become_grammars(message: pb.ResponseFormat | None, expected: Any) -> None:
-    wanted = requests.chat_request(pb.ChatRequest(response_format=message)).response_format
-    assert wanted == (expected and Grammar(kind=expected[0], value=expected[1]))
+    wanted = requests.chat_request(pb.ChatRequest(response_format=message))
+    assert wanted.parameters.grammar == (expected and Grammar(kind=expected[0], value=expected[1]))
 
 
 @pytest.mark.parametrize(

@@ -164,11 +164,21 @@ def test_no_answer_and_too_many_are_refused(n: int) -> None:
     assert error.message == f"Input validation error: `n` must be > 0 and <= 3. Given: {n}"
 
 
-def test_a_format_and_tools_exclude_each_other() -> None:
-    wanted = request(Message(role="user"), tools=(WEATHER,), response_format=GRAMMAR)
-    error = refusal(wanted)
-    assert error.kind is ErrorKind.GRAMMAR_AND_TOOLS
-    assert error.message == "Grammar and tools are mutually exclusive"
+@pytest.mark.parametrize(
+    ("may_answer", "other", "beginnings"),
+    [(True, GRAMMAR, ('{"function": {"_name": "get_weather"',)), (False, None, ())],
+)
+def test_a_format_is_what_an_answer_has_that_need_not_be_a_call(
+    may_answer: bool, other: Grammar | None, beginnings: tuple[str, ...]
+) -> None:
+    wanted = request(Message(role="user", content="x"), tools=(WEATHER,))
+    wanted = dataclasses.replace(wanted, parameters=Parameters(grammar=GRAMMAR))
+    toolbox = Toolbox(tools=(WEATHER,), may_answer=may_answer)
+    grammar = wanted.answering("x", toolbox, Dialect()).parameters.grammar
+    assert grammar is not None
+    assert (grammar.value, grammar.or_text) == (toolbox.schema(), False)
+    assert (grammar.other, grammar.beginnings) == (other, beginnings)
+    assert wanted.answering("x", None, Dialect()).parameters.grammar == GRAMMAR
 
 
 def test_tools_become_a_grammar_unless_they_are_switched_off() -> None:
