@@ -79,6 +79,7 @@ class ResponseStream:
         events = []
         if self._open is None or self._open.kind != kind:
             events = [*self._close("completed"), *self._begin_item(kind)]
+            scored = _of_text(scored, text)
         self._texts.append(text)
         self._scored.append(scored)
         event = self._of_item(f"{_TEXTS[kind]}.delta", is_part=True, delta=text, logprobs=scored)
@@ -183,6 +184,19 @@ class _ReasoningTokens:
     def total(self) -> int:
         """How many there were."""
         return self._total + (self._num_pending if self._is_reasoning else 0)
+
+
+def _of_text(scored: ScoredTokens, text: str) -> ScoredTokens:
+    """The tokens of an item's first text, without those of marks before it.
+
+    Tokens without text are the beginning of the character that follows them.
+    """
+    texts = [token.text for token, _ in scored]
+    starts = (at for at in reversed(range(len(texts))) if "".join(texts[at:]).startswith(text))
+    start = next(starts, 0)
+    while start and not texts[start - 1]:
+        start -= 1
+    return scored[start:]
 
 
 def _says_something(delta: ChatDelta) -> bool:
