@@ -31,6 +31,7 @@ _URI = "urn:contract"
 _PREFIX = "#/components/schemas/"
 _OPENAI_REASONS = ["stop", "length", "tool_calls"]
 _FINISH_REASON = {"type": "string", "enum": _OPENAI_REASONS}
+_LOGPROBS = {"anyOf": [{"type": "null"}, {"$ref": f"{_PREFIX}CompletionLogprobs"}]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +69,8 @@ DEVIATIONS = (
     ),
     Deviation("15", "CompletionFinal", {"object": {"const": "text_completion"}}, ("object",)),
     Deviation("15", "Chunk", {"object": {"const": "text_completion"}}, ("object",)),
-    # `logprobs` is always null, never a list.
-    Deviation("16", "CompletionComplete", {"logprobs": {"type": "null"}}, ("logprobs",)),
+    # `logprobs` is null or OpenAI's object, never a list.
+    Deviation("16", "CompletionComplete", {"logprobs": _LOGPROBS}, ("logprobs",)),
     Deviation("25", "StreamResponse", {}, ("generated_text", "details")),
     # A null is written instead of leaving the key out.
     Deviation("2.1", "Details", {}, ("seed",)),

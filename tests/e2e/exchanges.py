@@ -102,6 +102,7 @@ EXCHANGES: dict[str, Exchange] = {
         {**CALL, "stream": True, "max_tokens": 12},
     ),
     "completion": ("POST", "/v1/completions", COMPLETION),
+    "completion, logprobs": ("POST", "/v1/completions", {**COMPLETION, "logprobs": 2}),
     "completions": ("POST", "/v1/completions", {**COMPLETION, "prompt": [PROMPT, "One"]}),
     "completion stream": ("POST", "/v1/completions", {**COMPLETION, "stream": True}),
     "completions stream": (

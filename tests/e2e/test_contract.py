@@ -86,6 +86,10 @@ def test_every_schema_of_a_reply_is_exercised(
     for name, reply in replies.items():
         check_exchange(checker, name, reply)
     checker.check("POST", "/generate", stack.http.post("/generate", json={}))
+    for name in ("chat, call", "chat stream, call"):
+        method, path, body = EXCHANGES[name]
+        headers = {"x-tool-call-format": "openai"}
+        checker.check(method, path, stack.http.request(method, path, json=body, headers=headers))
     assert response_schemas() - checker.exercised == set()
 
 

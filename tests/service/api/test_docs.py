@@ -6,13 +6,23 @@ import copy
 from collections.abc import Iterator
 from typing import Any
 
+import jsonschema
 import orjson
 import pytest
 
 from service.api import docs
 from service.bundled import OPENAPI
+from service.codec import render
 from service.errors import ErrorKind, ServiceError
+from service.generation.generator import Token, TokenEvent
+from service.generation.parameters import Parameters
+from service.openai import chat
+from service.openai.chat import ChatRequest, ChatStream, Message
+from service.openai.completion_logprobs import ScoredToken
+from service.openai.completions import CompletionAnswer
+from service.openai.tools import Tool
 from service.routes import DOCS_ASSETS, REST_ROUTES
+from tests.service.fakes import ANSWER_HEAD, generation
 
 # Target, patch, result: RFC 7396, appendix A.
 RFC_7396: list[tuple[Any, Any, Any]] = [
@@ -149,3 +159,59 @@ def test_other_files_are_not_found(asset: str) -> None:
     with pytest.raises(ServiceError, match="Not Found") as refused:
         docs.file(asset)
     assert refused.value.kind is ErrorKind.NOT_FOUND
+
+
+def checked(name: str, value: Any) -> None:
+    """Checks a value against one of the document's schemas, of which no field is unknown."""
+    jsonschema.validate(value, closed({"$ref": f"#/components/schemas/{name}"}))
+
+
+def closed(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema of the document as JSON Schema, in which objects have what is listed alone."""
+    if "$ref" in schema:
+        return closed(DOCUMENT["components"]["schemas"][schema["$ref"].rpartition("/")[2]])
+    made = dict(schema)
+    for key in ("items", "additionalProperties"):
+        if key in made:
+            made[key] = closed(made[key])
+    if "properties" in made:
+        made["properties"] = {key: closed(item) for key, item in made["properties"].items()}
+        made.setdefault("additionalProperties", False)
+    is_nullable = made.pop("nullable", False)
+    return {"anyOf": [made, {"type": "null"}]} if is_nullable else made
+
+
+CALL = '{"function": {"_name": "f", "a": 1}}'
+WANTED = ChatRequest(
+    messages=(Message(role="user", content="x"),),
+    parameters=Parameters(),
+    tools=(Tool(name="f"),),
+    tool_call_format="openai",
+)
+
+
+def test_calls_in_the_form_of_openai_are_as_the_document_says() -> None:
+    token = Token(9, CALL, -0.5, False)
+    result = generation(tokens=[token], top_tokens=[], text=CALL, finish_reason="eos_token")
+    answer = chat.answer(WANTED, result, ANSWER_HEAD)
+    (choice,) = orjson.loads(render.chat_completion([answer]))["choices"]
+    checked("OpenAiToolCallMessage", choice["message"])
+    assert choice["message"]["tool_calls"]
+    parts = ChatStream(WANTED, ANSWER_HEAD).push(TokenEvent(token, [], result))
+    chunks = [orjson.loads(render.chat_chunk(part)) for part in parts]
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    made = [delta for delta in deltas if delta.get("tool_calls")]
+    assert len(made) > 1
+    for delta in made:
+        checked("OpenAiToolCallDelta", delta)
+
+
+def test_log_probabilities_of_completions_are_as_the_document_says() -> None:
+    first = ScoredToken(text="a", logprob=None, tops=None, offset=0)
+    second = ScoredToken(text="b", logprob=-0.5, tops={"b": -0.5, "c": None}, offset=1)
+    answer = CompletionAnswer(
+        head=ANSWER_HEAD, choices=[[generation()]], logprobs=[[first, second]]
+    )
+    (choice,) = orjson.loads(render.completion(answer))["choices"]
+    checked("CompletionLogprobs", choice["logprobs"])
+    assert choice["logprobs"]["text_offset"] == [0, 1]
