@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pty
@@ -106,6 +107,14 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._ours, text.encode())
 
+    def interrupt_until_the_end(self) -> int:
+        """Presses Ctrl-C again where it came between a prompt and the wait for its answer."""
+        while self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(1)
+        return self.end()
+
     def end(self) -> int:
         try:
             while os.read(self._ours, 65536):
@@ -140,8 +149,7 @@ def test_ctrl_c_stops_an_answer_and_then_the_program(target: str) -> None:
     terminal.until_more()
     terminal.process.send_signal(signal.SIGINT)
     assert "\x1b[2m(stopped)" in terminal.until("> \x1b[0m")
-    terminal.process.send_signal(signal.SIGINT)
-    assert terminal.end() == 0
+    assert terminal.interrupt_until_the_end() == 0
 
 
 def test_wrong_commands_and_parameters_are_told_and_ctrl_d_ends(stack: Stack) -> None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -44,15 +42,6 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     environment = without_settings(os.environ)
     for name in os.environ.keys() - environment.keys():
         monkeypatch.delenv(name)
-
-
-@pytest.fixture(autouse=True)
-def untouched_logging() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
 
 
 def test_defaults_are_the_documented_ones() -> None:
