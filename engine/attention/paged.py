@@ -8,7 +8,10 @@ anywhere; the kernels are tested against it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -28,7 +31,8 @@ class AttentionBackend(Protocol):
 
     Caches are [num_blocks, block_size, num_kv_heads, head_dim]; the key's and the value's head size
     may differ, and a cache may be in an 8-bit format (`to_cache_format`). A query token at position
-    p of its sequence attends to the positions max(0, p - sliding_window + 1) … p.
+    p of its sequence attends to the positions max(0, p - sliding_window + 1) … p; with chunks, only
+    to those from the start of its chunk, p // chunk_size * chunk_size, on.
     """
 
     def write_kv(
@@ -55,6 +59,7 @@ class AttentionBackend(Protocol):
         scale: float,
         *,
         sliding_window: int | None = None,
+        chunk_size: int | None = None,
         softcap: float | None = None,
         sinks: Tensor | None = None,
     ) -> Tensor:
@@ -69,6 +74,7 @@ class AttentionBackend(Protocol):
             context_lens: int32 [num_seqs], cached tokens, this step's included.
             scale: factor on the dot products.
             sliding_window: how many of the latest positions a token sees, its own included.
+            chunk_size: positions of a chunk; a token sees none of the chunks before its own.
             softcap: bounds the scaled logits: softcap * tanh(logits / softcap).
             sinks: [num_heads], extra logits that take part in the softmax and carry no value.
 
@@ -134,6 +140,7 @@ class ReferenceAttention:
         scale: float,
         *,
         sliding_window: int | None = None,
+        chunk_size: int | None = None,
         softcap: float | None = None,
         sinks: Tensor | None = None,
     ) -> Tensor:
@@ -150,7 +157,7 @@ class ReferenceAttention:
             logits = torch.einsum("qhd,khd->hqk", query[rows].float(), key.float()) * scale
             if softcap is not None:
                 logits = softcap * torch.tanh(logits / softcap)
-            mask = _causal_mask(num_query, context, sliding_window, query.device)
+            mask = _causal_mask(num_query, context, sliding_window, chunk_size, query.device)
             logits = logits.masked_fill(~mask, float("-inf"))
             if sinks is not None:
                 extra = sinks.float().view(-1, 1, 1).expand(-1, num_query, 1)
@@ -161,22 +168,50 @@ class ReferenceAttention:
 
 
 def _causal_mask(
-    num_query: int, context: int, sliding_window: int | None, device: torch.device
+    num_query: int,
+    context: int,
+    sliding_window: int | None,
+    chunk_size: int | None,
+    device: torch.device,
 ) -> Tensor:
     """Bool [num_query, context]: the positions that each of the last `num_query` tokens sees."""
     query = torch.arange(context - num_query, context, device=device).unsqueeze(1)
     key = torch.arange(context, device=device)
     mask = key <= query
-    return mask if sliding_window is None else mask & (key > query - sliding_window)
+    if sliding_window is not None:
+        mask = mask & (key > query - sliding_window)
+    if chunk_size is not None:
+        mask = mask & (key >= query // chunk_size * chunk_size)
+    return mask
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionStep:
-    """What a forward pass passes to each attention layer: the caches, the batch, the backend."""
+    """What attention layers need in a forward pass: the caches, the batch, the backend.
 
-    caches: dict[int, tuple[Tensor, Tensor]]
+    `chunk_sizes` are those of the layers with chunked attention, by the layer's index.
+    """
+
+    caches: Mapping[int, tuple[Tensor, Tensor]]
     batch: AttentionInput
     backend: AttentionBackend
+    chunk_sizes: Mapping[int, int] = field(default_factory=dict)
+
+
+_STEP: ContextVar[AttentionStep] = ContextVar("attention_step")
+
+
+@contextmanager
+def attending(step: AttentionStep) -> Iterator[None]:
+    """Within it, models compute this step.
+
+    It is not one of the model's arguments, since not every model hands those on to its attention.
+    """
+    token = _STEP.set(step)
+    try:
+        yield
+    finally:
+        _STEP.reset(token)
 
 
 def paged_attention_forward(
@@ -190,7 +225,6 @@ def paged_attention_forward(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
-    attention_step: AttentionStep,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Transformers calls this in every layer, with query, key, value [1, heads, tokens, head_dim].
@@ -201,8 +235,9 @@ def paged_attention_forward(
     assert attention_mask is None, (
         "the model builds its own mask; the self-check refuses such models"
     )
-    step = attention_step.batch
-    key_cache, value_cache = attention_step.caches[_layer_index(module)]
+    attention_step = _STEP.get()
+    step, layer = attention_step.batch, _layer_index(module)
+    key_cache, value_cache = attention_step.caches[layer]
     rows = _write_step(attention_step, query, key, value, key_cache, value_cache)
     output = attention_step.backend.paged_attention(
         rows,
@@ -213,6 +248,7 @@ def paged_attention_forward(
         step.context_lens,
         scaling if scaling is not None else query.shape[-1] ** -0.5,
         sliding_window=sliding_window,
+        chunk_size=attention_step.chunk_sizes.get(layer),
         softcap=softcap,
         sinks=s_aux,
     )

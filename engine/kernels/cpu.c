@@ -1280,7 +1280,8 @@ typedef struct {
     int64_t num_seqs, num_heads, num_kv_heads, head_size, block_size;
     float scale;
     int64_t window; /* 0: none */
-    float softcap;  /* 0: none */
+    int64_t chunk;  /* likewise; a query sees no position before its own chunk */
+    float softcap;  /* likewise */
     const float *sinks;
 } Attention;
 
@@ -1327,6 +1328,12 @@ INLINE int64_t partial_size(const Attention *a, int64_t rows) {
     return rows * (padded(a->head_size) + 2);
 }
 
+/* The first position that the query at a position sees; it never falls as positions rise. */
+INLINE int64_t visible_from(const Attention *a, int64_t position) {
+    int64_t low = a->window ? max64(0, position - a->window + 1) : 0;
+    return a->chunk ? max64(low, position / a->chunk * a->chunk) : low;
+}
+
 /* Splits that a range touches, at least one. */
 INLINE int64_t num_splits(int64_t low, int64_t high) {
     return max64(1, ceil_div(high, SPLIT) - low / SPLIT);
@@ -1340,8 +1347,7 @@ static void plan_sequence(const Attention *a, int64_t s, Plan *plan, int write) 
         for (int64_t q = 0; q < queries; q += step) {
             int64_t count = min64(step, queries - q), position = first + q;
             int64_t high = max64(0, position + count);
-            int64_t low = a->window ? min64(high, max64(0, position - a->window + 1)) : 0;
-            low = low / TILE * TILE;
+            int64_t low = min64(high, visible_from(a, position)) / TILE * TILE;
             int64_t items = queries > 1 && tiles >= ENOUGH_TILES ? 1 : num_splits(low, high);
             if (write) {
                 for (int64_t i = 0; i < items; i++)
@@ -1657,17 +1663,18 @@ static void add_values(const Worker *w, int64_t from, int64_t to, int64_t width,
 }
 
 /* Scores, softmax and weighted sum for a run of at most TILE positions. Rows that see none of them
- * are left out: queries before them, and those whose window starts after them. */
+ * are left out: queries before them, and those whose window or chunk starts after them. */
 static void attend(const Attention *a, const Tile *t, Worker *w, int64_t from, int64_t n) {
     int64_t g = group(a), d = a->head_size, rows = t->count * g;
     int64_t first = max64(0, from - t->position);
     int64_t last = t->count;
     if (a->window) last = min64(last, from + n - 1 + a->window - t->position);
+    if (a->chunk) last = min64(last, ((from + n - 1) / a->chunk + 1) * a->chunk - t->position);
     if (first >= last) return;
     score(w, first * g, last * g, d, n, rows);
     for (int64_t q = first; q < last; q++) {
         int64_t position = t->position + q;
-        int64_t low = a->window ? max64(0, position - a->window + 1 - from) : 0;
+        int64_t low = max64(0, visible_from(a, position) - from);
         int64_t high = min64(n, position + 1 - from);
         for (int64_t r = q * g; r < (q + 1) * g; r++)
             softmax_row(w, r, n, low, high, a->softcap);
@@ -1820,11 +1827,11 @@ EXPORT int tw_paged_attention(float *out, const float *query, int64_t query_toke
                               const int32_t *query_start, const int32_t *context_lens,
                               int64_t num_seqs, int64_t num_heads, int64_t num_kv_heads,
                               int64_t head_size, int64_t block_size, float scale, int64_t window,
-                              float softcap, const float *sinks, int num_threads) {
+                              int64_t chunk, float softcap, const float *sinks, int num_threads) {
     const Attention a = {out, query, query_token, query_head, key_cache, value_cache, block_stride,
                          token_stride, head_stride, block_tables, table_stride, query_start,
                          context_lens, num_seqs, num_heads, num_kv_heads, head_size, block_size,
-                         scale, window, softcap, sinks};
+                         scale, window, chunk, softcap, sinks};
     Plan plan;
     if (make_plan(&a, num_threads, &plan)) return -1;
     if (plan.num_items == 1 || plan.work < SERIAL_WORK) num_threads = 1;
@@ -1881,7 +1888,8 @@ REPLAY(rotate_query, P(0), I(1), I(2), P(3), P(4), I(5), I(6), P(7), I(8), I(9),
 REPLAY(rotate_write_kv, P(0), P(1), I(2), I(3), I(4), I(5), P(6), P(7), I(8), I(9), P(10), P(11),
        I(12), I(13), I(14), P(15), I(16), I(17), I(18), I(19), I(20))
 REPLAY(paged_attention, P(0), P(1), I(2), I(3), P(4), P(5), I(6), I(7), I(8), P(9), I(10), P(11),
-       P(12), I(13), I(14), I(15), I(16), I(17), F(18), I(19), F(20), P(21), I(22))
+       P(12), I(13), I(14), I(15), I(16), I(17), F(18), I(19), I(20), F(21), P(22),
+       I(23))
 
 /* Makes the calls in order. Returns 0, or the status of the first that failed. */
 EXPORT int tw_replay(const Call *calls, int64_t n) {

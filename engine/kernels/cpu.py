@@ -49,7 +49,7 @@ _KERNELS: dict[str, Types] = {
         *(POINTER, POINTER, SIZE, SIZE, SIZE),
         *(POINTER, SIZE, POINTER, POINTER),
         *(SIZE, SIZE, SIZE, SIZE, SIZE),
-        *(FLOAT, SIZE, FLOAT, POINTER, INT),
+        *(FLOAT, SIZE, SIZE, FLOAT, POINTER, INT),
     ),
 }
 _OTHERS: dict[str, tuple[type[Any] | None, Types]] = {
@@ -187,6 +187,7 @@ class CpuKernels:
         scale: float,
         *,
         sliding_window: int | None = None,
+        chunk_size: int | None = None,
         softcap: float | None = None,
         sinks: Tensor | None = None,
     ) -> Tensor:
@@ -224,6 +225,7 @@ class CpuKernels:
             key_cache.shape[1],
             scale,
             sliding_window or 0,
+            chunk_size or 0,
             softcap or 0.0,
             None if sinks is None else _flat(sinks, torch.float32),
             torch.get_num_threads(),

@@ -1,6 +1,7 @@
 """Linear layers whose weights are packed for the CPU kernels."""
 
 from collections import Counter
+from collections.abc import Collection
 from typing import NamedTuple, Self
 
 import torch
@@ -54,23 +55,29 @@ class PackReport(NamedTuple):
     extra_bytes: int
 
 
-def pack_model(model: nn.Module, kernels: CpuKernels) -> PackReport:
+def pack_model(
+    model: nn.Module, kernels: CpuKernels, left: Collection[nn.Module] = ()
+) -> PackReport:
     """Replace every fp32 nn.Linear (and GPT-2's Conv1D) in place, freeing weights as it goes.
 
     If another module holds a weight too (tied embeddings), it keeps the original. Layers that share
-    one weight share one packed copy.
+    one weight share one packed copy. Those in `left` stay as they are.
     """
+
+    def is_packed(layer: nn.Module) -> bool:
+        return _can_pack(layer) and layer not in left
+
     layers = [
         (parent, name)
         for parent in model.modules()
         for name, child in parent.named_children()
-        if _can_pack(child)
+        if is_packed(child)
     ]
     uses = Counter(id(getattr(parent, name).weight) for parent, name in layers)
     kept = {
         id(parameter)
         for module in model.modules()
-        if not _can_pack(module)
+        if not is_packed(module)
         for parameter in module.parameters(recurse=False)
     }
     shared: dict[int, Tensor] = {}

@@ -120,6 +120,7 @@ class TritonAttention:
         scale: float,
         *,
         sliding_window: int | None = None,
+        chunk_size: int | None = None,
         softcap: float | None = None,
         sinks: Tensor | None = None,
     ) -> Tensor:
@@ -139,6 +140,7 @@ class TritonAttention:
             context_lens,
             scale * math.log2(math.e),
             sliding_window or 0,
+            chunk_size or 0,
             softcap or 0.0,
             sinks,
         )
@@ -157,8 +159,8 @@ class TritonAttention:
 class _Call:
     """The arguments of one attention call.
 
-    `scale` has a factor of log2(e), since the kernels use exp2; `window` and `softcap` are 0 for
-    none.
+    `scale` has a factor of log2(e), since the kernels use exp2; `window`, `chunk` and `softcap` are
+    0 for none.
     """
 
     query: Tensor
@@ -169,6 +171,7 @@ class _Call:
     context_lens: Tensor
     scale: float
     window: int
+    chunk: int
     softcap: float
     sinks: Tensor | None
 
@@ -226,8 +229,9 @@ class _Call:
     def num_splits(self) -> int:
         """The most splits that a sequence of this batch can have."""
         bound = self.block_tables.shape[1] * self.key_cache.shape[1]
-        if self.window:  # the keys that a sequence's rows see, rounded down to a split's start
-            bound = min(bound, self.window + self.split_tokens + _LEAST_SPLIT)
+        for size in filter(None, (self.window, self.chunk)):
+            # the keys that a sequence's rows see, rounded down to a split's start
+            bound = min(bound, size + self.split_tokens + _LEAST_SPLIT)
         return min(-(-bound // _LEAST_SPLIT), self.max_splits)
 
     def tile(self, element_size: int) -> int:
@@ -247,6 +251,7 @@ class _Call:
             "KEY_LANES": self.key_lanes,
             "VALUE_LANES": self.value_lanes,
             "WINDOW": self.window,
+            "CHUNK": self.chunk,
             "SOFTCAP": self.softcap,
             "HAS_SINKS": self.sinks is not None,
         }
@@ -342,6 +347,7 @@ def _merge_splits(call: _Call, output: Tensor, splits: _Splits) -> None:
         LEAST_SPLIT=_LEAST_SPLIT,
         MAX_SPLITS=splits.max_splits,
         WINDOW=call.window,
+        CHUNK=call.chunk,
         HAS_SINKS=call.sinks is not None,
         IS_DECODE=call.is_decode,
         num_warps=4 if splits.max_splits == _FEWEST_SPLITS else 8,

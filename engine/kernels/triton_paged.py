@@ -26,11 +26,13 @@ SEQUENCES_AT_ONCE = tl.constexpr(256)  # in the search for a tile's sequence
 
 
 @triton.jit
-def _visible_from(position, WINDOW: tl.constexpr):
+def _visible_from(position, WINDOW: tl.constexpr, CHUNK: tl.constexpr):
     """The first key position that the query at `position` sees."""
     first = position * 0
     if WINDOW > 0:
         first = tl.maximum(position - WINDOW + 1, 0)
+    if CHUNK > 0:
+        first = tl.maximum(position // CHUNK * CHUNK, first)
     return first
 
 
@@ -64,6 +66,7 @@ def _attend(
     VALUE_LANES: tl.constexpr,
     TILE: tl.constexpr,
     WINDOW: tl.constexpr,
+    CHUNK: tl.constexpr,
     SOFTCAP: tl.constexpr,
 ):
     """Attends from query [ROWS, KEY_LANES] to the key positions begin … end - 1.
@@ -100,6 +103,8 @@ def _attend(
         visible = is_key[None, :] & (keys[None, :] <= positions[:, None])
         if WINDOW > 0:
             visible = visible & (keys[None, :] > positions[:, None] - WINDOW)
+        if CHUNK > 0:
+            visible = visible & (keys[None, :] >= (positions // CHUNK * CHUNK)[:, None])
         logits = tl.where(visible, logits, float("-inf"))
         new_largest = tl.maximum(largest, tl.max(logits, 1))
         # A row that has not seen a key yet has -inf as its largest: -inf - -inf would be NaN.
@@ -161,14 +166,19 @@ def _query_span(query_start_loc, sequence, IS_DECODE: tl.constexpr):
 
 @triton.jit
 def _splits(
-    context, num_query, LEAST_SPLIT: tl.constexpr, MAX_SPLITS: tl.constexpr, WINDOW: tl.constexpr
+    context,
+    num_query,
+    LEAST_SPLIT: tl.constexpr,
+    MAX_SPLITS: tl.constexpr,
+    WINDOW: tl.constexpr,
+    CHUNK: tl.constexpr,
 ):
     """The first key of a sequence's first split, the keys per split, and the number of splits.
 
     They depend on the sequence alone, so its sums have the same order in every batch. A head has at
     most MAX_SPLITS partial results, which are divided among the query tokens.
     """
-    begin = _visible_from(context - num_query, WINDOW) // LEAST_SPLIT * LEAST_SPLIT
+    begin = _visible_from(context - num_query, WINDOW, CHUNK) // LEAST_SPLIT * LEAST_SPLIT
     most = MAX_SPLITS // tl.maximum(num_query, 1)
     size = LEAST_SPLIT * tl.cdiv(context - begin, LEAST_SPLIT * most)
     size = tl.maximum(size, LEAST_SPLIT)
@@ -206,6 +216,7 @@ def attend_splits(
     LEAST_SPLIT: tl.constexpr,
     MAX_SPLITS: tl.constexpr,
     WINDOW: tl.constexpr,
+    CHUNK: tl.constexpr,
     SOFTCAP: tl.constexpr,
     HAS_SINKS: tl.constexpr,
     IS_DECODE: tl.constexpr,
@@ -223,7 +234,7 @@ def attend_splits(
     if num_query > SPLIT_TOKENS:
         return  # attend_tiles computes it
     context = tl.load(context_lens + sequence)
-    begin, size, count = _splits(context, num_query, LEAST_SPLIT, MAX_SPLITS, WINDOW)
+    begin, size, count = _splits(context, num_query, LEAST_SPLIT, MAX_SPLITS, WINDOW, CHUNK)
     if IS_WHOLE:
         count = 1  # even if there is no key to see
     if tl.program_id(2) >= count:
@@ -254,6 +265,7 @@ def attend_splits(
             VALUE_LANES,
             TILE,
             WINDOW,
+            CHUNK,
             SOFTCAP,
         )
         if IS_WHOLE:
@@ -291,6 +303,7 @@ def merge_splits(
     LEAST_SPLIT: tl.constexpr,
     MAX_SPLITS: tl.constexpr,
     WINDOW: tl.constexpr,
+    CHUNK: tl.constexpr,
     HAS_SINKS: tl.constexpr,
     IS_DECODE: tl.constexpr,
 ):
@@ -300,7 +313,7 @@ def merge_splits(
     if num_query > SPLIT_TOKENS:
         return
     context = tl.load(context_lens + sequence)
-    _, _, count = _splits(context, num_query, LEAST_SPLIT, MAX_SPLITS, WINDOW)
+    _, _, count = _splits(context, num_query, LEAST_SPLIT, MAX_SPLITS, WINDOW, CHUNK)
 
     splits, lanes = tl.arange(0, MAX_SPLITS), tl.arange(0, VALUE_LANES)
     is_split = splits < count
@@ -383,6 +396,7 @@ def attend_tiles(
     SPLIT_TOKENS: tl.constexpr,
     TILE: tl.constexpr,
     WINDOW: tl.constexpr,
+    CHUNK: tl.constexpr,
     SOFTCAP: tl.constexpr,
     HAS_SINKS: tl.constexpr,
 ):
@@ -410,7 +424,7 @@ def attend_tiles(
     result, largest, total = _attend(
         block,
         position + rows // GROUP,
-        _visible_from(position, WINDOW) // TILE * TILE,
+        _visible_from(position, WINDOW, CHUNK) // TILE * TILE,
         position + num_tokens,
         block_tables + sequence.to(tl.int64) * table_stride,
         kv_head,
@@ -425,6 +439,7 @@ def attend_tiles(
         VALUE_LANES,
         TILE,
         WINDOW,
+        CHUNK,
         SOFTCAP,
     )
     result = _finish(result, largest, total, sinks, heads, is_row, HAS_SINKS)

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..attention.kv_cache import LayerShape
+from ..attention.paged import AttentionBackend, AttentionStep, attending
+from ..batch import AttentionInput
 from . import quantization
+from .step_positions import StepPositions
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
     """A model that runs on the paged attention, and the shapes of its cache by layer.
 
-    `scheme` says how `quantize_model` is to quantise it; None for not at all.
+    Attributes:
+        model: of transformers.
+        layers: the shapes of each layer's keys and values, by the layer's index.
+        device: where it is.
+        dtype: of its weights.
+        scheme: how `quantize_model` is to quantise it; None for not at all.
+        chunk_sizes: positions of a chunk, for the layers whose attention ends at chunks.
+        asks_positions: whether its attention asks a cache for the positions of a step's tokens.
+        stock_attention: the name of its own attention, by transformers.
     """
 
     model: PreTrainedModel
@@ -23,6 +36,46 @@ class LoadedModel:
     device: torch.device
     dtype: torch.dtype
     scheme: quantization.Scheme | None = None
+    chunk_sizes: dict[int, int] = field(default_factory=dict)
+    asks_positions: bool = False
+    stock_attention: str = "eager"
+
+    def logits(
+        self,
+        input_ids: Tensor,
+        positions: Tensor,
+        caches: Mapping[int, tuple[Tensor, Tensor]],
+        batch: AttentionInput,
+        backend: AttentionBackend,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        """Computes the tokens of a step.
+
+        Args:
+            input_ids: int64 [num_tokens].
+            positions: likewise.
+            caches: of each layer, by its index.
+            batch: for attention.
+            backend: computes attention.
+            rows: int64 [num_rows], the tokens whose logits are wanted, in their order; None for
+                all.
+
+        Returns:
+            Logits [num_rows, vocab_size] in the model's own dtype.
+        """
+        options = {} if rows is None else {"logits_to_keep": rows}
+        with attending(AttentionStep(caches, batch, backend, self.chunk_sizes)):
+            output = self.model(
+                input_ids=input_ids.unsqueeze(0),
+                position_ids=positions.unsqueeze(0),
+                use_cache=False,
+                past_key_values=StepPositions(positions) if self.asks_positions else None,
+                **options,
+            )
+        logits = output.logits
+        assert isinstance(logits, Tensor)
+        is_whole = rows is not None and logits.shape[1] != len(rows)  # a model may know no rows
+        return logits[0, rows] if is_whole else logits[0]
 
 
 def first_line(error: BaseException) -> str:

@@ -8,7 +8,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+)
 
 from ..protocol.config import EngineConfig
 from ..protocol.errors import ModelLoadError
@@ -57,7 +61,7 @@ def _load_weights(config: EngineConfig, model_config: Any, dtype: torch.dtype) -
     Raises:
         ValueError: the checkpoint lacks some of them.
     """
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = auto_class(model_config).from_pretrained(
         config.model_id,
         config=model_config,
         revision=config.revision,
@@ -70,6 +74,19 @@ def _load_weights(config: EngineConfig, model_config: Any, dtype: torch.dtype) -
     if report["missing_keys"]:  # transformers initialises them randomly and only warns
         raise ValueError(f"the checkpoint lacks {', '.join(sorted(report['missing_keys']))}")
     return model
+
+
+def auto_class(model_config: Any) -> Any:
+    """The class of transformers that makes a model of a configuration.
+
+    Many models that take images exist only with their image part. It is loaded, and not used.
+    """
+    kind = type(model_config)
+    names = getattr(model_config, "auto_map", None) or {}
+    has_text = kind in MODEL_FOR_CAUSAL_LM_MAPPING or AutoModelForCausalLM.__name__ in names
+    if not has_text and kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return AutoModelForImageTextToText
+    return AutoModelForCausalLM
 
 
 def _choose_dtype(name: str | None, device: torch.device, model_config: Any) -> torch.dtype:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..attention.kv_cache import KVCache
-from ..attention.paged import AttentionBackend, AttentionStep
+from ..attention.paged import AttentionBackend
 from ..batch import ModelInput
 from .loaded import LoadedModel
 
@@ -21,10 +21,10 @@ class ModelRunner:
     """
 
     def __init__(self, loaded: LoadedModel, cache: KVCache, backend: AttentionBackend) -> None:
-        self.model = loaded.model
         self.device = loaded.device
         self.cache = cache
         self.backend = backend
+        self._loaded = loaded
 
     @torch.inference_mode()
     def forward(self, batch: ModelInput) -> Tensor:
@@ -34,14 +34,11 @@ class ModelRunner:
             Logits [num_rows, vocab_size] in the model's own dtype, one row for each of
             `batch.logits_rows`.
         """
-        step = AttentionStep(self.cache.layers, batch.attention, self.backend)
-        output = self.model(
-            input_ids=batch.input_ids.unsqueeze(0),
-            position_ids=batch.positions.unsqueeze(0),
-            use_cache=False,
-            logits_to_keep=batch.logits_rows,
-            attention_step=step,
+        return self._loaded.logits(
+            batch.input_ids,
+            batch.positions,
+            self.cache.layers,
+            batch.attention,
+            self.backend,
+            batch.logits_rows,
         )
-        logits = output.logits
-        assert isinstance(logits, Tensor)
-        return logits[0]

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from ..attention.deferred_rope import defer_rotation, restore_rotation
 from ..attention.kv_cache import KVCache
 from ..attention.paged import (
     AttentionBackend,
-    AttentionStep,
     ReferenceAttention,
     RotaryBackend,
 )
 from ..batch import AttentionInput
+from ..kernels.cpu import CpuKernels
+from ..kernels.packed_linear import pack_model
 from ..protocol.errors import ModelLoadError
 from . import fusion, quantization, rope_tables
+from .layers import layers_read_by
 from .loaded import LoadedModel, first_line
 from .self_check import SELF_CHECK_TOKENS, objection, paged_logits
 
@@ -111,29 +115,39 @@ def warm_up(
             query_start_loc=torch.tensor([0, num_tokens], device=loaded.device).int(),
             context_lens=torch.tensor([1], device=loaded.device).int(),
         )
-        loaded.model(
-            input_ids=positions.unsqueeze(0),
-            position_ids=positions.unsqueeze(0),
-            use_cache=False,
-            attention_step=AttentionStep(cache.layers, batch, backend),
-        )
+        loaded.logits(positions, positions, cache.layers, batch, backend)
 
 
-def quantize_model(loaded: LoadedModel) -> None:
+def layers_in_use(loaded: LoadedModel) -> frozenset[nn.Module]:
+    """The linear layers whose weight the model reads itself: they cannot be replaced."""
+    read = layers_read_by(loaded.model, lambda: paged_logits(loaded, ReferenceAttention()))
+    if read:
+        logger.info("%d linear layers stay, whose weights the model reads itself", len(read))
+    return read
+
+
+def quantize_model(loaded: LoadedModel, left: Collection[nn.Module] = ()) -> float | None:
     """Quantises a model's weights as its scheme says; without a scheme it does nothing.
 
     Checks with small tolerances must come before: rounded activations enlarge small differences.
     Here logits only must not change too much.
 
+    Args:
+        loaded: the model.
+        left: layers that stay as they are.
+
+    Returns:
+        The share of the weights that are quantised, 0 … 1; None without a scheme.
+
     Raises:
         ModelLoadError: the scheme does not run on this device, or changes the logits too much.
     """
     if loaded.scheme is None:
-        return
+        return None
     name = loaded.scheme.name
     expected = paged_logits(loaded, ReferenceAttention())
     try:
-        quantization.apply(loaded.model, loaded.scheme)
+        share = quantization.apply(loaded.model, loaded.scheme, left)
         actual = paged_logits(loaded, ReferenceAttention())
     except torch.OutOfMemoryError as error:
         raise ModelLoadError(f"not enough memory for quantize={name}: {error}") from error
@@ -146,6 +160,25 @@ def quantize_model(loaded: LoadedModel) -> None:
         )
     logger.info("logits change by %.1f %% of their spread", 100 * change)
     _free_unused_memory(loaded)
+    return share
+
+
+def pack_layers(loaded: LoadedModel, kernels: CpuKernels, left: Collection[nn.Module] = ()) -> None:
+    """Packs the linear layers for the CPU kernels, which frees their original weights.
+
+    Args:
+        loaded: the model; some of its layers may be quantised already.
+        kernels: for which they are packed.
+        left: layers that stay as they are.
+
+    Raises:
+        ModelLoadError: the model does not compute with them what it did before.
+    """
+    expected = paged_logits(loaded, ReferenceAttention())
+    pack_model(loaded.model, kernels, left)
+    reason = objection(loaded, ReferenceAttention(), expected, exact=loaded.scheme is None)
+    if reason is not None:
+        raise ModelLoadError(f"{type(loaded.model).__name__} cannot be packed: {reason}")
 
 
 def _free_unused_memory(loaded: LoadedModel) -> None:

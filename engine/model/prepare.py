@@ -15,7 +15,6 @@ import torch
 from ..attention.paged import AttentionBackend, ReferenceAttention
 from ..kernels import cpu as cpu_kernels
 from ..kernels import has_triton
-from ..kernels.packed_linear import pack_model
 from ..protocol.config import EngineConfig
 from ..protocol.errors import ModelLoadError
 from .loaded import LoadedModel
@@ -23,12 +22,15 @@ from .loading import load_model
 from .passes import (
     fuse_layers,
     fuse_rotation,
+    layers_in_use,
+    pack_layers,
     quantize_model,
     use_rotary_tables,
     warm_up,
 )
 from .quantization import multiplies_fp8
 from .self_check import backend_agrees, recomputes_exactly
+from .thresholds import served_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -82,15 +84,20 @@ def prepare(config: EngineConfig, load: LoadModel = load_model) -> PreparedModel
         ModelLoadError: the model cannot be served with this configuration.
     """
     loaded = load(config)
-    max_total_tokens = _max_total_tokens(config, loaded)
+    max_total_tokens = served_tokens(
+        loaded,
+        _max_total_tokens(config, loaded),
+        is_asked=config.max_total_tokens is not None,
+    )
     cache_dtype = _cache_dtype(config, loaded)
     backend, attention = _choose_backend(config, loaded, cache_dtype)
     if config.enable_native_kernels and config.enable_fusion:
         fuse_layers(loaded)
         use_rotary_tables(loaded, max_total_tokens)
-    quantize_model(loaded)
+    left = layers_in_use(loaded)
+    quantize_model(loaded, left)
     if (kernels := native_kernels(config, loaded)) is not None:
-        pack_model(loaded.model, kernels)
+        pack_layers(loaded, kernels, left)
     _log_exactness(recomputes_exactly(loaded, backend, config.block_size, cache_dtype))
     if loaded.device.type == "cuda":
         warm_up(loaded, backend, config.block_size, cache_dtype)

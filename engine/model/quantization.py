@@ -8,7 +8,7 @@ For the reasons see docs/decisions/2026-11-23-quantised-weights.md.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -99,18 +99,30 @@ def choose(
     return _scheme(name, config, device, dtype)
 
 
-def apply(model: PreTrainedModel, scheme: Scheme) -> None:
+def apply(model: PreTrainedModel, scheme: Scheme, left: Collection[nn.Module] = ()) -> float:
     """Replaces a model's linear layers in place, freeing weights as it goes.
 
     If another module holds a weight too (tied embeddings), it keeps the original. Experts of
     mixtures are not linear layers in transformers, and stay as they are.
+
+    Args:
+        model: the model.
+        scheme: how.
+        left: layers that stay as they are.
+
+    Returns:
+        The share of the weights that are quantised, 0 … 1.
 
     Raises:
         ValueError: no layer can be quantised.
     """
     layers = parents_of_layers(model)
     output = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    chosen = [layer for layer in layers if _is_quantized(layer, scheme, is_output=layer is output)]
+    chosen = [
+        layer
+        for layer in layers
+        if layer not in left and _is_quantized(layer, scheme, is_output=layer is output)
+    ]
     if not chosen:
         raise ValueError(f"{type(model).__name__} has no layer that fits {scheme.name}")
     num_weights = sum(output_rows(layer).numel() for layer in chosen)
@@ -126,6 +138,7 @@ def apply(model: PreTrainedModel, scheme: Scheme) -> None:
         num_weights / 1e6,
         num_others / 1e6,
     )
+    return num_weights / (num_weights + num_others)
 
 
 def _is_quantized(layer: nn.Module, scheme: Scheme, *, is_output: bool) -> bool:

@@ -15,13 +15,14 @@ from ..attention.kv_cache import KVCache, LayerShape
 from ..attention.paged import (
     IMPLEMENTATION,
     AttentionBackend,
-    AttentionStep,
     ReferenceAttention,
     install,
 )
 from ..batch import AttentionInput
 from ..protocol.errors import ModelLoadError
+from . import architecture
 from .loaded import LoadedModel, first_line
+from .step_positions import asks_positions
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ _LONG_CHECK_TOKENS = 300  # more than one split of a GPU kernel's keys
 # between kernels.
 _SELF_CHECK_TOLERANCE = {torch.float32: 1e-3}
 _SELF_CHECK_ROUNDINGS = 20
+_LARGEST_DIFFERENCE = 1.0  # of a model that still computes the same thing; another one has 1.4
 
 
 def attach_paged_attention(
@@ -45,22 +47,30 @@ def attach_paged_attention(
         ModelLoadError: the architecture is not supported.
     """
     name = type(model).__name__
-    if not model._supports_attention_backend or getattr(model, "_is_stateful", False):
-        raise ModelLoadError(
-            f"{name} is not supported: it keeps a state that is not a paged KV cache"
-        )
+    reason = architecture.refusal(model)
+    if reason is not None:
+        raise ModelLoadError(f"{name} is not supported: {reason}")
     install()
+    stock = str(model.config.get_text_config()._attn_implementation)
     try:
-        expected = _stock_logits(model)
-        loaded = LoadedModel(model, _probe_layers(model), device, dtype)
+        expected = stock_logits(model)
+        loaded = LoadedModel(
+            model,
+            _probe_layers(model),
+            device,
+            dtype,
+            chunk_sizes=architecture.chunk_sizes(model),
+            asks_positions=asks_positions(model),
+            stock_attention=stock,
+        )
         model.set_attn_implementation(IMPLEMENTATION)
         actual = paged_logits(loaded, ReferenceAttention())
     except Exception as error:
         raise ModelLoadError(
             f"{name} does not run on paged attention: {first_line(error)}"
         ) from error
-    difference = _difference(actual, expected)
-    if not difference <= _tolerance(dtype):  # also when it is not a number
+    difference = relative_difference(actual, expected)
+    if not difference <= tolerance(dtype):  # also when it is not a number
         raise ModelLoadError(
             f"{name} is not supported: its logits on paged attention differ by {difference:.2%}"
         )
@@ -100,22 +110,30 @@ def recomputes_exactly(
 
 
 def objection(
-    loaded: LoadedModel, backend: AttentionBackend, expected: Tensor, trial: _Trial | None = None
+    loaded: LoadedModel,
+    backend: AttentionBackend,
+    expected: Tensor,
+    trial: _Trial | None = None,
+    *,
+    exact: bool = True,
 ) -> str | None:
-    """Why a backend cannot be used for a model; None if it can."""
+    """Why a backend cannot be used for a model; None if it can.
+
+    Logits that are not `exact`, because layers round their input, only have to be similar.
+    """
     try:
         actual = paged_logits(loaded, backend, trial)
     except torch.AcceleratorError:  # the device cannot be used any more
         raise
     except Exception as error:  # for example no working compiler: the model is served without it
         return f"it does not run here: {first_line(error)}"
-    difference = _difference(actual, expected)
-    if difference <= _tolerance(loaded.dtype):
+    difference = relative_difference(actual, expected)
+    if difference <= (tolerance(loaded.dtype) if exact else _LARGEST_DIFFERENCE):
         return None
     return f"its logits differ by {difference:.2%}"
 
 
-def _difference(actual: Tensor, expected: Tensor) -> float:
+def relative_difference(actual: Tensor, expected: Tensor) -> float:
     """The worst token's root mean square difference, as a share of all logits' deviation.
 
     Not the largest difference of a single logit: among half a million numbers in bfloat16 that is a
@@ -125,8 +143,8 @@ def _difference(actual: Tensor, expected: Tensor) -> float:
     return float(errors.max()) / (float(expected.std()) or 1.0)
 
 
-def _tolerance(dtype: torch.dtype) -> float:
-    """The largest `_difference` that rounding explains."""
+def tolerance(dtype: torch.dtype) -> float:
+    """The largest `relative_difference` that rounding explains."""
     roundings = _SELF_CHECK_ROUNDINGS * torch.finfo(dtype).eps
     return _SELF_CHECK_TOLERANCE.get(dtype, roundings)
 
@@ -154,41 +172,78 @@ class _Trial:
 
     @property
     def ends(self) -> tuple[int, ...]:
-        """Where each step ends: two chunks and a decode step, or one step."""
-        return (self.num_tokens,) if self.is_whole else (11, self.num_tokens - 1, self.num_tokens)
+        """Where each step ends: two chunks and a decode step, or one step.
+
+        The chunks of a long text have a size that bounds the memory they take.
+        """
+        if self.is_whole:
+            return (self.num_tokens,)
+        chunks = range(_LONG_CHECK_TOKENS, self.num_tokens - _LONG_CHECK_TOKENS, _LONG_CHECK_TOKENS)
+        return (11, *chunks, self.num_tokens - 1, self.num_tokens)
 
 
 @torch.inference_mode()
-def _stock_logits(model: PreTrainedModel) -> Tensor:
-    logits = model(input_ids=_self_check_ids(model), use_cache=False).logits
+def stock_logits(
+    model: PreTrainedModel, num_tokens: int = SELF_CHECK_TOKENS, last: int = 0
+) -> Tensor:
+    """Logits of a text on the model's own attention, float32 [num_tokens, vocab_size].
+
+    `last` is the number of tokens at its end whose logits are wanted; 0 for all.
+    """
+    ids = _self_check_ids(model, num_tokens)
+    options = {"logits_to_keep": last} if last else {}
+    logits = model(input_ids=ids, use_cache=False, **options).logits
     assert isinstance(logits, Tensor)
-    return logits[0].float()
+    return logits[0, -last:].float()
 
 
 @torch.inference_mode()
 def paged_logits(
-    loaded: LoadedModel, backend: AttentionBackend, trial: _Trial | None = None
+    loaded: LoadedModel, backend: AttentionBackend, trial: _Trial | None = None, last: int = 0
 ) -> Tensor:
     """Logits over the paged cache, float32 [num_tokens, vocab_size].
 
-    The tokens, those of `_stock_logits`, are computed in the steps of the trial.
+    The tokens, those of `stock_logits`, are computed in the steps of the trial; `last` as there.
     """
     trial = trial or _Trial(SELF_CHECK_TOKENS, 16, loaded.dtype)
-    model = loaded.model
-    ids = _self_check_ids(model, trial.num_tokens)
+    device = loaded.model.device
+    ids = _self_check_ids(loaded.model, trial.num_tokens)[0]
     num_blocks = -(-trial.num_tokens // trial.block_size)
-    cache = KVCache(loaded.layers, num_blocks, trial.block_size, trial.cache_dtype, model.device)
+    cache = KVCache(loaded.layers, num_blocks, trial.block_size, trial.cache_dtype, device)
+    first = trial.num_tokens - last if last else 0
     chunks = []
     for start, end in itertools.pairwise((0, *trial.ends)):
-        positions = torch.arange(start, end, device=model.device)
-        output = model(
-            input_ids=ids[:, start:end],
-            position_ids=positions.unsqueeze(0),
-            use_cache=False,
-            attention_step=AttentionStep(cache.layers, _chunk(positions, end, num_blocks), backend),
+        positions = torch.arange(start, end, device=device)
+        rows = positions[max(first - start, 0) :] - start
+        logits = loaded.logits(
+            ids[start:end],
+            positions,
+            cache.layers,
+            _chunk(positions, end, num_blocks),
+            backend,
+            (rows if len(rows) else rows.new_zeros(1)) if last else None,
         )
-        chunks.append(output.logits[0].float())
+        chunks.append(logits[: len(rows)].float())
     return torch.cat(chunks)
+
+
+def difference_of_last(loaded: LoadedModel, num_tokens: int, stock: str) -> float:
+    """The `relative_difference` between the paged attention and a model's own, of a text's end.
+
+    Args:
+        loaded: the model.
+        num_tokens: of the text; its last `SELF_CHECK_TOKENS` are compared.
+        stock: the name of the model's own attention.
+    """
+    model = loaded.model
+    try:
+        model.set_attn_implementation(stock)
+        expected = stock_logits(model, num_tokens, SELF_CHECK_TOKENS)
+    finally:
+        model.set_attn_implementation(IMPLEMENTATION)
+    trial = _Trial(num_tokens, 16, loaded.dtype)
+    actual = paged_logits(loaded, ReferenceAttention(), trial, SELF_CHECK_TOKENS)
+    return relative_difference(actual, expected)
 
 
 def _chunk(positions: Tensor, end: int, num_blocks: int) -> AttentionInput:
@@ -212,7 +267,7 @@ def _probe_layers(model: PreTrainedModel) -> dict[int, LayerShape]:
     layers: dict[int, LayerShape] = {}
 
     def probe(
-        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **_: Any
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any
     ) -> tuple[Tensor, None]:
         index = module.layer_idx
         assert isinstance(index, int)

@@ -9,7 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from engine.attention.paged import AttentionStep, ReferenceAttention, paged_attention_forward
+from engine.attention.paged import (
+    AttentionStep,
+    ReferenceAttention,
+    attending,
+    paged_attention_forward,
+)
 from engine.batch import AttentionInput
 
 BLOCK_SIZE = 4
@@ -70,6 +75,7 @@ def attend(
     scale: float,
     *,
     sliding_window: int | None = None,
+    chunk_size: int | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> Tensor:
@@ -83,16 +89,22 @@ def attend(
         case.batch.context_lens,
         scale,
         sliding_window=sliding_window,
+        chunk_size=chunk_size,
         softcap=softcap,
         sinks=sinks,
     )
 
 
-def visible(num_new: int, context: int, window: int | None) -> Tensor:
+def visible(num_new: int, context: int, window: int | None, chunk: int | None = None) -> Tensor:
     """Bool [num_new, context], computed entry by entry."""
     return torch.tensor(
         [
-            [k <= q and (window is None or k >= q - window + 1) for k in range(context)]
+            [
+                k <= q
+                and (window is None or k >= q - window + 1)
+                and (chunk is None or k // chunk == q // chunk)
+                for k in range(context)
+            ]
             for q in range(context - num_new, context)
         ]
     )
@@ -126,6 +138,20 @@ def test_matches_torch_with_windows_and_groups(
         for query, key, value, num_new, context in per_sequence(case)
     ]
     actual = attend(case, 0.3, sliding_window=window)
+    torch.testing.assert_close(actual, torch.cat(expected), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("chunk", [1, 3, 8, 100])
+def test_matches_torch_with_chunks(chunk: int, window: int | None) -> None:
+    case = make_case()
+    expected = [
+        scaled_dot_product_attention(
+            query, key, value, attn_mask=visible(num_new, context, window, chunk), scale=0.3
+        ).transpose(0, 1)
+        for query, key, value, num_new, context in per_sequence(case)
+    ]
+    actual = attend(case, 0.3, sliding_window=window, chunk_size=chunk)
     torch.testing.assert_close(actual, torch.cat(expected), rtol=1e-5, atol=1e-5)
 
 
@@ -177,14 +203,14 @@ def test_a_layer_call_writes_then_attends_with_the_default_scale() -> None:
     layer.layer_idx = 5  # type: ignore[assignment]
     step = AttentionStep({5: (case.key_cache, case.value_cache)}, case.batch, ReferenceAttention())
 
-    output, weights = paged_attention_forward(
-        layer,
-        case.query.transpose(0, 1).unsqueeze(0),
-        key.transpose(0, 1).unsqueeze(0),
-        value.transpose(0, 1).unsqueeze(0),
-        None,
-        attention_step=step,
-    )
+    with attending(step):
+        output, weights = paged_attention_forward(
+            layer,
+            case.query.transpose(0, 1).unsqueeze(0),
+            key.transpose(0, 1).unsqueeze(0),
+            value.transpose(0, 1).unsqueeze(0),
+            None,
+        )
 
     assert weights is None
     assert output.shape == (1, num_tokens, 4, 8)

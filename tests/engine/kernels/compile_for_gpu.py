@@ -97,6 +97,7 @@ def attend(dtype: torch.dtype, cache_dtype: torch.dtype, head_dim: int) -> None:
             numbers[:2],
             1.0,
             sliding_window=1000,
+            chunk_size=900,
             softcap=30.0,
             sinks=states[0, :, 0],
         )

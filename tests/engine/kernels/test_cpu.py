@@ -87,6 +87,7 @@ class Options(TypedDict, total=False):
     """Keyword arguments of both implementations."""
 
     sliding_window: int | None
+    chunk_size: int | None
     softcap: float | None
     sinks: Tensor | None
 
@@ -96,6 +97,7 @@ def reference_attention(
     scale: float,
     *,
     sliding_window: int | None = None,
+    chunk_size: int | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
 ) -> Tensor:
@@ -117,6 +119,8 @@ def reference_attention(
         seen = torch.arange(context)[None] <= position
         if sliding_window:
             seen &= torch.arange(context)[None] > position - sliding_window
+        if chunk_size:
+            seen &= torch.arange(context)[None] // chunk_size == position // chunk_size
         logits = logits.masked_fill(~seen, -torch.inf)
         if sinks is not None:
             column = sinks.double()[:, None, None].expand(-1, end - start, 1)
@@ -155,6 +159,7 @@ class Case:
     head_size: int
     block_size: int
     sliding_window: int | None
+    chunk_size: int | None
     softcap: float | None
     has_sinks: bool
     head_major: bool
@@ -168,6 +173,7 @@ attention_cases = st.builds(
     head_size=st.sampled_from([8, 20, 32, 64, 72, 80, 96, 128, 256]),
     block_size=st.sampled_from([8, 16, 32]),
     sliding_window=st.none() | st.integers(1, 200),
+    chunk_size=st.none() | st.integers(1, 200),
     softcap=st.none() | st.sampled_from([2.0, 30.0]),
     has_sinks=st.booleans(),
     head_major=st.booleans(),
@@ -184,7 +190,11 @@ def check_attention(kernels: CpuKernels, case: Case) -> None:
         seed=case.seed,
         head_major=case.head_major,
     )
-    options: Options = {"sliding_window": case.sliding_window, "softcap": case.softcap}
+    options: Options = {
+        "sliding_window": case.sliding_window,
+        "chunk_size": case.chunk_size,
+        "softcap": case.softcap,
+    }
     if case.has_sinks:
         options["sinks"] = torch.randn(case.heads[0])
     scale = case.head_size**-0.5

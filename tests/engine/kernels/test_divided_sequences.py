@@ -27,6 +27,7 @@ class Case:
     heads: tuple[int, int]
     head_size: int
     sliding_window: int | None
+    chunk_size: int | None
     softcap: float | None
     has_sinks: bool
     num_threads: int
@@ -47,6 +48,7 @@ def cases(draw: st.DrawFn) -> Case:
         heads=draw(st.sampled_from([(1, 1), (4, 4), (4, 2), (6, 2), (8, 2), (5, 1), (16, 1)])),
         head_size=draw(st.sampled_from([8, 20, 64, 80, 128, 256])),
         sliding_window=draw(st.none() | st.integers(1, 700)),
+        chunk_size=draw(st.none() | st.integers(1, 700)),
         softcap=draw(st.none() | st.just(30.0)),
         has_sinks=draw(st.booleans()),
         num_threads=draw(st.integers(1, 3)),
@@ -83,7 +85,11 @@ def test_attention_does_not_depend_on_the_division_into_steps(target: str, case:
     kernels = kernels_for(target)
     lengths = [(case.context, case.context), (90, 90)]
     batch = make_batch(lengths, *case.heads, case.head_size, 16, seed=case.seed)
-    options: Options = {"sliding_window": case.sliding_window, "softcap": case.softcap}
+    options: Options = {
+        "sliding_window": case.sliding_window,
+        "chunk_size": case.chunk_size,
+        "softcap": case.softcap,
+    }
     if case.has_sinks:
         options["sinks"] = torch.randn(case.heads[0])
     whole = attend(kernels, batch, [(0, case.context)], options)

@@ -53,6 +53,7 @@ class Case:
     dtype: torch.dtype = torch.float32
     cache_dtype: torch.dtype | None = None
     sliding_window: int | None = None
+    chunk_size: int | None = None
     softcap: float | None = None
     has_sinks: bool = False
     seed: int = 0
@@ -145,6 +146,7 @@ def attend(case: Case, batch: Batch, backend: AttentionBackend) -> Tensor:
         batch.context_lens,
         case.key_dim**-0.5,
         sliding_window=case.sliding_window,
+        chunk_size=case.chunk_size,
         softcap=case.softcap,
         sinks=batch.sinks,
     )
@@ -165,6 +167,7 @@ MIXED = [(1, 33), (3, 40), (40, 40), (21, 70), (1, 1)]
 OPTIONS = [
     Case(sequences=[]),
     Case(sequences=[], heads=(6, 2), key_dim=80, value_dim=80, sliding_window=20),
+    Case(sequences=[], chunk_size=24, heads=(4, 2), key_dim=16, value_dim=16),
     Case(sequences=[], heads=(5, 1), key_dim=96, value_dim=64, softcap=3.0, block_size=32),
     Case(sequences=[], heads=(2, 2), key_dim=64, has_sinks=True, block_size=128, sliding_window=7),
     Case(sequences=[], dtype=torch.float16, has_sinks=True, softcap=20.0, block_size=64),
@@ -207,6 +210,7 @@ def lengths(draw: st.DrawFn) -> tuple[int, int]:
         block_size=st.sampled_from([4, 16, 32]),
         dtype=st.sampled_from([torch.float32, torch.float16]),
         sliding_window=st.none() | st.integers(1, 100),
+        chunk_size=st.none() | st.integers(1, 100),
         softcap=st.none() | st.just(2.0),
         has_sinks=st.booleans(),
         seed=st.integers(0, 2**16),
@@ -295,7 +299,7 @@ def test_a_model_with_fewer_key_heads_has_more_splits(heads: tuple[int, int], sp
         numbers = torch.zeros(3, dtype=torch.int32)
         query = torch.zeros(num_tokens, num_heads, 128)
         call = triton_attention._Call(
-            query, cache, cache, numbers[:2, None], numbers, numbers[:2], 1.0, 0, 0.0, None
+            query, cache, cache, numbers[:2, None], numbers, numbers[:2], 1.0, 0, 0, 0.0, None
         )
         assert call.max_splits == splits
 

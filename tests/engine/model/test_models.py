@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     BloomConfig,
     FalconConfig,
+    GraniteMoeHybridConfig,
     JambaConfig,
     Lfm2Config,
     MambaConfig,
@@ -24,10 +25,9 @@ from engine.attention.paged import AttentionBackend, ReferenceAttention
 from engine.engine import Engine
 from engine.executor import Forward
 from engine.kernels import cpu as cpu_kernels
-from engine.kernels.packed_linear import pack_model
 from engine.model.loading import load_model
 from engine.model.model_runner import ModelRunner
-from engine.model.passes import fuse_rotation
+from engine.model.passes import fuse_rotation, layers_in_use, pack_layers
 from engine.model.self_check import attach_paged_attention
 from engine.protocol.config import EngineConfig
 from engine.protocol.errors import ModelLoadError
@@ -40,6 +40,7 @@ from tests.engine.model.architectures import (
     ARCHITECTURES,
     CPU,
     NUM_NEW_TOKENS,
+    PECULIAR,
     build_model,
     generate,
     make_prompts,
@@ -81,13 +82,14 @@ def make_engine(
     name: str, backend: str, *, num_blocks: int, max_step_tokens: int = MAX_STEP_TOKENS
 ) -> Engine:
     """An engine with the model of an architecture."""
-    loaded = attach_paged_attention(build_model(ARCHITECTURES[name]()), CPU, torch.float32)
+    model = build_model({**ARCHITECTURES, **PECULIAR}[name]())
+    loaded = attach_paged_attention(model, CPU, torch.float32)
     attention: AttentionBackend = ReferenceAttention()
     kernels = cpu_kernels.load() if backend != "reference" else None
     if backend != "reference":
         if kernels is None:
             pytest.skip("no native kernels here")
-        pack_model(loaded.model, kernels)
+        pack_layers(loaded, kernels, layers_in_use(loaded))
         attention = kernels
     cache = KVCache(loaded.layers, num_blocks, BLOCK_SIZE, torch.float32, CPU)
     scheduler = Scheduler(
@@ -107,7 +109,7 @@ def make_engine(
 
 
 @pytest.mark.parametrize("backend", ["reference", "native", "cpu_graphs"])
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", [*ARCHITECTURES, *PECULIAR])
 def test_greedy_tokens_are_those_of_transformers(name: str, backend: str) -> None:
     prompts, expected = make_prompts(), generate(name)
     assert len({token_id for tokens in expected for token_id in tokens}) > 5, "tokens differ"
@@ -177,6 +179,32 @@ def test_what_does_not_fit_a_paged_cache_is_refused(name: str, scale: float) -> 
     with pytest.raises(ModelLoadError, match=type(model).__name__) as caught:
         attach_paged_attention(model, CPU, torch.float32)
     assert "\n" not in str(caught.value)
+    keeps_state = "a state that is not a paged KV cache" in str(caught.value)
+    computes_attention = "its layers compute attention themselves" in str(caught.value)
+    assert (keeps_state, computes_attention) == ("alibi" not in name, "alibi" in name)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "is_served"),
+    [(["attention"] * 4, True), (["attention", "mamba"] * 2, False), (["mamba"] * 4, False)],
+)
+def test_a_class_that_may_keep_a_state_is_judged_by_its_layers(
+    kinds: list[str], is_served: bool
+) -> None:
+    config = GraniteMoeHybridConfig(
+        **{**_TINY, **_ATTENTION},
+        layer_types=kinds,
+        num_local_experts=0,
+        shared_intermediate_size=48,
+        mamba_n_heads=4,
+        mamba_d_head=16,
+    )
+    model = build_model(config)
+    if is_served:
+        assert len(attach_paged_attention(model, CPU, torch.float32).layers) == len(kinds)
+        return
+    with pytest.raises(ModelLoadError, match="layers of the type linear_attention keep a state"):
+        attach_paged_attention(model, CPU, torch.float32)
 
 
 class TestLoad:

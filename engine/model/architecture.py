@@ -1,0 +1,41 @@
+"""What a model's class and configuration say about its layers, before anything is computed."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedModel
+
+_CHUNKED = "chunked_attention"
+_ATTENTION = frozenset({"full_attention", "sliding_attention", _CHUNKED})
+_WITH_STATE = frozenset({"conv", "linear_attention", "recurrent", "hybrid", "hybrid_sliding"})
+
+
+def refusal(model: PreTrainedModel) -> str | None:
+    """Why a model cannot run on the paged attention; None if nothing is known against it."""
+    kinds = layer_types(model)
+    states = sorted(_WITH_STATE & set(kinds))
+    is_attention = kinds and _ATTENTION.issuperset(kinds)
+    if states or (getattr(model, "_is_stateful", False) and not is_attention):
+        layers = f"layers of the type {', '.join(states)}" if states else "it"
+        return f"{layers} keep{'' if states else 's'} a state that is not a paged KV cache"
+    if not model._can_set_attn_implementation():
+        return (
+            "its layers compute attention themselves (older code, often with ALiBi), and not "
+            "through the attention interface of transformers"
+        )
+    return None
+
+
+def layer_types(model: PreTrainedModel) -> list[str]:
+    """The type of each layer, by the names of transformers; none if all are of one type."""
+    return list(getattr(model.config.get_text_config(), "layer_types", None) or ())
+
+
+def chunk_sizes(model: PreTrainedModel) -> dict[int, int]:
+    """Positions of a chunk, by the index of the layers with chunked attention.
+
+    Transformers tells such layers only by their mask, which attention functions of others do not
+    get.
+    """
+    size = getattr(model.config.get_text_config(), "attention_chunk_size", None)
+    kinds = enumerate(layer_types(model))
+    return {index: int(size) for index, kind in kinds if kind == _CHUNKED and size}
