@@ -72,13 +72,27 @@ class AdapterRows(NamedTuple):
     names: tuple[str, ...] = ()
 
 
+class StateRows(NamedTuple):
+    """The sequences of a step, for layers that compute each with its own state; on the host.
+
+    `starts` [num_seqs + 1]: where each sequence's tokens start. `slots` [num_seqs]: where its state
+    is. `begins` [num_seqs]: whether it has none yet. `device` is that of the step's tensors.
+    """
+
+    starts: list[int]
+    slots: list[int]
+    begins: list[bool]
+    device: torch.device
+
+
 @dataclass(frozen=True, slots=True)
 class ModelInput:
     """The input of one forward pass.
 
     `input_ids` and `positions` int64 [num_tokens]; `logits_rows` int64 [num_rows]: the tokens whose
     logits are wanted. `sampled` says which rows of the logits a sequence's next tokens are sampled
-    from: one row, and one more for each draft token. `adapters` is None if no sequence has one.
+    from: one row, and one more for each draft token. `adapters` is None if no sequence has one,
+    and `states` if the model has no state beside the KV cache.
     """
 
     input_ids: Tensor
@@ -88,6 +102,7 @@ class ModelInput:
     sampled: dict[Sequence, range]
     prompt_rows: list[PromptRows]
     adapters: AdapterRows | None = None
+    states: StateRows | None = None
 
 
 def pack(
@@ -134,6 +149,7 @@ def pack(
         sampled=sampled,
         prompt_rows=prompt_rows,
         adapters=AdapterRows(rest[0], rest[1], names) if names else None,
+        states=_state_rows(batch, tokens.starts, device),
     )
 
 
@@ -263,6 +279,14 @@ def _adapter_rows(
     if not names:
         return (), []
     return (*names,), [np.array(rows, dtype=np.int64), np.array(owners, dtype=np.int64)]
+
+
+def _state_rows(batch: ScheduledBatch, starts: list[int], device: torch.device) -> StateRows | None:
+    slots = [s.state_slot for s in batch.num_tokens if s.state_slot is not None]
+    if not slots:  # all have one, or none has
+        return None
+    begins = [sequence.num_computed_tokens == 0 for sequence in batch.num_tokens]
+    return StateRows(starts, slots, begins, device)
 
 
 def upload_together(arrays: list[_Integers], device: torch.device) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import torch
 from transformers import AutoTokenizer
@@ -29,6 +30,7 @@ from .model.model_runner import ModelRunner
 from .model.prepare import LoadModel, PreparedModel, native_kernels, prepare
 from .protocol.config import EngineConfig, EngineInfo
 from .protocol.errors import GrammarError
+from .recurrent.layer_state import bytes_per_slot
 from .replay.cpu_graphs import CpuGraphs
 from .replay.cuda_graphs import DecodeGraphs, cuda_recorder
 from .sampling.watermark import Watermark
@@ -61,6 +63,8 @@ def build_engine(
     """
     torch.set_num_threads(config.num_threads or num_processors())
     model = prepare(config, load)
+    if model.loaded.recurrence is not None:
+        config = _for_states(config)
     device, max_total_tokens = model.loaded.device, model.max_total_tokens
     vocab_size = int(model.loaded.model.config.get_text_config().vocab_size)
     watermark = Watermark(
@@ -68,7 +72,8 @@ def build_engine(
     )
     adapters = [read_adapter(name, source) for name, source in config.adapters]
     step = _attached(adapters, model.loaded, config)
-    bounds = _bounds(config, max_total_tokens)
+    has_states = model.loaded.recurrence is not None
+    bounds = _bounds(config, max_total_tokens, has_states=has_states)
     runner = _runner(config, model, bounds, watermark, step)
     forward = runner.forward if step is None else AdaptedForward(runner.forward, step)
     recorded = _with_recorded_steps(config, runner, forward, max_total_tokens, vocab_size)
@@ -87,7 +92,20 @@ def build_engine(
     return engine, _info(config, model, runner.cache.num_blocks, vocab_size)
 
 
-def _bounds(config: EngineConfig, max_total_tokens: int) -> StepBounds:
+def _for_states(config: EngineConfig) -> EngineConfig:
+    """The configuration of a model that keeps a state beside the KV cache.
+
+    A state is that of one length of a text: a prefix in the cache is of no use without it, and
+    draft tokens that are refused could not be taken back. Recorded steps have a fixed form, while
+    those of these models depend on which sequences begin.
+    """
+    logger.info("the model keeps a state for each sequence: no prefix caching, no recorded steps")
+    if config.speculate:
+        logger.warning("no draft tokens: this model cannot take them back")
+    return replace(config, enable_prefix_caching=False, speculate=0, graph_sizes=())
+
+
+def _bounds(config: EngineConfig, max_total_tokens: int, *, has_states: bool) -> StepBounds:
     return StepBounds(
         max_total_tokens=max_total_tokens,
         max_step_tokens=config.max_step_tokens,
@@ -96,6 +114,7 @@ def _bounds(config: EngineConfig, max_total_tokens: int) -> StepBounds:
         max_draft_tokens=config.speculate,
         block_size=config.block_size,
         adapter=config.adapters[0][0] if config.adapters else "",
+        state_slot=0 if has_states else None,
     )
 
 
@@ -130,14 +149,20 @@ def _runner(
         ModelLoadError: there is not enough memory.
     """
     loaded = model.loaded
-    runner = ModelRunner(loaded, _cache(config, model, 1), model.backend)
+    runner = ModelRunner(loaded, _cache(config, model, 1), model.backend, loaded.state_pool(1))
     forward = runner.forward if step is None else AdaptedForward(runner.forward, step)
     executor = Executor(
         NumberedForward(forward, _names(config)), loaded.device, config.block_size, watermark
     )
+    room = cache_size.room_for_cache(config, executor, bounds, loaded.device)
+    if loaded.recurrence is not None:
+        per_slot = bytes_per_slot(loaded.recurrence.states)
+        num_slots = cache_size.num_state_slots(bounds.max_num_seqs, room, per_slot)
+        runner.pool = loaded.state_pool(num_slots)
+        room -= num_slots * per_slot
     num_blocks = cache_size.num_blocks(
         config,
-        cache_size.room_for_cache(config, executor, bounds, loaded.device),
+        room,
         bytes_per_token(loaded.layers, model.cache_dtype),
         model.max_total_tokens,
         loaded.device,
@@ -154,16 +179,18 @@ def _cache(config: EngineConfig, model: PreparedModel, num_blocks: int) -> KVCac
 def _scheduler(
     config: EngineConfig, bounds: StepBounds, runner: ModelRunner, salts: dict[str, bytes]
 ) -> Scheduler:
+    num_slots = 0 if runner.pool is None else runner.pool.num_slots
     blocks = BlockManager(
         runner.cache.num_blocks,
         config.block_size,
         enable_prefix_caching=config.enable_prefix_caching,
         salts=salts,
+        num_state_slots=num_slots,
     )
     return Scheduler(
         blocks,
         max_step_tokens=bounds.max_step_tokens,
-        max_num_seqs=bounds.max_num_seqs,
+        max_num_seqs=min(bounds.max_num_seqs, num_slots or bounds.max_num_seqs),
         max_chunk_tokens=config.max_chunk_tokens or _CHUNK_TOKENS[runner.device.type],
         min_chunk_tokens=_MIN_CHUNK_TOKENS[runner.device.type],
         max_logprob_rows=bounds.max_logprob_rows,

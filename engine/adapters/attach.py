@@ -62,6 +62,11 @@ def attach(
                 raise ModelLoadError(
                     f"adapter {adapter.name}: an update of the output layer ({name}) is not applied"
                 )
+            if loaded.recurrence is not None and loaded.recurrence.contains(name):
+                raise ModelLoadError(
+                    f"adapter {adapter.name}: an update of a layer that keeps a state ({name}) is "
+                    "not applied"
+                )
             updates = changed.setdefault(site.layer, [[] for _ in adapters])
             updates[number].append((site, update))
     parents = parents_of_layers(loaded.model)

@@ -15,6 +15,7 @@ from .worst_step import StepBounds, peak_bytes, recorded_bytes
 logger = logging.getLogger(__name__)
 
 _CPU_TOKENS = 16_384  # on the CPU by default: TGI's minimum of 16,000, in whole blocks
+_STATES_FRACTION = 0.5  # of the room: what states take at most, where a model has them
 _CPU_FRACTION = 0.5  # … but at most this share of the free memory; the rest is for the steps
 
 
@@ -67,6 +68,28 @@ def _measured(
     return largest, kept
 
 
+def num_state_slots(max_num_seqs: int, room: int, bytes_per_slot: int) -> int:
+    """The number of states that a model keeps beside its cache, one for each running sequence.
+
+    Args:
+        max_num_seqs: the most sequences that shall run at the same time.
+        room: bytes for states and cache together.
+        bytes_per_slot: bytes of one state.
+
+    Raises:
+        ModelLoadError: there is not enough memory for one.
+    """
+    slots = min(max_num_seqs, int(max(0, room) * _STATES_FRACTION) // bytes_per_slot)
+    if not slots:
+        raise ModelLoadError(
+            f"Not enough memory for the state of a sequence: it takes {bytes_per_slot} bytes, and "
+            f"{max(0, room)} bytes are free"
+        )
+    if slots < max_num_seqs:
+        logger.warning("%d sequences at most run at the same time: each has a state", slots)
+    return slots
+
+
 def num_blocks(
     config: EngineConfig,
     room: int,
@@ -79,14 +102,14 @@ def num_blocks(
     Args:
         config: may say how many tokens the cache shall hold.
         room: bytes that it may take.
-        bytes_per_token: bytes that a token takes in all layers.
+        bytes_per_token: bytes that a token takes in all layers; 0 if none caches keys and values.
         max_total_tokens: tokens of the longest sequence.
         device: by default a GPU's cache takes all the room, and a CPU's does not.
 
     Raises:
         ModelLoadError: the longest sequence or the configured number of tokens does not fit.
     """
-    fitting = max(0, room) // (bytes_per_token * config.block_size)
+    fitting = max(0, room) // (max(1, bytes_per_token) * config.block_size)
     if config.max_batch_total_tokens is not None:
         blocks = -(-config.max_batch_total_tokens // config.block_size)
     elif device.type == "cuda":

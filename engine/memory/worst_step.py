@@ -35,7 +35,8 @@ _EVERYTHING = SamplingParams(
 class StepBounds:
     """The limits of every step, see `Scheduler`, and `max_total_tokens` of a sequence.
 
-    `adapter` is the name of one, if there are any: all take the same memory.
+    `adapter` is the name of one, if there are any: all take the same memory. `state_slot` is one,
+    of a model that keeps a state beside the cache.
     """
 
     max_total_tokens: int
@@ -45,6 +46,7 @@ class StepBounds:
     max_draft_tokens: int
     block_size: int
     adapter: str = ""
+    state_slot: int | None = None
 
     def worst_decode(self) -> ScheduledBatch:
         """As many sequences as can run, each with as many draft tokens as the budget leaves."""
@@ -111,6 +113,7 @@ class StepBounds:
         )
         sequence = Sequence(request)
         sequence.num_computed_tokens = num_computed
+        sequence.state_slot = self.state_slot
         num_blocks = -(-(length + self.max_draft_tokens) // self.block_size)
         sequence.block_table.extend([0] * num_blocks)
         return sequence

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from transformers import PreTrainedModel
 
 _CHUNKED = "chunked_attention"
@@ -9,15 +11,19 @@ _ATTENTION = frozenset({"full_attention", "sliding_attention", _CHUNKED})
 _WITH_STATE = frozenset({"conv", "linear_attention", "recurrent", "hybrid", "hybrid_sliding"})
 
 
-def refusal(model: PreTrainedModel) -> str | None:
-    """Why a model cannot run on the paged attention; None if nothing is known against it."""
+def refusal(model: PreTrainedModel, stateful: Collection[int]) -> str | None:
+    """Why a model cannot run on the paged attention; None if nothing is known against it.
+
+    `stateful` are the indexes of layers with a state that the engine can keep.
+    """
     kinds = layer_types(model)
-    states = sorted(_WITH_STATE & set(kinds))
-    is_attention = kinds and _ATTENTION.issuperset(kinds)
-    if states or (getattr(model, "_is_stateful", False) and not is_attention):
+    others = {kind for index, kind in enumerate(kinds) if index not in stateful}
+    states = sorted(_WITH_STATE & others)
+    is_known = stateful or (kinds and _ATTENTION.issuperset(kinds))
+    if states or (getattr(model, "_is_stateful", False) and not is_known):
         layers = f"layers of the type {', '.join(states)}" if states else "it"
-        return f"{layers} keep{'' if states else 's'} a state that is not a paged KV cache"
-    if not model._can_set_attn_implementation():
+        return f"{layers} keep{'' if states else 's'} a state that the engine cannot keep"
+    if not stateful and not model._can_set_attn_implementation():
         return (
             "its layers compute attention themselves (older code, often with ALiBi), and not "
             "through the attention interface of transformers"

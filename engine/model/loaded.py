@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -12,6 +13,8 @@ from transformers import PreTrainedModel
 from ..attention.kv_cache import LayerShape
 from ..attention.paged import AttentionBackend, AttentionStep, attending
 from ..batch import AttentionInput
+from ..recurrent.layer_state import StatePool
+from ..recurrent.recurrence import Recurrence, StepStates
 from . import quantization
 from .step_positions import StepPositions
 
@@ -25,6 +28,7 @@ class LoadedModel:
         layers: the shapes of each layer's keys and values, by the layer's index.
         device: where it is.
         dtype: of its weights.
+        recurrence: its layers that keep a state beside the cache, if it has such.
         scheme: how `quantize_model` is to quantise it; None for not at all.
         chunk_sizes: positions of a chunk, for the layers whose attention ends at chunks.
         asks_positions: whether its attention asks a cache for the positions of a step's tokens.
@@ -35,6 +39,7 @@ class LoadedModel:
     layers: dict[int, LayerShape]
     device: torch.device
     dtype: torch.dtype
+    recurrence: Recurrence | None = None
     scheme: quantization.Scheme | None = None
     chunk_sizes: dict[int, int] = field(default_factory=dict)
     asks_positions: bool = False
@@ -48,6 +53,7 @@ class LoadedModel:
         batch: AttentionInput,
         backend: AttentionBackend,
         rows: Tensor | None = None,
+        states: StepStates | None = None,
     ) -> Tensor:
         """Computes the tokens of a step.
 
@@ -59,12 +65,14 @@ class LoadedModel:
             backend: computes attention.
             rows: int64 [num_rows], the tokens whose logits are wanted, in their order; None for
                 all.
+            states: of a model that keeps states beside the cache.
 
         Returns:
             Logits [num_rows, vocab_size] in the model's own dtype.
         """
         options = {} if rows is None else {"logits_to_keep": rows}
-        with attending(AttentionStep(caches, batch, backend, self.chunk_sizes)):
+        step = AttentionStep(caches, batch, backend, self.chunk_sizes)
+        with attending(step), self._remembering(states):
             output = self.model(
                 input_ids=input_ids.unsqueeze(0),
                 position_ids=positions.unsqueeze(0),
@@ -76,6 +84,18 @@ class LoadedModel:
         assert isinstance(logits, Tensor)
         is_whole = rows is not None and logits.shape[1] != len(rows)  # a model may know no rows
         return logits[0, rows] if is_whole else logits[0]
+
+    def _remembering(self, states: StepStates | None) -> AbstractContextManager[None]:
+        if self.recurrence is None:
+            return nullcontext()
+        assert states is not None
+        return self.recurrence.computing(states)
+
+    def state_pool(self, num_slots: int) -> StatePool | None:
+        """States of this many sequences, for a model that keeps any beside the KV cache."""
+        if self.recurrence is None:
+            return None
+        return StatePool(self.recurrence.states, num_slots, self.device)
 
 
 def first_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Runs the model: packed tokens in, logits out. Its only state is the KV cache."""
+"""Runs the model: packed tokens in, logits out. All state is in the KV cache and the pool."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from torch import Tensor
 from ..attention.kv_cache import KVCache
 from ..attention.paged import AttentionBackend
 from ..batch import ModelInput
+from ..recurrent.layer_state import StatePool
+from ..recurrent.recurrence import StepStates
 from .loaded import LoadedModel
 
 
@@ -18,12 +20,20 @@ class ModelRunner:
         loaded: the model.
         cache: the KV cache.
         backend: computes attention.
+        pool: the states that some models keep beside the cache.
     """
 
-    def __init__(self, loaded: LoadedModel, cache: KVCache, backend: AttentionBackend) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        cache: KVCache,
+        backend: AttentionBackend,
+        pool: StatePool | None = None,
+    ) -> None:
         self.device = loaded.device
         self.cache = cache
         self.backend = backend
+        self.pool = pool
         self._loaded = loaded
 
     @torch.inference_mode()
@@ -41,4 +51,5 @@ class ModelRunner:
             batch.attention,
             self.backend,
             batch.logits_rows,
+            StepStates.of(self.pool, batch.states),
         )

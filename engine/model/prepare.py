@@ -165,7 +165,7 @@ def _triton_attention(
     from ..kernels.triton_attention import MAX_HEAD_DIM, TritonAttention
 
     dims = [max(shape.key_dim, shape.value_dim) for shape in loaded.layers.values()]
-    if max(dims) > MAX_HEAD_DIM:
+    if max(dims, default=0) > MAX_HEAD_DIM:
         logger.warning("heads of %d are too wide for the GPU kernels", max(dims))
         return None
     is_gpu = loaded.device.type == "cuda"  # else Triton's interpreter, which has every format

@@ -18,8 +18,10 @@ from ..attention.paged import (
     ReferenceAttention,
     install,
 )
-from ..batch import AttentionInput
+from ..batch import AttentionInput, StateRows
 from ..protocol.errors import ModelLoadError
+from ..recurrent.find import FoundLayers, watching
+from ..recurrent.recurrence import Recurrence, StepStates
 from . import architecture
 from .loaded import LoadedModel, first_line
 from .step_positions import asks_positions
@@ -47,29 +49,36 @@ def attach_paged_attention(
         ModelLoadError: the architecture is not supported.
     """
     name = type(model).__name__
-    reason = architecture.refusal(model)
-    if reason is not None:
-        raise ModelLoadError(f"{name} is not supported: {reason}")
     install()
     stock = str(model.config.get_text_config()._attn_implementation)
     try:
-        expected = stock_logits(model)
+        with watching(model) as found:
+            expected = stock_logits(model, use_cache=True)
+        reason = architecture.refusal(model, found.stateful)
+        if reason is not None:
+            raise ModelLoadError(f"{name} is not supported: {reason}")
+        recurrence = Recurrence(found.stateful) if found.stateful else None
         loaded = LoadedModel(
             model,
-            _probe_layers(model),
+            _probe_layers(model, found),
             device,
             dtype,
+            recurrence,
             chunk_sizes=architecture.chunk_sizes(model),
             asks_positions=asks_positions(model),
             stock_attention=stock,
         )
         model.set_attn_implementation(IMPLEMENTATION)
-        actual = paged_logits(loaded, ReferenceAttention())
+        difference = relative_difference(paged_logits(loaded, ReferenceAttention()), expected)
+        if recurrence is not None and not difference <= tolerance(dtype):
+            recurrence.token_by_token = True
+            difference = relative_difference(paged_logits(loaded, ReferenceAttention()), expected)
+    except ModelLoadError:
+        raise
     except Exception as error:
         raise ModelLoadError(
             f"{name} does not run on paged attention: {first_line(error)}"
         ) from error
-    difference = relative_difference(actual, expected)
     if not difference <= tolerance(dtype):  # also when it is not a number
         raise ModelLoadError(
             f"{name} is not supported: its logits on paged attention differ by {difference:.2%}"
@@ -184,7 +193,11 @@ class _Trial:
 
 @torch.inference_mode()
 def stock_logits(
-    model: PreTrainedModel, num_tokens: int = SELF_CHECK_TOKENS, last: int = 0
+    model: PreTrainedModel,
+    num_tokens: int = SELF_CHECK_TOKENS,
+    last: int = 0,
+    *,
+    use_cache: bool = False,
 ) -> Tensor:
     """Logits of a text on the model's own attention, float32 [num_tokens, vocab_size].
 
@@ -192,7 +205,7 @@ def stock_logits(
     """
     ids = _self_check_ids(model, num_tokens)
     options = {"logits_to_keep": last} if last else {}
-    logits = model(input_ids=ids, use_cache=False, **options).logits
+    logits = model(input_ids=ids, use_cache=use_cache, **options).logits
     assert isinstance(logits, Tensor)
     return logits[0, -last:].float()
 
@@ -210,6 +223,7 @@ def paged_logits(
     ids = _self_check_ids(loaded.model, trial.num_tokens)[0]
     num_blocks = -(-trial.num_tokens // trial.block_size)
     cache = KVCache(loaded.layers, num_blocks, trial.block_size, trial.cache_dtype, device)
+    pool = loaded.state_pool(1)
     first = trial.num_tokens - last if last else 0
     chunks = []
     for start, end in itertools.pairwise((0, *trial.ends)):
@@ -222,6 +236,7 @@ def paged_logits(
             _chunk(positions, end, num_blocks),
             backend,
             (rows if len(rows) else rows.new_zeros(1)) if last else None,
+            StepStates.of(pool, StateRows([0, end - start], [0], [start == 0], device)),
         )
         chunks.append(logits[: len(rows)].float())
     return torch.cat(chunks)
@@ -258,8 +273,12 @@ def _chunk(positions: Tensor, end: int, num_blocks: int) -> AttentionInput:
 
 
 @torch.inference_mode()
-def _probe_layers(model: PreTrainedModel) -> dict[int, LayerShape]:
+def _probe_layers(model: PreTrainedModel, found: FoundLayers) -> dict[int, LayerShape]:
     """Runs one token to find out which layers have attention, and the shapes of keys and values.
+
+    Args:
+        model: it.
+        found: what its layers put into a cache of transformers.
 
     Raises:
         ValueError: layers share a cache, or some do not use the attention interface.
@@ -280,6 +299,10 @@ def _probe_layers(model: PreTrainedModel) -> dict[int, LayerShape]:
     model.set_attn_implementation(_PROBE)
     model(input_ids=_self_check_ids(model)[:, :1], use_cache=False)
     num_layers = int(model.config.get_text_config().num_hidden_layers)
-    if len(layers) != num_layers:
-        raise ValueError(f"{len(layers)} of its {num_layers} layers use the attention interface")
+    if not layers and not found.stateful:
+        raise ValueError(f"none of its {num_layers} layers use the attention interface")
+    if others := found.attending - layers.keys():
+        raise ValueError(
+            f"{len(others)} of its {num_layers} layers do not use the attention interface"
+        )
     return layers

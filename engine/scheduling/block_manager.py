@@ -31,6 +31,8 @@ class BlockManager:
         block_size: tokens per block.
         enable_prefix_caching: whether full blocks are shared.
         salts: of each adapter by its name, what the hashes of its blocks begin with.
+        num_state_slots: for models that keep a state beside the cache, one for each sequence that
+            has blocks; 0 for other models.
     """
 
     def __init__(
@@ -40,11 +42,14 @@ class BlockManager:
         *,
         enable_prefix_caching: bool = True,
         salts: Mapping[str, bytes] | None = None,
+        num_state_slots: int = 0,
     ) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.enable_prefix_caching = enable_prefix_caching
         self._salts = {"": b"", **(salts or {})}
+        self.num_state_slots = num_state_slots
+        self._free_slots = [*reversed(range(num_state_slots))]
         self._ref_counts = [0] * num_blocks
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
         self._hash_of: dict[int, bytes] = {}
@@ -82,12 +87,17 @@ class BlockManager:
     def allocate(self, sequence: Sequence, num_tokens: int) -> bool:
         """Extends a block table to the first `num_tokens` tokens of a sequence, or not at all.
 
+        A sequence without a slot for its state gets one.
+
         Returns:
-            Whether there were enough free blocks.
+            Whether there were enough free blocks, and a slot.
         """
         num_new = self.num_blocks_for(num_tokens) - len(sequence.block_table)
-        if num_new > len(self._free):
+        lacks_slot = self.num_state_slots > 0 and sequence.state_slot is None
+        if num_new > len(self._free) or (lacks_slot and not self._free_slots):
             return False
+        if lacks_slot:
+            sequence.state_slot = self._free_slots.pop()
         for _ in range(num_new):
             block, _ = self._free.popitem(last=False)
             self._forget(block)
@@ -114,7 +124,10 @@ class BlockManager:
         sequence.num_committed_blocks = num_full
 
     def free(self, sequence: Sequence) -> None:
-        """Frees all blocks of a sequence; its last block is the first to be reused."""
+        """Frees a sequence's slot and blocks; its last block is the first to be reused."""
+        if sequence.state_slot is not None:
+            self._free_slots.append(sequence.state_slot)
+            sequence.state_slot = None
         for block in reversed(sequence.block_table):
             self._ref_counts[block] -= 1
             if self._ref_counts[block] == 0:
@@ -129,6 +142,8 @@ class BlockManager:
 
     def check_integrity(self, sequences: Ids[Sequence]) -> None:
         """Asserts that the counts agree with the block tables of all unfinished sequences."""
+        slots = [s.state_slot for s in sequences if s.state_slot is not None]
+        assert sorted([*slots, *self._free_slots]) == [*range(self.num_state_slots)]
         counts = [0] * self.num_blocks
         for sequence in sequences:
             for block in sequence.block_table:

@@ -45,6 +45,7 @@ class Sequence:
         "num_prompt_tokens",
         "request",
         "started",
+        "state_slot",
         "status",
         "token_counts",
         "token_ids",
@@ -61,6 +62,7 @@ class Sequence:
         self.block_table = array("i")  # int32, as kernels read it: packing copies its bytes
         self.block_hashes: list[bytes] = []  # of the full blocks hashed so far, in order
         self.num_committed_blocks = 0  # of block_table: how many can be shared by their hash
+        self.state_slot: int | None = None  # of the state that some models keep beside the cache
         self.status = SequenceStatus.WAITING
         self.num_prompt_logprobs = 0  # reported so far: not again after a preemption
         self.num_preemptions = 0

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from engine.batch import ModelInput
 from engine.executor import Executor
-from engine.memory.cache_size import num_blocks, room_for_cache
+from engine.memory.cache_size import num_blocks, num_state_slots, room_for_cache
 from engine.memory.worst_step import StepBounds
 from engine.protocol.config import EngineConfig
 from engine.protocol.errors import ModelLoadError
@@ -60,6 +60,20 @@ def test_all_blocks_fit_and_the_longest_sequence_fits_into_them(
     assert blocks * block_size >= limit
     if asked is not None:
         assert asked <= blocks * block_size < asked + block_size
+
+
+@given(room=st.integers(-MIB, 64 * MIB), wanted=st.integers(1, 256), size=st.integers(1, MIB))
+def test_states_take_half_of_the_room_at_most(room: int, wanted: int, size: int) -> None:
+    fitting = max(0, room) // 2 // size
+    if fitting:
+        assert num_state_slots(wanted, room, size) == min(wanted, fitting)
+    else:
+        with pytest.raises(ModelLoadError, match=f"the state of a sequence: it takes {size} bytes"):
+            num_state_slots(wanted, room, size)
+
+
+def test_a_model_without_a_kv_cache_has_blocks_that_take_nothing() -> None:
+    assert num_blocks(config(), 16 * MIB, 0, 64, CPU) == 1024
 
 
 def test_the_cache_takes_all_memory_of_a_gpu_but_not_of_a_cpu() -> None:

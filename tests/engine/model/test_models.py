@@ -13,11 +13,11 @@ from transformers import (
     BloomConfig,
     FalconConfig,
     GraniteMoeHybridConfig,
-    JambaConfig,
-    Lfm2Config,
-    MambaConfig,
+    MiniMaxConfig,
     MptConfig,
+    RecurrentGemmaConfig,
     RwkvConfig,
+    Zamba2Config,
 )
 
 from engine.attention.kv_cache import KVCache, LayerShape
@@ -67,13 +67,22 @@ UNSUPPORTED: dict[str, Callable[[], Any]] = {
     "alibi in bloom": lambda: BloomConfig(vocab_size=128, hidden_size=32, n_layer=2, n_head=4),
     "alibi in mpt": lambda: MptConfig(vocab_size=128, d_model=32, n_heads=4, n_layers=2),
     "alibi in falcon": lambda: FalconConfig(**_TINY, num_attention_heads=4, alibi=True),
-    "state in mamba": lambda: MambaConfig(**_TINY, state_size=8),
     "state in rwkv": lambda: RwkvConfig(**_TINY, context_length=64),
-    "state in jamba": lambda: JambaConfig(
-        **_TINY, **_ATTENTION, num_experts=2, attn_layer_period=2, attn_layer_offset=1
+    "state in recurrent gemma": lambda: RecurrentGemmaConfig(**_TINY, **_ATTENTION),
+    "cache of its own in minimax": lambda: MiniMaxConfig(
+        **_TINY,
+        **_ATTENTION,
+        num_local_experts=2,
+        layer_types=["linear_attention", "full_attention"] * 2,
     ),
-    "convolution in lfm2": lambda: Lfm2Config(
-        **_TINY, **_ATTENTION, layer_types=["conv", "full_attention", "conv", "full_attention"]
+    "shared layers in zamba2": lambda: Zamba2Config(
+        **_TINY,
+        **_ATTENTION,
+        n_mamba_heads=8,
+        mamba_d_state=16,
+        mamba_ngroups=1,
+        hybrid_layer_ids=[1, 3],
+        layers_block_type=["mamba", "hybrid"] * 2,
     ),
 }
 

@@ -12,6 +12,7 @@ from engine.scheduling.block_manager import BlockManager, hash_block
 from engine.scheduling.sequence import Sequence
 
 NUM_BLOCKS = 10
+NUM_SLOTS = 3
 BLOCK_SIZE = 2
 
 
@@ -39,7 +40,7 @@ class BlockManagerMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.blocks = BlockManager(NUM_BLOCKS, BLOCK_SIZE)
+        self.blocks = BlockManager(NUM_BLOCKS, BLOCK_SIZE, num_state_slots=NUM_SLOTS)
         self.living: list[Sequence] = []
         self.content: dict[int, list[int]] = {}  # the content of the cache's tensors
         self.free_order = list(range(NUM_BLOCKS))  # the longest free first
@@ -94,10 +95,13 @@ class BlockManagerMachine(RuleBasedStateMachine):
         """Allocates and computes up to `num_tokens`, writing them into the model of the cache."""
         num_new = -(-num_tokens // BLOCK_SIZE) - len(sequence.block_table)
         num_old = len(sequence.block_table)
-        fits = num_new <= len(self.free_order)
+        slots = [other.state_slot for other in self.living if other is not sequence]
+        has_slot = sequence.state_slot is not None or len(slots) < NUM_SLOTS
+        fits = num_new <= len(self.free_order) and has_slot
         assert self.blocks.allocate(sequence, num_tokens) == fits
         if not fits:
             return False
+        assert sequence.state_slot in {*range(NUM_SLOTS)} - {*slots}
         new = [*sequence.block_table[num_old:]]
         assert new == self.free_order[: len(new)], "the longest free blocks are reused first"
         del self.free_order[: len(new)]
@@ -115,6 +119,7 @@ class BlockManagerMachine(RuleBasedStateMachine):
         table = sequence.block_table[:]
         self.blocks.free(sequence)
         assert not sequence.block_table
+        assert sequence.state_slot is None
         used = {block for other in self.living for block in other.block_table}
         self.free_order += [block for block in reversed(table) if block not in used]
 
@@ -128,6 +133,12 @@ class BlockManagerMachine(RuleBasedStateMachine):
 
 TestBlockManagerMachine = BlockManagerMachine.TestCase
 TestBlockManagerMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_sequences_of_models_without_a_state_have_no_slot() -> None:
+    sequence = make_sequence([1, 2, 3])
+    compute(BlockManager(NUM_BLOCKS, BLOCK_SIZE), sequence)
+    assert sequence.state_slot is None
 
 
 def test_second_sequence_shares_the_full_blocks_of_the_first() -> None:

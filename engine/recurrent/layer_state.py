@@ -1,0 +1,103 @@
+"""What a layer remembers of a text, and where the states of all sequences are."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class StateShape:
+    """One tensor of a sequence's state, without a batch dimension."""
+
+    size: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that it takes."""
+        return math.prod(self.size) * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class LayerState:
+    """The state of one layer, by the numbers under which the layer asks for its parts.
+
+    Attributes:
+        conv: the latest inputs of convolutions, [channels, kernel size].
+        recurrent: what is carried from token to token, [num_heads, …].
+    """
+
+    conv: Mapping[int, StateShape]
+    recurrent: Mapping[int, StateShape]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of one sequence."""
+        return sum(shape.num_bytes for shape in (*self.conv.values(), *self.recurrent.values()))
+
+
+@dataclass(frozen=True, slots=True)
+class LayerStates:
+    """The states of several sequences in one layer: as `LayerState`, each tensor with a batch."""
+
+    conv: dict[int, Tensor]
+    recurrent: dict[int, Tensor]
+
+
+class StatePool:
+    """The states of all sequences, a slot for each.
+
+    Args:
+        layers: the state of each layer, by the layer's index.
+        num_slots: sequences that can run at the same time.
+        device: where the layers compute.
+    """
+
+    def __init__(
+        self, layers: Mapping[int, LayerState], num_slots: int, device: torch.device
+    ) -> None:
+        self.num_slots = num_slots
+
+        def zeros(shapes: Mapping[int, StateShape]) -> dict[int, Tensor]:
+            return {
+                number: torch.zeros(num_slots, *shape.size, dtype=shape.dtype, device=device)
+                for number, shape in shapes.items()
+            }
+
+        self._layers = {
+            index: LayerStates(zeros(layer.conv), zeros(layer.recurrent))
+            for index, layer in layers.items()
+        }
+
+    def at(self, layer: int, slot: int) -> LayerStates:
+        """The state in one slot: a batch of one, whose tensors are the pool's own."""
+        return self._each(layer, lambda states: states[slot : slot + 1])
+
+    def gather(self, layer: int, slots: Tensor) -> LayerStates:
+        """Copies of the states in these slots, int64 [num_seqs]."""
+        return self._each(layer, lambda states: states[slots])
+
+    def scatter(self, layer: int, slots: Tensor, states: LayerStates) -> None:
+        """Puts states back that `gather` copied."""
+        own = self._layers[layer]
+        for number, tensor in states.conv.items():
+            own.conv[number][slots] = tensor
+        for number, tensor in states.recurrent.items():
+            own.recurrent[number][slots] = tensor
+
+    def _each(self, layer: int, part: Callable[[Tensor], Tensor]) -> LayerStates:
+        own = self._layers[layer]
+        return LayerStates(
+            {number: part(tensor) for number, tensor in own.conv.items()},
+            {number: part(tensor) for number, tensor in own.recurrent.items()},
+        )
+
+
+def bytes_per_slot(layers: Mapping[int, LayerState]) -> int:
+    """Bytes that a sequence's state takes in all layers."""
+    return sum(layer.num_bytes for layer in layers.values())
