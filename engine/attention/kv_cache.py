@@ -11,24 +11,28 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class LayerShape:
-    """What one layer stores per token: `num_kv_heads` keys and values of these head sizes."""
+    """What one layer stores per token: `num_kv_heads` keys and values of these head sizes.
+
+    `is_shared` says that keys and values are the same, and stored once.
+    """
 
     num_kv_heads: int
     key_dim: int
     value_dim: int
+    is_shared: bool = False
 
     @property
     def elements_per_token(self) -> int:
         """Numbers stored per token."""
-        return self.num_kv_heads * (self.key_dim + self.value_dim)
+        return self.num_kv_heads * (self.key_dim + (0 if self.is_shared else self.value_dim))
 
 
 class KVCache:
     """One key and one value tensor per layer, [num_blocks, block_size, num_kv_heads, head_dim].
 
-    In memory a block is head-major, [num_kv_heads, block_size, head_dim]: the keys of one head are
-    contiguous, with which attention measured 12-30 % faster for heads of 64
-    (benchmarks/cpu_kernels.py).
+    They are the same tensor where keys and values are. In memory a block is head-major,
+    [num_kv_heads, block_size, head_dim]: the keys of one head are contiguous, with which attention
+    measured 12-30 % faster for heads of 64 (benchmarks/cpu_kernels.py).
     """
 
     def __init__(
@@ -46,12 +50,14 @@ class KVCache:
             shape = (num_blocks, heads, block_size, size)
             return torch.zeros(shape, dtype=dtype, device=device).transpose(1, 2)
 
+        def pair(shape: LayerShape) -> tuple[Tensor, Tensor]:
+            key = tensor(shape.num_kv_heads, shape.key_dim)
+            if shape.is_shared:
+                return key, key
+            return key, tensor(shape.num_kv_heads, shape.value_dim)
+
         self.layers: dict[int, tuple[Tensor, Tensor]] = {
-            index: (
-                tensor(shape.num_kv_heads, shape.key_dim),
-                tensor(shape.num_kv_heads, shape.value_dim),
-            )
-            for index, shape in layers.items()
+            index: pair(shape) for index, shape in layers.items()
         }
 
 

@@ -22,6 +22,7 @@ from transformers import AttentionInterface
 from ..batch import AttentionInput
 from .deferred_rope import pending_rotation
 from .kv_cache import to_cache_format
+from .latent import latent_attention
 
 IMPLEMENTATION = "tokenwire_paged"
 
@@ -238,6 +239,10 @@ def paged_attention_forward(
     attention_step = _STEP.get()
     step, layer = attention_step.batch, _layer_index(module)
     key_cache, value_cache = attention_step.caches[layer]
+    latent = latent_attention(module)
+    if latent is not None:
+        scaling = scaling if scaling is not None else query.shape[-1] ** -0.5
+        query = latent.query(query)
     rows = _write_step(attention_step, query, key, value, key_cache, value_cache)
     output = attention_step.backend.paged_attention(
         rows,
@@ -252,6 +257,8 @@ def paged_attention_forward(
         softcap=softcap,
         sinks=s_aux,
     )
+    if latent is not None:
+        output = latent.values(output)
     return output.unsqueeze(0), None
 
 

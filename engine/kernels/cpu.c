@@ -71,7 +71,7 @@
 #define TILE 64            /* cache positions processed at once */
 #define BURST 4            /* rows prefetched at once */
 #define LINE 16            /* floats of a cache line */
-#define MAX_D 256          /* head size */
+#define MAX_D 576          /* head size: the latents of DeepSeek V3, with a rotated key */
 #define DLD (MAX_D + 16)   /* row stride of head-size scratch rows */
 #define SLD (TILE + 16)    /* row stride of the score rows */
 #define DIRECT_ROWS 4      /* for up to this many query rows, keys are not transposed */

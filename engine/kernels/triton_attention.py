@@ -23,7 +23,7 @@ from torch import Tensor
 from ..attention.kv_cache import largest_value
 from . import triton_paged, triton_store
 
-MAX_HEAD_DIM = 256
+MAX_HEAD_DIM = 576  # the latents of DeepSeek V3, with a rotated key
 
 _LEAST_SPLIT = 128  # keys of a split; more, if a context would have too many splits otherwise
 _FEWEST_SPLITS, _MOST_SPLITS = 32, 128  # bounds of a model's maximum of splits per sequence
@@ -32,6 +32,7 @@ _PARTS_BYTES = 2**20  # of partial results of a sequence's splits, unless the sp
 _SPLIT_ROWS = 32  # the most query rows of a sequence that is split: decoding, with draft tokens
 _PROGRAMS_PER_UNIT = 4  # about as many programs as a multiprocessor runs at the same time
 _LEAST_PROGRAMS = 4  # for the splits of a sequence, which may be much longer than the others
+_WIDE_LANES, _WIDE_GROUP = 256, 16  # wider heads leave registers for so many query heads at a time
 _TILE_BYTES = 16_384  # of keys, and of values, that a program processes at a time
 
 # The addresses of keys come from the block table, so loading them in advance takes more stages.
@@ -186,13 +187,23 @@ class _Call:
         return self.query.shape[0] == self.num_seqs
 
     @property
+    def shares(self) -> int:
+        """How many programs share a key head, each with a part of its query heads."""
+        group = self.query.shape[1] // self.key_cache.shape[2]
+        if self.lanes <= _WIDE_LANES or group <= _WIDE_GROUP:
+            return 1
+        return next(
+            number for number in range(-(-group // _WIDE_GROUP), group + 1) if group % number == 0
+        )
+
+    @property
     def kv_heads(self) -> int:
-        """The number of key heads."""
-        return self.key_cache.shape[2]
+        """The number of key heads, each counted as often as it is shared."""
+        return self.key_cache.shape[2] * self.shares
 
     @property
     def group(self) -> int:
-        """Query heads per key head."""
+        """Query heads per key head, counted likewise."""
         return self.query.shape[1] // self.kv_heads
 
     @property
@@ -206,6 +217,11 @@ class _Call:
         return _power_of_2(self.key_cache.shape[3], 16)
 
     @property
+    def lanes(self) -> int:
+        """The larger of the two."""
+        return max(self.key_lanes, self.value_lanes)
+
+    @property
     def table_and_query_strides(self) -> tuple[int, ...]:
         """Strides of block table, query tokens and query heads, as the kernels take them."""
         return self.block_tables.stride(0), *self.query.stride()[:2]
@@ -213,7 +229,8 @@ class _Call:
     @property
     def split_tokens(self) -> int:
         """The most query tokens of a sequence that is split."""
-        return 1 if self.is_decode else max(min(_SPLIT_ROWS // self.group, self.max_splits), 1)
+        rows = _SPLIT_ROWS if self.lanes <= _WIDE_LANES else _WIDE_GROUP
+        return 1 if self.is_decode else max(min(rows // self.group, self.max_splits), 1)
 
     @property
     def max_splits(self) -> int:
@@ -236,7 +253,7 @@ class _Call:
 
     def tile(self, element_size: int) -> int:
         """Keys that a program processes at a time, if an element has this many bytes."""
-        row_bytes = max(self.key_lanes, self.value_lanes) * element_size
+        row_bytes = self.lanes * element_size
         return min(max(_TILE_BYTES // row_bytes, 16), 128 // element_size)
 
     @property
@@ -244,6 +261,7 @@ class _Call:
         """The constants that both attention kernels are compiled for."""
         return {
             "KV_HEADS": self.kv_heads,
+            "SHARES": self.shares,
             "GROUP": self.group,
             "BLOCK_SIZE": self.key_cache.shape[1],
             "KEY_DIM": self.key_cache.shape[3],
@@ -322,7 +340,7 @@ def _attend_splits(call: _Call, output: Tensor) -> None:
         IS_DECODE=call.is_decode,
         IS_WHOLE=splits.num_splits == 1,
         num_warps=4 if rows == 16 else 8,
-        num_stages=_STAGES if rows <= 32 else _FEWER_STAGES,
+        num_stages=_STAGES if rows <= 32 and call.lanes <= _WIDE_LANES else _FEWER_STAGES,
     )
     if splits.num_splits != 1:
         _merge_splits(call, output, splits)
@@ -357,9 +375,10 @@ def _merge_splits(call: _Call, output: Tensor, splits: _Splits) -> None:
 def _attend_tiles(call: _Call, output: Tensor) -> None:
     """Computes the sequences with more query tokens than those that are split."""
     num_tokens, split_tokens = call.query.shape[0], call.split_tokens
-    is_wide = max(call.key_lanes, call.value_lanes) > 128
+    is_wide = call.lanes > 128
     element_size = call.query.element_size()
-    rows = _power_of_2(call.group, 32 if element_size > 2 else 64 if is_wide else 128)
+    least = 16 if call.lanes > _WIDE_LANES else 32 if element_size > 2 else 64 if is_wide else 128
+    rows = _power_of_2(call.group, least)
     most_seqs = min(call.num_seqs, num_tokens // (split_tokens + 1))
     if not most_seqs:
         return

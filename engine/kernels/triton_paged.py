@@ -9,8 +9,11 @@ split along the keys; all others are cut into tiles of rows::
     merge_splits   (sequence, head of group, key head)  the parts of a row     -> its result
     attend_tiles   (tile, key head)                     rows x all their keys  -> the results
 
-In memory a cache is [num_blocks, KV_HEADS, BLOCK_SIZE, head size]. Kernels are compiled for that:
-with strides as arguments, heads of 72 or 120 would be loaded two bytes at a time.
+A group of query heads may be too large for the registers of a program; then SHARES programs share a
+key head, and for them it counts as so many key heads, of smaller groups.
+
+In memory a cache is [num_blocks, KV_HEADS // SHARES, BLOCK_SIZE, head size]. Kernels are compiled
+for that: with strides as arguments, heads of 72 or 120 would be loaded two bytes at a time.
 
 Logits have a factor of log2(e), because GPUs have exp2 and not exp. Sums are fp32. A row that sees
 no key gives zeros.
@@ -59,6 +62,7 @@ def _attend(
     value_cache,
     scale,
     KV_HEADS: tl.constexpr,
+    SHARES: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     KEY_DIM: tl.constexpr,
     VALUE_DIM: tl.constexpr,
@@ -78,8 +82,8 @@ def _attend(
         The weighted sum of values [ROWS, VALUE_LANES], the largest logit and the sum of the weights
         exp2(logit - largest) [ROWS], all fp32.
     """
-    key_cache += kv_head.to(tl.int64) * BLOCK_SIZE * KEY_DIM
-    value_cache += kv_head.to(tl.int64) * BLOCK_SIZE * VALUE_DIM
+    key_cache += (kv_head // SHARES).to(tl.int64) * BLOCK_SIZE * KEY_DIM
+    value_cache += (kv_head // SHARES).to(tl.int64) * BLOCK_SIZE * VALUE_DIM
     key_lanes = tl.arange(0, KEY_LANES)
     value_lanes = tl.arange(0, VALUE_LANES)
     largest = tl.full([query.shape[0]], float("-inf"), tl.float32)
@@ -89,7 +93,7 @@ def _attend(
         keys = start + tl.arange(0, TILE)
         is_key = keys < end
         blocks = tl.load(table + keys // BLOCK_SIZE, mask=is_key, other=0).to(tl.int64)
-        rows = blocks * (KV_HEADS * BLOCK_SIZE) + keys % BLOCK_SIZE
+        rows = blocks * (KV_HEADS // SHARES * BLOCK_SIZE) + keys % BLOCK_SIZE
         key = tl.load(
             key_cache + rows[None, :] * KEY_DIM + key_lanes[:, None],
             mask=is_key[None, :] & (key_lanes < KEY_DIM)[:, None],
@@ -204,6 +208,7 @@ def attend_splits(
     query_token_stride,
     query_head_stride,
     KV_HEADS: tl.constexpr,
+    SHARES: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     KEY_DIM: tl.constexpr,
@@ -258,6 +263,7 @@ def attend_splits(
             value_cache,
             scale,
             KV_HEADS,
+            SHARES,
             BLOCK_SIZE,
             KEY_DIM,
             VALUE_DIM,
@@ -386,6 +392,7 @@ def attend_tiles(
     query_token_stride,
     query_head_stride,
     KV_HEADS: tl.constexpr,
+    SHARES: tl.constexpr,
     GROUP: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     KEY_DIM: tl.constexpr,
@@ -432,6 +439,7 @@ def attend_tiles(
         value_cache,
         scale,
         KV_HEADS,
+        SHARES,
         BLOCK_SIZE,
         KEY_DIM,
         VALUE_DIM,

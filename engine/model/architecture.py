@@ -16,6 +16,8 @@ def refusal(model: PreTrainedModel, stateful: Collection[int]) -> str | None:
 
     `stateful` are the indexes of layers with a state that the engine can keep.
     """
+    if getattr(model.config.get_text_config(), "index_topk", None):
+        return "an indexer chooses what its attention sees"
     kinds = layer_types(model)
     others = {kind for index, kind in enumerate(kinds) if index not in stateful}
     states = sorted(_WITH_STATE & others)

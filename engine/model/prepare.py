@@ -139,14 +139,22 @@ def _choose_backend(
         triton = _triton_attention(config, loaded, cache_dtype)
         if triton is not None:
             return triton, "Triton kernels"
-    dims = {(shape.key_dim, shape.value_dim) for shape in loaded.layers.values()}
-    fits = all(key == value and key % 8 == 0 and key <= 256 for key, value in dims)
     kernels = native_kernels(config, loaded)
-    if kernels is not None and fits and cache_dtype is torch.float32:
+    if kernels is not None and cache_dtype is torch.float32 and _fits(loaded, kernels):
         if config.enable_fused_rotation:
             fuse_rotation(loaded, kernels)
         return kernels, "native CPU kernels"
     return ReferenceAttention(), "reference attention"
+
+
+def _fits(loaded: LoadedModel, kernels: cpu_kernels.CpuKernels) -> bool:
+    """Whether the kernels take the heads of all layers."""
+    return all(
+        shape.key_dim == shape.value_dim
+        and shape.key_dim % 8 == 0
+        and shape.key_dim <= kernels.max_head_size
+        for shape in loaded.layers.values()
+    )
 
 
 def native_kernels(config: EngineConfig, loaded: LoadedModel) -> cpu_kernels.CpuKernels | None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from ..attention.kv_cache import KVCache, LayerShape
+from ..attention.latent import absorb, latent_attention
 from ..attention.paged import (
     IMPLEMENTATION,
     AttentionBackend,
@@ -57,6 +58,8 @@ def attach_paged_attention(
         reason = architecture.refusal(model, found.stateful)
         if reason is not None:
             raise ModelLoadError(f"{name} is not supported: {reason}")
+        if absorb(model):
+            logger.info("the KV cache holds latents, not the keys and values of every head")
         recurrence = Recurrence(found.stateful) if found.stateful else None
         loaded = LoadedModel(
             model,
@@ -292,8 +295,10 @@ def _probe_layers(model: PreTrainedModel, found: FoundLayers) -> dict[int, Layer
         assert isinstance(index, int)
         if index in layers:
             raise ValueError("layers share a cache")
-        layers[index] = LayerShape(key.shape[1], key.shape[-1], value.shape[-1])
-        return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[-1]), None
+        layers[index] = LayerShape(key.shape[1], key.shape[-1], value.shape[-1], value is key)
+        latent = latent_attention(module)
+        size = value.shape[-1] if latent is None else latent.value_up.shape[1]
+        return query.new_zeros(1, query.shape[2], query.shape[1], size), None
 
     AttentionInterface.register(_PROBE, probe)
     model.set_attn_implementation(_PROBE)

@@ -19,7 +19,11 @@ from tests.engine.fakes import run, token_ids
 from tests.engine.model.architectures import ARCHITECTURES, CPU, build_model
 from tests.paths import DEMO_MODEL
 
-LAYERS = {0: LayerShape(2, 16, 8), 3: LayerShape(1, 16, 16)}
+LAYERS = {
+    0: LayerShape(2, 16, 8),
+    3: LayerShape(1, 16, 16),
+    5: LayerShape(1, 24, 24, is_shared=True),
+}
 
 
 def config_with(kv_cache_dtype: str | None) -> EngineConfig:
@@ -35,7 +39,8 @@ def config_with(kv_cache_dtype: str | None) -> EngineConfig:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e5m2])
 def test_bytes_per_token_is_the_size_of_the_tensors(dtype: torch.dtype) -> None:
     cache = KVCache(LAYERS, 5, 16, dtype, CPU)
-    size = sum(states.nbytes for layer in cache.layers.values() for states in layer)
+    tensors = {id(states): states for layer in cache.layers.values() for states in layer}
+    size = sum(states.nbytes for states in tensors.values())
     assert size == 5 * 16 * bytes_per_token(LAYERS, dtype)
 
 

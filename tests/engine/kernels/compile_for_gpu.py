@@ -82,7 +82,8 @@ def attend(dtype: torch.dtype, cache_dtype: torch.dtype, head_dim: int) -> None:
     layer = {0: LayerShape(2, head_dim, value_dim)}
     caches = KVCache(layer, 1, 16, cache_dtype, torch.device("cpu")).layers[0]
     backend, numbers = TritonAttention(), torch.zeros(3, dtype=torch.int32)
-    states = torch.zeros(20, 8, head_dim, dtype=dtype)
+    num_heads = 8 if head_dim <= 256 else 128  # as many as DeepSeek V3 has, with its wide heads
+    states = torch.zeros(20, num_heads, head_dim, dtype=dtype)
     rows = states[:2, :2], states[:2, :2, :value_dim]
     backend.write_kv(*rows, *caches, numbers[:2].long())
     cos = torch.zeros(2, head_dim // 2, dtype=dtype)

@@ -18,7 +18,7 @@ def test_kernels_compile_for_gpus(tmp_path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     command = ["-m", "tests.engine.kernels.compile_for_gpu", "80:bfloat16:bfloat16:128"]
     command += ["80:bfloat16:float8_e5m2:256", "90:bfloat16:float8_e4m3fn:128"]
-    command += ["90:float32:float32:256"]
+    command += ["90:float32:float32:256", "80:bfloat16:bfloat16:576", "90:bfloat16:bfloat16:576"]
     ended = subprocess.run(
         [sys.executable, *command],
         cwd=REPOSITORY,

@@ -170,7 +170,7 @@ attention_cases = st.builds(
     Case,
     sequences=st.lists(sequence_lengths(), min_size=1, max_size=5),
     heads=st.sampled_from([(1, 1), (4, 4), (4, 2), (6, 2), (8, 2), (5, 1), (14, 2), (16, 1)]),
-    head_size=st.sampled_from([8, 20, 32, 64, 72, 80, 96, 128, 256]),
+    head_size=st.sampled_from([8, 20, 32, 64, 72, 80, 96, 128, 256, 576]),
     block_size=st.sampled_from([8, 16, 32]),
     sliding_window=st.none() | st.integers(1, 200),
     chunk_size=st.none() | st.integers(1, 200),

@@ -187,6 +187,12 @@ def test_wide_heads_equal_the_reference(head_dim: int) -> None:
     check(Case(sequences=[(1, 20), (20, 30)], key_dim=head_dim, value_dim=head_dim, heads=(2, 1)))
 
 
+@pytest.mark.parametrize("heads", [(2, 1), (34, 1), (36, 2)])
+def test_heads_as_wide_as_latents_equal_the_reference(heads: tuple[int, int]) -> None:
+    """With so many query heads, several programs share a key head."""
+    check(Case(sequences=[(1, 20), (20, 30)], key_dim=320, value_dim=320, heads=heads))
+
+
 def test_a_context_of_thousands_equals_the_reference() -> None:
     check(Case(sequences=[(1, 3000), (1, 700)], heads=(2, 1)))
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import pytest
 import torch
 from transformers import (
     BambaConfig,
@@ -119,7 +121,14 @@ STATEFUL: dict[str, Callable[[], Any]] = {
         **_ATTENTION, num_experts=2, attn_layer_period=2, attn_layer_offset=1, mamba_d_state=8
     ),
 }
+SAMPLE = {"lfm2", "qwen3_5", "kimi_linear", "falcon_h1", "granite_hybrid", "jamba"}  # of each kind
 TOKEN_BY_TOKEN = {"mamba", "falcon_mamba", "jamba"}  # their scan begins with an empty state
+
+
+def names() -> list[object]:
+    """All architectures as parameters of a test; the others than the sample only on demand."""
+    on_demand = pytest.mark.skipif(not os.environ.get("ALL_MODELS"), reason="`make models` runs it")
+    return [pytest.param(name, marks=() if name in SAMPLE else on_demand) for name in STATEFUL]
 
 
 def stateful_model(name: str) -> PreTrainedModel:

@@ -18,7 +18,13 @@ from engine.protocol.request import Request, SamplingParams
 from tests.engine.adapters.made import make_adapter
 from tests.engine.fakes import CPU, run, token_ids
 from tests.engine.model.architectures import NUM_NEW_TOKENS, make_prompts
-from tests.engine.recurrent.stateful import STATEFUL, TOKEN_BY_TOKEN, generated, stateful_model
+from tests.engine.recurrent.stateful import (
+    STATEFUL,
+    TOKEN_BY_TOKEN,
+    generated,
+    names,
+    stateful_model,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -40,7 +46,7 @@ def request_of(number: int, prompt: tuple[int, ...], **options: Any) -> Request:
     return Request(request_id=str(number), prompt_token_ids=prompt, **given)
 
 
-@pytest.mark.parametrize("name", STATEFUL)
+@pytest.mark.parametrize("name", names())
 def test_greedy_tokens_are_those_of_transformers(name: str, tmp_path: Path) -> None:
     """In batches of prompts and decoding sequences, in chunks, and after preemptions."""
     prompts = [*make_prompts()[:5], LONG]
@@ -61,7 +67,7 @@ def test_texts_are_computed_again_after_a_preemption(tmp_path: Path) -> None:
         assert token_ids(outputs[str(number)]) == generated("qwen3_5", prompt, NUM_NEW_TOKENS)
 
 
-@pytest.mark.parametrize("name", ["lfm2", "mamba2"])
+@pytest.mark.parametrize("name", ["lfm2", "jamba"])
 def test_a_slot_that_is_used_again_has_no_trace_of_the_sequence_before(
     name: str, tmp_path: Path
 ) -> None:

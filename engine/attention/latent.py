@@ -1,0 +1,102 @@
+"""Latent attention, whose cache holds one short vector per token in place of every head's keys.
+
+DeepSeek's attention (arXiv:2405.04434, section 2.1) computes the keys and values of all heads from
+a latent of a token, and one rotated key for all heads from its hidden state. Both products with a
+latent can be moved to the other side::
+
+    query · (U_k latent)      = (U_kᵀ query) · latent
+    Σ weight · (U_v latent)   = U_v (Σ weight · latent)
+
+So attention runs over latents: one key head, [latent | rotated key], whose first part is also the
+value. A token of DeepSeek V3 takes 576 numbers per layer, not 128 heads of 320.
+
+Such a layer of transformers 5.23 expands latents in a method of its own, `expand_kv`, which
+`absorb` replaces; everything before it stays the model's own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_TAKES_LATENTS = "tokenwire_"  # what the names of our own attention begin with
+_ATTRIBUTE = "tokenwire_latent"  # of an attention layer
+
+
+@dataclass(frozen=True, slots=True)
+class LatentAttention:
+    """The matrices that a layer's latents are not multiplied with any more.
+
+    Attributes:
+        key_up: [num_heads, query's part without position, latent].
+        value_up: [num_heads, value's head size, latent].
+    """
+
+    key_up: Tensor
+    value_up: Tensor
+
+    def query(self, query: Tensor) -> Tensor:
+        """Queries [1, num_heads, num_tokens, …] that meet latents and rotated keys."""
+        width = self.key_up.shape[1]
+        content, position = query[0, ..., :width], query[0, ..., width:]
+        return torch.cat((torch.bmm(content, self.key_up), position), dim=-1).unsqueeze(0)
+
+    def values(self, latents: Tensor) -> Tensor:
+        """Values [num_tokens, num_heads, head size] of weighted sums of a cache's rows."""
+        sums = latents[..., : self.value_up.shape[-1]].transpose(0, 1)
+        return torch.bmm(sums, self.value_up.transpose(1, 2)).transpose(0, 1)
+
+
+def absorb(model: nn.Module) -> int:
+    """Makes layers with latent attention cache latents; returns how many there are.
+
+    The logits must be compared before the model serves.
+    """
+    layers = [module for module in model.modules() if _has_latents(module)]
+    for layer in layers:
+        _absorb(layer)
+    return len(layers)
+
+
+def latent_attention(module: nn.Module) -> LatentAttention | None:
+    """What `absorb` gave a layer, if anything."""
+    found = getattr(module, _ATTRIBUTE, None)
+    assert found is None or isinstance(found, LatentAttention)
+    return found
+
+
+def _has_latents(module: Any) -> bool:
+    up = getattr(module, "kv_b_proj", None)
+    return (
+        callable(getattr(module, "expand_kv", None)) and type(up) is nn.Linear and up.bias is None
+    )
+
+
+def _absorb(layer: Any) -> None:
+    weight = layer.kv_b_proj.weight.detach()
+    content, value = layer.qk_nope_head_dim, layer.v_head_dim
+    by_head = weight.view(-1, content + value, weight.shape[1])
+    key_up, value_up = (part.contiguous() for part in by_head.split([content, value], dim=1))
+    setattr(layer, _ATTRIBUTE, LatentAttention(key_up, value_up))
+    layer.expand_kv = MethodType(_keep_latents, layer)
+    layer.kv_b_proj = None  # its weight is in the two matrices
+
+
+def _keep_latents(layer: Any, latents: Tensor, rotated: Tensor) -> tuple[Tensor, Tensor]:
+    """Key and value [1, 1, num_tokens, latent + rotated key]: the same tensor.
+
+    Attention of transformers, with which logits are compared, gets those of every head.
+    """
+    if layer.config._attn_implementation.startswith(_TAKES_LATENTS):
+        rows = torch.cat((latents, rotated), dim=-1)
+        return rows, rows
+    latent = latent_attention(layer)
+    assert latent is not None
+    content = torch.matmul(latents, latent.key_up.transpose(1, 2))
+    position = rotated.expand(-1, content.shape[1], -1, -1)
+    values = torch.matmul(latents, latent.value_up.transpose(1, 2))
+    return torch.cat((content, position), dim=-1), values
