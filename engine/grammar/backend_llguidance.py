@@ -19,10 +19,13 @@ from llguidance import LLExecutor, LLMatcher, LLParserLimits, LLTokenizer
 from numpy.typing import NDArray
 
 from ..protocol.errors import GrammarError
+from .byte_tokenizer import byte_tokenizer
 from .forms import lark_source
 from .pattern_properties import overlap, without_taken_patterns
 from .schema import UnsaidError, exact_integers, read_schema
-from .schema.keywords import strings, subschemas
+from .schema.endless import may_be_endless
+from .schema.keywords import Schema, strings, subschemas
+from .schema.numbers import add_ends
 from .schema.references import with_local_references
 from .tokenizer_spec import UNSPEAKABLE, fitted
 
@@ -35,6 +38,9 @@ _LIMITS = LLParserLimits(
     verbose_errors=False,
 )
 _MAX_FORCED = 2048  # tokens at once; each takes 2 us to spell, on the engine's thread
+
+# Of an error: schemas of which the library lacks something that forms have.
+_LACKING = ("circular references", "nsatisfiable")
 
 # JSON as Python's json.dumps writes it: a model could repeat any other white space endlessly.
 _CALL_OR_TEXT = "start: call | text\ntext: /(?s:\\s*[^{\\s].*)?/\n"
@@ -80,6 +86,32 @@ def json_source(
             if overlap(read, of_one_object=True):
                 raise
     without_taken_patterns(read)
+    return _source_of_read(read, or_text=or_text, best_effort=best_effort)
+
+
+def _source_of_read(read: Schema, *, or_text: bool, best_effort: bool) -> str:
+    """The source of a schema that was read, by keywords, or by forms where those are not enough.
+
+    The library puts no end to a number without bounds, and refuses some references. A schema that
+    cannot be written by forms keeps free values without an end.
+    """
+    source = _source_by_keywords(read, or_text=or_text, best_effort=best_effort)
+    is_endless = may_be_endless(read)
+    if not is_endless and "$ref" not in json.dumps(read):
+        return source
+    problem = _problem_of(source)
+    is_lacking = any(words in problem for words in _LACKING)
+    if (problem and not is_lacking) or not (is_endless or is_lacking):
+        return source  # whoever compiles it is told the problem
+    try:
+        start, rules = lark_source(read, _json_options(read), are_closed=False)
+    except GrammarError:
+        add_ends(read)
+        return _source_by_keywords(read, or_text=or_text, best_effort=best_effort)
+    return _lark(start, rules, or_text=or_text)
+
+
+def _source_by_keywords(read: Schema, *, or_text: bool, best_effort: bool) -> str:
     options = _json_options(read)
     options.update(lenient=best_effort, coerce_one_of=best_effort)
     if not or_text:
@@ -104,8 +136,19 @@ def _source_by_forms(
         if "nsatisfiable" in str(error):
             raise
         raise GrammarError(f"{unsaid}: {error}") from error
+    return _lark(start, rules, or_text=or_text)
+
+
+def _lark(start: str, rules: str, *, or_text: bool) -> str:
+    """The source of rules, of which one is the first."""
     first = f"{_CALL_OR_TEXT}call: {start}\n" if or_text else f"start: {start}\n"
     return str(LLMatcher.grammar_from_lark(first + rules))
+
+
+def _problem_of(source: str) -> str:
+    """What the library finds wrong in a source; empty if nothing."""
+    matcher = LLMatcher(byte_tokenizer(), source, log_level=0)
+    return str(matcher.get_error()) if matcher.is_error() else ""
 
 
 def _json_options(schema: dict[str, Any]) -> Any:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
-from llguidance import LLMatcher, LLTokenizer
+from llguidance import LLMatcher
 
+from .byte_tokenizer import byte_tokenizer
 from .schema.keywords import Schema, strings, subschemas
 
 
@@ -98,7 +99,7 @@ def _may_have_a_property(schema: Schema) -> bool:
     matcher = _matcher({"type": "object", **schema})
     if matcher.is_error():
         return True
-    return bool(matcher.consume_tokens(_tokenizer().tokenize_str('{"')))
+    return bool(matcher.consume_tokens(byte_tokenizer().tokenize_str('{"')))
 
 
 def _matcher(schema: Schema) -> LLMatcher:
@@ -106,9 +107,4 @@ def _matcher(schema: Schema) -> LLMatcher:
         "json_allowed_escapes": 'nrbtf\\"'
     }  # by number, every name could be written anew
     source = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=options)
-    return LLMatcher(_tokenizer(), source, log_level=0)
-
-
-@cache
-def _tokenizer() -> LLTokenizer:
-    return LLTokenizer("byte")
+    return LLMatcher(byte_tokenizer(), source, log_level=0)

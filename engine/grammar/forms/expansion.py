@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..schema.choices import are_apart
-from ..schema.keywords import Schema, Unlisted, items, strings, types_of
+from ..schema.keywords import IN_PLACE, Schema, Unlisted, items, strings, types_of
 from .arrays import ArrayForm
 from .claims import Claim, Forms, ValuesForm, claim, kind_of, listed, named
 from .demands import ANYTHING, NOTHING, Demands, Schemas
@@ -137,11 +137,14 @@ class Expansion:
             yield from self._value_claims(schema, kind)
         unevaluated = _UNEVALUATED.get(kind)
         is_watched = watched or unevaluated in schema
-        yield from self._applied_claims(schema, kind, is_watched)
+        parts = [self._applied_claims(schema, kind, is_watched)]
         if kind == "object":
-            yield from self._dependent_claims(schema, is_watched)
+            parts.append(self._dependent_claims(schema, is_watched))
         if kind in _CLAIMS:
-            yield from _CLAIMS[kind](schema, self.schemas, self._strict)
+            own = _CLAIMS[kind](schema, self.schemas, self._strict)
+            parts.insert(0 if _lists_first(schema) else len(parts), own)
+        for part in parts:
+            yield from part
         if unevaluated in schema:
             says_nothing = schema[unevaluated] in (True, {})
             refusal = _refusal(f'the opposite of "{unevaluated}"')
@@ -322,6 +325,14 @@ def schema_of_value(value: Any) -> Schema:
         "required": list(value),
         "additionalProperties": False,
     }
+
+
+def _lists_first(schema: Schema) -> bool:
+    """Whether properties are listed before other schemas may list more, which come behind then."""
+    return (
+        next((key for key in schema if key in (*IN_PLACE, "$ref", "properties")), "")
+        == "properties"
+    )
 
 
 def _type_claim(types: set[str], kind: str) -> Claim:

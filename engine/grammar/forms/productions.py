@@ -44,14 +44,14 @@ class Productions:
         self._repeats[name] = (symbol, least, most)
         return name
 
-    def json(self, schema: dict[str, Any] | None) -> str | None:
+    def json(self, schema: dict[str, Any]) -> str | None:
         """A symbol for what fits a schema that the library knows; None if nothing does."""
-        text = json.dumps({**(schema or {}), "x-guidance": self._options})
-        return self._body(f"%json {text}", "j", is_checked=schema is not None)
+        text = json.dumps({**schema, "x-guidance": self._options})
+        return self._body(f"%json {text}", "j")
 
     def terminal(self, expression: str) -> str | None:
         """A symbol for an expression in Lark; None if it matches nothing."""
-        return self._body(expression, "T", is_checked=True)
+        return self._body(expression, "T")
 
     def lark(self, start: str) -> str:
         """The rules that are needed, in Lark.
@@ -68,9 +68,9 @@ class Productions:
             lines.append(f"{name}: {rule}")
         return "\n".join(lines) + "\n"
 
-    def _body(self, body: str, first: str, *, is_checked: bool) -> str | None:
+    def _body(self, body: str, first: str) -> str | None:
         if body not in self._names:
-            if is_checked and is_empty(f"t\nt: {body}" if first == "j" else f"T\nT: {body}"):
+            if is_empty(f"t\nt: {body}" if first == "j" else f"T\nT: {body}"):
                 self._names[body] = None
             else:
                 name = self._names[body] = self.new_name(first)

@@ -8,12 +8,12 @@ from typing import Any
 
 from ...protocol.errors import GrammarError
 from ..schema.integers import integer_regex
-from ..schema.numbers import LARGEST, integer_bounds, with_exact_numbers
+from ..schema.numbers import FREE_NUMBER, LARGEST, integer_bounds, with_exact_numbers
 from . import expressions
 from .array_writer import array_sequence
 from .arrays import ArrayForm
 from .claims import KINDS, ValuesForm
-from .demands import ANYTHING, Demands
+from .demands import Demands
 from .expansion import Expansion
 from .limits import unsayable
 from .numbers import Number, NumberForm
@@ -48,8 +48,6 @@ class Writer:
 
     def symbol(self, demands: Demands) -> str:
         """The rule of the values that meet demands."""
-        if demands == ANYTHING:
-            return self.productions.json(None) or ""
         if demands not in self._names:
             self._names[demands] = self.productions.new_name("v")
             self._unwritten.append(demands)
@@ -85,7 +83,9 @@ class Writer:
         if form.values is not None:
             self._add_texts(name, [numeral(value) for value in sorted(form.values)])
             return
-        if form.is_integer is False:
+        if form == NumberForm():
+            symbol = self.productions.terminal(f"/{FREE_NUMBER}/")
+        elif form.is_integer is False:
             symbol = self.productions.terminal(f"/{_no_integers(form)}/")
         else:
             schema = form.schema()

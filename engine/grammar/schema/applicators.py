@@ -156,7 +156,7 @@ def _with_named_properties(schema: Schema) -> Schema:
         return {**closed, "patternProperties": {names["pattern"]: value}}
     if names.keys() <= {"minLength", "maxLength"} and all(type(n) is int for n in names.values()):
         length = f"{{{names.get('minLength', 0)},{names.get('maxLength', '')}}}"
-        return {**closed, "patternProperties": {f"^(?s:.){length}$": value}}
+        return {**closed, "patternProperties": {rf"^[\s\S]{length}$": value}}
     return schema
 
 

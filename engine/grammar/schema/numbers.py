@@ -12,10 +12,18 @@ from fractions import Fraction
 from typing import Any
 
 from ...protocol.errors import GrammarError
-from .keywords import VALUES, Schema, escaped, types_of
+from .keywords import VALUES, Schema, escaped, subschemas, types_of
 
 # Numbers with a bound go no further, and neither do integers: so each has an end.
 LARGEST = 10**18
+# A number without any bound: 20 digits, as integers of 64 bits have, 20 behind the point, more than
+# float64 holds, and exponents with which it stays finite. Without an end a model could write digits
+# until it may write no more, and what it wrote would be no JSON.
+FREE_NUMBER = (
+    r"-?(?:(?:0|[1-9][0-9]{0,19})(?:\.[0-9]{1,20})?"
+    r"(?:[eE](?:-[0-9]{1,3}|\+?(?:[01]?[0-9]{1,2}|2[0-7][0-9])))?"
+    r"|[0-9](?:\.[0-9]{1,20})?[eE]\+?(?:2[0-9]{2}|30[0-7]))"  # these would be too large above
+)
 _SMALLEST = 1e-10  # the last digit of a number with bounds; the library counts 1e-11 wrongly …
 _MIN_SPAN = 1e-6  # … and finds no multiples of it between bounds that are very near
 _MINIMA = ("minimum", "exclusiveMinimum")
@@ -140,11 +148,11 @@ def _with_number_bounds(schema: Schema, place: str) -> Schema:
 
 
 def _with_last_digits(schema: Schema) -> Schema:
-    """A number with a bound as one that has an end, before the point and after it."""
+    """A number with a bound or a factor as one that has an end, before the point and after it."""
     low = max((schema[key] for key in _MINIMA if key in schema), default=None)
     high = min((schema[key] for key in _MAXIMA if key in schema), default=None)
-    if low is None and high is None:
-        return schema  # it may have an exponent, which the library allows only then
+    if low is None and high is None and "multipleOf" not in schema:
+        return schema  # it may have an exponent: `engine/grammar/forms` writes it
     kept = dict(schema)
     if low is None:
         kept["minimum"] = low = -LARGEST
@@ -153,6 +161,16 @@ def _with_last_digits(schema: Schema) -> Schema:
     if high - low >= _MIN_SPAN:
         kept.setdefault("multipleOf", _SMALLEST)
     return kept
+
+
+def add_ends(schema: Schema) -> None:
+    """Bounds the numbers of a schema and of those in it that may have an exponent, which they lose.
+
+    Values of which nothing is said keep theirs.
+    """
+    for _, inner in subschemas(schema):
+        if "number" in types_of(inner) and inner.keys().isdisjoint(VALUES):
+            inner.update(_with_last_digits({"minimum": -LARGEST, "maximum": LARGEST, **inner}))
 
 
 def _without_booleans(schema: Schema) -> Schema:
