@@ -43,6 +43,12 @@ GATEWAY_ERRORS: dict[int, tuple[str, str]] = {
     504: ("Request timed out", "timeout"),
 }
 
+# The error below the path of responses, where OpenAI has those that are stored.
+_UNSTORED = (
+    "Responses are not stored: give earlier turns in `input` of POST /v1/responses",
+    "not_found",
+)
+
 # What callers of gRPC read instead of the errors above.
 _GRPC_TEXTS = {404: "unknown service"}
 
@@ -175,6 +181,10 @@ def render(config: GatewayConfig) -> str:
         openai_error_bodies={
             status: _compact(openai_body(*error, status))
             for status, error in GATEWAY_ERRORS.items()
+        },
+        unstored_bodies={
+            "openai": _compact(openai_body(*_UNSTORED, 404)),
+            "tgi": _compact(tgi_body(*_UNSTORED)),
         },
         openai_errors=_OPENAI_ERRORS,
         service_statuses=SERVICE_STATUSES,

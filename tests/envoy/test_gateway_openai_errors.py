@@ -60,6 +60,26 @@ def test_errors_of_envoy_have_openais_form_for_who_reads_it(
     }
 
 
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/responses/resp_1"),
+        ("DELETE", "/v1/responses/resp_1"),
+        ("GET", "/v1/responses/resp_1/input_items?limit=2"),
+        ("POST", "/v1/responses/resp_1/cancel"),
+    ],
+)
+def test_responses_are_said_not_to_be_stored(gateway: Gateway, method: str, path: str) -> None:
+    reply = gateway.client.request(method, path, headers=SDK)
+    assert reply.status_code == 404
+    error = openai_error(reply)
+    assert (error["type"], error["code"]) == ("invalid_request_error", "not_found")
+    assert error["message"].startswith("Responses are not stored: ")
+    reply = gateway.client.request(method, path)
+    assert reply.status_code == 404
+    assert reply.json() == {"error": error["message"], "error_type": "not_found"}
+
+
 @pytest.mark.parametrize("headers", TGI_FORMS)
 def test_errors_of_envoy_have_tgis_form_for_others(
     gateway: Gateway, headers: dict[str, str]
