@@ -7,7 +7,9 @@ A rule comes as plain data, since it travels to another process:
     {"schema": {...}, "of": "name"}    JSON that fits the schema, which is that of a function
     {"source": "..."}                  what another grammar allows
     {"text": kind}                     any text, or little: "space" or "lines", two empty lines at
-                                       most; it ends where a token follows
+                                       most; or {"string": {...}, "of": "name"}, a string that
+                                       fits the schema, not in quotation marks; it ends where a
+                                       token follows
     {"until": "text", "before": kind}  such a text up to the first time that "text" stands there
     {"choice": [rule, ...]}            one of them
     {"optional": rule}, {"repeat": rule}
@@ -21,6 +23,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..protocol.errors import GrammarError
+from .forms.text_writer import plain_expression
 
 _KINDS = {"any": "/(?s:.*)/", "space": "/\\s*/", "lines": "/\\n{0,2}/"}
 
@@ -60,9 +63,11 @@ class _Writer:
             case {"source": source}:
                 return self._grammar(source)
             case {"until": text, "before": kind}:
-                return self._terminal("until", f"{_KINDS[kind]} {self.written(text)}", "[lazy]")
+                return self._terminal(
+                    "until", f"{self._texts(kind)} {self.written(text)}", "[lazy]"
+                )
             case {"text": kind}:
-                return self._terminal("text", _KINDS[kind])
+                return self._terminal("text", self._texts(kind))
             case {"choice": rules}:
                 return f"({' | '.join(map(self.written, rules))})"
             case {"optional": inner}:
@@ -70,6 +75,13 @@ class _Writer:
             case {"repeat": inner}:
                 return f"({self.written(inner)})*"
         raise ValueError(f"no rule: {rule}")
+
+    def _texts(self, kind: Any) -> str:
+        """The expression of texts of a kind."""
+        if not isinstance(kind, dict):
+            return _KINDS[kind]
+        self._schema_source(kind["string"], kind.get("of"))  # finds what is wrong in it
+        return f"({plain_expression(kind['string'])})"
 
     def _schema_source(self, schema: dict[str, Any], function: str | None) -> str:
         try:

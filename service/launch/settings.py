@@ -28,7 +28,10 @@ Device = Literal["cpu", "cuda"]
 UnknownAdapter = Literal["refuse", "base"]
 ToolCallFormat = Literal["auto", "tgi", "openai"]
 GrammarBackend = Literal["auto", "llguidance", "outlines"]
-CallParser = Literal["auto", "hermes", "llama3", "mistral", "deepseek_v3", "harmony", "tokenwire"]
+CallParser = Literal[
+    "auto", "hermes", "qwen3_coder", "glm4", "llama3", "mistral", "granite", "deepseek_v3",
+    "kimi_k2", "harmony", "tokenwire",
+]  # fmt: skip
 ReasoningParser = Literal["auto", "none", "think", "harmony"]
 Exemption = Literal["none", "health", "metrics", "reflection", "docs"]
 LogLevel = Literal["debug", "info", "warning", "error", "critical"]

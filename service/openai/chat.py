@@ -132,7 +132,7 @@ class ChatRequest:
         """Reads the answer; None where it can be nothing but text."""
         grammar = self.parameters.grammar
         beginnings = () if grammar is None else grammar.beginnings
-        return self.dialect.reader(frozenset(tool.name for tool in self.tools), beginnings)
+        return self.dialect.reader(self.tools, beginnings)
 
     def answer_text(self, token: Token) -> str:
         """What a token adds to the text that the reader reads: control tokens only as markers."""
@@ -259,6 +259,8 @@ def _template_message(index: int, message: Message) -> dict[str, Any]:
         turn["tool_call_id"] = message.tool_call_id
     if message.reasoning_content is not None:
         turn["reasoning_content"] = message.reasoning_content
+        if not (message.tool_calls and turn["content"]):  # which gpt-oss's template refuses
+            turn["thinking"] = message.reasoning_content  # its name for the same
     return turn
 
 

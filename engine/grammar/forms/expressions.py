@@ -40,9 +40,18 @@ def fits(pattern: str, text: str) -> bool:
     return bool(_compiled(pattern).fullmatch(text))
 
 
+def whole(pattern: str) -> str:
+    """The expression of the texts in which a pattern matches somewhere.
+
+    Raises:
+        GrammarError: the pattern has look-arounds, backreferences or properties of characters.
+    """
+    return _Reader(pattern, _class_of).whole()
+
+
 @lru_cache(256)
 def _compiled(pattern: str) -> re.Pattern[str]:
-    return re.compile(_Reader(pattern, _class_of).whole())
+    return re.compile(whole(pattern))
 
 
 def quoted(pattern: str) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from ..schema.keywords import Schema, items
+from ..schema.strings import with_known_strings
 from . import expressions
+from .formats import PLAIN_FORMATS
 from .limits import unsayable
 from .texts import TextForm
 
@@ -21,6 +24,22 @@ def text_expression(form: TextForm) -> str:
     if form.excluded:
         excluded = "|".join(map(expressions.quoted_text, form.excluded))
         parts.append(f"~/{_in_lark(excluded)}/")
+    return " & ".join(parts)
+
+
+def plain_expression(schema: Schema) -> str:
+    """Strings that fit a schema, without quotation marks, as an expression in Lark.
+
+    Raises:
+        GrammarError: its pattern cannot be said.
+    """
+    least, most = schema.get("minLength", 0), schema.get("maxLength", "")
+    parts = [f"/(?s:.){{{least},{most}}}/"]
+    read = with_known_strings(schema, "#", strict_formats=False)
+    if "format" in read:
+        parts.append(f"/{_in_lark(PLAIN_FORMATS[read['format']])}/")
+    patterns = [part["pattern"] for part in (read, *items(read.get("allOf"))) if "pattern" in part]
+    parts += [f"/{_in_lark(expressions.whole(pattern))}/" for pattern in patterns]
     return " & ".join(parts)
 
 

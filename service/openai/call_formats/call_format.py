@@ -54,8 +54,8 @@ class CallFormat(Protocol):
         None where the form has another place for such an answer.
         """
 
-    def reader(self, names: frozenset[str]) -> Reader:
-        """Reads an answer in which functions of these names may be called."""
+    def reader(self, tools: Sequence[Tool]) -> Reader:
+        """Reads an answer in which these may be called."""
 
 
 def arguments_rule(tool: Tool) -> dict[str, Any]:

@@ -57,7 +57,7 @@ class DeepSeekV3:
         del tools
         return (_ALL_BEGIN,)
 
-    def reader(self, names: frozenset[str]) -> Reader:
+    def reader(self, tools: Sequence[Tool]) -> Reader:
         """Both forms."""
-        del names
+        del tools
         return MarkedReader(_MARKS)

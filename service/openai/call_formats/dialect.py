@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ...errors import ErrorKind, ServiceError
 from ...grammar.spec import Grammar
-from ..tools import Toolbox
+from ..tools import Tool, Toolbox
 from . import think
 from .call_format import CallFormat, Marker, Wanted, up_to
 from .choice_reader import ChoiceReader
 from .deepseek_v3 import DeepSeekV3
+from .glm4 import Glm4
+from .granite import Granite
 from .harmony import Harmony
 from .hermes import Hermes
+from .kimi_k2 import KimiK2
 from .llama3 import Llama3
 from .mistral import Mistral
 from .pieces import Reader
+from .qwen3_coder import Qwen3Coder
 from .think import PlainReader, ThinkReader
 from .tokenwire import Tokenwire
 
 _TOKENWIRE, _HARMONY = Tokenwire(), Harmony()
 # In the order in which templates are asked: the surest marks first.
 _FORMATS: tuple[CallFormat, ...] = (
-    _HARMONY, DeepSeekV3(), Mistral(), Hermes(), Llama3(), _TOKENWIRE,
+    _HARMONY, DeepSeekV3(), Mistral(), KimiK2(), Granite(),
+    Qwen3Coder(), Glm4(), Hermes(), Llama3(), _TOKENWIRE,
 )  # fmt: skip
-_MARKED = _FORMATS[:3]  # no other template has their marks
+_MARKED = _FORMATS[:5]  # no other template has their marks
 
 
 def _as_text(text: str) -> Any:
@@ -142,20 +147,18 @@ class Dialect:
         whole = [self.marker(think.START), *rest]
         return replace(grammar, lead=rest if self.is_open else {"optional": whole})
 
-    def reader(
-        self, toolbox_names: frozenset[str], beginnings: tuple[str, ...] = ()
-    ) -> Reader | None:
+    def reader(self, tools: Sequence[Tool], beginnings: tuple[str, ...] = ()) -> Reader | None:
         """Reads an answer; None where it can be nothing but text.
 
         `beginnings` are those of calls, where what does not begin so is no call.
         """
-        reader: Reader | None = self.calls.reader(toolbox_names) if toolbox_names else None
+        reader: Reader | None = self.calls.reader(tools) if tools else None
         if reader is not None and beginnings:
             reader = ChoiceReader(reader, beginnings)
         if self.reasoning == "harmony" and self.calls.name != "harmony":
-            return _HARMONY.reader(toolbox_names)
+            return _HARMONY.reader(tools)
         if self.reasoning == "harmony":
-            return self.calls.reader(toolbox_names)
+            return self.calls.reader(tools)
         if self.reasoning == "think" and not self.is_answer:
             return ThinkReader(reader or PlainReader(), is_open=self.is_open)
         return reader

@@ -17,6 +17,9 @@ _START, _CHANNEL, _MESSAGE = "<|start|>", "<|channel|>", "<|message|>"
 _CONSTRAIN, _END, _CALL, _RETURN = "<|constrain|>", "<|end|>", "<|call|>", "<|return|>"
 _ENDS = (_END, _CALL, _RETURN, _START, _CHANNEL)
 _RECIPIENT = re.compile(r"to=(\S+?)(?=<|\s|$)")
+# The prompt has begun the head of the first message, in which a recipient may stand.
+_BEGUN_HEAD = re.compile(r"\s*to=[^\s<]+\s*(?:<\|channel\|>|<\|message\|>)")
+_MAY_BE_HEAD = re.compile(r"\s*(?:t|to|to=[^\s<]*\s*(?:<[|a-z]*)?)?")
 _FUNCTIONS = "functions."
 
 
@@ -34,11 +37,14 @@ class Harmony:
         """Reasoning, then one call, after which the model stops, or an answer."""
         del template
         channel, message = marker(_CHANNEL), marker(_MESSAGE)
-        made = [self._call(tool, marker) for tool in wanted.tools]
-        choices = [["commentary to=functions.", {"choice": made}]]
+        behind = [["commentary to=functions.", {"choice": self._calls(wanted, marker, " ")}]]
         if wanted.or_text:
-            choices.append(["final", message, {"text": "any"}])
-        return [self._before(marker), channel, {"choice": choices}]
+            behind.append(["final", message, {"text": "any"}])
+        before = [
+            " to=functions.",
+            {"choice": self._calls(wanted, marker, [channel, "commentary "])},
+        ]
+        return [self._before(marker), {"choice": [[channel, {"choice": behind}], before]}]
 
     def lead(self, marker: Marker) -> Any:
         """What comes before an answer: perhaps reasoning, then the head of the answer's message."""
@@ -49,18 +55,19 @@ class Harmony:
         head = [marker(_CHANNEL), {"choice": ["analysis", "commentary"]}, marker(_MESSAGE)]
         return {"repeat": [*head, *up_to(marker(_END)), marker(_START), "assistant"]}
 
-    def _call(self, tool: Any, marker: Marker) -> list[Any]:
-        head = [f"{tool.name} ", marker(_CONSTRAIN), "json", marker(_MESSAGE)]
-        return [*head, arguments_rule(tool)]
+    def _calls(self, wanted: Wanted, marker: Marker, behind_name: Any) -> list[Any]:
+        """Calls from the name on; the recipient stands behind the channel or before it."""
+        head = [behind_name, marker(_CONSTRAIN), "json", marker(_MESSAGE)]
+        return [[tool.name, *head, arguments_rule(tool)] for tool in wanted.tools]
 
     def beginnings(self, tools: Sequence[Tool]) -> tuple[str, ...]:
         """None: an answer has a channel of its own."""
         del tools
         return ()
 
-    def reader(self, names: frozenset[str]) -> Reader:
+    def reader(self, tools: Sequence[Tool]) -> Reader:
         """All channels. What calls none of these functions is none of the answer."""
-        return HarmonyReader(names)
+        return HarmonyReader(frozenset(tool.name for tool in tools))
 
 
 class HarmonyReader:
@@ -74,6 +81,7 @@ class HarmonyReader:
         self._names = names
         self._held = ""
         self._kind: type[Content] | type[Reasoned] | None = Content  # None: a call's arguments
+        self._is_begun = False  # something visible was there
         self._in_head = False
         self._num_calls = 0
         self._span = JsonSpan()
@@ -82,15 +90,25 @@ class HarmonyReader:
         """What the next piece of the text adds."""
         self._held += text
         pieces: list[Piece] = []
+        if not self._is_begun and not self._begin():
+            return pieces
         while self._read_head(pieces) if self._in_head else self._read_body(pieces):
             pass
         return pieces
 
     def finish(self, *, is_cut: bool) -> list[Piece]:
         """What was held back; a head that has no message is none of an answer."""
-        del is_cut
         held, self._held = self._held, ""
-        return [] if self._in_head else self._body(held)
+        is_head = self._in_head or (not self._is_begun and is_cut and "=" in held)
+        return [] if is_head else self._body(held)
+
+    def _begin(self) -> bool:
+        """Looks for a recipient, with which an answer may begin."""
+        if _MAY_BE_HEAD.fullmatch(self._held):
+            return False
+        self._is_begun = True
+        self._in_head = _BEGUN_HEAD.match(self._held) is not None
+        return True
 
     def _read_head(self, pieces: list[Piece]) -> bool:
         head, mark, rest = self._held.partition(_MESSAGE)

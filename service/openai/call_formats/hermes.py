@@ -53,9 +53,9 @@ class Hermes:
         del tools
         return (_BEGIN,)
 
-    def reader(self, names: frozenset[str]) -> Reader:
+    def reader(self, tools: Sequence[Tool]) -> Reader:
         """Whatever the markers enclose is a call, if it has a name and arguments."""
-        del names
+        del tools
         return MarkedReader(_MARKS)
 
 

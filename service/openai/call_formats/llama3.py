@@ -60,9 +60,9 @@ class Llama3:
         """The object up to the arguments: an answer may be JSON with a name in it."""
         return tuple(object_begin(tool, "parameters") for tool in tools)
 
-    def reader(self, names: frozenset[str]) -> Reader:
+    def reader(self, tools: Sequence[Tool]) -> Reader:
         """Objects that call none of these functions are text."""
-        return MarkedReader(_MARKS, names)
+        return MarkedReader(_MARKS, frozenset(tool.name for tool in tools))
 
 
 def _may_head(text: str, names: frozenset[str] | None) -> bool:

@@ -55,7 +55,7 @@ class Mistral:
         del tools
         return (_BEGIN,)
 
-    def reader(self, names: frozenset[str]) -> Reader:
+    def reader(self, tools: Sequence[Tool]) -> Reader:
         """Both forms."""
-        del names
+        del tools
         return MarkedReader(_MARKS)

@@ -36,9 +36,9 @@ class Tokenwire:
         names = (json.dumps(tool.name, ensure_ascii=False) for tool in tools)
         return tuple(f'{{"function": {{"_name": {name}' for name in names)
 
-    def reader(self, names: frozenset[str]) -> Reader:
+    def reader(self, tools: Sequence[Tool]) -> Reader:
         """A grammar makes the envelope, whatever is called."""
-        del names
+        del tools
         return EnvelopeReader()
 
 

@@ -437,3 +437,18 @@ def test_a_delta_has_logprobs_if_they_were_asked_for() -> None:
     wanted = request(Message(role="user", content="x"), logprobs=True)
     (part,) = deltas(wanted, TokenEvent(A, [EOS]))
     assert part.logprobs == [(A, [EOS])]
+
+
+def test_reasoning_of_earlier_turns_has_both_of_its_names() -> None:
+    template = (
+        "{% for m in messages %}{% if m.tool_calls and m.content and m.thinking %}"
+        "{{ raise_exception('both') }}{% endif %}"
+        "{{ m.content }}|{{ m.reasoning_content }}|{{ m.thinking }};{% endfor %}"
+    )
+    thoughts = [
+        Message(role="assistant", content="a", reasoning_content="b"),
+        Message(role="assistant", reasoning_content="c", tool_calls=(call("{}"),)),
+        Message(role="assistant", content="d", reasoning_content="e", tool_calls=(call("{}"),)),
+    ]
+    prompt = with_template(template).render_chat(request(*thoughts).template_messages())
+    assert prompt == "a|b|b;|c|c;d|e|;"

@@ -61,8 +61,7 @@ def allows(source: str, text: str) -> bool:
 
 
 def read(form: Dialect, text: str, size: int, *, is_cut: bool = False) -> Parsed:
-    names = frozenset(tool.name for tool in TOOLBOX.tools)
-    reader = form.reader(names, form.call_grammar(TOOLBOX, FORM).beginnings)
+    reader = form.reader(TOOLBOX.tools, form.call_grammar(TOOLBOX, FORM).beginnings)
     assert reader is not None
     pieces = []
     for start in range(0, len(text), size):

@@ -12,6 +12,7 @@ from engine.protocol.errors import GrammarError
 from service.errors import ServiceError
 from service.grammar.spec import Grammar
 from service.openai.call_formats.dialect import Dialect
+from service.openai.call_formats.pieces import Parsed
 from service.openai.chat import dialect_of
 from service.openai.tools import Tool, Toolbox
 from tests.engine.grammar.grammars import compiler, tokenizer
@@ -26,6 +27,10 @@ TEMPLATES = {
     "llama3": '{{ tools }}Respond in the format {"name": function name, "parameters": dictionary}',
     "mistral": "{{ tools }}[TOOL_CALLS]",
     "deepseek_v3": "<｜tool▁calls▁begin｜>```json",
+    "qwen3_coder": "{{ tools }}<tool_call>\n<function=f>\n<parameter=p>\nv\n</parameter>",
+    "glm4": "{{ tools }}<tool_call>f\n<arg_key>k</arg_key>\n<arg_value>v</arg_value>\n</tool_call>",
+    "kimi_k2": "{{ tools }}<|tool_calls_section_begin|>",
+    "granite": "{{ tools }}<|tool_call|>",
     "harmony": "{{ tools }}<|start|><|channel|>final<|message|>",
     "tokenwire": '{{ tools }}{"function": {"_name": "f"}}',
 }
@@ -37,7 +42,17 @@ CALLS = {
     f"```json\n{ARGUMENTS}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
     "harmony": "<|channel|>commentary to=functions.weather <|constrain|>json<|message|>"
     + ARGUMENTS,
+    "qwen3_coder": "<tool_call>\n<function=weather>\n<parameter=city>\nParis\n</parameter>\n"
+    "</function>\n</tool_call>",
+    "glm4": "<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>Paris</arg_value>\n"
+    "</tool_call>",
+    "kimi_k2": "<|tool_calls_section_begin|><|tool_call_begin|>functions.weather:0"
+    f"<|tool_call_argument_begin|>{ARGUMENTS}<|tool_call_end|><|tool_calls_section_end|>",
+    "granite": f'<|tool_call|>[{{"name": "weather", "arguments": {ARGUMENTS}}}]',
 }  # fmt: skip
+MARKED = [
+    "hermes", "llama3", "mistral", "deepseek_v3", "qwen3_coder", "glm4", "kimi_k2", "granite",
+]  # fmt: skip
 
 
 def dialect(template: str, **settings: str) -> Dialect:
@@ -77,7 +92,7 @@ def test_a_forced_call_has_the_native_form_and_nothing_else(form: str) -> None:
     assert not allows(native, CALLS[form].replace("city", "town"), may_answer=False)
 
 
-@pytest.mark.parametrize("form", ["hermes", "llama3", "mistral", "deepseek_v3"])
+@pytest.mark.parametrize("form", MARKED)
 def test_with_auto_text_is_free_until_a_call_begins(form: str) -> None:
     native = dialect(TEMPLATES[form])
     assert allows(native, "hello {", may_answer=True)
@@ -139,3 +154,25 @@ def test_gpt_oss_may_think_and_speak_before_a_constrained_answer() -> None:
     )
     matcher.advance(tokenizer("demo").encode(text, add_special_tokens=False).ids)
     assert matcher.raw.is_accepting()
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "<|channel|>commentary to=functions.weather ",
+        " to=functions.weather<|channel|>commentary ",
+        "<|channel|>analysis<|message|>hm<|end|><|start|>assistant to=functions.weather<|channel|>"
+        "commentary ",
+    ],
+)
+def test_the_recipient_of_gpt_oss_may_stand_before_the_channel_or_behind_it(head: str) -> None:
+    channels = dialect(TEMPLATES["harmony"])
+    call = f"{head}<|constrain|>json<|message|>"
+    for may_answer in (True, False):
+        assert allows(channels, call + ARGUMENTS, may_answer=may_answer)
+        assert not allows(channels, call + "{}", may_answer=may_answer)
+    reader = channels.reader((WEATHER,))
+    assert reader is not None
+    parsed = Parsed.of([*reader.push(call + ARGUMENTS), *reader.finish(is_cut=False)])
+    assert [(item.name, item.arguments) for item in parsed.calls] == [("weather", ARGUMENTS)]
+    assert not parsed.content

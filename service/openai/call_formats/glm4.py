@@ -1,0 +1,71 @@
+"""The form of GLM 4.5 and later: `<tool_call>f`, then `<arg_key>` and `<arg_value>` in turns."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from ..tools import Tool
+from .argument_pairs import parameters_of
+from .call_format import Marker, Wanted
+from .hermes import text_or
+from .pair_reader import PairMarks, PairReader
+from .pieces import Reader
+from .qwen3_coder import ended, parameters_by_name
+
+_BEGIN, _END = "<tool_call>", "</tool_call>"
+_KEY, _KEY_END, _VALUE, _VALUE_END = "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"
+_MARKS = PairMarks(
+    opening=_BEGIN,
+    name_opening="",
+    name=re.compile(r"\s*(?P<name>[^\s<>{}\"]+)\s*(?=<)"),
+    key_opening=_KEY,
+    key=re.compile(rf"{_KEY}(?P<key>[^<>\n]+){_KEY_END}\s*{_VALUE}"),
+    value_end=_VALUE_END,
+    has_lines=False,
+    end=_END,
+    closing="",
+)
+
+
+class Glm4:
+    """The form of GLM 4.5 and later."""
+
+    name = "glm4"
+    markers = frozenset({_BEGIN, _END, _KEY, _KEY_END, _VALUE, _VALUE_END})
+
+    def fits(self, template: str) -> bool:
+        """Whether the template has the markers of arguments."""
+        return _KEY in template and _VALUE in template
+
+    def rule(self, wanted: Wanted, marker: Marker, template: str) -> Any:
+        """Calls with their arguments on lines of their own, in the order of the tool's schema."""
+        del template
+        begin, end = marker(_BEGIN), marker(_END)
+        made = [
+            [f"{tool.name}\n", *_arguments(index, tool, marker), end]
+            for index, tool in enumerate(wanted.tools)
+        ]
+        calls: list[Any] = [{"choice": made}]
+        if wanted.many:
+            calls.append({"repeat": ["\n", begin, {"choice": made}]})
+        return text_or(begin, calls) if wanted.or_text else [begin, *calls]
+
+    def beginnings(self, tools: Sequence[Tool]) -> tuple[str, ...]:
+        """Its marker."""
+        del tools
+        return (_BEGIN,)
+
+    def reader(self, tools: Sequence[Tool]) -> Reader:
+        """Whatever the markers enclose is a call, if it has a name."""
+        return PairReader(_MARKS, parameters_by_name(tools))
+
+
+def _arguments(index: int, tool: Tool, marker: Marker) -> list[Any]:
+    rules = []
+    for parameter in parameters_of(index, tool):
+        key = [marker(_KEY), parameter.name, marker(_KEY_END), "\n", marker(_VALUE)]
+        rule = [*key, *ended(parameter, marker(_VALUE_END)), "\n"]
+        rules.append(rule if parameter.is_required else {"optional": rule})
+    return rules

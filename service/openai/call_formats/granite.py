@@ -1,0 +1,50 @@
+"""The form of Granite 3: `<|tool_call|>` with a list of objects."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from ..tools import Tool
+from .call_format import Marker, Wanted, object_call
+from .hermes import OBJECT_HEAD, text_or
+from .marked_reader import MarkedReader, Marks
+from .pieces import Reader
+
+_BEGIN = "<|tool_call|>"
+_MARKS = Marks(
+    openings=(_BEGIN,),
+    head=re.compile(r"\s*\[?\s*" + OBJECT_HEAD),
+    next=re.compile(r"[^\[\]{}]*\}\s*,\s*(?=\{)"),
+    end=re.compile(r"[^\[\]{}]*\}\s*\]"),
+)
+
+
+class Granite:
+    """The form of Granite 3."""
+
+    name = "granite"
+    markers = frozenset({_BEGIN})
+
+    def fits(self, template: str) -> bool:
+        """Whether the template has the marker."""
+        return _BEGIN in template
+
+    def rule(self, wanted: Wanted, marker: Marker, template: str) -> Any:
+        """A list of calls after the marker."""
+        del template
+        made = {"choice": [object_call(tool, "arguments") for tool in wanted.tools]}
+        more = [{"repeat": [", ", made]}] if wanted.many else []
+        begin, calls = marker(_BEGIN), ["[", made, *more, "]"]
+        return text_or(begin, calls) if wanted.or_text else [begin, *calls]
+
+    def beginnings(self, tools: Sequence[Tool]) -> tuple[str, ...]:
+        """Its marker."""
+        del tools
+        return (_BEGIN,)
+
+    def reader(self, tools: Sequence[Tool]) -> Reader:
+        """Objects in the list are calls."""
+        del tools
+        return MarkedReader(_MARKS)

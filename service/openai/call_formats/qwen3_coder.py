@@ -1,0 +1,86 @@
+"""The form of Qwen3-Coder: `<function=f>` and a `<parameter=key>` for each argument, as text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from ..tools import Tool
+from .argument_pairs import Parameter, parameters_of
+from .call_format import Marker, Wanted
+from .hermes import text_or
+from .pair_reader import PairMarks, PairReader
+from .pieces import Reader
+
+_BEGIN, _END = "<tool_call>", "</tool_call>"
+_MARKS = PairMarks(
+    opening=_BEGIN,
+    name_opening="<function=",
+    name=re.compile(r"\s*<function=(?P<name>[^\s<>{}\"]+)>"),
+    key_opening="<parameter=",
+    key=re.compile(r"<parameter=(?P<key>[^<>\n]+)>(?:\n|(?=[^\n]))"),
+    value_end="</parameter>",
+    has_lines=True,
+    end="</function>",
+    closing=_END,
+)
+
+
+class Qwen3Coder:
+    """The form of Qwen3-Coder."""
+
+    name = "qwen3_coder"
+    markers = frozenset({_BEGIN, _END})
+
+    def fits(self, template: str) -> bool:
+        """Whether the template shows how functions and their parameters are written."""
+        return "<function=" in template and "<parameter=" in template
+
+    def rule(self, wanted: Wanted, marker: Marker, template: str) -> Any:
+        """Calls on lines of their own, each argument too, in the order of the tool's schema."""
+        del template
+        begin, end = marker(_BEGIN), marker(_END)
+        made = [
+            [f"\n<function={tool.name}>\n", *_arguments(index, tool), "</function>\n", end]
+            for index, tool in enumerate(wanted.tools)
+        ]
+        calls: list[Any] = [{"choice": made}]
+        if wanted.many:
+            calls.append({"repeat": ["\n", begin, {"choice": made}]})
+        return text_or(begin, calls) if wanted.or_text else [begin, *calls]
+
+    def beginnings(self, tools: Sequence[Tool]) -> tuple[str, ...]:
+        """Its marker."""
+        del tools
+        return (_BEGIN,)
+
+    def reader(self, tools: Sequence[Tool]) -> Reader:
+        """Whatever the markers enclose is a call, if it has a name."""
+        return PairReader(_MARKS, parameters_by_name(tools))
+
+
+def parameters_by_name(tools: Sequence[Tool]) -> dict[str, dict[str, Parameter]]:
+    """The parameters of tools, by the names of both."""
+    return {
+        tool.name: {parameter.name: parameter for parameter in parameters_of(index, tool)}
+        for index, tool in enumerate(tools)
+    }
+
+
+def _arguments(index: int, tool: Tool) -> list[Any]:
+    rules = []
+    for parameter in parameters_of(index, tool):
+        value = ended(parameter, "\n</parameter>\n")
+        rule = [f"<parameter={parameter.name}>\n", *value]
+        rules.append(rule if parameter.is_required else {"optional": rule})
+    return rules
+
+
+def ended(parameter: Parameter, end: Any) -> list[Any]:
+    """The rule of a value up to its end, which is a text or a token."""
+    value = parameter.rule()
+    is_free = value == "any" or (isinstance(value, dict) and "string" in value)
+    if is_free and isinstance(end, str):
+        return [{"until": end, "before": value}]
+    return [{"text": value} if is_free else value, end]
