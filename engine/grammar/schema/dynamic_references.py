@@ -45,6 +45,8 @@ class _Copier:
             pointer, scope = self._uncopied.pop()
             schema, base = self._found(pointer), self._places.bases.get(pointer, "")
             name = self._names[pointer, frozenset(scope.items())]
+            if isinstance(schema, dict):  # `base` has its identity, which may be relative
+                schema = {key: schema[key] for key in schema if key != "$id"}
             definitions[name] = self._copied(schema, base, scope, is_schema=True)
         return {**copy, "$defs": definitions}
 

@@ -66,3 +66,15 @@ def test_are_relative_to_the_nearest_identity() -> None:
 def test_to_nothing_have_no_target(name: str) -> None:
     with pytest.raises(LookupError):
         target_of(with_local_references(DOCUMENT), name)
+
+
+def test_an_identity_that_is_a_folder_holds_beside_dynamic_references() -> None:
+    definitions = {
+        "list": {"$id": "folder/", "items": {"$ref": "item.json"}},
+        "item": {"$id": "folder/item.json", "type": "integer"},
+        "other": {"$dynamicAnchor": "x", "$dynamicRef": "#x"},
+    }
+    root = {"$id": "https://example.org/root.json", "$ref": "folder/", "$defs": definitions}
+    result = with_local_references(root)
+    items = target_of(result, result["$ref"])["items"]
+    assert target_of(result, items["$ref"]) == {"type": "integer"}
