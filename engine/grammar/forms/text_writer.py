@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..schema.keywords import Schema, items
 from ..schema.strings import with_known_strings
 from . import expressions
+from .claims import size
 from .formats import PLAIN_FORMATS
 from .limits import unsayable
 from .texts import TextForm
@@ -31,10 +32,10 @@ def plain_expression(schema: Schema) -> str:
     """Strings that fit a schema, without quotation marks, as an expression in Lark.
 
     Raises:
-        GrammarError: its pattern cannot be said.
+        GrammarError: its pattern cannot be said, or a length is none.
     """
-    least, most = schema.get("minLength", 0), schema.get("maxLength", "")
-    parts = [f"/(?s:.){{{least},{most}}}/"]
+    least, most = size(schema, "minLength", 0), size(schema, "maxLength")
+    parts = [f"/(?s:.){{{least},{'' if most is None else most}}}/"]
     read = with_known_strings(schema, "#", strict_formats=False)
     if "format" in read:
         parts.append(f"/{_in_lark(PLAIN_FORMATS[read['format']])}/")

@@ -20,6 +20,7 @@ _OF_OBJECTS = _SAYS_NOTHING | {
 }  # fmt: skip
 _OF_PYTHON = {"True": "true", "False": "false", "None": "null"}  # as some templates render them
 _MAX_HOPS = 8  # of references
+_MAX_BRANCHES = 64  # of choices of one value, those in choices too
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,30 +52,28 @@ class Parameter:
             return written
         return json.dumps(text, ensure_ascii=False)
 
-    def rule(self) -> Any:
-        """What a value may be: {"string": schema} is text that is not in quotation marks.
+    def ended(self, end: Any) -> Any:
+        """The rule of a value up to its end, which is a text or a token.
 
         Raises:
-            ServiceError: that cannot be said.
+            ServiceError: it cannot be said.
         """
-        return self._rule(self.schema)
+        branches = self._branches(self.schema)
+        if any(self._is_any_text(branch) for branch in branches):
+            return _ended({"string": {}}, end)
+        rules = [_ended(rule, end) for branch in branches for rule in self._rules(branch)]
+        return {"choice": rules}
 
     def _read_kinds(self) -> frozenset[str]:
         """The types that a value may be read as: beside any string only those that are free."""
-        branches = list(self._branches(self.schema))
+        branches = self._branches(self.schema)
         if any(self._is_any_text(branch) for branch in branches):
             branches = [branch for branch in branches if _is_bare(branch)]
         kinds = [self._kinds(branch) for branch in branches]
         return frozenset[str]().union(*kinds) - {"string"}
 
-    def _rule(self, given: Any) -> Any:
-        branches = list(self._branches(given))
-        if any(self._is_any_text(branch) for branch in branches):
-            return "any"
-        rules = [rule for branch in branches for rule in self._rules(branch)]
-        return rules[0] if len(rules) == 1 else {"choice": rules}
-
     def _rules(self, schema: Any) -> Iterator[Any]:
+        """What a value may be: {"string": schema} is text that is not in quotation marks."""
         if (values := _listed(schema)) is not None:
             yield from (value if isinstance(value, str) else json.dumps(value) for value in values)
             return
@@ -93,15 +92,25 @@ class Parameter:
             raise ServiceError(ErrorKind.TOOL, text, field="tools")
         yield {"string": schema, "of": self.function}
 
-    def _branches(self, given: Any) -> Iterator[Any]:
-        """The schemas of which a value must fit one."""
-        schema = self._followed(given)
-        for key in ("anyOf", "oneOf"):
-            if isinstance(schema, dict) and schema.keys() - _SAYS_NOTHING == {key}:
-                for branch in schema[key]:
-                    yield from self._branches(branch)
-                return
-        yield schema
+    def _branches(self, given: Any) -> list[Any]:
+        """The schemas of which a value must fit one.
+
+        Raises:
+            ServiceError: they are too many.
+        """
+        branches, waiting = [], [given]
+        for one in waiting:  # grows
+            if len(waiting) > _MAX_BRANCHES:
+                text = f"{self.name} has more than {_MAX_BRANCHES} choices"
+                raise ServiceError(ErrorKind.TOOL, text, field="tools")
+            schema = self._followed(one)
+            keys = schema.keys() - _SAYS_NOTHING if isinstance(schema, dict) else set()
+            inner = schema[next(iter(keys))] if keys in ({"anyOf"}, {"oneOf"}) else None
+            if isinstance(inner, list):
+                waiting += inner
+            else:
+                branches.append(schema)
+        return branches
 
     def _followed(self, schema: Any) -> Any:
         for _ in range(_MAX_HOPS):
@@ -155,6 +164,15 @@ def parameters_of(index: int, tool: Tool) -> list[Parameter]:
         Parameter(name, schema, given, tool.name, is_required=name in required)
         for name, schema in listed.items()
     ]
+
+
+def _ended(value: Any, end: Any) -> Any:
+    if isinstance(value, str) and isinstance(end, str):
+        return value + end
+    if isinstance(value, str) or "string" not in value:
+        return [value, end]
+    kind = value if value["string"] else "any"
+    return {"until": end, "before": kind} if isinstance(end, str) else [{"text": kind}, end]
 
 
 def _is_bare(schema: Any) -> bool:

@@ -12,7 +12,7 @@ from .call_format import Marker, Wanted
 from .hermes import text_or
 from .pair_reader import PairMarks, PairReader
 from .pieces import Reader
-from .qwen3_coder import ended, parameters_by_name
+from .qwen3_coder import parameters_by_name
 
 _BEGIN, _END = "<tool_call>", "</tool_call>"
 _KEY, _KEY_END, _VALUE, _VALUE_END = "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"
@@ -66,6 +66,6 @@ def _arguments(index: int, tool: Tool, marker: Marker) -> list[Any]:
     rules = []
     for parameter in parameters_of(index, tool):
         key = [marker(_KEY), parameter.name, marker(_KEY_END), "\n", marker(_VALUE)]
-        rule = [*key, *ended(parameter, marker(_VALUE_END)), "\n"]
+        rule = [*key, parameter.ended(marker(_VALUE_END)), "\n"]
         rules.append(rule if parameter.is_required else {"optional": rule})
     return rules

@@ -71,16 +71,6 @@ def parameters_by_name(tools: Sequence[Tool]) -> dict[str, dict[str, Parameter]]
 def _arguments(index: int, tool: Tool) -> list[Any]:
     rules = []
     for parameter in parameters_of(index, tool):
-        value = ended(parameter, "\n</parameter>\n")
-        rule = [f"<parameter={parameter.name}>\n", *value]
+        rule = [f"<parameter={parameter.name}>\n", parameter.ended("\n</parameter>\n")]
         rules.append(rule if parameter.is_required else {"optional": rule})
     return rules
-
-
-def ended(parameter: Parameter, end: Any) -> list[Any]:
-    """The rule of a value up to its end, which is a text or a token."""
-    value = parameter.rule()
-    is_free = value == "any" or (isinstance(value, dict) and "string" in value)
-    if is_free and isinstance(end, str):
-        return [{"until": end, "before": value}]
-    return [{"text": value} if is_free else value, end]

@@ -31,6 +31,9 @@ PROPERTIES: dict[str, Any] = {
     "points": {"type": "array", "items": {"$ref": "#/$defs/point"}, "maxItems": 2},
     "maybe": {"anyOf": [{"type": "string"}, {"type": "null"}]},
     "either": {"anyOf": [{"type": "string"}, {"type": "integer", "minimum": 10}]},
+    "until": {"anyOf": [{"type": "string", "format": "date"}, {"type": "null"}]},
+    "brief": {"anyOf": [{"type": "string", "maxLength": 5}, {"type": "null"}]},
+    "word": {"anyOf": [{"enum": ["any", "x"]}, {"type": "integer"}]},
     "any": {},
 }
 # Values as they are written, with what is read; None where the grammar does not allow them.
@@ -53,10 +56,17 @@ VALUES: list[tuple[str, str, Any]] = [
     ("either", "3", "3"),
     ("any", '{"a": [1]}', {"a": [1]}),
     ("any", "so", "so"),
+    ("until", "2026-11-29", "2026-11-29"),
+    ("until", "null", None),
+    ("brief", "hello", "hello"),
+    ("brief", "null", None),
+    ("word", "any", "any"),
+    ("word", "12", 12),
 ]
 WRONG = [
     ("kind", "c"), ("code", "XYZ"), ("short", "x"), ("day", "2026-02-30"), ("count", "21"),
-    ("on", "True"), ("at", '{"y": 1}'), ("points", "{}"),
+    ("until", "soon"), ("brief", "longer"), ("word", "other"), ("on", "True"),
+    ("at", '{"y": 1}'), ("points", "{}"),
 ]  # fmt: skip
 WRITTEN = {
     "qwen3_coder": (
@@ -168,10 +178,16 @@ def _second(call: str) -> str:
         {"properties": {"a": {"type": "string", "not": {"const": "x"}}}},
         {"properties": {"a<b": {"type": "string"}}},
         {"patternProperties": {"^a": {}}},
+        {
+            "properties": {"a": {"$ref": "#/$defs/a"}},
+            "$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/a"}]}},
+        },
     ],
 )
 @pytest.mark.parametrize("form", FORMS)
 def test_what_cannot_be_said_of_arguments_one_by_one_is_refused(form: str, schema: Any) -> None:
     toolbox = Toolbox(tools=(Tool(name="f", parameters=schema),), may_answer=True)
-    with pytest.raises(ServiceError, match=r"cannot be enforced|must not have names"):
+    with pytest.raises(
+        ServiceError, match=r"cannot be enforced|must not have names|has more than 64"
+    ):
         dialect(TEMPLATES[form]).call_grammar(toolbox)
