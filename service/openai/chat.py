@@ -259,8 +259,9 @@ def _template_message(index: int, message: Message) -> dict[str, Any]:
         turn["tool_call_id"] = message.tool_call_id
     if message.reasoning_content is not None:
         turn["reasoning_content"] = message.reasoning_content
-        if not (message.tool_calls and turn["content"]):  # which gpt-oss's template refuses
-            turn["thinking"] = message.reasoning_content  # its name for the same
+        # The name of gpt-oss's template for it, which refuses it beside content before calls.
+        is_refused = bool(message.tool_calls and turn["content"])
+        turn["thinking"] = "" if is_refused else message.reasoning_content
     return turn
 
 

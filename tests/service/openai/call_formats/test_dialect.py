@@ -166,7 +166,7 @@ def test_gpt_oss_may_think_and_speak_before_a_constrained_answer() -> None:
     ],
 )
 def test_the_recipient_of_gpt_oss_may_stand_before_the_channel_or_behind_it(head: str) -> None:
-    channels = dialect(TEMPLATES["harmony"])
+    channels = Dialect.of(TEMPLATES["harmony"], tokenizer("demo").token_to_id, takes_tools=True)
     call = f"{head}<|constrain|>json<|message|>"
     for may_answer in (True, False):
         assert allows(channels, call + ARGUMENTS, may_answer=may_answer)
