@@ -6,6 +6,8 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from .calls import CallPart, call_parts
+
 
 class ChatError(ConnectionError):
     """The server did not answer, or refused to; `str()` is one line that says why."""
@@ -19,11 +21,17 @@ class Piece:
         text: what is said.
         reasoning: what is thought before.
         finish_reason: why the answer ends, in its last part.
+        calls: what it says of calls.
     """
 
     text: str = ""
     reasoning: str = ""
     finish_reason: str = ""
+    calls: tuple[CallPart, ...] = ()
+
+
+# The ids of calls, and lists of them, whatever the server's own setting.
+HEADERS = (("x-tool-call-format", "openai"),)
 
 
 class Server(Protocol):
@@ -47,6 +55,7 @@ def piece(chunk: dict[str, Any]) -> Piece:
             delta.get("content") or "",
             delta.get("reasoning_content") or "",
             choice.get("finish_reason") or "",
+            call_parts(delta),
         )
     return Piece()
 

@@ -20,9 +20,10 @@ def run(options: ChatOptions) -> int:
     """
     with contextlib.closing(_server(options)) as server:
         screen = Screen()
-        session = Session(server, Conversation(options.system, options.parameters), screen)
+        conversation = Conversation(options.system, options.parameters, options.tools)
+        session = Session(server, conversation, screen)
         if not sys.stdin.isatty():
-            session.ask(_question())
+            session.ask_once(_question())
             return 0
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401 - `input` edits lines with it

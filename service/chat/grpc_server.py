@@ -13,7 +13,7 @@ from ..bundled import DESCRIPTORS
 from ..client.credentials import Credentials
 from ..client.target import Target
 from ..routes import SERVICE
-from .answer import ChatError, Piece, piece, refusal
+from .answer import HEADERS, ChatError, Piece, piece, refusal
 
 _OPTIONS = (("grpc.enable_http_proxy", 0),)
 _UNARY_TIMEOUT_S = 30.0
@@ -29,7 +29,7 @@ class GrpcServer:
 
     def __init__(self, target: Target, credentials: Credentials) -> None:
         self._url = target.url
-        self._metadata = credentials.headers
+        self._metadata = (*credentials.headers, *HEADERS)
         self._channel = (
             grpc.secure_channel(target.authority, credentials.channel_credentials(), _OPTIONS)
             if target.secure

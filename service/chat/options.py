@@ -11,6 +11,7 @@ from ..client.options import add_arguments as add_client_arguments
 from ..client.options import checked, credentials_of
 from ..client.target import Target
 from .parameters import read_parameter
+from .tools import Tool, read_tools
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,12 +23,14 @@ class ChatOptions:
         credentials: what the server may ask for, and whom to believe.
         system: what the model is told first.
         parameters: of every request, by name.
+        tools: what the model may call.
     """
 
     target: Target
     credentials: Credentials
     system: str
     parameters: dict[str, Any]
+    tools: list[Tool]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="a parameter of answers, like temperature=0.7 or max_tokens=500; repeatable",
     )
+    parser.add_argument(
+        "--tools",
+        type=checked(read_tools),
+        default=[],
+        metavar="FILE",
+        help="JSON list of tools in OpenAI's form; the model calls them, you type the results",
+    )
 
 
 def from_arguments(arguments: dict[str, Any]) -> ChatOptions:
@@ -57,4 +67,5 @@ def from_arguments(arguments: dict[str, Any]) -> ChatOptions:
         credentials=credentials_of(arguments),
         system=arguments["system"],
         parameters=given,
+        tools=arguments["tools"],
     )

@@ -15,6 +15,7 @@ NAMES = (
     "min_p",
     "min_tokens",
     "model",
+    "parallel_tool_calls",
     "presence_penalty",
     "priority",
     "reasoning_effort",
@@ -22,6 +23,8 @@ NAMES = (
     "seed",
     "stop",
     "temperature",
+    "tool_choice",
+    "tool_prompt",
     "top_p",
 )
 

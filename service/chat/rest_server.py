@@ -11,7 +11,7 @@ import httpx
 
 from ..client.credentials import Credentials
 from ..client.target import Target
-from .answer import ChatError, Piece, piece, refusal
+from .answer import HEADERS, ChatError, Piece, piece, refusal
 
 _CONNECT_S = 10.0
 _DONE = b"[DONE]"
@@ -33,7 +33,7 @@ class RestServer:
         self._client = httpx.Client(
             base_url=target.url,
             timeout=httpx.Timeout(None, connect=_CONNECT_S),  # an answer may wait in the queue
-            headers=credentials.headers,
+            headers=(*credentials.headers, *HEADERS),
             verify=credentials.ssl_context(),
             trust_env=False,
             transport=http,

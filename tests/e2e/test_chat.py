@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 from service.launch.sources import without_settings
 from tests.e2e.stack import DEADLINE_S, TOKENWIRE, Stack
+from tests.e2e.tools import TOOLS, WEATHER_QUESTION
 
 GREEDY = ("--param=temperature=0", "--param=max_tokens=12")
 ENDLESS = ("--param=temperature=1000000", "--param=seed=2", "--param=max_tokens=2000")
@@ -150,6 +152,43 @@ def test_ctrl_c_stops_an_answer_and_then_the_program(target: str) -> None:
     terminal.process.send_signal(signal.SIGINT)
     assert "\x1b[2m(stopped)" in terminal.until("> \x1b[0m")
     assert terminal.interrupt_until_the_end() == 0
+
+
+@pytest.fixture
+def tools(tmp_path: Path) -> Path:
+    """A file with tools that the bundled model can call."""
+    file = tmp_path / "tools.json"
+    file.write_text(json.dumps(TOOLS))
+    return file
+
+
+def test_a_pipe_gets_calls_as_lines_of_json(target: str, tools: Path) -> None:
+    done = piped(
+        WEATHER_QUESTION, f"--target={target}", f"--tools={tools}", "--param=temperature=0"
+    )
+    assert done.returncode == 0, done.stderr
+    call = json.loads(done.stdout)
+    assert (call["name"], call["arguments"]) == ("get_weather", {"location": "Paris"})
+    assert re.fullmatch(r"call_\w{24}", call["id"])
+
+
+def test_what_a_call_returns_is_typed_and_the_model_goes_on(target: str, tools: Path) -> None:
+    terminal = Terminal(f"--target={target}", "--param=temperature=0", NO_COLOR="1")
+    terminal.until("> ")
+    terminal.type(f"/tools {tools}\n")
+    terminal.until("\n> ")
+    terminal.type(f"{WEATHER_QUESTION}\n")
+    assert 'get_weather {"location": "Paris"}' in terminal.until("returns: ")
+    terminal.type('{"temperature": 20, "conditions": "sunny"}\n')
+    assert "It is 20 degrees and sunny in Paris." in terminal.until("\n> ")
+    terminal.type("/params tool_choice=get_time\n")
+    terminal.until("\n> ")
+    terminal.type("/regenerate\n")
+    assert "get_time {" in terminal.until("returns: ")
+    terminal.type("/quit\n")  # what is typed there is no command
+    terminal.until("\n> ")
+    terminal.type("\x04")
+    assert terminal.end() == 0
 
 
 def test_wrong_commands_and_parameters_are_told_and_ctrl_d_ends(stack: Stack) -> None:
