@@ -92,7 +92,7 @@ class App:
         self._lanes = Lanes(settings.max_pending_bytes)
         self._long_texts = _long_texts(settings)
         self._traces = _trace_sender(settings)
-        self._pushed = pushed_metrics(settings.model_id)
+        self._pushed = pushed_metrics(settings.model_id, settings.metric_export(os.environ))
         self._starting: asyncio.Task[None] | None = None  # of the processes for long texts
         self.port = 0
 

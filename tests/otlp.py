@@ -1,8 +1,9 @@
-"""A real receiver of traces, over gRPC or HTTP, and what it has received as trees."""
+"""A real receiver of traces and metrics, over gRPC or HTTP, and the traces as trees."""
 
 from __future__ import annotations
 
 import gzip
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -10,12 +11,17 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import grpc
+from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as metrics_pb
+from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2_grpc as metrics_grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as pb
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc as pb_grpc
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
+
+from tests.certificates import Pair
 
 WAIT_S = 60.0
 
@@ -49,12 +55,43 @@ class Span:
     resource: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Tls:
+    """What a receiver shows, and the authority of those whom it lets in."""
+
+    own: Pair
+    authority: Path
+
+    def credentials(self) -> Any:
+        """Those of a gRPC port."""
+        pair = (self.own.key.read_bytes(), self.own.certificate.read_bytes())
+        return grpc.ssl_server_credentials(
+            [pair], self.authority.read_bytes(), require_client_auth=True
+        )
+
+    def context(self) -> ssl.SSLContext:
+        """That of an HTTP port."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.own.certificate, self.own.key)
+        context.load_verify_locations(self.authority)
+        context.verify_mode = ssl.CERT_REQUIRED
+        return context
+
+
 class Collector:
-    """What a receiver has received so far."""
+    """What a receiver has received so far.
+
+    Attributes:
+        url: where it is.
+        spans: those received.
+        metrics: names of those received, each with its service's name.
+        headers: of all exports of spans.
+    """
 
     def __init__(self) -> None:
         self.url = ""
         self.spans: list[Span] = []
+        self.metrics: list[tuple[str, str]] = []
         self.headers: list[dict[str, str]] = []
         self._changed = threading.Condition()
 
@@ -69,6 +106,18 @@ class Collector:
         with self._changed:
             self.headers.append(dict(headers))
             self.spans += found
+            self._changed.notify_all()
+
+    def take_metrics(self, request: metrics_pb.ExportMetricsServiceRequest) -> None:
+        """Notes the metrics of an export."""
+        found = [
+            (_attributes(group.resource.attributes)["service.name"], metric.name)
+            for group in request.resource_metrics
+            for scope in group.scope_metrics
+            for metric in scope.metrics
+        ]
+        with self._changed:
+            self.metrics += found
             self._changed.notify_all()
 
     def wait(self, is_there: Callable[[list[Span]], bool], what: str) -> list[Span]:
@@ -109,8 +158,10 @@ def tree(spans: list[Span], parent: Span | str) -> dict[str, Any]:
 
 
 @contextmanager
-def grpc_collector(*, serves: Callable[[], object] = lambda: None) -> Iterator[Collector]:
-    """A collector with OTLP's own gRPC service; `serves` is called before each answer."""
+def grpc_collector(
+    *, serves: Callable[[], object] = lambda: None, tls: Tls | None = None
+) -> Iterator[Collector]:
+    """A collector with OTLP's own gRPC services; `serves` is called before each answer."""
     collector = Collector()
 
     class Servicer(pb_grpc.TraceServiceServicer):
@@ -119,9 +170,19 @@ def grpc_collector(*, serves: Callable[[], object] = lambda: None) -> Iterator[C
             collector.take(request, dict(context.invocation_metadata()))
             return pb.ExportTraceServiceResponse()
 
+    class Metrics(metrics_grpc.MetricsServiceServicer):
+        def Export(self, request: Any, _: Any) -> metrics_pb.ExportMetricsServiceResponse:
+            collector.take_metrics(request)
+            return metrics_pb.ExportMetricsServiceResponse()
+
     server = grpc.server(ThreadPoolExecutor(4))
     pb_grpc.add_TraceServiceServicer_to_server(Servicer(), server)
-    collector.url = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    metrics_grpc.add_MetricsServiceServicer_to_server(Metrics(), server)
+    if tls is None:
+        collector.url = f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    else:
+        port = server.add_secure_port("127.0.0.1:0", tls.credentials())
+        collector.url = f"https://localhost:{port}"
     server.start()
     try:
         yield collector
@@ -130,7 +191,7 @@ def grpc_collector(*, serves: Callable[[], object] = lambda: None) -> Iterator[C
 
 
 @contextmanager
-def http_collector() -> Iterator[Collector]:
+def http_collector(*, tls: Tls | None = None) -> Iterator[Collector]:
     """A collector with OTLP over HTTP."""
     collector = Collector()
 
@@ -139,11 +200,12 @@ def http_collector() -> Iterator[Collector]:
             body = self.rfile.read(int(self.headers["content-length"] or 0)) or self._chunks()
             if self.headers.get("content-encoding") == "gzip":
                 body = gzip.decompress(body)
-            is_right = self.path == "/v1/traces"
-            if is_right:
+            if self.path == "/v1/traces":
                 headers = {name.lower(): value for name, value in self.headers.items()}
                 collector.take(pb.ExportTraceServiceRequest.FromString(body), headers)
-            self.send_response(200 if is_right else 404)
+            elif self.path == "/v1/metrics":
+                collector.take_metrics(metrics_pb.ExportMetricsServiceRequest.FromString(body))
+            self.send_response(200 if self.path in ("/v1/traces", "/v1/metrics") else 404)
             self.send_header("content-type", "application/x-protobuf")
             self.send_header("content-length", "0")
             self.end_headers()
@@ -161,6 +223,12 @@ def http_collector() -> Iterator[Collector]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     collector.url = f"http://127.0.0.1:{server.server_port}"
+    if tls is not None:
+        # Hands are shaken where a request is read, in a thread of its connection.
+        server.socket = tls.context().wrap_socket(
+            server.socket, server_side=True, do_handshake_on_connect=False
+        )
+        collector.url = f"https://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield collector

@@ -52,6 +52,20 @@ class TlsFiles:
         raise ValueError(f"{self.key}: has a password, for which nobody can be asked")
 
 
+def check_client_files(authority: Path | None, certificate: Path | None, key: Path | None) -> None:
+    """Checks what we believe and show as a client, as far as there is something.
+
+    Raises:
+        OSError: a file cannot be read; the text is one line that names it.
+        ValueError: one is broken, or certificate and key do not belong together.
+    """
+    if certificate is not None and key is not None:
+        TlsFiles(certificate, key, authority).check()
+    elif authority is not None:
+        _check_readable(authority)
+        _check_authority(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), authority)
+
+
 def server_credentials(files: TlsFiles) -> Any:
     """Returns the credentials of a gRPC port, which takes new files for new connections.
 

@@ -6,12 +6,11 @@ Names, units, attributes and buckets: opentelemetry.io/docs/specs/semconv/gen-ai
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ..call_record import CallRecord, current_record
-from ..metrics.otlp import is_wanted, make_provider
+from ..launch.otlp import Export
+from ..metrics.otlp import make_provider
 from .generator import Generation
 
 if TYPE_CHECKING:
@@ -100,13 +99,10 @@ class PushedMetrics:
         )
 
 
-def pushed_metrics(
-    model: str, environment: Mapping[str, str] | None = None
-) -> PushedMetrics | None:
-    """The metrics to push, if the environment says where to.
+def pushed_metrics(model: str, export: Export | None) -> PushedMetrics | None:
+    """The metrics to push, if there is somewhere to push them to.
 
     Raises:
         ValueError: a variable has no possible value.
     """
-    environment = os.environ if environment is None else environment
-    return PushedMetrics(make_provider(environment), model) if is_wanted(environment) else None
+    return None if export is None else PushedMetrics(make_provider(export), model)

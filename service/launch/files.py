@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,10 +12,11 @@ from .settings import Settings
 
 
 def check_files(settings: Settings) -> None:
-    """Checks the model's directory, the file of API keys, and the certificates of both ports.
+    """Checks the model's directory, the file of API keys, and all certificates.
 
     Raises:
         ValueError: one cannot be used; the text is one line with the option and the file.
+        SettingsError: OpenTelemetry's variables say what cannot be done.
     """
     check_model(settings)
     if (path := settings.tokenizer_config_path) is not None:
@@ -24,6 +26,9 @@ def check_files(settings: Settings) -> None:
     if settings.grpc_tls is not None:
         _check("grpc_tls_certificate", settings.grpc_tls.check)
     check_public_certificates(settings)
+    for export in (settings.trace_export(os.environ), settings.metric_export(os.environ)):
+        if export is not None:
+            export.check()
 
 
 def check_public_certificates(settings: Settings) -> None:

@@ -1,4 +1,4 @@
-"""Where traces go and which: what flags and OpenTelemetry's own variables say together.
+"""Where traces and metrics go: what flags and OpenTelemetry's own variables say together.
 
 The service's SDK reads the variables itself; Envoy cannot, so both get what is found here. Nothing
 of OpenTelemetry is imported.
@@ -10,16 +10,17 @@ import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 from urllib.parse import unquote, urlsplit
 
+from ..access.certificates import check_client_files
 from .options import SettingsError
 
 Protocol = Literal["grpc", "http/protobuf"]
+Signal = Literal["traces", "metrics"]
 
 DEFAULT_SERVICE_NAME = "text-generation-inference.router"  # TGI's
 _DEFAULT_URLS = {"grpc": "http://localhost:4317", "http/protobuf": "http://localhost:4318"}
-_TRACES_PATH = "/v1/traces"  # below the endpoint of all signals
 _DEFAULT_PORTS = {"grpc": 4317, "http": 80, "https": 443}
 _SAMPLERS = ("always_on", "always_off", "traceidratio")
 _PARENT_BASED = "parentbased_"
@@ -33,15 +34,14 @@ class Sampling(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TraceExport:
-    """A collector of traces, and what is sent to it.
+class Export:
+    """A collector, and what is sent to it.
 
     Attributes:
-        url: of the collector, for HTTP with the path that takes traces.
+        url: of the collector, for HTTP with the path that takes this signal.
         protocol: how it is spoken to.
         is_encrypted: whether over TLS.
-        service_name: whose spans they are.
-        sampling: which traces are kept.
+        service_name: whose spans or metrics they are.
         headers: sent with every export. They may be secrets.
         resource: further attributes of the server, beside its name.
         ca: PEM of who signs the collector's certificate; None for whom the system trusts.
@@ -53,7 +53,6 @@ class TraceExport:
     protocol: Protocol = "grpc"
     is_encrypted: bool = False
     service_name: str = DEFAULT_SERVICE_NAME
-    sampling: Sampling = field(default_factory=Sampling)
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     resource: tuple[tuple[str, str], ...] = ()
     ca: Path | None = None
@@ -86,6 +85,45 @@ class TraceExport:
             return False
         return True
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the SDK's exporter for this protocol is made with.
+
+        Raises:
+            OSError: a file cannot be read.
+        """
+        options = {"endpoint": self.url, "headers": dict(self.headers)}
+        if self.protocol == "grpc":
+            # By itself it would read the client's certificate only beside an authority.
+            credentials = _channel_credentials(self) if self.is_encrypted else None
+            return options | {"insecure": not self.is_encrypted, "credentials": credentials}
+        paths = {
+            "certificate_file": self.ca,
+            "client_certificate_file": self.certificate,
+            "client_key_file": self.key,
+        }
+        session = None if self.ca is None else _session()
+        given = {name: str(path) for name, path in paths.items() if path is not None}
+        return options | given | {"session": session}
+
+    def check(self) -> None:
+        """Checks that the files can be used.
+
+        Raises:
+            ValueError: one cannot; the text is one line that names it.
+        """
+        try:
+            check_client_files(self.ca, self.certificate, self.key)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"the certificates of OTEL_EXPORTER_OTLP_*: {error}") from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceExport(Export):
+    """A collector of traces, and which of them are kept."""
+
+    sampling: Sampling = field(default_factory=Sampling)
+
 
 def trace_export(
     endpoint: str | None, service_name: str | None, environment: Mapping[str, str]
@@ -100,90 +138,135 @@ def trace_export(
     Raises:
         SettingsError: an endpoint or a protocol cannot be used.
     """
-    variables = _Variables(environment)
+    variables = _Variables(environment, "traces")
     sampling = _sampling(variables)
-    if not _is_wanted(endpoint, variables) or sampling is None:
+    if not variables.want_signal(endpoint) or sampling is None:
         return None
-    protocol = _protocol(variables)
-    url = _url(endpoint, protocol, variables)
-    resource = dict(_pairs(variables.get("OTEL_RESOURCE_ATTRIBUTES")))
-    named = resource.pop("service.name", "")
     return TraceExport(
-        url=url,
-        protocol=protocol,
-        is_encrypted=url.startswith("https:"),
-        service_name=(
-            service_name or variables.get("OTEL_SERVICE_NAME") or named or DEFAULT_SERVICE_NAME
-        ),
-        sampling=sampling,
-        headers=tuple((key.lower(), text) for key, text in _pairs(variables.otlp("HEADERS"))),
-        resource=tuple(resource.items()),
-        ca=_path(variables.otlp("CERTIFICATE")),
-        certificate=_path(variables.otlp("CLIENT_CERTIFICATE")),
-        key=_path(variables.otlp("CLIENT_KEY")),
+        **_shared(_url(endpoint, variables), service_name, variables), sampling=sampling
     )
 
 
-class _Variables:
-    """The environment; an empty variable counts as absent."""
+def metric_export(
+    endpoint: str | None, service_name: str | None, environment: Mapping[str, str]
+) -> Export | None:
+    """Where metrics are pushed to; None if they are not.
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
+    Args:
+        endpoint: the flag's, which is about traces: metrics go there only if a variable asks for
+            them and none says where to.
+        service_name: the flag's, which wins over the variables.
+        environment: the process's.
+
+    Raises:
+        SettingsError: an endpoint or a protocol cannot be used.
+    """
+    variables = _Variables(environment, "metrics")
+    if not variables.want_signal(None):
+        return None
+    if variables.otlp("ENDPOINT"):
+        endpoint = None
+    return Export(**_shared(_url(endpoint, variables), service_name, variables))
+
+
+class _Variables:
+    """The environment, for one signal; an empty variable counts as absent."""
+
+    def __init__(self, environment: Mapping[str, str], signal: Signal) -> None:
         self._environment = environment
+        self.signal = signal
 
     def get(self, name: str) -> str:
         """The value, or an empty text."""
         return self._environment.get(name, "").strip()
 
+    def own(self, name: str) -> str:
+        """What a variable of OTLP is called for this signal alone."""
+        return f"OTEL_EXPORTER_OTLP_{self.signal.upper()}_{name}"
+
     def otlp(self, name: str) -> str:
-        """The value for traces, or else that for all signals."""
-        return self.get(f"OTEL_EXPORTER_OTLP_TRACES_{name}") or self.get(
-            f"OTEL_EXPORTER_OTLP_{name}"
-        )
+        """The value for this signal, or else that for all signals."""
+        return self.get(self.own(name)) or self.get(f"OTEL_EXPORTER_OTLP_{name}")
+
+    def want_signal(self, endpoint: str | None) -> bool:
+        """Whether anything asks for this signal and nothing forbids it.
+
+        Raises:
+            SettingsError: it is to go to something else than a collector.
+        """
+        if self.get("OTEL_SDK_DISABLED").lower() == "true":
+            return False
+        name = f"OTEL_{self.signal.upper()}_EXPORTER"
+        exporter = self.get(name)
+        if exporter not in ("", "otlp", "none"):
+            raise SettingsError(f"{name} must be otlp or none. Given: {exporter}")
+        if exporter == "none":
+            return False
+        return bool(endpoint or self.otlp("ENDPOINT") or exporter)
+
+    def protocol(self) -> Protocol:
+        """How the collector is spoken to.
+
+        Raises:
+            SettingsError: there is no such protocol.
+        """
+        protocol = self.otlp("PROTOCOL") or "grpc"
+        if protocol == "grpc":
+            return "grpc"
+        if protocol == "http/protobuf":
+            return "http/protobuf"
+        own = self.own("PROTOCOL")
+        name = own if self.get(own) else "OTEL_EXPORTER_OTLP_PROTOCOL"
+        raise SettingsError(f"{name} must be grpc or http/protobuf. Given: {protocol}")
 
 
-def _is_wanted(endpoint: str | None, variables: _Variables) -> bool:
-    """Whether anything asks for traces and nothing forbids them.
+def _shared(url: str, service_name: str | None, variables: _Variables) -> dict[str, Any]:
+    """What both signals have, by the names of `Export`.
 
     Raises:
-        SettingsError: they are to go to something else than a collector.
+        SettingsError: a client's certificate lacks its key, or a key its certificate.
     """
-    if variables.get("OTEL_SDK_DISABLED").lower() == "true":
-        return False
-    exporter = variables.get("OTEL_TRACES_EXPORTER")
-    if exporter not in ("", "otlp", "none"):
-        raise SettingsError(f"OTEL_TRACES_EXPORTER must be otlp or none. Given: {exporter}")
-    if exporter == "none":
-        return False
-    return bool(endpoint or variables.otlp("ENDPOINT") or exporter)
+    resource = dict(_pairs(variables.get("OTEL_RESOURCE_ATTRIBUTES")))
+    named = resource.pop("service.name", "")
+    headers = _pairs(variables.otlp("HEADERS"))
+    certificate, key = (_path(variables.otlp(f"CLIENT_{what}")) for what in ("CERTIFICATE", "KEY"))
+    if (certificate is None) != (key is None):
+        raise SettingsError(
+            "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and OTEL_EXPORTER_OTLP_CLIENT_KEY "
+            "must be given together"
+        )
+    return {
+        "url": url,
+        "protocol": variables.protocol(),
+        "is_encrypted": url.startswith("https:"),
+        "service_name": (
+            service_name or variables.get("OTEL_SERVICE_NAME") or named or DEFAULT_SERVICE_NAME
+        ),
+        "headers": tuple((key.lower(), text) for key, text in headers),
+        "resource": tuple(resource.items()),
+        "ca": _path(variables.otlp("CERTIFICATE")),
+        "certificate": certificate,
+        "key": key,
+    }
 
 
-def _protocol(variables: _Variables) -> Protocol:
-    protocol = variables.otlp("PROTOCOL") or "grpc"
-    if protocol == "grpc":
-        return "grpc"
-    if protocol == "http/protobuf":
-        return "http/protobuf"
-    raise SettingsError(
-        f"OTEL_EXPORTER_OTLP_PROTOCOL must be grpc or http/protobuf. Given: {protocol}"
-    )
-
-
-def _url(endpoint: str | None, protocol: Protocol, variables: _Variables) -> str:
+def _url(endpoint: str | None, variables: _Variables) -> str:
     """The collector's URL.
 
     Raises:
         SettingsError: it is none.
     """
-    own = variables.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-    if endpoint is None and own:
-        return _checked(own, "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", protocol, variables)
+    protocol, name = variables.protocol(), variables.own("ENDPOINT")
+    if endpoint is None and (own := variables.get(name)):
+        return _checked(own, name, protocol, variables)
     shared, source = variables.get("OTEL_EXPORTER_OTLP_ENDPOINT"), "OTEL_EXPORTER_OTLP_ENDPOINT"
     if endpoint is not None:
         shared, source = endpoint, "`otlp_endpoint`"
     url = _checked(shared or _DEFAULT_URLS[protocol], source, protocol, variables)
-    if protocol == "grpc" or urlsplit(url).path.endswith(_TRACES_PATH):
+    path = f"/v1/{variables.signal}"  # below the endpoint of all signals
+    if protocol == "grpc" or urlsplit(url).path.endswith(path):
         return url
-    return url.rstrip("/") + _TRACES_PATH
+    return url.rstrip("/").removesuffix("/v1/traces") + path
 
 
 def _checked(raw: str, source: str, protocol: Protocol, variables: _Variables) -> str:
@@ -235,6 +318,28 @@ def _pairs(raw: str) -> list[tuple[str, str]]:
         for name, sep, value in pairs
         if sep and name
     ]
+
+
+def _channel_credentials(export: Export) -> Any:
+    import grpc  # here, because the commands that only check settings need no gRPC
+
+    ca, key, certificate = (
+        None if path is None else path.read_bytes()
+        for path in (export.ca, export.key, export.certificate)
+    )
+    return grpc.ssl_channel_credentials(ca, key, certificate)
+
+
+def _session() -> Any:
+    """What connects for HTTP, and believes those alone whom it is told to.
+
+    By itself it would believe those in REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE instead.
+    """
+    import requests
+
+    session = requests.Session()
+    session.trust_env = False
+    return session
 
 
 def _path(raw: str) -> Path | None:

@@ -15,7 +15,7 @@ from ..access.certificates import TlsFiles
 from ..bundled import demo_model
 from .gateway import GatewayConfig
 from .options import About, Option, SettingsError, is_ip_address, spell
-from .otlp import TraceExport, trace_export
+from .otlp import Export, TraceExport, metric_export, trace_export
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 Quantization = Literal[
@@ -315,7 +315,9 @@ class Settings:
     ] = None
     otlp_service_name: Annotated[
         str | None,
-        About("name of the server in traces; otherwise text-generation-inference.router"),
+        About(
+            "name of the server in traces and metrics; otherwise text-generation-inference.router"
+        ),
     ] = None
     otlp_content: Annotated[
         bool, About("let traces have the texts of prompts and answers", ours=True)
@@ -477,6 +479,14 @@ class Settings:
             SettingsError: they cannot go there.
         """
         return trace_export(self.otlp_endpoint, self.otlp_service_name, environment)
+
+    def metric_export(self, environment: Mapping[str, str]) -> Export | None:
+        """Where metrics are pushed to, likewise.
+
+        Raises:
+            SettingsError: they cannot go there.
+        """
+        return metric_export(self.otlp_endpoint, self.otlp_service_name, environment)
 
     def engine_config(self, socket_path: Path) -> EngineConfig:
         """Returns the engine's configuration."""

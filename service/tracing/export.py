@@ -69,20 +69,18 @@ class TraceSender:
 
 
 def _exporter(export: TraceExport) -> SpanExporter:
-    """What speaks to the collector; it takes time limit, compression and certificates by itself."""
-    headers = dict(export.headers)
+    """What speaks to the collector; it takes time limit and compression by itself."""
     if export.protocol == "grpc":
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import (
             OTLPSpanExporter as GrpcExporter,
         )
 
-        is_plain = not export.is_encrypted
-        return GrpcExporter(endpoint=export.url, insecure=is_plain, headers=headers)
+        return GrpcExporter(**export.options)
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import (
         OTLPSpanExporter as HttpExporter,
     )
 
-    return HttpExporter(endpoint=export.url, headers=headers)
+    return HttpExporter(**export.options)
 
 
 def _version() -> str:

@@ -14,8 +14,9 @@ import httpx
 import pytest
 
 from service.pb.tokenwire import v1 as pb
+from tests.certificates import Authority, Pair
 from tests.e2e.stack import DEADLINE_S, ENDLESS, PROMPT, SERVICE, Stack, running, wait_until
-from tests.otlp import Collector, Span, children, grpc_collector, http_collector, tree
+from tests.otlp import Collector, Span, Tls, children, grpc_collector, http_collector, tree
 
 MODEL = "tokenwire/demo"
 PHASES: dict[str, Any] = {"validate": {}, "queue": {}, "prefill": {}, "decode": {}}
@@ -365,3 +366,42 @@ def test_traces_go_over_http_with_content_if_that_is_asked_for(tmp_path: Path) -
     text = reply.json()["choices"][0]["message"]["content"]
     assert chat.attributes["gen_ai.input.messages"].count(PROMPT) == 1
     assert text in chat.attributes["gen_ai.output.messages"].encode().decode("unicode_escape")
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tls, Pair, Path]:
+    """What a collector has, what its clients have, and who signed both."""
+    authority = Authority(tmp_path_factory.mktemp("certificates"))
+    own = authority.issue("collector", "DNS:localhost", "IP:127.0.0.1")
+    client = authority.issue("client", "DNS:client")
+    return Tls(own, authority.certificate), client, authority.certificate
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+def test_a_collector_may_ask_for_certificates_and_gets_traces_and_metrics_of_one_name(
+    certificates: tuple[Tls, Pair, Path], protocol: str, tmp_path: Path
+) -> None:
+    """By its name over gRPC, by its address over HTTP."""
+    tls, client, authority = certificates
+    with grpc_collector(tls=tls) if protocol == "grpc" else http_collector(tls=tls) as collector:
+        variables = {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
+            "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
+            "OTEL_EXPORTER_OTLP_CERTIFICATE": str(authority),
+            "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE": str(client.certificate),
+            "OTEL_EXPORTER_OTLP_CLIENT_KEY": str(client.key),
+            "OTEL_EXPORTER_OTLP_HEADERS": "authorization=Bearer%20secret",
+            "OTEL_BSP_SCHEDULE_DELAY": "100",
+            "OTEL_METRIC_EXPORT_INTERVAL": "100",
+        }
+        flags = ("--otlp-service-name=box",)
+        with running(tmp_path / "log", *flags, environment={**os.environ, **variables}) as stack:
+            trace_id, headers = caller()
+            stack.http.post("/v1/chat/completions", json=CHAT, headers=headers)
+            rest_spans(Traced(stack, collector), trace_id, "POST /v1/chat/completions")
+            collector.wait(
+                lambda _: ("box", "gen_ai.server.request.duration") in collector.metrics, "metrics"
+            )
+            assert "secret" not in stack.log()
+    assert {name for name, _ in collector.metrics} == {"box"}
+    assert {headers["authorization"] for headers in collector.headers} == {"Bearer secret"}

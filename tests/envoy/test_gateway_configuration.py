@@ -76,6 +76,8 @@ TRACES = TraceExport(
         {"url": "http://127.0.0.1:4317", "is_encrypted": False, "headers": (), "resource": ()},
         {"url": "http://[::1]:1/v1/traces", "is_encrypted": False, "protocol": "http/protobuf"},
         {"url": "https://collector.example/v1/traces", "protocol": "http/protobuf"},
+        {"url": "https://192.0.2.1:4317"},
+        {"url": "https://[2001:db8::1]:4317"},
         {"sampling": Sampling(0.25)},
         {"sampling": Sampling(1.0, follows_parent=False)},
         {"sampling": Sampling(0.0)},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -14,6 +15,7 @@ from service.generation.generator import Timings
 from service.generation.metrics import Metrics
 from service.generation.pushed_metrics import pushed_metrics
 from service.generation.tally import Pace, Tally
+from service.launch.otlp import DEFAULT_SERVICE_NAME, Export, metric_export
 from tests.service.fakes import LIMITS, TIMEOUT_S, generation
 from tests.service.metrics.otlp_receiver import (
     Received,
@@ -30,15 +32,20 @@ PROTOCOL = "OTEL_EXPORTER_OTLP_METRICS_PROTOCOL"
 
 @pytest.fixture(autouse=True)
 def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("METRICS_EXPORTER", "SDK_DISABLED", "SERVICE_NAME", "RESOURCE_ATTRIBUTES"):
-        monkeypatch.delenv(f"OTEL_{name}", raising=False)
+    for name in (name for name in os.environ if name.startswith("OTEL_")):
+        monkeypatch.delenv(name)
 
 
-async def pushed(variables: dict[str, str], received: Received, patch: pytest.MonkeyPatch) -> Any:
+async def pushed(
+    variables: dict[str, str],
+    received: Received,
+    patch: pytest.MonkeyPatch,
+    service_name: str | None = None,
+) -> Any:
     """What a receiver gets of a chat of two tokens, a refusal and a first token."""
     for name, value in variables.items():
         patch.setenv(name, value)
-    listener = pushed_metrics("some/model")
+    listener = pushed_metrics("some/model", metric_export(None, service_name, variables))
     assert listener is not None
     metrics = Metrics(LIMITS, listener)
     call = begin_record(None)
@@ -66,7 +73,7 @@ async def test_requests_are_pushed_as_the_conventions_say(
     with receiver() as (url, received):
         variables = {ENDPOINT: url + path, PROTOCOL: protocol}
         request = await pushed(variables, received, monkeypatch)
-    assert attributes(request.resource_metrics[0].resource)["service.name"] == "tokenwire"
+    assert attributes(request.resource_metrics[0].resource)["service.name"] == DEFAULT_SERVICE_NAME
     found = histograms(request)
     common = {
         "gen_ai.operation.name": "chat",
@@ -89,53 +96,28 @@ async def test_requests_are_pushed_as_the_conventions_say(
 
 
 @pytest.mark.parametrize(
-    "variables",
+    ("flag", "variables"),
     [
-        {"OTEL_SERVICE_NAME": "mine"},
-        {"OTEL_RESOURCE_ATTRIBUTES": "service.name=mine,team=a"},
+        (None, {"OTEL_SERVICE_NAME": "mine", "OTEL_RESOURCE_ATTRIBUTES": "team=a"}),
+        (None, {"OTEL_RESOURCE_ATTRIBUTES": "service.name=mine,team=a"}),
+        ("mine", {"OTEL_SERVICE_NAME": "x", "OTEL_RESOURCE_ATTRIBUTES": "service.name=y,team=a"}),
     ],
 )
-async def test_the_service_has_the_name_that_the_variables_give_it(
-    variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
+async def test_the_service_has_the_name_that_flag_and_variables_give_it(
+    flag: str | None, variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with grpc_receiver() as (url, received):
         given = {"OTEL_EXPORTER_OTLP_ENDPOINT": url, **variables}
-        request = await pushed(given, received, monkeypatch)
-    assert attributes(request.resource_metrics[0].resource)["service.name"] == "mine"
+        request = await pushed(given, received, monkeypatch, flag)
+    found = attributes(request.resource_metrics[0].resource)
+    assert (found["service.name"], found["team"]) == ("mine", "a")
 
 
-@pytest.mark.parametrize(
-    "environment",
-    [
-        {},
-        {"OTEL_METRICS_EXPORTER": "none", ENDPOINT: "http://127.0.0.1:1"},
-        {"OTEL_SDK_DISABLED": "true", ENDPOINT: "http://127.0.0.1:1"},
-        {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://127.0.0.1:1"},
-        {ENDPOINT: " "},
-    ],
-)
-def test_nothing_is_pushed_unless_a_variable_says_where_to(environment: dict[str, str]) -> None:
-    assert pushed_metrics("some/model", environment) is None
+def test_nothing_is_pushed_without_a_collector() -> None:
+    assert pushed_metrics("some/model", None) is None
 
 
-@pytest.mark.parametrize(
-    ("environment", "message"),
-    [
-        (
-            {"OTEL_METRICS_EXPORTER": "console"},
-            "OTEL_METRICS_EXPORTER must be otlp or none. Given: console",
-        ),
-        (
-            {ENDPOINT: "http://127.0.0.1:1", PROTOCOL: "http/json"},
-            f"{PROTOCOL} must be grpc or http/protobuf. Given: http/json",
-        ),
-        (
-            {"OTEL_METRICS_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_PROTOCOL": "udp"},
-            "OTEL_EXPORTER_OTLP_PROTOCOL must be grpc or http/protobuf. Given: udp",
-        ),
-    ],
-)
-def test_what_cannot_be_done_is_an_error(environment: dict[str, str], message: str) -> None:
-    with pytest.raises(ValueError, match="must be") as caught:
-        pushed_metrics("some/model", environment)
-    assert str(caught.value) == message
+def test_a_variable_that_cannot_be_used_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "soon")
+    with pytest.raises(ValueError, match="metrics cannot be pushed: "):
+        pushed_metrics("some/model", Export(url="http://127.0.0.1:1"))

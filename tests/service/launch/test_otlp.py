@@ -1,4 +1,4 @@
-"""Where traces go, by flags and by OpenTelemetry's variables."""
+"""Where traces and metrics go, by flags and by OpenTelemetry's variables."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 from service.launch.options import SettingsError
-from service.launch.otlp import DEFAULT_SERVICE_NAME, Sampling, TraceExport, trace_export
+from service.launch.otlp import (
+    DEFAULT_SERVICE_NAME,
+    Sampling,
+    TraceExport,
+    metric_export,
+    trace_export,
+)
 
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 URL = "http://collector:4317"
@@ -100,6 +106,8 @@ def test_a_collector_over_http(endpoint: str | None, variables: dict[str, str], 
         ),
         (URL, {"OTEL_EXPORTER_OTLP_PROTOCOL": "http/json"}, "must be grpc or http/protobuf"),
         (None, {"OTEL_TRACES_EXPORTER": "zipkin"}, "OTEL_TRACES_EXPORTER must be otlp or none"),
+        (URL, {"OTEL_EXPORTER_OTLP_CLIENT_KEY": "/k"}, "must be given together"),
+        (URL, {"OTEL_EXPORTER_OTLP_TRACES_CLIENT_CERTIFICATE": "/c"}, "must be given together"),
     ],
 )
 def test_what_cannot_be_done_is_an_error(
@@ -144,8 +152,95 @@ def test_headers_and_files_of_traces_come_before_those_of_all_signals() -> None:
         OTEL_EXPORTER_OTLP_TRACES_HEADERS="Authorization=Bearer%20key,y=2",
         OTEL_EXPORTER_OTLP_CERTIFICATE="/ca.pem",
         OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE="/own.pem",
+        OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE="/client.pem",
         OTEL_EXPORTER_OTLP_CLIENT_KEY="/key.pem",
     )
     assert found.headers == (("authorization", "Bearer key"), ("y", "2"))
     assert (found.ca, found.key) == (Path("/own.pem"), Path("/key.pem"))
     assert "key" not in repr(found).replace("key=PosixPath('/key.pem')", "")
+
+
+METRICS = "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT"
+OVER_HTTP = {"OTEL_EXPORTER_OTLP_METRICS_PROTOCOL": "http/protobuf"}
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {"OTEL_METRICS_EXPORTER": "none", METRICS: URL},
+        {"OTEL_SDK_DISABLED": "true", METRICS: URL},
+        {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": URL},
+        {METRICS: " "},
+    ],
+)
+def test_no_metrics_are_pushed_unless_a_variable_says_so(variables: dict[str, str]) -> None:
+    assert metric_export(URL, "name", variables) is None
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "variables", "url"),
+    [
+        (None, {ENDPOINT: URL}, URL),
+        (None, {METRICS: "http://own:1", ENDPOINT: URL}, "http://own:1"),
+        (URL, {ENDPOINT: "http://other:1"}, "http://other:1"),
+        (URL, {"OTEL_METRICS_EXPORTER": "otlp"}, URL),
+        (None, {"OTEL_METRICS_EXPORTER": "otlp"}, "http://localhost:4317"),
+        (None, {ENDPOINT: URL} | OVER_HTTP, f"{URL}/v1/metrics"),
+        (None, {METRICS: "http://c/own"} | OVER_HTTP, "http://c/own"),
+        (
+            "http://c/v1/traces",
+            {"OTEL_METRICS_EXPORTER": "otlp"} | OVER_HTTP,
+            "http://c/v1/metrics",
+        ),
+    ],
+)
+def test_where_metrics_are_pushed_to(
+    endpoint: str | None, variables: dict[str, str], url: str
+) -> None:
+    found = metric_export(endpoint, None, variables)
+    assert found is not None
+    assert found.url == url
+    assert found.protocol == ("http/protobuf" if OVER_HTTP.items() <= variables.items() else "grpc")
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        (
+            {"OTEL_METRICS_EXPORTER": "console"},
+            "OTEL_METRICS_EXPORTER must be otlp or none. Given: console",
+        ),
+        (
+            {METRICS: URL, "OTEL_EXPORTER_OTLP_METRICS_PROTOCOL": "http/json"},
+            "OTEL_EXPORTER_OTLP_METRICS_PROTOCOL must be grpc or http/protobuf. Given: http/json",
+        ),
+        (
+            {"OTEL_METRICS_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_PROTOCOL": "udp"},
+            "OTEL_EXPORTER_OTLP_PROTOCOL must be grpc or http/protobuf. Given: udp",
+        ),
+        (
+            {METRICS: "ftp://x"},
+            f"{METRICS} must be a URL such as http://collector:4317. Given: ftp://x",
+        ),
+    ],
+)
+def test_metrics_that_cannot_be_pushed_are_an_error(
+    variables: dict[str, str], message: str
+) -> None:
+    with pytest.raises(SettingsError) as caught:
+        metric_export(None, None, variables)
+    assert str(caught.value) == message
+
+
+def test_both_signals_have_one_name_and_headers_of_their_own() -> None:
+    variables = {
+        ENDPOINT: URL,
+        "OTEL_SERVICE_NAME": "name",
+        "OTEL_EXPORTER_OTLP_HEADERS": "x=1",
+        "OTEL_EXPORTER_OTLP_METRICS_HEADERS": "y=2",
+    }
+    metrics, traces = metric_export(None, None, variables), export(**variables)
+    assert metrics is not None
+    assert metrics.service_name == traces.service_name == "name"
+    assert (metrics.headers, traces.headers) == ((("y", "2"),), (("x", "1"),))

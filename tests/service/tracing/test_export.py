@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
+from pathlib import Path
 
 import pytest
 
 from service.call_record import begin_record
 from service.launch.otlp import TraceExport
 from service.tracing.export import TraceSender
-from tests.otlp import grpc_collector, http_collector
+from tests.certificates import Authority
+from tests.otlp import Tls, grpc_collector, http_collector
 
 METHOD = "/tokenwire.v1.TextGenerationService/Info"
 
@@ -59,6 +61,41 @@ async def test_nobody_waits_for_a_collector_that_is_slow(monkeypatch: pytest.Mon
             await sender.close()
         assert not collector.spans
         may_answer.set()
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+async def test_a_collector_that_shows_somebody_elses_certificate_gets_nothing(
+    protocol: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its certificate is right, but for another name, or of an authority that is not believed."""
+    monkeypatch.setattr("service.tracing.export._FLUSH_S", 0.2)
+    authority = Authority(tmp_path)
+    wrong = authority.issue("wrong", "DNS:elsewhere.example")
+    tls = Tls(wrong, authority.certificate)
+    with grpc_collector(tls=tls) if protocol == "grpc" else http_collector(tls=tls) as collector:
+        url = collector.url if protocol == "grpc" else f"{collector.url}/v1/traces"
+        for believed in (authority.certificate, None):
+            export = TraceExport(
+                url=url,
+                protocol=protocol,  # type: ignore[arg-type]
+                is_encrypted=True,
+                ca=believed,
+                certificate=wrong.certificate,
+                key=wrong.key,
+            )
+            sender = TraceSender(export)
+            make_span(sender)
+            await sender.close()
+        assert not collector.spans
+
+
+def test_a_certificate_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    for protocol in ("grpc", "http/protobuf"):
+        export = TraceExport(
+            url="https://localhost:1", protocol=protocol, is_encrypted=True, ca=tmp_path / "missing"
+        )  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="missing"):
+            export.check()
 
 
 @pytest.mark.parametrize(
