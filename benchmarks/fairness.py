@@ -22,6 +22,7 @@ import statistics
 import threading
 import time
 from collections import Counter
+from dataclasses import dataclass
 from multiprocessing.synchronize import Event
 from typing import Any
 from urllib.parse import urlsplit
@@ -34,10 +35,18 @@ from service.bundled import demo_model
 OVERLOADED = 429
 GOAL = 2.0  # times the first token's p99 that a caller has alone
 TIMEOUT_S = 120.0
-_NICENESS = 19
 MODEST, GREEDY = (
     {"content-type": "application/json", "x-tenant": name} for name in ("modest", "greedy")
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Greed:
+    """The greedy caller: requests at a time, tokens of each, and how nice its process is."""
+
+    num_requests: int
+    num_tokens: int
+    niceness: int = 19
 
 
 def question(number: int) -> bytes:
@@ -82,7 +91,7 @@ def ask(host: str, seconds: float) -> list[float]:
     return found
 
 
-def send(host: str, num_requests: int, num_tokens: int, over: Event, answers: Any) -> None:
+def send(host: str, greed: Greed, over: Event, answers: Any) -> None:
     """The greedy caller, in a process of its own.
 
     `answers` is a queue that gets None when all requests are under way, and the statuses at last.
@@ -93,7 +102,7 @@ def send(host: str, num_requests: int, num_tokens: int, over: Event, answers: An
         connection = http.client.HTTPConnection(host, timeout=TIMEOUT_S)
         number = 0
         while not over.is_set():
-            connection.request("POST", "/generate", huge(thread, number, num_tokens), GREEDY)
+            connection.request("POST", "/generate", huge(thread, number, greed.num_tokens), GREEDY)
             reply = connection.getresponse()
             reply.read()
             statuses[str(reply.status)] += 1
@@ -101,8 +110,8 @@ def send(host: str, num_requests: int, num_tokens: int, over: Event, answers: An
             if reply.status == OVERLOADED:
                 over.wait(float(reply.headers["retry-after"]))
 
-    threads = [threading.Thread(target=caller, args=(i,)) for i in range(num_requests)]
-    os.nice(_NICENESS)  # it computes elsewhere
+    threads = [threading.Thread(target=caller, args=(i,)) for i in range(greed.num_requests)]
+    os.nice(greed.niceness)  # it computes elsewhere
     for thread in threads:
         thread.start()
     answers.put(None)
@@ -111,13 +120,11 @@ def send(host: str, num_requests: int, num_tokens: int, over: Event, answers: An
     answers.put(dict(statuses))
 
 
-def beside_greed(
-    host: str, num_requests: int, num_tokens: int, seconds: float
-) -> tuple[list[float], dict[str, int]]:
+def beside_greed(host: str, greed: Greed, seconds: float) -> tuple[list[float], dict[str, int]]:
     """The modest caller's times beside the greedy one's requests, and how those were answered."""
     context = multiprocessing.get_context("spawn")
     over, answers = context.Event(), context.Queue()
-    process = context.Process(target=send, args=(host, num_requests, num_tokens, over, answers))
+    process = context.Process(target=send, args=(host, greed, over, answers))
     process.start()
     try:
         answers.get(timeout=TIMEOUT_S)
@@ -129,17 +136,13 @@ def beside_greed(
     return found, statuses
 
 
-async def measure(
-    num_requests: int, num_tokens: int, seconds: float
-) -> tuple[list[float], list[float], dict[str, int]]:
+async def measure(greed: Greed, seconds: float) -> tuple[list[float], list[float], dict[str, int]]:
     """First tokens alone and beside the greedy caller, and the answers of the latter."""
     async with server(demo_model()) as (url, _):
         host = urlsplit(url).netloc
         await asyncio.to_thread(ask, host, min(seconds, 2.0))  # warms up
         alone = await asyncio.to_thread(ask, host, seconds)
-        beside, statuses = await asyncio.to_thread(
-            beside_greed, host, num_requests, num_tokens, seconds
-        )
+        beside, statuses = await asyncio.to_thread(beside_greed, host, greed, seconds)
     return alone, beside, statuses
 
 
@@ -156,12 +159,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=30.0, help="of each part")
     parser.add_argument("--tiny", action="store_true", help="a test of this script")
     arguments = parser.parse_args()
+    greed, seconds = Greed(arguments.requests, arguments.tokens), arguments.seconds
     if arguments.tiny:
-        arguments.requests, arguments.tokens, arguments.seconds = 4, 50, 0.5
+        greed, seconds = Greed(4, 50, niceness=0), 0.5
     described = machine.describe()
-    alone, beside, statuses = asyncio.run(
-        measure(arguments.requests, arguments.tokens, arguments.seconds)
-    )
+    alone, beside, statuses = asyncio.run(measure(greed, seconds))
     print(machine.line(described))
     header = ["modest caller", "streams", "first token p50, ms", "p99", "max"]
     print(table(header, [row("alone", alone), row("beside the greedy one", beside)]))

@@ -424,8 +424,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--kill-every", type=float, default=30.0, help="seconds")
-    parser.add_argument("--tiny", action="store_true", help="one minute, a kill every 12 seconds")
+    parser.add_argument("--tiny", action="store_true", help="half a minute, a kill every 6 seconds")
     options = parser.parse_args()
     if options.tiny:
-        options.minutes, options.kill_every = 1.0, 12.0
+        options.minutes, options.kill_every = 0.5, 6.0
     asyncio.run(main(options.minutes, options.kill_every))

@@ -32,7 +32,11 @@ REPETITIVE, RANDOM = "repetitive", "random"
 
 
 def requests(
-    kind: str, count: int, round_number: int, vocab_size: int = VOCAB_SIZE
+    kind: str,
+    count: int,
+    round_number: int,
+    vocab_size: int = VOCAB_SIZE,
+    new_tokens: int = NEW_TOKENS,
 ) -> list[Request]:
     """The requests of one measurement; prompts of different rounds share no prefix."""
     sampling = SamplingParams(do_sample=kind == RANDOM, seed=7)
@@ -44,7 +48,7 @@ def requests(
         request = Request(
             request_id=f"{kind}-{salt}",
             prompt_token_ids=tuple(ids),
-            max_new_tokens=NEW_TOKENS,
+            max_new_tokens=new_tokens,
             sampling=sampling,
         )
         made.append(request)
@@ -65,10 +69,13 @@ def run(engine: Engine, todo: list[Request]) -> tuple[dict[str, list[int]], floa
         if len(tokens) < len(todo):
             started = time.perf_counter()  # prefill does not count
         steps += 1
-    return tokens, len(todo) * (NEW_TOKENS - 1) / (time.perf_counter() - started), steps
+    num_decoded = sum(request.max_new_tokens - 1 for request in todo)
+    return tokens, num_decoded / (time.perf_counter() - started), steps
 
 
-def measure(engines: dict[int, Engine], rounds: int, vocab_size: int) -> list[dict[str, object]]:
+def measure(
+    engines: dict[int, Engine], rounds: int, vocab_size: int, new_tokens: int
+) -> list[dict[str, object]]:
     """One row per kind of text and number of streams."""
     rows: list[dict[str, object]] = []
     for kind in (REPETITIVE, RANDOM):
@@ -76,7 +83,7 @@ def measure(engines: dict[int, Engine], rounds: int, vocab_size: int) -> list[di
             best = dict.fromkeys(engines, 0.0)
             steps = dict.fromkeys(engines, 0)
             for round_number in tqdm(range(rounds), desc=f"{kind} {count}", leave=False):
-                todo = requests(kind, count, round_number, vocab_size)
+                todo = requests(kind, count, round_number, vocab_size, new_tokens)
                 seen = []
                 for size, engine in engines.items():
                     tokens, rate, steps[size] = run(engine, todo)
@@ -129,7 +136,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         save(model, Path(folder))
         engines = build_engines(Path(folder), options.speculate)
-        report(measure(engines, options.rounds, model.vocab_size))
+        new_tokens = 16 if options.tiny else NEW_TOKENS
+        report(measure(engines, options.rounds, model.vocab_size, new_tokens))
 
 
 if __name__ == "__main__":

@@ -84,21 +84,21 @@ class Collector:
     Attributes:
         url: where it is.
         spans: those received.
-        metrics: names of those received, each with its service's name.
+        metrics: the last of each that was received, by the names of its service and its own.
         headers: of all exports of spans.
     """
 
     def __init__(self) -> None:
         self.url = ""
         self.spans: list[Span] = []
-        self.metrics: list[tuple[str, str]] = []
+        self.metrics: dict[tuple[str, str], Any] = {}
         self.headers: list[dict[str, str]] = []
         self._changed = threading.Condition()
 
     def take(self, request: pb.ExportTraceServiceRequest, headers: Mapping[str, str]) -> None:
         """Notes the spans of an export."""
         found = [
-            _span(span, _attributes(group.resource.attributes))
+            _span(span, attributes(group.resource))
             for group in request.resource_spans
             for scope in group.scope_spans
             for span in scope.spans
@@ -110,15 +110,19 @@ class Collector:
 
     def take_metrics(self, request: metrics_pb.ExportMetricsServiceRequest) -> None:
         """Notes the metrics of an export."""
-        found = [
-            (_attributes(group.resource.attributes)["service.name"], metric.name)
+        found = {
+            (attributes(group.resource)["service.name"], metric.name): metric
             for group in request.resource_metrics
             for scope in group.scope_metrics
             for metric in scope.metrics
-        ]
+        }
         with self._changed:
-            self.metrics += found
+            self.metrics |= found
             self._changed.notify_all()
+
+    def points(self, service: str, name: str) -> list[Any]:
+        """The data points of a histogram."""
+        return list(self.metrics[service, name].histogram.data_points)
 
     def wait(self, is_there: Callable[[list[Span]], bool], what: str) -> list[Span]:
         """All spans, once they are as they have to be.
@@ -247,10 +251,9 @@ def _span(span: Any, resource: dict[str, Any]) -> Span:
         parent_id=span.parent_span_id.hex(),
         start=span.start_time_unix_nano,
         end=span.end_time_unix_nano,
-        attributes=_attributes(span.attributes),
+        attributes=attributes(span),
         events=tuple(
-            Event(event.name, event.time_unix_nano, _attributes(event.attributes))
-            for event in span.events
+            Event(event.name, event.time_unix_nano, attributes(event)) for event in span.events
         ),
         status=span.status.code,
         message=span.status.message,
@@ -259,8 +262,9 @@ def _span(span: Any, resource: dict[str, Any]) -> Span:
     )
 
 
-def _attributes(pairs: Any) -> dict[str, Any]:
-    return {pair.key: _value(pair.value) for pair in pairs if isinstance(pair, KeyValue)}
+def attributes(item: Any) -> dict[str, Any]:
+    """The attributes of anything that has some."""
+    return {pair.key: _value(pair.value) for pair in item.attributes if isinstance(pair, KeyValue)}
 
 
 def _value(value: AnyValue) -> Any:

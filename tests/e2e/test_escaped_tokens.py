@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.e2e.reflection_client import ReflectionClient
 from tests.e2e.stack import Stack, running
 
@@ -48,11 +46,11 @@ def test_a_request_decides(stack: Stack) -> None:
     assert [token.id for token in reply.tokenize_response] == [token["id"] for token in escaped]
 
 
-@pytest.mark.parametrize("size", [100, 20_000])
-def test_a_server_decides_also_about_long_texts(tmp_path: Path, size: int) -> None:
+def test_a_server_decides_also_about_long_texts(tmp_path: Path) -> None:
     with running(tmp_path / "log", "--escape-special-tokens") as server:
         expected = num_control(listed(server, escape_special_tokens=True)[1])
         assert num_control(listed(server)[1]) == expected
         assert num_control(listed(server, escape_special_tokens=False)[1]) == expected + 4
-        long = [{"role": "user", "content": INJECTED + " because" * size}]
-        assert num_control(listed(server, messages=long)[1]) == expected
+        for size in (100, 20_000):
+            long = [{"role": "user", "content": INJECTED + " because" * size}]
+            assert num_control(listed(server, messages=long)[1]) == expected

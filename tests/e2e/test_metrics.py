@@ -15,7 +15,6 @@ from tests.deploy.monitoring import Selector, expressions, selectors
 from tests.e2e.exposition import Family, families, matching
 from tests.e2e.reflection_client import ReflectionClient
 from tests.e2e.stack import (
-    DEADLINE_S,
     ENDLESS,
     PROMPT,
     Stack,
@@ -24,7 +23,6 @@ from tests.e2e.stack import (
     wait_until,
 )
 from tests.paths import REPOSITORY
-from tests.service.metrics.otlp_receiver import attributes, grpc_receiver, histograms
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -216,21 +214,6 @@ def test_permits_in_use_and_their_limit_are_shown(stack: Stack) -> None:
     finally:
         call.cancel()
     wait_until(lambda: stack.metric("tokenwire_requests_active") == 0, "no permit in use")
-
-
-def test_requests_are_pushed_where_the_environment_says(tmp_path: Path) -> None:
-    with grpc_receiver() as (url, received):
-        environment = {**os.environ, "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": url}
-        with running(tmp_path / "log", environment=environment) as pushing:
-            body = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
-            pushing.http.post("/v1/chat/completions", json=body).raise_for_status()
-        found = histograms(received.get(timeout=DEADLINE_S))  # what is left is pushed at the end
-    (duration,) = found["gen_ai.server.request.duration"]
-    assert duration.count == 1
-    assert attributes(duration)["gen_ai.operation.name"] == "chat"
-    (first,) = found["gen_ai.server.time_to_first_token"]
-    assert attributes(first) == attributes(duration)
-    assert 0 < first.sum <= duration.sum
 
 
 def test_an_exporter_that_there_is_not_ends_the_start(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,19 @@ import httpx
 import pytest
 
 from service.pb.tokenwire import v1 as pb
-from tests.certificates import Authority, Pair
+from tests.certificates import Authority
+from tests.e2e.reflection_client import ReflectionClient
 from tests.e2e.stack import DEADLINE_S, ENDLESS, PROMPT, SERVICE, Stack, running, wait_until
-from tests.otlp import Collector, Span, Tls, children, grpc_collector, http_collector, tree
+from tests.otlp import (
+    Collector,
+    Span,
+    Tls,
+    attributes,
+    children,
+    grpc_collector,
+    http_collector,
+    tree,
+)
 
 MODEL = "tokenwire/demo"
 PHASES: dict[str, Any] = {"validate": {}, "queue": {}, "prefill": {}, "decode": {}}
@@ -346,62 +357,120 @@ def test_lines_of_a_call_have_the_id_of_its_trace(traced: Traced) -> None:
     wait_until(lambda: f'"trace_id": "{trace_id}"' in traced.stack.log(), "a line of the call")
 
 
-def test_traces_go_over_http_with_content_if_that_is_asked_for(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """Who signs the certificates of collectors and of their clients."""
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+def secured(authority: Authority, collector: Collector) -> dict[str, str]:
+    """The variables that send everything to a collector which asks for a certificate."""
+    client = authority.issue("client", "DNS:client")
     variables = {
-        "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
+        "OTEL_EXPORTER_OTLP_CERTIFICATE": str(authority.certificate),
+        "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE": str(client.certificate),
+        "OTEL_EXPORTER_OTLP_CLIENT_KEY": str(client.key),
+        "OTEL_EXPORTER_OTLP_HEADERS": "authorization=Bearer%20secret",
         "OTEL_BSP_SCHEDULE_DELAY": "100",
-        "OTEL_RESOURCE_ATTRIBUTES": "deployment.environment=test,service.name=other",
     }
-    with http_collector() as collector:
-        variables["OTEL_EXPORTER_OTLP_ENDPOINT"] = collector.url
-        environment = {**os.environ, **variables}
+    return {**os.environ, **variables}
+
+
+def test_all_goes_over_http_and_tls_with_content_if_that_is_asked_for(
+    authority: Authority, tmp_path: Path
+) -> None:
+    """The collector is known by its address; metrics that are left are pushed at the end."""
+    own = authority.issue("collector", "IP:127.0.0.1")
+    with http_collector(tls=Tls(own, authority.certificate)) as collector:
+        environment = secured(authority, collector) | {
+            "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
+            "OTEL_RESOURCE_ATTRIBUTES": "deployment.environment=test,service.name=other",
+        }
         with running(tmp_path / "log", "--otlp-content", environment=environment) as stack:
             trace_id, headers = caller()
             reply = stack.http.post("/v1/chat/completions", json=CHAT, headers=headers)
             collector.trace(trace_id, f"{SERVICE}/Chat")
             spans = collector.trace(trace_id, "POST /v1/chat/completions")
+            assert "secret" not in stack.log()
     assert {span.service for span in spans} == {"other", "other.gateway"}
     assert {span.resource["deployment.environment"] for span in spans} == {"test"}
+    assert {headers["authorization"] for headers in collector.headers} == {"Bearer secret"}
     (chat,) = (span for span in spans if span.name == f"chat {MODEL}")
     text = reply.json()["choices"][0]["message"]["content"]
     assert chat.attributes["gen_ai.input.messages"].count(PROMPT) == 1
     assert text in chat.attributes["gen_ai.output.messages"].encode().decode("unicode_escape")
+    (duration,) = collector.points("other", "gen_ai.server.request.duration")
+    assert (duration.count, attributes(duration)["gen_ai.operation.name"]) == (1, "chat")
+    (first,) = collector.points("other", "gen_ai.server.time_to_first_token")
+    assert attributes(first) == attributes(duration)
+    assert 0 < first.sum <= duration.sum
 
 
 @pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tls, Pair, Path]:
-    """What a collector has, what its clients have, and who signed both."""
-    authority = Authority(tmp_path_factory.mktemp("certificates"))
-    own = authority.issue("collector", "DNS:localhost", "IP:127.0.0.1")
-    client = authority.issue("client", "DNS:client")
-    return Tls(own, authority.certificate), client, authority.certificate
+def small(authority: Authority, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Traced]:
+    """A server whose cache holds 256 tokens; its collector is known by name, over gRPC and TLS."""
+    own = authority.issue("collector", "DNS:localhost")
+    flags = ("--max-total-tokens=192", "--max-batch-total-tokens=256", "--otlp-service-name=box")
+    with grpc_collector(tls=Tls(own, authority.certificate)) as collector:
+        environment = secured(authority, collector) | {"OTEL_METRIC_EXPORT_INTERVAL": "100"}
+        log = tmp_path_factory.mktemp("small") / "log"
+        with running(log, *flags, environment=environment) as stack:
+            yield Traced(stack, collector)
 
 
-@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
-def test_a_collector_may_ask_for_certificates_and_gets_traces_and_metrics_of_one_name(
-    certificates: tuple[Tls, Pair, Path], protocol: str, tmp_path: Path
-) -> None:
-    """By its name over gRPC, by its address over HTTP."""
-    tls, client, authority = certificates
-    with grpc_collector(tls=tls) if protocol == "grpc" else http_collector(tls=tls) as collector:
-        variables = {
-            "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
-            "OTEL_EXPORTER_OTLP_PROTOCOL": protocol,
-            "OTEL_EXPORTER_OTLP_CERTIFICATE": str(authority),
-            "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE": str(client.certificate),
-            "OTEL_EXPORTER_OTLP_CLIENT_KEY": str(client.key),
-            "OTEL_EXPORTER_OTLP_HEADERS": "authorization=Bearer%20secret",
-            "OTEL_BSP_SCHEDULE_DELAY": "100",
-            "OTEL_METRIC_EXPORT_INTERVAL": "100",
-        }
-        flags = ("--otlp-service-name=box",)
-        with running(tmp_path / "log", *flags, environment={**os.environ, **variables}) as stack:
+def test_all_goes_over_grpc_and_tls_under_one_name(small: Traced) -> None:
+    trace_id, headers = caller()
+    small.stack.http.post("/v1/chat/completions", json=CHAT, headers=headers)
+    rest_spans(small, trace_id, "POST /v1/chat/completions")
+    metrics = small.collector.metrics
+    pushed = ("box", "gen_ai.server.request.duration")
+    small.collector.wait(lambda _: pushed in metrics, "a metric")
+    assert {name for name, _ in metrics} == {"box"}
+    assert {headers["authorization"] for headers in small.collector.headers} == {"Bearer secret"}
+
+
+def preempted(small: Traced) -> dict[str, bool]:
+    """Lets texts of both faces compete for the cache; returns their traces, true for REST's."""
+    parameters = ENDLESS | {"max_new_tokens": 150, "ignore_eos": True}
+    body = {"inputs": PROMPT, "parameters": parameters}
+    api = ReflectionClient(small.stack.direct)
+    traces: dict[str, bool] = {}
+    with ThreadPoolExecutor(8) as pool:
+        calls = []
+        for number in range(8):
             trace_id, headers = caller()
-            stack.http.post("/v1/chat/completions", json=CHAT, headers=headers)
-            rest_spans(Traced(stack, collector), trace_id, "POST /v1/chat/completions")
-            collector.wait(
-                lambda _: ("box", "gen_ai.server.request.duration") in collector.metrics, "metrics"
+            traces[trace_id] = number % 2 == 0
+            calls.append(
+                pool.submit(small.stack.http.post, "/generate", json=body, headers=headers)
+                if traces[trace_id]
+                else pool.submit(api.call, "Generate", body, metadata=headers)
             )
-            assert "secret" not in stack.log()
-    assert {name for name, _ in collector.metrics} == {"box"}
-    assert {headers["authorization"] for headers in collector.headers} == {"Bearer secret"}
+        for call_ in calls:
+            call_.result()
+    return traces
+
+
+def test_a_preempted_text_has_events_in_its_own_span(small: Traced) -> None:
+    traces: dict[str, bool] = {}
+    while not small.stack.metric("tokenwire_preemptions_total"):
+        traces |= preempted(small)
+    events: list[str] = []
+    for trace_id, is_rest in traces.items():
+        if is_rest:
+            spans, server = rest_spans(small, trace_id, "POST /generate")
+        else:
+            spans = small.collector.trace(trace_id, f"{SERVICE}/Generate")
+            server = the_one(spans, PARENT)
+        operation = the_one(spans, server)
+        assert operation.name == f"text_completion {MODEL}"
+        assert tree(spans, operation) == PHASES
+        assert [span for span in spans if span.events and span is not operation] == []
+        of_it = [event.name for event in operation.events if event.name != "first_token"]
+        assert of_it == ["preempted", "resumed"] * (len(of_it) // 2)
+        times = [event.at for event in operation.events]
+        assert [operation.start, *times, operation.end] == sorted(
+            [operation.start, *times, operation.end]
+        )
+        events += of_it
+    assert events.count("preempted") == small.stack.metric("tokenwire_preemptions_total")

@@ -168,7 +168,7 @@ def resumed(case: Case) -> list[Token]:
     return tokens
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(case=cases())
 def test_resumed_texts_are_the_unbroken_ones_bit_for_bit(case: Case) -> None:
     with threads(1):  # building engines changes their number
