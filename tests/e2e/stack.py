@@ -34,6 +34,9 @@ ENDLESS: dict[str, Any] = {
     "max_new_tokens": 2000,
 }
 
+# What is done in processes of low priority gets little of a busy machine, and is refused if late.
+_PATIENCE = ("--tokenize-deadline-seconds=100", "--grammar-deadline-seconds=100")
+
 _BANNER = re.compile(r"^  REST +(https?)://(\S+)\n  gRPC +(\S+)$", re.MULTILINE)
 
 
@@ -52,7 +55,7 @@ class StartError(Exception):
 def command(*flags: str) -> list[str]:
     """The command line of a server on free ports; `flags` override the defaults."""
     defaults = ["--port=0", "--grpc-port=0", "--num-threads=1", "--drain-seconds=30"]
-    return [str(TOKENWIRE), "serve", *defaults, *flags]
+    return [str(TOKENWIRE), "serve", *defaults, *_PATIENCE, *flags]
 
 
 def run_to_end(*flags: str) -> subprocess.CompletedProcess[str]:
