@@ -6,7 +6,6 @@ import logging
 from dataclasses import replace
 
 import torch
-from transformers import AutoTokenizer
 
 from .adapters.adapted_forward import AdaptedForward, NumberedForward
 from .adapters.adapter import Adapter
@@ -28,6 +27,7 @@ from .model.loaded import LoadedModel
 from .model.loading import load_model
 from .model.model_runner import ModelRunner
 from .model.prepare import LoadModel, PreparedModel, native_kernels, prepare
+from .model.source import load_tokenizer
 from .protocol.config import EngineConfig, EngineInfo
 from .protocol.errors import GrammarError
 from .recurrent.layer_state import bytes_per_slot
@@ -271,9 +271,7 @@ def _constraints(config: EngineConfig, loaded: LoadedModel, vocab_size: int) -> 
     What every grammar needs is built now, for the tokens that usually end a text.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            config.model_id, revision=config.revision, trust_remote_code=config.trust_remote_code
-        )
+        tokenizer = load_tokenizer(config)
     except (OSError, ValueError):
         tokenizer = None
     if tokenizer is None or not tokenizer.is_fast:

@@ -13,12 +13,14 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
 )
+from transformers.utils.quantization_config import GgufConfig
 
 from ..protocol.config import EngineConfig
 from ..protocol.errors import ModelLoadError
 from . import quantization
 from .loaded import LoadedModel, first_line
 from .self_check import attach_paged_attention
+from .source import is_gguf, source
 
 logger = logging.getLogger(__name__)
 
@@ -32,9 +34,7 @@ def load_model(config: EngineConfig) -> LoadedModel:
     """
     device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     try:
-        model_config = AutoConfig.from_pretrained(
-            config.model_id, revision=config.revision, trust_remote_code=config.trust_remote_code
-        )
+        model_config = AutoConfig.from_pretrained(**source(config))
         dtype = _choose_dtype(config.dtype, device, model_config)
         scheme = quantization.choose(config, model_config, device, dtype)
         model = _load_weights(config, model_config, dtype)
@@ -50,6 +50,8 @@ def load_model(config: EngineConfig) -> LoadedModel:
 
 
 def _reason(error: Exception, config: EngineConfig) -> str:
+    if is_gguf(config) and "architecture" in str(error):
+        return f"{first_line(error)} Load the checkpoint that the file was made of, in safetensors"
     if not config.trust_remote_code and "trust_remote_code" in str(error):
         return "it needs code that comes with it, which runs only with --trust-remote-code"
     return first_line(error)
@@ -59,18 +61,24 @@ def _load_weights(config: EngineConfig, model_config: Any, dtype: torch.dtype) -
     """Loads a model's weights with transformers.
 
     Raises:
-        ValueError: the checkpoint lacks some of them.
+        ValueError: the checkpoint lacks some of them, or their shapes are wrong.
     """
     loaded: Any = auto_class(model_config).from_pretrained(
-        config.model_id,
+        **source(config),
+        **_dequantized(config, dtype),
         config=model_config,
-        revision=config.revision,
-        trust_remote_code=config.trust_remote_code,
         dtype=dtype,
         use_safetensors=True,
+        ignore_mismatched_sizes=True,  # the report has them, where the error has no names
         output_loading_info=True,
     )
     model, report = loaded
+    if report["mismatched_keys"]:
+        name, found, wanted = min(report["mismatched_keys"])
+        raise ValueError(
+            f"{name} has shape {list(found)}, and by its configuration {list(wanted)}; "
+            f"wrong shapes: {len(report['mismatched_keys'])}"
+        )
     if report["missing_keys"]:  # transformers initialises them randomly and only warns
         raise ValueError(f"the checkpoint lacks {', '.join(sorted(report['missing_keys']))}")
     return model
@@ -87,6 +95,15 @@ def auto_class(model_config: Any) -> Any:
     if not has_text and kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         return AutoModelForImageTextToText
     return AutoModelForCausalLM
+
+
+def _dequantized(config: EngineConfig, dtype: torch.dtype) -> dict[str, Any]:
+    """Arguments with which transformers makes plain weights of a GGUF file's."""
+    if not is_gguf(config):
+        return {}
+    advice = "" if config.quantize else "; --quantize int8 or int4 makes them small again"
+    logger.info("weights of a GGUF file are dequantised to %s%s", str(dtype)[6:], advice)
+    return {"quantization_config": GgufConfig(dequantize=True)}
 
 
 def _choose_dtype(name: str | None, device: torch.device, model_config: Any) -> torch.dtype:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 from ..access.keys import read_keys
+from ..checkpoint.directory import check_checkpoint
 from .options import flag
 from .settings import Settings
 
@@ -45,25 +45,9 @@ def check_model(settings: Settings) -> None:
     """Checks a local model, as far as it shows without loading it.
 
     Raises:
-        ValueError: a path points to no model; the text is one line with the path.
+        ValueError: it cannot be loaded; the text is one line with the path of what is wrong.
     """
-    _check("model_id", lambda: _check_directory(settings.model_path))
-
-
-def _check_directory(model_id: str) -> None:
-    path = Path(model_id).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise FileNotFoundError(f"there is no config.json in {path}")
-    elif path.exists():
-        raise NotADirectoryError(f"{path} is a file, and not a model's directory")
-    elif _is_path(model_id):
-        raise FileNotFoundError(f"there is no such directory: {path}")
-
-
-def _is_path(model_id: str) -> bool:
-    """Whether this cannot be the name of a model on the hub: these have one slash at most."""
-    return model_id.startswith(("/", ".", "~")) or model_id.count("/") > 1
+    _check("model_id", lambda: check_checkpoint(settings.model_path))
 
 
 def _check(name: str, check: Callable[[], object]) -> None:

@@ -13,6 +13,7 @@ from engine.protocol.config import GRAPH_SIZES, EngineConfig
 
 from ..access.certificates import TlsFiles
 from ..bundled import demo_model
+from ..checkpoint.path import resolve
 from .gateway import GatewayConfig
 from .options import About, Option, SettingsError, is_ip_address, spell
 from .otlp import Export, TraceExport, metric_export, trace_export
@@ -54,7 +55,7 @@ class Settings:
 
     # The model.
     model_id: Annotated[
-        str, About("a local directory, a hub id, or the bundled tokenwire/demo")
+        str, About("a local directory, a GGUF file, a hub id, or the bundled tokenwire/demo")
     ] = BUNDLED_MODEL
     revision: Annotated[str | None, About("the revision on the hub")] = None
     dtype: Annotated[
@@ -417,8 +418,8 @@ class Settings:
 
     @property
     def model_path(self) -> str:
-        """What the model is loaded from: `model_id`, or the directory of the bundled model."""
-        return str(demo_model()) if self.model_id == BUNDLED_MODEL else self.model_id
+        """What the model is loaded from: a directory, a GGUF file, or a hub id."""
+        return str(demo_model()) if self.model_id == BUNDLED_MODEL else resolve(self.model_id)
 
     @property
     def upstream_host(self) -> str:

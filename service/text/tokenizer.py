@@ -19,6 +19,7 @@ from jinja2 import Environment, TemplateError, UndefinedError, meta
 from tokenizers import Encoding, Tokenizer
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
+from ..checkpoint.path import GGUF
 from ..errors import ErrorKind, ServiceError
 from ..workers.turns import Turns
 from .escaping import EscapedText, SpecialTokens
@@ -86,7 +87,7 @@ class TextTokenizer:
         config_path: Path | None = None,
         trust_remote_code: bool = False,
     ) -> TextTokenizer:
-        """Loads the tokenizer of a model directory or hub id.
+        """Loads the tokenizer of a model directory, GGUF file or hub id.
 
         `config_path` is a tokenizer_config.json whose chat template replaces the model's own, and
         `trust_remote_code` says whether code in the checkpoint may run.
@@ -96,10 +97,7 @@ class TextTokenizer:
                 the configuration is broken.
         """
         try:
-            # Without a yes or no transformers asks at the terminal.
-            tokenizer = AutoTokenizer.from_pretrained(
-                model_id, revision=revision, trust_remote_code=trust_remote_code
-            )
+            tokenizer, eos_ids = _load(model_id, revision, trusted=trust_remote_code)
             if config_path is not None:
                 tokenizer.chat_template = json.loads(config_path.read_bytes()).get("chat_template")
         except Exception as error:  # a broken checkpoint can fail in any way
@@ -107,7 +105,7 @@ class TextTokenizer:
             raise ValueError(f"cannot load the tokenizer of {model_id}: {reason}") from error
         if not tokenizer.is_fast:
             raise ValueError(f"No fast tokenizer or tokenizer.json for {model_id}")
-        return cls(tokenizer, _eos_ids(model_id, revision, tokenizer), num_workers)
+        return cls(tokenizer, eos_ids, num_workers)
 
     def to_json(self) -> str:
         """The tokenizer.json, as text."""
@@ -307,6 +305,21 @@ class TextTokenizer:
     def _end(self, text: str, truncate: int) -> str:
         """What the last tokens are made of: they are not longer than twice as many longest ones."""
         return text[-2 * truncate * self._max_token_chars :]
+
+
+def _load(
+    model_id: str, revision: str | None, *, trusted: bool
+) -> tuple[PreTrainedTokenizerBase, frozenset[int]]:
+    """The tokenizer of a model, and the tokens that end a text."""
+    if model_id.endswith(GGUF):
+        from .gguf_tokenizer import load_gguf_tokenizer
+
+        return load_gguf_tokenizer(Path(model_id))
+    # Without a yes or no transformers asks at the terminal.
+    tokenizer = AutoTokenizer.from_pretrained(
+        model_id, revision=revision, trust_remote_code=trusted
+    )
+    return tokenizer, _eos_ids(model_id, revision, tokenizer)
 
 
 def _reason(error: Exception, *, trusted: bool) -> str:

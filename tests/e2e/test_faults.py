@@ -333,26 +333,59 @@ def test_missing_model_ends_the_start(tmp_path: Path) -> None:
     assert done.stderr == f"tokenwire serve: --model-id: there is no such directory: {path}\n"
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "process"),
-    [
-        # Engine and service read this file at the same time, and either may be the first to end.
-        ("config.json", "{ this is not JSON", "(engine|service)"),
-        ("config.json", '{"model_type": "no-such-model"}', "engine"),
-        ("model.safetensors", "these are no weights", "engine"),
-    ],
-    ids=["no JSON", "unknown architecture", "no weights"],
-)
-def test_broken_model_ends_the_start(tmp_path: Path, name: str, content: str, process: str) -> None:
-    path = tmp_path / "broken"
+def broken_model(path: Path) -> Path:
+    """A copy of the bundled model, to be broken."""
     path.mkdir()
     for source in (REPOSITORY / "models" / "demo").iterdir():
         if source.is_file() and source.suffix != ".py":
             shutil.copy(source, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "error"),
+    [
+        ("config.json", "{ this is not JSON", "config.json is not JSON: "),
+        ("model.safetensors", "these are no weights", "model.safetensors is truncated or damaged"),
+        ("tokenizer.json", "version https://git-lfs.github.com/spec/v1\n", "tokenizer.json is a"),
+    ],
+    ids=["no JSON", "no weights", "a pointer"],
+)
+def test_broken_files_end_the_start_before_anything_is_started(
+    tmp_path: Path, name: str, content: str, error: str
+) -> None:
+    path = broken_model(tmp_path / "broken")
     (path / name).write_text(content)
+    with socket.create_server(("127.0.0.1", 0)) as taken:  # so that a look at ports would fail
+        done = run_to_end(
+            f"--model-id={path}", f"--port={taken.getsockname()[1]}", "--hostname=127.0.0.1"
+        )
+    assert (done.returncode, done.stdout) == (1, ""), done.stderr
+    assert done.stderr.startswith(f"tokenwire serve: --model-id: {path}/{error}")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"model_type": "no-such-model"}, ".*no-such-model.*"),
+        (
+            {"intermediate_size": 512},
+            r"model\.layers\.0\.mlp\.down_proj\.weight has shape \[256, \d+\], and by its "
+            r"configuration \[256, 512\]; wrong shapes: \d+",
+        ),
+    ],
+    ids=["unknown architecture", "wrong shape"],
+)
+def test_a_model_that_cannot_be_built_ends_the_start(
+    tmp_path: Path, changes: dict[str, object], error: str
+) -> None:
+    path = broken_model(tmp_path / "broken")
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | changes))
     done = run_to_end(f"--model-id={path}")
     assert (done.returncode, done.stdout) == (1, ""), done.stderr
     assert "Traceback" not in done.stderr
     line = done.stderr.strip().splitlines()[-1]
-    assert re.match(f"tokenwire serve: {process} ended with status 1: .*cannot load .*", line)
-    assert str(path) in line
+    start = f"tokenwire serve: engine ended with status 1: .*cannot load {re.escape(str(path))}: "
+    assert re.fullmatch(start + error, line)

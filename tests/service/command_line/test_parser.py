@@ -46,7 +46,7 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("model", "text"),
     [("/nope", "there is no such directory: /nope"), ("a/b/c", "there is no such directory: a/b/c"),
-     ("./here", "there is no such directory: here"), (__file__, f"{__file__} is a file"),
+     ("./here", "there is no such directory: here"), (__file__, f"{__file__} is neither"),
      ("/proc", "there is no config.json in /proc")],
 )  # fmt: skip
 @pytest.mark.parametrize("command", ["serve", "engine", "service"])

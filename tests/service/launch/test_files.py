@@ -44,6 +44,6 @@ def test_the_bundled_model_and_names_of_the_hub_are_no_paths(name: str) -> None:
     check_model(Settings(model_id=name))
 
 
-def test_a_directory_with_a_configuration_may_be_a_model(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    check_model(Settings(model_id=str(tmp_path)))
+def test_a_directory_that_is_no_model_is_reported_with_the_option(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"^--model-id: there is nothing in {tmp_path}$"):
+        check_model(Settings(model_id=str(tmp_path)))

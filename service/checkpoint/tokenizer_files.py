@@ -1,0 +1,56 @@
+"""The tokenizer of a directory: whether there is one, and whether the model knows its tokens."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from .file_state import check_not_pointer, read_object
+
+_FAST = "tokenizer.json"
+# What transformers makes a fast tokenizer of, and the package that it needs for that.
+_CONVERTED = {
+    "tokenizer.model": "sentencepiece",
+    "spiece.model": "sentencepiece",
+    "tekken.json": None,
+    "vocab.json": None,
+    "vocab.txt": None,
+}
+
+
+def last_ordinary_id(directory: Path) -> int | None:
+    """Looks for a tokenizer; returns the largest id of its vocabulary without added tokens.
+
+    Added tokens are left out because there are models that lack one on purpose, that of images for
+    example. None where the vocabulary is in no tokenizer.json.
+
+    Raises:
+        ValueError: there is none that can be loaded; the text is one line.
+    """
+    if not (directory / _FAST).is_file():
+        _check_others(directory)
+        return None
+    content = read_object(directory / _FAST)
+    model, added = content.get("model"), content.get("added_tokens")
+    vocabulary: Any = model.get("vocab") if isinstance(model, dict) else None
+    added_ids = {item["id"] for item in added or () if isinstance(item, dict) and "id" in item}
+    if isinstance(vocabulary, list):  # of a unigram model: words and scores
+        vocabulary = {index: index for index in range(len(vocabulary))}
+    if not isinstance(vocabulary, dict):
+        return None
+    return max((index for index in vocabulary.values() if index not in added_ids), default=None)
+
+
+def _check_others(directory: Path) -> None:
+    present = [name for name in _CONVERTED if (directory / name).is_file()]
+    if not present:
+        raise ValueError(f"there is no tokenizer in {directory}: {_FAST} is missing")
+    for name in present:
+        check_not_pointer(directory / name)
+    missing = [package for name in present if (package := _CONVERTED[name]) is not None]
+    if len(missing) == len(present) and all(find_spec(package) is None for package in missing):
+        raise ValueError(
+            f"{directory} has {present[0]} and no {_FAST}; the package {missing[0]}, which is not "
+            f"installed, makes one of the other, or get {_FAST} from where the model comes from"
+        )
