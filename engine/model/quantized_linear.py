@@ -25,6 +25,9 @@ _MAX_FLOAT8 = torch.finfo(_FLOAT8).max
 _LEAST = 1e-30  # magnitudes below count as zeros
 _INT8_ROWS = 32  # torch._int_mm needs more than 16 on a GPU
 _GROUP_SIZE = 64  # weights that share a scale and an offset: 4.5 bits per weight in total
+_EVEN_GROUP_SIZE = 32  # of formats that have 4 bits already: GGUF's Q4_0, Q4_1 and Q4_K
+_EVEN_TOLERANCE = 0.1  # of a level; bfloat16 rounds the eighth to 0.03
+_TRIED_ROWS = 8  # of a weight, before all of it is looked at
 _MAX_INT4 = 15
 _INNER_K_TILES = 8  # of the GPU's weight layout; K has to be a multiple of 16 times this
 
@@ -94,6 +97,9 @@ class Int8Linear(QuantizedLinear):
 class Int4Linear(QuantizedLinear):
     """Weight-only, 4 bits: 16 evenly spaced values between the extremes of every 64 weights.
 
+    A weight that consists of groups of 32 with such values keeps them, but for the rounding of
+    scales to bfloat16: that is how dequantised weights of four bits look.
+
     Products are in bfloat16, whatever the model's dtype: on a GPU torch has no others, on the CPU
     those of float32 are a hundred times slower.
     """
@@ -101,7 +107,10 @@ class Int4Linear(QuantizedLinear):
     def __init__(self, linear: nn.Module) -> None:
         """Quantise a layer."""
         super().__init__(linear)
-        levels, scales = _quantize_groups(output_rows(linear).detach())
+        weight = output_rows(linear).detach()
+        even = _even_groups(weight)
+        self.group_size = _GROUP_SIZE if even is None else _EVEN_GROUP_SIZE
+        levels, scales = _quantize_groups(weight) if even is None else even
         self.levels = nn.Buffer(_pack_int4(levels), persistent=False)
         self.scales = nn.Buffer(scales.bfloat16(), persistent=False)
 
@@ -115,7 +124,7 @@ class Int4Linear(QuantizedLinear):
     def _multiply(self, rows: Tensor) -> Tensor:
         aten = torch.ops.aten
         multiply = aten._weight_int4pack_mm if rows.is_cuda else aten._weight_int4pack_mm_for_cpu
-        product = multiply(rows.bfloat16(), self.levels, _GROUP_SIZE, self.scales)
+        product = multiply(rows.bfloat16(), self.levels, self.group_size, self.scales)
         assert isinstance(product, Tensor)
         return _finish(product, self.bias, rows.dtype)
 
@@ -204,7 +213,27 @@ def _quantize_groups(weight: Tensor) -> tuple[Tensor, Tensor]:
     """
     groups = weight.float().reshape(len(weight), -1, _GROUP_SIZE)
     low, high = groups.aminmax(dim=-1, keepdim=True)
-    scales = ((high - low) / _MAX_INT4).clamp(min=_LEAST)
+    return _levels(groups, low, ((high - low) / _MAX_INT4).clamp(min=_LEAST))
+
+
+def _even_groups(weight: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The same of groups of 32, if each has no other than 16 evenly spaced values."""
+    if len(weight) > _TRIED_ROWS and _even_groups(weight[:_TRIED_ROWS]) is None:
+        return None
+    groups = weight.float().reshape(len(weight), -1, _EVEN_GROUP_SIZE)
+    low, high = groups.aminmax(dim=-1, keepdim=True)
+    scales = torch.zeros_like(low)
+    for count in range(_MAX_INT4, 0, -1):  # steps between the extremes
+        tried = ((high - low) / count).clamp(min=_LEAST)
+        steps = (groups - low) / tried
+        fits = ((steps - steps.round()).abs() < _EVEN_TOLERANCE).all(dim=-1, keepdim=True)
+        scales = torch.where(fits & (scales == 0), tried, scales)
+        if bool((scales > 0).all()):
+            return _levels(groups, low, scales)
+    return None
+
+
+def _levels(groups: Tensor, low: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
     levels = ((groups - low) / scales).round().clamp(0, _MAX_INT4).int()
     pairs = torch.cat([scales, low + 8 * scales], dim=-1)  # [N, K / group, 2]
     return levels.flatten(1), pairs.transpose(0, 1).contiguous()

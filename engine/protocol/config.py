@@ -18,7 +18,7 @@ class EngineConfig:
     """Settings of one engine process.
 
     Args:
-        model_id: a local directory, or a hub id.
+        model_id: a local directory, a GGUF file, or a hub id.
         revision: the hub revision.
         dtype: "float32", "bfloat16", "float16", or None for float32 on the CPU and the checkpoint's
             own dtype on a GPU.

@@ -6,17 +6,20 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
+from gguf import dequantize, quantize
 from transformers import AutoModelForCausalLM
 
 from engine.build import build_engine
 from engine.model.loading import load_model
+from engine.model.quantized_linear import Int4Linear
 from engine.protocol.errors import ModelLoadError
 from engine.protocol.request import Request
 from tests.engine.fakes import run, token_ids
-from tests.engine.model.quantized import config
+from tests.engine.model.quantized import config, relative_error
 from tests.gguf_models import write_gguf
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -37,7 +40,7 @@ def test_greedy_tokens_are_those_of_transformers(tmp_path: Path, kind: Kind) -> 
     reference = stock(path).generate(
         torch.tensor([PROMPT]), do_sample=False, min_new_tokens=30, max_new_tokens=30
     )
-    engine = build_engine(config(path, None, max_batch_total_tokens=128))
+    engine, _ = build_engine(config(path, None, max_batch_total_tokens=1024))
     engine.add(Request("a", PROMPT, max_new_tokens=30))
     assert token_ids(run(engine))["a"] == reference[0, len(PROMPT) :].tolist()
 
@@ -62,3 +65,52 @@ def test_an_architecture_that_is_not_read_is_named(tmp_path: Path) -> None:
         f"cannot load {path}: GGUF model with architecture plamo is not supported yet. "
         "Load the checkpoint that the file was made of, in safetensors"
     )
+
+
+def linear_error(layer: torch.nn.Linear) -> float:
+    """How far a layer of 4 bits is from the weight that it is made of."""
+    quantized = Int4Linear.from_linear(layer)
+    columns = torch.eye(layer.in_features)
+    return relative_error(quantized(columns), layer(columns))
+
+
+@pytest.mark.parametrize("kind", [Kind.Q4_0, Kind.Q4_1, Kind.Q4_K])
+def test_four_bits_are_kept(kind: Kind) -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(256, 64, bias=False)
+    requantized = linear_error(layer)
+    blocks = four_bits(layer.weight.detach().numpy(), kind)
+    layer.weight.data = torch.from_numpy(dequantize(blocks, kind).copy())
+    assert Int4Linear.from_linear(layer).group_size == 32
+    assert linear_error(layer) < 0.005 < 0.05 < requantized
+    for dtype in (torch.bfloat16, torch.float16):  # as on a GPU
+        rounded = torch.nn.Linear(256, 64, bias=False)
+        rounded.weight.data = layer.weight.data.to(dtype).float()
+        assert Int4Linear.from_linear(rounded).group_size == 32
+
+
+def four_bits(weight: Any, kind: Kind) -> Any:
+    """Blocks of a format; those of Q4_K, which the package does not write, have random contents."""
+    if kind is not Kind.Q4_K:
+        return quantize(weight, kind)
+    blocks = np.random.default_rng(0).integers(0, 256, (64, 144), np.uint8)
+    blocks[:, :4] = np.array([0.01, 0.02], np.float16).view(np.uint8)
+    return blocks
+
+
+def test_other_weights_have_groups_of_their_own() -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(256, 64)
+    assert Int4Linear.from_linear(layer).group_size == 64
+    layer.weight.data = torch.from_numpy(
+        dequantize(quantize(layer.weight.detach().numpy(), Kind.Q5_0), Kind.Q5_0).copy()
+    )
+    assert Int4Linear.from_linear(layer).group_size == 64
+
+
+@pytest.mark.parametrize("name", ["int8", "int4"])
+def test_a_file_can_be_served_with_fewer_bits(tmp_path: Path, name: str) -> None:
+    path = write_gguf(tmp_path / "model.gguf", Kind.Q4_1)
+    engine, _ = build_engine(config(path, name, max_batch_total_tokens=1024))
+    engine.add(Request("a", PROMPT, max_new_tokens=8))
+    assert len(token_ids(run(engine))["a"]) == 8

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from service.text.tokenizer import TextTokenizer
 from tests.gguf_models import write_gguf
-from tests.service.fakes import demo_tokenizer
+from tests.service.fakes import demo_ids, demo_tokenizer
 
 # A vocabulary of SentencePiece's kind: bytes, letters and two words that are made of them.
 _BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
@@ -48,7 +48,7 @@ def test_it_is_the_one_of_transformers(
         assert list(ours.encode_now(text, None, 1000)) == theirs.encode(text)
     assert ours.chat_template == (theirs.chat_template or "")
     assert ours.eos_token_ids == {theirs.eos_token_id}
-    assert ours.special_ids == set(theirs.all_special_ids)
+    assert ours.special_ids >= set(theirs.all_special_ids)
 
 
 def test_it_has_the_chat_template_of_the_model(tmp_path: Path) -> None:
@@ -66,7 +66,6 @@ def test_named_templates_are_found(tmp_path: Path) -> None:
     tokenizer = TextTokenizer.load(str(write_gguf(tmp_path / "model.gguf", vocabulary=named)))
     assert tokenizer.template_takes_tools
     assert tokenizer.render_chat([{"role": "user", "content": "Hi"}]) == "Hi"
-    assert tokenizer.render_chat([{"role": "user", "content": "Hi"}], tools=[]) == "Hi"
 
 
 def test_the_end_of_a_turn_ends_a_text_too(tmp_path: Path) -> None:
@@ -90,4 +89,4 @@ def test_it_needs_no_torch(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True
     )
-    assert done.stdout.strip() == str(demo_tokenizer().encode_now("Hello", None, 10))
+    assert done.stdout.strip() == str(tuple(demo_ids("Hello")))
