@@ -16,6 +16,10 @@ minutes:
 
     .venv/bin/python -m benchmarks.peers
 
+With `--gguf FILE` all run that file instead, as real models come: llama.cpp on its quantised
+weights, transformers on what it dequantises of them, and the engine both on those and on its own
+8 bits. The whole server is left out then, whose prompts are words of the random model.
+
 The last line is one JSON document.
 """
 
@@ -28,7 +32,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +53,7 @@ from engine.protocol.config import EngineConfig
 
 GENERATE, CONTINUOUS = "transformers generate", "transformers continuous batching"
 LLAMA, ALONE = "llama.cpp server", "engine alone"
+ALONE_INT8 = "engine alone, int8"
 OVER_GRPC, OVER_REST = "server, gRPC", "server, REST"
 _CHECKED = 32  # greedy tokens that are compared between peers
 
@@ -103,7 +108,7 @@ class Peers:
 
     Args:
         model: the model of transformers.
-        path: the directory that it is saved in.
+        path: the directory that it is saved in, or its GGUF file.
         load: makes the requests.
         counts: numbers of streams.
     """
@@ -113,15 +118,19 @@ class Peers:
         self._model, self._path, self._load, self._counts = model, path, load, counts
         self._warm_up = uniform(8, 2, model.config.vocab_size)
         self._alone: LocalEngine | None = None
+        self._int8: LocalEngine | None = None
         self._llama: dict[int, httpx.AsyncClient] = {}
         self._grpc: grpc.aio.Channel | None = None
         self._rest: httpx.AsyncClient | None = None
 
     async def start(self, stack: AsyncExitStack, without: Sequence[str]) -> None:
         """Starts the engine and the servers; they end with the stack."""
-        config = EngineConfig(model_id=str(self._path), socket_path=self._path / "unused.sock")
+        config = EngineConfig(model_id=str(self._path), socket_path=Path("unused.sock"))
         self._alone = LocalEngine.build(config)
-        if "server" not in without:
+        if self._path.is_file():
+            self._int8 = LocalEngine.build(replace(config, quantize="int8"))
+            self.results.absent["server"] = "its prompts are words of the random model"
+        elif "server" not in without:
             url, address = await stack.enter_async_context(server(self._path))
             self._grpc = await stack.enter_async_context(grpc.aio.insecure_channel(address))
             self._rest = await stack.enter_async_context(http_client(url))
@@ -169,7 +178,7 @@ class Peers:
         try:
             return await arm(items)
         except Exception as error:
-            if name in (ALONE, OVER_GRPC, OVER_REST):
+            if name in (ALONE, ALONE_INT8, OVER_GRPC, OVER_REST):
                 raise
             self.results.absent[f"{name}, {len(items)}"] = repr(error)[:300]
             return None
@@ -177,6 +186,8 @@ class Peers:
     def _arms(self, count: int) -> dict[str, Arm]:
         """The available arms for this number of streams, without continuous batching."""
         arms: dict[str, Arm] = {GENERATE: self._run_generate, ALONE: self._run_alone}
+        if self._int8 is not None:
+            arms[ALONE_INT8] = self._run_int8
         if count in self._llama:
             arms[LLAMA] = self._run_llama
         if self._grpc is not None:
@@ -185,8 +196,10 @@ class Peers:
 
     async def _start_llama(self, stack: AsyncExitStack) -> None:
         """Starts a server of llama.cpp for each number of streams."""
-        binary, path = server_binary(), self._path / "model.gguf"
-        gguf_file.write(self._model, path)
+        binary, path = server_binary(), self._path
+        if not path.is_file():
+            path = path / "model.gguf"
+            gguf_file.write(self._model, path)
         threads, room = torch.get_num_threads(), self._load.max_tokens
         for count in self._counts:
             url = await stack.enter_async_context(
@@ -199,9 +212,10 @@ class Peers:
         return Outcome(seconds)
 
     async def _run_alone(self, items: list[Item]) -> Outcome:
-        assert self._alone is not None
-        run = self._alone.run(items)
-        return Outcome(run.seconds, next(iter(run.arrivals.values())))
+        return _engine_outcome(self._alone, items)
+
+    async def _run_int8(self, items: list[Item]) -> Outcome:
+        return _engine_outcome(self._int8, items)
 
     async def _run_llama(self, items: list[Item]) -> Outcome:
         client = self._llama[len(items)]
@@ -241,6 +255,12 @@ class Peers:
                 started = time.perf_counter()
                 outcome = await arm(load.items(1))
                 self.results.note_first(name, outcome.arrivals[0] - started)
+
+
+def _engine_outcome(engine: LocalEngine | None, items: list[Item]) -> Outcome:
+    assert engine is not None
+    run = engine.run(items)
+    return Outcome(run.seconds, next(iter(run.arrivals.values())))
 
 
 def _outcome(started: float, items: list[Item], streams: Sequence[list[float]]) -> Outcome:
@@ -301,14 +321,17 @@ def report(results: Results, counts: Sequence[int]) -> str:
 
 async def measure(arguments: argparse.Namespace) -> tuple[Results, Load]:
     """Runs all arms in turns."""
-    config = shrunk(llama_125m()) if arguments.tiny else llama_125m()
     prompts, answers = arguments.prompts, arguments.answers
     if arguments.tiny:
         prompts, answers = (8, 24), (3, 9)
-    load = Load(tuple(prompts), tuple(answers), config.vocab_size)
     async with AsyncExitStack() as stack:
         path = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        peers = Peers(save(config, path), path, load, arguments.counts)
+        if arguments.gguf is None:
+            model = save(shrunk(llama_125m()) if arguments.tiny else llama_125m(), path)
+        else:
+            path, model = arguments.gguf, transformers_peers.load_gguf(arguments.gguf)
+        load = Load(tuple(prompts), tuple(answers), model.config.vocab_size)
+        peers = Peers(model, path, load, arguments.counts)
         await peers.start(stack, arguments.without)
         await peers.check()
         rounds, slow = arguments.repeat, min(arguments.repeat, arguments.slow_repeat)
@@ -328,6 +351,7 @@ def options_from_command_line() -> argparse.Namespace:
     add("--prompts", type=int, nargs=2, default=(32, 224), help="shortest and longest, tokens")
     add("--answers", type=int, nargs=2, default=(16, 112), help="shortest and longest, tokens")
     add("--without", nargs="*", default=[], choices=["server", "llama.cpp"], help="leave out")
+    add("--gguf", type=Path, help="run this file instead of a random model")
     add("--tiny", action="store_true", help="only to see that everything runs")
     return parser.parse_args()
 

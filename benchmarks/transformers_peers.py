@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from benchmarks.ceilings import synchronise
 from benchmarks.load import Item
@@ -18,6 +19,15 @@ _PAD = 0
 _TIMEOUT_S = 600.0
 _PAGE_SIZE = 32  # tokens
 _CPU_STEP_TOKENS = 1024
+
+
+def load_gguf(path: Path) -> Any:
+    """The model of a GGUF file, dequantised to float32, whose texts run to their limits."""
+    model = AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32
+    ).eval()
+    model.generation_config.eos_token_id = None
+    return model
 
 
 @torch.inference_mode()
