@@ -69,6 +69,8 @@ async def llama_stream(client: httpx.AsyncClient, item: Item) -> Stream:
             message = json.loads(line.removeprefix("data:"))
             if message["stop"]:
                 rate = float(message["timings"]["predicted_per_second"])
+                # Pieces of a character are sent with its last one, without their ids.
+                arrivals += [now] * (message["tokens_predicted"] - len(arrivals))
             elif message["tokens"]:
                 tokens += message["tokens"]
                 arrivals += [now] * len(message["tokens"])

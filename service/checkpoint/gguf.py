@@ -72,12 +72,13 @@ class GgufFile:
         Raises:
             ValueError: it is not; the text is one line with the path.
         """
-        if self.metadata.get("split.count", 1) > 1:
+        num_parts = self.metadata.get("split.count")
+        if isinstance(num_parts, int) and num_parts > 1:
             raise ValueError(
-                f"{self.path} is one of {self.metadata['split.count']} parts of a model; "
+                f"{self.path} is one of {num_parts} parts of a model; "
                 "`llama-gguf-split --merge` makes one file of them"
             )
-        if "general.architecture" not in self.metadata or not self.tensors:
+        if not isinstance(self.metadata.get("general.architecture"), str) or not self.tensors:
             raise ValueError(f"{self.path} is no model: it has no architecture or no tensors")
         self._check_kinds()
         self._check_size()
@@ -130,7 +131,9 @@ def read_gguf(path: Path) -> GgufFile:
             raise ValueError(f"the header of {path} is truncated or damaged") from error
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
-    alignment = metadata.get("general.alignment", _ALIGNMENT) or _ALIGNMENT
+    alignment = metadata.get("general.alignment", _ALIGNMENT)
+    if not isinstance(alignment, int) or alignment < 1:
+        raise ValueError(f"{path}: general.alignment must be an integer >= 1. Given: {alignment}")
     return GgufFile(path, metadata, tensors, -(-end // alignment) * alignment, size)
 
 

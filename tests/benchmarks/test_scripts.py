@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
+from gguf import GGMLQuantizationType
+
+from tests.gguf_models import write_gguf
 from tests.paths import REPOSITORY
 
 ENGINE_GPU = {
@@ -53,6 +57,22 @@ def test_peers_generate_the_same_tokens() -> None:
     rates = result["tokens_per_second"]
     assert len(rates) == 5
     assert all(set(found) == {"1", "2"} for found in rates.values())
+
+
+def test_peers_run_a_file_of_quantised_weights(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "model.gguf", GGMLQuantizationType.Q4_1)
+    result = last_line(
+        *("benchmarks.peers", "--repeat=1", "--counts", "1", "2", "--without=llama.cpp"),
+        f"--gguf={path}",
+    )
+    assert set(result["absent"]) == {"llama.cpp server", "server"}
+    assert result["agreement"] == {"engine alone": 32}
+    assert set(result["tokens_per_second"]) == {
+        "transformers generate",
+        "transformers continuous batching",
+        "engine alone",
+        "engine alone, int8",
+    }
 
 
 def test_metrics_measures_steps_and_scrapes() -> None:
