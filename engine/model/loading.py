@@ -18,6 +18,7 @@ from transformers.utils.quantization_config import GgufConfig
 from ..protocol.config import EngineConfig
 from ..protocol.errors import ModelLoadError
 from . import quantization
+from .device import choose_device
 from .loaded import LoadedModel, first_line
 from .self_check import attach_paged_attention
 from .source import is_gguf, source
@@ -30,9 +31,10 @@ def load_model(config: EngineConfig) -> LoadedModel:
 
     Raises:
         ModelLoadError: the checkpoint is missing or broken, does not fit into memory, or is of an
-            architecture that does not run on paged attention. The message is one line.
+            architecture that does not run on paged attention; or there is a GPU that torch cannot
+            use. The message is one line.
     """
-    device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = choose_device(config.device)
     try:
         model_config = AutoConfig.from_pretrained(**source(config))
         dtype = _choose_dtype(config.dtype, device, model_config)
