@@ -32,7 +32,8 @@ from .protocol.config import EngineConfig, EngineInfo
 from .protocol.errors import GrammarError
 from .recurrent.layer_state import bytes_per_slot
 from .replay.cpu_graphs import CpuGraphs
-from .replay.cuda_graphs import DecodeGraphs, cuda_recorder
+from .replay.cuda_graphs import CudaGraphs, cuda_recorder
+from .replay.shapes import recorded_shapes
 from .sampling.watermark import Watermark
 from .scheduling.block_manager import BlockManager
 from .scheduling.scheduler import Scheduler
@@ -236,17 +237,16 @@ def _with_cuda_graphs(
     max_total_tokens: int,
     vocab_size: int,
 ) -> Forward:
-    """The model's forward, with decode steps recorded; only our own kernels can be recorded."""
-    sizes = [size for size in config.graph_sizes if 0 < size <= config.max_num_seqs]
-    if not sizes or isinstance(runner.backend, ReferenceAttention):
+    """The model's forward, with small steps recorded; only our own kernels can be recorded."""
+    shapes = recorded_shapes(config)
+    if not shapes or isinstance(runner.backend, ReferenceAttention):
         return forward
-    graphs = DecodeGraphs(
+    graphs = CudaGraphs(
         forward,
-        sizes,
+        shapes,
         max_blocks=-(-max_total_tokens // config.block_size),
         vocab_size=vocab_size,
         device=runner.device,
-        with_drafts=config.speculate > 0,
     )
     graphs.record(cuda_recorder(runner.device))
     return graphs

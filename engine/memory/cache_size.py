@@ -10,7 +10,8 @@ from ..attention.kv_cache import free_memory
 from ..executor import Executor
 from ..protocol.config import EngineConfig
 from ..protocol.errors import ModelLoadError
-from .worst_step import StepBounds, peak_bytes, recorded_bytes
+from ..replay.shapes import largest_by_kind, recorded_shapes
+from .worst_step import StepBounds, compute, peak_bytes, recorded_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -61,10 +62,11 @@ def _measured(
         RuntimeError: a step fails.
     """
     worst = (bounds.worst_prefill(), bounds.worst_decode(), bounds.worst_mixed())
-    sizes = [size for size in config.graph_sizes if 0 < size <= bounds.max_num_seqs]
-    recorded = bounds.recorded(max(sizes)) if sizes else []
+    shapes = largest_by_kind(recorded_shapes(config)).values()
+    recorded = [bounds.recorded(shape.num_tokens, shape.num_seqs) for shape in shapes]
     largest = max(peak_bytes(executor, batch, device) for batch in worst)
     kept = max((recorded_bytes(executor, batch, device) for batch in recorded), default=0)
+    compute(executor, bounds.greedy())  # in the others all rows draw, by a kernel of its own
     return largest, kept
 
 

@@ -66,12 +66,24 @@ class StepBounds:
         """
         return ScheduledBatch(self._filled_with_prompts(self.worst_decode().num_tokens))
 
-    def recorded(self, num_tokens: int) -> list[ScheduledBatch]:
-        """Decode steps of `num_tokens` as they are recorded, without and with draft tokens."""
-        batches = [self._decoding(num_tokens, num_tokens)]
-        if self.max_draft_tokens and num_tokens > 1:
-            batches.append(self._decoding(num_tokens - 1, num_tokens))
-        return [ScheduledBatch(planned) for planned in batches]
+    def recorded(self, num_tokens: int, num_seqs: int) -> ScheduledBatch:
+        """A step as it is recorded: decoding, with draft tokens, or with a prompt."""
+        if num_seqs >= num_tokens - 1:
+            return ScheduledBatch(self._decoding(num_seqs, num_tokens))
+        planned = self._decoding(num_seqs - 1, num_seqs - 1)
+        left, longest = num_tokens - len(planned), self.max_total_tokens - 1
+        while left:
+            width = min(left, longest)
+            planned[self._sequence(len(planned), longest, longest - width)] = width
+            left -= width
+        return ScheduledBatch(planned)
+
+    def greedy(self) -> ScheduledBatch:
+        """A step of a sequence that asks for nothing: the most usual one."""
+        request = Request(request_id="0", prompt_token_ids=(0,), max_new_tokens=1)
+        sequence = Sequence(request)
+        sequence.block_table.append(0)
+        return ScheduledBatch({sequence: 1})
 
     def _decoding(self, num_seqs: int, num_tokens: int) -> dict[Sequence, int]:
         """`num_seqs` sequences, each with as many draft tokens as `num_tokens` allows."""

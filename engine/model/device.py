@@ -72,7 +72,7 @@ def _why_not() -> str:
         return f"torch {torch.__version__} cannot use an NVIDIA GPU: it is built without CUDA"
     built = f"torch {torch.__version__} is built for CUDA {torch.version.cuda}"
     try:
-        torch.cuda.init()
+        torch.cuda.init()  # type: ignore[no-untyped-call]
     except Exception as error:  # torch knows the driver's version, and what is wrong with it
         return f"{built} and cannot use this machine's GPU ({_driver()}): {first_line(error)}"
     return f"{built} and finds no GPU ({_driver()})"

@@ -1,4 +1,4 @@
-"""Decode steps on a GPU, recorded once as CUDA graphs and then replayed.
+"""Small steps on a GPU, recorded once as CUDA graphs and then replayed.
 
 A model is hundreds of kernels, and launching them takes Python longer than a GPU needs to compute
 them for a few tokens. A recorded step is one launch. It always computes the same number of rows, at
@@ -6,27 +6,28 @@ the same addresses: a batch is filled up to the next recorded size with padding 
 
     a step of 4 tokens                          [ a9 | b4 | -- | -- ]
     one of 5, where some are draft tokens (?)   [ a9 | b4  b5? b6? ] --
+    one with the prompt of c                    [ a9 | b4 | c0 c1 c2 ] -- --
 """
 
 from __future__ import annotations
 
 import logging
-from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from ..batch import AttentionInput, ModelInput, blank, copy_rows
+from .shapes import Shape, largest_by_kind
 
 logger = logging.getLogger(__name__)
 
 _PAD_SLOT = -1  # the slot of a padding row: nothing is stored for it
+_MOST_FAILURES = 2  # of recordings; whatever all of them have in common fails at once
 
 Replay = Callable[[], object]
 Recorder = Callable[[Callable[[], object]], Replay]
@@ -81,13 +82,6 @@ def _waiting_forbidden() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode(before)
 
 
-class _Shape(NamedTuple):
-    """Of a recorded step: `num_seqs` is `num_tokens`, or one less in a step with draft tokens."""
-
-    num_tokens: int
-    num_seqs: int
-
-
 @dataclass(frozen=True, slots=True)
 class _Recorded:
     """A recorded step: the rows that it reads, the logits that it writes, and its replay."""
@@ -97,107 +91,116 @@ class _Recorded:
     replay: Replay
 
 
-class DecodeGraphs:
-    """Replays decode steps; computes all other steps with the model.
+class CudaGraphs:
+    """Replays small steps; computes all other steps with the model.
 
     Args:
         forward: computes logits; it must not wait for the device, and must store nothing for
             padding rows, which have a negative slot and belong to a sequence with a context of 0 or
             to no sequence.
-        sizes: numbers of tokens to record.
+        shapes: the steps to record, in this order: the first ones make the memory that the others
+            share.
         max_blocks: blocks of the longest sequence.
         vocab_size: columns of the logits.
         device: where inputs and logits are.
-        with_drafts: whether steps that verify draft tokens are recorded as well.
     """
 
     def __init__(
         self,
         forward: Callable[[ModelInput], Tensor],
-        sizes: Iterable[int],
+        shapes: Iterable[Shape],
         *,
         max_blocks: int,
         vocab_size: int,
         device: torch.device,
-        with_drafts: bool = False,
     ) -> None:
         self._forward = forward
-        self._sizes = sorted(set(sizes))
-        self._with_drafts = with_drafts
+        self._shapes = [*shapes]
         self._max_blocks = max_blocks
         self._vocab_size = vocab_size
         self._device = device
-        self._recorded: dict[_Shape, _Recorded] = {}
+        self._recorded: dict[Shape, _Recorded] = {}
 
     @torch.inference_mode()
     def record(self, recorder: Recorder) -> None:
-        """Records all sizes, the largest first, whose memory the others then share.
+        """Records all shapes. A shape that cannot be recorded is computed, and the others replayed.
 
-        A model that cannot be recorded, for example since it reads a value from the device, is
-        never replayed.
+        A model that cannot be recorded at all, for example since it reads a value from the device,
+        is not tried again and again.
         """
-        largest = self._sizes[-1]
+        largest = max((shape.num_rows for shape in self._shapes), default=0)
         logits = torch.empty(largest, self._vocab_size, device=self._device)
-        decode = _padding_rows(largest, self._max_blocks, self._device)
-        torch.arange(largest + 1, out=decode.attention.query_start_loc)
-        drafted = _padding_rows(largest, self._max_blocks, self._device)
-        try:
-            for shape in tqdm(self._shapes(), desc="recording"):
-                rows = decode if shape.num_seqs == shape.num_tokens else drafted
-                part, target = _first_rows(rows, shape), logits[: shape.num_tokens]
+        rows = {
+            kind: _padding_rows(shape, kind, self._max_blocks, self._device)
+            for kind, shape in largest_by_kind(self._shapes).items()
+        }
+        failed: list[Shape] = []
+        for shape in tqdm(self._shapes, desc="recording"):
+            part, target = _first_rows(rows[shape.kind], shape), logits[: shape.num_rows]
+            try:
                 replay = recorder(partial(self._compute, part, target))
+            except Exception:
+                logger.exception("a step of %d tokens cannot be recorded", shape.num_tokens)
+                failed.append(shape)
+                if len(failed) == _MOST_FAILURES:
+                    break
+            else:
                 self._recorded[shape] = _Recorded(part, target, replay)
-        except Exception:
-            logger.exception("decode steps cannot be recorded; they run unrecorded")
-            self._recorded.clear()
+        if failed:
+            num_recorded, num_shapes = len(self._recorded), len(self._shapes)
+            logger.warning(
+                "%d of %d steps are recorded; the others wait for Python", num_recorded, num_shapes
+            )
 
     @torch.inference_mode()
     def __call__(self, batch: ModelInput) -> Tensor:
         """Logits [num_rows, vocab_size] of any batch; a replay's are valid until the next one."""
-        recorded = self._recorded_for(batch)
-        if recorded is None:
+        shape = self._shape_for(batch)
+        if shape is None:
             return self._forward(batch)
-        _fill(recorded.rows, batch)
+        recorded = self._recorded[shape]
+        _fill(recorded.rows, batch, shape)
         recorded.replay()
-        return recorded.logits[: len(batch.input_ids)]
-
-    def _shapes(self) -> list[_Shape]:
-        """What is recorded: all sizes, the largest first, and the same with draft tokens."""
-        shapes = [_Shape(size, size) for size in reversed(self._sizes)]
-        if self._with_drafts:
-            shapes += [_Shape(size, size - 1) for size in reversed(self._sizes) if size > 1]
-        return shapes
+        return recorded.logits[: len(batch.logits_rows)]
 
     def _compute(self, rows: ModelInput, logits: Tensor) -> None:
         logits.copy_(self._forward(rows))  # as float32, whatever the model's dtype
 
-    def _recorded_for(self, batch: ModelInput) -> _Recorded | None:
-        """The smallest recorded step that a batch of decoding sequences fits into, if any.
-
-        In such a batch the logits of all tokens are wanted, and no sequence has an adapter.
-        """
-        num_tokens = len(batch.input_ids)
+    def _shape_for(self, batch: ModelInput) -> Shape | None:
+        """The smallest recorded step that a batch fits into, if any; none with an adapter."""
+        num_tokens, num_rows = len(batch.input_ids), len(batch.logits_rows)
         num_seqs, num_blocks = batch.attention.block_tables.shape
-        index = bisect_left(self._sizes, num_tokens)
-        is_too_large = index == len(self._sizes) or num_blocks > self._max_blocks
-        is_other = batch.adapters is not None or len(batch.logits_rows) != num_tokens
-        if is_too_large or is_other:
+        if batch.adapters is not None or num_blocks > self._max_blocks:
             return None
-        size = self._sizes[index]
-        return self._recorded.get(_Shape(size, size if num_seqs == num_tokens else size - 1))
+        fitting = (
+            shape
+            for shape in self._recorded
+            if num_tokens <= shape.num_tokens
+            and num_seqs <= shape.num_seqs
+            and num_rows <= shape.num_rows
+            and (num_seqs == num_tokens or not shape.is_plain)
+            and (num_rows == num_tokens or not shape.has_all_rows)
+        )
+        return min(fitting, key=lambda shape: (shape.num_tokens, not shape.is_plain), default=None)
 
 
-def _padding_rows(size: int, max_blocks: int, device: torch.device) -> ModelInput:
-    """A batch of padding rows at fixed addresses; the logits of all rows are wanted."""
-    rows = blank(size, size, size, max_blocks, device)
+def _padding_rows(
+    shape: Shape, kind: tuple[bool, bool], max_blocks: int, device: torch.device
+) -> ModelInput:
+    """A batch of padding rows at fixed addresses, for all shapes of a kind up to this one."""
+    is_plain, has_all_rows = kind
+    rows = blank(shape.num_tokens, shape.num_seqs, shape.num_rows, max_blocks, device)
     rows.attention.slot_mapping.fill_(_PAD_SLOT)
-    torch.arange(size, out=rows.logits_rows)
+    if is_plain:
+        torch.arange(shape.num_seqs + 1, out=rows.attention.query_start_loc)
+    if has_all_rows:
+        torch.arange(shape.num_rows, out=rows.logits_rows)
     return rows
 
 
-def _first_rows(rows: ModelInput, shape: _Shape) -> ModelInput:
+def _first_rows(rows: ModelInput, shape: Shape) -> ModelInput:
     """The first rows of a batch, in the same memory."""
-    num_tokens, num_seqs = shape
+    num_tokens, num_seqs, num_rows = shape
     attention = rows.attention
     return ModelInput(
         input_ids=rows.input_ids[:num_tokens],
@@ -208,13 +211,13 @@ def _first_rows(rows: ModelInput, shape: _Shape) -> ModelInput:
             query_start_loc=attention.query_start_loc[: num_seqs + 1],
             context_lens=attention.context_lens[:num_seqs],
         ),
-        logits_rows=rows.logits_rows[:num_tokens],
+        logits_rows=rows.logits_rows[:num_rows],
         sampled={},
         prompt_rows=[],
     )
 
 
-def _fill(rows: ModelInput, batch: ModelInput) -> None:
+def _fill(rows: ModelInput, batch: ModelInput, shape: Shape) -> None:
     """Copies a batch into the first rows; the others become padding rows."""
     copy_rows(rows, batch)
     num_tokens, num_seqs = len(batch.input_ids), len(batch.attention.context_lens)
@@ -222,7 +225,11 @@ def _fill(rows: ModelInput, batch: ModelInput) -> None:
     rows.positions[num_tokens:].fill_(0)
     rows.attention.slot_mapping[num_tokens:].fill_(_PAD_SLOT)
     rows.attention.context_lens[num_seqs:].fill_(0)
-    if num_seqs != num_tokens:  # else sequence i has token i, as when it was recorded
+    if not shape.is_plain:  # else sequence i has token i, as when it was recorded
         starts = rows.attention.query_start_loc
         starts[: num_seqs + 1].copy_(batch.attention.query_start_loc)
         starts[num_seqs + 1 :].fill_(num_tokens)
+    if not shape.has_all_rows:
+        num_rows = len(batch.logits_rows)
+        rows.logits_rows[:num_rows].copy_(batch.logits_rows)
+        rows.logits_rows[num_rows:].fill_(0)

@@ -17,6 +17,7 @@ from engine.memory.cache_size import num_blocks, num_state_slots, room_for_cache
 from engine.memory.worst_step import StepBounds
 from engine.protocol.config import EngineConfig
 from engine.protocol.errors import ModelLoadError
+from engine.sampling import sampler
 from tests.engine.fakes import CPU
 
 GPU = torch.device("cuda")
@@ -130,15 +131,37 @@ def test_a_step_of_prompts_beside_many_decoding_sequences_may_be_the_largest(
     assert room == (900 - model - mixed) * MIB
 
 
+@pytest.mark.parametrize(
+    ("max_step_tokens", "recorded", "num_rows"),
+    [(40, 3, 32), (300, 25, 32), (1000, 51, 50)],
+    ids=["no prompts", "prompts of few sequences", "prompts of all sequences"],
+)
 def test_recorded_steps_keep_the_memory_of_the_largest_forward(
-    monkeypatch: pytest.MonkeyPatch,
+    max_step_tokens: int, recorded: int, num_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gpu = FakeGpu(monkeypatch)
     executor = Executor(gpu.forward, CPU, BOUNDS.block_size)
-    wanted = config(memory_fraction=0.9, graph_sizes=(1, 32, 64))  # there are never 64 sequences
+    sizes = {"graph_sizes": (1, 32, 64), "max_num_seqs": 50}  # there are never 64 sequences
+    wanted = config(memory_fraction=0.9, max_step_tokens=max_step_tokens, **sizes)
     room = room_for_cache(wanted, executor, BOUNDS, GPU)
-    model, prefill, recorded, logits = 200, 100, 3, 32 * 4 * VOCAB_SIZE // MIB
+    model, prefill, logits = 200, 100, num_rows * 4 * VOCAB_SIZE / MIB
     assert room == (900 - model - prefill - recorded - logits) * MIB
+
+
+def test_a_greedy_step_is_computed_before_the_first_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It chooses its tokens with a kernel that no other step of the start-up uses."""
+    gpu, draws = FakeGpu(monkeypatch), []
+    choose = sampler.choose
+    monkeypatch.setattr(
+        sampler,
+        "choose",
+        lambda scores, drawn: draws.append(drawn is None) or choose(scores, drawn),
+    )
+    executor = Executor(gpu.forward, CPU, BOUNDS.block_size)
+    room_for_cache(config(), executor, BOUNDS, GPU)
+    assert set(draws) == {True, False}
 
 
 def test_too_little_memory_for_a_step_is_refused_naming_the_flag(

@@ -71,14 +71,32 @@ def test_a_mixed_step_has_all_tokens_and_all_decoding_sequences(limits: StepBoun
 def test_a_recorded_step_has_its_tokens_and_the_longest_context(
     limits: StepBounds, num_tokens: int
 ) -> None:
-    plain, *drafted = (pack(batch, limits.block_size, CPU) for batch in limits.recorded(num_tokens))
+    plain = pack(limits.recorded(num_tokens, num_tokens), limits.block_size, CPU)
     assert len(plain.input_ids) == len(plain.attention.context_lens) == num_tokens
     assert plain.attention.context_lens.max() == limits.max_total_tokens - 1
+
+
+@given(bounds(), st.integers(2, 40))
+def test_a_recorded_step_with_drafts_has_a_row_for_each_token(
+    limits: StepBounds, num_tokens: int
+) -> None:
     has_drafts = limits.max_draft_tokens and limits.max_total_tokens > 2
-    for packed in drafted:
-        assert len(packed.attention.context_lens) == num_tokens - 1
-        assert len(packed.logits_rows) == num_tokens - (not has_drafts)
-    assert len(drafted) == (limits.max_draft_tokens > 0 and num_tokens > 1)
+    packed = pack(limits.recorded(num_tokens, num_tokens - 1), limits.block_size, CPU)
+    assert len(packed.attention.context_lens) == num_tokens - 1
+    assert len(packed.logits_rows) == num_tokens - (not has_drafts)
+
+
+@given(bounds(), st.integers(3, 200), st.data())
+def test_a_recorded_step_with_a_prompt_has_all_its_tokens(
+    limits: StepBounds, num_tokens: int, data: st.DataObject
+) -> None:
+    num_seqs = data.draw(st.integers(1, num_tokens - 2))
+    packed = pack(limits.recorded(num_tokens, num_seqs), limits.block_size, CPU)
+    assert len(packed.input_ids) == num_tokens
+    assert len(packed.attention.context_lens) >= num_seqs
+    assert len(packed.logits_rows) >= num_seqs
+    assert packed.attention.context_lens.max() == limits.max_total_tokens - 1
+    assert not packed.attention.slot_mapping.max() >= limits.block_size
 
 
 class Model:

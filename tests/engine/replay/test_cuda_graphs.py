@@ -7,13 +7,14 @@ computes; a GPU only leaves out Python. The recorder for GPUs itself is tested w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
@@ -25,8 +26,10 @@ from engine.engine import Engine
 from engine.executor import Forward
 from engine.model.model_runner import ModelRunner
 from engine.model.self_check import attach_paged_attention
+from engine.protocol.config import EngineConfig
 from engine.protocol.request import Request
-from engine.replay.cuda_graphs import DecodeGraphs, Replay, cuda_recorder
+from engine.replay.cuda_graphs import CudaGraphs, Replay, cuda_recorder
+from engine.replay.shapes import Shape, decode_shapes, mixed_shapes, recorded_shapes
 from engine.scheduling.block_manager import BlockManager
 from engine.scheduling.scheduler import Scheduler
 from tests.engine.fakes import (
@@ -69,17 +72,85 @@ def graphs(
     recorder: Callable[[Callable[[], object]], Replay],
     *,
     with_drafts: bool = False,
-) -> DecodeGraphs:
-    recorded = DecodeGraphs(
+    mixed: Sequence[Shape] = (),
+) -> CudaGraphs:
+    recorded = CudaGraphs(
         model,
-        SIZES,
+        [*decode_shapes(SIZES, with_drafts=with_drafts), *mixed],
         max_blocks=MAX_BLOCKS,
         vocab_size=VOCAB_SIZE,
         device=CPU,
-        with_drafts=with_drafts,
     )
     recorded.record(recorder)
     return recorded
+
+
+MIXED = (Shape(14, 3, 3), Shape(9, 3, 3))
+
+
+@settings(max_examples=30)
+@given(load=arrivals(), runs_ahead=st.booleans(), with_drafts=st.booleans())
+def test_recorded_steps_with_prompts_change_no_token(
+    load: list[Arrival], runs_ahead: bool, with_drafts: bool
+) -> None:
+    options = {"num_blocks": 16, "logits_of": cycling_logits}
+    expected = run_load(make_engine(**options), load)
+    engine = make_engine(
+        **options,
+        runs_ahead=runs_ahead,
+        max_draft_tokens=3 * with_drafts,
+        wrap=lambda model: graphs(padded(model), Recorder(), with_drafts=with_drafts, mixed=MIXED),
+    )
+    assert_same_answers(load, expected, run_load(engine, load))
+
+
+@pytest.mark.parametrize(
+    ("prompts", "num_replays"),
+    [
+        ([5], 3),  # of 9 tokens, and two decode steps
+        ([9, 3], 3),  # of 14 tokens
+        ([12, 3], 2),  # more tokens than any
+        ([2, 2, 2, 2], 2),  # more sequences
+    ],
+    ids=str,
+)
+def test_a_step_with_prompts_is_replayed_if_a_recorded_one_has_room(
+    prompts: list[int], num_replays: int
+) -> None:
+    recorder = Recorder()
+    engine = make_engine(wrap=lambda model: graphs(padded(model), recorder, mixed=MIXED))
+    asked = [
+        Request(
+            request_id=f"{number}",
+            prompt_token_ids=tuple((3 * number + index) % 20 for index in range(size)),
+            max_new_tokens=3,
+        )
+        for number, size in enumerate(prompts)
+    ]
+    outputs = run(engine, *asked)
+    assert recorder.num_replays == num_replays
+    for request in asked:
+        tokens = token_ids(outputs[request.request_id])
+        assert tokens == greedy_tokens(request.prompt_token_ids, 3)
+
+
+def test_steps_with_prompts_are_no_larger_than_steps_can_be() -> None:
+    shapes = mixed_shapes(max_step_tokens=300, max_num_seqs=20)
+    assert shapes == [Shape(256, 20, 20), Shape(128, 20, 20), Shape(64, 20, 20)]
+    assert mixed_shapes(max_step_tokens=63, max_num_seqs=20) == []
+    assert all(
+        shape.num_rows < shape.num_tokens
+        for shape in mixed_shapes(max_step_tokens=2048, max_num_seqs=256)
+    )
+
+
+def test_without_sizes_nothing_is_recorded() -> None:
+    config = EngineConfig(model_id="", socket_path=Path(), graph_sizes=(0,))
+    assert recorded_shapes(config) == []
+    config = replace(config, graph_sizes=(1, 8, 512), speculate=2)
+    kinds = {shape.kind for shape in recorded_shapes(config)}
+    assert kinds == {(True, True), (False, True), (False, False)}
+    assert max(shape.num_seqs for shape in recorded_shapes(config)) == config.max_num_seqs
 
 
 def padded(model: FakeModel) -> Callable[[ModelInput], Tensor]:
@@ -89,9 +160,9 @@ def padded(model: FakeModel) -> Callable[[ModelInput], Tensor]:
         owned = int(batch.attention.query_start_loc[-1])
         assert (batch.attention.slot_mapping[owned:] < 0).all(), "padding rows are stored"
         logits = torch.full((len(batch.logits_rows), VOCAB_SIZE), float("nan"))
+        is_owned = batch.logits_rows < owned
         if owned:
-            assert (batch.logits_rows[owned:] >= owned).all()
-            logits[:owned] = model(replace(batch, logits_rows=batch.logits_rows[:owned]))
+            logits[is_owned] = model(replace(batch, logits_rows=batch.logits_rows[is_owned]))
         return logits
 
     return forward
@@ -197,9 +268,13 @@ def test_a_model_that_cannot_be_recorded_runs_unrecorded() -> None:
     def refuses(_: Callable[[], object]) -> Replay:
         raise RuntimeError("operation not permitted when stream is capturing")
 
-    def wrap(model: FakeModel) -> DecodeGraphs:
-        recorded = DecodeGraphs(
-            model, SIZES, max_blocks=MAX_BLOCKS, vocab_size=VOCAB_SIZE, device=CPU
+    def wrap(model: FakeModel) -> CudaGraphs:
+        recorded = CudaGraphs(
+            model,
+            decode_shapes(SIZES),
+            max_blocks=MAX_BLOCKS,
+            vocab_size=VOCAB_SIZE,
+            device=CPU,
         )
         recorded.record(refuses)
         return recorded
@@ -262,15 +337,14 @@ def test_a_model_on_our_kernels_gives_the_same_tokens_when_recorded() -> None:
         return [token_ids(outputs[request.request_id]) for request in requests]
 
     def recorded(forward: Forward) -> Forward:
-        steps = DecodeGraphs(
-            forward, (2, 6, 12), max_blocks=8, vocab_size=48, device=device, with_drafts=True
-        )
+        shapes = [*decode_shapes((2, 6, 12), with_drafts=True), Shape(40, 5, 5)]
+        steps = CudaGraphs(forward, shapes, max_blocks=8, vocab_size=48, device=device)
         steps.record(recorder if device.type == "cpu" else cuda_recorder(device))
         return steps
 
     expected = answers(ReferenceAttention(), lambda forward: forward, 0)
     assert answers(TritonAttention(), recorded, 3) == expected
-    assert device.type != "cpu" or recorder.num_replays >= 2
+    assert device.type != "cpu" or recorder.num_replays >= 3  # the prompts, and decode steps
 
 
 class FakeGpu:
@@ -326,8 +400,11 @@ class FakeGpu:
         before, self.stream = self.stream, stream
         self.recorded_on.append(stream)
         self.is_capturing = True
-        yield  # after a failure nothing is restored, as in torch
-        self.stream, self.is_capturing = before, False
+        try:
+            yield
+        finally:
+            self.is_capturing = False
+        self.stream = before  # after a failure it is not restored, as in torch
 
 
 class FakeStream:
@@ -359,6 +436,41 @@ def test_a_model_that_waits_for_the_device_is_not_recorded(monkeypatch: pytest.M
     assert token_ids(run(engine, request)["0"]) == greedy_tokens((0, 1, 2), 4)
 
 
+def test_a_step_that_cannot_be_recorded_leaves_the_others_recorded() -> None:
+    recorder = Recorder()
+
+    def refuses_the_largest(step: Callable[[], object]) -> Replay:
+        replay = recorder(step)
+        if recorder.num_recorded == 1:
+            raise torch.OutOfMemoryError("no room")
+        return replay
+
+    engine = make_engine(wrap=lambda model: graphs(model, refuses_the_largest))
+    asked = requests(2)
+    outputs = run(engine, *asked)
+    assert recorder.num_recorded == len(SIZES)
+    assert recorder.num_replays == 3  # with the second size
+    for request in asked:
+        tokens = token_ids(outputs[request.request_id])
+        assert tokens == greedy_tokens(request.prompt_token_ids, 4)
+    outputs = run(engine, *requests(5))  # only the largest would do
+    assert recorder.num_replays == 3
+
+
+def test_a_batch_takes_a_larger_size_where_its_own_was_not_recorded() -> None:
+    recorder = Recorder()
+
+    def refuses_the_second(step: Callable[[], object]) -> Replay:
+        replay = recorder(step)
+        if recorder.num_recorded == 2:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return replay
+
+    engine = make_engine(wrap=lambda model: graphs(model, refuses_the_second))
+    run(engine, *requests(2))
+    assert recorder.num_replays == 3
+
+
 def test_a_recording_that_fails_leaves_the_thread_on_its_own_stream(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -369,11 +481,11 @@ def test_a_recording_that_fails_leaves_the_thread_on_its_own_stream(
             raise torch.AcceleratorError("operation failed due to a previous error")
 
     make_engine(wrap=lambda model: on_gpu(model, fails_while_capturing))
-    assert len(gpu.recorded_on) == 1
+    assert len(gpu.recorded_on) == 2  # what all steps have in common is not tried further
     assert gpu.stream is gpu.default
 
 
-def on_gpu(model: FakeModel, before: Callable[[], object]) -> DecodeGraphs:
+def on_gpu(model: FakeModel, before: Callable[[], object]) -> CudaGraphs:
     """Graphs of a model that calls `before` first, recorded as on a GPU."""
 
     def forward(batch: ModelInput) -> Tensor:
