@@ -161,7 +161,7 @@ class Executor:
         tokens = end = None
         if rows:
             chosen = logits if len(rows) == len(logits) else _rows_of(logits, model_input)
-            tokens = sample(chosen, rows, self._watermark, masks)
+            tokens = sample(chosen, rows, self._watermark, masks, sampled_ids)
         else:  # only chunks of prompts: without a wait, steps would queue up on the device
             end = Download(model_input.input_ids[:1])
         return LaunchedStep(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -41,11 +42,19 @@ class RowMasks:
 
 
 def process(
-    scores: Tensor, sequences: list[SampledSequence], masks: RowMasks | None = None
+    scores: Tensor,
+    sequences: list[SampledSequence],
+    masks: RowMasks | None = None,
+    sampled_ids: Tensor | None = None,
 ) -> Tensor:
-    """Applies every penalty, mask and filter that some row asks for."""
-    for step in (_logit_bias, _repetition_penalty, _frequency_penalty):
-        scores = step(scores, sequences)
+    """Applies every penalty, mask and filter that some row asks for.
+
+    `sampled_ids` int64 [rows of the previous step], on the scores' device: tokens that the host has
+    not read yet, which are the last ones of sequences with a `pending_row`.
+    """
+    scores = _logit_bias(scores, sequences)
+    for penalise in (_repetition_penalty, _frequency_penalty):
+        penalise(scores, sequences, sampled_ids)
     if masks is not None:
         _mask(scores, masks)
     for step in (_withhold_ends, _min_p, _truncate):
@@ -78,29 +87,104 @@ def _logit_bias(scores: Tensor, sequences: list[SampledSequence]) -> Tensor:
     return scores
 
 
-def _repetition_penalty(scores: Tensor, sequences: list[SampledSequence]) -> Tensor:
+def _repetition_penalty(
+    scores: Tensor, sequences: list[SampledSequence], sampled_ids: Tensor | None
+) -> None:
+    """Makes tokens that occur in a row's text less likely, in place; how often does not matter."""
     penalties = [sequence.request.sampling.repetition_penalty for sequence in sequences]
     rows = [row for row, penalty in enumerate(penalties) if penalty != 1.0]
-    if rows:
-        counts = [sequences[row].count_tokens() for row in rows]
-        seen = _indices(rows, counts, scores.device)
-        strengths = _repeated([penalties[row] for row in rows], counts)
-        penalty = upload(strengths, scores.device)
-        old = scores[seen]
-        scores[seen] = torch.where(old < 0, old * penalty, old / penalty)
-    return scores
+    if not rows:
+        return
+    counts = [sequences[row].count_tokens() for row in rows]
+    seen = [_indices(rows, counts, scores.device)]
+    strengths = [_repeated([penalties[row] for row in rows], counts)]
+    last = _last_tokens(rows, sequences, sampled_ids)
+    if last is not None:
+        seen.append((last.row, last.ids))
+        strengths.append(np.array([penalties[row] for row in last.rows], dtype=np.float32))
+    # All are computed of the old scores: a last token that occurred before gets its score twice.
+    old = [scores[where] for where in seen]
+    for where, before, values in zip(seen, old, strengths, strict=True):
+        penalty = upload(values, scores.device)
+        scores[where] = torch.where(before < 0, before * penalty, before / penalty)
 
 
-def _frequency_penalty(scores: Tensor, sequences: list[SampledSequence]) -> Tensor:
+def _frequency_penalty(
+    scores: Tensor, sequences: list[SampledSequence], sampled_ids: Tensor | None
+) -> None:
+    """Makes tokens less likely by their share of a row's text, in place."""
     penalties = [sequence.request.sampling.frequency_penalty for sequence in sequences]
     rows = [row for row, penalty in enumerate(penalties) if penalty != 0.0]
-    if rows:
-        counts = [sequences[row].count_tokens() for row in rows]
-        lengths = _repeated([sequences[row].num_tokens for row in rows], counts)
-        shares = np.frombuffer(b"".join(count.counts for count in counts), np.float32) / lengths
-        strengths = _repeated([penalties[row] for row in rows], counts)
-        scores[_indices(rows, counts, scores.device)] -= upload(strengths * shares, scores.device)
-    return scores
+    if not rows:
+        return
+    counts = [sequences[row].count_tokens() for row in rows]
+    lengths = _repeated([sequences[row].num_tokens for row in rows], counts)
+    occurrences = np.frombuffer(b"".join(count.counts for count in counts), np.float32)
+    strengths = _repeated([penalties[row] for row in rows], counts)
+    seen = _indices(rows, counts, scores.device)
+    last = _last_tokens(rows, sequences, sampled_ids)
+    if last is None:
+        scores[seen] -= upload(strengths * (occurrences / lengths), scores.device)
+        return
+    numbers = upload(np.stack([occurrences, lengths, strengths]), scores.device)
+    of_last = [
+        [float(sequences[row].num_tokens) for row in last.rows],
+        [penalties[row] for row in last.rows],
+    ]
+    numbers_of_last = upload(np.array(of_last, dtype=np.float32), scores.device)
+    _penalise_with_last(scores, seen, numbers, last, numbers_of_last)
+
+
+class _LastTokens(NamedTuple):
+    """The last tokens of some rows, which only the device knows: `row` and `ids` int64 [n]."""
+
+    rows: list[int]
+    row: Tensor
+    ids: Tensor
+
+
+def _last_tokens(
+    rows: list[int], sequences: list[SampledSequence], sampled_ids: Tensor | None
+) -> _LastTokens | None:
+    """The last tokens of those rows whose last token the host does not know; None if it knows all.
+
+    Their counts lack that token.
+    """
+    pending = {row: sequences[row].pending_row for row in rows}
+    late = {row: source for row, source in pending.items() if source is not None}
+    if not late:
+        return None
+    assert sampled_ids is not None
+    row, source = upload(np.array([[*late], [*late.values()]]), sampled_ids.device)
+    return _LastTokens([*late], row, sampled_ids[source])
+
+
+def _penalise_with_last(
+    scores: Tensor,
+    seen: tuple[Tensor, Tensor],
+    numbers: Tensor,
+    last: _LastTokens,
+    numbers_of_last: Tensor,
+) -> None:
+    """The frequency penalty where the device has to count the last tokens itself.
+
+    Args:
+        scores: changed in place.
+        seen: row and id of n known tokens.
+        numbers: float32 [3, n]: how often they occur, the lengths of their texts, the strengths.
+        last: the tokens to count beside them.
+        numbers_of_last: float32 [2, len(last.rows)]: the lengths of their texts, the strengths.
+    """
+    occurrences, lengths, strengths = numbers
+    last_of_row = seen[0].new_full((len(scores),), -1)
+    last_of_row[last.row] = last.ids
+    is_last = (seen[1] == last_of_row[seen[0]]).float()
+    known = scores.new_zeros(len(scores)).index_add_(0, seen[0], occurrences * is_last)
+    where = (last.row, last.ids)
+    old = scores[where]
+    scores[seen] -= strengths * ((occurrences + is_last) / lengths)
+    lengths, strengths = numbers_of_last
+    scores[where] = old - strengths * ((known[last.row] + 1.0) / lengths)
 
 
 def _indices(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -10,7 +12,7 @@ from ..protocol.request import Token
 from ..scheduling.sequence import SampledSequence
 from ..transfer import Download, upload
 from . import logits as logits_processing
-from .choice import choose
+from .choice import Choice, choose
 from .random_numbers import uniform
 from .watermark import Watermark
 
@@ -24,8 +26,8 @@ class SampledTokens:
         ids: int64 [num_rows].
         logprobs: float32 [num_rows], of the ids.
         tops: for each row how many of the likeliest tokens it asks for; 0 for none.
-        top_ids: int64 [num_rows, k]: the likeliest tokens, if some row asks for any.
-        top_logprobs: float32 [num_rows, k].
+        top_ids: int64 [rows that ask for any, k]: the likeliest tokens, if some row asks.
+        top_logprobs: float32 [rows that ask for any, k].
     """
 
     def __init__(
@@ -39,26 +41,35 @@ class SampledTokens:
         self.ids = ids
         self._tops = tops
         # One copy for everything, in float32: it represents all integers up to 2^24, so all ids.
-        packed = torch.stack([ids, logprobs])
+        packed = torch.cat([ids.float(), logprobs])
+        self._num_likely = 0
         if top_ids is not None and top_logprobs is not None:
-            packed = torch.cat([packed, top_ids.T, top_logprobs.T])
+            self._num_likely = top_ids.shape[1]
+            packed = torch.cat([packed, top_ids.flatten(), top_logprobs.flatten()])
         self._packed = Download(packed)
 
     def wait(self) -> list[Token]:
         """One token per row. If a row's logits are not numbers, its log-probability is NaN."""
-        ids, logprobs, *top = self._packed.wait().tolist()
+        numbers, num_rows = self._packed.wait().tolist(), len(self._tops)
         chosen = [
             Token(int(token_id), logprob + 0.0)  # no -0.0
-            for token_id, logprob in zip(ids, logprobs, strict=True)
+            for token_id, logprob in zip(
+                numbers[:num_rows], numbers[num_rows : 2 * num_rows], strict=True
+            )
         ]
-        if not top:
+        if not self._num_likely:
             return chosen
-        middle = len(top) // 2
-        rows = zip(*top, strict=True)
+        top = numbers[2 * num_rows :]
+        ids, logprobs = (self._rows(half) for half in (top[: len(top) // 2], top[len(top) // 2 :]))
         return [
-            token._replace(top=_top(row[:middle], row[middle:], wanted))
-            for token, row, wanted in zip(chosen, rows, self._tops, strict=True)
+            token._replace(top=_top(next(ids), next(logprobs), wanted)) if wanted else token
+            for token, wanted in zip(chosen, self._tops, strict=True)
         ]
+
+    def _rows(self, numbers: list[float]) -> Iterator[list[float]]:
+        """The numbers of each row that asks for likeliest tokens."""
+        size = self._num_likely
+        return (numbers[start : start + size] for start in range(0, len(numbers), size))
 
 
 def sample(
@@ -66,6 +77,7 @@ def sample(
     sequences: list[SampledSequence],
     watermark: Watermark | None = None,
     masks: logits_processing.RowMasks | None = None,
+    sampled_ids: Tensor | None = None,
 ) -> SampledTokens:
     """Samples one token per row.
 
@@ -77,17 +89,29 @@ def sample(
         sequences: the rows' sequences, before the token is appended.
         watermark: for the rows that ask for it; it is applied before everything else, as in TGI.
         masks: the tokens that the rows with a grammar allow.
+        sampled_ids: int64 [rows of the previous step]: tokens that the host has not read yet.
     """
     if watermark is not None:
         watermark.apply(logits, sequences)
-    scores = logits_processing.process(logits, sequences, masks)
+    scores = logits_processing.process(logits, sequences, masks, sampled_ids)
     choice = choose(scores, _draws(sequences, scores.device))
     tops = [sequence.request.sampling.top_n_tokens for sequence in sequences]
     if not any(tops):
         return SampledTokens(choice.ids, choice.logprobs, tops)
-    values, top_ids = torch.topk(scores, min(max(tops) + _MAX_TIES, scores.shape[1]))
-    values = values - choice.largest.unsqueeze(1) - choice.norms.unsqueeze(1)
-    return SampledTokens(choice.ids, choice.logprobs, tops, top_ids, values)
+    return SampledTokens(choice.ids, choice.logprobs, tops, *_likeliest(scores, choice, tops))
+
+
+def _likeliest(scores: Tensor, choice: Choice, tops: list[int]) -> tuple[Tensor, Tensor]:
+    """The likeliest tokens of the rows that ask for any, and their log-probabilities.
+
+    Only of these rows: to look through all of them takes longer than to choose a token in each.
+    """
+    largest, norms = choice.largest, choice.norms
+    if not all(tops):
+        asking = upload([row for row, wanted in enumerate(tops) if wanted], scores.device)
+        scores, largest, norms = scores[asking], largest[asking], norms[asking]
+    values, ids = torch.topk(scores, min(max(tops) + _MAX_TIES, scores.shape[1]))
+    return ids, values - largest.unsqueeze(1) - norms.unsqueeze(1)
 
 
 def prompt_logprobs(logits: Tensor, target_ids: list[int]) -> Download:
@@ -120,12 +144,8 @@ def _draws(sequences: list[SampledSequence], device: torch.device) -> Tensor | N
     return upload(np.where([p.do_sample for p in params], draws, -1.0), device)
 
 
-def _top(
-    ids: tuple[float, ...], logprobs: tuple[float, ...], wanted: int
-) -> tuple[tuple[int, float], ...]:
+def _top(ids: list[float], logprobs: list[float], wanted: int) -> tuple[tuple[int, float], ...]:
     """The likeliest tokens of a row, and those that tie with the last; none of probability 0."""
-    if not wanted:
-        return ()
     threshold = logprobs[min(wanted, len(logprobs)) - 1]
     likely = [
         (int(token_id), logprob)

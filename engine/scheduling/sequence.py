@@ -111,14 +111,16 @@ class Sequence:
     @property
     def needs_sampled_tokens(self) -> bool:
         """Whether the host must know a token before the step of the next one can be planned."""
-        sampling = self.request.sampling
         return (
             bool(self.request.grammar)
             or self.drafter is not None
-            or sampling.watermark
-            or sampling.repetition_penalty != 1.0
-            or sampling.frequency_penalty != 0.0
+            or self.request.sampling.watermark
         )
+
+    @property
+    def pending_row(self) -> int | None:
+        """The row of the running step that samples its last token; None if that is known."""
+        return -1 - self.token_ids[-1] if self.has_placeholder else None
 
     def append_placeholder(self, row: int) -> None:
         """Appends a placeholder for the token that a row of the running step samples.
@@ -151,9 +153,13 @@ class Sequence:
         return self.finish_reason
 
     def count_tokens(self) -> TokenCounts:
-        """How often each token occurs in the prompt and in what was generated."""
+        """How often each token occurs in the prompt and in what was generated.
+
+        Without a last one that is still being computed.
+        """
         if self.token_counts is None:
-            self.token_counts = TokenCounts(self.token_ids)
+            known = len(self.token_ids) - self.has_placeholder
+            self.token_counts = TokenCounts(self.token_ids[:known])
         return self.token_counts
 
     def reset(self) -> None:
@@ -171,12 +177,13 @@ class DraftedSequence:
     It has what sampling needs: parameters, tokens and their number.
     """
 
-    __slots__ = ("_num_drafts", "_sequence", "request")
+    __slots__ = ("_num_drafts", "_sequence", "pending_row", "request")
 
     def __init__(self, sequence: Sequence, num_drafts: int) -> None:
         self._sequence = sequence
         self._num_drafts = num_drafts
         self.request = sequence.request
+        self.pending_row: int | None = None  # drafts need all tokens before them
 
     @property
     def num_tokens(self) -> int:

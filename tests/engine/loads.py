@@ -16,11 +16,10 @@ _SAMPLING = st.one_of(
     st.just({}),
     st.builds(lambda seed: {"do_sample": True, "seed": seed}, st.integers(0, 2**64 - 1)),
     st.just({"do_sample": True, "seed": 7, "top_k": 3, "temperature": 1.5}),
-    st.just(
-        {"repetition_penalty": 1.3}
-    ),  # needs sampled tokens, as does the next: no running ahead
+    st.just({"repetition_penalty": 1.3}),
     st.just({"frequency_penalty": 0.7}),
-    st.just({"watermark": True}),
+    st.just({"repetition_penalty": 0.8, "frequency_penalty": -0.5, "top_n_tokens": 2}),
+    st.just({"watermark": True}),  # needs sampled tokens: no running ahead
 )
 
 

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
+from engine.batch import ModelInput
 from engine.engine import Engine
+from engine.executor import Forward
 from engine.protocol.request import Request
-from tests.engine.fakes import greedy_tokens, make_engine, run, token_ids
+from tests.engine.fakes import (
+    VOCAB_SIZE,
+    FakeModel,
+    greedy_tokens,
+    make_engine,
+    make_request,
+    run,
+    token_ids,
+)
 from tests.engine.loads import Arrival, arrivals, assert_same_answers, run_load
 
 
@@ -32,6 +47,51 @@ def test_the_next_step_is_launched_before_tokens_are_read() -> None:
     tokens = [engine.step().outputs for _ in range(3)]
     assert [len(outputs) for outputs in tokens] == [1, 1, 1]
     assert not engine.has_work  # no step was launched after the last allowed token
+
+
+@pytest.mark.parametrize(
+    ("sampling", "num_forwards"),
+    [
+        ({}, 2),
+        ({"repetition_penalty": 1.3}, 2),
+        ({"frequency_penalty": 0.7}, 2),
+        ({"repetition_penalty": 1.2, "do_sample": True, "seed": 3}, 2),
+        ({"watermark": True}, 1),  # the host makes its lists of tokens
+    ],
+    ids=str,
+)
+def test_penalties_of_a_row_do_not_keep_a_step_from_running_ahead(
+    sampling: dict[str, Any], num_forwards: int
+) -> None:
+    calls: list[ModelInput] = []
+
+    def counted(model: FakeModel) -> Forward:
+        return lambda batch: calls.append(batch) or model(batch)
+
+    engine = make_engine(runs_ahead=True, wrap=counted)
+    engine.add(make_request("plain"))
+    engine.add(make_request("asking", sampling=sampling))
+    engine.step()
+    assert len(calls) == num_forwards
+
+
+@pytest.mark.parametrize("sampling", [{"repetition_penalty": 3.0}, {"frequency_penalty": 2.0}])
+def test_a_token_that_the_host_has_not_read_is_penalised(sampling: dict[str, Any]) -> None:
+    """The likeliest token is always the last one, but for its penalty."""
+
+    def last_again(token_ids: tuple[int, ...]) -> Tensor:
+        logits = 2.0 - torch.arange(VOCAB_SIZE) / 10.0
+        logits[token_ids[-1]] = 2.2
+        return logits
+
+    options = {"logits_of": last_again}
+    request = make_request(prompt=(5, 6, 7), max_new_tokens=6, sampling=sampling)
+    expected = run(make_engine(**options, runs_ahead=False), request)["r"]
+    actual = run(make_engine(**options, runs_ahead=True), request)["r"]
+    assert [output.token for output in actual] == [output.token for output in expected]
+    plain = run(make_engine(**options, runs_ahead=True), make_request(prompt=(5, 6, 7)))["r"]
+    assert set(token_ids(plain)) == {7}
+    assert set(token_ids(actual)) != {7}
 
 
 def test_an_end_token_is_the_last_output() -> None:

@@ -147,6 +147,28 @@ def test_top_tokens_come_in_order_with_their_logprobs() -> None:
     assert tokens[1].top == ()
 
 
+def test_only_rows_that_ask_for_likeliest_tokens_are_searched(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    searched: list[int] = []
+    topk = torch.topk
+
+    def counted(scores: Tensor, k: int) -> Any:
+        searched.append(len(scores))
+        return topk(scores, k)
+
+    monkeypatch.setattr(torch, "topk", counted)
+    logits = noise(5)
+    wanted = [0, 3, 0, 0, 1]
+    tokens = sample(logits.clone(), [make_sequence(top_n_tokens=n) for n in wanted]).wait()
+    assert searched == [2]
+    assert [len(token.top) for token in tokens] == wanted
+    for row in (1, 4):
+        ids = [token_id for token_id, _ in tokens[row].top]
+        assert ids == topk(logits[row], wanted[row]).indices.tolist()
+        assert tokens[row].top[0] == (tokens[row].token_id, pytest.approx(tokens[row].logprob))
+
+
 def test_top_tokens_include_all_that_tie_with_the_last() -> None:
     logits = torch.tensor([[1.0, 5.0, 3.0, 3.0, 3.0, 0.0]])
     top = sample(logits, [make_sequence(top_n_tokens=2)]).wait()[0].top
