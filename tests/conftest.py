@@ -1,12 +1,12 @@
 """Settings of all tests: none may fail because the machine is busy or has no GPU."""
 
 import logging
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.device import CHOICES, device_type, interpret_triton
 
 settings.register_profile(
     "tokenwire", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
@@ -14,8 +14,34 @@ settings.register_profile(
 settings.load_profile("tokenwire")
 
 # Triton chooses its interpreter when it is imported, and transformers imports it too.
-if not Path("/dev/nvidiactl").exists():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
+interpret_triton(device_type())
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--device`: where tests of kernels and engines run."""
+    parser.addoption(
+        "--device",
+        choices=CHOICES,
+        help="for the engine's tests; by default a GPU where there is one, else Triton's "
+        "interpreter and the CPU",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Ends the run at once if the GPU that is asked for cannot be used.
+
+    Raises:
+        pytest.UsageError: it cannot.
+    """
+    if config.getoption("--device") != "cuda":
+        return
+    from engine.model.device import choose_device
+    from engine.protocol.errors import ModelLoadError
+
+    try:
+        choose_device("cuda")
+    except ModelLoadError as error:
+        raise pytest.UsageError(f"--device cuda: {str(error).split(';')[0]}") from error
 
 
 @pytest.fixture(autouse=True)

@@ -25,14 +25,13 @@ from engine.protocol.request import Request
 from engine.scheduling.block_manager import BlockManager
 from engine.scheduling.scheduler import Scheduler
 from tests.engine.fakes import run, token_ids
+from tests.engine.on_device import DEVICE, INTERPRETED
 
 triton = pytest.importorskip("triton")
 
 from engine.kernels import triton_attention  # noqa: E402  (needs Triton)
 from engine.kernels.triton_attention import TritonAttention  # noqa: E402
 
-INTERPRETED = triton.knobs.runtime.interpret
-DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 4e-2}
 
 pytestmark = [

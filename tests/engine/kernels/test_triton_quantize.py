@@ -20,10 +20,9 @@ from torch import Tensor, nn
 from engine.kernels import has_triton
 from engine.model import quantized_linear
 from engine.model.quantized_linear import Fp8Linear, Int8Linear, QuantizedLinear
+from tests.engine.on_device import DEVICE, INTERPRETED
 
 triton = pytest.importorskip("triton")
-INTERPRETED = triton.knobs.runtime.interpret
-DEVICE = torch.device("cpu" if INTERPRETED else "cuda")
 
 INPUT_DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 EIGHT_BITS = [torch.int8, torch.float8_e4m3fn]

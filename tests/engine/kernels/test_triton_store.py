@@ -11,12 +11,11 @@ from torch import Tensor
 
 from engine.attention.kv_cache import KVCache, LayerShape
 from engine.attention.paged import AttentionBackend, ReferenceAttention
+from tests.engine.on_device import DEVICE
 
 triton = pytest.importorskip("triton")
 
 from engine.kernels.triton_attention import TritonAttention  # noqa: E402  (needs Triton)
-
-DEVICE = torch.device("cpu" if triton.knobs.runtime.interpret else "cuda")
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION"),

@@ -44,6 +44,7 @@ from tests.engine.fakes import (
     token_ids,
 )
 from tests.engine.loads import Arrival, arrivals, assert_same_answers, run_load
+from tests.engine.on_device import DEVICE
 
 MAX_BLOCKS = 8
 SIZES = (1, 2, 5)
@@ -307,10 +308,10 @@ REPETITIVE = [(3, 4, 5, 6, 3, 4, 5), (9, 8, 9, 8, 9), (7,) * 20]
 @pytest.mark.usefixtures("one_thread")
 def test_a_model_on_our_kernels_gives_the_same_tokens_when_recorded() -> None:
     """On a GPU, otherwise in Triton's interpreter; unused slots of the cache hold NaN."""
-    triton = pytest.importorskip("triton")
+    pytest.importorskip("triton")
     from engine.kernels.triton_attention import TritonAttention
 
-    device = torch.device("cpu" if triton.knobs.runtime.interpret else "cuda")
+    device = DEVICE
     recorder = Recorder()
     torch.manual_seed(0)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(TINY)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from engine.sampling.choice import Choice, in_torch
 from tests.engine.native import TARGETS, kernels_for, threads
+from tests.engine.on_device import DEVICE
 
 NAN, INF = math.nan, math.inf
 WAYS = [*TARGETS, "triton", "torch"]
@@ -31,7 +32,8 @@ def choose(way: str, scores: Tensor, draws: Tensor | None = None) -> Choice:
     if way == "triton":
         module = pytest.importorskip("engine.kernels.triton_sampling")
         with np.errstate(all="ignore"):  # the interpreter warns; a GPU does not
-            return Choice(*module.choose(scores, draws))
+            draws = None if draws is None else draws.to(DEVICE)
+            return Choice(*(part.cpu() for part in module.choose(scores.to(DEVICE), draws)))
     return Choice(*kernels_for(way).choose(scores, draws))
 
 

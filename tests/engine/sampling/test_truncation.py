@@ -14,6 +14,7 @@ from torch import Tensor
 
 from engine.sampling.truncation import in_torch
 from tests.engine.native import TARGETS, kernels_for, threads
+from tests.engine.on_device import DEVICE
 
 NAN, INF = math.nan, math.inf
 WAYS = [*TARGETS, "triton", "torch"]
@@ -31,7 +32,9 @@ def truncate(way: str, scores: Tensor, limits: list[Limits]) -> Tensor:
     if way == "triton":
         module = pytest.importorskip("engine.kernels.triton_sampling")
         with np.errstate(all="ignore"):  # the interpreter warns; a GPU does not
-            module.truncate(scores, rows)
+            scores = scores.to(DEVICE)
+            module.truncate(scores, rows.to(DEVICE))
+            scores = scores.cpu()
     else:
         kernels_for(way).truncate(scores, rows)
     return scores
