@@ -39,7 +39,7 @@ def load_model(config: EngineConfig) -> LoadedModel:
         model_config = AutoConfig.from_pretrained(**source(config))
         dtype = _choose_dtype(config.dtype, device, model_config)
         scheme = quantization.choose(config, model_config, device, dtype)
-        model = _load_weights(config, model_config, dtype)
+        model = _load_weights(config, model_config, dtype, device)
         nn.Module.to(model, device)
         nn.Module.eval(model)
     except torch.OutOfMemoryError as error:
@@ -59,8 +59,12 @@ def _reason(error: Exception, config: EngineConfig) -> str:
     return first_line(error)
 
 
-def _load_weights(config: EngineConfig, model_config: Any, dtype: torch.dtype) -> Any:
+def _load_weights(
+    config: EngineConfig, model_config: Any, dtype: torch.dtype, device: torch.device
+) -> Any:
     """Loads a model's weights with transformers.
+
+    Onto a GPU they go one by one: the host never has to hold more than a few of them.
 
     Raises:
         ValueError: the checkpoint lacks some of them, or their shapes are wrong.
@@ -73,6 +77,7 @@ def _load_weights(config: EngineConfig, model_config: Any, dtype: torch.dtype) -
         use_safetensors=True,
         ignore_mismatched_sizes=True,  # the report has them, where the error has no names
         output_loading_info=True,
+        device_map=None if device.type == "cpu" else {"": device},
     )
     model, report = loaded
     if report["mismatched_keys"]:

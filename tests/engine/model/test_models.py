@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoConfig,
     BloomConfig,
     FalconConfig,
     GraniteMoeHybridConfig,
@@ -25,7 +26,7 @@ from engine.attention.paged import AttentionBackend, ReferenceAttention
 from engine.engine import Engine
 from engine.executor import Forward
 from engine.kernels import cpu as cpu_kernels
-from engine.model.loading import load_model
+from engine.model.loading import _load_weights, load_model
 from engine.model.model_runner import ModelRunner
 from engine.model.passes import fuse_rotation, layers_in_use, pack_layers
 from engine.model.self_check import attach_paged_attention
@@ -242,6 +243,18 @@ class TestLoad:
         assert loaded.layers == dict.fromkeys(range(3), LayerShape(2, 16, 16))
         assert loaded.dtype is torch.float32
         assert loaded.device == CPU
+
+    def test_onto_a_gpu_goes_by_no_other_device(self, checkpoint: Path) -> None:
+        """Here onto torch's device without memory: what was in the host's would stay there."""
+        config = EngineConfig(model_id=str(checkpoint), socket_path=checkpoint / "s")
+        shape = AutoConfig.from_pretrained(checkpoint)
+        meta = torch.device("meta")
+        model = _load_weights(config, shape, torch.bfloat16, meta)
+        states = [*model.parameters(), *model.buffers()]
+        assert {state.device for state in states} == {meta}
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+        on_host = _load_weights(config, shape, torch.bfloat16, CPU)
+        assert {parameter.device for parameter in on_host.parameters()} == {CPU}
 
     def test_of_a_missing_directory(self, tmp_path: Path) -> None:
         self.load_error(tmp_path / "missing")
