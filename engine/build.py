@@ -21,6 +21,7 @@ from .grammar.constraints import Constraints
 from .grammar.masks import TokenMasks
 from .heartbeat import Activity
 from .kernels import cpu as cpu_kernels
+from .kernels.late_compilation import warn_of_compilations
 from .memory import cache_size
 from .memory.worst_step import StepBounds
 from .model.loaded import LoadedModel
@@ -90,6 +91,8 @@ def build_engine(
         runs_ahead=device.type == "cuda" if config.run_ahead is None else config.run_ahead,
         activity=activity,
     )
+    if device.type == "cuda":
+        warn_of_compilations()
     return engine, _info(config, model, runner.cache.num_blocks, vocab_size)
 
 

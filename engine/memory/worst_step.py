@@ -132,15 +132,18 @@ class StepBounds:
 
 
 def peak_bytes(executor: Executor, batch: ScheduledBatch, device: torch.device) -> int:
-    """Bytes of GPU memory that a step allocates at its peak.
+    """Bytes of GPU memory that torch takes for a step at its peak.
+
+    That is more than the step's tensors have: freed pieces of other sizes lie between them.
 
     Raises:
         RuntimeError: the step fails, most likely because memory is short.
     """
+    torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
+    before = torch.cuda.memory_reserved(device)
     compute(executor, batch)
-    return torch.cuda.max_memory_allocated(device) - before
+    return torch.cuda.max_memory_reserved(device) - before
 
 
 def recorded_bytes(executor: Executor, batch: ScheduledBatch, device: torch.device) -> int:
@@ -149,10 +152,11 @@ def recorded_bytes(executor: Executor, batch: ScheduledBatch, device: torch.devi
     Raises:
         RuntimeError: the forward fails.
     """
+    torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
+    before = torch.cuda.memory_reserved(device)
     logits = executor.forward(batch)
-    forward = torch.cuda.max_memory_allocated(device) - before
+    forward = torch.cuda.max_memory_reserved(device) - before
     return forward + logits.numel() * torch.float32.itemsize
 
 

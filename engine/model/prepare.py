@@ -139,6 +139,10 @@ def _choose_backend(
         triton = _triton_attention(config, loaded, cache_dtype)
         if triton is not None:
             return triton, "Triton kernels"
+    if loaded.device.type == "cuda":
+        logger.error(
+            "attention on this GPU is the reference: many times slower, and no step is recorded"
+        )
     kernels = native_kernels(config, loaded)
     if kernels is not None and cache_dtype is torch.float32 and _fits(loaded, kernels):
         if config.enable_fused_rotation:

@@ -140,9 +140,11 @@ def objection(
     except Exception as error:  # for example no working compiler: the model is served without it
         return f"it does not run here: {first_line(error)}"
     difference = relative_difference(actual, expected)
-    if difference <= (tolerance(loaded.dtype) if exact else _LARGEST_DIFFERENCE):
+    allowed = tolerance(loaded.dtype) if exact else _LARGEST_DIFFERENCE
+    logger.debug("logits differ by %.3f %%, of %.3f %%", 100 * difference, 100 * allowed)
+    if difference <= allowed:
         return None
-    return f"its logits differ by {difference:.2%}"
+    return f"its logits differ by {difference:.2%}, more than {allowed:.2%}"
 
 
 def relative_difference(actual: Tensor, expected: Tensor) -> float:

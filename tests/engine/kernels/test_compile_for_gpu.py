@@ -49,3 +49,34 @@ def test_kernels_compile_for_gpus(tmp_path: Path) -> None:
         lines = [line.split() for line in ended.stdout.splitlines() if f" {gpu} " in line]
         assert {name for name, _, _ in lines} == names
         assert max(int(size) for _, _, size in lines) <= limit * 1024
+
+
+LATE = """
+import logging, torch
+from engine.kernels import triton_elementwise
+from engine.kernels.late_compilation import warn_of_compilations
+from tests.engine.kernels.compile_for_gpu import compile_for
+
+logging.basicConfig()
+compile_for(80)
+merged = torch.zeros(2, 64)
+triton_elementwise.gated(merged, activation="silu")
+warn_of_compilations()
+triton_elementwise.gated(merged, activation="silu")
+triton_elementwise.gated(merged, activation="gelu_tanh")
+"""
+
+
+def test_a_kernel_that_the_start_up_missed_is_told(tmp_path: Path) -> None:
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    ended = subprocess.run(
+        [sys.executable, "-c", LATE],
+        cwd=REPOSITORY,
+        env=environment | {"TRITON_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    (line,) = [line for line in ended.stderr.splitlines() if "compiled while" in line]
+    assert "gate_rows" in line

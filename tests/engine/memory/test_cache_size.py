@@ -90,8 +90,8 @@ class FakeGpu:
         self.peak = 0
         self.cost: Callable[[int, int], int] = lambda num_tokens, _: num_tokens // 10
         monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: None)
-        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: 200 * MIB)
-        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: self.peak + 200 * MIB)
+        monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 200 * MIB)
+        monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _: self.peak + 200 * MIB)
         monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (800 * MIB, 1000 * MIB))
 
