@@ -51,8 +51,8 @@ Row = dict[str, Any]
 class Site:
     """The device, its ceilings, and the shape that is tried."""
 
-    def __init__(self, device: torch.device, is_smoke: bool) -> None:
-        self.device, self.is_smoke = device, is_smoke
+    def __init__(self, device: torch.device, is_smoke: bool, results: Results) -> None:
+        self.device, self.is_smoke, self.results = device, is_smoke, results
         self.dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
         self.shape: KernelShape = shrunk(LLAMA_8B) if is_smoke else LLAMA_8B
         self.context = 40 if is_smoke else 1000
@@ -307,6 +307,8 @@ def chunks(site: Site) -> list[Row]:
     load = Load(prompt, answer, config.vocab_size)
     rows: list[Row] = []
     for step, chunk in ((64, 16), (64, 32)) if site.is_smoke else _CHUNKS:
+        if site.results.left_s < _LAST_ENGINE_S:
+            break
         options = {"max_step_tokens": step, "max_chunk_tokens": chunk}
         options |= {"max_total_tokens": 2048, "enable_prefix_caching": False}
         local = random_engine(config, site.device, site.dtype, **options)
@@ -324,10 +326,12 @@ def chunks(site: Site) -> list[Row]:
         )
         del local, run
         release(site.device)
+        site.results.note("chunks", rows)
     _print(rows, ["step_tokens", "chunk_tokens", "tokens_per_s", "longest_step_ms"])
     return rows
 
 
+_LAST_ENGINE_S = 60.0  # of the time that is left, to build one more engine and run it
 _CHUNKS = ((2048, 512), (2048, 1024), (2048, 2048), (8192, 1024), (8192, 8192))
 
 
@@ -354,7 +358,7 @@ def main(argv: list[str] | None = None) -> int:
     assert __doc__ is not None
     found = arguments(__doc__, argv, only=list(PARTS))
     results = Results("sweeps", found)
-    site = Site(results.device, found.smoke)
+    site = Site(results.device, found.smoke, results)
     results.note("ceilings", {"GB/s": site.bytes_per_s / 1e9, "TFLOP/s": site.flop_per_s / 1e12})
     results.run({name: partial(PARTS[name], site) for name in found.only})
     return results.finish()
