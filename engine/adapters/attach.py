@@ -18,6 +18,7 @@ from ..kernels.packed_linear import PackedLinear, output_rows
 from ..model.fusion import FusedMLP
 from ..model.layers import parents_of_layers
 from ..model.loaded import LoadedModel, first_line
+from ..model.projections import ProjectionPart
 from ..model.self_check import SELF_CHECK_TOKENS, one_step_logits
 from ..protocol.errors import ModelLoadError
 from .adapter import Adapter, LowRankUpdate
@@ -82,9 +83,12 @@ def _sites(model: nn.Module) -> dict[str, _Site]:
     """Where an update may go, by the names of linear layers before any were merged."""
     sites: dict[str, _Site] = {}
     merged: dict[str, FusedMLP] = {}
+    parts: dict[str, ProjectionPart] = {}
     for name, module in model.named_modules():
         if isinstance(module, FusedMLP) and module.merged:
             merged[name] = module
+        elif isinstance(module, ProjectionPart):
+            parts[name] = module
         elif (shape := _shape(module)) is not None:
             sites[name] = _Site(module, 0, *shape)
     for name, mlp in merged.items():
@@ -92,6 +96,11 @@ def _sites(model: nn.Module) -> dict[str, _Site]:
         width = whole.out_features // len(mlp.merged)
         for index, part in enumerate(mlp.merged):
             sites[f"{name}.{part}"] = _Site(whole.layer, index * width, width, whole.in_features)
+    wholes = {id(site.layer): site for site in sites.values()}
+    for name, piece in parts.items():
+        whole = wholes[id(piece.merged.whole)]
+        sites.pop(f"{name}.merged.whole", None)  # of the first part
+        sites[name] = _Site(whole.layer, piece.first, piece.width, whole.in_features)
     return sites
 
 

@@ -6,9 +6,7 @@ act(gate) * up. Which fused kernel fits a layer is found out by trying: a layer 
 one that gives its results on random input, and stays if none does. Names only decide which layers
 are tried.
 
-Query, key and value stay three products: models call these layers by name in the middle of their
-attention, so the result of one product would have to be kept from one call to the next. That was
-tried, and was no faster on a CPU.
+Query, key and value are merged in `projections.py`, on a GPU only.
 """
 
 from __future__ import annotations

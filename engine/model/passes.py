@@ -20,7 +20,7 @@ from ..batch import AttentionInput
 from ..kernels.cpu import CpuKernels
 from ..kernels.packed_linear import pack_model
 from ..protocol.errors import ModelLoadError
-from . import fusion, quantization, rope_tables
+from . import fusion, projections, quantization, rope_tables
 from .layers import layers_read_by
 from .loaded import LoadedModel, first_line
 from .self_check import SELF_CHECK_TOKENS, objection, paged_logits
@@ -72,6 +72,29 @@ def fuse_layers(loaded: LoadedModel) -> None:
         logger.warning("norms and MLPs stay as they are: %s", reason)
         fused.undo()
     del fused  # frees the weights that only the replaced layers have
+    _free_unused_memory(loaded)
+
+
+def merge_projections(loaded: LoadedModel) -> None:
+    """Makes query, key and value one product, if the logits stay the same within rounding.
+
+    Raises:
+        ModelLoadError: there is not enough memory to merge weights.
+    """
+    expected = paged_logits(loaded, ReferenceAttention())
+    try:
+        merging = projections.merge_projections(loaded.model)
+    except torch.OutOfMemoryError as error:
+        raise ModelLoadError(f"not enough memory to merge layers: {first_line(error)}") from error
+    if not merging.num_merged:
+        return
+    reason = objection(loaded, ReferenceAttention(), expected)
+    if reason is None:
+        logger.info("merged query, key and value in %d layers", merging.num_merged)
+    else:
+        logger.warning("query, key and value stay three products: %s", reason)
+        merging.undo()
+    del merging
     _free_unused_memory(loaded)
 
 

@@ -23,6 +23,7 @@ from .passes import (
     fuse_layers,
     fuse_rotation,
     layers_in_use,
+    merge_projections,
     pack_layers,
     quantize_model,
     use_rotary_tables,
@@ -70,7 +71,8 @@ def prepare(config: EngineConfig, load: LoadModel = load_model) -> PreparedModel
        later passes are compared with the paged reference attention.
     2. Choose the attention backend, whose check needs the original layers in full precision. The
        rotary embedding moves into its write of keys and values, which depends on the backend.
-    3. Fuse layers, and tabulate the rotary embedding: their checks need full precision as well.
+    3. Fuse layers, on a GPU also query, key and value, and tabulate the rotary embedding: their
+       checks need full precision as well.
     4. Quantise. Logits differ from the checkpoint's from here on, so no exact check can follow.
     5. Pack the remaining fp32 linear layers on a CPU, which frees their original weights.
     6. Find out whether the final model recomputes a text bit for bit, for the log.
@@ -93,6 +95,8 @@ def prepare(config: EngineConfig, load: LoadModel = load_model) -> PreparedModel
     backend, attention = _choose_backend(config, loaded, cache_dtype)
     if config.enable_native_kernels and config.enable_fusion:
         fuse_layers(loaded)
+        if loaded.device.type == "cuda":  # on a CPU it is no faster
+            merge_projections(loaded)
         use_rotary_tables(loaded, max_total_tokens)
     left = layers_in_use(loaded)
     quantize_model(loaded, left)

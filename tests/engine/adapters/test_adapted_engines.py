@@ -10,6 +10,9 @@ from transformers import Gemma2Config, GPT2Config, LlamaConfig, Phi3Config
 
 from engine.build import build_engine
 from engine.engine import Engine
+from engine.model import prepare
+from engine.model.loaded import LoadedModel
+from engine.model.passes import merge_projections
 from engine.protocol.config import EngineConfig, EngineInfo
 from engine.protocol.request import Request
 from engine.replay.cpu_recorder import CpuGraph
@@ -95,6 +98,21 @@ def test_each_row_has_its_merged_models_tokens(
     assert tokens_of_all(engine, NAMES) == expected  # now from recordings and the prefix cache
     stats = engine.stats()
     assert (stats.num_cached_tokens > 0) == options.get("enable_prefix_caching", True)
+
+
+def test_merged_projections_have_the_updates_of_their_parts(
+    made: Made, expected: dict[str, list[list[int]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, where query, key and value are one product."""
+    tables = prepare.use_rotary_tables
+
+    def merge_before(loaded: LoadedModel, num_positions: int) -> None:
+        merge_projections(loaded)
+        tables(loaded, num_positions)
+
+    monkeypatch.setattr(prepare, "use_rotary_tables", merge_before)
+    engine, _ = engine_for(made, graph_sizes=(0,))
+    assert tokens_of_all(engine, NAMES) == expected
 
 
 def test_a_recorded_step_is_replayed_with_any_adapter(
