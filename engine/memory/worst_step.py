@@ -83,6 +83,7 @@ class StepBounds:
         request = Request(request_id="0", prompt_token_ids=(0,), max_new_tokens=1)
         sequence = Sequence(request)
         sequence.block_table.append(0)
+        sequence.state_slot = self.state_slot
         return ScheduledBatch({sequence: 1})
 
     def _decoding(self, num_seqs: int, num_tokens: int) -> dict[Sequence, int]:
