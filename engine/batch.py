@@ -63,8 +63,8 @@ class AdapterRows(NamedTuple):
     """The tokens of sequences that have an adapter.
 
     `rows` int64 [num_rows]: which of the step's tokens; None for all. `owners` int64 [num_rows]:
-    the adapter of each, an index into `names`; without names, its number in the engine, and -1
-    for none.
+    the adapter of each, an index into `names`, which are digests; without names, its slot on the
+    device, and -1 for none.
     """
 
     rows: Tensor | None

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import torch
 
-from .adapters.adapted_forward import AdaptedForward, NumberedForward
-from .adapters.adapter import Adapter
-from .adapters.attach import attach
-from .adapters.low_rank import Step
+from .adapters.adapted_forward import AdaptedForward, SlottedForward
+from .adapters.adapted_layers import AdaptedLayers
+from .adapters.bank import AdapterBank
+from .adapters.loader import AdapterLoader
 from .adapters.peft_directory import read_adapter
 from .attention.kv_cache import KVCache, bytes_per_token
 from .attention.paged import ReferenceAttention
@@ -30,7 +30,7 @@ from .model.model_runner import ModelRunner
 from .model.prepare import LoadModel, PreparedModel, native_kernels, prepare
 from .model.source import load_tokenizer
 from .protocol.config import EngineConfig, EngineInfo
-from .protocol.errors import GrammarError
+from .protocol.errors import AdapterError, GrammarError, ModelLoadError
 from .recurrent.layer_state import bytes_per_slot
 from .replay.cpu_graphs import CpuGraphs
 from .replay.cuda_graphs import CudaGraphs, cuda_recorder
@@ -47,6 +47,8 @@ logger = logging.getLogger(__name__)
 _CHUNK_TOKENS = {"cpu": 256, "cuda": 1024}
 _MIN_CHUNK_TOKENS = {"cpu": 32, "cuda": 512}  # a GPU takes hardly longer for these than for one
 _MAX_CPU_GRAPH_TOKENS = 64  # in larger steps a CPU computes for ten times as long as Python takes
+_NUM_SLOTS = 8  # adapters on the device, and those that can be loaded, unless settings say more
+_NUM_LOADED = 32
 _MAX_LOGPROB_ROWS = 256  # of prompts, in a step; each takes the logits of a whole vocabulary
 
 
@@ -72,28 +74,27 @@ def build_engine(
     watermark = Watermark(
         vocab_size, device, gamma=config.watermark_gamma, delta=config.watermark_delta
     )
-    adapters = [read_adapter(name, source) for name, source in config.adapters]
-    step = _attached(adapters, model.loaded, config)
+    adapters = _adapters(config, model.loaded)
     has_states = model.loaded.recurrence is not None
-    bounds = _bounds(config, max_total_tokens, has_states=has_states)
-    runner = _runner(config, model, bounds, watermark, step)
-    forward = runner.forward if step is None else AdaptedForward(runner.forward, step)
+    bounds = _bounds(config, max_total_tokens, adapters, has_states=has_states)
+    runner = _runner(config, model, bounds, watermark, adapters)
+    forward = _adapted(runner.forward, adapters)
     recorded = _with_recorded_steps(config, runner, forward, max_total_tokens, vocab_size)
     engine = Engine(
-        NumberedForward(recorded, _names(config)),
-        _scheduler(config, bounds, runner, {one.name: one.digest for one in adapters}),
+        _slotted(recorded, adapters),
+        _scheduler(config, bounds, runner, adapters),
         device,
         vocab_size=vocab_size,
         max_total_tokens=max_total_tokens,
         watermark=watermark,
         constraints=_constraints(config, model.loaded, vocab_size),
-        adapters=_names(config),
+        adapters=adapters,
         runs_ahead=device.type == "cuda" if config.run_ahead is None else config.run_ahead,
         activity=activity,
     )
     if device.type == "cuda":
         warn_of_compilations()
-    return engine, _info(config, model, runner.cache.num_blocks, vocab_size)
+    return engine, _info(config, model, runner.cache.num_blocks, vocab_size, adapters)
 
 
 def _for_states(config: EngineConfig) -> EngineConfig:
@@ -109,7 +110,14 @@ def _for_states(config: EngineConfig) -> EngineConfig:
     return replace(config, enable_prefix_caching=False, speculate=0, graph_sizes=())
 
 
-def _bounds(config: EngineConfig, max_total_tokens: int, *, has_states: bool) -> StepBounds:
+def _bounds(
+    config: EngineConfig,
+    max_total_tokens: int,
+    adapters: AdapterBank | None,
+    *,
+    has_states: bool,
+) -> StepBounds:
+    loaded = () if adapters is None else adapters.listed()
     return StepBounds(
         max_total_tokens=max_total_tokens,
         max_step_tokens=config.max_step_tokens,
@@ -117,27 +125,42 @@ def _bounds(config: EngineConfig, max_total_tokens: int, *, has_states: bool) ->
         max_logprob_rows=_MAX_LOGPROB_ROWS,
         max_draft_tokens=config.speculate,
         block_size=config.block_size,
-        adapter=config.adapters[0][0] if config.adapters else "",
+        adapter=loaded[0].digest if loaded else "",
         state_slot=0 if has_states else None,
     )
 
 
-def _attached(adapters: list[Adapter], loaded: LoadedModel, config: EngineConfig) -> Step | None:
-    """What the layers with adapters read in each step; None without adapters.
+def _adapters(config: EngineConfig, loaded: LoadedModel) -> AdapterBank | None:
+    """The adapters, and places for more; None where there are none and will be none.
 
     Raises:
         ModelLoadError: an adapter does not fit the model.
     """
-    if not adapters:
+    if not config.adapters and config.adapter_directory is None:
         return None
-    step = attach(loaded, adapters, native_kernels(config, loaded))
-    num_layers = len(set().union(*(adapter.updates for adapter in adapters)))
-    logger.info("%d adapters, which change %d layers", len(adapters), num_layers)
-    return step
+    num_slots = config.max_loras or max(_NUM_SLOTS, len(config.adapters))
+    layers = AdaptedLayers(loaded, num_slots, native_kernels(config, loaded))
+    max_loaded = config.max_cpu_loras or max(_NUM_LOADED, num_slots)
+    bank = AdapterBank(layers, max_loaded, AdapterLoader(layers, config.adapter_directory))
+    for name, source in config.adapters:
+        try:
+            bank.add(name, source, layers.fit(read_adapter(name, source)))
+        except AdapterError as error:
+            raise ModelLoadError(str(error)) from error
+        layers.check(name, bank.slots((bank.digest(name),))[0])
+    return bank
 
 
-def _names(config: EngineConfig) -> list[str]:
-    return [name for name, _ in config.adapters]
+def _adapted(forward: Forward, adapters: AdapterBank | None) -> Forward:
+    """A forward whose steps may have rows with slots of adapters."""
+    return forward if adapters is None else AdaptedForward(forward, adapters.layers.step)
+
+
+def _slotted(forward: Forward, adapters: AdapterBank | None) -> Forward:
+    """A forward whose steps may have rows with adapters."""
+    if adapters is None:
+        return forward
+    return SlottedForward(forward, adapters, needs_all_rows=adapters.layers.needs_all_rows)
 
 
 def _runner(
@@ -145,7 +168,7 @@ def _runner(
     model: PreparedModel,
     bounds: StepBounds,
     watermark: Watermark,
-    step: Step | None,
+    adapters: AdapterBank | None,
 ) -> ModelRunner:
     """The model with its KV cache, which gets the memory that the largest step leaves.
 
@@ -154,10 +177,8 @@ def _runner(
     """
     loaded = model.loaded
     runner = ModelRunner(loaded, _cache(config, model, 1), model.backend, loaded.state_pool(1))
-    forward = runner.forward if step is None else AdaptedForward(runner.forward, step)
-    executor = Executor(
-        NumberedForward(forward, _names(config)), loaded.device, config.block_size, watermark
-    )
+    forward = _slotted(_adapted(runner.forward, adapters), adapters)
+    executor = Executor(forward, loaded.device, config.block_size, watermark)
     room = cache_size.room_for_cache(config, executor, bounds, loaded.device)
     if loaded.recurrence is not None:
         per_slot = bytes_per_slot(loaded.recurrence.states)
@@ -181,14 +202,13 @@ def _cache(config: EngineConfig, model: PreparedModel, num_blocks: int) -> KVCac
 
 
 def _scheduler(
-    config: EngineConfig, bounds: StepBounds, runner: ModelRunner, salts: dict[str, bytes]
+    config: EngineConfig, bounds: StepBounds, runner: ModelRunner, adapters: AdapterBank | None
 ) -> Scheduler:
     num_slots = 0 if runner.pool is None else runner.pool.num_slots
     blocks = BlockManager(
         runner.cache.num_blocks,
         config.block_size,
         enable_prefix_caching=config.enable_prefix_caching,
-        salts=salts,
         num_state_slots=num_slots,
     )
     return Scheduler(
@@ -199,11 +219,16 @@ def _scheduler(
         min_chunk_tokens=_MIN_CHUNK_TOKENS[runner.device.type],
         max_logprob_rows=bounds.max_logprob_rows,
         max_draft_tokens=bounds.max_draft_tokens,
+        max_adapters=0 if adapters is None else adapters.max_resident,
     )
 
 
 def _info(
-    config: EngineConfig, model: PreparedModel, num_blocks: int, vocab_size: int
+    config: EngineConfig,
+    model: PreparedModel,
+    num_blocks: int,
+    vocab_size: int,
+    adapters: AdapterBank | None,
 ) -> EngineInfo:
     loaded = model.loaded
     return EngineInfo(
@@ -216,7 +241,9 @@ def _info(
         max_batch_total_tokens=num_blocks * config.block_size,
         block_size=config.block_size,
         attention=model.attention,
-        adapters=(*_names(config),),
+        adapters=() if adapters is None else adapters.listed(),
+        max_adapters=0 if adapters is None else adapters.max_loaded,
+        loads_adapters=config.adapter_directory is not None,
     )
 
 

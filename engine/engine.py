@@ -8,10 +8,11 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 
 import torch
 
+from .adapters.bank import AdapterBank
 from .executor import Executor, Forward, LaunchedStep, PromptResult
 from .grammar.constraints import Constraints
 from .heartbeat import Activity, Phase
@@ -35,6 +36,7 @@ class Engine:
         max_total_tokens: of a sequence; the model may have no positions beyond it.
         watermark: for requests that ask for one; without it they are refused.
         constraints: for requests with a grammar; without it they are refused.
+        adapters: for requests with an adapter; without it they are refused.
         runs_ahead: whether a step is launched before the tokens of the previous one are read. The
             device then never waits for the host; one token too many is computed for a sequence that
             ends, and is dropped.
@@ -51,7 +53,7 @@ class Engine:
         max_total_tokens: int = 1 << 32,
         watermark: Watermark | None = None,
         constraints: Constraints | None = None,
-        adapters: Collection[str] = (),
+        adapters: AdapterBank | None = None,
         runs_ahead: bool = False,
         activity: Activity | None = None,
     ) -> None:
@@ -66,7 +68,7 @@ class Engine:
         self._max_total_tokens = max_total_tokens
         self._watermark = watermark
         self._constraints = constraints
-        self._adapters = frozenset(adapters)
+        self.adapters = adapters
         self._sequences: dict[str, Sequence] = {}
         self._num_steps = 0
         self._num_prompt_tokens = 0
@@ -83,10 +85,14 @@ class Engine:
     def prepare(self, request: Request, done: Callable[[], object]) -> bool:
         """Compiles the grammar of a request before `add`, in the background if it takes time.
 
+        Also waits for its adapter, where that is being loaded again.
+
         Returns:
-            Whether the request can be added now; if not, `done` is called later from another
-            thread.
+            Whether the request can be added now; if not, `done` is called later, perhaps from
+            another thread; then it is to be prepared again.
         """
+        if self.adapters is not None and self.adapters.wait(request.adapter, done):
+            return False
         return self._constraints is None or self._constraints.prepare(request, done)
 
     def add(self, request: Request) -> SequenceOutput | None:
@@ -109,6 +115,8 @@ class Engine:
             self._scheduler.finish(sequence)
             return _failed(request.request_id, f"grammar: {error}")
         self._sequences[request.request_id] = sequence
+        if request.adapter and self.adapters is not None:
+            self.adapters.use(request.adapter)
         return None
 
     def abort(self, request_id: str) -> None:
@@ -118,6 +126,8 @@ class Engine:
             self._scheduler.finish(sequence)
             if self._constraints is not None:
                 self._constraints.drop(request_id)
+            if sequence.request.adapter and self.adapters is not None:
+                self.adapters.leave(sequence.request.adapter)
 
     def step(self) -> StepOutput:
         """Computes one step and returns the outputs of its sequences.
@@ -185,8 +195,8 @@ class Engine:
             return f"a token id of the logit bias is not below {self._vocab_size}"
         if request.sampling.watermark and self._watermark is None:
             return "this engine has no watermark"
-        if request.adapter and request.adapter not in self._adapters:
-            return "this engine has no such adapter"
+        if request.adapter and (self.adapters is None or not self.adapters.has(request.adapter)):
+            return "the adapter is not loaded any more"
         if request.request_id in self._sequences:
             return "the request id is in use"
         if request.max_new_tokens <= len(request.resumed_token_ids):

@@ -18,7 +18,7 @@ import socket
 import threading
 import time
 from collections import defaultdict
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -26,12 +26,16 @@ from typing import TYPE_CHECKING
 from .heartbeat import Activity, Heartbeat, Phase
 from .kernels.build import build_ahead
 from .protocol import wire
+from .protocol.adapters import AdapterInfo, LoadAdapter
 from .protocol.config import EngineConfig, EngineInfo
+from .protocol.errors import AdapterError, AdapterFault, unknown_adapter
 from .protocol.notify import READY, notify
 from .protocol.request import Moment, Request, SequenceOutput, StepOutput
 from .threads import num_processors, pin, unpin
 
 if TYPE_CHECKING:  # torch takes a second, in which the heartbeat could not beat
+    from .adapters.bank import AdapterBank
+    from .adapters.loader import Outcome
     from .engine import Engine
 
 logger = logging.getLogger(__name__)
@@ -46,6 +50,7 @@ class _Connection:
     """The connection of one service: its socket, and the messages that wait to be sent."""
 
     def __init__(self, sock: socket.socket, inbox: queue.SimpleQueue[_Delivery]) -> None:
+        self.told: tuple[AdapterInfo, ...] = ()  # when it began
         self._sock = sock
         self._inbox = inbox
         self._outbox: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
@@ -97,9 +102,18 @@ class _Connection:
         self._sock.close()
 
 
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """An adapter that was read; `number` is that of the message that asked for it."""
+
+    number: int
+    wanted: LoadAdapter
+    outcome: Outcome
+
+
 # A connection with one of: b"" when it starts, the body of a frame, a request whose grammar is
-# compiled by now, None when it has ended.
-_Delivery = tuple[_Connection, bytes | Request | None]
+# compiled by now, an adapter that is read by now, None when it has ended.
+_Delivery = tuple[_Connection, bytes | Request | _Read | None]
 
 
 class EngineServer:
@@ -121,6 +135,7 @@ class EngineServer:
     ) -> None:
         self._engine = engine
         self._info = info
+        self._listed = info.adapters  # replaced, never changed: another thread reads it
         self._activity = activity or Activity()
         self._inbox: queue.SimpleQueue[_Delivery] = queue.SimpleQueue()
         self._connections: frozenset[_Connection] = frozenset()  # read by other threads
@@ -181,7 +196,8 @@ class EngineServer:
                     logger.warning("cannot accept a connection: %s", error)
                 continue
             connection = _Connection(sock, self._inbox)
-            connection.send(wire.ready(self._info))
+            connection.told = self._listed
+            connection.send(wire.ready(replace(self._info, adapters=connection.told)))
             self._inbox.put((connection, b""))
             connection.start()  # last: its announcement comes before its first message
 
@@ -193,17 +209,21 @@ class EngineServer:
             while True:
                 self._receive(*self._inbox.get_nowait())
 
-    def _receive(self, connection: _Connection, body: bytes | Request | None) -> None:
+    def _receive(self, connection: _Connection, body: bytes | Request | _Read | None) -> None:
         if body is None:
             self._disconnect(connection)
         elif isinstance(body, Request):
             if (connection, body.request_id) in self._preparing:  # else it was aborted
                 self._preparing.remove((connection, body.request_id))
                 self._prepare(connection, body)  # again: the cache may have evicted the grammar
+        elif isinstance(body, _Read):
+            self._settle_load(connection, body)
         elif body:
             self._handle(connection, body)
         else:
             self._connections |= {connection}
+            if connection.told != self._listed:
+                connection.send(wire.adapters(self._listed))
 
     def _handle(self, connection: _Connection, body: bytes) -> None:
         try:
@@ -212,9 +232,68 @@ class EngineServer:
                 self._prepare(connection, wire.parse_request(fields))
             elif kind is wire.Kind.ABORT:
                 self._abort(connection, fields[0])
+            elif kind is wire.Kind.LOAD:
+                self._load(connection, *wire.parse_load(fields))
+            elif kind is wire.Kind.UNLOAD:
+                self._unload(connection, *fields)
         except (ValueError, TypeError, IndexError):
             logger.exception("a service sent a message that cannot be read")
             connection.close()
+
+    def _load(self, connection: _Connection, number: int, wanted: LoadAdapter) -> None:
+        """Starts to load an adapter; the answer comes when it is there."""
+
+        def done(outcome: Outcome) -> None:
+            self._inbox.put((connection, _Read(number, wanted, outcome)))
+
+        try:
+            self._adapters().begin(wanted, done)
+        except AdapterError as error:
+            connection.send(wire.settled(number, error))
+
+    def _settle_load(self, connection: _Connection, read: _Read) -> None:
+        error = None
+        try:
+            self._adapters().finish(read.wanted, read.outcome)
+        except AdapterError as refused:
+            error = refused
+        self._announce()
+        connection.send(wire.settled(read.number, error))
+
+    def _unload(self, connection: _Connection, number: int, name: str) -> None:
+        error = None
+        try:
+            if self._engine.adapters is None:
+                raise unknown_adapter(name)
+            self._engine.adapters.remove(name)
+        except AdapterError as refused:
+            error = refused
+        self._announce()
+        connection.send(wire.settled(number, error))
+
+    def _adapters(self) -> AdapterBank:
+        """The adapters.
+
+        Raises:
+            AdapterError: this engine has no places for any.
+        """
+        if self._engine.adapters is None:
+            raise AdapterError(
+                AdapterFault.FORBIDDEN,
+                "adapters can be loaded only where the server was started with "
+                "--lora-adapter-directory",
+            )
+        return self._engine.adapters
+
+    def _announce(self) -> None:
+        """Tells all services which adapters are loaded, if that has changed."""
+        listed: tuple[AdapterInfo, ...] = ()
+        if self._engine.adapters is not None:
+            listed = self._engine.adapters.listed()
+        if listed != self._listed:
+            self._listed = listed
+            for connection in self._connections:
+                connection.send(wire.adapters(listed))
 
     def _prepare(self, connection: _Connection, request: Request) -> None:
         """Submits a request, at once or as soon as its grammar is compiled."""

@@ -111,13 +111,14 @@ class App:
         info = await self._client.ready()
         tokenizer.fit(info.vocab_size)
         limits = make_limits(settings, info)
-        server_info = _server_info(settings, info, limits, tokenizer)
+        adapters = _adapters(settings, info, self._client)
+        server_info = _server_info(settings, info, limits, tokenizer, adapters)
         metrics = self._metrics(server_info)
         self._grammars = _grammar_checker(settings, info, tokenizer, metrics)
         await self._grammars.start()
         pipeline = Pipeline(
             self._admission,
-            Validator(limits, tokenizer, self._grammars, _adapters(settings, info)),
+            Validator(limits, tokenizer, self._grammars, adapters),
             Generator(self._client, tokenizer),
             metrics,
             own_calls_only=settings.api_key_file is not None,
@@ -248,9 +249,11 @@ class App:
 
 
 def _authenticator(settings: Settings) -> Authenticator:
-    path = settings.api_key_file
-    keys = None if path is None else watch_keys(path).current
-    return Authenticator(keys, settings.api_key_exempt)
+    keys, admin_keys = (
+        None if path is None else watch_keys(path).current
+        for path in (settings.api_key_file, settings.admin_key_file)
+    )
+    return Authenticator(keys, settings.api_key_exempt, admin_keys)
 
 
 def _trace_sender(settings: Settings) -> TraceSender | None:
@@ -308,14 +311,21 @@ def _grammar_checker(
     )
 
 
-def _adapters(settings: Settings, info: EngineInfo) -> Adapters:
+def _adapters(settings: Settings, info: EngineInfo, client: EngineClient) -> Adapters:
     return Adapters(
-        info.adapters, settings.model_id, unknown_is_base=settings.unknown_adapter == "base"
+        lambda: client.adapters,
+        settings.model_id,
+        unknown_is_base=settings.unknown_adapter == "base",
+        may_change=info.loads_adapters,
     )
 
 
 def _server_info(
-    settings: Settings, info: EngineInfo, limits: Limits, tokenizer: TextTokenizer
+    settings: Settings,
+    info: EngineInfo,
+    limits: Limits,
+    tokenizer: TextTokenizer,
+    adapters: Adapters,
 ) -> ServerInfo:
     return ServerInfo(
         engine=info,
@@ -333,6 +343,7 @@ def _server_info(
         sha=settings.build_sha,
         docker_label=settings.build_label,
         eos_token_ids=tokenizer.eos_token_ids,
+        adapters=adapters,
     )
 
 

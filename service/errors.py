@@ -51,6 +51,10 @@ class ErrorKind(Enum):
     UNHEALTHY = _Row("healthcheck", 503, StatusCode.UNAVAILABLE)
     SLOW_READER = _Row("slow_reader", 408, StatusCode.DEADLINE_EXCEEDED)
     NOT_FOUND = _Row("not_found", 404, StatusCode.NOT_FOUND)
+    ADAPTER = _Row("adapter", 400, StatusCode.INVALID_ARGUMENT)
+    ADAPTER_LOADED = _Row("adapter_loaded", 400, StatusCode.ALREADY_EXISTS)
+    TOO_MANY_ADAPTERS = _Row("too_many_adapters", 400, StatusCode.FAILED_PRECONDITION)
+    FORBIDDEN = _Row("forbidden", 403, StatusCode.PERMISSION_DENIED)
     UNAUTHENTICATED = _Row("unauthenticated", 401, StatusCode.UNAUTHENTICATED)
 
     @property
@@ -172,6 +176,11 @@ def unauthenticated(*, is_missing: bool) -> ServiceError:
     """The error for a call without an API key, or with a wrong one."""
     text = "an API key is needed: `authorization: Bearer KEY`" if is_missing else "wrong API key"
     return ServiceError(ErrorKind.UNAUTHENTICATED, text)
+
+
+def forbidden(why: str) -> ServiceError:
+    """The error for a caller, or a server, that may not do this."""
+    return ServiceError(ErrorKind.FORBIDDEN, why)
 
 
 def missing_field(field: str) -> ServiceError:

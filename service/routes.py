@@ -24,6 +24,8 @@ REST_ROUTES: dict[str, tuple[str, ...]] = {
     "/invocations": ("POST",),
     "/tokenize": ("POST",),
     "/chat_tokenize": ("POST",),
+    "/v1/load_lora_adapter": ("POST",),
+    "/v1/unload_lora_adapter": ("POST",),
     "/v1/models": ("GET",),
     "/v1/models/{id=**}": ("GET",),
     "/health": ("GET",),
@@ -38,6 +40,11 @@ REST_ROUTES: dict[str, tuple[str, ...]] = {
 
 # What probes and scrapers ask every few seconds: they leave no log lines and begin no traces.
 QUIET_PATHS = ("/health", "/ping", "/metrics", "/grpc.health.v1.Health/Check")
+
+# What only callers with an admin key may call.
+ADMIN_METHODS = tuple(
+    f"/{SERVICE}/{name}" for name in ("LoadAdapter", "UnloadAdapter", "ListAdapters")
+)
 
 # The services that the gateway passes native gRPC calls to; to it all others are unknown.
 GRPC_SERVICES = (

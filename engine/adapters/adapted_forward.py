@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ..batch import AdapterRows, ModelInput
-from .low_rank import AdaptedRows, Step
+from .bank import AdapterBank
+from .low_rank import NO_SLOT, AdaptedRows, Step
 
 Forward = Callable[[ModelInput], Tensor]
 
 
 class AdaptedForward:
-    """Computes steps whose rows have numbers of adapters.
+    """Computes steps whose rows have slots of adapters.
 
     Args:
         forward: computes any step.
@@ -39,29 +40,37 @@ class AdaptedForward:
             self._step.adapted = None
 
 
-class NumberedForward:
-    """Puts the numbers of adapters in place of their names.
+class SlottedForward:
+    """Brings the adapters of a step to the device, and puts their slots in place of their names.
 
     Args:
-        forward: computes steps whose rows have numbers of adapters.
-        names: the adapters, in the order of their numbers.
+        forward: computes steps whose rows have slots of adapters.
+        bank: knows the slots.
+        needs_all_rows: whether `forward` wants a slot for every token.
     """
 
-    def __init__(self, forward: Forward, names: Sequence[str]) -> None:
+    def __init__(self, forward: Forward, bank: AdapterBank, *, needs_all_rows: bool) -> None:
         self._forward = forward
-        self._numbers = {name: number for number, name in enumerate(names)}
+        self._bank = bank
+        self._needs_all_rows = needs_all_rows
 
     @torch.inference_mode()
     def __call__(self, batch: ModelInput) -> Tensor:
         """Logits [num_rows, vocab_size] of any batch."""
         if batch.adapters is None:
             return self._forward(batch)
-        return self._forward(replace(batch, adapters=self._numbered(batch)))
+        return self._forward(replace(batch, adapters=self._slotted(batch)))
 
-    def _numbered(self, batch: ModelInput) -> AdapterRows | None:
+    def _slotted(self, batch: ModelInput) -> AdapterRows:
         adapters = batch.adapters
         assert adapters is not None
-        numbers = [self._numbers[name] for name in adapters.names]
-        owners = torch.tensor(numbers, device=adapters.owners.device)[adapters.owners]
-        is_all = len(owners) == len(batch.input_ids)
-        return AdapterRows(None if is_all else adapters.rows, owners)
+        assert adapters.rows is not None
+        slots = torch.tensor(self._bank.slots(adapters.names), device=adapters.owners.device)
+        owners = slots[adapters.owners]
+        if len(owners) == len(batch.input_ids):
+            return AdapterRows(None, owners)
+        if not self._needs_all_rows:
+            return AdapterRows(adapters.rows, owners)
+        of_all = owners.new_full((len(batch.input_ids),), NO_SLOT)
+        of_all[adapters.rows] = owners
+        return AdapterRows(None, of_all)

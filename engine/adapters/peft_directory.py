@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
+import os
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import regex
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
@@ -28,7 +30,12 @@ CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 _PICKLE_NAME = "adapter_model.bin"
 _PREFIX = "base_model.model."
-_WEIGHT = re.compile(r"(?P<layer>.+)\.lora_(?P<part>[AB])\.weight")
+_MAX_CONFIG_BYTES = 1 << 20
+_MAX_WEIGHTS_BYTES = 4 << 30  # rank 256 of a model of 70 billion weights takes 3 GiB in 16 bits
+_MAX_KEYS = 1024  # of a pattern, and characters of each
+_MAX_KEY = 1024
+_PATTERN_S = 1.0  # for 100 layers; keys are regular expressions, which can take for ever
+_WEIGHT = regex.compile(r"(?P<layer>.+)\.lora_(?P<part>[AB])\.weight")
 
 # Settings that change nothing in how a trained adapter is applied.
 _OF_TRAINING = frozenset(
@@ -56,19 +63,20 @@ _NAMES = {
 }
 
 
-def read_adapter(name: str, source: str) -> Adapter:
+def read_adapter(name: str, source: str, root: Path | None = None) -> Adapter:
     """Reads an adapter from a directory, or from the hub.
 
     Args:
         name: by which requests will choose it.
         source: a directory, or a hub id.
+        root: where its files must lie, links followed; None for anywhere.
 
     Raises:
         ModelLoadError: it is missing or broken, or has a part that cannot be applied. The message
             is one line and names the adapter.
     """
     with _named(name):
-        config_text, weights = _read_files(source)
+        config_text, weights = _read_files(source, root)
         config = _parse_config(config_text)
         _check_config(config)
         tensors = _parse_weights(weights)
@@ -89,22 +97,49 @@ def _named(name: str) -> Iterator[None]:
         raise ModelLoadError(f"adapter {name}: {text.splitlines()[0]}") from error
 
 
-def _read_files(source: str) -> tuple[bytes, bytes]:
+def _read_files(source: str, root: Path | None) -> tuple[bytes, bytes]:
     """The configuration and the weights.
 
     Raises:
-        ValueError: the directory lacks one.
+        ValueError: the directory lacks one, or one is too large or elsewhere.
         OSError: a file cannot be read, or is not on the hub.
     """
     directory = Path(source)
     if directory.is_dir():
-        _check_directory(directory)
-        return (directory / CONFIG_NAME).read_bytes(), (directory / WEIGHTS_NAME).read_bytes()
-    if directory.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1:
+        paths = _files_of(directory, root)
+    elif directory.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1:
         raise ValueError(f"there is no directory {source}")
-    paths = [cached_file(source, file) for file in (CONFIG_NAME, WEIGHTS_NAME)]
-    config, weights = (Path(str(path)).read_bytes() for path in paths)
+    else:
+        paths = [Path(str(cached_file(source, file))) for file in (CONFIG_NAME, WEIGHTS_NAME)]
+    limits = (_MAX_CONFIG_BYTES, _MAX_WEIGHTS_BYTES)
+    config, weights = map(_read, paths, limits)
     return config, weights
+
+
+def _files_of(directory: Path, root: Path | None) -> list[Path]:
+    """Where both files are, links followed.
+
+    Raises:
+        ValueError: one is not there, or elsewhere.
+    """
+    _check_directory(directory)
+    paths = [(directory / file).resolve() for file in (CONFIG_NAME, WEIGHTS_NAME)]
+    if root is not None and not all(path.is_relative_to(root.resolve()) for path in paths):
+        raise ValueError("a file of it is a link to somewhere else")
+    return paths
+
+
+def _read(path: Path, max_bytes: int) -> bytes:
+    """What is in a file.
+
+    Raises:
+        ValueError: it is too large.
+    """
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > max_bytes:
+            raise ValueError(f"{path.name} has {size} bytes, more than {max_bytes}")
+        return file.read(size)
 
 
 def _check_directory(directory: Path) -> None:
@@ -133,13 +168,17 @@ def _parse_config(text: bytes) -> dict[str, Any]:
     """
     try:
         config = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{CONFIG_NAME} is not JSON: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{CONFIG_NAME} is not an object")
     for name in ("rank_pattern", "alpha_pattern"):
-        if not isinstance(config.get(name) or {}, dict):
+        pattern = config.get(name) or {}
+        if not isinstance(pattern, dict):
             raise ValueError(f"{CONFIG_NAME}: {name} is not an object")
+        if len(pattern) > _MAX_KEYS or max(map(len, pattern), default=0) > _MAX_KEY:
+            limits = f"more than {_MAX_KEYS} keys, or one longer than {_MAX_KEY}"
+            raise ValueError(f"{CONFIG_NAME}: {name} has {limits}")
     for name in ("r", "lora_alpha"):
         if not _is_positive(config.get(name, 8)):  # PEFT's default of both
             raise ValueError(f"{CONFIG_NAME}: {name} is not a number above 0")
@@ -203,7 +242,10 @@ def _updates(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[s
         if (match := _WEIGHT.fullmatch(name)) is None:
             raise ValueError(f"{_kind_of(name)} ({name}) is not applied")
         parts.setdefault(match["layer"], {})[match["part"]] = tensor
-    return {layer: _update(config, layer, found) for layer, found in sorted(parts.items())}
+    deadline = time.monotonic() + _PATTERN_S * (1 + len(parts) / 100)
+    return {
+        layer: _update(config, layer, found, deadline) for layer, found in sorted(parts.items())
+    }
 
 
 def _kind_of(name: str) -> str:
@@ -217,7 +259,9 @@ def _kind_of(name: str) -> str:
     return "a whole layer (modules_to_save)" if "lora_" not in name else "a tensor"
 
 
-def _update(config: Mapping[str, Any], layer: str, parts: Mapping[str, Tensor]) -> LowRankUpdate:
+def _update(
+    config: Mapping[str, Any], layer: str, parts: Mapping[str, Tensor], deadline: float
+) -> LowRankUpdate:
     """The update of a layer from its two matrices.
 
     Raises:
@@ -228,12 +272,12 @@ def _update(config: Mapping[str, Any], layer: str, parts: Mapping[str, Tensor]) 
             raise ValueError(f"{layer} has no lora_{part}")
         _check_matrix(f"{layer}.lora_{part}", parts[part])
     down, up = parts["A"].float(), parts["B"].float()
-    rank = _of_layer(config.get("rank_pattern"), layer, config.get("r", 8))
+    rank = _of_layer(config.get("rank_pattern"), layer, config.get("r", 8), deadline)
     if down.shape[0] != rank or up.shape[1] != rank:
         raise ValueError(
             f"{layer} has lora_A {[*down.shape]} and lora_B {[*up.shape]}, but its rank is {rank}"
         )
-    alpha = _of_layer(config.get("alpha_pattern"), layer, config.get("lora_alpha", 8))
+    alpha = _of_layer(config.get("alpha_pattern"), layer, config.get("lora_alpha", 8), deadline)
     if not _is_positive(alpha):
         raise ValueError(f"the alpha of {layer} is not a number above 0")
     scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
@@ -252,16 +296,19 @@ def _check_matrix(name: str, tensor: Tensor) -> None:
         raise ValueError(f"{name} has values that are not finite")
 
 
-def _of_layer(pattern: Mapping[str, Any] | None, layer: str, default: Any) -> Any:
+def _of_layer(pattern: Mapping[str, Any] | None, layer: str, default: Any, deadline: float) -> Any:
     """What a pattern says of a layer: the first key that its name ends with, as in PEFT.
 
     Raises:
-        ValueError: a key is not a regular expression.
+        ValueError: a key is not a regular expression, or takes too long.
     """
     for key, value in (pattern or {}).items():
         try:
-            if re.match(rf"(.*\.)?({key})$", layer):
+            left_s = max(deadline - time.monotonic(), 1e-3)
+            if regex.match(rf"(.*\.)?({key})$", layer, timeout=left_s, concurrent=True):
                 return value
-        except re.error as error:
+        except regex.error as error:
             raise ValueError(f"{CONFIG_NAME}: {key} is no regular expression: {error}") from error
+        except TimeoutError as error:
+            raise ValueError(f"{CONFIG_NAME}: {key} takes too long to match") from error
     return default

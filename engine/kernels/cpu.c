@@ -1,5 +1,5 @@
 /* The CPU kernels: paged attention, KV scatter, linear layers over prepacked weights in fp32 and in
- * int8, sampling; and the replay of recorded calls of them.
+ * int8, low-rank updates of them, sampling; and the replay of recorded calls of them.
  *
  * Plain C11 with GCC/Clang vector extensions; the vector width follows the compile target. Only
  * madd and dot4 are written for instruction sets, and have portable versions. Built and loaded by
@@ -380,6 +380,7 @@ EXPORT int tw_rotate_write_kv(const float *key, const float *value, int64_t key_
  */
 
 EXPORT int tw_panel_width(void) { return NR; }
+EXPORT int tw_vector_width(void) { return W; }
 
 EXPORT void tw_pack_weight(const float *weight, int64_t row_stride, int64_t n, int64_t k,
                            float *packed, int num_threads) {
@@ -713,6 +714,202 @@ EXPORT int tw_int8_linear(const float *x, const int8_t *packed, const float *sca
             while ((r = claim(shares, num_threads, id, 1)).to)
                 int8_panel(&l, r.from, levels, mc, row_scales, y + m0 * n);
         }
+    }
+    return 0;
+}
+
+/* ---- low-rank updates of a linear layer, a different one for each row --------------------- */
+/*
+ * The update of a layer by an adapter is up @ down: `down` [rank, K] is stored as panels of W
+ * ranks, each [K, W], and `up` [N, rank] as panels of NR outputs, each [rank, NR]; both are padded
+ * with zeros. A layer that was merged of several has several parts, each a range of its outputs
+ * with updates of its own. Rows of one adapter are computed some at a time, wherever they are in
+ * the batch.
+ */
+
+#define UPDATE_ROWS 4 /* rows that share a pass over an adapter's matrices */
+#if W == 16
+#define DOWN_SUMS 4 /* sums of every fourth k, so that few rows do not wait for each addition */
+#define UP_SUMS 2
+#else
+#define DOWN_SUMS 2 /* more would not fit the registers */
+#define UP_SUMS 1
+#endif
+
+typedef struct {
+    const float *down, *up;
+    int64_t rank; /* 0 where the adapter does not change the part */
+} Update;
+
+typedef struct {
+    int64_t first, columns; /* of the layer's outputs */
+} Part;
+
+typedef struct {
+    const Update *updates; /* [num_parts, num_slots] */
+    const Part *parts;
+    const int64_t *slots; /* [M], below zero for rows without an adapter */
+    int64_t num_parts, num_slots;
+} Updates;
+
+typedef struct {
+    int64_t first, rows, slot; /* in the rows sorted by slot */
+} UpdateTile;
+
+INLINE Update update_of(const Updates *u, int64_t part, int64_t slot) {
+    return u->updates[part * u->num_slots + slot];
+}
+
+/* inner[rows]: x times a panel of `down`. */
+INLINE void times_down(const int rows, const float *const *x, int64_t k, const float *panel,
+                       float *inner, int64_t stride) {
+    vf sums[UPDATE_ROWS][DOWN_SUMS];
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int s = 0; s < DOWN_SUMS; s++) sums[r][s] = splat(0.0f);
+    int64_t i = 0;
+    for (; i + DOWN_SUMS <= k; i += DOWN_SUMS)
+        UNROLL for (int s = 0; s < DOWN_SUMS; s++) {
+            vf b = load(panel + (i + s) * W);
+            UNROLL for (int r = 0; r < rows; r++)
+                sums[r][s] = madd(splat(x[r][i + s]), b, sums[r][s]);
+        }
+    for (; i < k; i++) {
+        vf b = load(panel + i * W);
+        UNROLL for (int r = 0; r < rows; r++) sums[r][0] = madd(splat(x[r][i]), b, sums[r][0]);
+    }
+    UNROLL for (int r = 0; r < rows; r++) {
+        UNROLL for (int s = 1; s < DOWN_SUMS; s++) sums[r][0] += sums[r][s];
+        store(inner + r * stride, sums[r][0]);
+    }
+}
+
+/* y[r] += inner[r] times a panel of `up`, for the first `columns` of the panel. */
+INLINE void times_up(const int rows, const float *inner, int64_t stride, int64_t rank,
+                     const float *panel, float *const *y, int64_t columns) {
+    vf sums[UPDATE_ROWS][UP_SUMS][NV];
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int s = 0; s < UP_SUMS; s++)
+            UNROLL for (int v = 0; v < NV; v++) sums[r][s][v] = splat(0.0f);
+    int64_t q = 0;
+    for (; q + UP_SUMS <= rank; q += UP_SUMS)
+        UNROLL for (int s = 0; s < UP_SUMS; s++) {
+            vf b[NV];
+            UNROLL for (int v = 0; v < NV; v++) b[v] = load(panel + (q + s) * NR + v * W);
+            UNROLL for (int r = 0; r < rows; r++) {
+                vf a = splat(inner[r * stride + q + s]);
+                UNROLL for (int v = 0; v < NV; v++)
+                    sums[r][s][v] = madd(a, b[v], sums[r][s][v]);
+            }
+        }
+    for (; q < rank; q++)
+        UNROLL for (int r = 0; r < rows; r++) {
+            vf a = splat(inner[r * stride + q]);
+            UNROLL for (int v = 0; v < NV; v++)
+                sums[r][0][v] = madd(a, load(panel + q * NR + v * W), sums[r][0][v]);
+        }
+    UNROLL for (int r = 0; r < rows; r++) {
+        float *to = y[r], flat[NR];
+        UNROLL for (int v = 0; v < NV; v++) {
+            UNROLL for (int s = 1; s < UP_SUMS; s++) sums[r][0][v] += sums[r][s][v];
+            if (columns >= NR)
+                store(to + v * W, load(to + v * W) + sums[r][0][v]);
+            else
+                store(flat + v * W, sums[r][0][v]);
+        }
+        if (columns < NR)
+            for (int64_t i = 0; i < columns; i++) to[i] += flat[i];
+    }
+}
+
+/* All updates of a tile's rows; inner: room for UPDATE_ROWS rows of the largest rank. */
+INLINE void update_tile(const int rows, const Updates *u, const UpdateTile *tile,
+                        const int64_t *order, const float *x, float *y, int64_t y_stride,
+                        int64_t k, float *inner) {
+    const float *from[UPDATE_ROWS];
+    float *to[UPDATE_ROWS];
+    for (int r = 0; r < rows; r++) from[r] = x + order[tile->first + r] * k;
+    for (int64_t part = 0; part < u->num_parts; part++) {
+        Update update = update_of(u, part, tile->slot);
+        int64_t stride = ceil_div(update.rank, W) * W;
+        for (int64_t q = 0; q < update.rank; q += W)
+            times_down(rows, from, k, update.down + q * k, inner + q, stride);
+        Part place = u->parts[part];
+        for (int64_t j = 0; update.rank && j < place.columns; j += NR) {
+            for (int r = 0; r < rows; r++)
+                to[r] = y + order[tile->first + r] * y_stride + place.first + j;
+            times_up(rows, inner, stride, update.rank, update.up + j * update.rank, to,
+                     place.columns - j);
+        }
+    }
+}
+
+static void update_rows(const Updates *u, const UpdateTile *tile, const int64_t *order,
+                        const float *x, float *y, int64_t y_stride, int64_t k, float *inner) {
+#define CALL(rows) update_tile(rows, u, tile, order, x, y, y_stride, k, inner)
+    switch (tile->rows) {
+        ROW_CASE(1, CALL(1)) ROW_CASE(2, CALL(2)) ROW_CASE(3, CALL(3)) ROW_CASE(4, CALL(4))
+    }
+#undef CALL
+}
+
+/* The largest rank that a slot has in any part; 0 for a slot without an update. */
+static int64_t largest_rank(const Updates *u, int64_t slot) {
+    int64_t largest = 0;
+    for (int64_t part = 0; part < u->num_parts; part++)
+        largest = max64(largest, update_of(u, part, slot).rank);
+    return largest;
+}
+
+/* Sorts the rows that have an update by slot, and divides those of each slot into tiles; ends:
+ * room for a number per slot. Returns how many tiles there are. */
+static int64_t plan_updates(const Updates *u, int64_t m, int64_t *ends, int64_t *order,
+                            UpdateTile *tiles) {
+    int64_t first = 0, num_tiles = 0;
+    memset(ends, 0, (size_t)u->num_slots * sizeof(int64_t));
+    for (int64_t t = 0; t < m; t++)
+        if (u->slots[t] >= 0) ends[u->slots[t]]++;
+    for (int64_t slot = 0; slot < u->num_slots; slot++) {
+        int64_t rows = largest_rank(u, slot) ? ends[slot] : 0;
+        ends[slot] = rows ? first : -1;
+        for (int64_t r = 0; r < rows; r += UPDATE_ROWS)
+            tiles[num_tiles++] = (UpdateTile){first + r, min64(UPDATE_ROWS, rows - r), slot};
+        first += rows;
+    }
+    for (int64_t t = 0; t < m; t++)
+        if (u->slots[t] >= 0 && ends[u->slots[t]] >= 0) order[ends[u->slots[t]]++] = t;
+    return num_tiles;
+}
+
+/* y[M, N] += up @ down @ x[M, K], with the updates in each row's slot; rows with a slot below zero
+ * are not touched. 0, -1 if out of memory, -2 if there is no such slot. */
+EXPORT int tw_add_updates(const float *x, float *y, int64_t y_stride, const int64_t *slots,
+                          const Update *updates, const Part *parts, int64_t num_parts,
+                          int64_t num_slots, int64_t m, int64_t n, int64_t k, int num_threads) {
+    const Updates u = {updates, parts, slots, num_parts, num_slots};
+    int64_t largest = 0;
+    for (int64_t t = 0; t < m; t++)
+        if (slots[t] >= num_slots) return -2;
+    for (int64_t slot = 0; slot < num_slots; slot++)
+        largest = max64(largest, largest_rank(&u, slot));
+    size_t order_bytes = rounded((size_t)m * sizeof(int64_t));
+    size_t tile_bytes = rounded((size_t)m * sizeof(UpdateTile));
+    size_t end_bytes = rounded((size_t)num_slots * sizeof(int64_t));
+    size_t inner_bytes =
+        rounded((size_t)(UPDATE_ROWS * ceil_div(largest, W) * W) * sizeof(float));
+    size_t plan_bytes = order_bytes + tile_bytes + end_bytes;
+    char *memory = scratch(plan_bytes + (size_t)num_threads * inner_bytes);
+    if (!memory) return -1;
+    int64_t *order = (int64_t *)memory;
+    UpdateTile *tiles = (UpdateTile *)(memory + order_bytes);
+    int64_t *ends = (int64_t *)(memory + order_bytes + tile_bytes);
+    int64_t num_tiles = plan_updates(&u, m, ends, order, tiles);
+    if (num_tiles < 2 || num_tiles * UPDATE_ROWS * largest * (n + k) < SERIAL_WORK) num_threads = 1;
+    atomic_int_fast64_t next = 0;
+    PARALLEL {
+        float *inner = (float *)(memory + plan_bytes + (size_t)thread_id() * inner_bytes);
+        int64_t i;
+        while ((i = atomic_fetch_add_explicit(&next, 1, memory_order_relaxed)) < num_tiles)
+            update_rows(&u, tiles + i, order, x, y, y_stride, k, inner);
     }
     return 0;
 }
@@ -1877,6 +2074,7 @@ typedef struct {
 
 REPLAY(linear, P(0), P(1), P(2), P(3), I(4), I(5), I(6), I(7))
 REPLAY(int8_linear, P(0), P(1), P(2), P(3), P(4), P(5), I(6), I(7), I(8), I(9))
+REPLAY(add_updates, P(0), P(1), I(2), P(3), P(4), P(5), I(6), I(7), I(8), I(9), I(10), I(11))
 REPLAY(take_rows, P(0), I(1), I(2), P(3), P(4), I(5), I(6), I(7))
 REPLAY(add, P(0), P(1), P(2), I(3), I(4))
 REPLAY(rms_norm, P(0), P(1), P(2), I(3), I(4), F(5), F(6), I(7))

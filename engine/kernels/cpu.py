@@ -37,6 +37,7 @@ _KERNELS: dict[str, Types] = {
     ),
     "linear": (POINTER, POINTER, POINTER, POINTER, SIZE, SIZE, SIZE, INT),
     "int8_linear": (*[POINTER] * 6, SIZE, SIZE, SIZE, INT),
+    "add_updates": (POINTER, POINTER, SIZE, *[POINTER] * 3, *[SIZE] * 5, INT),
     "choose": (POINTER, SIZE, SIZE, SIZE, *[POINTER] * 5, INT),
     "truncate": (POINTER, SIZE, SIZE, SIZE, *[POINTER] * 4, INT),
     "take_rows": (POINTER, SIZE, SIZE, POINTER, POINTER, SIZE, SIZE, INT),
@@ -57,6 +58,7 @@ _OTHERS: dict[str, tuple[type[Any] | None, Types]] = {
     "tw_pin_threads": (None, (POINTER, INT)),
     "tw_max_head_size": (INT, ()),
     "tw_panel_width": (INT, ()),
+    "tw_vector_width": (INT, ()),
     "tw_advise_huge": (None, (POINTER, SIZE)),
     "tw_pack_weight": (None, (POINTER, SIZE, SIZE, SIZE, POINTER, INT)),
     "tw_replay": (INT, (POINTER, SIZE)),
@@ -82,6 +84,7 @@ class CpuKernels:
         kernels = {name: Kernel(library, name, types) for name, types in _KERNELS.items()}
         self._linear = kernels["linear"]
         self._int8_linear = kernels["int8_linear"]
+        self._add_updates = kernels["add_updates"]
         self._choose = kernels["choose"]
         self._truncate = kernels["truncate"]
         self._attention = kernels["paged_attention"]
@@ -96,6 +99,7 @@ class CpuKernels:
         self.has_openmp = bool(library.tw_has_openmp())
         self.max_head_size: int = library.tw_max_head_size()
         self.panel_width: int = library.tw_panel_width()
+        self.vector_width: int = library.tw_vector_width()
 
     def write_kv(
         self,
@@ -386,6 +390,48 @@ class CpuKernels:
         )
         return output
 
+    def pack_update(self, down: Tensor, up: Tensor) -> "PackedUpdate":
+        """Return an update up @ down, fp32 [N, rank] and [rank, K], for `add_updates`.
+
+        May be called from any thread.
+        """
+        if down.dtype != torch.float32 or up.dtype != torch.float32:
+            raise ValueError("expected fp32 matrices")
+        return PackedUpdate(
+            _panels(down, self.vector_width), _panels(up, self.panel_width), len(down)
+        )
+
+    def add_updates(self, x: Tensor, y: Tensor, slots: Tensor, updates: "Updates") -> None:
+        """Add to each row of y the updates in its slot, times the same row of x; in place.
+
+        A row of the result does not depend on the other rows, bit for bit.
+
+        Args:
+            x: fp32 [rows, K].
+            y: fp32 [rows, N], with contiguous rows.
+            slots: int64 [rows], of the updates; rows with a slot below 0 are not touched.
+            updates: read anew in each replay.
+
+        Raises:
+            IndexError: there is no such slot.
+        """
+        rows, in_features = x.shape
+        if y.shape[0] != rows or y.stride(1) != 1 or y.dtype != torch.float32:
+            raise ValueError(f"expected {rows} fp32 rows to update")
+        if slots.numel() != rows:
+            raise ValueError("expected a slot for each row")
+        self._add_updates(
+            _flat(x, torch.float32),
+            y.data_ptr(),
+            y.stride(0),
+            _flat(slots, torch.int64),
+            *updates.arguments,
+            rows,
+            y.shape[1],
+            in_features,
+            torch.get_num_threads(),
+        )
+
     def choose(
         self, scores: Tensor, draws: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -470,6 +516,56 @@ class Int8Weight(NamedTuple):
     scales: Tensor
     columns: Tensor
     bias: Tensor
+
+
+class PackedUpdate(NamedTuple):
+    """A low-rank update of a part of a layer, laid out for `add_updates`.
+
+    `down` is [rank / vector width, K, vector width] and `up` [N / panel width, rank, panel width],
+    both rounded up.
+    """
+
+    down: Tensor
+    up: Tensor
+    rank: int
+
+
+class Updates:
+    """The updates of a layer, by its parts and by slots.
+
+    Args:
+        parts: of each part the first output and the number of outputs.
+        num_slots: of each part.
+    """
+
+    def __init__(self, parts: Sequence[tuple[int, int]], num_slots: int) -> None:
+        """Begin with empty slots."""
+        self._parts = torch.tensor(parts, dtype=torch.int64)
+        self._table = torch.zeros(len(parts), num_slots, 3, dtype=torch.int64)
+        self._held: dict[tuple[int, int], PackedUpdate] = {}
+
+    def put(self, part: int, slot: int, update: PackedUpdate | None) -> None:
+        """Fill a slot of a part, or empty it."""
+        if update is None:
+            self._table[part, slot] = 0
+            self._held.pop((part, slot), None)
+            return
+        entry = (update.down.data_ptr(), update.up.data_ptr(), update.rank)
+        self._table[part, slot] = torch.tensor(entry)
+        self._held[part, slot] = update  # as long as its addresses are in the table
+
+    @property
+    def arguments(self) -> tuple[int, int, int, int]:
+        """Their addresses and sizes, as the kernels take them; they stay the same."""
+        num_parts, num_slots, _ = self._table.shape
+        return self._table.data_ptr(), self._parts.data_ptr(), num_parts, num_slots
+
+
+def _panels(matrix: Tensor, width: int) -> Tensor:
+    """A matrix [N, K] as [N / width rounded up, K, width], padded with zeros."""
+    missing = -len(matrix) % width
+    padded = torch.nn.functional.pad(matrix, (0, 0, 0, missing))
+    return padded.view(-1, width, matrix.shape[1]).transpose(1, 2).contiguous()
 
 
 def _gated(kernel: Kernel, gate: Tensor, up: Tensor) -> Tensor:

@@ -35,7 +35,7 @@ _EVERYTHING = SamplingParams(
 class StepBounds:
     """The limits of every step, see `Scheduler`, and `max_total_tokens` of a sequence.
 
-    `adapter` is the name of one, if there are any: all take the same memory. `state_slot` is one,
+    `adapter` is the digest of one, if there are any: all take the same memory. `state_slot` is one,
     of a model that keeps a state beside the cache.
     """
 

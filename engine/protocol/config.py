@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .adapters import AdapterInfo
+
 GRAPH_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
 
@@ -49,7 +51,12 @@ class EngineConfig:
         enable_fused_rotation: whether attention may apply the rotary embedding to query and key.
         enable_fusion: whether fused kernels may replace norms and gated MLPs, and tables the
             computation of rotary embeddings.
-        adapters: LoRA adapters, each a name by which requests choose it, and a directory or hub id.
+        adapters: LoRA adapters, each a name, and a directory or hub id.
+        adapter_directory: below it lie adapters that may be loaded while the engine runs; None if
+            none may.
+        max_loras: adapters on the device at a time, in one step; those that are used least recently
+            give way. None takes 8, or as many as are loaded at the start.
+        max_cpu_loras: adapters that can be loaded; None takes 32, or as many as at the start.
         watermark_gamma: the share of the vocabulary that a watermark favours, between 0 and 1.
         watermark_delta: what a watermark adds to the logits of those tokens.
     """
@@ -78,6 +85,9 @@ class EngineConfig:
     enable_fused_rotation: bool = True
     enable_fusion: bool = True
     adapters: tuple[tuple[str, str], ...] = ()
+    adapter_directory: Path | None = None
+    max_loras: int | None = None
+    max_cpu_loras: int | None = None
     watermark_gamma: float = 0.5
     watermark_delta: float = 2.0
 
@@ -96,8 +106,8 @@ class EngineInfo:
     """What an engine reports about itself once it is ready.
 
     `max_total_tokens` is the longest sequence it can hold; `max_batch_total_tokens` the size of its
-    KV cache; both in tokens. `adapters` are the names that requests can choose. `instance` is
-    another one after each start.
+    KV cache; both in tokens. `adapters` are those that are loaded, of at most `max_adapters`, and
+    `loads_adapters` says whether more may come. `instance` is another one after each start.
     """
 
     model_id: str
@@ -109,7 +119,9 @@ class EngineInfo:
     max_batch_total_tokens: int
     block_size: int
     attention: str
-    adapters: tuple[str, ...] = ()
+    adapters: tuple[AdapterInfo, ...] = ()
+    max_adapters: int = 0
+    loads_adapters: bool = False
     instance: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def to_dict(self) -> dict[str, Any]:

@@ -2,11 +2,14 @@
 
 EngineError
 ├── ModelLoadError      the model cannot be served: start-up fails
+├── AdapterError        an adapter cannot be loaded or unloaded while the engine runs
 ├── CapacityError       the request can never fit into the KV cache
 └── GrammarError        a grammar cannot be compiled, or a sequence cannot go on in it
 """
 
 from __future__ import annotations
+
+from enum import StrEnum
 
 
 class EngineError(Exception):
@@ -17,9 +20,38 @@ class ModelLoadError(EngineError):
     """The model cannot be loaded, or cannot be served correctly."""
 
 
+class AdapterFault(StrEnum):
+    """What is wrong with a request to load or unload an adapter."""
+
+    INVALID = "invalid"  # its files cannot be applied to this model
+    MISSING = "missing"  # there is no such directory
+    FORBIDDEN = "forbidden"  # its files are not where they may be, or nowhere is
+    LOADED = "loaded"  # there is one of this name
+    UNKNOWN = "unknown"  # there is none of this name
+    TOO_MANY = "too_many"  # there is no room for one more
+
+
+class AdapterError(EngineError):
+    """An adapter cannot be loaded or unloaded.
+
+    Args:
+        fault: what is wrong, by its kind.
+        message: the same in a line.
+    """
+
+    def __init__(self, fault: AdapterFault, message: str) -> None:
+        super().__init__(message)
+        self.fault = fault
+
+
 class CapacityError(EngineError):
     """The request needs more KV cache than there is."""
 
 
 class GrammarError(EngineError):
     """The source is not a grammar, is too complex, or does not allow a sequence's tokens."""
+
+
+def unknown_adapter(name: str) -> AdapterError:
+    """The error for a name that no adapter has."""
+    return AdapterError(AdapterFault.UNKNOWN, f"The adapter `{name}` does not exist")

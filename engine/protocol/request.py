@@ -58,7 +58,7 @@ class Request:
     With `prompt_logprobs` the log-probabilities of the prompt's tokens are reported, and at each
     place the `prompt_top_n` likeliest tokens.
 
-    `adapter` is the name of an adapter of `EngineConfig`, or empty for the model alone.
+    `adapter` is the digest of an adapter, see `AdapterInfo`, or empty for the model alone.
 
     `caller` is whoever the work is for: callers take turns. Among the requests of one caller those
     of a lower `priority` are computed first.

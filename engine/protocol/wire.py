@@ -14,7 +14,9 @@ from typing import Any
 
 import msgpack
 
+from .adapters import AdapterInfo, LoadAdapter
 from .config import EngineInfo
+from .errors import AdapterError, AdapterFault
 from .request import (
     EngineStats,
     FinishReason,
@@ -39,6 +41,10 @@ class Kind(IntEnum):
     READY = 3  # from the engine, once per connection: EngineInfo
     STEP = 4  # from the engine: StepOutput; an idle engine sends empty ones
     BEAT = 5  # from the engine, several times a second: seconds without progress
+    LOAD = 6  # to the engine: a number, and LoadAdapter
+    UNLOAD = 7  # to the engine: a number, and the name of an adapter
+    SETTLED = 8  # from the engine, once for each of these: its number, and what was wrong
+    ADAPTERS = 9  # from the engine, whenever they change: a list of AdapterInfo
 
 
 def framed(message: Any) -> bytes:
@@ -142,7 +148,51 @@ def ready(info: EngineInfo) -> bytes:
 def parse_info(fields: list[Any]) -> EngineInfo:
     """The description in a `READY`."""
     named = dict(fields[0])
-    return EngineInfo(**named | {"adapters": tuple(named.get("adapters", ()))})
+    return EngineInfo(**named | {"adapters": parse_adapters([named.get("adapters", ())])})
+
+
+def load(number: int, wanted: LoadAdapter) -> bytes:
+    """A frame that asks for an adapter to be loaded."""
+    return frame(Kind.LOAD, number, astuple(wanted))
+
+
+def parse_load(fields: list[Any]) -> tuple[int, LoadAdapter]:
+    """The number and the adapter of a `LOAD`.
+
+    Raises:
+        ValueError: the fields are something else.
+    """
+    number, (name, source, replaces, digest) = fields
+    if not all(isinstance(text, str) for text in (name, source, digest)):
+        raise ValueError("name, source and digest must be text")
+    wanted = LoadAdapter(name=name, source=source, replaces=bool(replaces), digest=digest)
+    return int(number), wanted
+
+
+def unload(number: int, name: str) -> bytes:
+    """A frame that asks for an adapter to be taken away."""
+    return frame(Kind.UNLOAD, number, name)
+
+
+def settled(number: int, error: AdapterError | None) -> bytes:
+    """A frame that says how a `LOAD` or `UNLOAD` ended."""
+    return frame(Kind.SETTLED, number, *(() if error is None else (error.fault, str(error))))
+
+
+def parse_settled(fields: list[Any]) -> tuple[int, AdapterError | None]:
+    """The number in a `SETTLED`, and what was wrong, if anything was."""
+    number, *wrong = fields
+    return number, AdapterError(AdapterFault(wrong[0]), wrong[1]) if wrong else None
+
+
+def adapters(listed: tuple[AdapterInfo, ...]) -> bytes:
+    """A frame that says which adapters are loaded."""
+    return frame(Kind.ADAPTERS, listed)
+
+
+def parse_adapters(fields: list[Any]) -> tuple[AdapterInfo, ...]:
+    """The adapters of an `ADAPTERS`."""
+    return tuple(AdapterInfo(*item) for item in fields[0])
 
 
 def step(output: StepOutput) -> bytes:

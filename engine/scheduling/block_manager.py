@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections import OrderedDict
-from collections.abc import Mapping
 from collections.abc import Sequence as Ids
 
 from .sequence import Sequence
@@ -30,7 +29,6 @@ class BlockManager:
         num_blocks: blocks in the cache.
         block_size: tokens per block.
         enable_prefix_caching: whether full blocks are shared.
-        salts: of each adapter by its name, what the hashes of its blocks begin with.
         num_state_slots: for models that keep a state beside the cache, one for each sequence that
             has blocks; 0 for other models.
     """
@@ -41,13 +39,11 @@ class BlockManager:
         block_size: int,
         *,
         enable_prefix_caching: bool = True,
-        salts: Mapping[str, bytes] | None = None,
         num_state_slots: int = 0,
     ) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.enable_prefix_caching = enable_prefix_caching
-        self._salts = {"": b"", **(salts or {})}
         self.num_state_slots = num_state_slots
         self._free_slots = [*reversed(range(num_state_slots))]
         self._ref_counts = [0] * num_blocks
@@ -158,7 +154,7 @@ class BlockManager:
         if index == len(hashes):
             start = index * self.block_size
             tokens = sequence.token_ids[start : start + self.block_size]
-            parent = hashes[-1] if hashes else self._salts[sequence.request.adapter]
+            parent = hashes[-1] if hashes else bytes.fromhex(sequence.request.adapter)
             hashes.append(hash_block(parent, tokens))
         return hashes[index]
 

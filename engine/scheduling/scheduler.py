@@ -79,6 +79,8 @@ class Scheduler:
             each such row takes memory for the logits of a whole vocabulary.
         max_draft_tokens: the most draft tokens of a decoding sequence that a step verifies; 0
             switches speculation off.
+        max_adapters: the most adapters in a step. A sequence with one more waits, and those after
+            it, until one of these has no running sequence.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class Scheduler:
         min_chunk_tokens: int | None = None,
         max_logprob_rows: int = 256,
         max_draft_tokens: int = 0,
+        max_adapters: int = 0,
     ) -> None:
         self.blocks = blocks
         self.max_step_tokens = max_step_tokens
@@ -99,6 +102,7 @@ class Scheduler:
         self.max_num_seqs = min(max_num_seqs, max_step_tokens)  # each needs a token per step
         self.max_logprob_rows = max_logprob_rows
         self.max_draft_tokens = max_draft_tokens
+        self.max_adapters = max_adapters
         self.turns = Turns()
         self.waiting = WaitingQueue(self.turns)
         self.running: list[Sequence] = []
@@ -335,7 +339,14 @@ class Scheduler:
     def _may_start(self, sequence: Sequence, budget: StepBudget) -> bool:
         """Whether this step's budget has something for a waiting sequence."""
         lacks_rows = sequence.request.prompt_logprobs and not budget.logprob_rows
-        return bool(budget.chunk_tokens) and not sequence.has_placeholder and not lacks_rows
+        if not budget.chunk_tokens or sequence.has_placeholder or lacks_rows:
+            return False
+        return not sequence.request.adapter or self._has_slot(sequence)
+
+    def _has_slot(self, sequence: Sequence) -> bool:
+        """Whether the sequence's adapter can be on the device beside those in use."""
+        adapters = {other.request.adapter for other in self.running} - {""}
+        return sequence.request.adapter in adapters or len(adapters) < self.max_adapters
 
     def _give_way(
         self, sequence: Sequence, budget: StepBudget, planned: dict[Sequence, int]

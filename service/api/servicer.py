@@ -18,6 +18,8 @@ from functools import partial
 from typing import Literal
 from urllib.parse import unquote
 
+from engine.protocol.adapters import LoadAdapter
+
 from ..call_record import note_answer, note_conversation, note_error, note_operation
 from ..codec import convert, headers, presenter
 from ..codec.keep_alive import with_keep_alive
@@ -32,6 +34,7 @@ from ..errors import (
     unhealthy,
     unknown_model,
 )
+from ..generation.adapter_changes import AdapterChanges
 from ..generation.engine_client import EngineClient
 from ..generation.gather import gather
 from ..generation.generator import Generation, TokenEvent
@@ -98,6 +101,7 @@ class TextGenerationServicer:
         self._num_watchers = 0
         self._lanes = lanes
         self._dialect = dialect_of(tokenizer, server)
+        self._adapter_changes = AdapterChanges(client, server.adapters)
         self._scraper = ThreadPoolExecutor(1, "metrics")
 
     @property
@@ -251,6 +255,27 @@ class TextGenerationServicer:
         if found is None:
             raise unknown_model(name)
         return call.presenter.get_model(self._server, found)
+
+    async def load_adapter(self, wanted: LoadAdapter, call: Call) -> Reply:
+        """Loads an adapter, for callers that the authenticator knows as admins.
+
+        Raises:
+            ServiceError: it cannot be loaded.
+        """
+        return call.presenter.adapter_loaded(await self._adapter_changes.load(wanted))
+
+    async def unload_adapter(self, name: str, call: Call) -> Reply:
+        """Takes an adapter away, for admins.
+
+        Raises:
+            ServiceError: there is none of this name.
+        """
+        await self._adapter_changes.unload(name)
+        return call.presenter.adapter_unloaded(name)
+
+    async def list_adapters(self, _: None, __: Call) -> Reply:
+        """The adapters that are loaded, for admins: typed only."""
+        return convert.adapters_response(self._server)
 
     async def open_api(self, _: None, __: Call) -> Reply:
         """The OpenAPI document: the contract with our additions."""

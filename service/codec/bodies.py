@@ -244,3 +244,17 @@ def float32(value: float) -> float:
     """The nearest float32."""
     (rounded,) = _FLOAT32.unpack(_FLOAT32.pack(value))
     return float(rounded)
+
+
+class LoadAdapter(Struct, kw_only=True):
+    """An adapter to load, as vLLM has it."""
+
+    lora_name: str | None = None
+    lora_path: str | None = None
+    load_inplace: bool | None = None
+
+
+class UnloadAdapter(Struct, kw_only=True):
+    """An adapter to unload, as vLLM has it."""
+
+    lora_name: str | None = None

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from engine.protocol.adapters import AdapterInfo
+
 from ..call_record import current_record
 from ..generation.generator import Generation, PrefillToken, Token, TokenEvent
 from ..generation.load import Load
@@ -180,9 +182,22 @@ def info_response(server: ServerInfo) -> pb.InfoResponse:
         max_top_n_tokens=server.limits.max_top_n_tokens,
         vocab_size=server.engine.vocab_size,
         eos_token_ids=sorted(server.eos_token_ids),
-        adapter_ids=list(server.engine.adapters),
+        adapter_ids=list(server.adapters.names),
         context_length=server.engine.max_total_tokens,
         **{name: getattr(server.limits, name) for name in _COUNTS},
+    )
+
+
+def adapter(info: AdapterInfo) -> pb.Adapter:
+    """An adapter that is loaded."""
+    return pb.Adapter(name=info.name, path=info.source, sha256=info.digest, rank=info.rank)
+
+
+def adapters_response(server: ServerInfo) -> pb.ListAdaptersResponse:
+    """All adapters that are loaded."""
+    return pb.ListAdaptersResponse(
+        adapters=[adapter(info) for info in server.adapters.served().values()],
+        max_adapters=server.engine.max_adapters,
     )
 
 

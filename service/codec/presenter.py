@@ -11,6 +11,8 @@ from typing import Literal, Protocol
 
 import betterproto2
 
+from engine.protocol.adapters import AdapterInfo
+
 from ..error_bodies import ErrorFormat
 from ..errors import ServiceError
 from ..generation.generator import Generation, TokenEvent
@@ -29,6 +31,7 @@ from .responses import convert as convert_responses
 from .responses import render as render_responses
 
 Reply = betterproto2.Message | bytes
+_TEXT = "text/plain; charset=utf-8"
 InvocationKind = Literal["generate", "chat", "completions"]
 
 
@@ -85,6 +88,12 @@ class Presenter(Protocol):
 
     def get_model(self, server: ServerInfo, name: str) -> Reply:
         """GetModel: the model or an adapter, by the name that is served."""
+
+    def adapter_loaded(self, adapter: AdapterInfo) -> Reply:
+        """LoadAdapter."""
+
+    def adapter_unloaded(self, name: str) -> Reply:
+        """UnloadAdapter."""
 
     def invocation(self, kind: InvocationKind, reply: Reply) -> Reply:
         """Invocations: wraps the reply of the RPC that was chosen."""
@@ -185,6 +194,14 @@ class TypedPresenter:
     def get_model(self, server: ServerInfo, name: str) -> Reply:
         """See Presenter."""
         return convert.model_response(server, name)
+
+    def adapter_loaded(self, adapter: AdapterInfo) -> Reply:
+        """See Presenter."""
+        return pb.LoadAdapterResponse(adapter=convert.adapter(adapter))
+
+    def adapter_unloaded(self, name: str) -> Reply:
+        """See Presenter."""
+        return pb.UnloadAdapterResponse()
 
     def invocation(self, kind: InvocationKind, reply: Reply) -> Reply:
         """See Presenter."""
@@ -291,6 +308,16 @@ class RestPresenter:
         """See Presenter."""
         return framing.http_reply(render.JSON, render.model(server, name))
 
+    def adapter_loaded(self, adapter: AdapterInfo) -> Reply:
+        """VLLM's text."""
+        text = f"Success: LoRA adapter '{adapter.name}' added successfully."
+        return framing.http_reply(_TEXT, text.encode())
+
+    def adapter_unloaded(self, name: str) -> Reply:
+        """VLLM's text."""
+        text = f"Success: LoRA adapter '{name}' removed successfully."
+        return framing.http_reply(_TEXT, text.encode())
+
     def invocation(self, kind: InvocationKind, reply: Reply) -> Reply:
         """The same bytes: `http` is field 15 of every reply."""
         return reply
@@ -301,7 +328,7 @@ class RestPresenter:
 
     def health(self) -> Reply:
         """An empty body; it has a content type because HTTP expects one."""
-        return framing.http_reply("text/plain; charset=utf-8", b"")
+        return framing.http_reply(_TEXT, b"")
 
     def stream_error(self, error: ServiceError) -> Reply:
         """An event, as in TGI: the status 200 was sent already."""

@@ -111,7 +111,7 @@ def model(server: ServerInfo, name: str) -> bytes:
 
 def info(server: ServerInfo) -> bytes:
     """Info, nulls included; with adapters, which TGI lacks there, only if there are any."""
-    adapters = {"adapter_ids": server.engine.adapters} if server.engine.adapters else {}
+    adapters = {"adapter_ids": names} if (names := server.adapters.names) else {}
     return orjson.dumps(server.to_contract() | adapters)
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 from msgspec import UNSET, UnsetType
 
+from engine.protocol.adapters import LoadAdapter
+
 from ..errors import ErrorKind, ServiceError, missing_field
 from ..generation.limits import Limits
 from ..generation.parameters import DEFAULT_MAX_NEW_TOKENS, Parameters, Prompt, TextRequest
@@ -28,7 +30,16 @@ from .plain import plain
 from .responses.reading import request_of_body, request_of_message
 from .strict_json import parse
 
-Request = TextRequest | ChatRequest | CompletionsRequest | ResponsesRequest | str | float | None
+Request = (
+    TextRequest
+    | ChatRequest
+    | CompletionsRequest
+    | ResponsesRequest
+    | LoadAdapter
+    | str
+    | float
+    | None
+)
 
 # presence_penalty is shifted so: TGI, router/src/server.rs at v2.1.1, chat_completions.
 _PRESENCE_SHIFT = 2.0
@@ -209,6 +220,19 @@ def _body(kind: type[Any], convert: Callable[[Any], Request]) -> Callable[[bytes
     return read
 
 
+def load_adapter(wire: bodies.LoadAdapter | pb.LoadAdapterRequest) -> LoadAdapter:
+    """An adapter to load."""
+    return LoadAdapter(
+        name=_required(wire.lora_name, "lora_name"),
+        source=_required(wire.lora_path, "lora_path"),
+        replaces=bool(wire.load_inplace),
+    )
+
+
+def _adapter_name(wire: bodies.UnloadAdapter | pb.UnloadAdapterRequest) -> str:
+    return _required(wire.lora_name, "lora_name")
+
+
 def _text(wire: bodies.Generate | pb.TokenizeRequest) -> str:
     return _required(wire.inputs, "inputs")
 
@@ -225,6 +249,8 @@ TEXT = Reader(_body(bodies.Generate, text_request), text_request)
 COMPAT = Reader(_body(bodies.CompatGenerate, text_request), text_request)
 CHAT = Reader(_body(bodies.Chat, chat_request), chat_request)
 TO_TOKENIZE = Reader(_body(bodies.Generate, _text), _text)
+LOAD = Reader(_body(bodies.LoadAdapter, load_adapter), load_adapter)
+UNLOAD = Reader(_body(bodies.UnloadAdapter, _adapter_name), _adapter_name)
 COMPLETIONS = Reader(_body(bodies.Completions, completions_of_body), completions_request)
 
 # By the name of the RPC. Those that are not here are asked nothing.
@@ -242,6 +268,8 @@ READERS = {
     "CompletionsUnary": COMPLETIONS,
     "Tokenize": TO_TOKENIZE,
     "TokenizeStream": TO_TOKENIZE,
+    "LoadAdapter": LOAD,
+    "UnloadAdapter": UNLOAD,
     "Docs": Reader(_no_body, lambda message: message.asset),
     "GetModel": Reader(_no_body, lambda message: _required(message.id or None, "id")),
     "Abort": Reader(_no_body, lambda message: message.request_id),

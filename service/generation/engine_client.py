@@ -15,10 +15,13 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from engine.protocol import wire
+from engine.protocol.adapters import AdapterInfo, LoadAdapter
 from engine.protocol.config import EngineInfo
+from engine.protocol.errors import AdapterError
 from engine.protocol.request import Request, SequenceOutput, StepOutput
 
 from ..call_record import CallRecord, current_record
@@ -93,6 +96,11 @@ class EngineClient:
         self._task: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
         self._progress = 0.0  # when the engine last got on, as far as is known
+        self._numbers = itertools.count(1)  # of requests to load or unload adapters
+        self._settling: dict[int, asyncio.Future[None]] = {}
+        self._restoring: set[int] = set()  # of those that a new engine was sent
+        self._listed: tuple[AdapterInfo, ...] = ()  # what the engine said last
+        self.adapters: dict[str, AdapterInfo] = {}  # by name; replaced, never changed
         self.info: EngineInfo | None = None
         self.last_step = StepOutput()
         self.on_step: list[StepListener] = []
@@ -167,6 +175,40 @@ class EngineClient:
             if not stream.ended:
                 self._send(wire.frame(wire.Kind.ABORT, request.request_id))
 
+    async def load_adapter(self, wanted: LoadAdapter) -> AdapterInfo | None:
+        """Loads an adapter; afterwards it is one of `adapters`.
+
+        Returns:
+            The adapter; None if it was unloaded at once.
+
+        Raises:
+            AdapterError: it cannot be loaded.
+            ServiceError: no engine is connected, or it ended.
+        """
+        await self._settled(partial(wire.load, wanted=wanted))
+        return next((one for one in self._listed if one.name == wanted.name), None)
+
+    async def unload_adapter(self, name: str) -> None:
+        """Takes an adapter away; the requests that use it end first.
+
+        Raises:
+            AdapterError: there is none of this name.
+            ServiceError: no engine is connected, or it ended.
+        """
+        await self._settled(partial(wire.unload, name=name))
+
+    async def _settled(self, message: Callable[[int], bytes]) -> None:
+        if self._writer is None:
+            raise unhealthy()
+        number = next(self._numbers)
+        future = asyncio.get_running_loop().create_future()
+        self._settling[number] = future
+        try:
+            self._send(message(number))
+            await future
+        finally:
+            del self._settling[number]
+
     def abort(self, call: CallRecord) -> None:
         """Fails the requests of a call."""
         for stream in self._streams.values():
@@ -198,6 +240,10 @@ class EngineClient:
             finally:
                 self._writer.close()
                 self._writer = None
+                self._restoring.clear()
+                for future in self._settling.values():
+                    if not future.done():
+                        future.set_exception(unhealthy())
             for stream in self._streams.values():
                 stream.num_restarts += 1
                 stream.timeline.lose_engine()
@@ -213,6 +259,10 @@ class EngineClient:
                 self._resume(wire.parse_info(fields))
             elif kind is wire.Kind.STEP:
                 self._deliver(wire.parse_step(fields))
+            elif kind is wire.Kind.ADAPTERS:
+                self._list(wire.parse_adapters(fields))
+            elif kind is wire.Kind.SETTLED:
+                self._settle(*wire.parse_settled(fields))
 
     def _resume(self, info: EngineInfo) -> None:
         before, self.info = self.info, info
@@ -220,9 +270,48 @@ class EngineClient:
         if before is not None and before.instance != info.instance:
             for restarted in self.on_restart:
                 restarted()
+            self._restore(info)  # first, since the requests below may have these adapters
+        self._list(info.adapters)
         for stream in self._streams.values():
             if stream.num_restarts and not stream.ended:
                 self._send(wire.submit(stream.resumption()))
+
+    def _restore(self, info: EngineInfo) -> None:
+        """Gives a new engine the adapters that the last one had."""
+        started = {one.name: one for one in info.adapters}
+        for name in started.keys() - self.adapters.keys():
+            self._send_restoring(partial(wire.unload, name=name))
+        for name, one in self.adapters.items():
+            now = started.get(name)
+            if now is not None and one.digest != now.digest and one.source == now.source:
+                logger.warning("the files of the adapter %s have changed", name)
+            elif now is None or one.digest != now.digest:
+                wanted = LoadAdapter(name=name, source=one.source, replaces=True, digest=one.digest)
+                self._send_restoring(partial(wire.load, wanted=wanted))
+
+    def _send_restoring(self, message: Callable[[int], bytes]) -> None:
+        number = next(self._numbers)
+        self._restoring.add(number)
+        self._send(message(number))
+
+    def _settle(self, number: int, error: AdapterError | None) -> None:
+        if number in self._restoring:
+            self._restoring.discard(number)
+            if error is not None:
+                logger.error("an adapter is lost: %s", error)
+            self._list(self._listed)
+        future = self._settling.get(number)
+        if future is not None and not future.done():
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)
+
+    def _list(self, listed: tuple[AdapterInfo, ...]) -> None:
+        """Notes which adapters there are; until all are back, those that there were."""
+        self._listed = listed
+        if not self._restoring:
+            self.adapters = {one.name: one for one in listed}
 
     def _deliver(self, step: StepOutput) -> None:
         self.last_step = step

@@ -7,8 +7,11 @@ in `service/grammar`.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from engine.protocol.adapters import MAX_NAME, MAX_PATH_BYTES
 
 from ..errors import ErrorKind, ServiceError
 from .parameters import Parameters
@@ -311,6 +314,35 @@ def check_text(field: str, text: str, limits: Limits) -> None:
             f"Given: {size}",
             field=field,
         )
+
+
+def check_adapter_name(name: str, *, is_base: bool) -> None:
+    """Checks the name that an adapter is to have; `is_base`: whether it is one of the model's own.
+
+    Raises:
+        ServiceError: it cannot have it.
+    """
+    if not 0 < len(name) <= MAX_NAME:
+        text = f"`lora_name` must have 1 to {MAX_NAME} characters. Given: {len(name)}"
+    elif any(unicodedata.category(character) == "Cc" for character in name):
+        text = "`lora_name` must have no control characters"
+    elif is_base:
+        text = f"`lora_name` must not be a name of the model itself. Given: {name}"
+    else:
+        return
+    raise ServiceError(ErrorKind.VALIDATION, text, field="lora_name")
+
+
+def check_adapter_path(path: str) -> None:
+    """Checks the length of the path of an adapter to load.
+
+    Raises:
+        ServiceError: it is too long, or empty.
+    """
+    size = len(path.encode())
+    if not 0 < size <= MAX_PATH_BYTES:
+        text = f"`lora_path` must have 1 to {MAX_PATH_BYTES} bytes. Given: {size}"
+        raise ServiceError(ErrorKind.VALIDATION, text, field="lora_path")
 
 
 def check_lengths(num_input: int, max_new_tokens: int, limits: Limits) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from engine.protocol.config import EngineInfo
 
-from .adapters import same_name
+from .adapters import Adapters, same_name
 from .limits import Limits
 
 ROUTER = "text-generation-router"  # what TGI's clients look for
@@ -35,6 +35,7 @@ class ServerInfo:
         sha: the commit that was built, if the build recorded it.
         docker_label: the image that was built, likewise.
         eos_token_ids: tokens that end a text.
+        adapters: those beside the model.
     """
 
     engine: EngineInfo
@@ -52,11 +53,12 @@ class ServerInfo:
     sha: str | None = None
     docker_label: str | None = None
     eos_token_ids: frozenset[int] = frozenset()
+    adapters: Adapters = field(default_factory=Adapters)
 
     @property
     def model_names(self) -> tuple[str, ...]:
         """What a request can name as its model: the model, and the adapters beside it."""
-        return (self.model_id, *self.engine.adapters)
+        return (self.model_id, *self.adapters.names)
 
     def find_model(self, name: str) -> str | None:
         """The model or adapter that a caller means by a name; None if there is none."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 from ..access.keys import read_keys
 from ..checkpoint.directory import check_checkpoint
@@ -12,7 +13,7 @@ from .settings import Settings
 
 
 def check_files(settings: Settings) -> None:
-    """Checks the model's directory, the file of API keys, and all certificates.
+    """Checks the directories of model and adapters, the keys, and the certificates of both ports.
 
     Raises:
         ValueError: one cannot be used; the text is one line with the option and the file.
@@ -23,6 +24,10 @@ def check_files(settings: Settings) -> None:
         _check("tokenizer_config_path", path.read_bytes)
     if (keys := settings.api_key_file) is not None:
         _check("api_key_file", lambda: read_keys(keys))
+    if (admins := settings.admin_key_file) is not None:
+        _check("admin_key_file", lambda: read_keys(admins))
+    if (adapters := settings.lora_adapter_directory) is not None:
+        _check("lora_adapter_directory", lambda: _check_is_directory(adapters))
     if settings.grpc_tls is not None:
         _check("grpc_tls_certificate", settings.grpc_tls.check)
     check_public_certificates(settings)
@@ -48,6 +53,11 @@ def check_model(settings: Settings) -> None:
         ValueError: it cannot be loaded; the text is one line with the path of what is wrong.
     """
     _check("model_id", lambda: check_checkpoint(settings.model_path))
+
+
+def _check_is_directory(path: Path) -> None:
+    if not path.is_dir():
+        raise NotADirectoryError(f"there is no such directory: {path}")
 
 
 def _check(name: str, check: Callable[[], object]) -> None:

@@ -46,7 +46,7 @@ def own_settings(command: str) -> frozenset[str]:
     engine = _read_by(lambda settings: settings.engine_config(Path("socket"))) | {"model_id"}
     envoy = _read_by(lambda settings: settings.gateway_config(DESCRIPTORS), gateway_port=1)
     shared = {name for name in every if name.startswith(("max_", "grpc_", "gateway_", "api_key"))}
-    shared -= {"max_gateway_bytes"}
+    shared -= {"max_gateway_bytes", "max_loras", "max_cpu_loras"}
     own = {
         "engine": engine | {"engine_socket"},
         "service": every - ((engine | envoy) - shared) - {"engine_stall_seconds", "admin_port"}

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from engine.protocol.adapters import MAX_NAME
 from engine.protocol.config import GRAPH_SIZES, EngineConfig
 
 from ..access.certificates import TlsFiles
@@ -38,7 +39,6 @@ Exemption = Literal["none", "health", "metrics", "reflection", "docs"]
 LogLevel = Literal["debug", "info", "warning", "error", "critical"]
 
 _MAX_SOCKET_PATH = 107  # bytes; Linux has 108 for the path of a Unix socket and its final zero
-_MAX_ADAPTER_NAME = 256  # characters, as answers repeat a name of a model
 _MAX_PORT = 65535
 
 
@@ -76,6 +76,24 @@ class Settings:
         tuple[str, ...],
         About("LoRA adapters for requests to choose: name=directory, or a hub id"),
     ] = ()
+    lora_adapter_directory: Annotated[
+        Path | None,
+        About("below it lie adapters that admins may load while the server runs", ours=True),
+    ] = None
+    max_loras: Annotated[
+        int | None,
+        About(
+            "adapters on the device, in one step; otherwise 8, or as many as at start",
+            ours=True,
+            low=1,
+        ),
+    ] = None
+    max_cpu_loras: Annotated[
+        int | None,
+        About(
+            "adapters that can be loaded; otherwise 32, or as many as at start", ours=True, low=1
+        ),
+    ] = None
     trust_remote_code: Annotated[bool, About("let code that comes with the model run")] = False
     tokenizer_config_path: Annotated[
         Path | None, About("a tokenizer_config.json to use instead of the model's")
@@ -265,6 +283,10 @@ class Settings:
         tuple[Exemption, ...],
         About("what needs no API key: none, health, metrics, reflection, docs", ours=True),
     ] = ("health",)
+    admin_key_file: Annotated[
+        Path | None,
+        About("the same for admins, who alone may load and unload adapters", ours=True),
+    ] = None
     tls_certificate: Annotated[
         Path | None, About("PEM chain of the public port", ours=True, alias="tls_cert")
     ] = None
@@ -390,15 +412,20 @@ class Settings:
                     "`lora_adapters` has entries of the form name=directory. "
                     f"Given: {name}={source}"
                 )
-            if len(name) > _MAX_ADAPTER_NAME:
+            if len(name) > MAX_NAME:
                 raise SettingsError(
-                    f"`lora_adapters`: a name must be <= {_MAX_ADAPTER_NAME} characters. "
-                    f"Given: {len(name)}"
+                    f"`lora_adapters`: a name must be <= {MAX_NAME} characters. Given: {len(name)}"
                 )
             if names.count(name) > 1:
                 raise SettingsError(f"`lora_adapters` has {name} more than once")
             if name in ("tgi", self.model_id):
                 raise SettingsError(f"`lora_adapters`: {name} is a name of the model itself")
+        most = self.max_cpu_loras
+        if most is not None and max(len(names), self.max_loras or 0) > most:
+            raise SettingsError(
+                "`max_cpu_loras` must be >= `max_loras` and the number of `lora_adapters`. "
+                f"Given: {most}"
+            )
 
     def _check_tokens(self) -> None:
         """TGI's start-up checks, as far as they apply to a cache without reservations."""
@@ -503,6 +530,9 @@ class Settings:
             kv_cache_dtype=self.kv_cache_dtype,
             device=self.device,
             adapters=self.adapters,
+            adapter_directory=self.lora_adapter_directory,
+            max_loras=self.max_loras,
+            max_cpu_loras=self.max_cpu_loras,
             trust_remote_code=self.trust_remote_code,
             block_size=self.block_size,
             max_total_tokens=self.max_total_tokens,

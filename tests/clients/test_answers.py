@@ -7,14 +7,15 @@ import re
 from collections.abc import AsyncGenerator
 from typing import Any
 
+import grpc
 import pytest
-from tokenwire_client import AsyncClient
+from tokenwire_client import AsyncClient, TokenwireError
 from tokenwire_client.messages import FinishReason
 
 from tests.clients.callers import KINDS, Caller, calling
 from tests.clients.conftest import Served
 from tests.service.api.harness import PROMPT, TEXT
-from tests.service.fakes import LIMITS, SERVER, demo_ids, eventually, script
+from tests.service.fakes import ADMIN_KEY, LIMITS, SERVER, demo_ids, eventually, script
 
 MESSAGES = [{"role": "user", "content": "hello"}]
 NUM_TOKENS = len(demo_ids(TEXT)) + 1  # and the end of the text
@@ -87,6 +88,20 @@ async def test_the_server_tells_its_limits(caller: Caller) -> None:
     info = await caller.call("info")
     assert info.model_id == SERVER.model_id
     assert info.max_input_tokens == LIMITS.max_input_tokens
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_adapters_are_loaded_and_unloaded(kind: type[Any], served: Served) -> None:
+    async with calling(kind, served.address, api_key=ADMIN_KEY) as caller:
+        loaded = await caller.call("load_adapter", "pirate", "a/pirate", replaces=True)
+        assert (loaded.name, loaded.path, loaded.rank) == ("pirate", "a/pirate", 4)
+        assert [*served.service.client.adapters] == ["pirate"]
+        assert await caller.call("adapters") == []  # this service lists none
+        await caller.call("unload_adapter", "pirate")
+        assert not served.service.client.adapters
+        with pytest.raises(TokenwireError) as refused:
+            await caller.call("unload_adapter", "pirate")
+    assert (refused.value.code, refused.value.field) == (grpc.StatusCode.NOT_FOUND, "lora_name")
 
 
 async def test_health_is_the_servers(caller: Caller, served: Served) -> None:

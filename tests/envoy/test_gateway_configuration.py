@@ -157,7 +157,7 @@ def test_origin_that_would_break_the_expression_is_refused(origin: str) -> None:
 # Methods without a REST path.
 GRPC_ALONE = {
     *("Abort", "ChatTokenize", "ChatUnary", "CompletionsUnary", "GetLoad", "Tokenize"),
-    "WatchLoad",
+    *("ListAdapters", "WatchLoad"),
 }
 
 

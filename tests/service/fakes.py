@@ -13,7 +13,9 @@ import grpc
 from grpc import aio
 from tokenizers import Tokenizer
 
+from engine.protocol.adapters import AdapterInfo, LoadAdapter
 from engine.protocol.config import EngineInfo
+from engine.protocol.errors import unknown_adapter
 from engine.protocol.request import (
     EngineStats,
     FinishReason,
@@ -23,6 +25,8 @@ from engine.protocol.request import (
     StepOutput,
 )
 from engine.protocol.request import Token as RawToken
+from service.access.keys import key_line, make_key, parse_keys
+from service.api.authentication import Authenticator
 from service.api.interceptor import CallInterceptor
 from service.generation.generator import Generation, PrefillToken, Timings, Token
 from service.generation.limits import Limits
@@ -56,6 +60,10 @@ LIMITS = Limits(
 )
 
 LANES = Lanes(max_bytes=16 << 20)
+
+ADMIN_KEY = make_key()
+_ADMIN_KEYS = parse_keys(key_line("root", ADMIN_KEY))
+ADMINS = Authenticator(admin_keys=lambda: _ADMIN_KEYS)  # lets everyone in, there with this key
 
 INFO = EngineInfo(
     model_id="fake",
@@ -136,6 +144,21 @@ class FakeEngineClient:
         self.num_open = 0
         self.num_aborted = 0  # closed before they ended
         self.is_healthy = True
+        self.adapters: dict[str, AdapterInfo] = {}
+
+    async def load_adapter(self, wanted: LoadAdapter) -> AdapterInfo:
+        """Notes it as loaded."""
+        self.adapters[wanted.name] = AdapterInfo(wanted.name, wanted.source, "0" * 64, 4)
+        return self.adapters[wanted.name]
+
+    async def unload_adapter(self, name: str) -> None:
+        """Notes it as gone.
+
+        Raises:
+            AdapterError: there is none.
+        """
+        if self.adapters.pop(name, None) is None:
+            raise unknown_adapter(name)
 
     def new_request_id(self) -> str:
         """Consecutive numbers."""

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from transformers import Gemma2Config, GPT2Config, LlamaConfig, Phi3Config
 
+from engine.adapters.peft_directory import read_adapter
 from engine.build import build_engine
 from engine.engine import Engine
 from engine.model import prepare
@@ -26,6 +27,7 @@ pytestmark = [needs_compiler, pytest.mark.usefixtures("one_thread")]
 NUM_TOKENS = 12
 PROMPTS = make_prompts()[:4]  # of 1 to 50 tokens; some have a common beginning
 NAMES = ("", *SETTINGS)
+DIGESTS = {"": ""}  # of the adapters, by which requests choose them
 _TIED = LlamaConfig(**SMALL, tie_word_embeddings=True)
 
 
@@ -43,6 +45,8 @@ def expected(made: Made) -> dict[str, list[list[int]]]:
 
 
 def engine_for(made: Made, **options: Any) -> tuple[Engine, EngineInfo]:
+    for name, path in made.pairs:
+        DIGESTS[name] = read_adapter(name, path).digest.hex()
     return build_engine(
         EngineConfig(
             model_id=str(made.model),
@@ -61,7 +65,7 @@ def request(adapter: str, index: int, **options: Any) -> Request:
         "request_id": f"{adapter} {index}",
         "prompt_token_ids": PROMPTS[index],
         "max_new_tokens": NUM_TOKENS,
-        "adapter": adapter,
+        "adapter": DIGESTS.get(adapter, "00" * 32),
     }
     return Request(**wanted | options)
 
@@ -87,6 +91,8 @@ def tokens_of_all(engine: Engine, names: tuple[str, ...]) -> dict[str, list[list
         {"speculate": 3},
         {"run_ahead": True},
         {"graph_sizes": (0,)},
+        {"max_loras": 1},
+        {"max_loras": 3, "max_num_seqs": 5},
     ],
     ids=str,
 )
@@ -199,7 +205,8 @@ def test_an_adapter_that_is_not_there_fails_its_request_alone(
     made: Made, expected: dict[str, list[list[int]]]
 ) -> None:
     engine, info = engine_for(made)
-    assert info.adapters == tuple(SETTINGS)
+    assert [one.name for one in info.adapters] == [*SETTINGS]
+    assert [one.rank for one in info.adapters] == [4, 3, 8, 7]
     outputs = run(engine, request("nobody", 0), request("stable", 0))
-    assert outputs["nobody 0"][0].error == "this engine has no such adapter"
+    assert outputs["nobody 0"][0].error == "the adapter is not loaded any more"
     assert token_ids(outputs["stable 0"]) == expected["stable"][0]

@@ -14,9 +14,10 @@ from grpc import aio
 
 from service.access.keys import ApiKeys, key_line, make_key, parse_keys
 from service.api.authentication import EXEMPTIONS, Authenticator
+from service.errors import ServiceError
 from service.generation.metrics import Metrics
 from service.launch.settings import Exemption
-from service.routes import SERVICE
+from service.routes import ADMIN_METHODS, SERVICE
 from tests.service.fakes import LIMITS, TIMEOUT_S, eventually, sample, serving, trailers
 
 ALICE, BOB = make_key(), make_key()
@@ -209,3 +210,39 @@ async def test_name_stands_in_log_and_metrics_and_the_key_nowhere(
     assert sample(exposition, 'tokenwire_calls_total{caller="",code="UNAUTHENTICATED"}') == 1
     for secret in (BOB, "tw-wrong"):
         assert secret not in exposition.decode() + str([vars(line) for line in caplog.records])
+
+
+ADMIN = make_key()
+ADMIN_KEYS = parse_keys(key_line("root", ADMIN))
+
+
+def admitted(authenticator: Authenticator, method: str, *keys: str) -> str | None:
+    """The name of whoever calls a method, or the kind of the refusal."""
+    metadata = [("authorization", f"Bearer {key}") for key in keys]
+    try:
+        return authenticator.admit(method, metadata, from_gateway=False)
+    except ServiceError as error:
+        return error.kind.name
+
+
+@pytest.mark.parametrize("method", ADMIN_METHODS)
+def test_only_an_admin_key_opens_what_is_for_admins(method: str) -> None:
+    guarded = Authenticator(lambda: KEYS, ("health",), lambda: ADMIN_KEYS)
+    assert admitted(guarded, method, ADMIN) == admitted(guarded, GENERATE, ADMIN) == "root"
+    assert admitted(guarded, method, ALICE) == "FORBIDDEN"
+    assert admitted(guarded, method, "tw-wrong") == "UNAUTHENTICATED"
+    assert admitted(guarded, method) == "UNAUTHENTICATED"
+    assert list(guarded.names()) == ["alice", "bob", "root"]
+
+
+@pytest.mark.parametrize("keys", [None, lambda: KEYS])
+def test_without_admin_keys_there_are_no_admins(keys: Any) -> None:
+    for key in (ALICE, ADMIN):
+        assert admitted(Authenticator(keys), ADMIN_METHODS[0], key) == "FORBIDDEN"
+
+
+def test_an_admin_key_alone_leaves_all_else_open() -> None:
+    open_to_all = Authenticator(None, (), lambda: ADMIN_KEYS)
+    assert admitted(open_to_all, GENERATE) is None
+    assert admitted(open_to_all, GENERATE, ADMIN) == "root"
+    assert admitted(open_to_all, ADMIN_METHODS[0]) == "UNAUTHENTICATED"

@@ -104,6 +104,8 @@ def test_the_document_has_the_additions() -> None:
         "/invocations",
         "/chat_tokenize",
         "/v1/responses",
+        "/v1/load_lora_adapter",
+        "/v1/unload_lora_adapter",
         "/v1/models",
         "/v1/models/{id}",
         "/openapi.json",

@@ -47,6 +47,10 @@ STATUSES = {
     ErrorKind.INTERNAL: ("internal", 500, "INTERNAL", ""),
     ErrorKind.UNHEALTHY: ("healthcheck", 503, "UNAVAILABLE", ""),
     ErrorKind.SLOW_READER: ("slow_reader", 408, "DEADLINE_EXCEEDED", ""),
+    ErrorKind.ADAPTER: ("adapter", 400, "INVALID_ARGUMENT", ""),
+    ErrorKind.ADAPTER_LOADED: ("adapter_loaded", 400, "ALREADY_EXISTS", ""),
+    ErrorKind.TOO_MANY_ADAPTERS: ("too_many_adapters", 400, "FAILED_PRECONDITION", ""),
+    ErrorKind.FORBIDDEN: ("forbidden", 403, "PERMISSION_DENIED", ""),
     ErrorKind.NOT_FOUND: ("not_found", 404, "NOT_FOUND", ""),
     ErrorKind.UNAUTHENTICATED: ("unauthenticated", 401, "UNAUTHENTICATED", ""),
 }

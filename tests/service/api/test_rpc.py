@@ -22,7 +22,7 @@ from service.pb.google.protobuf import Struct, Value
 from service.pb.tokenwire import v1 as pb
 from service.routes import SERVICE
 from tests.service.api.harness import REST
-from tests.service.fakes import LANES, LIMITS, FakeContext, serving
+from tests.service.fakes import ADMIN_KEY, ADMINS, LANES, LIMITS, FakeContext, serving
 
 POOL = rpc.load_pool()
 METHODS = {method.name: method for method in POOL.FindServiceByName(SERVICE).methods}
@@ -63,6 +63,15 @@ class Servicer:
 
     async def abort(self, request: Any, call: Call) -> Any:
         return await self._one(pb.AbortResponse(), request, call)
+
+    async def load_adapter(self, request: Any, call: Call) -> Any:
+        return await self._one(pb.LoadAdapterResponse(), request, call)
+
+    async def unload_adapter(self, request: Any, call: Call) -> Any:
+        return await self._one(pb.UnloadAdapterResponse(), request, call)
+
+    async def list_adapters(self, request: Any, call: Call) -> Any:
+        return await self._one(pb.ListAdaptersResponse(), request, call)
 
     async def chat_unary(self, request: Any, call: Call) -> Any:
         return await self._one(pb.ChatCompletion(), request, call)
@@ -121,7 +130,8 @@ def servicer() -> Servicer:
 
 @pytest.fixture
 async def channel(servicer: Servicer) -> AsyncGenerator[aio.Channel]:
-    async with serving(rpc.handlers(servicer, POOL, LIMITS, LANES, from_gateway=False)) as channel:
+    handlers = rpc.handlers(servicer, POOL, LIMITS, LANES, from_gateway=False)
+    async with serving(handlers, authenticator=ADMINS) as channel:
         yield channel
 
 
@@ -154,13 +164,17 @@ VALID = {
     "Responses": bytes(pb.ResponsesRequest(input=Value(string_value=""))),
     "TokenizeStream": bytes(pb.TokenizeRequest(inputs="")),
     "GetModel": bytes(pb.GetModelRequest(id="a/b")),
+    "LoadAdapter": bytes(pb.LoadAdapterRequest(lora_name="a", lora_path="b")),
+    "UnloadAdapter": bytes(pb.UnloadAdapterRequest(lora_name="a")),
 }
 
 
 @pytest.mark.parametrize("name", METHODS)
 async def test_every_method_is_served(channel: aio.Channel, servicer: Servicer, name: str) -> None:
     streams = METHODS[name].server_streaming
-    assert len(await call(channel, name, VALID.get(name, b""))) == (2 if streams else 1)
+    key = [("authorization", f"Bearer {ADMIN_KEY}")]
+    replies = await call(channel, name, VALID.get(name, b""), metadata=key)
+    assert len(replies) == (2 if streams else 1)
     assert len(servicer.requests) == 1
     assert servicer.num_closed == streams
 

@@ -16,6 +16,11 @@ from service.launch.settings import Settings
     [
         ({"api_key_file": "missing"}, r"^--api-key-file: .*/missing: No such file or directory$"),
         ({"api_key_file": "bad"}, r"^--api-key-file: .*/bad: line 1 is not a name and"),
+        ({"admin_key_file": "bad"}, r"^--admin-key-file: .*/bad: line 1 is not a name and"),
+        (
+            {"lora_adapter_directory": "bad"},
+            r"^--lora-adapter-directory: there is no such directory: .*/bad$",
+        ),
         (
             {"tokenizer_config_path": "missing"},
             r"^--tokenizer-config-path: .*No such file or directory: .*/missing",

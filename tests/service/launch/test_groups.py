@@ -20,8 +20,8 @@ def test_every_setting_is_in_one_group() -> None:
     ("command", "has", "lacks"),
     [
         ("serve", {"port", "speculate", "max_tools", "drain_seconds"}, set()),
-        ("engine", {"model_id", "quantize", "speculate", "engine_socket"}, {"port", "max_tools"}),
-        ("service", {"model_id", "grpc_port", "max_tools"}, {"quantize", "tls_key"}),
+        ("engine", {"model_id", "quantize", "max_loras", "engine_socket"}, {"port", "max_tools"}),
+        ("service", {"model_id", "admin_key_file", "max_tools"}, {"quantize", "max_loras"}),
         ("envoy", {"port", "tls_key", "gateway_port", "admin_port"}, {"model_id", "max_tools"}),
         ("health", {"grpc_port", "gateway_socket"}, {"port", "model_id"}),
     ],

@@ -226,6 +226,20 @@ def test_wrong_adapters_are_named(value: str, reason: str) -> None:
     assert str(refused.value) == reason
 
 
+def test_more_adapters_may_come_from_a_directory() -> None:
+    flags = ("--lora-adapter-directory=/a", "--max-loras=2", "--max-cpu-loras=3")
+    config = parse(*flags, LORA_ADAPTERS="a=/x,b=/y,c=/z").engine_config(Path("s"))
+    assert (config.adapter_directory, config.max_loras, config.max_cpu_loras) == (Path("/a"), 2, 3)
+
+
+@pytest.mark.parametrize("flags", [("--max-loras=3",), ("--lora-adapters=a=/a,b=/b,c=/c",)])
+def test_no_more_adapters_are_loaded_or_on_the_device_than_there_can_be(
+    flags: tuple[str, ...],
+) -> None:
+    with pytest.raises(SettingsError, match=r"`max_cpu_loras` must be >= .* Given: 2"):
+        parse("--max-cpu-loras=2", *flags)
+
+
 def test_no_option_is_both_supported_and_not() -> None:
     assert not UNSUPPORTED.keys() & {option.name for option in OPTIONS}
 

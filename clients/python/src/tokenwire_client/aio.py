@@ -12,6 +12,7 @@ from . import requests, rpcs
 from .connection import Connection
 from .errors import UnavailableError, error_of, no_answer
 from .messages import (
+    Adapter,
     ChatCompletion,
     ChatCompletionChunk,
     Completion,
@@ -22,7 +23,7 @@ from .messages import (
     SimpleToken,
 )
 from .options import ChatMessage, ChatOptions, CompletionsOptions, GenerateOptions, Prompt
-from .pb import server_pb2, tokenize_pb2
+from .pb import adapters_pb2, server_pb2, tokenize_pb2
 from .rpcs import Q, R, Rpc
 
 T = TypeVar("T")
@@ -127,6 +128,25 @@ class AsyncClient(Connection):
         """Ends the calls that were given this id; returns how many generations that were."""
         request = server_pb2.AbortRequest(request_id=request_id)
         return (await self._unary(rpcs.ABORT, request, timeout_s)).aborted
+
+    async def load_adapter(
+        self, name: str, path: str, *, replaces: bool = False, timeout_s: float | None = None
+    ) -> Adapter:
+        """Loads an adapter, with an admin's key; `replaces` lets one of the same name give way."""
+        request = adapters_pb2.LoadAdapterRequest(
+            lora_name=name, lora_path=path, load_inplace=replaces
+        )
+        return (await self._unary(rpcs.LOAD_ADAPTER, request, timeout_s)).adapter
+
+    async def unload_adapter(self, name: str, *, timeout_s: float | None = None) -> None:
+        """Takes an adapter away, with an admin's key; the requests that use it end with it."""
+        request = adapters_pb2.UnloadAdapterRequest(lora_name=name)
+        await self._unary(rpcs.UNLOAD_ADAPTER, request, timeout_s)
+
+    async def adapters(self, *, timeout_s: float | None = None) -> list[Adapter]:
+        """The adapters that are loaded, for an admin's key."""
+        request = adapters_pb2.ListAdaptersRequest()
+        return list((await self._unary(rpcs.LIST_ADAPTERS, request, timeout_s)).adapters)
 
     async def health(self, *, timeout_s: float | None = None) -> bool:
         """Whether the server can be reached and accepts requests."""

@@ -1,5 +1,6 @@
 """The messages that a server answers with."""
 
+from .pb.adapters_pb2 import Adapter
 from .pb.chat_pb2 import (
     AssistantMessage,
     ChatChoice,
@@ -30,6 +31,7 @@ from .pb.server_pb2 import GetLoadResponse, InfoResponse
 from .pb.tokenize_pb2 import SimpleToken
 
 __all__ = [
+    "Adapter",
     "AssistantMessage",
     "BestOfSequence",
     "ChatChoice",

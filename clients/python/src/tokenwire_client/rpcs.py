@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 
 from google.protobuf.message import Message
 
-from .pb import chat_pb2, completions_pb2, generate_pb2, server_pb2, tokenize_pb2
+from .pb import adapters_pb2, chat_pb2, completions_pb2, generate_pb2, server_pb2, tokenize_pb2
 
 SERVICE = "tokenwire.v1.TextGenerationService"
 
@@ -42,4 +42,11 @@ INFO = Rpc("Info", server_pb2.InfoRequest, server_pb2.InfoResponse)
 GET_LOAD = Rpc("GetLoad", server_pb2.GetLoadRequest, server_pb2.GetLoadResponse)
 WATCH_LOAD = Rpc("WatchLoad", server_pb2.WatchLoadRequest, server_pb2.GetLoadResponse)
 ABORT = Rpc("Abort", server_pb2.AbortRequest, server_pb2.AbortResponse)
+LOAD_ADAPTER = Rpc("LoadAdapter", adapters_pb2.LoadAdapterRequest, adapters_pb2.LoadAdapterResponse)
+UNLOAD_ADAPTER = Rpc(
+    "UnloadAdapter", adapters_pb2.UnloadAdapterRequest, adapters_pb2.UnloadAdapterResponse
+)
+LIST_ADAPTERS = Rpc(
+    "ListAdapters", adapters_pb2.ListAdaptersRequest, adapters_pb2.ListAdaptersResponse
+)
 HEALTH = Rpc("Health", server_pb2.HealthRequest, server_pb2.HealthResponse)

@@ -1,0 +1,115 @@
+"""Low-rank updates by the C kernel against torch in double precision."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from engine.kernels.cpu import CpuKernels, Updates
+from tests.engine.native import needs_compiler, threads
+
+pytestmark = needs_compiler
+
+NUM_SLOTS = 5
+RANKS = {0: 1, 1: 16, 2: 17, 4: 70}  # slot 3 has no update
+
+
+@dataclass(frozen=True)
+class Made:
+    """Updates, and the same as whole matrices by slot, in double precision."""
+
+    updates: Updates
+    whole: dict[int, Tensor]
+
+
+def make(kernels: CpuKernels, k: int, parts: list[int], ranks: dict[int, int]) -> Made:
+    """Updates of a layer of several parts; the second part has none in slot 0."""
+    firsts = [sum(parts[:index]) for index in range(len(parts))]
+    updates = Updates([*zip(firsts, parts, strict=True)], NUM_SLOTS)
+    whole = {}
+    for slot, rank in ranks.items():
+        matrix = torch.zeros(sum(parts), k, dtype=torch.float64)
+        for index, (first, n) in enumerate(zip(firsts, parts, strict=True)):
+            down, up = torch.randn(rank, k) / k**0.5, torch.randn(n, rank)
+            if index == 1 and slot == 0:
+                continue
+            updates.put(index, slot, kernels.pack_update(down, up))
+            matrix[first : first + n] = up.double() @ down.double()
+        whole[slot] = matrix
+    return Made(updates, whole)
+
+
+def expected(made: Made, x: Tensor, y: Tensor, slots: Tensor) -> Tensor:
+    """The rows of y with their updates."""
+    nothing = torch.zeros_like(next(iter(made.whole.values())))
+    rows = [
+        row.double() + made.whole.get(slot, nothing) @ given.double()
+        for row, given, slot in zip(y, x, slots.tolist(), strict=True)
+    ]
+    return torch.stack(rows).float()
+
+
+@pytest.mark.parametrize("num_threads", [1, 2])
+@pytest.mark.parametrize(
+    ("rows", "k", "parts"),
+    [
+        (1, 1, [1]),
+        (2, 33, [40]),
+        (7, 64, [31, 50]),
+        (32, 256, [344, 344]),
+        (400, 129, [100, 1, 63]),
+        (5, 1025, [96]),
+    ],
+)
+def test_updates_equal_torch(
+    kernels: CpuKernels, rows: int, k: int, parts: list[int], num_threads: int
+) -> None:
+    torch.manual_seed(rows)
+    made = make(kernels, k, parts, RANKS)
+    x, y = torch.randn(rows, k), torch.randn(rows, sum(parts))
+    slots = torch.randint(-1, NUM_SLOTS, (rows,))
+    found = y.clone()
+    with threads(num_threads):
+        kernels.add_updates(x, found, slots, made.updates)
+    torch.testing.assert_close(found, expected(made, x, y, slots), atol=3e-5, rtol=3e-5)
+    untouched = [slot not in made.whole for slot in slots.tolist()]
+    assert torch.equal(found[untouched], y[untouched])
+
+
+def test_a_row_depends_on_no_other(kernels: CpuKernels) -> None:
+    torch.manual_seed(0)
+    made = make(kernels, 200, [60, 40], {0: 16, 1: 3})
+    x, y = torch.randn(23, 200), torch.randn(23, 100)
+    slots = torch.tensor([0, 1, -1] * 7 + [0, 0])
+
+    def compute(rows: list[int]) -> Tensor:
+        found = y[rows]
+        kernels.add_updates(x[rows], found, slots[rows], made.updates)
+        return found
+
+    together = compute([*range(len(x))])
+    for row in range(len(x)):
+        assert torch.equal(compute([row])[0], together[row])
+    some = [20, 3, 4, 7, 0]
+    assert torch.equal(compute(some), together[some])
+
+
+def test_an_update_that_is_taken_away(kernels: CpuKernels) -> None:
+    torch.manual_seed(0)
+    made = make(kernels, 8, [10], {0: 4, 1: 4})
+    x, y = torch.randn(3, 8), torch.zeros(3, 10)
+    made.updates.put(0, 0, None)
+    kernels.add_updates(x, y, torch.tensor([0, 1, -1]), made.updates)
+    assert not y[::2].any()
+    assert y[1].all()
+
+
+def test_a_slot_that_is_not_there(kernels: CpuKernels) -> None:
+    made = make(kernels, 8, [10], {0: 1})
+    with pytest.raises(IndexError):
+        kernels.add_updates(
+            torch.zeros(1, 8), torch.zeros(1, 10), torch.tensor([NUM_SLOTS]), made.updates
+        )
