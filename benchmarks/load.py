@@ -14,10 +14,11 @@ _SALTS = itertools.count()
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """The token ids of a prompt, and the number of tokens to generate."""
+    """The token ids of a prompt, the number of tokens to generate, and an adapter's digest."""
 
     prompt: list[int]
     new_tokens: int
+    adapter: str = ""
 
 
 class Load:

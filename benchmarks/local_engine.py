@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -66,18 +66,20 @@ class LocalEngine:
     Args:
         engine: an idle engine.
         attention: the name of its attention kernels, for reports.
+        adapters: the digests of those that are loaded.
     """
 
-    def __init__(self, engine: Engine, attention: str) -> None:
+    def __init__(self, engine: Engine, attention: str, adapters: Sequence[str] = ()) -> None:
         self.engine = engine
         self.attention = attention
+        self.adapters = adapters
         self._ids = itertools.count()
 
     @classmethod
     def build(cls, config: EngineConfig) -> Self:
         """Builds an engine that loads its model as the configuration says."""
         engine, info = build_engine(config)
-        return cls(engine, info.attention)
+        return cls(engine, info.attention, [one.digest for one in info.adapters])
 
     def run(self, items: Iterable[Item]) -> Run:
         """Runs all items at once, to their ends."""
@@ -101,6 +103,7 @@ class LocalEngine:
                 request_id=request_id,
                 prompt_token_ids=tuple(item.prompt),
                 max_new_tokens=item.new_tokens,
+                adapter=item.adapter,
             )
             refused = self.engine.add(request)
             if refused is not None:

@@ -149,3 +149,9 @@ def test_a_server_under_everything_at_once_gives_right_answers_and_keeps_nothing
     assert sum(tally["right"] for tally in result["tallies"].values()) > 0
     assert "engine" in result["recovery_s"]
     assert result["blocks"] == 0
+
+
+def test_adapters_measures_every_target() -> None:
+    result = last_line("benchmarks.adapters", "--repeat=1")
+    assert len(result["targets"]) == 6
+    assert all(target["value"] > 0 for target in result["targets"])
