@@ -112,6 +112,7 @@ class CallInterceptor(aio.ServerInterceptor):  # type: ignore[misc]
     def _wrapped(self, function: Any, method: str, key_name: str | None) -> Any:
         async def call(request: bytes, context: aio.ServicerContext[Any, Any]) -> Any:
             metadata = dict(context.invocation_metadata() or ())
+            path = rest_path(metadata.items(), from_gateway=self._from_gateway)
             caller = caller_of(
                 context,
                 from_gateway=self._from_gateway,
@@ -122,19 +123,21 @@ class CallInterceptor(aio.ServerInterceptor):  # type: ignore[misc]
                 _text(metadata.get(REQUEST_ID_HEADER)), caller, _text(metadata.get(_TRACEPARENT))
             )
             context.set_trailing_metadata(((REQUEST_ID_HEADER, record.request_id),))
-            with self._counted(method, key_name, context, record):
+            with self._counted(method, path, key_name, context, record):
                 try:
                     reply = await function(request, context)
                     # Again, since the request may have named the call.
                     context.set_trailing_metadata(((REQUEST_ID_HEADER, record.request_id),))
                     return reply
                 except Exception as error:
-                    await self._abort(context, error)
+                    await self._abort(context, path, error)
 
         return call
 
-    async def _abort(self, context: aio.ServicerContext[Any, Any], error: Exception) -> None:
-        """Ends a call with the status of an error.
+    async def _abort(
+        self, context: aio.ServicerContext[Any, Any], path: str | None, error: Exception
+    ) -> None:
+        """Ends a call with the status of an error; `path` is what a REST caller asked for.
 
         Raises:
             aio.AbortError: always; that is how grpc.aio ends a call.
@@ -145,14 +148,13 @@ class CallInterceptor(aio.ServerInterceptor):  # type: ignore[misc]
             logger.error("a call failed unexpectedly", exc_info=error)
             error = internal()
         note_error(error.kind.error_type)
-        metadata = context.invocation_metadata()
-        path = rest_path(metadata, from_gateway=self._from_gateway)
         if path is None:
             message = _cut(error.grpc_message)
             trailers = _grpc_trailers(error, message)
         else:
             message = _cut(error.message)
-            trailers = _rest_trailers(error, message, error_format(path, dict(metadata or ())))
+            metadata = dict(context.invocation_metadata() or ())
+            trailers = _rest_trailers(error, message, error_format(path, metadata))
         if (record := current_record()) is not None:
             trailers = (*trailers, (REQUEST_ID_HEADER, record.request_id))
         await context.abort(error.kind.grpc_code, message, trailers)
@@ -161,11 +163,11 @@ class CallInterceptor(aio.ServerInterceptor):  # type: ignore[misc]
     def _counted(
         self,
         method: str,
+        path: str | None,
         key_name: str | None,
         context: aio.ServicerContext[Any, Any],
         record: CallRecord,
     ) -> Any:
-        path = rest_path(context.invocation_metadata(), from_gateway=self._from_gateway)
         span = self._span(method, context, record, path)
         self._metrics.calls.begun(method)
         cancelled = False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 from service import cli
 from service.command_line.completion import SHELLS, script
 from service.command_line.parser import commands_of, flags_of
+from tests.service.command_line.shells import needs, offered_by_fish
 
 PARSER = cli._make_parser()
 
@@ -64,13 +64,31 @@ def test_every_flag_that_help_shows_is_in_the_script(shell: str) -> None:
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
 def test_the_shell_takes_its_script(tmp_path: Path, shell: str) -> None:
-    program = shutil.which(shell)
-    if program is None:
-        pytest.skip(f"there is no {shell}")
+    program = needs(shell)
     file = tmp_path / "completion"
     file.write_text(script(PARSER, shell))
     done = subprocess.run([program, "-n", str(file)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("line", "offers"),
+    [
+        ("tokenwire s", ["serve", "service"]),
+        ("tokenwire serve --grpc-p", ["--grpc-port"]),
+        ("tokenwire serve --dtype ", ["bfloat16", "float16", "float32"]),
+        ("tokenwire engine --quantize int", ["int4", "int8"]),
+        ("tokenwire engine --por", []),
+        ("tokenwire completion ", ["bash", "fish", "zsh"]),
+        ("tokenwire serve --config tok", ["tokenwire.toml"]),
+        ("tokenwire chat --tools tok", ["tokenwire.toml"]),
+    ],
+)
+def test_fish_offers_what_fits(tmp_path: Path, line: str, offers: list[str]) -> None:
+    (tmp_path / "tokenwire.toml").touch()
+    file = tmp_path / "completion"
+    file.write_text(script(PARSER, "fish"))
+    assert sorted(offered_by_fish(file, line)) == offers
 
 
 def test_the_command_prints_it(capsys: pytest.CaptureFixture[str]) -> None:
