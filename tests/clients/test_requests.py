@@ -77,13 +77,13 @@ def test_a_schema_keeps_its_keys_order_and_large_integers(value: Any) -> None:
 )
 def test_response_formats_are_in_openais_form(wanted: Any, kind: str, value: Any) -> None:
     request = requests.chat(MESSAGES, {"response_format": wanted}, stream=False)
-    grammar = at_server(request).response_format
+    grammar = at_server(request).parameters.grammar
     assert (grammar.kind, grammar.value) == (kind, value)
 
 
 def test_a_response_format_of_text_is_none() -> None:
     request = requests.chat(MESSAGES, {"response_format": {"type": "text"}}, stream=False)
-    assert at_server(request).response_format is None
+    assert at_server(request).parameters.grammar is None
 
 
 def test_conversations_with_tools_are_in_openais_form() -> None:
