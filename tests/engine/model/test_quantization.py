@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -197,7 +198,7 @@ class TestModels:
         loaded = attach_paged_attention(
             build_model(ARCHITECTURES[name](), scale=1.0), CPU, torch.float32
         )
-        return LoadedModel(loaded.model, loaded.layers, loaded.device, loaded.dtype, scheme)
+        return replace(loaded, scheme=scheme)
 
     @pytest.mark.parametrize("name", ARCHITECTURES)
     def test_int8_changes_logits_little(self, name: str) -> None:

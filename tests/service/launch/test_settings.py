@@ -367,15 +367,14 @@ def test_health_of_an_unreachable_server_is_exit_code_1(
     assert capsys.readouterr().out == "not serving\n"
 
 
-def test_model_that_cannot_be_loaded_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
+def test_model_that_cannot_be_loaded_is_one_line_and_exit_code_1() -> None:
     code = (
         "import sys, types\n"
         "from engine.protocol.errors import ModelLoadError\n"
         "def serve(config): raise ModelLoadError(f'cannot load {config.model_id}: no\\nconfig')\n"
         "sys.modules['engine.server'] = types.SimpleNamespace(serve=serve)\n"
         "from service import cli\n"
-        f"sys.exit(cli.main(['engine', '--model-id={tmp_path}', '--engine-socket=s']))\n"
+        f"sys.exit(cli.main(['engine', '--model-id={demo_model()}', '--engine-socket=s']))\n"
     )
     ended = subprocess.run(
         [sys.executable, "-c", code],
@@ -386,7 +385,7 @@ def test_model_that_cannot_be_loaded_is_one_line_and_exit_code_1(tmp_path: Path)
     )
     assert (ended.returncode, ended.stderr) == (
         1,
-        f"tokenwire engine: cannot load {tmp_path}: no config\n",
+        f"tokenwire engine: cannot load {demo_model()}: no config\n",
     )
 
 
