@@ -8,6 +8,7 @@ Compiled for GPUs and tested in Triton's interpreter; no size below has been mea
 
 from __future__ import annotations
 
+import math
 from typing import Literal, get_args
 
 import torch
@@ -45,19 +46,25 @@ def rms_norm(
     width = x.shape[-1]
     if width > MAX_WIDTH or weight.shape != (width,):
         raise ValueError(f"rows of {width} do not fit")
+    num_rows = x.numel() // width
+    inner, distance = max(num_rows, 1), 0
     output = torch.empty_like(x)
-    if x.stride(-1) != 1 or output.stride() != x.stride():  # rows are not dense in memory
+    if _has_dense_groups(x):  # heads of one part of a merged product
+        inner, distance = x.shape[-2], x.stride(-3)
+        output = x.new_empty(x.shape)
+    elif x.stride(-1) != 1 or output.stride() != x.stride():  # rows are not dense in memory
         x = x.contiguous()
         output = torch.empty_like(x)
     lanes = triton.next_power_of_2(width)
     rows = max(1, _NORM_ELEMENTS // lanes)
-    num_rows = x.numel() // width
     norm_rows[(triton.cdiv(num_rows, rows),)](
         output,
         x,
         weight,
         epsilon,
         num_rows,
+        inner,
+        distance,
         WIDTH=width,
         LANES=lanes,
         ROWS=rows,
@@ -66,6 +73,13 @@ def rms_norm(
         num_warps=min(max(lanes // 512, 4), 16),
     )
     return output
+
+
+def _has_dense_groups(x: Tensor) -> bool:
+    """Whether x is [1, ..., groups, rows, width] with gaps only between its groups of rows."""
+    if x.dim() < 3 or x.is_contiguous() or math.prod(x.shape[:-3]) != 1:
+        return False
+    return x.stride()[-2:] == (x.shape[-1], 1) and x.stride(-3) >= x.shape[-2] * x.shape[-1]
 
 
 def gated(merged: Tensor, *, activation: Activation) -> Tensor:
@@ -85,26 +99,33 @@ def gated(merged: Tensor, *, activation: Activation) -> Tensor:
 
 
 # The number of rows changes from step to step, and must not make Triton compile the kernel again.
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows", "inner"])
 def norm_rows(
     output,
     x,
     weight,
     epsilon,
     num_rows,
+    inner,
+    distance,
     WIDTH: tl.constexpr,
     LANES: tl.constexpr,
     ROWS: tl.constexpr,
     WEIGHT_OFFSET: tl.constexpr,
     ROUNDS_EARLY: tl.constexpr,
 ):
-    """Normalises ROWS rows, which follow each other in memory."""
+    """Normalises ROWS rows. In memory `inner` of them follow each other, every `distance` elements.
+
+    Those of the output all follow each other.
+    """
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     lanes = tl.arange(0, LANES)
     is_lane = lanes < WIDTH
     mask = (rows < num_rows)[:, None] & is_lane[None, :]
     elements = rows[:, None] * WIDTH + lanes[None, :]
-    states = tl.load(x + elements, mask=mask, other=0.0).to(tl.float32)
+    starts = rows // inner * distance + rows % inner * WIDTH
+    sources = x + starts[:, None] + lanes[None, :]
+    states = tl.load(sources, mask=mask, other=0.0).to(tl.float32)
     scales = tl.rsqrt(tl.sum(states * states, 1) / WIDTH + epsilon)
     states = states * scales[:, None]
     if ROUNDS_EARLY:

@@ -170,12 +170,27 @@ class TestLayers:
         layer = around.layer
         assert fuse(around, triton_kernels()).num_norms == 1
         x = torch.randn(2, 9, 3, width).half()
-        for rows in (x, x.transpose(1, 2), x[:, ::2]):
+        part = torch.randn(1, 7, 5 * width).half()[..., width : 4 * width]  # of a merged product
+        heads = part.unflatten(-1, (3, width))
+        for rows in (x, x.transpose(1, 2), x[:, ::2], heads, heads[:, :1], heads.transpose(1, 2)):
             actual, expected = around.layer(rows), layer(rows)
             assert actual.dtype is expected.dtype
             # Sums are computed in another order, which changes a few roundings.
             assert (actual != expected).float().mean() < 0.01
             torch.testing.assert_close(actual, expected, atol=1e-3, rtol=2e-3)
+
+    def test_norms_of_heads_of_a_merged_product_copy_nothing(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from engine.kernels import triton_elementwise
+
+        x = torch.randn(1, 4, 6 * 16)[..., 16:48].unflatten(-1, (2, 16))
+        monkeypatch.setattr(Tensor, "contiguous", None)  # a call of it fails
+        options = {"weight_offset": 0.0, "rounds_early": True}
+        found = triton_elementwise.rms_norm(x, torch.ones(16), 1e-5, **options)
+        assert found.is_contiguous()
+        wanted = x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+        torch.testing.assert_close(found, wanted)
 
     @pytest.mark.parametrize("activation", ["silu", "gelu_pytorch_tanh"])
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
