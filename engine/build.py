@@ -244,6 +244,7 @@ def _info(
         adapters=() if adapters is None else adapters.listed(),
         max_adapters=0 if adapters is None else adapters.max_loaded,
         loads_adapters=config.adapter_directory is not None,
+        notes=model.notes,
     )
 
 

@@ -9,6 +9,14 @@ from transformers import PreTrainedModel
 _CHUNKED = "chunked_attention"
 _ATTENTION = frozenset({"full_attention", "sliding_attention", _CHUNKED})
 _WITH_STATE = frozenset({"conv", "linear_attention", "recurrent", "hybrid", "hybrid_sliding"})
+_SPARSE = frozenset(
+    {
+        "indexed_attention",
+        "compressed_sparse_attention",
+        "heavily_compressed_attention",
+        "minimax_m3_sparse",
+    }
+)
 
 
 def refusal(model: PreTrainedModel, stateful: Collection[int]) -> str | None:
@@ -19,6 +27,11 @@ def refusal(model: PreTrainedModel, stateful: Collection[int]) -> str | None:
     if getattr(model.config.get_text_config(), "index_topk", None):
         return "an indexer chooses what its attention sees"
     kinds = layer_types(model)
+    if sparse := sorted(_SPARSE & set(kinds)):
+        return (
+            f"layers of the type {', '.join(sparse)} choose the tokens that they attend to, with a "
+            "cache of their own"
+        )
     others = {kind for index, kind in enumerate(kinds) if index not in stateful}
     states = sorted(_WITH_STATE & others)
     is_known = stateful or (kinds and _ATTENTION.issuperset(kinds))

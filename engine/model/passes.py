@@ -31,6 +31,7 @@ logger = logging.getLogger(__name__)
 # As a share of the logits' standard deviation. int4 has 0.15 in the bundled model, and 0.4 in one
 # with random weights.
 _MAX_QUANTIZATION_ERROR = 0.9
+_MOST_WEIGHTS = 0.5  # share of the weights; who quantises expects more of them to be
 
 
 def fuse_rotation(loaded: LoadedModel, backend: AttentionBackend) -> bool:
@@ -98,27 +99,34 @@ def merge_projections(loaded: LoadedModel) -> None:
     _free_unused_memory(loaded)
 
 
-def use_rotary_tables(loaded: LoadedModel, num_positions: int) -> None:
-    """Replaces the computation of the rotary embedding by tables, if the logits stay the same."""
+def use_rotary_tables(loaded: LoadedModel, num_positions: int) -> str | None:
+    """Replaces the computation of the rotary embedding by tables, if the logits stay the same.
+
+    Returns:
+        What is computed otherwise than by transformers, if anything.
+    """
     model = loaded.model
     expected = paged_logits(loaded, ReferenceAttention())
     like = torch.empty(0, dtype=loaded.dtype, device=loaded.device)
     tables = rope_tables.tabulate_rotary(model, like, SELF_CHECK_TOKENS)
     if not tables:
-        return
+        return None
     reason = objection(loaded, ReferenceAttention(), expected)
     if reason is not None:
         logger.warning("the rotary embedding is computed in every step: %s", reason)
         rope_tables.restore_rotary(model)
-        return
+        return None
     num_positions = max(num_positions, SELF_CHECK_TOKENS)
     are_unchanged = [table.extend(num_positions) for table in tables]
-    if not all(are_unchanged):
-        logger.warning(
-            "the rotary embedding depends on a text's length: it is that of %d tokens",
-            num_positions,
-        )
     _free_unused_memory(loaded)
+    if all(are_unchanged):
+        return None
+    note = (
+        f"the rotary embedding depends on a text's length: every text has that of {num_positions} "
+        "tokens, so the answers to short ones differ from those of transformers' generate"
+    )
+    logger.warning("%s", note)
+    return note
 
 
 @torch.inference_mode()
@@ -149,7 +157,7 @@ def layers_in_use(loaded: LoadedModel) -> frozenset[nn.Module]:
     return read
 
 
-def quantize_model(loaded: LoadedModel, left: Collection[nn.Module] = ()) -> float | None:
+def quantize_model(loaded: LoadedModel, left: Collection[nn.Module] = ()) -> str | None:
     """Quantises a model's weights as its scheme says; without a scheme it does nothing.
 
     Checks with small tolerances must come before: rounded activations enlarge small differences.
@@ -160,7 +168,7 @@ def quantize_model(loaded: LoadedModel, left: Collection[nn.Module] = ()) -> flo
         left: layers that stay as they are.
 
     Returns:
-        The share of the weights that are quantised, 0 … 1; None without a scheme.
+        Which share of the weights is quantised; None without a scheme.
 
     Raises:
         ModelLoadError: the scheme does not run on this device, or changes the logits too much.
@@ -183,7 +191,20 @@ def quantize_model(loaded: LoadedModel, left: Collection[nn.Module] = ()) -> flo
         )
     logger.info("logits change by %.1f %% of their spread", 100 * change)
     _free_unused_memory(loaded)
-    return share
+    note = (
+        f"{share:.0%} of the weights are quantised to {name}, {1 - share:.0%} stay {loaded.dtype}"
+    )
+    if share < _MOST_WEIGHTS:
+        note += (
+            " (the experts of a mixture are not quantised)" if _has_experts(loaded.model) else ""
+        )
+        logger.warning("%s", note)
+    return note
+
+
+def _has_experts(model: nn.Module) -> bool:
+    """Whether a model has matrices of experts, [num_experts, out, in]."""
+    return any(parameter.dim() == 3 for parameter in model.parameters())
 
 
 def pack_layers(loaded: LoadedModel, kernels: CpuKernels, left: Collection[nn.Module] = ()) -> None:

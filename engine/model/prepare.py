@@ -53,6 +53,7 @@ class PreparedModel:
         attention: the backend's name, for logs and `EngineInfo`.
         cache_dtype: of keys and values in the KV cache.
         max_total_tokens: of a sequence; the model has no position after that.
+        notes: sentences on what is served otherwise than the checkpoint says.
     """
 
     loaded: LoadedModel
@@ -60,6 +61,7 @@ class PreparedModel:
     attention: str
     cache_dtype: torch.dtype
     max_total_tokens: int
+    notes: tuple[str, ...] = ()
 
 
 def prepare(config: EngineConfig, load: LoadModel = load_model) -> PreparedModel:
@@ -67,13 +69,15 @@ def prepare(config: EngineConfig, load: LoadModel = load_model) -> PreparedModel
 
     The order matters:
 
-    1. Load, and compare logits on the paged attention with those of transformers' own attention:
-       later passes are compared with the paged reference attention.
+    1. Load, and compare logits on the paged attention with those of transformers' own attention, on
+       a short text and beyond every length at which the model changes: later passes are compared
+       with the paged reference attention.
     2. Choose the attention backend, whose check needs the original layers in full precision. The
        rotary embedding moves into its write of keys and values, which depends on the backend.
     3. Fuse layers, on a GPU also query, key and value, and tabulate the rotary embedding: their
        checks need full precision as well.
-    4. Quantise. Logits differ from the checkpoint's from here on, so no exact check can follow.
+    4. Find the layers whose weight the model reads itself: those stay. Quantise the others. Logits
+       differ from the checkpoint's from here on, so no exact check can follow.
     5. Pack the remaining fp32 linear layers on a CPU, which frees their original weights.
     6. Find out whether the final model recomputes a text bit for bit, for the log.
     7. Warm up: compile kernels for the final layers before the first request.
@@ -86,20 +90,21 @@ def prepare(config: EngineConfig, load: LoadModel = load_model) -> PreparedModel
         ModelLoadError: the model cannot be served with this configuration.
     """
     loaded = load(config)
-    max_total_tokens = served_tokens(
+    max_total_tokens, limit = served_tokens(
         loaded,
         _max_total_tokens(config, loaded),
         is_asked=config.max_total_tokens is not None,
     )
+    notes = [limit]
     cache_dtype = _cache_dtype(config, loaded)
     backend, attention = _choose_backend(config, loaded, cache_dtype)
     if config.enable_native_kernels and config.enable_fusion:
         fuse_layers(loaded)
         if loaded.device.type == "cuda":  # on a CPU it is no faster
             merge_projections(loaded)
-        use_rotary_tables(loaded, max_total_tokens)
+        notes.append(use_rotary_tables(loaded, max_total_tokens))
     left = layers_in_use(loaded)
-    quantize_model(loaded, left)
+    notes.append(quantize_model(loaded, left))
     if (kernels := native_kernels(config, loaded)) is not None:
         pack_layers(loaded, kernels, left)
     _log_exactness(recomputes_exactly(loaded, backend, config.block_size, cache_dtype))
@@ -111,6 +116,7 @@ def prepare(config: EngineConfig, load: LoadModel = load_model) -> PreparedModel
         attention=attention,
         cache_dtype=cache_dtype,
         max_total_tokens=max_total_tokens,
+        notes=tuple(filter(None, notes)),
     )
 
 

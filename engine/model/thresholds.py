@@ -132,8 +132,10 @@ def _numbers(values: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], int]]:
             yield (name,), int(value)
 
 
-def served_tokens(loaded: LoadedModel, max_total_tokens: int, *, is_asked: bool) -> int:
-    """How many tokens a text may have: those asked for, or up to what the engine does not follow.
+def served_tokens(
+    loaded: LoadedModel, max_total_tokens: int, *, is_asked: bool
+) -> tuple[int, str | None]:
+    """How many tokens a text may have, and why they are less than is wanted, if they are.
 
     Args:
         loaded: the model, before any pass.
@@ -145,7 +147,7 @@ def served_tokens(loaded: LoadedModel, max_total_tokens: int, *, is_asked: bool)
     """
     found = first_not_followed(loaded, max_total_tokens)
     if found is None:
-        return max_total_tokens
+        return max_total_tokens, None
     threshold, reason = found
     text = (
         f"{type(loaded.model).__name__} is served up to {threshold.field} "
@@ -156,4 +158,4 @@ def served_tokens(loaded: LoadedModel, max_total_tokens: int, *, is_asked: bool)
             f"max_total_tokens must be <= {threshold.num_tokens}. {text}. Given: {max_total_tokens}"
         )
     logger.warning("%s", text)
-    return threshold.num_tokens
+    return threshold.num_tokens, text

@@ -107,7 +107,8 @@ class EngineInfo:
 
     `max_total_tokens` is the longest sequence it can hold; `max_batch_total_tokens` the size of its
     KV cache; both in tokens. `adapters` are those that are loaded, of at most `max_adapters`, and
-    `loads_adapters` says whether more may come. `instance` is another one after each start.
+    `loads_adapters` says whether more may come. `notes` are sentences on what is served otherwise
+    than the checkpoint says. `instance` is another one after each start.
     """
 
     model_id: str
@@ -122,6 +123,7 @@ class EngineInfo:
     adapters: tuple[AdapterInfo, ...] = ()
     max_adapters: int = 0
     loads_adapters: bool = False
+    notes: tuple[str, ...] = ()
     instance: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def to_dict(self) -> dict[str, Any]:

@@ -148,7 +148,11 @@ def ready(info: EngineInfo) -> bytes:
 def parse_info(fields: list[Any]) -> EngineInfo:
     """The description in a `READY`."""
     named = dict(fields[0])
-    return EngineInfo(**named | {"adapters": parse_adapters([named.get("adapters", ())])})
+    lists = {
+        "adapters": parse_adapters([named.get("adapters", ())]),
+        "notes": tuple(named.get("notes", ())),
+    }
+    return EngineInfo(**named | lists)
 
 
 def load(number: int, wanted: LoadAdapter) -> bytes:

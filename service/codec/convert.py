@@ -183,6 +183,7 @@ def info_response(server: ServerInfo) -> pb.InfoResponse:
         vocab_size=server.engine.vocab_size,
         eos_token_ids=sorted(server.eos_token_ids),
         adapter_ids=list(server.adapters.names),
+        notes=list(server.engine.notes),
         context_length=server.engine.max_total_tokens,
         **{name: getattr(server.limits, name) for name in _COUNTS},
     )

@@ -110,9 +110,9 @@ def model(server: ServerInfo, name: str) -> bytes:
 
 
 def info(server: ServerInfo) -> bytes:
-    """Info, nulls included; with adapters, which TGI lacks there, only if there are any."""
-    adapters = {"adapter_ids": names} if (names := server.adapters.names) else {}
-    return orjson.dumps(server.to_contract() | adapters)
+    """Info, nulls included; adapters and notes, which TGI lacks there, only if there are any."""
+    ours = {"adapter_ids": server.adapters.names, "notes": server.engine.notes}
+    return orjson.dumps(server.to_contract() | {key: value for key, value in ours.items() if value})
 
 
 def chat_completion(answers: Sequence[ChatAnswer]) -> bytes:

@@ -21,8 +21,10 @@ from transformers import (
     Zamba2Config,
 )
 
+from benchmarks.architectures import ARCHITECTURES as TRIED
 from engine.attention.kv_cache import KVCache, LayerShape
 from engine.attention.paged import AttentionBackend, ReferenceAttention
+from engine.batch import AttentionInput
 from engine.engine import Engine
 from engine.executor import Forward
 from engine.kernels import cpu as cpu_kernels
@@ -255,6 +257,27 @@ class TestLoad:
         assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
         on_host = _load_weights(config, shape, torch.bfloat16, CPU)
         assert {parameter.device for parameter in on_host.parameters()} == {CPU}
+
+    @pytest.mark.parametrize("name", ["Qwen 2 VL", "Ministral 3 with images", "LLaVA"])
+    def test_of_a_checkpoint_with_an_image_part(self, name: str, tmp_path: Path) -> None:
+        (architecture,) = (one for one in TRIED if one.name == name)
+        architecture.build().save_pretrained(tmp_path)
+        loaded = load_model(
+            EngineConfig(model_id=str(tmp_path), socket_path=tmp_path / "s", device="cpu")
+        )
+        assert loaded.layers == dict.fromkeys(range(4), LayerShape(2, 16, 16))
+        ids = torch.arange(3, 60)
+        with torch.inference_mode():
+            expected = architecture.build()(ids.unsqueeze(0)).logits[0]
+            cache = KVCache(loaded.layers, 4, 16, torch.float32, CPU)
+            batch = AttentionInput(
+                slot_mapping=torch.arange(57),
+                block_tables=torch.arange(4).int().unsqueeze(0),
+                query_start_loc=torch.tensor([0, 57]).int(),
+                context_lens=torch.tensor([57]).int(),
+            )
+            actual = loaded.logits(ids, torch.arange(57), cache.layers, batch, ReferenceAttention())
+        torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-3)
 
     def test_of_a_missing_directory(self, tmp_path: Path) -> None:
         self.load_error(tmp_path / "missing")

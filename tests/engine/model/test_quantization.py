@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -12,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import GPT2Config
+from transformers import GPT2Config, MixtralConfig
 from transformers.pytorch_utils import Conv1D
 
 from engine.build import build_engine
@@ -29,7 +30,7 @@ from engine.protocol.request import Request
 from service.launch.settings import Quantization
 from service.launch.sources import load as load_settings
 from tests.engine.fakes import run, token_ids
-from tests.engine.model.architectures import ARCHITECTURES, build_model
+from tests.engine.model.architectures import ARCHITECTURES, SMALL, build_model
 from tests.engine.model.quantized import config, relative_error
 from tests.engine.native import kernels_for, threads
 
@@ -213,7 +214,11 @@ class TestModels:
 
     def test_int4_leaves_the_output_layer_and_what_does_not_fit(self) -> None:
         loaded = self.loaded("llama", choose("int4"))  # down_proj has 96 inputs: no whole groups
-        quantize_model(loaded)
+        note = quantize_model(loaded)
+        assert note is not None
+        assert re.fullmatch(
+            r"\d+% of the weights are quantised to int4, \d+% stay torch\.float32", note
+        )
         model: Any = loaded.model
         assert type(model.lm_head) is nn.Linear
         assert type(model.model.layers[0].mlp.down_proj) is nn.Linear
@@ -222,8 +227,23 @@ class TestModels:
     def test_without_a_scheme_stay_as_they_are(self) -> None:
         loaded = self.loaded("llama", None)
         before = [type(module) for module in loaded.model.modules()]
-        quantize_model(loaded)
+        assert quantize_model(loaded) is None
         assert [type(module) for module in loaded.model.modules()] == before
+
+    def test_say_what_share_is_left_where_experts_are_most_of_the_weights(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        config = MixtralConfig(**{**SMALL, "intermediate_size": 512}, num_local_experts=8)
+        loaded = attach_paged_attention(build_model(config, scale=1.0), CPU, torch.float32)
+        note = quantize_model(replace(loaded, scheme=choose("int8")))
+        assert note is not None
+        assert note in caplog.text
+        assert note.endswith("(the experts of a mixture are not quantised)")
+        experts = 3 * 8 * 3 * 64 * 512  # layers, experts, matrices
+        others = sum(parameter.numel() for parameter in loaded.model.parameters()) - experts
+        share = int(note.partition("%")[0]) / 100
+        linear = 3 * (64 * 64 * 2 + 64 * 32 * 2) + 64 * 128
+        assert share == pytest.approx(linear / (linear + experts + others), abs=0.006)
 
     @pytest.mark.parametrize("factor", [0.0, torch.nan])
     def test_whose_logits_change_too_much_are_refused(self, factor: float) -> None:

@@ -97,8 +97,10 @@ class TestEmbeddingsThatDependOnTheLongestPosition:
     ) -> None:
         loaded = longrope()
         stock = loaded.model.model.rotary_emb
-        use_rotary_tables(loaded, 48)
-        assert "depends on a text's length: it is that of 48 tokens" in caplog.text
+        note = use_rotary_tables(loaded, 48)
+        assert note is not None
+        assert "depends on a text's length: every text has that of 48 tokens" in note
+        assert note in caplog.text
         (table,) = tables_of(loaded.model)
         alone, in_batch = torch.tensor([[3]]), torch.tensor([[3, 47]])
         cos, _ = table(LIKE, alone)
@@ -111,7 +113,7 @@ class TestEmbeddingsThatDependOnTheLongestPosition:
     ) -> None:
         loaded = longrope()
         expected = logits(loaded)
-        use_rotary_tables(loaded, 32)
+        assert use_rotary_tables(loaded, 32) is None
         assert len(tables_of(loaded.model)) == 1
         assert "depend" not in caplog.text
         assert torch.equal(logits(loaded), expected)

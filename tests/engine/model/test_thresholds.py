@@ -101,12 +101,15 @@ def test_a_scale_by_position_needs_the_positions_of_the_step() -> None:
 def test_texts_end_at_what_is_not_followed(caplog: pytest.LogCaptureFixture) -> None:
     loaded = replace(load(LLAMA4()), chunk_sizes={})
     with caplog.at_level(logging.WARNING):
-        assert served_tokens(loaded, 512, is_asked=False) == 24
-    assert "is served up to floor_scale (24 tokens): logits differ by" in caplog.text
+        num_tokens, note = served_tokens(loaded, 512, is_asked=False)
+    assert num_tokens == 24
+    assert note is not None
+    assert "is served up to floor_scale (24 tokens): logits differ by" in note
+    assert note in caplog.text
     with pytest.raises(ModelLoadError, match=r"must be <= 24\. Llama4.* floor_scale") as caught:
         served_tokens(loaded, 512, is_asked=True)
     assert "\n" not in str(caught.value)
-    assert served_tokens(loaded, 24, is_asked=True) == 24
+    assert served_tokens(loaded, 24, is_asked=True) == (24, None)
 
 
 def test_thresholds_are_found_in_nested_fields() -> None:

@@ -15,7 +15,7 @@ from engine.protocol.config import GRAPH_SIZES
 from service import cli
 from service.access.certificates import TlsFiles
 from service.access.keys import parse_keys
-from service.bundled import PACKAGE
+from service.bundled import PACKAGE, demo_model
 from service.launch.options import SettingsError
 from service.launch.settings import OPTIONS, Settings
 from service.launch.sources import add_arguments, load, without_settings

@@ -2089,6 +2089,12 @@ class InfoResponse(betterproto2.Message):
     Answers to one prompt (`n`) at most.
     """
 
+    notes: "list[str]" = betterproto2.field(34, betterproto2.TYPE_STRING, repeated=True)
+    """
+    What is served otherwise than the checkpoint says, in sentences: a context that ends early, a
+    rotary embedding of another length, the share of the weights that is quantised.
+    """
+
     http: "__google__api__.HttpBody | None" = betterproto2.field(
         15, betterproto2.TYPE_MESSAGE, optional=True
     )
