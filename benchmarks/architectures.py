@@ -421,7 +421,6 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     ),
     Architecture("LFM 2 VL", "Lfm2Vl", {"layer_types": ["conv", "full_attention"] * 2}, _VISION),
     Architecture("RecurrentGemma", "RecurrentGemma", {"lru_width": 64}),
-    Architecture("xLSTM", "xLSTM", {"embedding_dim": 64, "num_blocks": 2, "num_heads": 4}),
     Architecture(
         "Kimi Linear",
         "KimiLinear",
