@@ -28,7 +28,7 @@ tokenizers: $(VENV)/tokenizers/installed  ## Test servers with the tokenizers of
 	ALL_TOKENIZERS=1 $(BIN)/python -m pytest tests/e2e/test_real_tokenizers.py $(ARGS)
 
 models: $(VENV)/installed  ## Test every architecture, of which `make test` tries a sample.
-	ALL_MODELS=1 $(BIN)/python -m pytest tests/engine/recurrent tests/engine/model $(ARGS)
+	ALL_MODELS=1 $(BIN)/python -m pytest tests/engine/recurrent tests/engine/model tests/benchmarks/test_models.py $(ARGS)
 
 # tests/test_checks.py runs the lines of this recipe, one test each.
 check: $(VENV)/installed  ## Check format, lint, types, imports between folders, and dependencies.

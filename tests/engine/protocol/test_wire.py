@@ -144,6 +144,8 @@ def test_engine_info_survives_the_wire() -> None:
         max_batch_total_tokens=256,
         block_size=4,
         attention="reference",
+        adapters=("one",),
+        notes=("first", "second"),
     )
     kind, fields = wire.parse(body_of(wire.ready(info)))
     assert kind is wire.Kind.READY

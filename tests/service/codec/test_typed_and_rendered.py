@@ -194,6 +194,14 @@ def test_typed_and_rendered_info_agrees() -> None:
     assert typed.max_top_n_tokens == 5
 
 
+def test_info_has_the_notes_of_the_engine_if_there_are_any() -> None:
+    notes = ("40% of the weights are quantised to int8", "texts end early")
+    noted = replace(SERVER, engine=replace(SERVER.engine, notes=notes))
+    assert over_the_wire(convert.info_response(noted)).notes == [*notes]
+    assert json.loads(render.info(noted))["notes"] == [*notes]
+    assert "notes" not in json.loads(render.info(SERVER))
+
+
 @given(
     st.lists(st.builds(TokenSpan, st.integers(0, 99), TEXTS, st.integers(0, 9), st.integers(0, 9)))
 )
