@@ -49,10 +49,10 @@ from benchmarks import machine
 from benchmarks.ceilings import Reader, synchronise
 from benchmarks.random_model import VOCAB_SIZE
 from benchmarks.report import table
+from engine.protocol.processors import num_processors
 from engine.protocol.request import Request, SamplingParams
 from engine.sampling.sampler import sample
 from engine.scheduling.sequence import Sequence
-from engine.threads import num_processors
 
 CHAT = SamplingParams(do_sample=True, temperature=0.7, top_k=50, top_p=0.95)
 # In TGI a temperature or a filter switches sampling on, a penalty does not.

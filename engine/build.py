@@ -31,6 +31,7 @@ from .model.prepare import LoadModel, PreparedModel, native_kernels, prepare
 from .model.source import load_tokenizer
 from .protocol.config import EngineConfig, EngineInfo
 from .protocol.errors import AdapterError, GrammarError, ModelLoadError
+from .protocol.processors import num_processors
 from .recurrent.layer_state import bytes_per_slot
 from .replay.cpu_graphs import CpuGraphs
 from .replay.cuda_graphs import CudaGraphs, cuda_recorder
@@ -38,7 +39,6 @@ from .replay.shapes import recorded_shapes
 from .sampling.watermark import Watermark
 from .scheduling.block_manager import BlockManager
 from .scheduling.scheduler import Scheduler
-from .threads import num_processors
 
 logger = logging.getLogger(__name__)
 

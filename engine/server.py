@@ -30,8 +30,9 @@ from .protocol.adapters import AdapterInfo, LoadAdapter
 from .protocol.config import EngineConfig, EngineInfo
 from .protocol.errors import AdapterError, AdapterFault, unknown_adapter
 from .protocol.notify import READY, notify
+from .protocol.processors import num_processors
 from .protocol.request import Moment, Request, SequenceOutput, StepOutput
-from .threads import num_processors, pin, unpin
+from .threads import pin, unpin
 
 if TYPE_CHECKING:  # torch takes a second, in which the heartbeat could not beat
     from .adapters.bank import AdapterBank
@@ -138,7 +139,8 @@ class EngineServer:
         self._listed = info.adapters  # replaced, never changed: another thread reads it
         self._activity = activity or Activity()
         self._inbox: queue.SimpleQueue[_Delivery] = queue.SimpleQueue()
-        self._connections: frozenset[_Connection] = frozenset()  # read by other threads
+        # As they came, the longest connected first; read by other threads.
+        self._connections: tuple[_Connection, ...] = ()
         self._owners: dict[str, _Connection] = {}
         self._preparing: set[tuple[_Connection, str]] = set()  # whose grammar is being compiled
         self._stopping = threading.Event()
@@ -221,7 +223,7 @@ class EngineServer:
         elif body:
             self._handle(connection, body)
         else:
-            self._connections |= {connection}
+            self._connections += (connection,)
             if connection.told != self._listed:
                 connection.send(wire.adapters(self._listed))
 
@@ -330,7 +332,7 @@ class EngineServer:
         return StepOutput(outputs=(output,), stats=self._engine.stats())
 
     def _disconnect(self, connection: _Connection) -> None:
-        self._connections -= {connection}
+        self._connections = tuple(c for c in self._connections if c is not connection)
         self._preparing = {item for item in self._preparing if item[0] is not connection}
         orphans = [key for key, owner in self._owners.items() if owner is connection]
         for request_id in orphans:
@@ -340,7 +342,11 @@ class EngineServer:
             logger.info("a service left; %d requests aborted", len(orphans))
 
     def _publish(self, output: StepOutput) -> None:
-        """Sends each service its outputs of a step, and all services its figures."""
+        """Sends each service its outputs of a step, and the engine's figures.
+
+        Only the longest connected one gets the step's own figures: services count them, and a sum
+        over all services is right if none is told what another has counted.
+        """
         parts: defaultdict[_Connection, list[SequenceOutput]] = defaultdict(list)
         moments: defaultdict[_Connection, list[Moment]] = defaultdict(list)
         for moment in output.moments:  # before the owners of finished requests are forgotten
@@ -352,10 +358,12 @@ class EngineServer:
                 self._owners.pop(item.request_id, None)
             if owner is not None:
                 parts[owner].append(item)
+        told = output
         for connection in self._connections:
             part = tuple(parts.get(connection, ()))
             happened = tuple(moments.get(connection, ()))
-            connection.send(wire.step(replace(output, outputs=part, moments=happened)))
+            connection.send(wire.step(replace(told, outputs=part, moments=happened)))
+            told = StepOutput(stats=output.stats)
 
 
 def _listen(path: Path) -> socket.socket:

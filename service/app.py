@@ -29,15 +29,20 @@ from .generation.engine_client import EngineClient
 from .generation.generator import Generator
 from .generation.limits import Limits
 from .generation.load import LoadMeter
-from .generation.metrics import Metrics
+from .generation.metrics import HELD, Metrics
 from .generation.pipeline import Pipeline
 from .generation.pushed_metrics import pushed_metrics
 from .generation.server_info import ServerInfo
 from .generation.validation import Validator
 from .grammar.checker import GrammarChecker
 from .launch.edge import MAX_METADATA_BYTES
+from .launch.place import Place, own_place
 from .launch.settings import Settings
+from .metrics.resource import own_attributes
 from .routes import SERVICE
+from .siblings.permits import SharedPermits
+from .siblings.series import SharedSeries
+from .siblings.siblings import Siblings
 from .text.long_texts import LongTexts
 from .text.tokenizer import TextTokenizer
 from .workers.heap import give_back_large_blocks
@@ -68,21 +73,26 @@ class App:
 
     Args:
         settings: what it is started with; `engine_socket` must be set.
+        place: which of several service processes it is; None if there is one.
 
     Raises:
         OSError, ValueError: the file of API keys, a certificate, or a variable of OpenTelemetry's
             cannot be used.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, place: Place | None = None) -> None:
         assert settings.engine_socket is not None
+        self._place = place
         self._settings = settings
         self._client = EngineClient(
             settings.engine_socket, max_waiting_s=settings.max_waiting_seconds or None
         )
         self._admission = Admission(
-            settings.max_concurrent_requests, settings.max_concurrent_requests_per_caller
+            settings.max_concurrent_requests,
+            settings.max_concurrent_requests_per_caller,
+            None if place is None else SharedPermits(place, 2 * settings.max_concurrent_requests),
         )
+        self._siblings: Siblings | None = None
         self._health = health.HealthServicer()
         self._stopping = asyncio.Event()
         self._servers: list[aio.Server] = []
@@ -91,8 +101,8 @@ class App:
         self._credentials = settings.grpc_tls and server_credentials(settings.grpc_tls)
         self._lanes = Lanes(settings.max_pending_bytes)
         self._long_texts = _long_texts(settings)
-        self._traces = _trace_sender(settings)
-        self._pushed = pushed_metrics(settings.model_id, settings.metric_export(os.environ))
+        self._traces = _trace_sender(settings, place)
+        self._pushed = pushed_metrics(settings.model_id, settings.metric_export(os.environ), place)
         self._starting: asyncio.Task[None] | None = None  # of the processes for long texts
         self.port = 0
 
@@ -125,13 +135,28 @@ class App:
         )
         meter = LoadMeter()
         self._client.on_step.append(meter.step)
+        await self._meet_siblings(metrics, pipeline)
         servicer = TextGenerationServicer(
-            pipeline, tokenizer, self._client, server_info, metrics, meter, self._lanes
+            pipeline,
+            tokenizer,
+            self._client,
+            server_info,
+            metrics,
+            meter,
+            self._lanes,
+            self._siblings,
         )
         self.port = await self._listen(servicer, metrics, settings.grpc_address)
         for address in settings.gateway_addresses:
             await self._listen(servicer, metrics, address, from_gateway=True)
         logger.info("service ready on %s:%d", settings.grpc_host, self.port)
+
+    async def _meet_siblings(self, metrics: Metrics, pipeline: Pipeline) -> None:
+        """Shares series and aborts with the other service processes, if there are any."""
+        if self._place is not None:
+            series = SharedSeries(self._place, metrics.source, HELD)
+            self._siblings = Siblings(self._place, series, pipeline.abort)
+            await self._siblings.open()
 
     async def run(self) -> None:
         """Serves until `stop`, then refuses new generations and waits for the running ones."""
@@ -143,6 +168,8 @@ class App:
         logger.info("draining %d requests", self._admission.num_active)
         await self._end_calls(self._settings.drain_seconds)
         await self._client.close()
+        if self._siblings is not None:
+            await self._siblings.close()
         if self._grammars is not None:
             await self._grammars.close()
         await self._close_workers()
@@ -194,8 +221,13 @@ class App:
         metrics.engine.step(client.last_step)  # so that gauges are right before the next message
         client.on_step.append(metrics.engine.step)
         client.on_tally.append(metrics.requests.step)
-        client.on_restart.append(metrics.engine.restarted)
+        client.on_restart.append(lambda info: self._engine_restarted(metrics, info))
         return metrics
+
+    def _engine_restarted(self, metrics: Metrics, info: EngineInfo) -> None:
+        """Counts a new engine, which all service processes meet, once."""
+        if self._siblings is None or self._siblings.claims_engine(info.instance):
+            metrics.engine.restarted()
 
     async def _listen(
         self,
@@ -216,6 +248,7 @@ class App:
             from_gateway=from_gateway,
             authenticator=self._authenticator,
             tracer=self._tracer(),
+            shares_ports=self._place is not None,
         )
         pool = rpc.load_pool()
         handlers = rpc.handlers(
@@ -256,7 +289,7 @@ def _authenticator(settings: Settings) -> Authenticator:
     return Authenticator(keys, settings.api_key_exempt, admin_keys)
 
 
-def _trace_sender(settings: Settings) -> TraceSender | None:
+def _trace_sender(settings: Settings, place: Place | None) -> TraceSender | None:
     """What sends traces; None, and nothing imported, where none are asked for.
 
     Raises:
@@ -267,7 +300,7 @@ def _trace_sender(settings: Settings) -> TraceSender | None:
         return None
     from .tracing.export import TraceSender
 
-    return TraceSender(export)
+    return TraceSender(export, own_attributes(place))
 
 
 def _load_tokenizer(settings: Settings) -> TextTokenizer:
@@ -354,6 +387,7 @@ def _grpc_server(
     from_gateway: bool,
     authenticator: Authenticator | None = None,
     tracer: CallTracer | None = None,
+    shares_ports: bool = False,
 ) -> aio.Server:
     interceptor = CallInterceptor(
         metrics,
@@ -362,7 +396,7 @@ def _grpc_server(
         authenticator=authenticator,
         tracer=tracer,
     )
-    options = _grpc_options(settings, from_gateway=from_gateway)
+    options = _grpc_options(settings, from_gateway=from_gateway, shares_ports=shares_ports)
     return aio.server(interceptors=[interceptor], options=options)
 
 
@@ -381,7 +415,9 @@ def _bind(server: aio.Server, address: str, credentials: Any) -> int:
         os.umask(mask)
 
 
-def _grpc_options(settings: Settings, *, from_gateway: bool) -> list[tuple[str, int]]:
+def _grpc_options(
+    settings: Settings, *, from_gateway: bool, shares_ports: bool = False
+) -> list[tuple[str, int]]:
     return [
         ("grpc.max_receive_message_length", settings.max_request_bytes * 2),
         ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
@@ -393,7 +429,9 @@ def _grpc_options(settings: Settings, *, from_gateway: bool) -> list[tuple[str, 
         # And the server pings callers, so that one that is gone is noticed.
         ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
         ("grpc.keepalive_timeout_ms", _KEEPALIVE_MS),
-        ("grpc.so_reuseport", 0),  # a second server must not share the port
+        # A second server must not share the port; the service processes of one server do, and its
+        # supervisor has seen before that nobody else has it.
+        ("grpc.so_reuseport", int(shares_ports)),
         *(() if from_gateway else _connection_age(settings.max_connection_seconds)),
     ]
 
@@ -458,7 +496,7 @@ async def serve(settings: Settings) -> None:
     """
     give_back_large_blocks()
     sys.setswitchinterval(_SWITCH_S)
-    app = App(settings)
+    app = App(settings, own_place())
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, app.stop)

@@ -34,6 +34,7 @@ from .launch.groups import own_settings
 from .launch.lone_gateway import run as run_gateway
 from .launch.open_files import raise_limit
 from .launch.options import SettingsError
+from .launch.place import own_place
 from .launch.plan import ADMIN_SOCKET, envoy_command, envoy_configuration, is_serving
 from .launch.private_directory import private_directory
 from .launch.settings import Settings
@@ -58,7 +59,9 @@ def main(argv: list[str] | None = None) -> int:
         if name in _WARNING_COMMANDS and wants_json(arguments, os.environ):
             write_json_only()
         settings = load(arguments, os.environ)
-        set_up_logging(settings.log_level, json_output=settings.json_output)
+        place = own_place()
+        worker = None if place is None else place.number
+        set_up_logging(settings.log_level, json_output=settings.json_output, worker=worker)
         if name in _WARNING_COMMANDS:
             for warning in unsupported_variables(os.environ):
                 logger.warning("%s", warning)

@@ -22,7 +22,7 @@ _NO_BARS = {_BARS: "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 _QUIET_GRPC = {"GRPC_VERBOSITY": "NONE"}  # what its C code has to say of connections
 
 
-def set_up_logging(level: str, *, json_output: bool) -> None:
+def set_up_logging(level: str, *, json_output: bool, worker: int | None = None) -> None:
     """Sets up the log of this process, on stderr.
 
     Decides on progress bars, too, unless the environment has: they are for a terminal. Processes
@@ -31,11 +31,12 @@ def set_up_logging(level: str, *, json_output: bool) -> None:
     Args:
         level: the least that is logged.
         json_output: whether it, and whatever else this process writes, is JSON.
+        worker: the number of this service process, which all lines name; None if there is one.
     """
     _decide_on_bars(wanted=sys.stderr.isatty() and not json_output)
     handler = logging.StreamHandler()
     handler.addFilter(CallFilter())
-    handler.setFormatter(JsonFormatter() if json_output else TextFormatter(_TEXT_FORMAT))
+    handler.setFormatter(JsonFormatter(worker) if json_output else text_formatter(worker))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.getLogger("asyncio").setLevel(logging.WARNING)
 
@@ -57,6 +58,12 @@ def write_json_only() -> None:
     sys.stderr = JsonLines(sys.stderr, "stderr")
 
 
+def text_formatter(worker: int | None = None) -> TextFormatter:
+    """Lines for people; those of one of several service processes name it."""
+    name = "%(name)s" if worker is None else f"%(name)s #{worker}"
+    return TextFormatter(_TEXT_FORMAT.replace("%(name)s", name))
+
+
 class TextFormatter(logging.Formatter):
     """A line, which ends in the request's id and its caller if it is about one."""
 
@@ -68,11 +75,20 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line, with the keys that TGI's router writes under --json-output."""
+    """One JSON object a line, with the keys that TGI's router writes under --json-output.
+
+    Args:
+        worker: the number of this service process; None if there is one.
+    """
+
+    def __init__(self, worker: int | None = None) -> None:
+        super().__init__()
+        self._more = {} if worker is None else {"worker": worker}
 
     def format(self, record: logging.LogRecord) -> str:
         """See logging.Formatter."""
-        more = {name: value for name in _CALL_FIELDS if (value := getattr(record, name, ""))}
+        found = {name: value for name in _CALL_FIELDS if (value := getattr(record, name, ""))}
+        more: dict[str, Any] = {**self._more, **found}
         more |= getattr(record, FIELDS, {})
         if record.exc_info:
             more["exception"] = self.formatException(record.exc_info)

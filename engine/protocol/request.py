@@ -158,6 +158,9 @@ class EngineStats:
 class StepOutput:
     """The outputs of one step, with figures about the step and the engine.
 
+    Of several services one is told about the step; for the others it is empty but for their own
+    outputs and moments, and `stats`.
+
     `num_seqs` sequences were computed, of which `num_started_seqs` had waited until then.
     `has_failed` says that the model failed on all of them. `moments` are those since the last step,
     mostly none.

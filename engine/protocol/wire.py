@@ -1,7 +1,8 @@
 """Messages between a service and the engine: length-prefixed msgpack over a Unix socket.
 
 A frame is a big-endian uint32 length and that many bytes of msgpack: a list of the message's kind
-and its fields. Each service gets one `STEP` per step, with the outputs of its own requests.
+and its fields. Each service gets one `STEP` per step, with the outputs of its own requests; one of
+them is told the figures of the step itself.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from urllib.parse import unquote
 
 from engine.protocol.adapters import LoadAdapter
 
-from ..call_record import note_answer, note_conversation, note_error, note_operation
+from ..call_record import current_record, note_answer, note_conversation, note_error, note_operation
 from ..codec import convert, headers, presenter
 from ..codec.keep_alive import with_keep_alive
 from ..codec.presenter import InvocationKind, Reply
@@ -64,6 +64,7 @@ from ..openai.head import Head
 from ..openai.responses.request import ResponsesRequest, responses_fields
 from ..openai.responses.stream import ResponseStream, answer
 from ..openai.usage import StreamUsage, Usage
+from ..siblings.siblings import Siblings
 from ..text.long_texts import MAX_LIST_BYTES, Form
 from ..text.tokenizer import TextTokenizer
 from ..workers.lanes import Lanes
@@ -91,6 +92,7 @@ class TextGenerationServicer:
         metrics: Metrics,
         meter: LoadMeter,
         lanes: Lanes,
+        siblings: Siblings | None = None,
     ) -> None:
         self._pipeline = pipeline
         self._tokenizer = tokenizer
@@ -100,6 +102,7 @@ class TextGenerationServicer:
         self._meter = meter
         self._num_watchers = 0
         self._lanes = lanes
+        self._siblings = siblings
         self._dialect = dialect_of(tokenizer, server)
         self._adapter_changes = AdapterChanges(client, server.adapters)
         self._scraper = ThreadPoolExecutor(1, "metrics")
@@ -331,7 +334,12 @@ class TextGenerationServicer:
         """
         if not request_id:
             raise missing_field("request_id")
-        return convert.abort_response(self._pipeline.abort(request_id))
+        record = current_record()
+        caller = None if record is None else record.caller
+        count = self._pipeline.abort(request_id, caller)
+        if self._siblings is not None:
+            count += await self._siblings.abort(request_id, caller)
+        return convert.abort_response(count)
 
     async def metrics(self, _: None, call: Call) -> Reply:
         """All series, in the form that the header `accept` asks for.
@@ -340,7 +348,8 @@ class TextGenerationServicer:
         """
         accept = call.metadata.get("accept", "")
         loop = asyncio.get_running_loop()
-        shown = await loop.run_in_executor(self._scraper, self._metrics.render, accept)
+        collect = None if self._siblings is None else await self._siblings.series()
+        shown = await loop.run_in_executor(self._scraper, self._metrics.render, accept, collect)
         return presenter.document(*shown)
 
     async def _conversation(self, request: ChatRequest, call: Call) -> Conversation:

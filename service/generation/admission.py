@@ -8,13 +8,28 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 from ..call_record import current_record
 from ..errors import overloaded, unhealthy
 from .turnover import Turnover
+
+
+class Shared(Protocol):
+    """Permits that several service processes count together."""
+
+    @property
+    def num_processes(self) -> int:
+        """How many there are."""
+
+    def publish(self, held: Mapping[str, int]) -> None:
+        """Shows the others what this process holds, by the caller."""
+
+    def elsewhere(self) -> Counter[str]:
+        """What the others hold."""
 
 
 class Admission:
@@ -26,18 +41,25 @@ class Admission:
         max_concurrent_requests: of all callers; at most twice as many where callers get their
             share after others took more than theirs.
         max_per_caller: of these, of one caller; None sets no bound of its own.
+        shared: what other service processes hold, which counts as well.
     """
 
-    def __init__(self, max_concurrent_requests: int, max_per_caller: int | None = None) -> None:
+    def __init__(
+        self,
+        max_concurrent_requests: int,
+        max_per_caller: int | None = None,
+        shared: Shared | None = None,
+    ) -> None:
         self._max = max_concurrent_requests
         self._max_per_caller = max_per_caller or max_concurrent_requests
         self._held: Counter[str] = Counter()
-        self._turnover = Turnover()
+        self._shared = shared
+        self._turnover = Turnover(num_alike=1 if shared is None else shared.num_processes)
         self._closed = asyncio.Event()
 
     @property
     def num_active(self) -> int:
-        """Permits that are held."""
+        """Permits that this process has given."""
         return self._held.total()
 
     @contextmanager
@@ -55,6 +77,7 @@ class Admission:
         self._check(caller, count)
         permit = Permit(self, caller, count)
         self._held[caller] += count
+        self._publish()
         try:
             yield permit
         finally:
@@ -79,17 +102,27 @@ class Admission:
         self._held[caller] -= count
         if not self._held[caller]:
             del self._held[caller]
+        self._publish()
 
-    def _is_due(self, caller: str, count: int) -> bool:
+    def _publish(self) -> None:
+        if self._shared is not None:
+            self._shared.publish(self._held)
+
+    def _all_held(self) -> Counter[str]:
+        """The permits of all processes, by the caller."""
+        return self._held if self._shared is None else self._held + self._shared.elsewhere()
+
+    def _is_due(self, held: Counter[str], caller: str, count: int) -> bool:
         """Whether a caller gets permits beyond the limit: its share of them, and no more."""
-        share = self._max // len(self._held.keys() | {caller})
-        return self._held[caller] + count <= share and self.num_active + count <= 2 * self._max
+        share = self._max // len(held.keys() | {caller})
+        return held[caller] + count <= share and held.total() + count <= 2 * self._max
 
     def _check(self, caller: str, count: int) -> None:
-        free = self._max - self.num_active
-        if count > free and not self._is_due(caller, count):
+        held = self._all_held()
+        free = self._max - held.total()
+        if count > free and not self._is_due(held, caller, count):
             raise overloaded(retry_after_s=self.retry_after_s(count - free))
-        free = self._max_per_caller - self._held[caller]
+        free = self._max_per_caller - held[caller]
         if count > free:
             limit = f"one caller may have {self._max_per_caller} requests at a time"
             raise overloaded(limit, retry_after_s=self.retry_after_s(count - free))

@@ -11,6 +11,7 @@ import asyncio
 import itertools
 import logging
 import os
+import secrets
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
@@ -91,7 +92,9 @@ class EngineClient:
         self._socket_path = socket_path
         self._max_waiting_s = max_waiting_s
         self._streams: dict[str, _Stream] = {}
-        self._ids = (f"{os.getpid()}-{number}" for number in itertools.count())
+        # In containers every service may have the same process id.
+        prefix = f"{os.getpid()}-{secrets.token_hex(4)}"
+        self._ids = (f"{prefix}-{number}" for number in itertools.count())
         self._writer: asyncio.StreamWriter | None = None
         self._task: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
@@ -105,7 +108,7 @@ class EngineClient:
         self.last_step = StepOutput()
         self.on_step: list[StepListener] = []
         self.on_tally: list[TallyListener] = []
-        self.on_restart: list[Callable[[], None]] = []
+        self.on_restart: list[Callable[[EngineInfo], None]] = []
 
     @property
     def is_connected(self) -> bool:
@@ -140,7 +143,7 @@ class EngineClient:
         self._fail_streams(reason, min_restarts=0)
 
     def new_request_id(self) -> str:
-        """An id that no other request of this machine has."""
+        """An id that no other request has."""
         return next(self._ids)
 
     async def generate(
@@ -269,7 +272,7 @@ class EngineClient:
         self._ready.set()
         if before is not None and before.instance != info.instance:
             for restarted in self.on_restart:
-                restarted()
+                restarted(info)
             self._restore(info)  # first, since the requests below may have these adapters
         self._list(info.adapters)
         for stream in self._streams.values():

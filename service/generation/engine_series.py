@@ -1,6 +1,7 @@
 """The series of the engine: its batch, its steps, its cache, its restarts.
 
-They are the engine's, whichever service tells them: several services of one engine tell the same.
+They are the engine's, whichever service tells them. Its gauges are the same in several services of
+one engine; each of its steps is counted by one of them.
 """
 
 from __future__ import annotations
@@ -102,13 +103,16 @@ class EngineSeries:
         )
 
     def step(self, output: StepOutput) -> None:
-        """The engine computed a step, or sent a heartbeat, which has no scheduled tokens."""
+        """The engine computed a step, or sent a heartbeat, which has no scheduled tokens.
+
+        What another service counts looks like a heartbeat here.
+        """
         stats, before = output.stats, self._stats.num_preemptions
         self._stats = stats
-        if stats.num_preemptions != before:  # fewer are those of a new engine
-            fresh = stats.num_preemptions - before
-            self._preemptions.inc(fresh if fresh > 0 else stats.num_preemptions)
         if output.num_scheduled_tokens:
+            if stats.num_preemptions != before:  # fewer are those of a new engine
+                fresh = stats.num_preemptions - before
+                self._preemptions.inc(fresh if fresh > 0 else stats.num_preemptions)
             self._count_step(output)
             if output.num_started_seqs:
                 self._count_started(output)

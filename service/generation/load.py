@@ -62,14 +62,19 @@ class LoadMeter:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._stats = EngineStats()
+        self._stats: EngineStats | None = None
         self._steps: deque[tuple[float, int]] = deque()  # when, and how many tokens it gave
         self._num_tokens = 0  # of these steps
 
     def step(self, output: StepOutput) -> None:
-        """The engine computed a step, or sent a heartbeat."""
-        self._stats = output.stats
-        num_tokens = sum(item.token is not None for item in output.outputs)
+        """The engine computed a step, or sent a heartbeat.
+
+        Its own count is taken, since other services of it have requests as well.
+        """
+        before, self._stats = self._stats or output.stats, output.stats
+        num_tokens = self._stats.num_generated_tokens - before.num_generated_tokens
+        if num_tokens < 0:  # a new engine's
+            num_tokens = self._stats.num_generated_tokens
         if num_tokens:
             self._steps.append((self._clock(), num_tokens))
             self._num_tokens += num_tokens
@@ -78,7 +83,7 @@ class LoadMeter:
     def load(self) -> Load:
         """The load now."""
         self._forget()
-        stats = self._stats
+        stats = self._stats or EngineStats()
         num_used = stats.num_blocks - stats.num_free_blocks
         return Load(
             num_running=stats.num_running,

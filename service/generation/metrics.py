@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from prometheus_client import (
     CollectorRegistry,
@@ -14,9 +14,10 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
 )
+from prometheus_client.core import Metric
 
 from ..grammar.checker import OUTCOMES
-from ..metrics.exposition import Exposition
+from ..metrics.exposition import Collected, Exposition, Source
 from ..metrics.histogram import HistogramFamily
 from .admission import Admission
 from .call_series import CallSeries
@@ -26,6 +27,13 @@ from .request_series import Listener, RequestSeries
 from .server_info import VERSION, ServerInfo
 
 _GRAMMAR_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+_PLAIN = "tgi_"  # what the names of counters begin with that have no `_total`
+
+# Gauges of what a service process has of its own. All others are the engine's or the server's, and
+# every service process tells the same.
+HELD = ("grpc_server_in_progress", "tokenwire_requests_active")
 
 
 class Metrics:
@@ -52,7 +60,7 @@ class Metrics:
     ) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # TGI has no *_created series
         registry = self._registry = CollectorRegistry()
-        self._exposition = Exposition(registry, plain="tgi_")
+        self._exposition = Exposition(registry, _PLAIN)
         self.requests = RequestSeries(registry, limits, speculate, *listeners)
         self.engine = EngineSeries(registry, is_healthy)
         self.calls = CallSeries(registry)
@@ -71,6 +79,11 @@ class Metrics:
         )
         ProcessCollector(registry=registry)
         GCCollector(registry=registry)
+
+    @property
+    def source(self) -> Source:
+        """The series of this process."""
+        return self._registry
 
     def grammar_tried(self, outcome: str, seconds: float) -> None:
         """A grammar was compiled on trial; `outcome` is one of the checker's `OUTCOMES`."""
@@ -117,9 +130,17 @@ class Metrics:
         """All series in Prometheus' text format; TGI's counters without `_total`."""
         return self.render()[1]
 
-    def render(self, accept: str = "") -> tuple[str, bytes]:
+    def render(
+        self, accept: str = "", collect: Callable[[], Iterable[Metric]] | None = None
+    ) -> tuple[str, bytes]:
         """The content type and the text of all series, in the form that `Accept` asks for.
 
         Any thread may call this.
+
+        Args:
+            accept: the header.
+            collect: makes the series of several service processes, which are shown instead.
         """
-        return self._exposition.render(accept)
+        if collect is None:
+            return self._exposition.render(accept)
+        return Exposition(Collected(collect()), _PLAIN).render(accept)

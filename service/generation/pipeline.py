@@ -153,9 +153,14 @@ class Pipeline:
                                 self._finish(finished)
                         yield index, event
 
-    def abort(self, request_id: str) -> int:
-        """Ends the generations of all calls of this id; returns how many there were."""
-        return self._running.abort(request_id)
+    def abort(self, request_id: str, caller: str | None) -> int:
+        """Ends the generations of all calls of this id; returns how many there were.
+
+        Args:
+            request_id: the calls' id.
+            caller: who asks for that, if it is known.
+        """
+        return self._running.abort(request_id, caller)
 
     async def closed(self) -> None:
         """Returns once new generations are refused, because the server shuts down."""

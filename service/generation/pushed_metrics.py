@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 from ..call_record import CallRecord, current_record
 from ..launch.otlp import Export
+from ..launch.place import Place
 from ..metrics.otlp import make_provider
+from ..metrics.resource import own_attributes
 from .generator import Generation
 
 if TYPE_CHECKING:
@@ -99,10 +101,19 @@ class PushedMetrics:
         )
 
 
-def pushed_metrics(model: str, export: Export | None) -> PushedMetrics | None:
+def pushed_metrics(
+    model: str, export: Export | None, place: Place | None = None
+) -> PushedMetrics | None:
     """The metrics to push, if there is somewhere to push them to.
+
+    Args:
+        model: what is served.
+        export: where to, and how.
+        place: which of several service processes this is.
 
     Raises:
         ValueError: a variable has no possible value.
     """
-    return None if export is None else PushedMetrics(make_provider(export), model)
+    if export is None:
+        return None
+    return PushedMetrics(make_provider(export, own_attributes(place)), model)

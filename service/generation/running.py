@@ -58,14 +58,18 @@ class RunningCalls:
         finally:
             self._calls.remove(call)
 
-    def abort(self, request_id: str) -> int:
-        """Ends the generations of the calls that have an id; returns how many there were."""
-        by = current_record()
+    def abort(self, request_id: str, caller: str | None) -> int:
+        """Ends the generations of the calls that have an id; returns how many there were.
+
+        Args:
+            request_id: the calls' id.
+            caller: who asks for that, if it is known.
+        """
         found = [
             call
             for call in self._calls
             if call.record.request_id == request_id
-            and not (self._own_only and (by is None or by.caller != call.record.caller))
+            and not (self._own_only and caller != call.record.caller)
         ]
         for call in found:
             call.abort()

@@ -16,10 +16,12 @@ class Turnover:
 
     Args:
         clock: monotonic seconds.
+        num_alike: processes that share the load, of which this is one: as many end in each.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, num_alike: int = 1) -> None:
         self._clock = clock
+        self._num_alike = num_alike
         self._began = clock()
         self._ends: deque[float] = deque()
 
@@ -35,7 +37,8 @@ class Turnover:
         """
         self._forget()
         watched_s = min(self._clock() - self._began, _WINDOW_S)
-        wait_s = watched_s * count / len(self._ends) if self._ends else watched_s
+        num_ends = len(self._ends) * self._num_alike
+        wait_s = watched_s * count / num_ends if num_ends else watched_s
         return min(max(math.ceil(wait_s), 1), _MAX_WAIT_S)
 
     def _forget(self) -> None:

@@ -27,10 +27,17 @@ _CHUNK_BYTES = 64 * 1024
 
 
 class Child:
-    """One child process in a session of its own; it dies with this process."""
+    """One child process in a session of its own; it dies with this process.
+
+    Args:
+        name: its role, with a number where several children have it: `service-2`.
+        command: what runs it.
+        environment: all its variables.
+    """
 
     def __init__(self, name: str, command: list[str], environment: Mapping[str, str]) -> None:
         self.name = name
+        self.role = name.partition("-")[0]
         self._command = command
         self._environment = environment
         self._process: asyncio.subprocess.Process | None = None
@@ -110,7 +117,7 @@ class Child:
 
     def _last_words(self) -> str:
         """The line in which a command of ours gives its error, or else the last line, if recent."""
-        own = f"tokenwire {self.name}: "
+        own = f"tokenwire {self.role}: "
         since = (self._ended or time.monotonic()) - _LAST_WORDS_S
         recent = [message_of(line) for written, line in self._tail if written >= since]
         errors = [line.removeprefix(own) for line in recent if line.startswith(own)]

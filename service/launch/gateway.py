@@ -109,7 +109,7 @@ class GatewayConfig:
         listen_port: the one port for REST, gRPC and gRPC-Web.
         upstream_host: the service's IP address, or a DNS name whose every address is a replica.
         upstream_port: the port on which the service takes the gateway's calls.
-        upstream_socket: the Unix socket for the same, which wins over host and port.
+        upstream_sockets: the Unix sockets of service processes, which win over host and port.
         descriptors: the compiled descriptor set, as a path that Envoy can open.
         admin_port: port of Envoy's admin interface on 127.0.0.1, for all users of the machine.
         admin_socket: a Unix socket for the same, where there is no port.
@@ -132,7 +132,7 @@ class GatewayConfig:
     upstream_host: str
     upstream_port: int
     descriptors: Path
-    upstream_socket: Path | None = None
+    upstream_sockets: tuple[Path, ...] = ()
     admin_port: int | None = None
     admin_socket: Path | None = None
     max_request_bytes: int = 2_097_152
@@ -146,6 +146,11 @@ class GatewayConfig:
     access_log: bool = False
     json_output: bool = False
     edge: Edge = field(default_factory=Edge)
+
+    @property
+    def has_several_services(self) -> bool:
+        """Whether a call can be made again at once, by another process than the one that died."""
+        return len(self.upstream_sockets) > 1
 
     @property
     def max_connections(self) -> int:

@@ -20,7 +20,7 @@ _GROUPS = {
     "hostname": "the network",
     "api_key_file": "who may come in",
     "max_connection_seconds": "connections",
-    "drain_seconds": "operation",
+    "service_workers": "operation",
 }
 _OF_ALL = {"log_level", "json_output"}
 
@@ -49,7 +49,8 @@ def own_settings(command: str) -> frozenset[str]:
     shared -= {"max_gateway_bytes", "max_loras", "max_cpu_loras"}
     own = {
         "engine": engine | {"engine_socket"},
-        "service": every - ((engine | envoy) - shared) - {"engine_stall_seconds", "admin_port"}
+        "service": every - ((engine | envoy) - shared)
+        - {"engine_stall_seconds", "admin_port", "service_workers"}
         | {"model_id", "revision", "engine_socket"},
         "envoy": envoy,
         "envoy-config": envoy,

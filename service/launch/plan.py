@@ -21,6 +21,7 @@ from ..routes import SERVICE
 from . import gateway
 from .certificates import follow_certificates
 from .files import check_public_certificates
+from .place import Place
 from .settings import Settings, address, reachable
 from .watch import Notifications, Probe, Probing, Watch
 
@@ -47,6 +48,7 @@ class Plan:
         addresses: the same for programs, by name.
         watch: runs as long as the children do, if there is something to watch.
         signs_of_life: by name, how children are known to be alive; others only by their end.
+        environments: by name, variables for children beside those that all have.
         max_connections: of callers, at a time.
         drain: is called before the children are stopped; it may fail with an OSError.
     """
@@ -57,8 +59,38 @@ class Plan:
     addresses: Mapping[str, str] = field(default_factory=dict)
     watch: Callable[[], Coroutine[Any, Any, None]] | None = None
     signs_of_life: Mapping[str, Watch] = field(default_factory=dict)
+    environments: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     max_connections: int = 0
     drain: Callable[[], Awaitable[None]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Worker:
+    """A service process: its name, where it takes Envoy's calls, and its place among several."""
+
+    name: str
+    socket: Path
+    place: Place | None = None
+
+    def settings(self, settings: Settings) -> Settings:
+        """Its settings, of those of the server."""
+        return replace(settings, gateway_socket=self.socket)
+
+
+def _workers(settings: Settings, runtime: Path) -> list[_Worker]:
+    """The service processes; the only one has no number."""
+    socket_path, count = settings.gateway_socket, settings.num_service_workers
+    assert socket_path is not None
+    if count == 1:
+        return [_Worker("service", socket_path)]
+    return [
+        _Worker(
+            f"service-{number}",
+            socket_path.with_name(f"{socket_path.stem}-{number}{socket_path.suffix}"),
+            Place(number, count, runtime),
+        )
+        for number in range(1, count + 1)
+    ]
 
 
 def make_plan(settings: Settings, runtime: Path) -> Plan:
@@ -73,21 +105,28 @@ def make_plan(settings: Settings, runtime: Path) -> Plan:
         engine_socket=settings.engine_socket or runtime / "engine.sock",
         gateway_socket=settings.gateway_socket or runtime / "gateway.sock",
     )
-    command, flags, tls = _own_command(), settings.to_argv(), settings.tls
+    command, tls, workers = _own_command(), settings.tls, _workers(settings, runtime)
+    sockets = tuple(worker.socket for worker in workers)
     return Plan(
         commands={
-            "engine": [*command, "engine", *flags],
-            "service": [*command, "service", *flags],
-            "envoy": envoy_command(settings, runtime, is_told=True),
+            "engine": [*command, "engine", *settings.to_argv()],
+            **{
+                worker.name: [*command, "service", *worker.settings(settings).to_argv()]
+                for worker in workers
+            },
+            "envoy": envoy_command(settings, runtime, is_told=True, sockets=sockets),
         },
-        stages=_stages(settings, settings.admin_port or runtime / ADMIN_SOCKET),
+        stages=_stages(settings, settings.admin_port or runtime / ADMIN_SOCKET, sockets),
         banner=_banner(settings),
         addresses=_addresses(settings),
         watch=None if tls is None else lambda: follow_certificates(tls, runtime),
         signs_of_life={
             "engine": Notifications(runtime / "engine.notify"),
-            "service": Notifications(runtime / "service.notify"),
+            **{worker.name: Notifications(runtime / f"{worker.name}.notify") for worker in workers},
             "envoy": Probing(lambda: _is_alive(settings, runtime)),
+        },
+        environments={
+            worker.name: worker.place.environment for worker in workers if worker.place is not None
         },
         max_connections=settings.gateway_config(DESCRIPTORS).max_connections,
         drain=lambda: _drain_gateway(settings, runtime),
@@ -112,24 +151,24 @@ def _own_command() -> list[str]:
     return [sys.executable, *options, "-m", f"{NAME}.cli"]
 
 
-def _stages(settings: Settings, admin: Path | int) -> tuple[Stage, ...]:
-    """One stage for engine and service, which serves only after the engine has loaded."""
+def _stages(settings: Settings, admin: Path | int, sockets: tuple[Path, ...]) -> tuple[Stage, ...]:
+    """One stage for engine and services, which serve only after the engine has loaded."""
     return (
-        Stage(
-            f"loading {settings.model_id}",
-            lambda: is_serving(settings.probe_target),
-        ),
+        Stage(f"loading {settings.model_id}", lambda: _are_serving(sockets)),
         Stage("starting Envoy", lambda: _answers_health(settings, admin)),
     )
 
 
-def envoy_command(settings: Settings, directory: Path, *, is_told: bool = False) -> list[str]:
+def envoy_command(
+    settings: Settings, directory: Path, *, is_told: bool = False, sockets: tuple[Path, ...] = ()
+) -> list[str]:
     """Writes and checks Envoy's configuration; returns the command that runs it.
 
     Args:
         settings: of the server.
         directory: where to write.
         is_told: whether Envoy will be told of new certificates, see `gateway.write`.
+        sockets: of several service processes, see `Settings.gateway_config`.
 
     Raises:
         ValueError: Envoy refuses its configuration, or a certificate cannot be used.
@@ -138,7 +177,8 @@ def envoy_command(settings: Settings, directory: Path, *, is_told: bool = False)
     check_public_certificates(settings)
     binary = gateway.find_envoy()
     admin_socket = None if settings.admin_port is not None else directory / ADMIN_SOCKET
-    config = settings.gateway_config(DESCRIPTORS, admin_socket, settings.trace_export(os.environ))
+    traces = settings.trace_export(os.environ)
+    config = settings.gateway_config(DESCRIPTORS, admin_socket, traces, sockets)
     config_path = gateway.write(config, directory, is_told=is_told)
     gateway.validate(binary, config_path)
     return gateway.command(binary, config_path, json_output=settings.json_output)
@@ -199,6 +239,11 @@ async def is_serving(target: str) -> bool:
         except grpc.aio.AioRpcError:
             return False
     return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
+
+
+async def _are_serving(sockets: tuple[Path, ...]) -> bool:
+    """Whether all service processes serve."""
+    return all(await asyncio.gather(*(is_serving(f"unix:{path}") for path in sockets)))
 
 
 async def _answers_health(settings: Settings, admin: Path | int) -> bool:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from engine.protocol.adapters import MAX_NAME
 from engine.protocol.config import GRAPH_SIZES, EngineConfig
+from engine.protocol.processors import num_processors
 
 from ..access.certificates import TlsFiles
 from ..bundled import demo_model
@@ -40,6 +41,9 @@ LogLevel = Literal["debug", "info", "warning", "error", "critical"]
 
 _MAX_SOCKET_PATH = 107  # bytes; Linux has 108 for the path of a Unix socket and its final zero
 _MAX_PORT = 65535
+# Text takes a small part of the work, and each process has a tokenizer and grammars of its own.
+_CORES_PER_WORKER = 8
+_MAX_DEFAULT_WORKERS = 4
 
 
 BUNDLED_MODEL = "tokenwire/demo"  # not a hub id: the model that comes with the server
@@ -316,6 +320,15 @@ class Settings:
     ] = 2 << 30
 
     # Operation.
+    service_workers: Annotated[
+        int | None,
+        About(
+            "service processes that share the work on text; otherwise one per 8 cores, 4 at most",
+            ours=True,
+            low=1,
+            high=64,
+        ),
+    ] = None
     drain_seconds: Annotated[
         float, About("how long running requests may go on after SIGTERM", ours=True, low=0)
     ] = 90.0
@@ -449,6 +462,16 @@ class Settings:
         return str(demo_model()) if self.model_id == BUNDLED_MODEL else resolve(self.model_id)
 
     @property
+    def _own_gateway_socket(self) -> tuple[Path, ...]:
+        return () if self.gateway_socket is None else (self.gateway_socket,)
+
+    @property
+    def num_service_workers(self) -> int:
+        """How many service processes `serve` runs."""
+        by_cores = min(num_processors() // _CORES_PER_WORKER, _MAX_DEFAULT_WORKERS)
+        return self.service_workers or max(by_cores, 1)
+
+    @property
     def upstream_host(self) -> str:
         """Where to reach the service."""
         return reachable(self.grpc_host)
@@ -556,8 +579,15 @@ class Settings:
         descriptors: Path,
         admin_socket: Path | None = None,
         traces: TraceExport | None = None,
+        sockets: tuple[Path, ...] = (),
     ) -> GatewayConfig:
         """Returns Envoy's parameters.
+
+        Args:
+            descriptors: the compiled descriptor set.
+            admin_socket: of Envoy's admin interface.
+            traces: where spans go.
+            sockets: of several service processes; otherwise the one of these settings.
 
         Raises:
             SettingsError: it is not said where the service takes Envoy's calls.
@@ -571,7 +601,7 @@ class Settings:
             listen_port=self.port,
             upstream_host=self.upstream_host,
             upstream_port=self.gateway_port or 0,
-            upstream_socket=self.gateway_socket,
+            upstream_sockets=sockets or self._own_gateway_socket,
             descriptors=descriptors,
             admin_port=self.admin_port,
             admin_socket=admin_socket,

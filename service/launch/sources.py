@@ -17,6 +17,7 @@ from typing import Any, get_args
 from .config_file import read_config
 from .groups import grouped
 from .options import PREFIX, Option, SettingsError, flag, is_ip_address, spell
+from .place import VARIABLE as PLACE_VARIABLE
 from .settings import OPTIONS, Settings
 from .unsupported import UNSUPPORTED, Refuse
 
@@ -133,6 +134,7 @@ def without_settings(environment: Mapping[str, str]) -> dict[str, str]:
     """Returns the environment for a child that gets its settings as flags."""
     known = {variable for option in OPTIONS for variable in option.variables} | {_CONFIG_VARIABLE}
     known |= {name.upper() for name, entry in UNSUPPORTED.items() if entry.warns}
+    known.add(PLACE_VARIABLE)
     return {name: value for name, value in environment.items() if name not in known}
 
 
@@ -159,6 +161,8 @@ def _reject_unknown(environment: Mapping[str, str]) -> None:
     known = {variable for option in OPTIONS for variable in option.variables} | {_CONFIG_VARIABLE}
     for name, value in environment.items():
         if not name.startswith(PREFIX) or name in known or _is_foreign(name, value):
+            continue
+        if name == PLACE_VARIABLE:  # which a supervisor has set
             continue
         without_prefix = name.removeprefix(PREFIX)
         if without_prefix in known:  # one of TGI's, which have no prefix

@@ -37,7 +37,7 @@ _LOG_AGAIN_S = 10.0  # how often the progress of a stage is logged
 
 # How long each child may take to end, after the service has drained.
 _STOP_S = 10.0
-# In this order: the service ends its calls while Envoy still carries them and the engine computes.
+# In this order: services end their calls while Envoy still carries them and the engine computes.
 _STOP_ORDER = ("service", "envoy", "engine")
 
 
@@ -183,10 +183,11 @@ class Supervisor:
         return self._plan.signs_of_life.get(child.name)
 
     async def _stop(self, patience: float) -> None:
-        """Ends the children one after the other; the service has `patience` for its calls."""
-        rank = {name: index for index, name in enumerate(_STOP_ORDER)}
-        for child in sorted(self._children, key=lambda child: rank.get(child.name, 0)):
-            await child.stop(_STOP_S + (patience if child.name == _STOP_ORDER[0] else 0))
+        """Ends the children, role by role; services have `patience` for their calls."""
+        for role in dict.fromkeys((*_STOP_ORDER, *(child.role for child in self._children))):
+            seconds = _STOP_S + (patience if role == _STOP_ORDER[0] else 0)
+            ending = [child.stop(seconds) for child in self._children if child.role == role]
+            await asyncio.gather(*ending)
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
@@ -234,10 +235,8 @@ def _children(plan: Plan) -> list[Child]:
     """The children, which see neither our settings nor the socket on which we are watched."""
     shared = without_settings(os.environ)
     shared.pop(NOTIFY_SOCKET, None)
-    environments = {
-        name: {**shared, **watch.environment} for name, watch in plan.signs_of_life.items()
-    }
+    watched = {name: watch.environment for name, watch in plan.signs_of_life.items()}
     return [
-        Child(name, command, environments.get(name, shared))
+        Child(name, command, {**shared, **watched.get(name, {}), **plan.environments.get(name, {})})
         for name, command in plan.commands.items()
     ]

@@ -8,9 +8,11 @@ unknown type, so that a series has the same name in both.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
 
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import generate_latest
 from prometheus_client.core import Metric
 from prometheus_client.openmetrics.exposition import (
     CONTENT_TYPE_LATEST,
@@ -27,16 +29,34 @@ _VERSIONS = (None, "0.0.1", "1.0.0")  # that a scraper may ask for, and of which
 _QUALITY = re.compile(r"0(\.\d{0,3})?|1(\.0{0,3})?")
 
 
+class Source(Protocol):
+    """What has series: a registry, or several of them put together."""
+
+    def collect(self) -> Iterable[Metric]:
+        """Its series now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """Series that were collected before."""
+
+    metrics: Iterable[Metric]
+
+    def collect(self) -> Iterable[Metric]:
+        """See Source."""
+        return self.metrics
+
+
 class Exposition:
-    """Shows a registry.
+    """Shows series.
 
     Args:
-        registry: what there is.
+        source: what there is.
         plain: what the names of counters begin with that have no `_total`.
     """
 
-    def __init__(self, registry: CollectorRegistry, plain: str) -> None:
-        self._registry = registry
+    def __init__(self, source: Source, plain: str) -> None:
+        self._source = source
         self._plain = plain
         self._suffix = re.compile(rf"(?m)^((?:# \w+ )?{plain}\w+)_total\b".encode())
 
@@ -45,11 +65,11 @@ class Exposition:
         if prefers_openmetrics(accept):
             shown: bytes = generate_openmetrics(self)  # type: ignore[no-untyped-call]
             return OPENMETRICS_TYPE, shown
-        return TEXT_TYPE, self._suffix.sub(rb"\1", generate_latest(self._registry))
+        return TEXT_TYPE, self._suffix.sub(rb"\1", generate_latest(self._source))
 
     def collect(self) -> Iterator[Metric]:
-        """The registry's series as OpenMetrics has them."""
-        for family in self._registry.collect():
+        """The source's series as OpenMetrics has them."""
+        for family in self._source.collect():
             is_plain = family.type == "counter" and family.name.startswith(self._plain)
             yield _untyped(family) if is_plain else family
 

@@ -6,6 +6,7 @@ time limits, interval and temporality by themselves.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from ..launch.otlp import Export
@@ -15,8 +16,12 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.metrics.export import MetricExporter
 
 
-def make_provider(export: Export) -> MeterProvider:
+def make_provider(export: Export, attributes: Mapping[str, str] | None = None) -> MeterProvider:
     """Pushes what its meters are told, until it is shut down.
+
+    Args:
+        export: where to, and how.
+        attributes: of this process, in the resource of all that it pushes.
 
     Raises:
         ValueError: a variable has no possible value.
@@ -29,7 +34,7 @@ def make_provider(export: Export) -> MeterProvider:
         reader = PeriodicExportingMetricReader(_exporter(export))
     except Exception as error:  # the SDK raises what comes to its mind
         raise ValueError(f"metrics cannot be pushed: {error}") from error
-    resource = Resource.create({SERVICE_NAME: export.service_name})
+    resource = Resource.create({**(attributes or {}), SERVICE_NAME: export.service_name})
     return MeterProvider([reader], resource, shutdown_on_exit=False)
 
 

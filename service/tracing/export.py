@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import threading
+from collections.abc import Mapping
 from contextlib import suppress
 
 from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
@@ -24,17 +25,20 @@ class TraceSender:
 
     Args:
         export: where to.
+        attributes: of this process, in the resource of its spans.
 
     Raises:
         ValueError: one of OpenTelemetry's variables has a value that cannot be used.
     """
 
-    def __init__(self, export: TraceExport) -> None:
+    def __init__(self, export: TraceExport, attributes: Mapping[str, str] | None = None) -> None:
         try:
             self._processor = BatchSpanProcessor(_exporter(export))
         except Exception as error:  # the SDK raises what comes to its mind
             raise ValueError(f"traces cannot be sent: {error}") from error
-        resource = Resource.create({SERVICE_NAME: export.service_name, SERVICE_VERSION: _version()})
+        resource = Resource.create(
+            {SERVICE_NAME: export.service_name, SERVICE_VERSION: _version()}
+        ).merge(Resource(dict(attributes or {})))
         self._direct = TracerProvider(resource=resource, shutdown_on_exit=False)
         # The gateway has chosen by the same rule, and must not be contradicted.
         self._behind_gateway = TracerProvider(

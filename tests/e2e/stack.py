@@ -55,7 +55,7 @@ class StartError(Exception):
 def command(*flags: str) -> list[str]:
     """The command line of a server on free ports; `flags` override the defaults."""
     defaults = ["--port=0", "--grpc-port=0", "--num-threads=1", "--drain-seconds=30"]
-    return [str(TOKENWIRE), "serve", *defaults, *_PATIENCE, *flags]
+    return [str(TOKENWIRE), "serve", *defaults, "--service-workers=1", *_PATIENCE, *flags]
 
 
 def run_to_end(*flags: str) -> subprocess.CompletedProcess[str]:
@@ -136,8 +136,12 @@ class Stack:
 
     def child(self, name: str) -> psutil.Process:
         """The child that runs `engine`, `service` or `envoy`."""
-        (child,) = (item for item in self.children() if name in _role(item))
+        (child,) = self.all_of(name)
         return child
+
+    def all_of(self, name: str) -> list[psutil.Process]:
+        """The children that run `engine`, `service` or `envoy`."""
+        return [item for item in self.children() if name in _role(item)]
 
     def metric(self, series: str) -> float:
         """The value of a series of /metrics."""

@@ -12,7 +12,7 @@ import msgpack
 import pytest
 
 from engine.protocol import wire
-from engine.protocol.request import FinishReason
+from engine.protocol.request import FinishReason, StepOutput
 from tests.engine.fakes import greedy_tokens, make_engine, token_ids
 from tests.engine.sockets import (
     INFO,
@@ -80,6 +80,38 @@ def test_an_idle_engine_sends_heartbeats(serve: Serve, path: Path) -> None:
     serve(make_engine())
     with Client(path) as client:
         assert [client.step().outputs for _ in range(3)] == [()] * 3
+
+
+def test_each_step_is_counted_by_one_service(serve: Serve, path: Path) -> None:
+    """The longest connected one, whoever the tokens are for; and the next one when it leaves."""
+    server = serve(make_engine())
+    with Client(path) as oldest:
+        oldest.step()
+        with Client(path) as other:
+            for number, asking in enumerate((oldest, other), 1):
+                asking.send(wire.submit(make_request(str(number))))
+                told, untold = (_until_generated(client, 5 * number) for client in (oldest, other))
+                assert _num_counted(told) == 5
+                assert _num_counted(untold) == 0
+                assert told[-1].stats == untold[-1].stats
+            oldest.close()
+            while len(server._connections) > 1:
+                other.step()
+            other.send(wire.submit(make_request("3")))
+            assert _num_counted(_until_generated(other, 15)) == 5
+
+
+def _until_generated(client: Client, count: int) -> list[StepOutput]:
+    """The steps until the engine has generated so many tokens in all."""
+    steps = [client.step()]
+    while steps[-1].stats.num_generated_tokens < count:
+        steps.append(client.step())
+    return steps
+
+
+def _num_counted(steps: list[StepOutput]) -> int:
+    """The steps whose figures a service was told."""
+    return sum(step.num_scheduled_tokens > 0 for step in steps)
 
 
 def test_the_socket_is_private(serve: Serve, path: Path) -> None:

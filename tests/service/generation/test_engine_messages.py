@@ -131,7 +131,7 @@ async def test_an_unreadable_message_only_closes_the_connection(
 async def test_only_another_engine_counts_as_a_restart(puppet: Puppet) -> None:
     client = EngineClient(puppet.path)
     restarts: list[str] = []
-    client.on_restart.append(lambda: restarts.append("restart"))
+    client.on_restart.append(lambda _: restarts.append("restart"))
     client.start()
     for number, instance in enumerate(["first", "first", "second", "third"]):
         _, writer = await puppet.connection()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.protocol.request import EngineStats, SequenceOutput, StepOutput, Token
+from engine.protocol.request import EngineStats, StepOutput
 from service.generation.load import WINDOW_S, LoadMeter
 
 
@@ -20,10 +20,24 @@ class Clock:
         return self.now
 
 
-def step(num_tokens: int, **stats: int) -> StepOutput:
-    """A step that gives so many sequences a token, and one sequence none."""
-    outputs = [SequenceOutput(str(i), token=Token(i, -0.5)) for i in range(num_tokens)]
-    return StepOutput(outputs=(*outputs, SequenceOutput("p")), stats=EngineStats(**stats))
+class Engine:
+    """An engine whose tokens are those of any service, and its meter."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.meter = LoadMeter(self.clock)
+        self.num_tokens = 1000  # before the meter was there
+        self.step(0)
+
+    def step(self, num_tokens: int) -> None:
+        """A step that gives so many sequences a token."""
+        self.num_tokens += num_tokens
+        self.meter.step(step(num_generated_tokens=self.num_tokens))
+
+
+def step(**stats: int) -> StepOutput:
+    """A step with these figures of the engine."""
+    return StepOutput(stats=EngineStats(**stats))
 
 
 def test_load_before_the_first_step_is_nothing() -> None:
@@ -33,29 +47,34 @@ def test_load_before_the_first_step_is_nothing() -> None:
 
 def test_load_is_that_of_the_last_step() -> None:
     meter = LoadMeter()
-    meter.step(step(1, num_running=9, num_waiting=9, num_blocks=8))
-    meter.step(step(0, num_running=2, num_waiting=3, num_blocks=8, num_free_blocks=6))
+    meter.step(step(num_running=9, num_waiting=9, num_blocks=8))
+    meter.step(step(num_running=2, num_waiting=3, num_blocks=8, num_free_blocks=6))
     load = meter.load()
     assert (load.num_running, load.num_waiting, load.kv_cache_use) == (2, 3, 0.25)
 
 
 def test_rate_falls_to_nothing_when_nothing_is_generated() -> None:
-    clock = Clock()
-    meter = LoadMeter(clock)
-    meter.step(step(5))
-    clock.now += WINDOW_S
-    assert meter.load().tokens_per_s == pytest.approx(5 / WINDOW_S)
-    clock.now += 0.25
-    assert meter.load().tokens_per_s == 0
+    engine = Engine()
+    engine.step(5)
+    engine.clock.now += WINDOW_S
+    assert engine.meter.load().tokens_per_s == pytest.approx(5 / WINDOW_S)
+    engine.clock.now += 0.25
+    assert engine.meter.load().tokens_per_s == 0
 
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 9)), max_size=40))
 def test_rate_counts_the_tokens_of_the_window(steps: list[tuple[int, int]]) -> None:
-    clock, made = Clock(), []
-    meter = LoadMeter(clock)
+    engine, made = Engine(), []
     for eighths, num_tokens in steps:
-        clock.now += eighths / 8
-        made.append((clock.now, num_tokens))
-        meter.step(step(num_tokens))
-    recent = sum(count for when, count in made if when >= clock.now - WINDOW_S)
-    assert meter.load().tokens_per_s == recent / WINDOW_S
+        engine.clock.now += eighths / 8
+        made.append((engine.clock.now, num_tokens))
+        engine.step(num_tokens)
+    recent = sum(count for when, count in made if when >= engine.clock.now - WINDOW_S)
+    assert engine.meter.load().tokens_per_s == recent / WINDOW_S
+
+
+def test_a_new_engine_counts_from_nothing() -> None:
+    engine = Engine()
+    engine.num_tokens = 0
+    engine.step(7)
+    assert engine.meter.load().tokens_per_s == pytest.approx(7 / WINDOW_S)

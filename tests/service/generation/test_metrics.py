@@ -275,8 +275,17 @@ def test_a_step_that_fails_is_counted_as_such() -> None:
 
 def test_counters_of_the_engine_go_on_when_a_new_one_starts_from_zero(metrics: Metrics) -> None:
     for num_preemptions in (7, 0, 2, 2):
-        metrics.engine.step(StepOutput(stats=EngineStats(num_preemptions=num_preemptions)))
+        stats = EngineStats(num_preemptions=num_preemptions)
+        metrics.engine.step(StepOutput(stats=stats, num_scheduled_tokens=1))
     assert sample(metrics.exposition(), "tokenwire_preemptions_total") == 9
+
+
+def test_what_another_service_is_told_is_not_counted_here(metrics: Metrics) -> None:
+    before = sample(metrics.exposition(), "tokenwire_preemptions_total")
+    for num_preemptions in (13, 15):
+        metrics.engine.step(StepOutput(stats=EngineStats(num_preemptions=num_preemptions)))
+    metrics.engine.step(StepOutput(stats=EngineStats(num_preemptions=16), num_scheduled_tokens=1))
+    assert sample(metrics.exposition(), "tokenwire_preemptions_total") == before + 1
 
 
 def test_names_of_keys_beyond_a_bound_share_a_label() -> None:

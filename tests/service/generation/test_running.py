@@ -38,7 +38,7 @@ class Ended:
         )
 
     def abort(self, request_id: str, caller: str = "") -> int:
-        return as_call("the-abort", caller, lambda: self.running.abort(request_id))
+        return as_call("the-abort", caller, lambda: self.running.abort(request_id, caller))
 
 
 def is_ended(call: RunningCall) -> bool:

@@ -29,6 +29,15 @@ def test_the_rate_of_the_last_seconds_says_when(ends: int, count: int, seconds: 
     assert turnover.seconds_for(count) == seconds
 
 
+def test_processes_that_share_the_load_end_as_many() -> None:
+    clock = Clock()
+    turnover = Turnover(clock, num_alike=4)
+    clock.now = 12.0
+    for _ in range(3):
+        turnover.note_end()
+    assert turnover.seconds_for(2) == 2
+
+
 def test_a_server_that_has_just_begun_says_one_second() -> None:
     assert Turnover(Clock()).seconds_for(100) == 1
 

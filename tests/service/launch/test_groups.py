@@ -38,6 +38,6 @@ def test_a_command_shows_the_settings_that_it_reads(
 
 
 def test_every_setting_is_shown_by_a_process_of_its_own() -> None:
-    of_supervisor = {"engine_stall_seconds"}
+    of_supervisor = {"engine_stall_seconds", "service_workers"}
     shown = own_settings("engine") | own_settings("service") | own_settings("envoy")
     assert {option.name for option in OPTIONS} - shown == of_supervisor

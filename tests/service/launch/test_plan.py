@@ -11,11 +11,13 @@ from typing import Any
 
 import grpc.aio
 import pytest
+import yaml
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 
 from service.access.keys import key_line, make_key
 from service.launch import plan as plan_module
+from service.launch.place import Place, own_place
 from service.launch.plan import make_plan
 from service.launch.settings import Settings
 from service.routes import SERVICE
@@ -37,15 +39,53 @@ def test_port_zero_becomes_two_free_ports() -> None:
 
 
 def test_real_plan_hands_every_child_the_same_settings(tmp_path: Path) -> None:
-    settings = Settings(port=1, grpc_port=2, model_id=str(tmp_path))
+    settings = Settings(port=1, grpc_port=2, model_id=str(tmp_path), service_workers=1)
     plan = make_plan(settings, tmp_path)
     assert list(plan.commands) == ["engine", "service", "envoy"]
+    assert plan.environments == {}
     for name in ("engine", "service"):
         command = plan.commands[name]
         assert name in command
         assert f"--engine-socket={tmp_path / 'engine.sock'}" in command
         assert f"--model-id={tmp_path}" in command
     assert str(tmp_path / "envoy.yaml") in plan.commands["envoy"]
+
+
+def test_several_service_processes_have_an_address_each(tmp_path: Path) -> None:
+    plan = make_plan(Settings(port=1, grpc_port=2, service_workers=3), tmp_path)
+    names = ["service-1", "service-2", "service-3"]
+    assert list(plan.commands) == ["engine", *names, "envoy"]
+    sockets = [tmp_path / f"gateway-{number}.sock" for number in (1, 2, 3)]
+    for name, path in zip(names, sockets, strict=True):
+        assert f"--gateway-socket={path}" in plan.commands[name]
+        assert f"--engine-socket={tmp_path / 'engine.sock'}" in plan.commands[name]
+    places = [own_place(plan.environments[name]) for name in names]
+    assert places == [Place(number, 3, tmp_path) for number in (1, 2, 3)]
+    assert set(plan.signs_of_life) == set(plan.commands)
+    (cluster,) = yaml.safe_load((tmp_path / "envoy.yaml").read_text())["static_resources"][
+        "clusters"
+    ]
+    (endpoints,) = cluster["load_assignment"]["endpoints"]
+    found = [item["endpoint"]["address"]["pipe"]["path"] for item in endpoints["lb_endpoints"]]
+    assert found == [*map(str, sockets)]
+    assert cluster["lb_policy"] == "LEAST_REQUEST"
+
+
+@pytest.mark.parametrize("name", ["own.sock", "own"])
+def test_a_socket_of_ones_own_gets_numbers(tmp_path: Path, name: str) -> None:
+    settings = Settings(gateway_socket=tmp_path / name, service_workers=2, port=1, grpc_port=2)
+    commands = make_plan(settings, tmp_path).commands
+    path = tmp_path / name.replace("own", "own-2")
+    assert f"--gateway-socket={path}" in commands["service-2"]
+
+
+@pytest.mark.parametrize(("cores", "count"), [(1, 1), (2, 1), (8, 1), (16, 2), (20, 2), (256, 4)])
+def test_cores_decide_on_service_processes(
+    monkeypatch: pytest.MonkeyPatch, cores: int, count: int
+) -> None:
+    monkeypatch.setattr("service.launch.settings.num_processors", lambda: cores)
+    assert Settings().num_service_workers == count
+    assert Settings(service_workers=3).num_service_workers == 3
 
 
 async def test_service_is_ready_when_its_health_check_says_serving() -> None:

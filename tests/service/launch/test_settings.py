@@ -336,14 +336,14 @@ def test_gateway_gets_its_configuration() -> None:
         "--grpc-host=0.0.0.0", "--gateway-port=5", "--port=6", "--max-concurrent-requests=9000"
     ).gateway_config(Path("descriptors.binpb"))
     assert (config.upstream_host, config.upstream_port) == ("127.0.0.1", 5)
-    assert config.upstream_socket is None
+    assert config.upstream_sockets == ()
     assert (config.listen_host, config.listen_port) == ("127.0.0.1", 6)
     assert config.max_requests > 9000
 
 
 def test_the_gateway_is_reached_over_its_socket_if_there_is_one() -> None:
     settings = parse("--gateway-socket=/run/gateway.sock", "--gateway-port=5", "--grpc-host=::1")
-    assert settings.gateway_config(Path("x")).upstream_socket == Path("/run/gateway.sock")
+    assert settings.gateway_config(Path("x")).upstream_sockets == (Path("/run/gateway.sock"),)
     assert settings.gateway_addresses == ["unix:/run/gateway.sock", "[::1]:5"]
 
 

@@ -204,6 +204,55 @@ def test_sigterm_drains_service_then_envoy_then_engine(scene: Scene) -> None:
     assert scene.lines()[-3:] == ["service stopped", "envoy stopped", "engine stopped"]
 
 
+def test_several_services_drain_at_the_same_time(scene: Scene) -> None:
+    """Each waits until the other has been told to end."""
+    scene.scripts.pop("service")
+    waits = (
+        "def stop(*_):\n"
+        "    note('asked')\n"
+        f"    while open({str(scene.journal)!r}).read().count('asked') < 2: time.sleep(0.01)\n"
+        "    note('stopped')\n"
+        "    sys.exit(0)\n"
+        "signal.signal(signal.SIGTERM, stop)\n"
+    )
+    for name in ("service-1", "service-2"):
+        scene.scripts[name] = waits + STEADY
+    assert scene.run(interrupt) == 0
+    *services, envoy, engine = scene.lines()[-4:]
+    assert sorted(services) == ["service-1 stopped", "service-2 stopped"]
+    assert (envoy, engine) == ("envoy stopped", "engine stopped")
+
+
+def test_one_of_several_services_is_restarted_and_the_others_stay(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("service-1", "service-2"):
+        scene.scripts[name] = STEADY
+
+    async def during() -> None:
+        os.kill(scene.pids("service-2")[-1], signal.SIGKILL)
+        await until(partial(scene.has_started, "service-2", 2))
+        await interrupt()
+
+    with caplog.at_level(logging.INFO):
+        assert scene.run(during) == 0
+    assert len(scene.pids("service-1")) == 1
+    restarts = [line for line in caplog.messages if "restarting" in line]
+    assert restarts == ["service-2 was killed (out of memory?); restarting it in 0.0 s"]
+
+
+def test_an_error_of_one_of_several_services_is_named_in_its_own_words(scene: Scene) -> None:
+    scene.stages = (Stage("never ready", never),)
+    scene.scripts["service-2"] = (
+        "print('tokenwire service: cannot listen', file=sys.stderr)\n"
+        "print('something else', file=sys.stderr)\n"
+        "sys.exit(1)"
+    )
+    with pytest.raises(SupervisorError) as failure:
+        scene.run()
+    assert str(failure.value) == "service-2 ended with status 1: cannot listen"
+
+
 def test_sigterm_while_starting_stops_cleanly_without_a_banner(scene: Scene) -> None:
     scene.stages = (Stage("never ready", never),)
     assert scene.run(interrupt, begin=scene.are_started) == 0

@@ -1,0 +1,70 @@
+"""What a service process asks of its siblings, and answers them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+
+import msgpack
+from prometheus_client.core import Metric
+
+from ..launch.place import Place
+from .line import Line
+from .series import SharedSeries
+
+_STORE, _ABORT = "Store", "Abort"
+
+# Ends the calls of an id as a caller asked for it, and returns how many there were.
+Abort = Callable[[str, str | None], int]
+
+
+class Siblings:
+    """The other service processes of this one's engine.
+
+    Args:
+        place: of this process.
+        series: of this process and all.
+        abort: ends calls of this process.
+    """
+
+    def __init__(self, place: Place, series: SharedSeries, abort: Abort) -> None:
+        self._place = place
+        self._series = series
+        self._abort = abort
+        self._line = Line(place, {_STORE: self._on_store, _ABORT: self._on_abort})
+
+    async def open(self) -> None:
+        """Begins to answer the others."""
+        await self._line.open()
+
+    async def close(self) -> None:
+        """Leaves what this process has counted to the others, and ends answering."""
+        await asyncio.to_thread(self._series.store)
+        await self._line.close()
+
+    async def abort(self, request_id: str, caller: str | None) -> int:
+        """Ends the calls of an id that the others serve; returns how many there were."""
+        answers = await self._line.ask(_ABORT, msgpack.packb((request_id, caller)))
+        return sum(msgpack.unpackb(answer) for answer in answers.values())
+
+    async def series(self) -> Callable[[], Iterable[Metric]]:
+        """What makes the series of all processes, in milliseconds: for another thread."""
+        live = frozenset(await self._line.ask(_STORE))
+        return lambda: self._series.merged(live)
+
+    def claims_engine(self, instance: str) -> bool:
+        """Whether this process is the first to report an engine; all of them meet it."""
+        try:
+            (self._place.directory / f"engine-{instance}").touch(mode=0o600, exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
+
+    async def _on_store(self, _: bytes) -> bytes:
+        await asyncio.to_thread(self._series.store)
+        return b""
+
+    async def _on_abort(self, question: bytes) -> bytes:
+        request_id, caller = msgpack.unpackb(question)
+        count: bytes = msgpack.packb(self._abort(request_id, caller))
+        return count
