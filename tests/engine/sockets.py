@@ -160,6 +160,11 @@ def running_servers(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ser
         assert not path.exists()
 
 
-def make_request(request_id: str = "r", *, max_new_tokens: int = 5) -> Request:
+def make_request(request_id: str = "r", *, max_new_tokens: int = 5, caller: str = "") -> Request:
     """A request with the prompt 1, 2, 3."""
-    return Request(request_id=request_id, prompt_token_ids=(1, 2, 3), max_new_tokens=max_new_tokens)
+    return Request(
+        request_id=request_id,
+        prompt_token_ids=(1, 2, 3),
+        max_new_tokens=max_new_tokens,
+        caller=caller,
+    )

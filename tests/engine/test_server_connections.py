@@ -101,6 +101,25 @@ def test_each_step_is_counted_by_one_service(serve: Serve, path: Path) -> None:
             assert _num_counted(_until_generated(other, 15)) == 5
 
 
+def test_callers_of_two_services_take_turns(serve: Serve, path: Path) -> None:
+    """One caller's third request waits for the only one of another caller, who came last."""
+    gate = threading.Semaphore(0)
+    serve(make_engine(gate=gate, max_num_seqs=1))
+    with Client(path) as greedy, Client(path) as modest:
+        for request_id in ("1", "2", "3"):
+            greedy.send(wire.submit(make_request(request_id, max_new_tokens=20, caller="greedy")))
+        modest.send(wire.submit(make_request("m", max_new_tokens=5, caller="modest")))
+        gate.release()
+        while modest.step().stats.num_waiting < 3:
+            gate.release()
+        gate.release(200)
+        step = modest.step()
+        while not any(output.is_last for output in step.outputs):
+            step = modest.step()
+        assert step.stats.num_generated_tokens <= 20 + 20 + 5
+        assert set(greedy.until_ended("1", "2", "3")) == {"1", "2", "3"}
+
+
 def _until_generated(client: Client, count: int) -> list[StepOutput]:
     """The steps until the engine has generated so many tokens in all."""
     steps = [client.step()]
