@@ -263,10 +263,10 @@ async def serve_bare(port: int, num_bytes: int, step_s: float) -> None:
         await asyncio.sleep(next_tick - loop.time())
 
 
-async def run(counts: list[int], seconds: float, step_s: float) -> list[Figure]:
+async def run(numbers: list[int], counts: list[int], seconds: float, step_s: float) -> list[Figure]:
     """All points."""
     figures = []
-    for workers in (1, 2):
+    for workers in numbers:
         figures += await of_server(workers, counts, seconds, step_s)
     num_bytes = round(next(item.message_bytes for item in figures if item.face == _DIRECT))
     return figures + [await bare(count, num_bytes, seconds, step_s) for count in counts]
@@ -313,10 +313,12 @@ def main() -> None:
         port, num_bytes, step_s = arguments.bare
         asyncio.run(serve_bare(int(port), int(num_bytes), float(step_s)))
         return
-    counts, seconds = ([4], 0.5) if arguments.tiny else (arguments.streams, arguments.seconds)
+    counts, seconds, numbers = arguments.streams, arguments.seconds, [1, 2]
+    if arguments.tiny:
+        counts, seconds, numbers = [4], 0.5, [1]
     found = machine.describe()
     print(machine.line(found))
-    figures = asyncio.run(run(counts, seconds, arguments.step))
+    figures = asyncio.run(run(numbers, counts, seconds, arguments.step))
     header = ["", "workers", "streams", "offered/s", "arrived/s", "us/token"]
     header += ["busiest", "carry/s", "Envoy us"]
     print(table(header, [cells(item) for item in figures]))

@@ -129,6 +129,13 @@ def test_servers_with_and_without_traces_take_turns() -> None:
     assert result["exported_bytes"] > 0
 
 
+def test_what_a_service_process_carries_is_measured_over_every_face() -> None:
+    figures = last_line("benchmarks.workers")["figures"]
+    faces = [figure["face"] for figure in figures]
+    assert faces == ["gRPC", "gRPC through Envoy", "REST", "bare grpc.aio"]
+    assert all(figure["arrived"] > 0 for figure in figures)
+
+
 def test_a_greedy_caller_does_not_keep_another_out() -> None:
     result = last_line("benchmarks.fairness")
     assert result["alone_ms"]
