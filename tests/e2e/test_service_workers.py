@@ -138,6 +138,14 @@ def test_any_port_and_process_shows_the_same_series(server: Stack) -> None:
     assert len(counts) == 1
 
 
+def test_the_engine_has_nothing_that_works_on_text_or_messages(server: Stack) -> None:
+    """Neither gRPC, protobuf, JSON bodies nor templates: that is what service processes are for."""
+    engine, service = (server.all_of(name)[0] for name in ("engine", "service"))
+    libraries = ("cygrpc", "_upb", "msgspec")
+    assert not [name for name in libraries if name in _mapped(engine)]
+    assert [name for name in libraries if name in _mapped(service)] == [*libraries]
+
+
 def test_permits_are_shared(server: Stack) -> None:
     """A connection of gRPC stays with one process, which may give all permits."""
     with Streams(server, 24, headers=GREEDY):
@@ -237,6 +245,11 @@ def test_all_drain_at_the_end(server: Stack, tmp_path_factory: pytest.TempPathFa
         drained = [line for line in draining.log().splitlines() if "draining" in line]
     assert any("service.app #1:" in line for line in drained)
     assert any("service.app #2:" in line for line in drained)
+
+
+def _mapped(process: psutil.Process) -> str:
+    """The files of libraries that a process has loaded."""
+    return " ".join(item.path for item in process.memory_maps())
 
 
 def _lines(reply: Any) -> list[str]:
