@@ -124,6 +124,28 @@ def test_only_an_upstream_name_is_resolved_with_dns() -> None:
     assert kind("10.0.0.7") == kind("::1") == "STATIC"
 
 
+def test_processes_of_one_machine_are_asked_again_at_once() -> None:
+    """And are believed to be back when they say so; replicas elsewhere are given time."""
+
+    def parts(*names: str) -> tuple[str, bool, int]:
+        sockets = tuple(Path("/run") / name for name in names)
+        rendered = yaml.safe_load(
+            gateway.render(dataclasses.replace(PLAIN, upstream_sockets=sockets))
+        )
+        (cluster,) = rendered["static_resources"]["clusters"]
+        chain = rendered["static_resources"]["listeners"][0]["filter_chains"][0]
+        (host,) = chain["filters"][0]["typed_config"]["route_config"]["virtual_hosts"]
+        (endpoints,) = cluster["load_assignment"]["endpoints"]
+        return (
+            host["retry_policy"]["retry_back_off"]["base_interval"],
+            cluster["outlier_detection"]["successful_active_health_check_uneject_host"],
+            len(endpoints["lb_endpoints"]),
+        )
+
+    assert parts() == parts("one.sock") == ("1s", False, 1)
+    assert parts("one.sock", "two.sock") == ("0.1s", True, 2)
+
+
 def test_star_among_origins_means_every_origin() -> None:
     starred = dataclasses.replace(PLAIN, cors_allow_origins=("https://a.example", "*"))
     assert gateway.render(starred) == gateway.render(PLAIN)

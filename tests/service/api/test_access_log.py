@@ -12,7 +12,7 @@ import pytest
 
 from service.api import rpc
 from service.call_record import REQUEST_ID_HEADER, CallFilter
-from service.log_lines import JsonFormatter, TextFormatter
+from service.log_lines import JsonFormatter, TextFormatter, text_formatter
 from service.pb.google.api import HttpBody
 from service.pb.tokenwire import v1 as pb
 from service.routes import SERVICE
@@ -97,6 +97,18 @@ async def test_a_line_says_how_a_call_ended_and_not_what_was_in_it(
     assert (fields["request_id"], fields["caller"]) == ("id", "127.0.0.1")
     assert (fields["path"], fields["status"], fields["generated_tokens"]) == (GENERATE, "OK", 3)
     assert SECRET not in text + json.dumps(fields)
+
+
+async def test_a_line_of_one_of_several_service_processes_says_which(
+    service: Service, lines: Callable[[], list[logging.LogRecord]]
+) -> None:
+    await generate(service, "id")
+    await eventually(lambda: bool(lines()))
+    (line,) = lines()
+    assert " service.access #3: Generate " in text_formatter(3).format(line)
+    assert " service.access: Generate " in text_formatter().format(line)
+    assert json.loads(JsonFormatter(3).format(line))["worker"] == 3
+    assert "worker" not in json.loads(JsonFormatter().format(line))
 
 
 async def test_health_checks_leave_no_lines(
