@@ -106,6 +106,7 @@ def test_callers_of_two_services_take_turns(serve: Serve, path: Path) -> None:
     gate = threading.Semaphore(0)
     serve(make_engine(gate=gate, max_num_seqs=1))
     with Client(path) as greedy, Client(path) as modest:
+        modest.step()  # it is connected, so it is told of every step from now on
         for request_id in ("1", "2", "3"):
             greedy.send(wire.submit(make_request(request_id, max_new_tokens=20, caller="greedy")))
         modest.send(wire.submit(make_request("m", max_new_tokens=5, caller="modest")))
