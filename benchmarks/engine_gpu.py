@@ -7,7 +7,8 @@ and measures, next to the ceilings (memory copied and read, bfloat16 matrix prod
   of 8 prompts of 2,048 tokens, the idle time of the device between steps of 64 rows, speculation on
   repetitive text;
 * the shape of Qwen3-0.6B: decoding at 1 row, where launching kernels dominates;
-* continuous batching of transformers with the same 64 concurrent requests of mixed lengths.
+* continuous batching of transformers with the same 64 concurrent requests of mixed lengths;
+* where there are several GPUs, the first shape's decoding divided among all of them.
 
     python -m benchmarks.engine_gpu
 
@@ -34,6 +35,7 @@ from tqdm import tqdm
 
 from benchmarks import machine, speculation, transformers_peers
 from benchmarks.ceilings import Reader, copy_bandwidth, matmul_rate
+from benchmarks.divided_engine import divided_engine
 from benchmarks.load import Item, Load, generated, uniform
 from benchmarks.local_engine import LocalEngine, Run, Step, median_seconds
 from benchmarks.model_costs import ModelCosts, costs
@@ -133,12 +135,19 @@ class Bench:
         tqdm.write("  ".join(figure.cells()), file=sys.stderr)
 
     def engine(self, config: Any, tokens: int | None, **settings: Any) -> LocalEngine:
-        """An engine whose cache holds `tokens`, or as many as the device has room for.
+        """An engine with these settings, over those of `settings`."""
+        chosen = self.settings(config, tokens) | settings
+        local = random_engine(config, self.device, self.dtype, **chosen)
+        self.attention = local.attention
+        return local
+
+    def settings(self, config: Any, tokens: int | None) -> dict[str, Any]:
+        """Of an engine whose cache holds `tokens`, or as many as the device has room for.
 
         Prompts may fill a step next to the sequences that decode; otherwise these would end before
         the last prompt is computed.
         """
-        chosen = {
+        return {
             "block_size": BLOCK_SIZE,
             "max_total_tokens": min(4096, config.max_position_embeddings),
             "max_batch_total_tokens": tokens and max(tokens, 4096),
@@ -147,9 +156,6 @@ class Bench:
             "enable_prefix_caching": False,  # no prompt may be answered from a cache
             "num_threads": 1 if self.tiny else None,
         }
-        local = random_engine(config, self.device, self.dtype, **(chosen | settings))
-        self.attention = local.attention
-        return local
 
     def decode_roof(self, shape: ModelCosts, batch: int, context: float) -> float:
         """The most tokens per second, limited by memory or by arithmetic."""
@@ -243,6 +249,21 @@ def small_model(bench: Bench) -> None:
     local = bench.engine(config, 8192)
     _decode(bench, local, config, costs(config, bench.dtype), 1, "0.6B")
     _idle(bench, local, config, 1, "0.6B")
+
+
+def divided(bench: Bench) -> None:
+    """Decoding on the 8B shape, divided among all GPUs; nothing where there is one."""
+    num_gpus = torch.cuda.device_count() if bench.device.type == "cuda" else 1
+    if num_gpus < 2:
+        return
+    config, name = bench.llama(), f"8B on {num_gpus} GPUs"
+    with divided_engine(config, bench.dtype, num_gpus, **bench.settings(config, None)) as local:
+        for batch in bench.sizes.batches:
+            load = _decode_load(bench, config, batch)
+            _warm_up(local, config, batch)
+            steps = local.run(load.items(batch)).decode_steps(batch)
+            rate = batch / median_seconds(steps)
+            bench.note(Figure(f"{name}, decode, {_rows(batch)}", rate, "tokens/s"))
 
 
 def peer(bench: Bench) -> None:
@@ -399,6 +420,7 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "small": small_model,
     "speculation": speculate,
     "peer": peer,
+    "divided": divided,
 }
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -39,6 +41,7 @@ from .replay.shapes import recorded_shapes
 from .sampling.watermark import Watermark
 from .scheduling.block_manager import BlockManager
 from .scheduling.scheduler import Scheduler
+from .shards.group import Group
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +55,41 @@ _NUM_LOADED = 32
 _MAX_LOGPROB_ROWS = 256  # of prompts, in a step; each takes the logits of a whole vocabulary
 
 
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """The ranks that compute a model together, as the first of them sees them.
+
+    Attributes:
+        group: through which layers exchange results.
+        lead: makes of this rank's forward pass one that all ranks compute.
+    """
+
+    group: Group
+    lead: Callable[[Forward], Forward]
+
+
+@dataclass(frozen=True, slots=True)
+class Computation:
+    """What computes the steps of an engine; each rank has one.
+
+    `config` is what the model allows of the engine's.
+    """
+
+    config: EngineConfig
+    model: PreparedModel
+    runner: ModelRunner
+    forward: Forward
+    bounds: StepBounds
+    vocab_size: int
+    watermark: Watermark
+    adapters: AdapterBank | None
+
+
 def build_engine(
-    config: EngineConfig, load: LoadModel = load_model, activity: Activity | None = None
+    config: EngineConfig,
+    load: LoadModel = load_model,
+    activity: Activity | None = None,
+    ranks: Ranks | None = None,
 ) -> tuple[Engine, EngineInfo]:
     """Loads the model, sizes the cache and returns an engine that is ready for requests.
 
@@ -61,13 +97,54 @@ def build_engine(
         config: the engine's configuration.
         load: loads the model.
         activity: where the engine notes what it does.
+        ranks: with which this process computes the model; None to compute it alone.
 
     Raises:
         ModelLoadError: the model cannot be served with this configuration.
     """
-    torch.set_num_threads(config.num_threads or num_processors())
+    built = build_computation(config, load, None if ranks is None else ranks.group)
+    config = built.config
+    device, max_total_tokens = built.model.loaded.device, built.model.max_total_tokens
+    engine = Engine(
+        built.forward if ranks is None else ranks.lead(built.forward),
+        _scheduler(config, built.bounds, built.runner, built.adapters),
+        device,
+        vocab_size=built.vocab_size,
+        max_total_tokens=max_total_tokens,
+        watermark=built.watermark,
+        constraints=_constraints(config, built.model.loaded, built.vocab_size),
+        adapters=built.adapters,
+        runs_ahead=_runs_ahead(config, device, ranks),
+        activity=activity,
+    )
+    if device.type == "cuda":
+        warn_of_compilations()
+    num_blocks = built.runner.cache.num_blocks
+    return engine, _info(config, built.model, num_blocks, built.vocab_size, built.adapters)
+
+
+def build_computation(
+    config: EngineConfig, load: LoadModel = load_model, group: Group | None = None
+) -> Computation:
+    """Loads the model and sizes the cache: all that is needed to compute steps.
+
+    Args:
+        config: the engine's configuration.
+        load: loads the model.
+        group: the ranks that compute the model together. All of them call this at the same time.
+
+    Raises:
+        ModelLoadError: the model cannot be served with this configuration.
+    """
+    torch.set_num_threads(config.num_threads or _processors_of_rank(config))
+    if group is not None:
+        if config.adapters or config.adapter_directory is not None:
+            raise ModelLoadError("adapters are not served by a model that is divided (num_shard)")
+        load = partial(load_model, group=group)
     model = prepare(config, load)
     if model.loaded.recurrence is not None:
+        if group is not None:
+            raise ModelLoadError("a model with states is not served divided (num_shard)")
         config = _for_states(config)
     device, max_total_tokens = model.loaded.device, model.max_total_tokens
     vocab_size = int(model.loaded.model.config.get_text_config().vocab_size)
@@ -77,24 +154,25 @@ def build_engine(
     adapters = _adapters(config, model.loaded)
     has_states = model.loaded.recurrence is not None
     bounds = _bounds(config, max_total_tokens, adapters, has_states=has_states)
-    runner = _runner(config, model, bounds, watermark, adapters)
+    runner = _runner(config, model, bounds, watermark, adapters, group)
     forward = _adapted(runner.forward, adapters)
-    recorded = _with_recorded_steps(config, runner, forward, max_total_tokens, vocab_size)
-    engine = Engine(
-        _slotted(recorded, adapters),
-        _scheduler(config, bounds, runner, adapters),
-        device,
-        vocab_size=vocab_size,
-        max_total_tokens=max_total_tokens,
-        watermark=watermark,
-        constraints=_constraints(config, model.loaded, vocab_size),
-        adapters=adapters,
-        runs_ahead=device.type == "cuda" if config.run_ahead is None else config.run_ahead,
-        activity=activity,
+    if group is None:
+        forward = _with_recorded_steps(config, runner, forward, max_total_tokens, vocab_size)
+    return Computation(
+        config, model, runner, _slotted(forward, adapters), bounds, vocab_size, watermark, adapters
     )
-    if device.type == "cuda":
-        warn_of_compilations()
-    return engine, _info(config, model, runner.cache.num_blocks, vocab_size, adapters)
+
+
+def _processors_of_rank(config: EngineConfig) -> int:
+    return max(1, num_processors() // config.num_shards)
+
+
+def _runs_ahead(config: EngineConfig, device: torch.device, ranks: Ranks | None) -> bool:
+    """Whether steps run ahead. Those of several ranks do not: only one of them has the tokens."""
+    if ranks is not None:
+        logger.info("with several ranks steps neither run ahead nor are they recorded")
+        return False
+    return device.type == "cuda" if config.run_ahead is None else config.run_ahead
 
 
 def _for_states(config: EngineConfig) -> EngineConfig:
@@ -169,6 +247,7 @@ def _runner(
     bounds: StepBounds,
     watermark: Watermark,
     adapters: AdapterBank | None,
+    group: Group | None,
 ) -> ModelRunner:
     """The model with its KV cache, which gets the memory that the largest step leaves.
 
@@ -180,6 +259,8 @@ def _runner(
     forward = _slotted(_adapted(runner.forward, adapters), adapters)
     executor = Executor(forward, loaded.device, config.block_size, watermark)
     room = cache_size.room_for_cache(config, executor, bounds, loaded.device)
+    if group is not None:  # on a host they share the memory, and all have as many blocks
+        room = group.least(room // (group.size if loaded.device.type == "cpu" else 1))
     if loaded.recurrence is not None:
         per_slot = bytes_per_slot(loaded.recurrence.states)
         num_slots = cache_size.num_state_slots(bounds.max_num_seqs, room, per_slot)

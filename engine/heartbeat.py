@@ -60,6 +60,7 @@ class Activity:
         self.phase = Phase.LOADING
         self.count = 0  # of phases so far
         self.thread_id = threading.get_ident()
+        self.companions: frozenset[int] = frozenset()  # processes below that do not work for it
         self._clock = time.pthread_getcpuclockid(self.thread_id)
 
     def begin(self, phase: Phase) -> None:
@@ -155,17 +156,19 @@ class _Usage:
             self.begin(now)
             return 0.0
         # Only now, since it reads a lot of /proc. Children that are new count with all they used.
-        children = _of_children()
+        children = _of_children(self._activity.companions)
         grown, self._children = children - self._children, children
         if grown >= enough:
             self._since = now
         return now - self._since
 
 
-def _of_children() -> float:
-    """Processor time of the processes below this one, in seconds."""
+def _of_children(others: frozenset[int]) -> float:
+    """Processor time of the processes below this one, but for `others`, in seconds."""
     total = 0.0
     for child in psutil.Process().children(recursive=True):
+        if child.pid in others:
+            continue
         try:
             times = child.cpu_times()
         except psutil.Error:  # it has ended

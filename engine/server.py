@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # torch takes a second, in which the heartbeat could not beat
     from .adapters.bank import AdapterBank
     from .adapters.loader import Outcome
     from .engine import Engine
+    from .ranks.leader import Leader
 
 logger = logging.getLogger(__name__)
 
@@ -391,9 +392,23 @@ def serve(config: EngineConfig) -> None:
     heartbeat.start()
     if config.enable_native_kernels and config.device != "cuda":
         build_ahead()
+    if config.num_shards == 1:
+        _serve(config, activity, heartbeat, None)
+        return
+    from .ranks.leader import Leader  # imports torch, too
+
+    with Leader(config, activity) as leader:
+        heartbeat.listeners.append(leader.heard)
+        _serve(config, activity, heartbeat, leader)
+
+
+def _serve(
+    config: EngineConfig, activity: Activity, heartbeat: Heartbeat, leader: Leader | None
+) -> None:
     from .build import build_engine  # imports torch and transformers: seconds
 
-    engine, info = build_engine(config, activity=activity)
+    ranks = None if leader is None else leader.ranks
+    engine, info = build_engine(config, activity=activity, ranks=ranks)
     server = EngineServer(engine, info, config.socket_path, activity)
     heartbeat.listeners.append(server.beat)
 
@@ -403,9 +418,11 @@ def serve(config: EngineConfig) -> None:
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     logger.info("engine ready: %s on %s, %s", info.model_id, info.device, info.attention)
-    if info.device == "cpu":
+    if info.device == "cpu" and leader is None:
         pin(config.num_threads or num_processors())
     gc.collect()
     gc.freeze()  # these objects stay: a full collection would take 200 ms to visit them
+    if leader is not None:
+        leader.begin_serving()
     notify(READY)
     server.run()

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from ..kernels import cpu as cpu_kernels
 from ..kernels import has_triton
+from ..shards.layers import SummedLinear
 from .layers import parents_of_layers
 
 logger = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ class FusedMLP(nn.Module):
     def __init__(
         self,
         gate_up_proj: nn.Linear,
-        down_proj: nn.Linear,
+        down_proj: nn.Module,
         gate: Gate,
         merged: tuple[str, ...] = (),
     ) -> None:
@@ -212,15 +213,15 @@ def _fused_norm(layer: nn.Module, norms: Iterable[Norm]) -> FusedRMSNorm | None:
 
 def _fused_mlp(layer: nn.Module, gates: Iterable[Gate]) -> FusedMLP | None:
     """A fused MLP for a layer of two or three linear layers and an activation, if one fits."""
-    products = {name: child for name, child in layer.named_children() if _is_linear(child)}
-    others = [child for child in layer.children() if not _is_linear(child)]
-    num_tensors = sum(1 for product in products.values() for _ in product.parameters())
+    parts = {name: part for name, part in layer.named_children() if _linear_of(part) is not None}
+    others = [child for child in layer.children() if child not in parts.values()]
+    num_tensors = sum(1 for part in parts.values() for _ in part.parameters())
     if len(others) != 1 or len([*layer.parameters(), *layer.buffers()]) != num_tensors:
         return None
-    if products.keys() not in (_SEPARATE, _MERGED):
+    if parts.keys() not in (_SEPARATE, _MERGED):
         return None
-    down_proj = products["down_proj"]
-    gate = _gate_with(others[0], gates, down_proj.weight.device)
+    products = {name: product for name, part in parts.items() if (product := _linear_of(part))}
+    gate = _gate_with(others[0], gates, products["down_proj"].weight.device)
     if gate is None:
         return None
     gate_up_proj = _gate_up_proj(products)
@@ -228,7 +229,13 @@ def _fused_mlp(layer: nn.Module, gates: Iterable[Gate]) -> FusedMLP | None:
         return None
     x = _random_rows(gate_up_proj.weight, _MLP_SCALES)
     merged = ("gate_proj", "up_proj") if products.keys() == _SEPARATE else ()
-    return _closest(layer, [FusedMLP(gate_up_proj, down_proj, gate, merged)], x)
+    return _closest(layer, [FusedMLP(gate_up_proj, parts["down_proj"], gate, merged)], x)
+
+
+def _linear_of(layer: nn.Module) -> nn.Linear | None:
+    """The linear layer that a layer is, or of which it sums the ranks' results; None for others."""
+    layer = layer.local if isinstance(layer, SummedLinear) else layer
+    return layer if _is_linear(layer) else None
 
 
 def _is_linear(layer: nn.Module) -> TypeGuard[nn.Linear]:

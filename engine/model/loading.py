@@ -17,8 +17,10 @@ from transformers.utils.quantization_config import GgufConfig
 
 from ..protocol.config import EngineConfig
 from ..protocol.errors import ModelLoadError
+from ..shards.group import Group
 from . import quantization
 from .device import choose_device
+from .division import check_divisible, divide_checked
 from .loaded import LoadedModel, first_line
 from .self_check import attach_paged_attention
 from .source import is_gguf, source
@@ -26,8 +28,12 @@ from .source import is_gguf, source
 logger = logging.getLogger(__name__)
 
 
-def load_model(config: EngineConfig) -> LoadedModel:
+def load_model(config: EngineConfig, group: Group | None = None) -> LoadedModel:
     """Loads weights and checks that the model can be served.
+
+    Args:
+        config: the engine's configuration.
+        group: the ranks among which the model is divided; None to keep it whole.
 
     Raises:
         ModelLoadError: the checkpoint is missing or broken, does not fit into memory, or is of an
@@ -39,7 +45,13 @@ def load_model(config: EngineConfig) -> LoadedModel:
         model_config = AutoConfig.from_pretrained(**source(config))
         dtype = _choose_dtype(config.dtype, device, model_config)
         scheme = quantization.choose(config, model_config, device, dtype)
-        model = _load_weights(config, model_config, dtype, device)
+        if group is not None:
+            check_divisible(model_config)
+        model = _load_weights(
+            config, model_config, dtype, device if group is None else torch.device("cpu")
+        )
+        if group is not None:
+            divide_checked(model, group)
         nn.Module.to(model, device)
         nn.Module.eval(model)
     except torch.OutOfMemoryError as error:

@@ -118,6 +118,7 @@ def apply(model: PreTrainedModel, scheme: Scheme, left: Collection[nn.Module] = 
     """
     layers = parents_of_layers(model)
     output = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    output = getattr(output, "local", output)  # this rank's part of one that is divided
     chosen = [
         layer
         for layer in layers

@@ -44,7 +44,7 @@ class EngineConfig:
             recorded.
         speculate: the most draft tokens per sequence and step; 0 switches speculation off.
         memory_fraction: share of the device's memory that may be used, 0 … 1.
-        num_threads: CPU threads of the model; None takes all cores.
+        num_threads: CPU threads of the model, in each rank; None takes all cores.
         enable_prefix_caching: whether sequences with a common prefix share blocks.
         enable_native_kernels: whether our own kernels are used: compiled C on a CPU, Triton on a
             GPU.
@@ -57,6 +57,8 @@ class EngineConfig:
         max_loras: adapters on the device at a time, in one step; those that are used least recently
             give way. None takes 8, or as many as are loaded at the start.
         max_cpu_loras: adapters that can be loaded; None takes 32, or as many as at the start.
+        num_shards: the ranks among which the model is divided, each a process with a device of its
+            own, or with its share of the processors.
         watermark_gamma: the share of the vocabulary that a watermark favours, between 0 and 1.
         watermark_delta: what a watermark adds to the logits of those tokens.
     """
@@ -88,11 +90,12 @@ class EngineConfig:
     adapter_directory: Path | None = None
     max_loras: int | None = None
     max_cpu_loras: int | None = None
+    num_shards: int = 1
     watermark_gamma: float = 0.5
     watermark_delta: float = 2.0
 
     def __post_init__(self) -> None:
-        for name in ("block_size", "max_step_tokens", "max_num_seqs"):
+        for name in ("block_size", "max_step_tokens", "max_num_seqs", "num_shards"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1. Given: {getattr(self, name)}")
         if not 0 < self.memory_fraction <= 1:

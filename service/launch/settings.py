@@ -217,6 +217,12 @@ class Settings:
 
     # The device.
     device: Annotated[Device | None, About("otherwise a GPU if there is one", ours=True)] = None
+    num_shard: Annotated[
+        int, About("GPUs, or groups of cores, among which the model's layers are divided", low=1)
+    ] = 1
+    sharded: Annotated[
+        bool | None, About("false: the model is whole whatever num_shard is; true needs num_shard")
+    ] = None
     cuda_memory_fraction: Annotated[
         float, About("share of the GPU's memory to use", low=0.01, high=1)
     ] = 0.9
@@ -393,6 +399,7 @@ class Settings:
             option.check(getattr(self, option.name))
         self._check_tokens()
         self._check_adapters()
+        self._check_shards()
         if self.grammar_backend == "outlines" and find_spec("outlines_core") is None:
             raise SettingsError("`grammar_backend` outlines needs the package's extra `outlines`")
         if not 0 < self.watermark_gamma < 1:
@@ -439,6 +446,15 @@ class Settings:
                 "`max_cpu_loras` must be >= `max_loras` and the number of `lora_adapters`. "
                 f"Given: {most}"
             )
+
+    def _check_shards(self) -> None:
+        if self.sharded and self.num_shards == 1:
+            raise SettingsError("`sharded` needs `num_shard`, which must be >= 2 with it")
+        for name in ("lora_adapters", "lora_adapter_directory"):
+            if self.num_shards > 1 and getattr(self, name):
+                raise SettingsError(
+                    f"`{name}` is not served with `num_shard` > 1: adapters are for whole layers"
+                )
 
     def _check_tokens(self) -> None:
         """TGI's start-up checks, as far as they apply to a cache without reservations."""
@@ -518,6 +534,11 @@ class Settings:
         return tuple((name, source if sign else name) for name, sign, source in split)
 
     @property
+    def num_shards(self) -> int:
+        """The processes that compute the model together."""
+        return 1 if self.sharded is False else self.num_shard
+
+    @property
     def allowed_origins(self) -> tuple[str, ...]:
         """Where browsers may call from; `*` stands for everywhere."""
         # Where callers have keys, only those pages may use one whose origin was thought of.
@@ -556,6 +577,7 @@ class Settings:
             adapter_directory=self.lora_adapter_directory,
             max_loras=self.max_loras,
             max_cpu_loras=self.max_cpu_loras,
+            num_shards=self.num_shards,
             trust_remote_code=self.trust_remote_code,
             block_size=self.block_size,
             max_total_tokens=self.max_total_tokens,

@@ -27,18 +27,15 @@ class Unsupported:
     warns: bool = True
 
 
-_ONE_PROCESS = "an engine is one process with one device; run more replicas behind Envoy instead"
 _NO_ROPE = "positions are scaled as the model's config.json says; change them there"
-_NO_SHARDS = Unsupported("there are no shards that would need it", warns=False)
+_NO_ADDRESS = Unsupported("shards are on one machine and meet by themselves", warns=False)
 _NO_TUNNEL = Unsupported("there is no tunnel built in; run ngrok beside the server")
 _NEVER_SENT = Unsupported("nothing is ever sent to anyone", frozenset({"true", "1"}))
 
 UNSUPPORTED: dict[str, Unsupported] = {
-    "sharded": Unsupported(_ONE_PROCESS, frozenset({"false", "0"})),
-    "num_shard": Unsupported(_ONE_PROCESS, frozenset({"1"})),
     "shard_uds_path": Unsupported("the engine's socket is set with --engine-socket"),
-    "master_addr": _NO_SHARDS,
-    "master_port": _NO_SHARDS,
+    "master_addr": _NO_ADDRESS,
+    "master_port": _NO_ADDRESS,
     "disable_custom_kernels": Unsupported("use --native-kernels=false"),
     "rope_scaling": Unsupported(_NO_ROPE),
     "rope_factor": Unsupported(_NO_ROPE),

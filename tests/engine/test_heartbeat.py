@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -31,7 +33,7 @@ class Machine:
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     machine = Machine()
     monkeypatch.setattr(Activity, "processor_s", lambda _: machine.own)
-    monkeypatch.setattr(heartbeat, "_of_children", lambda: machine.children)
+    monkeypatch.setattr(heartbeat, "_of_children", lambda _: machine.children)
     return machine
 
 
@@ -153,7 +155,7 @@ def test_a_real_thread_that_computes_gets_on_and_one_that_waits_hangs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With the clocks of this machine; the beats are given by hand, so nothing is timed."""
-    monkeypatch.setattr(heartbeat, "_of_children", float)  # the tests may have some
+    monkeypatch.setattr(heartbeat, "_of_children", lambda _: 0.0)  # the tests may have some
     activities: list[Activity] = []
     compute, end, ready = threading.Event(), threading.Event(), threading.Event()
 
@@ -190,3 +192,14 @@ def test_beats_go_on_while_the_thread_hangs(monkeypatch: pytest.MonkeyPatch) -> 
     beats.listeners.append(lambda _: heard.release())
     beats.start()
     assert all(heard.acquire(timeout=10) for _ in range(3))
+
+
+def test_a_process_below_that_does_not_work_for_the_thread_is_no_progress() -> None:
+    command = [sys.executable, "-c", "print(sum(range(10**6)), flush=True); input()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        everything = heartbeat._of_children(frozenset())
+        others = heartbeat._of_children(frozenset({child.pid}))
+        child.communicate(b"\n")
+    assert everything > others

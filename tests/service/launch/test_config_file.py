@@ -70,7 +70,7 @@ def test_children_do_not_read_it_again(file: Path) -> None:
         ("prot = 1", "unknown setting prot; did you mean port?"),
         ("max-totl-tokens = 1", "unknown setting max-totl-tokens; did you mean max_total_tokens?"),
         ("something = 1", "unknown setting something"),
-        ("num_shard = 2", "num_shard is not supported: an engine is one process"),
+        ("rope_factor = 2", "rope_factor is not supported: positions are scaled"),
         ("api-key = 'secret'", "use --api-key-file"),
         ("[server]\nport = 1", "[server] is a table; all settings stand at the top"),
         ("port = '3000'", "port must be a whole number. Given: '3000'"),

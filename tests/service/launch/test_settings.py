@@ -162,7 +162,11 @@ def test_kubernetes_service_links_are_not_taken_for_settings() -> None:
         (["--api-key=secret"], "use --api-key-file, which `tokenwire key` fills"),
         (["--engine-socket", "/" + "x" * 107], "`engine_socket` must be <= 107 bytes"),
         (["--quantize", "int3"], "--quantize must be one of "),
-        (["--num-shard=2"], "--num-shard is not supported: "),
+        (["--num-shard=0"], "`num_shard` must be >= 1. Given: 0"),
+        (["--sharded=true"], "`sharded` needs `num_shard`, which must be >= 2 with it"),
+        (["--sharded=true", "--num-shard=1"], "`sharded` needs `num_shard`"),
+        (["--num-shard=2", "--lora-adapters=a=b"], "not served with `num_shard` > 1"),
+        (["--rope-factor=2"], "--rope-factor is not supported: "),
         (["--cuda-graphs", "8,few"], "--cuda-graphs must be a whole number. Given: few"),
         (["--cuda-graphs", "8,-1"], "`cuda_graphs` must be >= 0. Given: -1"),
         (["--disable-custom-kernels"], "use --native-kernels=false"),
@@ -190,15 +194,31 @@ def test_wrong_variable_is_named(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_unsupported_flags_that_ask_for_what_is_done_anyway_are_accepted() -> None:
-    flags = ("--num-shard", "1", "--sharded=false", "--disable-usage-stats")
+    flags = ("--usage-stats", "off", "--disable-usage-stats")
     assert parse(*flags) == Settings()
 
 
 def test_leftover_tgi_variables_are_warned_of_but_do_not_stop_the_server() -> None:
-    leftovers = {"ROPE_FACTOR": "2", "NUM_SHARD": "2", "NGROK_EDGE": "a", "SPECULATE": "0"}
+    leftovers = {"ROPE_FACTOR": "2", "SHARD_UDS_PATH": "a", "NGROK_EDGE": "a", "SPECULATE": "0"}
     assert parse(**leftovers) == Settings()
     names = {warning.split(" ")[0] for warning in unsupported_variables(leftovers)}
-    assert names == {"ROPE_FACTOR", "NUM_SHARD", "NGROK_EDGE"}
+    assert names == {"ROPE_FACTOR", "SHARD_UDS_PATH", "NGROK_EDGE"}
+
+
+@pytest.mark.parametrize(
+    ("flags", "variables", "num_shards"),
+    [
+        ((), {}, 1),
+        (("--num-shard", "2"), {}, 2),
+        (("--sharded=true",), {"NUM_SHARD": "4"}, 4),
+        (("--num-shard=2", "--sharded=false"), {}, 1),
+        ((), {"NUM_SHARD": "4", "SHARDED": "false"}, 1),
+    ],
+)
+def test_shards_are_chosen_by_tgis_two_options(
+    flags: tuple[str, ...], variables: dict[str, str], num_shards: int
+) -> None:
+    assert parse(*flags, **variables).engine_config(Path("socket")).num_shards == num_shards
 
 
 def test_adapters_have_names_of_their_own_or_are_named_by_where_they_are() -> None:
@@ -392,12 +412,12 @@ def test_model_that_cannot_be_loaded_is_one_line_and_exit_code_1() -> None:
 def test_json_output_logs_one_object_a_line(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("NUM_SHARD", "2")
+    monkeypatch.setenv("ROPE_FACTOR", "2")
     cli.main(["engine", "--json-output"])
     first, _ = capsys.readouterr().err.splitlines()
     line = json.loads(first)
     assert line["level"] == "WARN"
-    assert line["message"].startswith("NUM_SHARD has no effect")
+    assert line["message"].startswith("ROPE_FACTOR has no effect")
 
 
 def test_help_needs_neither_torch_nor_grpc() -> None:

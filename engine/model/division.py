@@ -1,0 +1,45 @@
+"""A model that is divided among ranks computes what it computed as a whole, or is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from ..shards.divide import divide
+from ..shards.group import Group
+from .self_check import relative_difference, stock_logits, tolerance
+
+
+def check_divisible(model_config: Any) -> None:
+    """Checks that a checkpoint has weights that can be divided.
+
+    Raises:
+        ValueError: it is quantised, in a format that is made for whole layers.
+    """
+    described = getattr(model_config, "quantization_config", None)
+    if described is not None:
+        described = described if isinstance(described, dict) else described.to_dict()
+        raise ValueError(
+            f"the checkpoint is quantised already ({described.get('quant_method')}), and such "
+            "weights are not divided among ranks: take one in full precision, with --quantize"
+        )
+
+
+def divide_checked(model: PreTrainedModel, group: Group) -> None:
+    """Divides a model on the host among the ranks, and compares its logits with the whole model's.
+
+    Raises:
+        ValueError: it cannot be divided, or then computes something else.
+    """
+    expected = stock_logits(model) if group.rank == 0 else None
+    divide(model, group)
+    actual = stock_logits(model)
+    if expected is None:
+        return
+    difference = relative_difference(actual, expected)
+    if not difference <= tolerance(model.dtype):  # also when it is not a number
+        raise ValueError(
+            f"{type(model).__name__} cannot be divided among ranks: its logits then differ by "
+            f"{difference:.2%}"
+        )

@@ -1,0 +1,1 @@
+"""The processes of the ranks: how they are started, told what to compute, watched and ended."""

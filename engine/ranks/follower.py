@@ -1,0 +1,112 @@
+"""A rank that is not the first: it computes what the first one tells it, and samples nothing."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from ..heartbeat import Activity, Heartbeat, Phase
+from ..protocol.config import EngineConfig
+from ..protocol.errors import ModelLoadError
+from ..protocol.notify import VARIABLE as NOTIFY_SOCKET
+
+logger = logging.getLogger(__name__)
+
+_LOOK_S = 0.25  # how often a rank that waits for a plan shows that it does
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """What a rank is started with.
+
+    Attributes:
+        rank: its number, from 1.
+        config: of the engine.
+        meeting: the file by which the ranks find each other.
+        plans: where it is told what to compute.
+        signs: where it tells that it gets on: seconds without progress, or why it ends.
+        log_level: the least that it logs.
+        formatter: of its log lines.
+    """
+
+    rank: int
+    config: EngineConfig
+    meeting: Path
+    plans: Connection
+    signs: Connection
+    log_level: int
+    formatter: logging.Formatter | None
+
+
+def follow(place: Place) -> None:
+    """Computes a rank's part until the first rank ends. It is the main function of a process."""
+    os.environ.pop(NOTIFY_SOCKET, None)  # its supervisor is the first rank
+    os.environ["TQDM_DISABLE"] = "1"
+    # Whoever ends a group of processes means the first rank, which ends this one when it is done.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    _set_up_logging(place)
+    activity = Activity()
+    heartbeat = Heartbeat(activity)
+    heartbeat.listeners.append(lambda quiet: _tell(place.signs, quiet))
+    heartbeat.start()
+    try:
+        _compute(place, activity)
+    except (EOFError, ConnectionError):
+        os._exit(0)
+    except ModelLoadError as error:
+        _tell(place.signs, str(error))
+    except Exception as error:
+        logger.exception("a step failed")
+        _tell(place.signs, str(error) or type(error).__name__)
+    os._exit(1)  # what the others do together with this rank cannot be ended in any order
+
+
+def _compute(place: Place, activity: Activity) -> None:
+    from ..build import build_computation  # here: it takes seconds, and the heart beats by now
+    from ..shards.group import join, open_store
+    from .plan_channel import PlanReceiver
+
+    size = place.config.num_shards
+    store = open_store(place.meeting, size)
+    group = join(store, place.rank, size, on_gpu=uses_gpu(place.config))
+    built = build_computation(place.config, group=group)
+    receiver = PlanReceiver(place.plans, built.model.loaded.device)
+    while True:
+        activity.begin(Phase.WAITING_FOR_REQUESTS)
+        batch = receiver.receive(_LOOK_S)
+        if batch is not None:
+            activity.begin(Phase.COMPUTING)
+            built.forward(batch)
+
+
+def uses_gpu(config: EngineConfig) -> bool:
+    """Whether the ranks compute on GPUs."""
+    import torch
+
+    return config.device == "cuda" or (config.device is None and torch.cuda.is_available())
+
+
+def _tell(signs: Connection, sign: float | str) -> None:
+    try:
+        signs.send(sign)
+    except OSError:  # the first rank has ended, and with it the engine
+        os._exit(1)
+
+
+def _set_up_logging(place: Place) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(place.formatter)
+    handler.addFilter(lambda record: _with_rank(record, place.rank))
+    # What is worth knowing of a start the first rank logs.
+    level = place.log_level if place.log_level < logging.INFO else logging.WARNING
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+
+
+def _with_rank(record: logging.LogRecord, rank: int) -> bool:
+    record.msg, record.args = f"rank {rank}: {record.getMessage()}", ()
+    return True

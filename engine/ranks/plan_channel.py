@@ -1,0 +1,157 @@
+"""How the first rank tells the others what to compute: through memory that all of them map.
+
+A step's plan is its packed arrays. They are written into the memory one after the other, and their
+sizes go through a socket, for which the others wait: that takes some ten microseconds, and none of
+them keeps a processor busy. There is one plan at a time: a step ends with an exchange of logits, by
+which time every rank has long copied its plan.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import recv_handle, send_handle
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..batch import AttentionInput, ModelInput, upload_together
+
+_FIRST_BYTES = 1 << 20
+_HEADER = struct.Struct("<4q")
+_NEW_MEMORY = b"memory"  # precedes the handle of a larger one
+
+
+class _Sizes(NamedTuple):
+    """The sizes that give the shapes of a plan's arrays."""
+
+    num_tokens: int
+    num_rows: int
+    num_seqs: int
+    max_blocks: int
+
+    def views(self, memory: mmap.mmap) -> list[NDArray[np.int64] | NDArray[np.int32]]:
+        """The arrays in the memory: those of int64, then those of int32."""
+        longs = [(self.num_tokens,)] * 3 + [(self.num_rows,)]
+        ints = [(self.num_seqs, self.max_blocks), (self.num_seqs + 1,), (self.num_seqs,)]
+        views: list[NDArray[np.int64] | NDArray[np.int32]] = []
+        offset = 0
+        for shape, dtype in [(s, np.int64) for s in longs] + [(s, np.int32) for s in ints]:
+            views.append(np.ndarray(shape, dtype, memory, offset))
+            offset += views[-1].nbytes
+        return views
+
+    @property
+    def num_bytes(self) -> int:
+        """What all arrays take."""
+        longs = 3 * self.num_tokens + self.num_rows
+        return 8 * longs + 4 * (self.num_seqs * (self.max_blocks + 2) + 1)
+
+
+class PlanSender:
+    """The first rank's end.
+
+    Args:
+        others: a connection to each other rank, by its process id.
+    """
+
+    def __init__(self, others: Sequence[tuple[int, Connection]]) -> None:
+        self._others = others
+        self._memory: mmap.mmap | None = None
+
+    def send(self, batch: ModelInput) -> None:
+        """Tells all ranks to compute a batch.
+
+        Raises:
+            OSError: a rank has ended.
+        """
+        step = batch.attention
+        arrays = [
+            tensor.cpu().numpy()
+            for tensor in (
+                batch.input_ids, batch.positions, step.slot_mapping, batch.logits_rows,
+                step.block_tables, step.query_start_loc, step.context_lens,
+            )
+        ]  # fmt: skip
+        sizes = _Sizes(len(arrays[0]), len(arrays[3]), *arrays[4].shape)
+        for view, array in zip(sizes.views(self._room(sizes.num_bytes)), arrays, strict=True):
+            view[...] = array
+        header = _HEADER.pack(*sizes)
+        for _, connection in self._others:
+            connection.send_bytes(header)
+
+    def _room(self, num_bytes: int) -> mmap.mmap:
+        """Memory of at least this size, which all ranks know."""
+        if self._memory is not None and len(self._memory) >= num_bytes:
+            return self._memory
+        size = max(_FIRST_BYTES, 2 * num_bytes)
+        handle = os.memfd_create("tokenwire plans")  # it has no name that a crash could leave
+        try:
+            os.ftruncate(handle, size)
+            self._memory = mmap.mmap(handle, size)
+            for process_id, connection in self._others:
+                connection.send_bytes(_NEW_MEMORY)
+                send_handle(connection, handle, process_id)
+        finally:
+            os.close(handle)
+        return self._memory
+
+
+class PlanReceiver:
+    """Another rank's end.
+
+    Args:
+        connection: to the first rank.
+        device: where the batches go.
+    """
+
+    def __init__(self, connection: Connection, device: torch.device) -> None:
+        self._connection = connection
+        self._device = device
+        self._memory: mmap.mmap | None = None
+
+    def receive(self, timeout: float) -> ModelInput | None:
+        """The next batch; None if there is none for `timeout` seconds.
+
+        Raises:
+            EOFError: the first rank has ended.
+        """
+        if not self._connection.poll(timeout):
+            return None
+        message = self._connection.recv_bytes()
+        while message == _NEW_MEMORY:
+            handle = recv_handle(self._connection)
+            self._memory = mmap.mmap(handle, 0)
+            os.close(handle)
+            message = self._connection.recv_bytes()
+        assert self._memory is not None
+        return self._batch(_Sizes(*_HEADER.unpack(message)))
+
+    def _batch(self, sizes: _Sizes) -> ModelInput:
+        assert self._memory is not None
+        arrays = [view.copy() for view in sizes.views(self._memory)]
+        on_host = self._device.type == "cpu"
+        tensors = (
+            [torch.from_numpy(array) for array in arrays]
+            if on_host
+            else upload_together(arrays, self._device)
+        )
+        ids, positions, slots, rows, tables, starts, contexts = tensors
+        return ModelInput(
+            input_ids=ids,
+            positions=positions,
+            attention=AttentionInput(
+                slot_mapping=slots,
+                block_tables=tables,
+                query_start_loc=starts,
+                context_lens=contexts,
+            ),
+            logits_rows=rows,
+            sampled={},
+            prompt_rows=[],
+        )

@@ -1,0 +1,86 @@
+"""The ranks that compute one model together, and what they exchange.
+
+There is one exchange: every rank gets the tensors of all. Sums are made of that in the order of the
+ranks, not by the library's own reduction: that adds parts of a tensor in different orders, so that
+a token's result would depend on the tokens with it. All ranks then have the same numbers bit for
+bit, and so take the same decisions wherever they depend on logits.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._C._distributed_c10d import FileStore, Store
+
+Gather = Callable[[Tensor], Tensor]  # of [...], the same shape on all ranks, to [size, ...]
+
+# One rank may wait for another that loads or compiles; whether all get on is watched elsewhere.
+_TIMEOUT = timedelta(hours=1)
+_LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}  # all ranks are on one host
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """This process's place among the ranks.
+
+    Attributes:
+        rank: from 0.
+        size: the number of ranks.
+        gather: gives every rank the tensors of all, in the order of the ranks.
+    """
+
+    rank: int
+    size: int
+    gather: Gather
+
+    def sum(self, partial: Tensor) -> Tensor:
+        """The sum of all ranks' tensors, rounded once."""
+        parts = self.gather(partial)
+        total = parts[0].float()
+        for part in parts[1:]:
+            total = total + part
+        return total.to(partial.dtype)
+
+    def concatenate(self, part: Tensor) -> Tensor:
+        """All ranks' tensors side by side in the last dimension."""
+        return torch.cat(self.gather(part).unbind(), dim=-1)
+
+    def least(self, value: int) -> int:
+        """The smallest of all ranks' numbers."""
+        return int(self.gather(torch.tensor([value])).min())
+
+
+def open_store(path: Path, size: int) -> Store:
+    """Where the ranks meet: a file in a directory of the user's alone, not a port for everybody."""
+    return FileStore(str(path), size)
+
+
+def join(store: Store, rank: int, size: int, *, on_gpu: bool) -> Group:
+    """Waits for the other ranks and becomes one of the group.
+
+    Args:
+        store: where the ranks meet.
+        rank: of this process; on a GPU it has the device of this number.
+        size: the number of ranks.
+        on_gpu: whether the model is computed on GPUs, by NCCL; the host's tensors go by gloo.
+    """
+    for name, value in _LOOPBACK.items():
+        os.environ.setdefault(name, value)
+    if on_gpu:
+        torch.cuda.set_device(rank)
+    backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_TIMEOUT)
+
+    def gather(tensor: Tensor) -> Tensor:
+        gathered = tensor.new_empty(size * tensor.numel())
+        dist.all_gather_single(gathered, tensor.contiguous().view(-1))
+        return gathered.view(size, *tensor.shape)
+
+    return Group(rank, size, gather)

@@ -1,0 +1,77 @@
+"""A batch reaches another rank as it was sent, whatever its size."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import fields
+from multiprocessing import Pipe
+
+import pytest
+import torch
+
+from engine.batch import AttentionInput, ModelInput
+from engine.ranks.plan_channel import PlanReceiver, PlanSender
+
+CPU = torch.device("cpu")
+
+
+def _batch(num_tokens: int, num_seqs: int, num_rows: int, max_blocks: int) -> ModelInput:
+    """Random numbers of the largest values that there can be."""
+
+    def random(*shape: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.randint(-1, torch.iinfo(dtype).max, shape, dtype=dtype)
+
+    return ModelInput(
+        input_ids=random(num_tokens, dtype=torch.int64),
+        positions=random(num_tokens, dtype=torch.int64),
+        attention=AttentionInput(
+            slot_mapping=random(num_tokens, dtype=torch.int64),
+            block_tables=random(num_seqs, max_blocks, dtype=torch.int32),
+            query_start_loc=random(num_seqs + 1, dtype=torch.int32),
+            context_lens=random(num_seqs, dtype=torch.int32),
+        ),
+        logits_rows=random(num_rows, dtype=torch.int64),
+        sampled={},
+        prompt_rows=[],
+    )
+
+
+def _assert_same(actual: ModelInput | None, expected: ModelInput) -> None:
+    assert actual is not None
+    for name in ("input_ids", "positions", "logits_rows"):
+        assert torch.equal(getattr(actual, name), getattr(expected, name))
+    for field in fields(AttentionInput):
+        mine, other = (getattr(batch.attention, field.name) for batch in (actual, expected))
+        assert mine.dtype == other.dtype
+        assert torch.equal(mine, other)
+
+
+def test_batches_of_any_size_arrive_at_all_ranks() -> None:
+    ours, theirs = zip(*(Pipe() for _ in range(2)), strict=True)
+    sender = PlanSender([(os.getpid(), connection) for connection in ours])
+    receivers = [PlanReceiver(connection, CPU) for connection in theirs]
+    # The fourth needs more memory than there was for the first.
+    for sizes in ((1, 1, 1, 1), (7, 3, 0, 5), (8, 8, 8, 1), (2048, 256, 2048, 2048), (1, 1, 1, 1)):
+        batch = _batch(*sizes)
+        sender.send(batch)
+        for receiver in receivers:
+            _assert_same(receiver.receive(60.0), batch)
+
+
+def test_a_batch_stays_as_it_is_when_the_next_is_sent() -> None:
+    ours, theirs = Pipe()
+    sender, receiver = PlanSender([(os.getpid(), ours)]), PlanReceiver(theirs, CPU)
+    first = _batch(4, 2, 2, 3)
+    sender.send(first)
+    received = receiver.receive(60.0)
+    sender.send(_batch(4, 2, 2, 3))
+    _assert_same(received, first)
+
+
+def test_without_a_batch_there_is_none_and_the_senders_end_is_one() -> None:
+    ours, theirs = Pipe()
+    receiver = PlanReceiver(theirs, CPU)
+    assert receiver.receive(0.0) is None
+    ours.close()
+    with pytest.raises(EOFError):
+        receiver.receive(60.0)
