@@ -224,8 +224,8 @@ def main() -> None:
     options = parser.parse_args()
     load = Load(
         model=options.model,
-        streams=2 if options.tiny else options.streams,
-        tokens=8 if options.tiny else options.tokens,
+        streams=4 if options.tiny else options.streams,
+        tokens=12 if options.tiny else options.tokens,
         concurrency=2 if options.tiny else options.concurrency,
         steps=6 if options.tiny else options.steps,
     )
