@@ -11,7 +11,7 @@ NODE := $(if $(shell command -v npm),$(VENV)/node/installed $(VENV)/tokenizers/i
 NPM_CI := npm ci --ignore-scripts --engine-strict --no-audit --no-fund --loglevel=error
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test tokenizers models check format generate bench wheel locks clean
+.PHONY: help serve test tokenizers models scripts check format generate bench wheel locks clean
 
 help:  ## List these targets.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ tokenizers: $(VENV)/tokenizers/installed  ## Test servers with the tokenizers of
 
 models: $(VENV)/installed  ## Test every architecture, of which `make test` tries a sample.
 	ALL_MODELS=1 $(BIN)/python -m pytest tests/engine/recurrent tests/engine/model tests/benchmarks/test_models.py $(ARGS)
+
+scripts: $(VENV)/installed  ## Try every benchmark script, of which `make test` tries a sample.
+	ALL_SCRIPTS=1 $(BIN)/python -m pytest tests/benchmarks $(ARGS)
 
 # tests/test_checks.py runs the lines of this recipe, one test each.
 check: $(VENV)/installed  ## Check format, lint, types, imports between folders, and dependencies.

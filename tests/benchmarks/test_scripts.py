@@ -1,13 +1,18 @@
-"""Every benchmark script runs, on models so small that it takes seconds."""
+"""Every benchmark script runs, on models so small that it takes seconds.
+
+Those that take longest, since they start servers or build many engines, are run on demand only.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from gguf import GGMLQuantizationType
 
 from tests.gguf_models import write_gguf
@@ -25,6 +30,8 @@ ENGINE_GPU = {
     "transformers continuous batching, the same",
     "3 draft tokens",
 }
+
+on_demand = pytest.mark.skipif(not os.environ.get("ALL_SCRIPTS"), reason="`make scripts` runs it")
 
 
 def last_line(*arguments: str) -> Any:
@@ -59,6 +66,7 @@ def test_peers_generate_the_same_tokens() -> None:
     assert all(set(found) == {"1", "2"} for found in rates.values())
 
 
+@on_demand
 def test_peers_run_a_file_of_quantised_weights(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "model.gguf", GGMLQuantizationType.Q4_1)
     result = last_line(
@@ -96,6 +104,7 @@ def test_speculation_changes_no_token() -> None:
     assert [row["text"] for row in rows] == ["repetitive"] * 2 + ["random"] * 2
 
 
+@on_demand
 def test_quantised_weights_are_measured_at_every_batch() -> None:
     rates = last_line("benchmarks.quantized", "--rounds", "1")["tokens_per_second"]
     assert set(rates) == {"float32", "int8", "int4"}
@@ -110,6 +119,7 @@ def test_every_kind_of_sampling_is_measured() -> None:
     assert alone == {"frequency_penalty 0.5"}
 
 
+@on_demand
 def test_resumed_streams_are_counted_in_every_arm() -> None:
     outcomes = last_line("benchmarks.resumption")["outcomes"]
     assert len(outcomes) == 5
@@ -119,6 +129,7 @@ def test_resumed_streams_are_counted_in_every_arm() -> None:
     assert all(outcome["left"] == outcome["rounded"] == 0 for outcome in exact)
 
 
+@on_demand
 def test_servers_with_and_without_traces_take_turns() -> None:
     result = last_line("benchmarks.tracing")
     assert set(result["tokens_per_second"]) == {"gRPC", "REST"}
@@ -129,6 +140,7 @@ def test_servers_with_and_without_traces_take_turns() -> None:
     assert result["exported_bytes"] > 0
 
 
+@on_demand
 def test_what_a_service_process_carries_is_measured_over_every_face() -> None:
     figures = last_line("benchmarks.workers")["figures"]
     faces = [figure["face"] for figure in figures]
