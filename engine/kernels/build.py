@@ -144,8 +144,13 @@ def find_compiler() -> list[str]:
 
 
 def find_openmp_runtime() -> Path | None:
-    """Return the libgomp that torch uses, so that both share one pool of threads."""
-    for path in (*_mapped_libraries(), *_bundled_libraries()):
+    """Return the libgomp that torch uses, so that both share one pool of threads.
+
+    It comes with torch, or is the system's. Other packages bring their own in `….libs`, which may
+    be loaded as well, for instance sentencepiece's.
+    """
+    others = [path for path in _mapped_libraries() if path.parent.suffix != ".libs"]
+    for path in (*_bundled_libraries(), *others):
         if path.name.startswith("libgomp") and path.exists():
             return path
     return None

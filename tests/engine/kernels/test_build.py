@@ -28,7 +28,22 @@ def test_kernels_share_torchs_openmp_runtime(kernels: CpuKernels) -> None:
         pytest.skip("torch brings no libgomp here")
     assert kernels.has_openmp
     mapped = {path for path in build._mapped_libraries() if path.name.startswith("libgomp")}
-    assert len(mapped) == 1
+    assert len({path for path in mapped if path.parent.suffix != ".libs"}) == 1
+
+
+def test_the_openmp_runtime_of_another_package_is_not_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be loaded before torch's, which has a pool of threads of its own."""
+    other, own = (tmp_path / folder / "libgomp.so.1" for folder in ("sentencepiece.libs", "lib"))
+    for path in (other, own):
+        path.parent.mkdir()
+        path.touch()
+    monkeypatch.setattr(build, "_mapped_libraries", lambda: [other, own])
+    monkeypatch.setattr(build, "_bundled_libraries", list)
+    assert build.find_openmp_runtime() == own
+    monkeypatch.setattr(build, "_bundled_libraries", lambda: [own])
+    assert build.find_openmp_runtime() == own
 
 
 @needs_compiler
