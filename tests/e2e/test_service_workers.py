@@ -83,9 +83,17 @@ def have_both(stack: Stack) -> bool:
 
 @pytest.fixture(autouse=True)
 def _whole(server: Stack) -> Iterator[None]:
-    """Each test leaves an idle server with both processes."""
+    """Each test leaves an idle server whose processes both get calls from Envoy."""
     yield
     wait_until(lambda: server.is_healthy() and have_both(server), "both service processes")
+    before = [len(lines_of(server, worker)) for worker in (1, 2)]
+
+    def both_get_calls() -> bool:
+        assert server.http.post("/generate", json=body(1)).status_code == 200
+        now = [len(lines_of(server, worker)) for worker in (1, 2)]
+        return all(map(operator.lt, before, now))
+
+    wait_until(both_get_calls, "calls served by both")
     server.wait_until_idle()
 
 
