@@ -11,6 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from engine.protocol import wire
+from engine.protocol.adapters import AdapterInfo
 from engine.protocol.config import EngineInfo
 from engine.protocol.request import (
     EngineStats,
@@ -144,7 +145,7 @@ def test_engine_info_survives_the_wire() -> None:
         max_batch_total_tokens=256,
         block_size=4,
         attention="reference",
-        adapters=("one",),
+        adapters=(AdapterInfo("one", "/one", "00", 4),),
         notes=("first", "second"),
     )
     kind, fields = wire.parse(body_of(wire.ready(info)))
