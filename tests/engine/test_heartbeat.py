@@ -195,7 +195,8 @@ def test_beats_go_on_while_the_thread_hangs(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_process_below_that_does_not_work_for_the_thread_is_no_progress() -> None:
-    command = [sys.executable, "-c", "print(sum(range(10**6)), flush=True); input()"]
+    code = "import time\nwhile time.process_time() < 0.1: pass\nprint(1, flush=True); input()"
+    command = [sys.executable, "-c", code]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         child.stdout.readline()
