@@ -55,8 +55,9 @@ class AdapterChanges:
         """Takes an adapter away.
 
         Raises:
-            ServiceError: there is none of this name.
+            ServiceError: there is none of this name, or it is no name.
         """
+        check_adapter_name(name, is_base=self._adapters.is_base(name))
         with _translated():
             await self._client.unload_adapter(name)
 

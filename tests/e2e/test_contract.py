@@ -31,6 +31,11 @@ PROVOKED_HERE = {
     ("POST", "/chat_tokenize", 422),
     *(("GET", path, 503) for path in HEALTH_PATHS),
 }
+# tests/e2e/test_loading_adapters.py, whose server has keys and a directory of adapters.
+PROVOKED_WITH_ADAPTERS = {
+    *(("POST", "/v1/load_lora_adapter", status) for status in (200, 400, 401, 403, 404, 422, 503)),
+    *(("POST", "/v1/unload_lora_adapter", status) for status in (200, 401, 403, 404, 422, 503)),
+}
 # A stream of the engine client that ends without its last message, which no real engine causes:
 # see tests/service/api/test_documented_statuses.py.
 PROVOKED_OVER_A_FAKE_ENGINE = {
@@ -101,7 +106,7 @@ def test_served_document_is_the_one_that_replies_are_checked_with(
 
 
 def test_every_documented_status_is_provoked() -> None:
-    provoked = PROVOKED_HERE | PROVOKED_OVER_A_FAKE_ENGINE
+    provoked = PROVOKED_HERE | PROVOKED_WITH_ADAPTERS | PROVOKED_OVER_A_FAKE_ENGINE
     assert documented_statuses() - provoked == CANNOT_OCCUR
 
 

@@ -321,6 +321,9 @@ def test_all_come_back_after_the_engine_died(loading: Loading) -> None:
         lines = stream.iter_lines()
         next(lines)
         loading.stack.child("engine").kill()
+        wait_until(lambda: not loading.stack.is_healthy(), "that its death is noticed")
+        assert loading.load("late", "2").status_code == 503
+        assert loading.unload("pirate").status_code == 503
         (*_, last) = (line for line in lines if line)
     assert json.loads(last.removeprefix("data:"))["generated_text"] == unbroken[1]
     wait_until(loading.stack.is_healthy, "a healthy server")
@@ -336,3 +339,15 @@ def test_they_are_there_after_the_service_died(loading: Loading) -> None:
     wait_until(loading.stack.is_healthy, "a healthy server")
     assert "pirate" in loading.models()
     assert loading.text("pirate") == text
+
+
+@pytest.mark.parametrize("body", [{}, {"lora_name": 1}, {"lora_name": ""}])
+def test_what_is_not_named_cannot_be_unloaded(loading: Loading, body: dict[str, Any]) -> None:
+    reply = loading.post(UNLOAD, body)
+    assert (reply.status_code, reply.json()["error_type"]) == (422, "validation")
+    assert "lora_name" in reply.json()["error"]
+
+
+def test_only_an_admin_may_unload(loading: Loading) -> None:
+    for headers, status in ((loading.caller, 403), ({"x-none": "1"}, 401)):
+        assert loading.post(UNLOAD, {"lora_name": FIRST}, **headers).status_code == status
