@@ -123,7 +123,7 @@ def test_every_kind_of_sampling_is_measured() -> None:
 def test_resumed_streams_are_counted_in_every_arm() -> None:
     outcomes = last_line("benchmarks.resumption")["outcomes"]
     assert len(outcomes) == 5
-    assert all(outcome["streams"] == 2 for outcome in outcomes)
+    assert all(outcome["streams"] == 4 for outcome in outcomes)
     assert all(outcome["resumptions"] > 0 for outcome in outcomes)
     exact = [outcome for outcome in outcomes if "without our kernels" not in outcome["name"]]
     assert all(outcome["left"] == outcome["rounded"] == 0 for outcome in exact)
