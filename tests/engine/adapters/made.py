@@ -13,6 +13,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from tests.engine.model.architectures import continuation
+
 # Of different ranks, scales and layers; the last has another rank and alpha in some layers.
 SETTINGS: dict[str, dict[str, Any]] = {
     "attention": {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]},
@@ -78,17 +80,7 @@ def merged_tokens(
     if name:
         with _old_names():
             model = PeftModel.from_pretrained(model, made.adapters[name]).merge_and_unload()
-    return [
-        model.generate(
-            torch.tensor([prompt]),
-            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-            max_new_tokens=num_tokens,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-        )[0, len(prompt) :].tolist()
-        for prompt in prompts
-    ]
+    return [continuation(model, prompt, num_tokens) for prompt in prompts]
 
 
 @contextmanager

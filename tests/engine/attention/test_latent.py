@@ -25,7 +25,7 @@ from engine.protocol.config import EngineConfig
 from engine.protocol.errors import ModelLoadError
 from engine.protocol.request import Request
 from tests.engine.fakes import CPU, run, token_ids
-from tests.engine.model.architectures import SMALL, build_model, make_prompts
+from tests.engine.model.architectures import SMALL, build_model, continuation, make_prompts
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -59,23 +59,11 @@ def model_of(name: str) -> PreTrainedModel:
     return build_model(CONFIGS[name](), scale=2.0)
 
 
-def generated(model: PreTrainedModel, prompt: tuple[int, ...], num_tokens: int) -> list[int]:
-    output = model.generate(
-        torch.tensor([prompt]),
-        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-        max_new_tokens=num_tokens,
-        do_sample=False,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    return [*map(int, output[0, len(prompt) :])]
-
-
 @pytest.mark.parametrize("kernels", [True, False])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_greedy_tokens_are_those_of_transformers(name: str, kernels: bool, tmp_path: Path) -> None:
     model, prompts = model_of(name), make_prompts()[:5]
-    expected = [generated(model, prompt, 8) for prompt in prompts]
+    expected = [continuation(model, prompt, 8) for prompt in prompts]
     assert len({token_id for tokens in expected for token_id in tokens}) > 5, "tokens differ"
     model.save_pretrained(tmp_path)
     config = EngineConfig(

@@ -102,19 +102,21 @@ def make_prompts() -> list[tuple[int, ...]]:
     ]
 
 
+def continuation(model: Any, prompt: tuple[int, ...], num_tokens: int) -> list[int]:
+    """The greedy continuation of a prompt by transformers, whatever ends a text."""
+    output = model.generate(
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        max_new_tokens=num_tokens,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    return [*map(int, output[0, len(prompt) :])]
+
+
 @cache
 def generate(name: str) -> list[list[int]]:
     """The greedy continuations of the prompts by transformers, one prompt at a time."""
     model = build_model({**ARCHITECTURES, **PECULIAR}[name]())
-    continuations = []
-    for prompt in make_prompts():
-        output = model.generate(
-            torch.tensor([prompt]),
-            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-            max_new_tokens=NUM_NEW_TOKENS,
-            do_sample=False,
-            eos_token_id=None,
-            pad_token_id=0,
-        )
-        continuations.append(output[0, len(prompt) :].tolist())
-    return continuations
+    return [continuation(model, prompt, NUM_NEW_TOKENS) for prompt in make_prompts()]

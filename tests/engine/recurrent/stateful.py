@@ -8,7 +8,6 @@ from functools import cache
 from typing import Any
 
 import pytest
-import torch
 from transformers import (
     BambaConfig,
     FalconH1Config,
@@ -28,7 +27,7 @@ from transformers import (
     Qwen3NextConfig,
 )
 
-from tests.engine.model.architectures import build_model
+from tests.engine.model.architectures import build_model, continuation
 
 _TOKENS: dict[str, Any] = {
     "vocab_size": 128,
@@ -139,12 +138,4 @@ def stateful_model(name: str) -> PreTrainedModel:
 @cache
 def generated(name: str, prompt: tuple[int, ...], num_tokens: int) -> list[int]:
     """The greedy continuation of a prompt by transformers."""
-    output = stateful_model(name).generate(
-        torch.tensor([prompt]),
-        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-        max_new_tokens=num_tokens,
-        do_sample=False,
-        eos_token_id=None,
-        pad_token_id=0,
-    )
-    return [*map(int, output[0, len(prompt) :])]
+    return continuation(stateful_model(name), prompt, num_tokens)
