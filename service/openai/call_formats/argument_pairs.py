@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -164,6 +164,14 @@ def parameters_of(index: int, tool: Tool) -> list[Parameter]:
         Parameter(name, schema, given, tool.name, is_required=name in required)
         for name, schema in listed.items()
     ]
+
+
+def parameters_by_name(tools: Sequence[Tool]) -> dict[str, dict[str, Parameter]]:
+    """The parameters of tools, by the names of both."""
+    return {
+        tool.name: {parameter.name: parameter for parameter in parameters_of(index, tool)}
+        for index, tool in enumerate(tools)
+    }
 
 
 def _ended(value: Any, end: Any) -> Any:

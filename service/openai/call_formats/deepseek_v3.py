@@ -8,7 +8,7 @@ from typing import Any
 
 from ..tools import Tool
 from .call_format import Marker, Wanted, arguments_rule
-from .hermes import text_or
+from .hermes import opened
 from .marked_reader import MarkedReader, Marks
 from .pieces import Reader
 
@@ -44,7 +44,7 @@ class DeepSeekV3:
         more = [{"repeat": [*gap, *call]}] if wanted.many else []
         calls = [*call, *more, marker(_ALL_END)]
         begin = marker(_ALL_BEGIN)
-        return text_or(begin, calls) if wanted.or_text else [begin, *calls]
+        return opened(begin, calls, wanted)
 
     def _call(self, tool: Any, marker: Marker, *, in_block: bool) -> list[Any]:
         arguments = arguments_rule(tool)

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..tools import Tool
-from .argument_pairs import parameters_of
+from .argument_pairs import parameters_by_name, parameters_of
 from .call_format import Marker, Wanted
-from .hermes import text_or
+from .hermes import on_lines
 from .pair_reader import PairMarks, PairReader
 from .pieces import Reader
-from .qwen3_coder import parameters_by_name
 
 _BEGIN, _END = "<tool_call>", "</tool_call>"
 _KEY, _KEY_END, _VALUE, _VALUE_END = "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"
@@ -47,10 +46,7 @@ class Glm4:
             [f"{tool.name}\n", *_arguments(index, tool, marker), end]
             for index, tool in enumerate(wanted.tools)
         ]
-        calls: list[Any] = [{"choice": made}]
-        if wanted.many:
-            calls.append({"repeat": ["\n", begin, {"choice": made}]})
-        return text_or(begin, calls) if wanted.or_text else [begin, *calls]
+        return on_lines(begin, made, wanted)
 
     def beginnings(self, tools: Sequence[Tool]) -> tuple[str, ...]:
         """Its marker."""

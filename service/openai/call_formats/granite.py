@@ -8,7 +8,7 @@ from typing import Any
 
 from ..tools import Tool
 from .call_format import Marker, Wanted, object_call
-from .hermes import OBJECT_HEAD, text_or
+from .hermes import OBJECT_HEAD, opened
 from .marked_reader import MarkedReader, Marks
 from .pieces import Reader
 
@@ -37,7 +37,7 @@ class Granite:
         made = {"choice": [object_call(tool, "arguments") for tool in wanted.tools]}
         more = [{"repeat": [", ", made]}] if wanted.many else []
         begin, calls = marker(_BEGIN), ["[", made, *more, "]"]
-        return text_or(begin, calls) if wanted.or_text else [begin, *calls]
+        return opened(begin, calls, wanted)
 
     def beginnings(self, tools: Sequence[Tool]) -> tuple[str, ...]:
         """Its marker."""

@@ -42,11 +42,7 @@ class Hermes:
         del template
         begin, end = marker(_BEGIN), marker(_END)
         made = [["\n", *object_call(tool, "arguments"), "\n", end] for tool in wanted.tools]
-        call = {"choice": made}
-        calls = [call, {"repeat": ["\n", begin, call]}] if wanted.many else [call]
-        if not wanted.or_text:
-            return [begin, *calls]
-        return text_or(begin, calls)
+        return on_lines(begin, made, wanted)
 
     def beginnings(self, tools: Sequence[Tool]) -> tuple[str, ...]:
         """Its marker."""
@@ -59,8 +55,17 @@ class Hermes:
         return MarkedReader(_MARKS)
 
 
-def text_or(begin: Any, calls: list[Any]) -> Any:
-    """Any text, in which calls begin where the marker of their beginning is met."""
+def on_lines(begin: Any, made: list[Any], wanted: Wanted) -> Any:
+    """Calls that each have an opening, one of the rules in `made`, and a line of their own."""
+    call = {"choice": made}
+    calls = [call, {"repeat": ["\n", begin, call]}] if wanted.many else [call]
+    return opened(begin, calls, wanted)
+
+
+def opened(begin: Any, calls: list[Any], wanted: Wanted) -> Any:
+    """Calls behind their opening, or any text in which they begin where that is met."""
+    if not wanted.or_text:
+        return [begin, *calls]
     if isinstance(begin, str):
         return {"choice": [{"text": "any"}, [{"until": begin, "before": "any"}, *calls]]}
     return [{"text": "any"}, {"optional": [begin, *calls]}]

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..tools import Tool
 from .call_format import Marker, Wanted, arguments_rule
-from .hermes import text_or
+from .hermes import opened
 from .marked_reader import MarkedReader, Marks
 from .pieces import Reader
 
@@ -50,7 +50,7 @@ class KimiK2:
         calls = [*call, {"repeat": call}] if wanted.many else call
         begin = marker(_ALL_BEGIN)
         calls = [*calls, marker(_ALL_END)]
-        return text_or(begin, calls) if wanted.or_text else [begin, *calls]
+        return opened(begin, calls, wanted)
 
     def beginnings(self, tools: Sequence[Tool]) -> tuple[str, ...]:
         """Its marker."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..tools import Tool
 from .call_format import Marker, Wanted, arguments_rule, object_call
-from .hermes import text_or
+from .hermes import opened
 from .marked_reader import MarkedReader, Marks
 from .pieces import Reader
 
@@ -48,7 +48,7 @@ class Mistral:
             made = [object_call(tool, "arguments") for tool in wanted.tools]
             more = [{"repeat": [", ", {"choice": made}]}]
             calls = ["[", {"choice": made}, *(more if wanted.many else []), "]"]
-        return text_or(begin, calls) if wanted.or_text else [begin, *calls]
+        return opened(begin, calls, wanted)
 
     def beginnings(self, tools: Sequence[Tool]) -> tuple[str, ...]:
         """Its marker."""

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..tools import Tool
-from .argument_pairs import Parameter, parameters_of
+from .argument_pairs import parameters_by_name, parameters_of
 from .call_format import Marker, Wanted
-from .hermes import text_or
+from .hermes import on_lines
 from .pair_reader import PairMarks, PairReader
 from .pieces import Reader
 
@@ -45,10 +45,7 @@ class Qwen3Coder:
             [f"\n<function={tool.name}>\n", *_arguments(index, tool), "</function>\n", end]
             for index, tool in enumerate(wanted.tools)
         ]
-        calls: list[Any] = [{"choice": made}]
-        if wanted.many:
-            calls.append({"repeat": ["\n", begin, {"choice": made}]})
-        return text_or(begin, calls) if wanted.or_text else [begin, *calls]
+        return on_lines(begin, made, wanted)
 
     def beginnings(self, tools: Sequence[Tool]) -> tuple[str, ...]:
         """Its marker."""
@@ -58,14 +55,6 @@ class Qwen3Coder:
     def reader(self, tools: Sequence[Tool]) -> Reader:
         """Whatever the markers enclose is a call, if it has a name."""
         return PairReader(_MARKS, parameters_by_name(tools))
-
-
-def parameters_by_name(tools: Sequence[Tool]) -> dict[str, dict[str, Parameter]]:
-    """The parameters of tools, by the names of both."""
-    return {
-        tool.name: {parameter.name: parameter for parameter in parameters_of(index, tool)}
-        for index, tool in enumerate(tools)
-    }
 
 
 def _arguments(index: int, tool: Tool) -> list[Any]:
