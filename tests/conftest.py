@@ -1,6 +1,7 @@
 """Settings of all tests: none may fail because the machine is busy or has no GPU."""
 
 import logging
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +13,10 @@ settings.register_profile(
     "tokenwire", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
 )
 settings.load_profile("tokenwire")
+
+# A child that is forked would start gRPC's threads, whose descriptors are closed before its exec:
+# one in fifty ends there. Tests start processes, and none of them serves gRPC after a fork.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
 # Triton chooses its interpreter when it is imported, and transformers imports it too.
 interpret_triton(device_type())
