@@ -6,6 +6,8 @@ import json
 import re
 from dataclasses import dataclass
 
+from .json_span import JsonSpan
+
 # A grammar makes the text up to the name's end, so its form is known.
 _TEXT = r'"(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*"'
 _BEGINNING = re.compile(rf'\s*\{{\s*"function"\s*:\s*\{{\s*"_name"\s*:\s*({_TEXT})\s*([,}}])')
@@ -41,18 +43,19 @@ class CallReader:
     Attributes:
         is_named: whether the name was read.
         is_text: whether the text is no envelope; then it is not parsed.
-        is_complete: whether the arguments have ended.
     """
 
     def __init__(self) -> None:
         self._held = ""  # the beginning, until the name is known
         self._opening = "{"  # of the arguments, until something follows it
         self.is_named = False
-        self._depth = 1  # of braces and brackets within the arguments
-        self._in_string = False
-        self._escaped = False
+        self._span = JsonSpan()  # of the arguments
         self.is_text = False
-        self.is_complete = False
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the arguments have ended."""
+        return self._span.is_complete
 
     def push(self, text: str) -> list[ToolCallDelta]:
         """What the next piece of the text adds."""
@@ -82,27 +85,6 @@ class CallReader:
             text = text.lstrip()
         if self.is_complete or not text:  # complete: this is the end of the envelope
             return []
-        end = next((at for at, char in enumerate(text) if self._closes(char)), None)
-        piece = self._opening + (text if end is None else text[: end + 1])
-        self._opening = ""
-        return [ToolCallDelta(arguments=piece, is_end=self.is_complete)]
-
-    def _closes(self, char: str) -> bool:
-        """Counts a character; whether it ends the arguments."""
-        if self.is_complete:
-            return False
-        if self._in_string:
-            if self._escaped:
-                self._escaped = False
-            elif char == "\\":
-                self._escaped = True
-            elif char == '"':
-                self._in_string = False
-        elif char == '"':
-            self._in_string = True
-        elif char in "{[":
-            self._depth += 1
-        elif char in "}]":
-            self._depth -= 1
-            self.is_complete = self._depth == 0
-        return self.is_complete
+        text, self._opening = self._opening + text, ""
+        end = self._span.push(text)
+        return [ToolCallDelta(arguments=text[:end], is_end=self.is_complete)]

@@ -6,12 +6,13 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from ..json_span import JsonSpan
 from ..tool_calls import ToolCallDelta
 from ..tools import Tool
 from .call_format import Marker, Wanted, arguments_rule, up_to
-from .json_span import JsonSpan
 from .marked_reader import num_held
 from .pieces import Content, Piece, Reader, Reasoned
+from .stepping_reader import SteppingReader
 
 _START, _CHANNEL, _MESSAGE = "<|start|>", "<|channel|>", "<|message|>"
 _CONSTRAIN, _END, _CALL, _RETURN = "<|constrain|>", "<|end|>", "<|call|>", "<|return|>"
@@ -70,7 +71,7 @@ class Harmony:
         return HarmonyReader(frozenset(tool.name for tool in tools))
 
 
-class HarmonyReader:
+class HarmonyReader(SteppingReader):
     """Turns messages into pieces: the channel and the recipient in its head say what each is.
 
     Args:
@@ -78,29 +79,24 @@ class HarmonyReader:
     """
 
     def __init__(self, names: frozenset[str]) -> None:
+        super().__init__()
         self._names = names
-        self._held = ""
         self._kind: type[Content] | type[Reasoned] | None = Content  # None: a call's arguments
         self._is_begun = False  # something visible was there
         self._in_head = False
         self._num_calls = 0
         self._span = JsonSpan()
 
-    def push(self, text: str) -> list[Piece]:
-        """What the next piece of the text adds."""
-        self._held += text
-        pieces: list[Piece] = []
-        if not self._is_begun and not self._begin():
-            return pieces
-        while self._read_head(pieces) if self._in_head else self._read_body(pieces):
-            pass
-        return pieces
-
     def finish(self, *, is_cut: bool) -> list[Piece]:
         """What was held back; a head that has no message is none of an answer."""
         held, self._held = self._held, ""
         is_head = self._in_head or (not self._is_begun and is_cut and "=" in held)
         return [] if is_head else self._body(held)
+
+    def _step(self, pieces: list[Piece]) -> bool:
+        if not self._is_begun and not self._begin():
+            return False
+        return self._read_head(pieces) if self._in_head else self._read_body(pieces)
 
     def _begin(self) -> bool:
         """Looks for a recipient, with which an answer may begin."""

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from ..json_span import JsonSpan
 from ..tool_calls import ToolCallDelta
-from .json_span import JsonSpan
 from .pieces import Content, Piece
+from .stepping_reader import SteppingReader
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +51,7 @@ class _State(Enum):
     TAIL = auto()
 
 
-class MarkedReader:
+class MarkedReader(SteppingReader):
     """Turns text with marked calls into pieces.
 
     Args:
@@ -59,23 +60,15 @@ class MarkedReader:
     """
 
     def __init__(self, marks: Marks, names: frozenset[str] | None = None) -> None:
+        super().__init__()
         self._marks = marks
         self._names = names
         self._state = _State.START
-        self._held = ""
         self._opened = ""  # the opening before what is held
         self._span = JsonSpan()  # of the arguments, before them of the head's object
         self._num_scanned = 0  # characters of what is held, from the object's brace on
         self._num_calls = 0
         self._end = marks.end  # of the last call
-
-    def push(self, text: str) -> list[Piece]:
-        """What the next piece of the text adds."""
-        self._held += text
-        pieces: list[Piece] = []
-        while self._step(pieces):
-            pass
-        return pieces
 
     def finish(self, *, is_cut: bool) -> list[Piece]:
         """What was held back. The tail of a call is no content, and neither is one that was cut."""
@@ -91,7 +84,6 @@ class MarkedReader:
         return _content(held) if held.strip() or not self._num_calls else []
 
     def _step(self, pieces: list[Piece]) -> bool:
-        """Makes pieces of the beginning of what is held; whether there may be more."""
         match self._state:
             case _State.START:
                 return self._start()

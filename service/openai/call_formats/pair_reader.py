@@ -12,6 +12,7 @@ from ..tool_calls import ToolCallDelta
 from .argument_pairs import Parameter
 from .marked_reader import num_held
 from .pieces import Content, Piece
+from .stepping_reader import SteppingReader
 
 _MAY_BE_NAME = re.compile(r"[^\s<>{}\"]{0,256}\s*")
 
@@ -51,7 +52,7 @@ class _State(Enum):
     TAIL = auto()
 
 
-class PairReader:
+class PairReader(SteppingReader):
     """Turns text with such calls into pieces; a string comes while it is written.
 
     Args:
@@ -60,23 +61,15 @@ class PairReader:
     """
 
     def __init__(self, marks: PairMarks, parameters: Mapping[str, Mapping[str, Parameter]]) -> None:
+        super().__init__()
         self._marks = marks
         self._known = parameters
         self._state = _State.TEXT
-        self._held = ""
         self._num_calls = 0
         self._num_pairs = 0  # of this call
         self._parameters: Mapping[str, Parameter] = {}  # of this call's function
         self._parameter = Parameter("", {}, {})
         self._has_quote = False  # a string is being written
-
-    def push(self, text: str) -> list[Piece]:
-        """What the next piece of the text adds."""
-        self._held += text
-        pieces: list[Piece] = []
-        while self._step(pieces):
-            pass
-        return pieces
 
     def finish(self, *, is_cut: bool) -> list[Piece]:
         """What was held back. What is left of a call is no content."""
@@ -90,7 +83,6 @@ class PairReader:
         return [Content(held)] if held.strip() or (held and not self._num_calls) else []
 
     def _step(self, pieces: list[Piece]) -> bool:
-        """Makes pieces of the beginning of what is held; whether there may be more."""
         match self._state:
             case _State.TEXT:
                 return self._text(pieces)
