@@ -85,7 +85,8 @@ def measure(
             for round_number in tqdm(range(rounds), desc=f"{kind} {count}", leave=False):
                 todo = requests(kind, count, round_number, vocab_size, new_tokens)
                 seen = []
-                for size, engine in engines.items():
+                turns = [*engines.items()]  # who goes first changes from round to round
+                for size, engine in turns if round_number % 2 else turns[::-1]:
                     tokens, rate, steps[size] = run(engine, todo)
                     best[size] = max(best[size], rate)
                     seen.append(tokens)

@@ -139,6 +139,7 @@ class Engine:
                 or a failed assertion all its later calls fail.
         """
         started = time.perf_counter()
+        was_ahead = self._ahead is not None
         step, self._ahead = self._ahead or self._launch(None), None
         if step is None:
             return StepOutput(stats=self.stats(), moments=self._scheduler.moments.take())
@@ -148,6 +149,8 @@ class Engine:
         outputs = self._collect(step)
         ended = time.perf_counter()
         self._num_steps += 1
+        if not (was_ahead or self._ahead or step.num_prefill_tokens or self._has_failed):
+            self._scheduler.observe(step.batch, ended - started)
         return StepOutput(
             outputs=tuple(outputs),
             stats=self.stats(),

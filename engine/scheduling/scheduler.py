@@ -15,9 +15,11 @@ from dataclasses import dataclass
 from ..protocol.errors import CapacityError
 from ..protocol.request import MomentKind
 from .block_manager import BlockManager
+from .draft_lengths import draft_lengths
 from .moments import Moments
 from .prompt_lookup import Drafter
 from .sequence import Sequence, SequenceStatus
+from .step_costs import StepCosts
 from .turns import Turns
 from .waiting import WaitingQueue
 
@@ -108,6 +110,7 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.num_preemptions = 0
         self.moments = Moments()
+        self._step_costs = StepCosts()
         self._num_arrived = 0
         self._num_started = 0  # in the step that is being planned
 
@@ -180,6 +183,11 @@ class Scheduler:
         sequence.num_computed_tokens += num_drafts
         self.blocks.commit(sequence)
 
+    def observe(self, batch: ScheduledBatch, seconds: float) -> None:
+        """Learns from a step in which all sequences decode how many draft tokens are worth it."""
+        if self.max_draft_tokens:
+            self._step_costs.observe(len(batch.num_tokens), batch.total_tokens, seconds)
+
     def finish(self, sequence: Sequence) -> None:
         """Removes a sequence, whether it runs or waits; its blocks are free at once."""
         if sequence.status is SequenceStatus.FINISHED:
@@ -249,12 +257,19 @@ class Scheduler:
     def _plan_drafts(
         self, decoding: list[Sequence], budget: StepBudget, planned: dict[Sequence, int]
     ) -> None:
-        """Adds draft tokens to decoding sequences."""
+        """Adds draft tokens to decoding sequences, as many as are worth their rows."""
+        offers: dict[Sequence, tuple[float, list[int]]] = {}
         for sequence in decoding:
             sequence.draft_ids = []
-            if sequence in planned and sequence.drafter is not None:
-                num_drafts = self._draft(sequence, sequence.drafter, budget.tokens)
-                self._plan(sequence, num_drafts, budget, planned)
+            if sequence in planned and (drafter := sequence.drafter) is not None:
+                room = max(0, sequence.max_tokens - sequence.num_tokens - 1)
+                drafts = drafter.propose(sequence.token_ids)[:room]
+                offers[sequence] = (drafter.acceptance, drafts)
+        sizes = [(acceptance, len(drafts)) for acceptance, drafts in offers.values()]
+        lengths = draft_lengths(sizes, len(decoding), self._step_costs.row_share(len(decoding)))
+        for (sequence, (_, drafts)), length in zip(offers.items(), lengths, strict=True):
+            num_drafts = self._draft(sequence, drafts[: min(length, budget.tokens)])
+            self._plan(sequence, num_drafts, budget, planned)
 
     def _plan(
         self, sequence: Sequence, num_tokens: int, budget: StepBudget, planned: dict[Sequence, int]
@@ -283,18 +298,14 @@ class Scheduler:
         budget.chunk_tokens -= num_tokens
         return num_tokens
 
-    def _draft(self, sequence: Sequence, drafter: Drafter, max_tokens: int) -> int:
-        """Proposes draft tokens for a decoding sequence; returns how many.
+    def _draft(self, sequence: Sequence, drafts: list[int]) -> int:
+        """Gives a decoding sequence draft tokens; returns how many.
 
         They get spare blocks only: every running sequence keeps one in reserve.
         """
-        room = min(max_tokens, sequence.max_tokens - sequence.num_tokens - 1)
-        if room <= 0:
-            return 0
-        drafts = drafter.propose(sequence.token_ids)[:room]
         num_blocks = self.blocks.num_blocks_for(sequence.num_tokens + len(drafts))
-        num_new = num_blocks - len(sequence.block_table)
-        if num_new > 0 and num_new + len(self.running) > self.blocks.num_free_blocks:
+        num_new = max(0, num_blocks - len(sequence.block_table))
+        if num_new and num_new + len(self.running) > self.blocks.num_free_blocks:
             return 0
         self.blocks.allocate(sequence, sequence.num_tokens + len(drafts))
         sequence.draft_ids = drafts

@@ -60,15 +60,24 @@ def test_draft_tokens_occur_in_the_text_after_the_same_two_tokens(
         assert any(tokens[end - len(pattern) : end] == pattern for end in ends)
 
 
-def test_drafts_become_shorter_when_rejected_and_longer_when_accepted() -> None:
+def test_the_acceptance_follows_what_was_accepted_of_what_was_tried() -> None:
     drafter = Drafter(4)
-    tokens = [1, 2, 3, 4, 5, 6, 7, 1, 2, 3]
-    lengths = []
-    for accepted in (0, 0, 0, 1, 2, 4):
-        drafts = drafter.propose(tokens)
-        lengths.append(len(drafts))
-        drafter.report(len(drafts), min(accepted, len(drafts)))
-    assert lengths == [4, 2, 1, 1, 2, 4]
+    for _ in range(20):
+        drafter.report(4, 4)
+    assert drafter.acceptance > 0.95
+    drafter.report(4, 0)  # one was tried
+    assert 0.85 < drafter.acceptance < 0.95
+    for _ in range(50):
+        drafter.report(4, 0)
+    assert drafter.acceptance < 0.05
+
+
+@given(st.lists(st.tuples(st.integers(1, 8), st.integers(0, 8))))
+def test_the_acceptance_is_a_probability(reports: list[tuple[int, int]]) -> None:
+    drafter = Drafter(8)
+    for num_proposed, num_accepted in reports:
+        drafter.report(num_proposed, min(num_accepted, num_proposed))
+        assert 0 < drafter.acceptance < 1
 
 
 def requests(count: int, seed: int) -> list[Request]:
