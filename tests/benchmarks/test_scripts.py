@@ -105,6 +105,16 @@ def test_speculation_changes_no_token() -> None:
 
 
 @on_demand
+def test_long_contexts_are_measured_for_every_batch_and_prompt() -> None:
+    result = last_line("benchmarks.long_contexts")
+    assert [(row["batch"], row["context"]) for row in result["decode"]] == [
+        *((1, 16), (1, 64)),
+        *((8, 16), (8, 64)),
+    ]
+    assert [row["num_tokens"] for row in result["lookup"]] == [64]
+
+
+@on_demand
 def test_quantised_weights_are_measured_at_every_batch() -> None:
     rates = last_line("benchmarks.quantized", "--rounds", "1")["tokens_per_second"]
     assert set(rates) == {"float32", "int8", "int4"}
