@@ -7,8 +7,8 @@ On a random Llama of 124 M in float32, one engine:
   against reads of as many bytes right before;
 * planning the first step of a prompt while 10,000 blocks are cached: none of it known, and all.
 
-Prompts are not computed: their blocks are allocated, and stay as they are. What a step costs does
-not depend on what is in them, and 8 times 32,768 tokens would take half an hour.
+Prompts are not computed: the cache is filled with a number, and what a step costs does not depend
+on which. To compute 8 times 32,768 tokens would take half an hour.
 
     .venv/bin/python -m benchmarks.long_contexts
 
@@ -143,6 +143,9 @@ def measure(
     """All measurements."""
     longest = max(*sizes.contexts, *sizes.prompts)
     num_blocks = built.runner.cache.num_blocks
+    for keys, values in built.runner.cache.layers.values():
+        keys.fill_(0.01)  # pages that were never written are all the same one
+        values.fill_(0.01)
     local = LocalEngine(engine(built, num_blocks, longest * BATCHES[-1], caches=False), "")
     reader = Reader(model.weight_bytes, CPU)
     vocab_size = built.vocab_size
