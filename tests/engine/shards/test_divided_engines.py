@@ -30,7 +30,7 @@ from engine.protocol.request import Request, SamplingParams, Token
 from tests.engine.fakes import run, token_ids
 from tests.engine.model.architectures import SMALL, build_model, make_prompts
 from tests.engine.native import needs_compiler, threads
-from tests.engine.shards.pair import Pair, two_ranks
+from tests.engine.shards.team import Team, team
 
 _HEADS: dict[str, Any] = {"head_dim": 16}
 _WINDOW: dict[str, Any] = {"sliding_window": 9}
@@ -59,9 +59,9 @@ MODELS: dict[str, PretrainedConfig] = {
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
     """Two ranks, each with one thread."""
-    with threads(1), two_ranks(tmp_path_factory.mktemp("ranks") / "meeting") as found:
+    with threads(1), team(tmp_path_factory.mktemp("ranks") / "meeting", 2) as found:
         yield found
 
 
@@ -95,7 +95,7 @@ def _tokens(engine: Engine, requests: list[Request]) -> dict[str, list[int]]:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_two_ranks_give_the_tokens_of_one(name: str, pair: Pair, tmp_path: Path) -> None:
+def test_two_ranks_give_the_tokens_of_one(name: str, pair: Team, tmp_path: Path) -> None:
     config = _config(tmp_path, MODELS[name])
     alone = build_engine(config)[0]
     together = pair.build(config)
@@ -114,7 +114,7 @@ def _log_probabilities(engine: Engine, requests: list[Request]) -> dict[str, lis
 @needs_compiler
 @pytest.mark.parametrize("name", ["llama, biases, tied embeddings", "qwen3", "gemma3"])
 def test_a_text_is_the_same_bit_for_bit_whatever_else_is_in_the_batch(
-    name: str, pair: Pair, tmp_path: Path
+    name: str, pair: Team, tmp_path: Path
 ) -> None:
     engine = pair.build(_config(tmp_path, MODELS[name], enable_prefix_caching=False))
     requests = _requests(do_sample=True, seed=5, temperature=1.5, top_n_tokens=3)
@@ -125,7 +125,7 @@ def test_a_text_is_the_same_bit_for_bit_whatever_else_is_in_the_batch(
 
 
 @pytest.mark.parametrize("quantize", ["int8", "int4"])
-def test_the_parts_are_quantised(quantize: str, pair: Pair, tmp_path: Path) -> None:
+def test_the_parts_are_quantised(quantize: str, pair: Team, tmp_path: Path) -> None:
     """Scales are those of each rank's part, so that only most tokens are those of one rank."""
     model = LlamaConfig(**SMALL | {"hidden_size": 128, "intermediate_size": 256})
     config = _config(tmp_path, model, quantize=quantize)
@@ -158,13 +158,13 @@ def test_the_parts_are_quantised(quantize: str, pair: Pair, tmp_path: Path) -> N
     ],
 )
 def test_a_model_that_cannot_be_divided_is_refused(
-    model: PretrainedConfig, message: str, pair: Pair, tmp_path: Path
+    model: PretrainedConfig, message: str, pair: Team, tmp_path: Path
 ) -> None:
     with pytest.raises(ModelLoadError, match=message):
         pair.build(_config(tmp_path, model))
 
 
-def test_a_quantised_checkpoint_is_refused(pair: Pair, tmp_path: Path) -> None:
+def test_a_quantised_checkpoint_is_refused(pair: Team, tmp_path: Path) -> None:
     config = _config(tmp_path, LlamaConfig(**SMALL))
     described = json.loads((tmp_path / "config.json").read_text())
     described["quantization_config"] = {"quant_method": "fp8"}
@@ -173,7 +173,7 @@ def test_a_quantised_checkpoint_is_refused(pair: Pair, tmp_path: Path) -> None:
         pair.build(config)
 
 
-def test_adapters_are_refused(pair: Pair, tmp_path: Path) -> None:
+def test_adapters_are_refused(pair: Team, tmp_path: Path) -> None:
     config = _config(tmp_path, LlamaConfig(**SMALL), adapters=(("one", "directory"),))
     with pytest.raises(ModelLoadError, match="adapters are not served by a model that is divided"):
         pair.build(config)

@@ -1,4 +1,4 @@
-"""Two ranks for many tests: this process, and one that computes each engine's other half."""
+"""Ranks for many tests: this process, and others that compute their parts of each engine."""
 
 from __future__ import annotations
 
@@ -26,19 +26,30 @@ from engine.shards.group import Group, join, open_store
 
 
 @dataclass(frozen=True)
-class Pair:
-    """The first of two ranks, and its connections to the other one."""
+class Rank:
+    """Another rank than the first, and the connections to it."""
 
-    group: Group
     process: SpawnProcess
     commands: Connection
     plans: Connection
 
+
+@dataclass(frozen=True)
+class Team:
+    """The first of several ranks, and the others."""
+
+    group: Group
+    others: list[Rank]
+
     def build(self, config: EngineConfig) -> Engine:
-        """An engine over both ranks; the one before it ends."""
-        self.commands.send(replace(config, num_shards=2, num_threads=1))
-        assert self.process.pid is not None
-        sender = PlanSender([(self.process.pid, self.plans)])
+        """An engine over all ranks; the one before it ends."""
+        config = replace(config, num_shards=self.group.size, num_threads=1)
+        channels = []
+        for rank in self.others:
+            rank.commands.send(config)
+            assert rank.process.pid is not None
+            channels.append((rank.process.pid, rank.plans))
+        sender = PlanSender(channels)
 
         def lead(forward: Forward) -> Forward:
             def led(batch: ModelInput) -> Tensor:
@@ -47,30 +58,38 @@ class Pair:
 
             return led
 
-        config = replace(config, num_shards=2, num_threads=1)
         return build_engine(config, ranks=Ranks(self.group, lead))[0]
 
 
 @contextmanager
-def two_ranks(meeting: Path) -> Iterator[Pair]:
-    """Starts the other rank, which is met by a file; ends it afterwards."""
-    context = multiprocessing.get_context("spawn")
-    commands, their_commands = context.Pipe()
-    plans, their_plans = context.Pipe()
-    process = context.Process(target=_other, args=(meeting, their_commands, their_plans))
-    process.start()
+def team(meeting: Path, size: int) -> Iterator[Team]:
+    """Starts the other ranks, which meet in a file; ends them afterwards."""
+    others = [_start(meeting, number, size) for number in range(1, size)]
     try:
-        yield Pair(join(open_store(meeting, 2), 0, 2, on_gpu=False), process, commands, plans)
+        yield Team(join(open_store(meeting, size), 0, size, on_gpu=False), others)
     finally:
-        process.kill()
-        process.join()
+        for rank in others:
+            rank.process.kill()
+            rank.process.join()
         dist.destroy_process_group()
 
 
-def _other(meeting: Path, commands: Connection, plans: Connection) -> None:
+def _start(meeting: Path, number: int, size: int) -> Rank:
+    context = multiprocessing.get_context("spawn")
+    commands, their_commands = context.Pipe()
+    plans, their_plans = context.Pipe()
+    arguments = (meeting, number, size, their_commands, their_plans)
+    process = context.Process(target=_compute, args=arguments)
+    process.start()
+    return Rank(process, commands, plans)
+
+
+def _compute(
+    meeting: Path, number: int, size: int, commands: Connection, plans: Connection
+) -> None:
     os.environ["TQDM_DISABLE"] = "1"
     torch.set_num_threads(1)
-    group = join(open_store(meeting, 2), 1, 2, on_gpu=False)
+    group = join(open_store(meeting, size), number, size, on_gpu=False)
     while True:
         try:
             forward = build_computation(commands.recv(), group=group).forward
