@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from .heartbeat import Activity, Heartbeat, Phase
 from .kernels.build import build_ahead
+from .lean_imports import lean_imports
 from .protocol import wire
 from .protocol.adapters import AdapterInfo, LoadAdapter
 from .protocol.config import EngineConfig, EngineInfo
@@ -405,8 +406,8 @@ def serve(config: EngineConfig) -> None:
 def _serve(
     config: EngineConfig, activity: Activity, heartbeat: Heartbeat, leader: Leader | None
 ) -> None:
-    from .build import build_engine  # imports torch and transformers: seconds
-
+    with lean_imports(is_divided=leader is not None):
+        from .build import build_engine  # imports torch and transformers: seconds
     ranks = None if leader is None else leader.ranks
     engine, info = build_engine(config, activity=activity, ranks=ranks)
     server = EngineServer(engine, info, config.socket_path, activity)

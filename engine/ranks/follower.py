@@ -10,6 +10,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from ..heartbeat import Activity, Heartbeat, Phase
+from ..lean_imports import lean_imports
 from ..protocol.config import EngineConfig
 from ..protocol.errors import ModelLoadError
 from ..protocol.notify import VARIABLE as NOTIFY_SOCKET
@@ -67,7 +68,8 @@ def follow(place: Place) -> None:
 
 
 def _compute(place: Place, activity: Activity) -> None:
-    from ..build import build_computation  # here: it takes seconds, and the heart beats by now
+    with lean_imports(is_divided=True):
+        from ..build import build_computation  # here: it takes seconds, and the heart beats by now
     from ..shards.group import join, open_store
     from .plan_channel import PlanReceiver
 
