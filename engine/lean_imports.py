@@ -41,7 +41,7 @@ def lean_imports(*, is_divided: bool = False) -> Iterator[None]:
 
 
 def _hide_distribution() -> None:
-    """Lets transformers remember that there are no divided tensors, as with some builds of torch."""
+    """Lets transformers remember that tensors are never divided, as with some builds of torch."""
     import torch.distributed
     from transformers.utils.import_utils import is_torch_distributed_available
 

@@ -33,6 +33,8 @@ class LoadedModel:
         chunk_sizes: positions of a chunk, for the layers whose attention ends at chunks.
         asks_positions: whether its attention asks a cache for the positions of a step's tokens.
         stock_attention: the name of its own attention, by transformers.
+        checked: logits of the self-check's text, as the last check has found them; at most one
+            item. `reference_logits` has them.
     """
 
     model: PreTrainedModel
@@ -44,6 +46,7 @@ class LoadedModel:
     chunk_sizes: dict[int, int] = field(default_factory=dict)
     asks_positions: bool = False
     stock_attention: str = "eager"
+    checked: list[Tensor] = field(default_factory=list, compare=False, repr=False)
 
     def logits(
         self,

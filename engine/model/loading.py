@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +22,7 @@ from ..shards.group import Group
 from . import quantization
 from .device import choose_device
 from .division import check_divisible, divide_checked
+from .gguf_reading import quick_gguf
 from .loaded import LoadedModel, first_line
 from .self_check import attach_paged_attention
 from .source import is_gguf, source
@@ -42,18 +44,8 @@ def load_model(config: EngineConfig, group: Group | None = None) -> LoadedModel:
     """
     device = choose_device(config.device)
     try:
-        model_config = AutoConfig.from_pretrained(**source(config))
-        dtype = _choose_dtype(config.dtype, device, model_config)
-        scheme = quantization.choose(config, model_config, device, dtype)
-        if group is not None:
-            check_divisible(model_config)
-        model = _load_weights(
-            config, model_config, dtype, device if group is None else torch.device("cpu")
-        )
-        if group is not None:
-            divide_checked(model, group)
-        nn.Module.to(model, device)
-        nn.Module.eval(model)
+        with quick_gguf() if is_gguf(config) else nullcontext():
+            model, dtype, scheme = _load(config, device, group)
     except torch.OutOfMemoryError as error:
         raise ModelLoadError(f"not enough memory to load {config.model_id}: {error}") from error
     except MemoryError as error:
@@ -61,6 +53,25 @@ def load_model(config: EngineConfig, group: Group | None = None) -> LoadedModel:
     except Exception as error:  # a broken checkpoint may raise anything; the user reads one line
         raise ModelLoadError(f"cannot load {config.model_id}: {_reason(error, config)}") from error
     return replace(attach_paged_attention(model, device, dtype), scheme=scheme)
+
+
+def _load(
+    config: EngineConfig, device: torch.device, group: Group | None
+) -> tuple[Any, torch.dtype, quantization.Scheme | None]:
+    """A model on its device, the format of its weights, and how to quantise them."""
+    model_config = AutoConfig.from_pretrained(**source(config))
+    dtype = _choose_dtype(config.dtype, device, model_config)
+    scheme = quantization.choose(config, model_config, device, dtype)
+    if group is not None:
+        check_divisible(model_config)
+    model = _load_weights(
+        config, model_config, dtype, device if group is None else torch.device("cpu")
+    )
+    if group is not None:
+        divide_checked(model, group)
+    nn.Module.to(model, device)
+    nn.Module.eval(model)
+    return model, dtype, scheme
 
 
 def _reason(error: Exception, config: EngineConfig) -> str:

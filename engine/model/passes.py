@@ -23,7 +23,13 @@ from ..protocol.errors import ModelLoadError
 from . import fusion, projections, quantization, rope_tables
 from .layers import layers_read_by
 from .loaded import LoadedModel, first_line
-from .self_check import SELF_CHECK_TOKENS, objection, paged_logits
+from .self_check import (
+    SELF_CHECK_TOKENS,
+    objection,
+    objection_to_change,
+    paged_logits,
+    reference_logits,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +48,7 @@ def fuse_rotation(loaded: LoadedModel, backend: AttentionBackend) -> bool:
     """
     if not isinstance(backend, RotaryBackend):
         return False
-    expected = paged_logits(loaded, ReferenceAttention())
+    expected = reference_logits(loaded)
     if not defer_rotation(loaded.model):
         return False
     reason = objection(loaded, backend, expected)
@@ -61,12 +67,12 @@ def fuse_layers(loaded: LoadedModel) -> None:
     kernels = fusion.kernels_for_fusion(loaded.device, loaded.dtype)
     if kernels is None:
         return
-    expected = paged_logits(loaded, ReferenceAttention())
+    reference_logits(loaded)
     try:
         fused = fusion.fuse(loaded.model, kernels)
     except torch.OutOfMemoryError as error:
         raise ModelLoadError(f"not enough memory to merge layers: {first_line(error)}") from error
-    reason = objection(loaded, ReferenceAttention(), expected)
+    reason = objection_to_change(loaded)
     if reason is None:
         logger.info("fused %d norms and %d MLPs", fused.num_norms, fused.num_mlps)
     else:
@@ -82,14 +88,14 @@ def merge_projections(loaded: LoadedModel) -> None:
     Raises:
         ModelLoadError: there is not enough memory to merge weights.
     """
-    expected = paged_logits(loaded, ReferenceAttention())
+    reference_logits(loaded)
     try:
         merging = projections.merge_projections(loaded.model)
     except torch.OutOfMemoryError as error:
         raise ModelLoadError(f"not enough memory to merge layers: {first_line(error)}") from error
     if not merging.num_merged:
         return
-    reason = objection(loaded, ReferenceAttention(), expected)
+    reason = objection_to_change(loaded)
     if reason is None:
         logger.info("merged query, key and value in %d layers", merging.num_merged)
     else:
@@ -106,12 +112,12 @@ def use_rotary_tables(loaded: LoadedModel, num_positions: int) -> str | None:
         What is computed otherwise than by transformers, if anything.
     """
     model = loaded.model
-    expected = paged_logits(loaded, ReferenceAttention())
+    reference_logits(loaded)
     like = torch.empty(0, dtype=loaded.dtype, device=loaded.device)
     tables = rope_tables.tabulate_rotary(model, like, SELF_CHECK_TOKENS)
     if not tables:
         return None
-    reason = objection(loaded, ReferenceAttention(), expected)
+    reason = objection_to_change(loaded)
     if reason is not None:
         logger.warning("the rotary embedding is computed in every step: %s", reason)
         rope_tables.restore_rotary(model)
@@ -176,7 +182,7 @@ def quantize_model(loaded: LoadedModel, left: Collection[nn.Module] = ()) -> str
     if loaded.scheme is None:
         return None
     name = loaded.scheme.name
-    expected = paged_logits(loaded, ReferenceAttention())
+    expected = reference_logits(loaded)
     try:
         share = quantization.apply(loaded.model, loaded.scheme, left)
         actual = paged_logits(loaded, ReferenceAttention())
@@ -185,6 +191,7 @@ def quantize_model(loaded: LoadedModel, left: Collection[nn.Module] = ()) -> str
     except Exception as error:  # the device or this version of torch may lack an operation
         raise ModelLoadError(f"quantize={name} does not run here: {first_line(error)}") from error
     change = float((actual - expected).std() / expected.std())
+    loaded.checked[:] = [actual]
     if not change <= _MAX_QUANTIZATION_ERROR:  # also when it is not a number
         raise ModelLoadError(
             f"quantize={name} spoils this model: its logits change by {change:.0%}"
@@ -218,9 +225,9 @@ def pack_layers(loaded: LoadedModel, kernels: CpuKernels, left: Collection[nn.Mo
     Raises:
         ModelLoadError: the model does not compute with them what it did before.
     """
-    expected = paged_logits(loaded, ReferenceAttention())
+    reference_logits(loaded)
     pack_model(loaded.model, kernels, left)
-    reason = objection(loaded, ReferenceAttention(), expected, exact=loaded.scheme is None)
+    reason = objection_to_change(loaded, exact=loaded.scheme is None)
     if reason is not None:
         raise ModelLoadError(f"{type(loaded.model).__name__} cannot be packed: {reason}")
 

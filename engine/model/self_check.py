@@ -72,10 +72,11 @@ def attach_paged_attention(
             stock_attention=stock,
         )
         model.set_attn_implementation(IMPLEMENTATION)
-        difference = relative_difference(paged_logits(loaded, ReferenceAttention()), expected)
+        difference = relative_difference(reference_logits(loaded), expected)
         if recurrence is not None and not difference <= tolerance(dtype):
             recurrence.token_by_token = True
-            difference = relative_difference(paged_logits(loaded, ReferenceAttention()), expected)
+            loaded.checked.clear()
+            difference = relative_difference(reference_logits(loaded), expected)
     except ModelLoadError:
         raise
     except Exception as error:
@@ -121,6 +122,25 @@ def recomputes_exactly(
     return torch.equal(paged_logits(loaded, backend, trial), paged_logits(loaded, backend, whole))
 
 
+def reference_logits(loaded: LoadedModel) -> Tensor:
+    """The `paged_logits` with the reference attention, computed once for several checks in a row.
+
+    They are those from before the latest change of the model, unless `objection_to_change` had
+    none: then they are those that it has computed.
+    """
+    if not loaded.checked:
+        loaded.checked.append(paged_logits(loaded, ReferenceAttention()))
+    return loaded.checked[0]
+
+
+def objection_to_change(loaded: LoadedModel, *, exact: bool = True) -> str | None:
+    """Why a model cannot stay as it was changed after a call of `reference_logits`; None if it can.
+
+    Logits that are not `exact`, because layers round their input, only have to be similar.
+    """
+    return objection(loaded, ReferenceAttention(), loaded.checked[0], exact=exact, is_kept=True)
+
+
 def objection(
     loaded: LoadedModel,
     backend: AttentionBackend,
@@ -128,10 +148,12 @@ def objection(
     trial: _Trial | None = None,
     *,
     exact: bool = True,
+    is_kept: bool = False,
 ) -> str | None:
     """Why a backend cannot be used for a model; None if it can.
 
-    Logits that are not `exact`, because layers round their input, only have to be similar.
+    Logits that are not `exact`, because layers round their input, only have to be similar. If they
+    are, those that are to be kept are what `reference_logits` has from now on.
     """
     try:
         actual = paged_logits(loaded, backend, trial)
@@ -143,6 +165,8 @@ def objection(
     allowed = tolerance(loaded.dtype) if exact else _LARGEST_DIFFERENCE
     logger.debug("logits differ by %.3f %%, of %.3f %%", 100 * difference, 100 * allowed)
     if difference <= allowed:
+        if is_kept:
+            loaded.checked[:] = [actual]
         return None
     return f"its logits differ by {difference:.2%}, more than {allowed:.2%}"
 
