@@ -396,7 +396,8 @@ def serve(config: EngineConfig) -> None:
     if config.num_shards == 1:
         _serve(config, activity, heartbeat, None)
         return
-    from .ranks.leader import Leader  # imports torch, too
+    with lean_imports(is_divided=True):
+        from .ranks.leader import Leader
 
     with Leader(config, activity) as leader:
         heartbeat.listeners.append(leader.heard)
@@ -406,8 +407,10 @@ def serve(config: EngineConfig) -> None:
 def _serve(
     config: EngineConfig, activity: Activity, heartbeat: Heartbeat, leader: Leader | None
 ) -> None:
+    started = time.monotonic()
     with lean_imports(is_divided=leader is not None):
         from .build import build_engine  # imports torch and transformers: seconds
+    imported = time.monotonic()
     ranks = None if leader is None else leader.ranks
     engine, info = build_engine(config, activity=activity, ranks=ranks)
     server = EngineServer(engine, info, config.socket_path, activity)
@@ -418,7 +421,14 @@ def _serve(
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
-    logger.info("engine ready: %s on %s, %s", info.model_id, info.device, info.attention)
+    logger.info(
+        "engine ready: %s on %s, %s (imports %.1f s, model %.1f s)",
+        info.model_id,
+        info.device,
+        info.attention,
+        imported - started,
+        time.monotonic() - imported,
+    )
     if info.device == "cpu" and leader is None:
         pin(config.num_threads or num_processors())
     gc.collect()

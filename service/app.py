@@ -103,7 +103,7 @@ class App:
         self._long_texts = _long_texts(settings)
         self._traces = _trace_sender(settings, place)
         self._pushed = pushed_metrics(settings.model_id, settings.metric_export(os.environ), place)
-        self._starting: asyncio.Task[None] | None = None  # of the processes for long texts
+        self._starting: list[asyncio.Task[None]] = []  # of processes, for which nobody waits
         self.port = 0
 
     async def start(self) -> None:
@@ -117,7 +117,7 @@ class App:
         self._client.start()
         tokenizer = await asyncio.to_thread(_load_tokenizer, settings)
         tokenizer.long_texts = self._long_texts
-        self._starting = asyncio.create_task(self._long_texts.start())
+        self._starting.append(asyncio.create_task(self._long_texts.start()))
         info = await self._client.ready()
         tokenizer.fit(info.vocab_size)
         limits = make_limits(settings, info)
@@ -125,7 +125,7 @@ class App:
         server_info = _server_info(settings, info, limits, tokenizer, adapters)
         metrics = self._metrics(server_info)
         self._grammars = _grammar_checker(settings, info, tokenizer, metrics)
-        await self._grammars.start()
+        self._starting.append(asyncio.create_task(self._grammars.start()))
         pipeline = Pipeline(
             self._admission,
             Validator(limits, tokenizer, self._grammars, adapters),
@@ -170,8 +170,6 @@ class App:
         await self._client.close()
         if self._siblings is not None:
             await self._siblings.close()
-        if self._grammars is not None:
-            await self._grammars.close()
         await self._close_workers()
         if self._traces is not None:
             await self._traces.close()
@@ -179,9 +177,11 @@ class App:
             await self._pushed.close()
 
     async def _close_workers(self) -> None:
-        if self._starting is not None:
-            self._starting.cancel()
-            await asyncio.gather(self._starting, return_exceptions=True)
+        for task in self._starting:
+            task.cancel()
+        await asyncio.gather(*self._starting, return_exceptions=True)
+        if self._grammars is not None:
+            await self._grammars.close()
         await self._long_texts.close()
         self._lanes.close()
 

@@ -9,6 +9,7 @@ A command's modules are imported when it runs, so that `--help` and the supervis
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib.metadata
 import logging
 import os
@@ -126,8 +127,10 @@ def _service(settings: Settings) -> int:
     check_model(settings)
     signal.signal(signal.SIGHUP, ignore_hangup)
     _hide_torch()
+    gc.disable()  # modules are no garbage, and would be visited again and again
     from .app import serve
 
+    gc.enable()
     asyncio.run(serve(settings))
     return 0
 

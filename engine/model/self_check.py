@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 _PROBE = "tokenwire_probe"
+_ONE_THREAD = 1e9  # multiply-adds of a text that one thread computes: 50 ms
 SELF_CHECK_TOKENS = 19  # more than a block of 16, so that the check crosses the end of a block
 _LONG_CHECK_TOKENS = 300  # more than one split of a GPU kernel's keys
 # Of logits, as a share of their standard deviation. In fp16 and bf16 it is this many roundings: 32
@@ -119,7 +122,8 @@ def recomputes_exactly(
     """
     trial = _Trial(SELF_CHECK_TOKENS, block_size, cache_dtype)
     whole = _Trial(SELF_CHECK_TOKENS, block_size, cache_dtype, is_whole=True)
-    return torch.equal(paged_logits(loaded, backend, trial), paged_logits(loaded, backend, whole))
+    # With as many threads as steps will have.
+    return torch.equal(_paged_logits(loaded, backend, trial), _paged_logits(loaded, backend, whole))
 
 
 def reference_logits(loaded: LoadedModel) -> Tensor:
@@ -220,6 +224,24 @@ class _Trial:
         return (11, *chunks, self.num_tokens - 1, self.num_tokens)
 
 
+@contextmanager
+def _few_threads(model: nn.Module, num_tokens: int) -> Iterator[None]:
+    """Within it one thread computes, if it has little to compute, on a processor.
+
+    Several wait for each other in every layer. On a busy machine one of them often waits for a
+    processor meanwhile, and a check of milliseconds takes seconds.
+    """
+    num_threads = torch.get_num_threads()
+    if num_tokens * sum(parameter.numel() for parameter in model.parameters()) > _ONE_THREAD:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
+
+
 @torch.inference_mode()
 def stock_logits(
     model: PreTrainedModel,
@@ -234,12 +256,12 @@ def stock_logits(
     """
     ids = _self_check_ids(model, num_tokens)
     options = {"logits_to_keep": last} if last else {}
-    logits = model(input_ids=ids, use_cache=use_cache, **options).logits
+    with _few_threads(model, num_tokens):
+        logits = model(input_ids=ids, use_cache=use_cache, **options).logits
     assert isinstance(logits, Tensor)
     return logits[0, -last:].float()
 
 
-@torch.inference_mode()
 def paged_logits(
     loaded: LoadedModel, backend: AttentionBackend, trial: _Trial | None = None, last: int = 0
 ) -> Tensor:
@@ -248,6 +270,14 @@ def paged_logits(
     The tokens, those of `stock_logits`, are computed in the steps of the trial; `last` as there.
     """
     trial = trial or _Trial(SELF_CHECK_TOKENS, 16, loaded.dtype)
+    with _few_threads(loaded.model, trial.num_tokens):
+        return _paged_logits(loaded, backend, trial, last)
+
+
+@torch.inference_mode()
+def _paged_logits(
+    loaded: LoadedModel, backend: AttentionBackend, trial: _Trial, last: int = 0
+) -> Tensor:
     device = loaded.model.device
     ids = _self_check_ids(loaded.model, trial.num_tokens)[0]
     num_blocks = -(-trial.num_tokens // trial.block_size)

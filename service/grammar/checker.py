@@ -90,6 +90,8 @@ class GrammarChecker:
         setup = framed([tokenizer, vocab_size, sorted(eos_token_ids), backend])
         self._template = Template(_WORKER, _TRIAL_BYTES, setup)
         self._unusable = ""  # why the model has no grammars
+        self._is_told = asyncio.Event()  # whether it has any; a start that goes on finds it out
+        self._is_told.set()
         self._workers: asyncio.Queue[WorkerProcess] = asyncio.Queue()
         for _ in range(num_workers):
             self._workers.put_nowait(self._new_worker())
@@ -102,14 +104,18 @@ class GrammarChecker:
     async def start(self) -> None:
         """Builds the vocabulary's table and starts the processes, before the first grammar comes.
 
-        A table that cannot be built is logged, and grammars are refused.
+        A table that cannot be built is logged, and grammars are refused. Those that come meanwhile
+        wait.
         """
         if not self._enabled:
             return
+        self._is_told.clear()
         try:
             self._unusable = str(await self._template.start() or "")
         except OSError:  # a busy machine: the first grammar tries again
             logger.warning("the processes for grammars do not come up", exc_info=True)
+        finally:
+            self._is_told.set()
         if self._unusable:
             logger.warning("no grammars with this model: %s", self._unusable)
             return
@@ -127,6 +133,7 @@ class GrammarChecker:
         """
         if not self._enabled:
             raise ServiceError(ErrorKind.VALIDATION, "grammar is not supported", field=_FIELD)
+        await self._is_told.wait()
         if self._unusable:
             text = f"grammar is not supported: {self._unusable}"
             raise ServiceError(ErrorKind.VALIDATION, text, field=_FIELD)

@@ -220,7 +220,7 @@ async def _drain(drain: Callable[[], Awaitable[None]]) -> None:
 
 
 async def _reach(stages: tuple[Stage, ...]) -> None:
-    """Waits for the stages one by one; logs each when it begins, and again if it takes long."""
+    """Waits for the stages one by one; logs each when it begins and ends, and if it takes long."""
     for stage in stages:
         started = logged = time.monotonic()
         logger.info("%s ...", stage.progress)
@@ -229,6 +229,7 @@ async def _reach(stages: tuple[Stage, ...]) -> None:
             if time.monotonic() - logged >= _LOG_AGAIN_S:
                 logged = time.monotonic()
                 logger.info("%s ... (%.0f s)", stage.progress, logged - started)
+        logger.info("%s took %.1f s", stage.progress, time.monotonic() - started)
 
 
 def _children(plan: Plan) -> list[Child]:

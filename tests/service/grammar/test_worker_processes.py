@@ -210,6 +210,25 @@ class TestTemplate:
         assert templates() == [template]
         await eventually(lambda: len(workers()) == 1)
 
+    async def test_lets_grammars_wait_for_a_start_that_goes_on(
+        self, checker: GrammarChecker, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        going_on = asyncio.Event()
+
+        async def report(_: Template) -> str:
+            await going_on.wait()
+            return "no vocabulary"
+
+        monkeypatch.setattr(Template, "start", report)
+        starting = asyncio.create_task(checker.start())
+        await asyncio.sleep(0)
+        asking = asyncio.create_task(refusal(checker, regex("a")))
+        await asyncio.sleep(0)
+        assert not asking.done()
+        going_on.set()
+        assert "no vocabulary" in (await asking).message
+        await starting
+
     async def test_refuses_all_grammars_of_a_tokenizer_that_has_none(
         self, caplog: pytest.LogCaptureFixture, trials: list[dict[str, Any]]
     ) -> None:

@@ -548,7 +548,7 @@ def test_output_of_a_child_is_passed_on_in_whole_lines(
     assert capsys.readouterr().err.endswith("x\n10%\r20%\rträge\n\nno end")
 
 
-def test_stages_are_logged_once_and_again_when_they_take_long(
+def test_stages_are_logged_when_they_begin_and_end_and_when_they_take_long(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(supervisor_module, "_LOG_AGAIN_S", 0)
@@ -559,7 +559,8 @@ def test_stages_are_logged_once_and_again_when_they_take_long(
 
     with caplog.at_level(logging.INFO):
         asyncio.run(supervisor_module._reach((Stage("loading m", reached),)))
-    first, *others = caplog.messages
+    first, *others, last = caplog.messages
     assert first == "loading m ..."
+    assert re.fullmatch(r"loading m took \d+\.\d s", last)
     assert len(others) == 2
     assert all(re.fullmatch(r"loading m \.\.\. \(\d+ s\)", text) for text in others)

@@ -1,0 +1,53 @@
+"""An engine imports neither torch's compiler nor divided tensors, and both are there when used."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+
+import pytest
+
+from engine.lean_imports import lean_imports
+from tests.paths import REPOSITORY
+
+SCRIPT = """
+import sys
+from engine.lean_imports import lean_imports
+with lean_imports():
+    import engine.build
+heavy = ("torch._inductor", "torch._dynamo.convert_frame", "torch.distributed.tensor", "sympy")
+print([name for name in heavy if name in sys.modules])
+import torch
+print(torch.distributed.is_available(), sys.modules["torch._dynamo"] is torch._dynamo)
+deferred = torch._dynamo
+marked = deferred.disable(print), deferred.allow_in_graph(print)
+print(marked == (print, print), deferred.disable(recursive=False)(print) is print)
+print("torch._dynamo.convert_frame" in sys.modules)
+print(deferred.config.cache_size_limit == torch._dynamo.config.cache_size_limit)
+print(torch._dynamo is not deferred, "torch._dynamo.convert_frame" in sys.modules)
+compiled = torch.compile(lambda number: 2 * number, backend="eager")
+print(compiled(torch.tensor(21)).item())
+"""
+
+
+def test_what_is_left_out_is_imported_when_it_is_used() -> None:
+    printed = subprocess.run(
+        [sys.executable, "-c", SCRIPT], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert printed == [
+        "[]",
+        "True True",
+        "True True",
+        "False",
+        "True",
+        "True True",
+        "42",
+    ]
+
+
+def test_collections_of_garbage_go_on_afterwards() -> None:
+    with pytest.raises(ValueError, match="broken"), lean_imports():
+        assert not gc.isenabled()
+        raise ValueError("broken")
+    assert gc.isenabled()
