@@ -263,9 +263,11 @@ def _parse_output(item: list[Any]) -> SequenceOutput:
         error=error,
         first_scheduled=first_scheduled,
         num_cached_tokens=num_cached,
-        prompt_tops=tuple(map(_top, tops)),
+        prompt_tops=tuple(map(_top, tops)) if tops else (),
     )
 
 
 def _top(pairs: list[list[Any]]) -> tuple[tuple[int, float], ...]:
+    if not pairs:  # as with almost every token
+        return ()
     return tuple((token_id, logprob) for token_id, logprob in pairs)

@@ -66,6 +66,8 @@ class Call:
         self.failure: ServiceError | None = None
         self._end: Callable[[], Coroutine[Any, Any, object]] | None = None
         self._ending: asyncio.Task[object] | None = None
+        self._writing_since = 0.0  # of the event loop's clock; 0 while nothing is written
+        self._watch: asyncio.TimerHandle | None = None
         self.presenter: Presenter = TypedPresenter() if path is None else self._rest_presenter(path)
 
     def _rest_presenter(self, path: str) -> RestPresenter:
@@ -93,13 +95,31 @@ class Call:
         After `MAX_UNREAD_S` the work for the stream ends, and `failure` says so. The message stays:
         a write that has begun cannot be taken back, and nothing can overtake it.
         """
-        timer = asyncio.get_running_loop().call_later(MAX_UNREAD_S, self._give_up)
+        loop = asyncio.get_running_loop()
+        self._writing_since = loop.time()
+        if self._watch is None:  # one timer for many writes, since each costs as much as a token
+            self._watch = loop.call_later(MAX_UNREAD_S, self._look)
         try:
             await self._context.write(reply)
         finally:
-            timer.cancel()
+            self._writing_since = 0.0
             if self._ending is not None:
                 await self._ending
+
+    def close(self) -> None:
+        """Ends what watches the writes of a stream."""
+        if self._watch is not None:
+            self._watch.cancel()
+
+    def _look(self) -> None:
+        """Ends the work for a stream whose write goes on for too long, or looks again."""
+        loop = asyncio.get_running_loop()
+        since = self._writing_since or loop.time()
+        if loop.time() - since >= MAX_UNREAD_S:
+            self._watch = None
+            self._give_up()
+        else:
+            self._watch = loop.call_at(since + MAX_UNREAD_S, self._look)
 
     def _give_up(self) -> None:
         if self._end is not None and self.failure is None:

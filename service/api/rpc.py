@@ -96,8 +96,11 @@ def _handler(
             call = Call(context, from_gateway=from_gateway, num_bytes=len(raw))
             request = await _decoded(decode, raw, call.is_rest, lanes)
             async with aclosing(function(request, call)) as replies:
-                async for reply in replies:
-                    await call.write(reply)
+                try:
+                    async for reply in replies:
+                        await call.write(reply)
+                finally:
+                    call.close()
 
         return grpc.unary_stream_rpc_method_handler(stream, None, serialise)
 

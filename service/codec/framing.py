@@ -17,6 +17,7 @@ from ..text.tokenizer import TokenSpan
 # A tag is (field number << 3) | wire type: 0 a varint, 2 a length and its bytes, 5 four bytes.
 _FLOAT = struct.Struct("<f")
 _INVOCATION_TAGS = {"generate": b"\x0a", "chat": b"\x12", "completions": b"\x1a"}
+_ONE_BYTE = [bytes((value,)) for value in range(0x80)]  # the numbers that take no more
 
 
 def http_reply(content_type: str, data: bytes) -> bytes:
@@ -113,7 +114,9 @@ def _sized(tag: bytes, data: bytes) -> bytes:
 def _varint(value: int) -> bytes:
     """An unsigned number in protobuf's base-128 form."""
     if value < 0x80:
-        return bytes((value,))
+        return _ONE_BYTE[value]
+    if value < 0x4000:
+        return bytes((value & 0x7F | 0x80, value >> 7))
     digits = bytearray()
     while value >= 0x80:
         digits.append(value & 0x7F | 0x80)

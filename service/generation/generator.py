@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
+import math
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
@@ -401,7 +402,7 @@ def shortest_float32(value: float | None) -> float | None:
 
     None for None and for numbers that JSON lacks: NaN and the infinities.
     """
-    if value is None or not np.isfinite(value):
+    if value is None or not math.isfinite(value):
         return None
     return float(str(np.float32(value)))
 
