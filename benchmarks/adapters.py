@@ -44,16 +44,18 @@ NUM_ADAPTERS = 8
 RANK = 16
 BASE = "base"
 LOADS = (BASE, "base, none loaded", "all rows, 8", "half of the rows, 8", "half of the rows, 1")
+_DTYPES = ("float32", "bfloat16", "float16")
 # Of the base model's speed, by load and number of adapters.
 _GOALS = {"all rows, 8": 0.70, "half of the rows, 8": 0.95, "half of the rows, 1": 0.95}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    """Tokens of prompts and answers."""
+    """Tokens of prompts and answers, and the format of the adapters' files."""
 
     prompt: int = 16
     answer: int = 24
+    dtype: torch.dtype = torch.float32
 
 
 @dataclass(slots=True)
@@ -72,7 +74,7 @@ class Measured:
         return statistics.median(base / step for base, step in pairs)
 
 
-def make_adapter(model_path: Path, path: Path, seed: int) -> Path:
+def make_adapter(model_path: Path, path: Path, seed: int, dtype: torch.dtype) -> Path:
     """Writes an adapter with small random updates of all linear layers but the output layer."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
@@ -84,7 +86,7 @@ def make_adapter(model_path: Path, path: Path, seed: int) -> Path:
                 ("B", (module.out_features, RANK)),
             ]:
                 values = torch.randn(*shape, generator=generator) * 0.01
-                tensors[f"base_model.model.{name}.lora_{part}.weight"] = values
+                tensors[f"base_model.model.{name}.lora_{part}.weight"] = values.to(dtype)
     path.mkdir()
     config = {"peft_type": "LORA", "r": RANK, "lora_alpha": RANK, "bias": "none"}
     (path / CONFIG_NAME).write_text(json.dumps(config))
@@ -97,7 +99,8 @@ class Bench:
 
     def __init__(self, model_path: Path, directory: Path, sizes: Sizes) -> None:
         paths = [
-            make_adapter(model_path, directory / f"{index}", index) for index in range(NUM_ADAPTERS)
+            make_adapter(model_path, directory / f"{index}", index, sizes.dtype)
+            for index in range(NUM_ADAPTERS)
         ]
         config = EngineConfig(
             model_id=str(model_path),
@@ -175,8 +178,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeat", type=int, default=10, help="rounds that are counted")
     parser.add_argument("--tiny", action="store_true", help="a small model and few tokens")
+    parser.add_argument("--dtype", choices=_DTYPES, default=_DTYPES[0], help="of adapters' files")
     arguments = parser.parse_args()
-    sizes = Sizes(prompt=4, answer=6) if arguments.tiny else Sizes()
+    sizes = replace(
+        Sizes(prompt=4, answer=6) if arguments.tiny else Sizes(),
+        dtype=getattr(torch, arguments.dtype),
+    )
     found = machine.describe()
     print(machine.line(found))
     rates: dict[str, dict[str, float]] = {}

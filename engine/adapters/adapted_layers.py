@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..attention.paged import ReferenceAttention
-from ..kernels.cpu import CpuKernels
+from ..kernels.cpu import CpuKernels, PackedUpdate
 from ..kernels.packed_linear import output_rows
 from ..model.fusion import FusedMLP
 from ..model.layers import parents_of_layers
@@ -93,8 +93,8 @@ class AdaptedLayers:
         Raises:
             ModelLoadError: it does not fit the model.
         """
-        updates = tuple(
-            self._fit(adapter.name, name, update) for name, update in adapter.updates.items()
+        updates = self._together(
+            [self._fit(adapter.name, name, update) for name, update in adapter.updates.items()]
         )
         rank = max((len(update.down) for update in adapter.updates.values()), default=0)
         return FittedAdapter(adapter.digest.hex(), rank, updates)
@@ -134,6 +134,14 @@ class AdaptedLayers:
             ) from error
         if not torch.isfinite(logits).all():
             raise ModelLoadError(f"adapter {name}: logits with it are not finite")
+
+    def _together(self, updates: list[tuple[Part, Packed]]) -> tuple[tuple[Part, Packed], ...]:
+        """The same updates, next to each other in memory where the kernels read them."""
+        packed = [update for _, update in updates if isinstance(update, PackedUpdate)]
+        if self._kernels is None or not packed:
+            return tuple(updates)
+        parts = [part for part, _ in updates]
+        return tuple(zip(parts, self._kernels.together(packed), strict=True))
 
     def _fit(self, adapter: str, name: str, update: LowRankUpdate) -> tuple[Part, Packed]:
         """An update as its layer takes it.

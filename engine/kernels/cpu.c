@@ -722,7 +722,7 @@ EXPORT int tw_int8_linear(const float *x, const int8_t *packed, const float *sca
 /*
  * The update of a layer by an adapter is up @ down: `down` [rank, K] is stored as panels of W
  * ranks, each [K, W], and `up` [N, rank] as panels of NR outputs, each [rank, NR]; both are padded
- * with zeros. A layer that was merged of several has several parts, each a range of its outputs
+ * with zeros, and stored in 16 bits where that holds every number exactly. A layer that was merged of several has several parts, each a range of its outputs
  * with updates of its own. Rows of one adapter are computed some at a time, wherever they are in
  * the batch.
  */
@@ -736,9 +736,13 @@ EXPORT int tw_int8_linear(const float *x, const int8_t *packed, const float *sca
 #define UP_SUMS 1
 #endif
 
+/* How matrices are stored. The halves are widened while they are read, which is exact. */
+typedef enum { FLOATS, BFLOATS, HALVES } Format;
+
 typedef struct {
-    const float *down, *up;
+    const char *down, *up;
     int64_t rank; /* 0 where the adapter does not change the part */
+    int64_t format;
 } Update;
 
 typedef struct {
@@ -760,21 +764,41 @@ INLINE Update update_of(const Updates *u, int64_t part, int64_t slot) {
     return u->updates[part * u->num_slots + slot];
 }
 
+typedef uint16_t halves __attribute__((vector_size(W * 2), aligned(2), may_alias));
+
+/* W numbers of a matrix, from its i-th on. */
+INLINE vf load_wide(const Format format, const char *matrix, int64_t i) {
+    if (format == FLOATS) return load((const float *)matrix + i);
+    const char *at = matrix + i * 2;
+#if defined(__AVX512F__)
+    if (format == HALVES) return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)at));
+#elif defined(__F16C__) && W == 8
+    if (format == HALVES) return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)at));
+#endif
+    vi bits = __builtin_convertvector(*(const halves *)at, vi);
+    if (format == BFLOATS) return (vf)(bits << 16);
+    vf magnitude = (vf)((bits & 0x7fff) << 13) * 0x1p112f; /* the exponent's other bias */
+    return (vf)((vi)magnitude | ((bits & 0x8000) << 16));
+}
+
+INLINE int64_t bytes_of(const Format format) { return format == FLOATS ? 4 : 2; }
+
 /* inner[rows]: x times a panel of `down`. */
-INLINE void times_down(const int rows, const float *const *x, int64_t k, const float *panel,
-                       float *inner, int64_t stride) {
+INLINE void times_down(const int rows, const Format format, const float *const *x, int64_t k,
+                       const char *panel, float *inner, int64_t stride) {
     vf sums[UPDATE_ROWS][DOWN_SUMS];
     UNROLL for (int r = 0; r < rows; r++)
         UNROLL for (int s = 0; s < DOWN_SUMS; s++) sums[r][s] = splat(0.0f);
     int64_t i = 0;
     for (; i + DOWN_SUMS <= k; i += DOWN_SUMS)
         UNROLL for (int s = 0; s < DOWN_SUMS; s++) {
-            vf b = load(panel + (i + s) * W);
+            vf b = load_wide(format, panel, (i + s) * W);
+            __builtin_prefetch(panel + (i + s) * W * bytes_of(format) + AHEAD, 0, 2);
             UNROLL for (int r = 0; r < rows; r++)
                 sums[r][s] = madd(splat(x[r][i + s]), b, sums[r][s]);
         }
     for (; i < k; i++) {
-        vf b = load(panel + i * W);
+        vf b = load_wide(format, panel, i * W);
         UNROLL for (int r = 0; r < rows; r++) sums[r][0] = madd(splat(x[r][i]), b, sums[r][0]);
     }
     UNROLL for (int r = 0; r < rows; r++) {
@@ -784,8 +808,8 @@ INLINE void times_down(const int rows, const float *const *x, int64_t k, const f
 }
 
 /* y[r] += inner[r] times a panel of `up`, for the first `columns` of the panel. */
-INLINE void times_up(const int rows, const float *inner, int64_t stride, int64_t rank,
-                     const float *panel, float *const *y, int64_t columns) {
+INLINE void times_up(const int rows, const Format format, const float *inner, int64_t stride,
+                     int64_t rank, const char *panel, float *const *y, int64_t columns) {
     vf sums[UPDATE_ROWS][UP_SUMS][NV];
     UNROLL for (int r = 0; r < rows; r++)
         UNROLL for (int s = 0; s < UP_SUMS; s++)
@@ -794,7 +818,11 @@ INLINE void times_up(const int rows, const float *inner, int64_t stride, int64_t
     for (; q + UP_SUMS <= rank; q += UP_SUMS)
         UNROLL for (int s = 0; s < UP_SUMS; s++) {
             vf b[NV];
-            UNROLL for (int v = 0; v < NV; v++) b[v] = load(panel + (q + s) * NR + v * W);
+            UNROLL for (int v = 0; v < NV; v++) {
+                b[v] = load_wide(format, panel, (q + s) * NR + v * W);
+                int64_t read = ((q + s) * NR + v * W) * bytes_of(format);
+                __builtin_prefetch(panel + read + AHEAD, 0, 2);
+            }
             UNROLL for (int r = 0; r < rows; r++) {
                 vf a = splat(inner[r * stride + q + s]);
                 UNROLL for (int v = 0; v < NV; v++)
@@ -804,8 +832,10 @@ INLINE void times_up(const int rows, const float *inner, int64_t stride, int64_t
     for (; q < rank; q++)
         UNROLL for (int r = 0; r < rows; r++) {
             vf a = splat(inner[r * stride + q]);
-            UNROLL for (int v = 0; v < NV; v++)
-                sums[r][0][v] = madd(a, load(panel + q * NR + v * W), sums[r][0][v]);
+            UNROLL for (int v = 0; v < NV; v++) {
+                vf b = load_wide(format, panel, q * NR + v * W);
+                sums[r][0][v] = madd(a, b, sums[r][0][v]);
+            }
         }
     UNROLL for (int r = 0; r < rows; r++) {
         float *to = y[r], flat[NR];
@@ -821,35 +851,51 @@ INLINE void times_up(const int rows, const float *inner, int64_t stride, int64_t
     }
 }
 
-/* All updates of a tile's rows; inner: room for UPDATE_ROWS rows of the largest rank. */
-INLINE void update_tile(const int rows, const Updates *u, const UpdateTile *tile,
+/* The update of one part, of a tile's rows; inner: room for UPDATE_ROWS rows of its rank. */
+INLINE void update_part(const int rows, const Format format, const Update *update, Part place,
                         const int64_t *order, const float *x, float *y, int64_t y_stride,
                         int64_t k, float *inner) {
     const float *from[UPDATE_ROWS];
     float *to[UPDATE_ROWS];
-    for (int r = 0; r < rows; r++) from[r] = x + order[tile->first + r] * k;
-    for (int64_t part = 0; part < u->num_parts; part++) {
-        Update update = update_of(u, part, tile->slot);
-        int64_t stride = ceil_div(update.rank, W) * W;
-        for (int64_t q = 0; q < update.rank; q += W)
-            times_down(rows, from, k, update.down + q * k, inner + q, stride);
-        Part place = u->parts[part];
-        for (int64_t j = 0; update.rank && j < place.columns; j += NR) {
-            for (int r = 0; r < rows; r++)
-                to[r] = y + order[tile->first + r] * y_stride + place.first + j;
-            times_up(rows, inner, stride, update.rank, update.up + j * update.rank, to,
-                     place.columns - j);
-        }
+    int64_t rank = update->rank, stride = ceil_div(rank, W) * W, bytes = bytes_of(format);
+    for (int r = 0; r < rows; r++) from[r] = x + order[r] * k;
+    for (int64_t q = 0; q < rank; q += W)
+        times_down(rows, format, from, k, update->down + q * k * bytes, inner + q, stride);
+    for (int64_t j = 0; j < place.columns; j += NR) {
+        for (int r = 0; r < rows; r++) to[r] = y + order[r] * y_stride + place.first + j;
+        times_up(rows, format, inner, stride, rank, update->up + j * rank * bytes, to,
+                 place.columns - j);
     }
 }
 
-static void update_rows(const Updates *u, const UpdateTile *tile, const int64_t *order,
+static void update_rows(const Update *update, Part place, int64_t rows, const int64_t *order,
                         const float *x, float *y, int64_t y_stride, int64_t k, float *inner) {
-#define CALL(rows) update_tile(rows, u, tile, order, x, y, y_stride, k, inner)
-    switch (tile->rows) {
-        ROW_CASE(1, CALL(1)) ROW_CASE(2, CALL(2)) ROW_CASE(3, CALL(3)) ROW_CASE(4, CALL(4))
+#define CALL(rows, format) \
+    update_part(rows, format, update, place, order, x, y, y_stride, k, inner)
+#define CASES(format) \
+    switch (rows) { \
+        ROW_CASE(1, CALL(1, format)) ROW_CASE(2, CALL(2, format)) \
+        ROW_CASE(3, CALL(3, format)) ROW_CASE(4, CALL(4, format)) \
+    } \
+    break
+    switch (update->format) {
+        case FLOATS: CASES(FLOATS);
+        case BFLOATS: CASES(BFLOATS);
+        case HALVES: CASES(HALVES);
     }
+#undef CASES
 #undef CALL
+}
+
+/* All updates of a tile's rows; inner: room for UPDATE_ROWS rows of the largest rank. */
+static void update_tile(const Updates *u, const UpdateTile *tile, const int64_t *order,
+                        const float *x, float *y, int64_t y_stride, int64_t k, float *inner) {
+    for (int64_t part = 0; part < u->num_parts; part++) {
+        Update update = update_of(u, part, tile->slot);
+        if (update.rank)
+            update_rows(&update, u->parts[part], tile->rows, order + tile->first, x, y, y_stride,
+                        k, inner);
+    }
 }
 
 /* The largest rank that a slot has in any part; 0 for a slot without an update. */
@@ -909,7 +955,7 @@ EXPORT int tw_add_updates(const float *x, float *y, int64_t y_stride, const int6
         float *inner = (float *)(memory + plan_bytes + (size_t)thread_id() * inner_bytes);
         int64_t i;
         while ((i = atomic_fetch_add_explicit(&next, 1, memory_order_relaxed)) < num_tiles)
-            update_rows(&u, tiles + i, order, x, y, y_stride, k, inner);
+            update_tile(&u, tiles + i, order, x, y, y_stride, k, inner);
     }
     return 0;
 }

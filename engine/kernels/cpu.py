@@ -53,6 +53,7 @@ _KERNELS: dict[str, Types] = {
         *(FLOAT, SIZE, SIZE, FLOAT, POINTER, INT),
     ),
 }
+_FORMATS = (torch.float32, torch.bfloat16, torch.float16)  # of updates, as in cpu.c
 _OTHERS: dict[str, tuple[type[Any] | None, Types]] = {
     "tw_has_openmp": (INT, ()),
     "tw_pin_threads": (None, (POINTER, INT)),
@@ -393,13 +394,33 @@ class CpuKernels:
     def pack_update(self, down: Tensor, up: Tensor) -> "PackedUpdate":
         """Return an update up @ down, fp32 [N, rank] and [rank, K], for `add_updates`.
 
+        It takes half of the memory, and of the time to read it, if 16 bits hold all its numbers.
         May be called from any thread.
         """
         if down.dtype != torch.float32 or up.dtype != torch.float32:
             raise ValueError("expected fp32 matrices")
+        dtype = _exact_dtype(down, up)
         return PackedUpdate(
-            _panels(down, self.vector_width), _panels(up, self.panel_width), len(down)
+            _panels(down.to(dtype), self.vector_width),
+            _panels(up.to(dtype), self.panel_width),
+            len(down),
         )
+
+    def together(self, updates: Sequence["PackedUpdate"]) -> list["PackedUpdate"]:
+        """Copy updates next to each other, on huge pages where they are large enough for these.
+
+        So they are read with fewer TLB misses, and the memory is free when all of them are.
+        """
+        matrices = [matrix for update in updates for matrix in (update.down, update.up)]
+        sizes = [-(-matrix.nbytes // _ALIGNMENT) * _ALIGNMENT for matrix in matrices]
+        memory = torch.empty(sum(sizes), dtype=torch.uint8)
+        self.advise_huge_pages(memory)
+        copies = [
+            piece[: matrix.nbytes].view(matrix.dtype).view(matrix.shape).copy_(matrix)
+            for piece, matrix in zip(memory.split(sizes), matrices, strict=True)
+        ]
+        pairs = zip(copies[::2], copies[1::2], updates, strict=True)
+        return [PackedUpdate(down, up, update.rank) for down, up, update in pairs]
 
     def add_updates(self, x: Tensor, y: Tensor, slots: Tensor, updates: "Updates") -> None:
         """Add to each row of y the updates in its slot, times the same row of x; in place.
@@ -522,7 +543,7 @@ class PackedUpdate(NamedTuple):
     """A low-rank update of a part of a layer, laid out for `add_updates`.
 
     `down` is [rank / vector width, K, vector width] and `up` [N / panel width, rank, panel width],
-    both rounded up.
+    both rounded up, and both of one of `_FORMATS`.
     """
 
     down: Tensor
@@ -541,7 +562,7 @@ class Updates:
     def __init__(self, parts: Sequence[tuple[int, int]], num_slots: int) -> None:
         """Begin with empty slots."""
         self._parts = torch.tensor(parts, dtype=torch.int64)
-        self._table = torch.zeros(len(parts), num_slots, 3, dtype=torch.int64)
+        self._table = torch.zeros(len(parts), num_slots, 4, dtype=torch.int64)
         self._held: dict[tuple[int, int], PackedUpdate] = {}
 
     def put(self, part: int, slot: int, update: PackedUpdate | None) -> None:
@@ -550,7 +571,8 @@ class Updates:
             self._table[part, slot] = 0
             self._held.pop((part, slot), None)
             return
-        entry = (update.down.data_ptr(), update.up.data_ptr(), update.rank)
+        addresses = update.down.data_ptr(), update.up.data_ptr()
+        entry = (*addresses, update.rank, _FORMATS.index(update.down.dtype))
         self._table[part, slot] = torch.tensor(entry)
         self._held[part, slot] = update  # as long as its addresses are in the table
 
@@ -559,6 +581,14 @@ class Updates:
         """Their addresses and sizes, as the kernels take them; they stay the same."""
         num_parts, num_slots, _ = self._table.shape
         return self._table.data_ptr(), self._parts.data_ptr(), num_parts, num_slots
+
+
+def _exact_dtype(*matrices: Tensor) -> torch.dtype:
+    """The smallest format that holds every number of fp32 matrices as it is."""
+    for dtype in _FORMATS[1:]:
+        if all(torch.equal(matrix.to(dtype).float(), matrix) for matrix in matrices):
+            return dtype
+    return torch.float32
 
 
 def _panels(matrix: Tensor, width: int) -> Tensor:

@@ -201,17 +201,16 @@ def quantize_model(loaded: LoadedModel, left: Collection[nn.Module] = ()) -> str
     note = (
         f"{share:.0%} of the weights are quantised to {name}, {1 - share:.0%} stay {loaded.dtype}"
     )
+    if experts := _num_in_experts(loaded.model):
+        note += f" ({experts / 1e6:,.1f} million of them in experts of mixtures)"
     if share < _MOST_WEIGHTS:
-        note += (
-            " (the experts of a mixture are not quantised)" if _has_experts(loaded.model) else ""
-        )
         logger.warning("%s", note)
     return note
 
 
-def _has_experts(model: nn.Module) -> bool:
-    """Whether a model has matrices of experts, [num_experts, out, in]."""
-    return any(parameter.dim() == 3 for parameter in model.parameters())
+def _num_in_experts(model: nn.Module) -> int:
+    """How many weights are in matrices of experts, [num_experts, out, in]."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.dim() == 3)
 
 
 def pack_layers(loaded: LoadedModel, kernels: CpuKernels, left: Collection[nn.Module] = ()) -> None:

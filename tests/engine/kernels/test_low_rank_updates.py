@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from engine.kernels import cpu
 from engine.kernels.cpu import CpuKernels, Updates
 from tests.engine.native import needs_compiler, threads
 
@@ -25,8 +26,17 @@ class Made:
     whole: dict[int, Tensor]
 
 
-def make(kernels: CpuKernels, k: int, parts: list[int], ranks: dict[int, int]) -> Made:
-    """Updates of a layer of several parts; the second part has none in slot 0."""
+def make(
+    kernels: CpuKernels,
+    k: int,
+    parts: list[int],
+    ranks: dict[int, int],
+    dtype: torch.dtype = torch.float32,
+) -> Made:
+    """Updates of a layer of several parts, of numbers of a format; slot 0 of the second has none.
+
+    The kernel stores matrices in that format, if it is one of 16 bits.
+    """
     firsts = [sum(parts[:index]) for index in range(len(parts))]
     updates = Updates([*zip(firsts, parts, strict=True)], NUM_SLOTS)
     whole = {}
@@ -34,9 +44,12 @@ def make(kernels: CpuKernels, k: int, parts: list[int], ranks: dict[int, int]) -
         matrix = torch.zeros(sum(parts), k, dtype=torch.float64)
         for index, (first, n) in enumerate(zip(firsts, parts, strict=True)):
             down, up = torch.randn(rank, k) / k**0.5, torch.randn(n, rank)
+            down, up = down.to(dtype).float(), up.to(dtype).float()
             if index == 1 and slot == 0:
                 continue
-            updates.put(index, slot, kernels.pack_update(down, up))
+            packed = kernels.pack_update(down, up)
+            assert packed.down.dtype == packed.up.dtype == dtype
+            updates.put(index, slot, packed)
             matrix[first : first + n] = up.double() @ down.double()
         whole[slot] = matrix
     return Made(updates, whole)
@@ -77,6 +90,43 @@ def test_updates_equal_torch(
     torch.testing.assert_close(found, expected(made, x, y, slots), atol=3e-5, rtol=3e-5)
     untouched = [slot not in made.whole for slot in slots.tolist()]
     assert torch.equal(found[untouched], y[untouched])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("is_narrow", [False, True])
+def test_updates_in_16_bits_are_those_in_32_bit_for_bit(
+    kernels: CpuKernels,
+    narrow_kernels: CpuKernels,
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype,
+    is_narrow: bool,
+) -> None:
+    tested = narrow_kernels if is_narrow else kernels
+    found = []
+    for stored in (dtype, torch.float32):
+        torch.manual_seed(1)
+        if stored is torch.float32:
+            monkeypatch.setattr(cpu, "_exact_dtype", lambda *_: torch.float32)
+        updates = Updates([(0, 41), (41, 30)], NUM_SLOTS)
+        for slot, rank in RANKS.items():
+            for part, n in enumerate([41, 30]):
+                down, up = torch.randn(rank, 77), torch.randn(n, rank)
+                down[0, :4] = torch.tensor([0.0, -0.0, 2.0**-24, -(2.0**-15)])  # some subnormal
+                packed = tested.pack_update(down.to(dtype).float(), up.to(dtype).float())
+                assert packed.down.dtype is stored
+                updates.put(part, slot, packed)
+        x, y = torch.randn(19, 77), torch.randn(19, 71)
+        tested.add_updates(x, y, torch.arange(19) % (NUM_SLOTS + 1) - 1, updates)
+        found.append(y)
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("value", [1 + 2.0**-12, 2.0**20 + 1, 1e-30])
+def test_a_number_that_16_bits_do_not_hold_keeps_32(kernels: CpuKernels, value: float) -> None:
+    down, up = torch.zeros(2, 5), torch.ones(3, 2)
+    down[1, 4] = value
+    assert kernels.pack_update(down, up).down.dtype is torch.float32
+    assert kernels.pack_update(up, down.t()).up.dtype is torch.float32
 
 
 def test_a_row_depends_on_no_other(kernels: CpuKernels) -> None:
