@@ -168,6 +168,4 @@ def _fill(rows: ModelInput, batch: ModelInput) -> None:
     rows.attention.query_start_loc.copy_(batch.attention.query_start_loc)
     rows.logits_rows.copy_(batch.logits_rows)
     if batch.adapters is not None and rows.adapters is not None:
-        adapted = slice(None) if batch.adapters.rows is None else batch.adapters.rows
-        rows.adapters.owners.fill_(-1)
-        rows.adapters.owners[adapted] = batch.adapters.owners
+        rows.adapters.owners.copy_(batch.adapters.owners)  # of all tokens
