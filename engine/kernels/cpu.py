@@ -417,7 +417,7 @@ class CpuKernels:
         self.advise_huge_pages(memory)
         copies = [
             piece[: matrix.nbytes].view(matrix.dtype).view(matrix.shape).copy_(matrix)
-            for piece, matrix in zip(memory.split(sizes), matrices, strict=True)
+            for piece, matrix in zip(torch.split(memory, sizes), matrices, strict=True)
         ]
         pairs = zip(copies[::2], copies[1::2], updates, strict=True)
         return [PackedUpdate(down, up, update.rank) for down, up, update in pairs]
