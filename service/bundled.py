@@ -16,6 +16,11 @@ def envoy_template() -> Path:
     return _bundled("envoy.yaml.j2", "envoy/envoy.yaml.j2")
 
 
+def affinity_script() -> Path:
+    """The script by which Envoy knows how a request begins."""
+    return _bundled("affinity.lua", "envoy/affinity.lua")
+
+
 def demo_model() -> Path:
     """The directory of the bundled model."""
     return _bundled("models/demo", "models/demo")

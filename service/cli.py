@@ -36,7 +36,13 @@ from .launch.lone_gateway import run as run_gateway
 from .launch.open_files import raise_limit
 from .launch.options import SettingsError
 from .launch.place import own_place
-from .launch.plan import ADMIN_SOCKET, envoy_command, envoy_configuration, is_serving
+from .launch.plan import (
+    ADMIN_SOCKET,
+    envoy_command,
+    envoy_configuration,
+    following_servers,
+    is_serving,
+)
 from .launch.private_directory import private_directory
 from .launch.settings import Settings
 from .launch.sources import add_arguments, load, wants_json
@@ -147,7 +153,8 @@ def _envoy(settings: Settings) -> int:
     with private_directory() as directory:
         command = envoy_command(settings, directory)
         admin = settings.admin_port or directory / ADMIN_SOCKET
-        return asyncio.run(run_gateway(command, admin, settings.drain_seconds))
+        watch = following_servers(settings, directory)
+        return asyncio.run(run_gateway(command, admin, settings.drain_seconds, watch))
 
 
 def _envoy_config(settings: Settings) -> int:

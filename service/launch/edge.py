@@ -26,6 +26,10 @@ class Edge:
         request_s: the seconds in which a request must arrive. 2 MB take 16 s over 1 Mbit/s.
         idle_s: the seconds that a connection may have no request; Envoy's recommendation.
         ping_s: how often an HTTP/2 connection is pinged, and how long it may take to answer.
+        server_ping_s: how often a connection to one of several servers is pinged.
+        server_answer_s: how long it may take to answer. Calls that the server has not answered are
+            then made again elsewhere.
+        ejection_s: how long a replica that refuses connections gets no calls.
     """
 
     headers_kb: int = MAX_HEADERS_KB
@@ -35,3 +39,6 @@ class Edge:
     request_s: float = 60
     idle_s: float = 3600
     ping_s: float = 30
+    server_ping_s: float = 5
+    server_answer_s: float = 10
+    ejection_s: float = 10

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
-import ipaddress
 import json
 import re
 import shutil
@@ -20,12 +19,14 @@ from typing import Any
 import jinja2
 
 from ..access.certificates import TlsFiles
-from ..bundled import envoy_template
+from ..bundled import affinity_script, envoy_template
 from ..error_bodies import FORMAT_HEADER, OPENAI_PATHS, SDK_HEADERS, openai_body, tgi_body
 from ..page.document import ACCEPTS_HTML, document
 from ..routes import GRPC_SERVICES, QUIET_PATHS, REST_ROUTES, SERVICE
 from .edge import Edge
+from .endpoints import CLUSTER, write_endpoints
 from .otlp import TraceExport
+from .servers import Address, Servers
 
 # The errors that Envoy makes itself: HTTP status -> (error, error_type). Where TGI has the case,
 # the text is TGI's (router at v2.1.1, and axum 0.7's body extractors for 413 and 415).
@@ -91,6 +92,7 @@ _OPENAI_ERRORS = (
 # What Envoy calls secrets: their names, which are also those of their files.
 _CERTIFICATE_FILE = "certificate.json"
 _CLIENT_CA_FILE = "client-ca.json"
+ENDPOINTS_FILE = "servers.json"  # from which Envoy takes the addresses of servers
 _API = "type.googleapis.com/envoy"
 
 _HEALTHY_SERVICES = "cluster.service.membership_healthy"  # one of Envoy's numbers
@@ -110,6 +112,9 @@ class GatewayConfig:
         upstream_host: the service's IP address, or a DNS name whose every address is a replica.
         upstream_port: the port on which the service takes the gateway's calls.
         upstream_sockets: the Unix sockets of service processes, which win over host and port.
+        servers: several servers elsewhere, which win over all of these.
+        endpoints: the file from which Envoy takes their addresses, which `write` makes; None lets
+            it know those of its start only.
         descriptors: the compiled descriptor set, as a path that Envoy can open.
         admin_port: port of Envoy's admin interface on 127.0.0.1, for all users of the machine.
         admin_socket: a Unix socket for the same, where there is no port.
@@ -133,6 +138,8 @@ class GatewayConfig:
     upstream_port: int
     descriptors: Path
     upstream_sockets: tuple[Path, ...] = ()
+    servers: Servers | None = None
+    endpoints: Path | None = None
     admin_port: int | None = None
     admin_socket: Path | None = None
     max_request_bytes: int = 2_097_152
@@ -148,9 +155,28 @@ class GatewayConfig:
     edge: Edge = field(default_factory=Edge)
 
     @property
-    def has_several_services(self) -> bool:
-        """Whether a call can be made again at once, by another process than the one that died."""
-        return len(self.upstream_sockets) > 1
+    def has_several_processes(self) -> bool:
+        """Whether there are several service processes of this machine."""
+        return self.servers is None and len(self.upstream_sockets) > 1
+
+    @property
+    def may_have_several_servers(self) -> bool:
+        """Whether a call that one server refuses may be taken by another one."""
+        return self.servers is not None and self.servers.may_be_several
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """Where calls go, if that is not to sockets."""
+        if self.servers is not None:
+            return self.servers.addresses
+        return () if self.upstream_sockets else (Address(self.upstream_host, self.upstream_port),)
+
+    @property
+    def discovery(self) -> str:
+        """How Envoy finds out about the addresses."""
+        if self.endpoints is not None:
+            return "EDS"
+        return "STRICT_DNS" if any(it.is_name for it in self.addresses) else "STATIC"
 
     @property
     def max_connections(self) -> int:
@@ -194,7 +220,8 @@ def render(config: GatewayConfig) -> str:
         openai_errors=_OPENAI_ERRORS,
         service_statuses=SERVICE_STATUSES,
         grpc_statuses=_GRPC_STATUSES,
-        upstream_is_address=_is_address(config.upstream_host),
+        cluster=CLUSTER,
+        affinity_script=_affinity_script(config.servers),
         trusted_ca=_trusted_ca(config),
         page=document(),
         accepts_html=ACCEPTS_HTML,
@@ -206,7 +233,8 @@ def render(config: GatewayConfig) -> str:
 def write(config: GatewayConfig, directory: Path, *, is_told: bool = False) -> Path:
     """Writes the configuration; returns its path.
 
-    Envoy will read certificates again, by way of further files here.
+    Envoy will read certificates again, and follow addresses of servers, by way of further files
+    here.
 
     Args:
         config: the configuration.
@@ -218,9 +246,20 @@ def write(config: GatewayConfig, directory: Path, *, is_told: bool = False) -> P
         config = replace(config, tls_secrets=directory)
         for name, text in _secrets(tls, directory if is_told else None).items():
             (directory / name).write_text(text, encoding="utf-8")
+    if (servers := config.servers) is not None and servers.endpoints_file is not None:
+        config = replace(config, endpoints=directory / ENDPOINTS_FILE)
+        write_endpoints(servers.addresses, directory / ENDPOINTS_FILE)
     path = directory / "envoy.yaml"
     path.write_text(render(config), encoding="utf-8")
     return path
+
+
+def _affinity_script(servers: Servers | None) -> str | None:
+    """The script that makes a header of how requests begin, if they are spread by that."""
+    if servers is None or (preceding := servers.preceding_headers) is None:
+        return None
+    names = ", ".join(f'"{name}"' for name in preceding)
+    return f"local PRECEDING = {{{names}}}\n" + affinity_script().read_text(encoding="utf-8")
 
 
 def _secrets(tls: TlsFiles, watched: Path | None) -> dict[str, str]:
@@ -421,11 +460,3 @@ def _compact(body: dict[str, Any]) -> str:
 def _with_head(methods: tuple[str, ...]) -> tuple[str, ...]:
     """Adds HEAD wherever there is GET."""
     return ("GET", "HEAD", *methods[1:]) if methods[0] == "GET" else methods
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True

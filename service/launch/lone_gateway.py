@@ -11,7 +11,9 @@ import os
 import signal
 import time
 from asyncio.subprocess import Process
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 from ..parent import die_with_parent, ignore_hangup
 from . import gateway
@@ -23,13 +25,19 @@ _POLL_S = 0.1  # between two looks at the calls
 _STOP_S = 10.0  # for Envoy's end, without calls
 
 
-async def run(command: list[str], admin: Path | int, drain_seconds: float) -> int:
+async def run(
+    command: list[str],
+    admin: Path | int,
+    drain_seconds: float,
+    watch: Callable[[], Coroutine[Any, Any, None]] | None = None,
+) -> int:
     """Runs Envoy until it ends, or SIGTERM or SIGINT asks for that; a second one ends it at once.
 
     Args:
         command: that of Envoy.
         admin: the socket or port of its admin interface.
         drain_seconds: how long calls may go on after a signal.
+        watch: runs as long as Envoy does, if there is something to watch.
 
     Returns:
         The exit code: Envoy's own if it ended by itself, otherwise 0.
@@ -40,6 +48,22 @@ async def run(command: list[str], admin: Path | int, drain_seconds: float) -> in
         start_new_session=True,  # the terminal's Ctrl-C is for this process alone
         preexec_fn=die_with_parent(os.getpid()),
     )
+    watching = None if watch is None else asyncio.create_task(watch())
+    try:
+        return await _until_told(process, admin, drain_seconds, told, told_again)
+    finally:
+        if watching is not None:
+            watching.cancel()
+
+
+async def _until_told(
+    process: Process,
+    admin: Path | int,
+    drain_seconds: float,
+    told: asyncio.Event,
+    told_again: asyncio.Event,
+) -> int:
+    """Waits for the process, or ends it after a signal; returns the exit code."""
     await first(process.wait(), told.wait())
     if not told.is_set():
         return process.returncode or 1  # nobody asked for its end

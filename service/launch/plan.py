@@ -20,6 +20,7 @@ from ..bundled import DESCRIPTORS, NAME, PACKAGE
 from ..routes import SERVICE
 from . import gateway
 from .certificates import follow_certificates
+from .endpoints import follow_endpoints
 from .files import check_public_certificates
 from .place import Place
 from .settings import Settings, address, reachable
@@ -128,7 +129,7 @@ def make_plan(settings: Settings, runtime: Path) -> Plan:
         environments={
             worker.name: worker.place.environment for worker in workers if worker.place is not None
         },
-        max_connections=settings.gateway_config(DESCRIPTORS).max_connections,
+        max_connections=settings.gateway_config(DESCRIPTORS, sockets=sockets).max_connections,
         drain=lambda: _drain_gateway(settings, runtime),
     )
 
@@ -182,6 +183,15 @@ def envoy_command(
     config_path = gateway.write(config, directory, is_told=is_told)
     gateway.validate(binary, config_path)
     return gateway.command(binary, config_path, json_output=settings.json_output)
+
+
+def following_servers(
+    settings: Settings, directory: Path
+) -> Callable[[], Coroutine[Any, Any, None]] | None:
+    """What tells the Envoy in `directory` where its servers are; None if that does not change."""
+    if (path := settings.service_endpoints_file) is None:
+        return None
+    return lambda: follow_endpoints(path, directory / gateway.ENDPOINTS_FILE)
 
 
 def envoy_configuration(settings: Settings) -> str:

@@ -16,9 +16,11 @@ from engine.protocol.processors import num_processors
 from ..access.certificates import TlsFiles
 from ..bundled import demo_model
 from ..checkpoint.path import resolve
+from .endpoints import read_endpoints
 from .gateway import GatewayConfig
-from .options import About, Option, SettingsError, is_ip_address, spell
+from .options import About, Option, SettingsError, flag, is_ip_address, spell
 from .otlp import Export, TraceExport, metric_export, trace_export
+from .servers import Affinity, Servers, parse_addresses
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 Quantization = Literal[
@@ -279,6 +281,35 @@ class Settings:
             high=_MAX_PORT,
         ),
     ] = None
+    service_addresses: Annotated[
+        tuple[str, ...],
+        About(
+            "gateway ports of several servers that Envoy alone spreads requests over, host:port; "
+            "all addresses of a name are servers",
+            ours=True,
+        ),
+    ] = ()
+    service_endpoints_file: Annotated[
+        Path | None,
+        About("a file with such addresses, IP:port, one a line; followed if it changes", ours=True),
+    ] = None
+    prefix_affinity: Annotated[
+        tuple[Affinity, ...],
+        About(
+            "requests alike in the first of these that they have go to the same server: session "
+            "(x-session-id), caller (API key), beginning; otherwise to the one with the fewest",
+            ours=True,
+        ),
+    ] = ()
+    prefix_affinity_load: Annotated[
+        float,
+        About(
+            "requests of a server by affinity, as a multiple of the average; beyond it others help",
+            ours=True,
+            low=1,
+            high=100,
+        ),
+    ] = 1.5
     cors_allow_origin: Annotated[
         tuple[str, ...],
         About("an origin that browsers may call from; otherwise all may, with API keys none"),
@@ -410,6 +441,7 @@ class Settings:
             raise SettingsError(f"`hostname` must be an IP address. Given: {self.hostname}")
         for prefix in ("", "grpc_"):
             self._check_tls(prefix)
+        self._check_servers()
         for name in ("engine_socket", "gateway_socket"):
             path = getattr(self, name)
             if path and len(bytes(path)) > _MAX_SOCKET_PATH:
@@ -422,6 +454,21 @@ class Settings:
             raise SettingsError(f"`{names[0]}` and `{names[1]}` must be given together")
         if client_ca is not None and certificate is None:
             raise SettingsError(f"`{names[2]}` needs `{names[0]}` and `{names[1]}`")
+
+    def _check_servers(self) -> None:
+        if self.service_addresses and self.service_endpoints_file is not None:
+            raise SettingsError(
+                "`service_addresses` and `service_endpoints_file` cannot both be given"
+            )
+        try:
+            parse_addresses(self.service_addresses)
+        except ValueError as error:
+            raise SettingsError(f"`service_addresses`: {error}") from None
+        if len(set(self.prefix_affinity)) < len(self.prefix_affinity):
+            raise SettingsError(
+                "`prefix_affinity` has something more than once. "
+                f"Given: {','.join(self.prefix_affinity)}"
+            )
 
     def _check_adapters(self) -> None:
         adapters = self.adapters
@@ -612,11 +659,14 @@ class Settings:
             sockets: of several service processes; otherwise the one of these settings.
 
         Raises:
-            SettingsError: it is not said where the service takes Envoy's calls.
+            SettingsError: it is not said where the service takes Envoy's calls, or where several
+                servers do so cannot be read.
         """
-        if self.gateway_socket is None and self.gateway_port is None:
+        servers = None if sockets else self._servers()
+        if servers is None and self.gateway_socket is None and self.gateway_port is None:
             raise SettingsError(
-                "--gateway-socket or --gateway-port is needed where Envoy runs alone"
+                "--gateway-socket, --gateway-port, --service-addresses or --service-endpoints-file "
+                "is needed where Envoy runs alone"
             )
         return GatewayConfig(
             listen_host=self.hostname,
@@ -624,6 +674,7 @@ class Settings:
             upstream_host=self.upstream_host,
             upstream_port=self.gateway_port or 0,
             upstream_sockets=sockets or self._own_gateway_socket,
+            servers=servers,
             descriptors=descriptors,
             admin_port=self.admin_port,
             admin_socket=admin_socket,
@@ -637,6 +688,25 @@ class Settings:
             traces=traces,
             access_log=self.access_log,
             json_output=self.json_output,
+        )
+
+    def _servers(self) -> Servers | None:
+        """The servers that an Envoy of its own spreads requests over, if there are several."""
+        addresses, path = parse_addresses(self.service_addresses), self.service_endpoints_file
+        affinity, max_load = self.prefix_affinity, self.prefix_affinity_load
+        if path is not None:
+            try:
+                addresses = read_endpoints(path)
+            except (OSError, ValueError) as error:
+                raise SettingsError(f"{flag('service_endpoints_file')}: {error}") from None
+        if not addresses:
+            if affinity:
+                raise SettingsError(
+                    "`prefix_affinity` needs `service_addresses` or `service_endpoints_file`"
+                )
+            return None
+        return Servers(
+            addresses=addresses, endpoints_file=path, affinity=affinity, max_load=max_load
         )
 
     def to_argv(self) -> list[str]:

@@ -59,7 +59,9 @@ def start_gateway(
                     trust_env=False,
                 )
             )
-            yield Gateway(url.partition("//")[2], service, gateway_messages, client, admin)
+            yield Gateway(
+                url.partition("//")[2], service, gateway_messages, client, admin, directory
+            )
 
     return start
 

@@ -27,13 +27,14 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Gateway:
-    """A running Envoy: its addresses, and the service that it forwards to."""
+    """A running Envoy: its addresses, its files, and the service that it forwards to."""
 
     target: str
     service: FakeService
     messages: Messages
     client: httpx.Client
     admin: str
+    directory: Path
 
     def stat(self, name: str) -> int:
         """Returns a number that Envoy counts about the cluster of the service."""

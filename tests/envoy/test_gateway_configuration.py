@@ -19,6 +19,7 @@ from service.access.certificates import TlsFiles
 from service.launch import gateway
 from service.launch.gateway import GatewayConfig
 from service.launch.otlp import Sampling, TraceExport
+from service.launch.servers import Address, Affinity, Servers
 from tests.certificates import Authority
 from tests.envoy.fake_service import DEADLINE
 from tests.envoy.gateway import StartGateway
@@ -107,6 +108,23 @@ def test_envoy_accepts_tls(with_clients: bool, tmp_path: Path) -> None:
     printed = tmp_path / "printed.yaml"  # as `tokenwire envoy-config` prints it
     printed.write_text(gateway.render(config))
     gateway.validate(gateway.find_envoy(), printed)
+
+
+@pytest.mark.parametrize("affinity", [(), ("session",), ("session", "caller", "beginning")])
+@pytest.mark.parametrize(
+    ("hosts", "changes"),
+    [(("10.0.0.1", "::1"), False), (("10.0.0.1", "gpu.internal"), False), (("10.0.0.1",), True)],
+)
+def test_envoy_accepts_several_servers(
+    affinity: tuple[Affinity, ...], hosts: tuple[str, ...], changes: bool, tmp_path: Path
+) -> None:
+    addresses = tuple(Address(host, 50052) for host in hosts)
+    file = tmp_path / "servers" if changes else None
+    servers = Servers(addresses=addresses, endpoints_file=file, affinity=affinity)
+    config = dataclasses.replace(PLAIN, servers=servers)
+    validate(config, tmp_path)
+    rendered = gateway.render(config)  # as `tokenwire envoy-config` prints it
+    assert all(host in rendered for host in hosts)
 
 
 def test_validation_error_has_the_message_of_envoy(tmp_path: Path) -> None:

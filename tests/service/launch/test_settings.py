@@ -371,7 +371,50 @@ def test_envoy_alone_needs_the_services_address(capsys: pytest.CaptureFixture[st
     for command in ("envoy", "envoy-config"):
         code, stderr = run_cli(command, capsys=capsys)
         assert code == 2
-        assert "--gateway-socket or --gateway-port" in stderr
+        assert "--gateway-socket, --gateway-port, --service-addresses or" in stderr
+
+
+def test_servers_are_what_envoy_alone_spreads_requests_over(tmp_path: Path) -> None:
+    flags = ("--service-addresses=10.0.0.1:1,gpu.internal:2", "--service-addresses", "[::1]:3")
+    servers = parse(*flags, "--prefix-affinity=session,beginning").gateway_config(Path("x")).servers
+    assert servers is not None
+    assert [str(it) for it in servers.addresses] == ["10.0.0.1:1", "gpu.internal:2", "[::1]:3"]
+    assert (servers.affinity, servers.max_load) == (("session", "beginning"), 1.5)
+    path = tmp_path / "servers"
+    path.write_text("10.0.0.1:1\n")
+    config = parse(TOKENWIRE_SERVICE_ENDPOINTS_FILE=str(path)).gateway_config(Path("x"))
+    assert config.servers is not None
+    assert (config.servers.endpoints_file, config.servers.affinity) == (path, ())
+
+
+def test_a_server_of_its_own_processes_spreads_requests_over_these_alone() -> None:
+    settings = parse("--service-addresses=10.0.0.1:1", "--gateway-port=5")
+    config = settings.gateway_config(Path("x"), sockets=(Path("/run/a.sock"),))
+    assert config.servers is None
+    assert config.upstream_sockets == (Path("/run/a.sock"),)
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--service-addresses=10.0.0.1"], "not an address host:port: '10.0.0.1'"),
+        (["--service-addresses=a:1,a:1"], "a:1 is there more than once"),
+        (["--prefix-affinity=tenant"], "one of session, caller, beginning. Given: tenant"),
+        (["--prefix-affinity=session,session"], "`prefix_affinity` has something more than once"),
+        (["--prefix-affinity-load=0.9"], "`prefix_affinity_load` must be 1 to 100"),
+        (["--prefix-affinity=session", "--gateway-port=1"], "`prefix_affinity` needs"),
+        (["--service-endpoints-file=/nowhere"], "--service-endpoints-file: [Errno 2]"),
+        (["--service-addresses=a:1", "--service-endpoints-file=x"], "cannot both be given"),
+    ],
+)
+def test_wrong_settings_of_servers_are_one_line(
+    flags: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in ("envoy", "envoy-config"):
+        code, stderr = run_cli(command, *flags, capsys=capsys)
+        assert code == 2
+        assert complaint in stderr
+        assert stderr.count("\n") == 1
 
 
 def test_engine_alone_needs_a_socket(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,234 @@
+"""Several servers behind one Envoy: one that dies or freezes costs its streams and nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import httpx
+import pytest
+
+from service.launch.edge import Edge
+from service.launch.endpoints import write_endpoints
+from service.launch.servers import Address, Affinity, Servers
+from tests.envoy.fake_server import FakeServer
+from tests.envoy.fake_service import DEADLINE, FakeService, Messages
+from tests.envoy.gateway import Gateway, StartGateway, poll
+from tests.envoy.lone_gateway import lone_gateway
+
+NUM_SERVERS = 3
+NUM_CALLERS = 4
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[list[FakeServer]]:
+    """Three servers in processes of their own."""
+    started = [FakeServer(f"server-{number}") for number in range(NUM_SERVERS)]
+    for server in started:
+        server.wait_for_port()
+    yield started
+    for server in started:
+        server.kill()
+
+
+class Load:
+    """Callers that ask one question after the other, and note what they get."""
+
+    def __init__(self, client: httpx.Client) -> None:
+        self.answers: Counter[str] = Counter()
+        self.errors: list[str] = []
+        self._client = client
+        self._ended = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._ask, args=(number,)) for number in range(NUM_CALLERS)
+        ]
+
+    def __enter__(self) -> Load:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        for thread in self._threads:
+            thread.join(DEADLINE)
+
+    def wait_for_more(self, servers: list[FakeServer]) -> None:
+        """Returns once each of these has answered again."""
+        before = self.answers.copy()
+        poll(
+            lambda: all(self.answers[it.name] > before[it.name] for it in servers),
+            f"answers of {[it.name for it in servers]}",
+        )
+
+    def _ask(self, number: int) -> None:
+        asked = 0
+        while not self._ended.is_set():
+            asked += 1
+            head = {"x-session-id": f"{number}-{asked}"}
+            try:
+                reply = self._client.post("/generate", json={"inputs": "x"}, headers=head)
+            except httpx.HTTPError as error:
+                self.errors.append(repr(error))
+            else:
+                if reply.status_code == 200:
+                    self.answers[reply.text] += 1
+                else:
+                    self.errors.append(reply.text)
+
+
+class Stream:
+    """A stream that is read as it comes."""
+
+    def __init__(self, gateway: Gateway, channel: grpc.Channel, session: str) -> None:
+        self.server = ""
+        self.num_read = 0
+        self.error: grpc.RpcError | None = None
+        self._call = gateway.stub(channel, "GenerateStream")(
+            gateway.messages.new("GenerateRequest", inputs="x"),
+            metadata=(("x-session-id", session),),
+        )
+        self._thread = threading.Thread(target=self._read)
+        self._thread.start()
+        poll(lambda: self.server, "the stream begins")
+
+    def close(self) -> None:
+        """Leaves."""
+        self._call.cancel()
+        self._thread.join(DEADLINE)
+
+    def wait_for_more(self) -> None:
+        """Returns once it has gone on."""
+        before = self.num_read
+        poll(lambda: self.num_read > before, "the stream goes on")
+
+    def _read(self) -> None:
+        try:
+            for piece in self._call:
+                self.server = piece.http.data.decode()
+                self.num_read += 1
+        except grpc.RpcError as error:
+            self.error = error
+
+
+@contextlib.contextmanager
+def streams_of(gateway: Gateway, servers: list[FakeServer]) -> Iterator[dict[str, Stream]]:
+    """A stream from each of the servers, by its name."""
+    streams: dict[str, Stream] = {}
+    with contextlib.ExitStack() as stack:
+        channel = stack.enter_context(gateway.channel())
+        for session in itertools.count():
+            stream = Stream(gateway, channel, str(session))
+            stack.callback(stream.close)
+            streams[stream.server] = stream
+            if len(streams) == len(servers):
+                break
+        yield streams
+
+
+@contextlib.contextmanager
+def front(
+    start: StartGateway, servers: list[FakeServer], affinity: tuple[Affinity, ...]
+) -> Iterator[Gateway]:
+    addresses = tuple(Address("127.0.0.1", server.port) for server in servers)
+    edge = Edge(server_ping_s=0.2, server_answer_s=2, ejection_s=0.2)
+    with start(servers=Servers(addresses=addresses, affinity=affinity), edge=edge) as gateway:
+        wait_for_healthy(gateway, len(servers))
+        yield gateway
+
+
+def wait_for_healthy(gateway: Gateway, count: int) -> None:
+    poll(lambda: gateway.stat("membership_healthy") == count, f"{count} servers are healthy")
+
+
+@pytest.mark.parametrize(
+    ("way", "affinity"),
+    [("kill", ()), ("freeze", ("session",))],
+    ids=["killed-by-least-request", "frozen-by-affinity"],
+)
+def test_no_answer_is_lost_with_a_server_and_only_its_streams_end(
+    start_gateway: StartGateway,
+    servers: list[FakeServer],
+    way: str,
+    affinity: tuple[Affinity, ...],
+) -> None:
+    with front(start_gateway, servers, affinity) as gateway:
+        for lost in servers:
+            others = [server for server in servers if server is not lost]
+            with streams_of(gateway, servers) as streams, Load(gateway.client) as load:
+                load.wait_for_more(servers)
+                getattr(lost, way)()
+                ended = poll(lambda it=streams[lost.name]: it.error, "its stream ends")
+                assert ended.code() is grpc.StatusCode.INTERNAL  # the stream was reset
+                load.wait_for_more(others)
+                if way == "kill":
+                    lost.start()
+                    lost.wait_for_port()
+                else:
+                    lost.thaw()
+                load.wait_for_more(servers)  # it gets requests again
+                for server in others:
+                    streams[server.name].wait_for_more()
+            assert not load.errors
+
+
+def test_the_file_of_addresses_is_followed(gateway_messages: Messages, tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        first, second = (FakeService(gateway_messages) for _ in range(2))
+        for number, service in enumerate((first, second)):
+            stack.callback(service.stop)
+            service.reset()
+            service.reply("Generate", str(number).encode())
+        path = tmp_path / "servers"
+        path.write_text(f"# the first one\n127.0.0.1:{first.port}\n")
+        settings = {"TOKENWIRE_SERVICE_ENDPOINTS_FILE": str(path)}
+        gateway = stack.enter_context(lone_gateway(first, tmp_path, **settings))
+
+        def server() -> str:
+            return gateway.client.post("/generate", json={"inputs": "x"}).text
+
+        assert {server() for _ in range(20)} == {"0"}
+        path.write_text(f"127.0.0.1:{first.port}\n127.0.0.1:{second.port}  # another one\n")
+        poll(lambda: server() == "1", "the second server is asked")
+        path.write_text("nonsense\n")
+        poll(lambda: "not an address host:port: 'nonsense'" in gateway.log.read_text(), "a word")
+        assert {server() for _ in range(20)} == {"0", "1"}
+        new = path.with_suffix(".new")
+        new.write_text(f"127.0.0.1:{second.port}\n")
+        new.replace(path)
+        poll(lambda: {server() for _ in range(20)} == {"1"}, "the first one is asked no longer")
+
+
+def test_a_server_that_is_named_no_longer_ends_its_streams_in_peace(
+    start_gateway: StartGateway, servers: list[FakeServer], tmp_path: Path
+) -> None:
+    one, other, _ = servers
+    addresses = {it.name: Address("127.0.0.1", it.port) for it in (one, other)}
+    config = Servers(addresses=tuple(addresses.values()), endpoints_file=tmp_path / "unused")
+    with start_gateway(servers=config) as gateway:
+        wait_for_healthy(gateway, 2)
+        with streams_of(gateway, [one, other]) as streams, Load(gateway.client) as load:
+            write_endpoints((addresses[one.name],), gateway.directory / "servers.json")
+            wait_for_healthy(gateway, 1)
+            load.wait_for_more([one])
+            streams[other.name].wait_for_more()
+        assert not load.errors
+
+
+def test_all_addresses_of_a_name_are_servers(
+    start_gateway: StartGateway, servers: list[FakeServer]
+) -> None:
+    """Of a name and an address, in this case."""
+    one, other, _ = servers
+    addresses = Address("localhost", one.port), Address("127.0.0.1", other.port)
+    with (
+        start_gateway(servers=Servers(addresses=addresses)) as gateway,
+        Load(gateway.client) as load,
+    ):
+        load.wait_for_more([one, other])
+    assert not load.errors
