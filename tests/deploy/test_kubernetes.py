@@ -20,8 +20,9 @@ from tests.deploy.dockerfile import stages
 from tests.paths import REPOSITORY
 
 FOLDER = REPOSITORY / "deploy" / "kubernetes"
-OVERLAYS = ("cpu", "gpu", "platform")
+OVERLAYS = ("cpu", "gpu", "platform", "servers")
 LABELS = {"app.kubernetes.io/name": "tokenwire"}
+FRONT_LABELS = {"app.kubernetes.io/name": "tokenwire-front"}
 # Kinds of others, whose shape is checked here: what each has, and what of it must be there.
 FOREIGN: dict[str, tuple[str, dict[str, Any]]] = {
     "PodMonitor": (
@@ -112,10 +113,10 @@ def container() -> dict[str, Any]:
     return dict(found)
 
 
-def settings() -> Settings:
-    """The settings of a pod."""
-    arguments = vars(_make_parser().parse_args(container()["args"]))
-    assert arguments.pop("command") == "serve"
+def settings(words: list[str] | None = None, command: str = "serve") -> Settings:
+    """The settings of a pod, of a server unless it has other arguments."""
+    arguments = vars(_make_parser().parse_args(words or container()["args"]))
+    assert arguments.pop("command") == command
     return load(arguments, one(base(), "ConfigMap")["data"])
 
 
@@ -150,12 +151,14 @@ def test_an_overlay_is_valid_as_a_whole(overlay: str) -> None:
 
 @each_overlay
 def test_an_overlay_has_the_image_and_the_device(overlay: str) -> None:
-    spec = one(rendered(overlay), "Deployment")["spec"]["template"]["spec"]
+    servers = [item for item in rendered(overlay) if item["metadata"]["name"] == "tokenwire"]
+    spec = one(servers, "Deployment")["spec"]["template"]["spec"]
     (server,) = spec["containers"]
     on_gpu = overlay != "cpu"
     assert server["image"] == ("tokenwire:cuda" if on_gpu else "tokenwire:cpu")
     assert ("nvidia.com/gpu" in server["resources"]["limits"]) == on_gpu
-    assert server["args"] == container()["args"]  # patches add, and replace nothing
+    added = ["--gateway-port=50052"] if overlay == "servers" else []
+    assert server["args"] == [*container()["args"], *added]  # patches replace nothing
     assert server["resources"]["limits"]["memory"] == server["resources"]["requests"]["memory"]
 
 
@@ -246,6 +249,47 @@ def test_foreign_kinds_name_what_is_there() -> None:
     assert endpoint["port"] in {item["name"] for item in container()["ports"]}
     pool = one(read(FOLDER / "components/inference-pool/inference-pool.yaml"), "InferencePool")
     assert pool["spec"]["targetPorts"] == [{"number": settings().port}]
+
+
+def test_the_front_finds_the_servers_and_is_the_only_one_to_reach_their_port_for_it() -> None:
+    items = read(FOLDER / "components/front/front.yaml")
+    named = {(item["kind"], item["metadata"]["name"]): item["spec"] for item in items}
+    (kustomization,) = read(FOLDER / "components/front/kustomization.yaml")
+    arguments, ports = (it["value"] for it in yaml.safe_load(kustomization["patches"][0]["patch"]))
+    server = settings([*container()["args"], arguments])
+    assert ports == {"name": "gateway", "containerPort": server.gateway_port}
+
+    pod = named["Deployment", "tokenwire-front"]["template"]
+    assert pod["metadata"]["labels"] == FRONT_LABELS
+    (envoy,) = pod["spec"]["containers"]
+    front = settings(envoy["args"], "envoy")
+    gateway_ports = named["Service", "tokenwire-gateway"]
+    assert front.service_addresses == (f"tokenwire-gateway:{gateway_ports['ports'][0]['port']}",)
+    assert (gateway_ports["clusterIP"], gateway_ports["selector"]) == ("None", LABELS)
+    assert gateway_ports["ports"][0]["port"] == server.gateway_port
+    assert named["Service", "tokenwire-front"]["selector"] == FRONT_LABELS
+    assert envoy["ports"] == [{"name": "http", "containerPort": front.port}]
+    assert envoy["readinessProbe"]["grpc"] == {"port": front.port, "service": SERVICE}
+
+    policy = named["NetworkPolicy", "tokenwire-gateway"]
+    assert policy["podSelector"]["matchLabels"] == LABELS
+    (ingress,) = policy["ingress"]
+    assert ingress["from"] == [{"podSelector": {"matchLabels": FRONT_LABELS}}]
+    assert ingress["ports"] == [{"protocol": "TCP", "port": "gateway"}]
+
+
+def test_the_front_is_held_as_the_servers_are() -> None:
+    items = read(FOLDER / "components/front/front.yaml")
+    spec = one(items, "Deployment")["spec"]["template"]["spec"]
+    (envoy,) = spec["containers"]
+    same = ("serviceAccountName", "automountServiceAccountToken", "terminationGracePeriodSeconds")
+    assert [spec[name] for name in same] == [pod()[name] for name in same]
+    assert spec["securityContext"].items() <= pod()["securityContext"].items()
+    assert envoy["securityContext"] == container()["securityContext"]
+    assert envoy["envFrom"] == container()["envFrom"]
+    assert one(items, "PodDisruptionBudget")["spec"]["selector"]["matchLabels"] == FRONT_LABELS
+    memory = envoy["resources"]["limits"]["memory"]
+    assert int(memory.removesuffix("Mi")) << 20 > settings().max_gateway_bytes
 
 
 def test_the_autoscaler_counts_by_a_metric_that_the_server_and_the_adapter_have() -> None:
