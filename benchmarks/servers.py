@@ -1,10 +1,10 @@
 """What prefix affinity earns: several servers behind one Envoy, and prompts that share beginnings.
 
 Starts servers with the bundled model and, one after the other, a `tokenwire envoy` in front of them
-that goes by the fewest requests and one that goes by the beginnings of requests. Callers stream short
-answers to prompts of many groups, in random order; those of a group share their first tokens, and
-all groups together fit into the caches of all servers, not into that of one. It prints the tokens
-that were found in a prefix cache, and the times to the first token.
+that goes by the fewest requests and one that goes by the beginnings of requests. Callers stream
+short answers to prompts of many groups, in random order; those of a group share their first
+tokens, and all groups together fit into the caches of all servers, not into that of one. It prints
+the tokens that were found in a prefix cache, and the times to the first token.
 
     .venv/bin/python -m benchmarks.servers
 
@@ -172,7 +172,7 @@ def main() -> None:
     given = parser.parse_args()
     load = Load(given.groups, given.rounds, given.callers, given.prefix, given.cache)
     if given.tiny:
-        load = Load(2, 2, 2, 100, 2048)
+        load = Load(2, 4, 1, 100, 2048)
     described = machine.describe()
     figures = asyncio.run(measure(load))
     print(machine.line(described))

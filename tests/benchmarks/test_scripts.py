@@ -184,3 +184,11 @@ def test_adapters_measures_every_target() -> None:
     result = last_line("benchmarks.adapters", "--repeat=1")
     assert len(result["targets"]) == 6
     assert all(target["value"] > 0 for target in result["targets"])
+
+
+@on_demand
+def test_servers_are_chosen_in_both_ways() -> None:
+    result = last_line("benchmarks.servers")
+    assert [figure["way"] for figure in result["figures"]] == ["fewest requests", "beginning"]
+    assert all(figure["hit_rate"] > 0 for figure in result["figures"])
+    assert all(len(figure["first_ms"]) == 8 for figure in result["figures"])
