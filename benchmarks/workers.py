@@ -29,8 +29,9 @@ import httpx
 import psutil
 from grpc import aio
 
-from benchmarks import machine
+from benchmarks import machine, processes
 from benchmarks.local_server import METHOD, free_port, http_client, process
+from benchmarks.processes import Usage
 from benchmarks.report import Target, table, targets_table
 from service.pb.tokenwire.v1 import GenerateParameters, GenerateRequest
 
@@ -74,26 +75,6 @@ class Figure:
     busiest: float
     envoy_us: float
     message_bytes: float
-
-
-class Usage:
-    """Processor time of processes since this was made."""
-
-    def __init__(self, processes: list[psutil.Process]) -> None:
-        self._processes = processes
-        self._before = [_seconds(process) for process in processes]
-
-    def seconds(self) -> list[float]:
-        """Of each process."""
-        return [
-            _seconds(process) - before
-            for process, before in zip(self._processes, self._before, strict=True)
-        ]
-
-
-def _seconds(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return float(times.user + times.system)
 
 
 def request() -> bytes:
@@ -185,7 +166,8 @@ async def of_server(workers: int, counts: list[int], seconds: float, step_s: flo
     ]
     url, figures = f"http://127.0.0.1:{port}", []
     async with process(command, url):
-        services, envoy = children()
+        found = processes.by_role()
+        services, (envoy,) = found["service"], found["envoy"]
         for face, address in (
             (_DIRECT, f"127.0.0.1:{grpc_port}"),
             (_ENVOY, f"127.0.0.1:{port}"),
@@ -204,19 +186,6 @@ async def of_server(workers: int, counts: list[int], seconds: float, step_s: flo
 
 def _of_channel(channel: aio.Channel) -> Stream:
     return lambda arrived: grpc_stream(channel, arrived)
-
-
-def children() -> tuple[list[psutil.Process], psutil.Process]:
-    """The service processes of the server that was started here, and its Envoy."""
-    found = psutil.Process().children(recursive=True)
-    commands = [(item, item.cmdline()) for item in found]
-    services = [item for item, command in commands if command[-1:] and _is_service(command)]
-    (envoy,) = (item for item, command in commands if command[:1] and "envoy" in command[0])
-    return services, envoy
-
-
-def _is_service(command: list[str]) -> bool:
-    return "service.cli" in command and command[command.index("service.cli") + 1] == "service"
 
 
 async def bare(count: int, num_bytes: int, seconds: float, step_s: float) -> Figure:

@@ -7,6 +7,7 @@ import secrets
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 
 from tqdm import tqdm
 
@@ -53,20 +54,38 @@ async def bench(transport: Transport, options: BenchOptions, clock: Clock) -> Re
     Raises:
         TargetError: it cannot be reached, or the requests are not valid.
     """
+    ready = await prepare(transport, options, clock)
+    with _explained(options.target):
+        before = await transport.metrics()
+    samples = await measure_all(transport, options, ready, clock)
+    return Report(
+        options=options,
+        prompt_tokens=sum(prompt.num_tokens for prompt in ready.prompts) / len(ready.prompts),
+        summary=summarise(samples, options.output_tokens),
+        queue_s=await _queue_s(transport, before),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """What is measured, once the server is warm: the prompts, and the seed of all samplings."""
+
+    prompts: list[Prompt]
+    seed: int
+
+
+async def prepare(transport: Transport, options: BenchOptions, clock: Clock) -> Ready:
+    """Makes prompts and warms the server up.
+
+    Raises:
+        TargetError: it cannot be reached, or the requests are not valid.
+    """
     with _explained(options.target):
         # New prompts in every run: the server's cache may still hold those of the last one.
         maker = PromptMaker(transport.token_stops, options.input_tokens, secrets.randbits(64))
         await maker.prepare(options.shared_prefix)
         seed = await _warm_up(transport, options, await _prompts(maker, 0, options.warm_up), clock)
-        prompts = await _prompts(maker, options.warm_up, options.requests)
-        before = await transport.metrics()
-    samples = await _measure(transport, options, prompts, seed, clock)
-    return Report(
-        options=options,
-        prompt_tokens=sum(prompt.num_tokens for prompt in prompts) / len(prompts),
-        summary=summarise(samples, options.output_tokens),
-        queue_s=await _queue_s(transport, before),
-    )
+        return Ready(await _prompts(maker, options.warm_up, options.requests), seed)
 
 
 async def _prompts(maker: PromptMaker, first: int, count: int) -> list[Prompt]:
@@ -114,20 +133,22 @@ def _refuse_invalid(samples: list[Sample]) -> None:
         raise TargetError(str(failures[0]))
 
 
-async def _measure(
-    transport: Transport, options: BenchOptions, prompts: list[Prompt], seed: int, clock: Clock
+async def measure_all(
+    transport: Transport, options: BenchOptions, ready: Ready, clock: Clock
 ) -> list[Sample]:
+    """Sends the prompts in the loop that the options ask for; returns a sample of each."""
+
     async def send(index: int, due: float) -> Sample:
-        task = Task(prompts[index].text, options.output_tokens, seed)
+        task = Task(ready.prompts[index].text, options.output_tokens, ready.seed)
         return await measure(transport, task, due, limit_s=options.timeout, clock=clock)
 
-    with _progress("requests", len(prompts)) as advance:
+    count = len(ready.prompts)
+    with _progress("requests", count) as advance:
         counted = _counted(send, advance)
         if options.rate is None:
             assert options.concurrency is not None
-            return await run_closed(counted, len(prompts), options.concurrency, clock)
-        arrivals = poisson_arrivals(options.rate, len(prompts), options.seed)
-        return await run_open(counted, arrivals, clock)
+            return await run_closed(counted, count, options.concurrency, clock)
+        return await run_open(counted, poisson_arrivals(options.rate, count, options.seed), clock)
 
 
 async def _queue_s(transport: Transport, before: str) -> float | None:

@@ -27,6 +27,7 @@ from .transport import (
 _OPTIONS = (
     ("grpc.enable_http_proxy", 0),
     ("grpc.max_receive_message_length", -1),  # the tokens of a long prompt
+    ("grpc.use_local_subchannel_pool", 1),  # a connection of its own
 )
 
 
