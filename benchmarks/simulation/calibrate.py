@@ -1,12 +1,12 @@
-"""Measures what steps take on this machine, and writes `costs.json` for the simulation.
+r"""Measures what steps take on this machine, and writes `costs.json` for the simulation.
 
 A random Llama with 124 M parameters computes batches of several sizes, with prompts of several
 lengths in chunks beside decoding rows. What a step takes is fitted to rows, tokens of prompts and
 tokens that decoding rows attend to. What Envoy and services take comes from runs of
-`benchmarks.scale`, of which at least two differ in the tokens of an answer:
+`benchmarks.scale`, of which at least two differ in the tokens of an answer, and two in their rate:
 
-    .venv/bin/python -m benchmarks.scale --output-tokens 4 > short.txt
-    .venv/bin/python -m benchmarks.scale --output-tokens 64 > long.txt
+    .venv/bin/python -m benchmarks.scale --workers 1 --echo 0.02 --rates 50 100 --requests 500 \
+        --output-tokens 4 > short.txt     # and 64 > long.txt
     .venv/bin/python -m benchmarks.simulation.calibrate --scale short.txt long.txt --write
 """
 
@@ -28,7 +28,7 @@ from benchmarks.simulation.fit import Fit, fit
 from engine.protocol.config import EngineConfig
 
 STEP = ("base_s", "per_row_s", "per_prompt_token_s", "per_context_token_s")
-HANDLING = ("per_call_s", "per_token_s")
+HANDLING = ("idle_share", "per_call_s", "per_token_s")  # the first of each second
 _STEP_TOKENS = 256  # so that most prompts are computed beside decoding rows
 _LOADS = ((1, 128), (1, 1024), (4, 128), (8, 512), (16, 64), (32, 64), (32, 128))  # rows, prompt
 _TINY_LOADS = ((1, 16), (2, 40), (4, 8), (4, 300))
@@ -99,9 +99,13 @@ def measure_steps(is_tiny: bool) -> list[MeasuredStep]:
 
 
 def handling(files: list[Path], role: str) -> Fit:
-    """Of a kind of process, by its processor time in runs of `benchmarks.scale`."""
+    """Of a kind of process, by its processor time in runs of `benchmarks.scale`.
+
+    Runs in which calls failed are left out: these took something, too.
+    """
     points = [point for file in files for point in _last_line(file)["points"]]
-    counts = [(point["calls"], point["tokens"]) for point in points]
+    points = [point for point in points if not point["summary"]["failures"]]
+    counts = [(point["seconds"], point["calls"], point["tokens"]) for point in points]
     return fit(HANDLING, counts, [point["cpu_s"][role] for point in points])
 
 
@@ -110,7 +114,7 @@ def _last_line(file: Path) -> Any:
 
 
 def _report(name: str, found: Fit) -> str:
-    costs = ", ".join(f"{key} {1e6 * value:.3g} us" for key, value in found.seconds.items())
+    costs = ", ".join(f"{key} {value:.3g}" for key, value in found.seconds.items())
     return f"{name}: {costs}; off by {found.median_error:.0%} (median), {found.p90_error:.0%} (p90)"
 
 
@@ -119,17 +123,18 @@ def main() -> None:
     parser.add_argument("--scale", type=Path, nargs="+", default=[], help="outputs of the other")
     parser.add_argument("--write", action="store_true", help=f"to {MEASURED.name}")
     parser.add_argument("--tiny", action="store_true", help="a try-out that takes seconds")
-    arguments = parser.parse_args()
-    found = json.loads(MEASURED.read_text()) if MEASURED.exists() else {}
-    steps = measure_steps(arguments.tiny)
+    given = parser.parse_args()
+    if given.write and not given.scale:
+        parser.error("--write needs --scale: the file has all costs, of one machine")
+    steps = measure_steps(given.tiny)
     fits = {"step": fit(STEP, [step.counts for step in steps], [step.seconds for step in steps])}
-    if arguments.scale:
-        fits |= {role: handling(arguments.scale, role) for role in ("service", "envoy")}
+    if given.scale:
+        fits |= {role: handling(given.scale, role) for role in ("service", "envoy")}
     for name, item in fits.items():
         print(_report(name, item))
-    found |= {"machine": machine.describe(), "model": "random Llama, 124 M, float32"}
+    found = {"machine": machine.describe(), "model": "random Llama, 124 M, float32"}
     found |= {name: asdict(item) for name, item in fits.items()}
-    if arguments.write:
+    if given.write:
         MEASURED.write_text(json.dumps(found, indent=2) + "\n")
     print(json.dumps(found))
 

@@ -57,8 +57,15 @@ class StepCost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Handling:
-    """Processor seconds of a process that passes calls and their tokens on."""
+    """Processor seconds of a process that passes calls and their tokens on.
 
+    Attributes:
+        idle_share: the part of a processor that it takes without any call.
+        per_call_s: for each call.
+        per_token_s: for each token of an answer.
+    """
+
+    idle_share: float
     per_call_s: float
     per_token_s: float
 

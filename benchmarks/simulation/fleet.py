@@ -49,7 +49,8 @@ class Setup:
         envoys: how many there are, which do not know of each other's calls.
         envoy_cores: processors of all of them together, which share the work as if they had one
             queue; really each has its own, which is a little worse.
-        retries: choices after the first, for calls that have not been answered with a byte.
+        retries: choices after the first, for calls that have not been answered with a byte; Envoy's
+            `num_retries` in our configuration.
         failures: how replicas die; None if they do not.
     """
 
@@ -60,7 +61,7 @@ class Setup:
     workers: int = 1
     envoys: int = 1
     envoy_cores: int = 2
-    retries: int = 2
+    retries: int = 3
     failures: Failures | None = None
 
 
@@ -75,12 +76,14 @@ class _Fleet:
         self._setup, self._workload, self._seed = setup, workload, seed
         self._random = random.Random(f"fleet {seed}")
         self._calendar = Calendar()
-        self._envoy = Station(setup.envoy_cores)
+        self._envoy = Station(setup.envoy_cores, setup.costs.envoy.idle_share)
         self._hosts = [Hosts(setup.replicas) for _ in range(setup.envoys)]
         self._balancers: list[Balancer] = [
             setup.policy(hosts, self._random) for hosts in self._hosts
         ]
-        self._services = [Station(setup.workers) for _ in range(setup.replicas)]
+        self._services = [
+            Station(setup.workers, setup.costs.service.idle_share) for _ in range(setup.replicas)
+        ]
         self._replicas = [self._replica(host) for host in range(setup.replicas)]
         self._last_exit = [0.0] * setup.replicas
         self._counts = Counts()

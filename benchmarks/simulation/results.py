@@ -23,6 +23,7 @@ class Result:
         retried: how often a call was given to another replica.
         deaths: of replicas.
         tokens_per_s: generated for calls that were completed, by the seconds in which calls came.
+        first_token_mean: time to the first token, on average.
         first_token_p50: time to the first token: half of the calls have it sooner.
         first_token_p99: 99 of 100 have it sooner.
         gap_p50: time between tokens.
@@ -38,6 +39,7 @@ class Result:
     retried: int
     deaths: int
     tokens_per_s: float
+    first_token_mean: float
     first_token_p50: float
     first_token_p99: float
     gap_p50: float
@@ -90,6 +92,7 @@ class Counts:
             retried=self.retried,
             deaths=self.deaths,
             tokens_per_s=self.generated_tokens / duration_s,
+            first_token_mean=sum(self.first_tokens) / max(len(self.first_tokens), 1),
             first_token_p50=first[0],
             first_token_p99=first[1],
             gap_p50=gap[0],

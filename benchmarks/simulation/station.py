@@ -13,10 +13,12 @@ class Station:
 
     Args:
         num_cores: processors.
+        idle_share: the part of a processor that is needed without any job; all jobs take longer.
     """
 
-    def __init__(self, num_cores: int) -> None:
+    def __init__(self, num_cores: int, idle_share: float = 0.0) -> None:
         self.num_cores = num_cores
+        self._slower = 1 / (1 - idle_share / num_cores)
         self.busy_s = 0.0
         self._free_at = [0.0] * num_cores
 
@@ -27,7 +29,8 @@ class Station:
 
     def finish(self, now: float, work_s: float) -> float:
         """Takes a job of so many seconds, no earlier than the one before; returns when it ends."""
-        ended = max(now, self._free_at[0]) + work_s
+        took_s = work_s * self._slower
+        ended = max(now, self._free_at[0]) + took_s
         heapq.heapreplace(self._free_at, ended)
-        self.busy_s += work_s
+        self.busy_s += took_s
         return ended

@@ -49,7 +49,7 @@ class Scale:
     least_s: float = 60.0
 
 
-TINY = Scale(replicas=(1, 4), fleet=4, calls=100, least_s=5.0)
+TINY = Scale(replicas=(1, 10), fleet=4, calls=100, least_s=5.0)
 
 
 class Lab:
@@ -87,7 +87,12 @@ SESSIONS = Workload(rate=1, duration_s=1, shared_tokens=512, own_tokens=64, new_
 
 def balancing(lab: Lab) -> list[Panel]:
     """Random, least request and ring hash, without anything to gain from affinity."""
-    policies = {"random": Random, "least request of two": LeastRequest, "ring hash": ring_hash()}
+    policies = {
+        "random": Random,
+        "least request of two": LeastRequest,
+        "ring hash, 1,024 places": ring_hash(),
+        "ring hash, 65,536 places": ring_hash(ring_size=65_536),
+    }
     loads = (0.3, 0.5, 0.7, 0.8, 0.9, 1.0)
     found = {
         name: [(load, lab.run(load, lab.fleet(policy=policy), PLAIN)) for load in loads]
@@ -245,7 +250,7 @@ def loads(lab: Lab) -> list[Panel]:
     return [first, refused, busiest]
 
 
-BOUNDS = (1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 4.0)
+BOUNDS = (1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 
 def bounds(lab: Lab) -> list[Panel]:
@@ -265,7 +270,7 @@ def bounds(lab: Lab) -> list[Panel]:
             for bound in BOUNDS
         ]
         for name, skew in skews.items()
-        for load in (0.6, 1.2)
+        for load in (0.6, 1.4)
     }
     first = Panel(
         title=f"{count} replicas, {20 * count} sessions",
@@ -318,7 +323,7 @@ def _limited(lab: Lab, limit: int) -> Setup:
 def failures(lab: Lab) -> list[Panel]:
     """What callers see of replicas that die, by how long they live."""
     lives = (60.0, 300.0, 900.0)
-    arms = {f"{retries} retries": (retries, LeastRequest) for retries in (0, 1, 2)}
+    arms = {f"{retries} retries": (retries, LeastRequest) for retries in (0, 1, 3)}
     found = {
         name: [
             (
@@ -351,7 +356,7 @@ def failures(lab: Lab) -> list[Panel]:
         y_label="part of calls",
         lines={
             "streams that break": [
-                (life, result.share(Outcome.BROKEN)) for life, result in found["2 retries"]
+                (life, result.share(Outcome.BROKEN)) for life, result in found["3 retries"]
             ]
         },
     )

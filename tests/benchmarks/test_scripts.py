@@ -158,6 +158,23 @@ def test_what_a_service_process_carries_is_measured_over_every_face() -> None:
     assert all(figure["arrived"] > 0 for figure in figures)
 
 
+@on_demand
+def test_a_server_of_replicas_is_measured_over_both_faces() -> None:
+    points = last_line("benchmarks.scale")["points"]
+    assert [point["face"] for point in points] == ["rest", "grpc"]
+    for point in points:
+        assert point["calls"] == 6
+        assert point["tokens"] == 24
+        assert point["cpu_s"]["engine"] > 0
+        assert not point["summary"]["failures"]
+
+
+def test_costs_of_steps_are_fitted() -> None:
+    found = last_line("benchmarks.simulation.calibrate")
+    assert found["step"]["seconds"]["per_prompt_token_s"] > 0
+    assert found["machine"]["cores"] > 0
+
+
 def test_a_greedy_caller_does_not_keep_another_out() -> None:
     result = last_line("benchmarks.fairness")
     assert result["alone_ms"]
