@@ -8,8 +8,9 @@ throughput, latencies, and what each kind of process took of the processors whil
     .venv/bin/python -m benchmarks.scale --rates 5 20 --workers 1 2
 
 `--echo` puts an engine without a model in the place of the real one, for what only Envoy and the
-service processes take. The client runs beside the server, so `sent late` says whether it has kept up. The last line is one
-JSON document, of which `benchmarks.simulation.calibrate` makes costs per call and token.
+service processes take. The client runs beside the server, so `sent late` says whether it has kept
+up. The last line is one JSON document, of which `benchmarks.simulation.calibrate` makes costs per
+call and token.
 """
 
 from __future__ import annotations

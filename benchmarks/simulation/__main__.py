@@ -16,9 +16,7 @@ def as_table(panel: Panel) -> str:
     """A row for each x, a column for each line."""
     xs = sorted({x for line in panel.lines.values() for x, _ in line})
     values = [dict(line) for line in panel.lines.values()]
-    rows = [
-        [f"{x:g}", *(f"{line[x]:.4g}" if x in line else "" for line in values)] for x in xs
-    ]
+    rows = [[f"{x:g}", *(f"{line[x]:.4g}" if x in line else "" for line in values)] for x in xs]
     title = f"{panel.title}: {panel.y_label}"
     return f"{title}\n{table([panel.x_label, *panel.lines], rows)}\n"
 

@@ -94,7 +94,9 @@ class RingHash:
         self._hosts = hosts
         self._bound = bound
         places = math.ceil(ring_size / hosts.count)
-        ring = sorted((_hash("host", host, n), host) for host in range(hosts.count) for n in range(places))
+        ring = sorted(
+            (_hash("host", host, n), host) for host in range(hosts.count) for n in range(places)
+        )
         self._places = [place for place, _ in ring]
         self._owners = [host for _, host in ring]
 

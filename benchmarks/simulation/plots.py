@@ -31,7 +31,9 @@ def svg(panels: Sequence[Panel]) -> str:
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH_INCH * len(panels), _HEIGHT_INCH), layout="constrained")
         FigureCanvasSVG(figure)
-        for panel, axes in zip(panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True):
+        for panel, axes in zip(
+            panels, figure.subplots(1, len(panels), squeeze=False)[0], strict=True
+        ):
             _draw(panel, axes)
         out = io.StringIO()
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})

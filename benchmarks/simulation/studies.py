@@ -6,7 +6,7 @@ Rates are given as parts of `capacity`, the calls that full batches carry withou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from .balancers import LeastRequest, Policy, Random, ring_hash
@@ -259,14 +259,7 @@ def bounds(lab: Lab) -> list[Panel]:
     skews = {"all alike": 0.0, "Zipf 0.8": 0.8, "Zipf 1.1": 1.1}
     found = {
         f"{name}, load {load:.0%}": [
-            (
-                bound,
-                lab.run(
-                    load,
-                    lab.fleet(policy=ring_hash(bound)),
-                    sessions(count, 20, skew),
-                ),
-            )
+            (bound, lab.run(load, lab.fleet(policy=ring_hash(bound)), sessions(count, 20, skew)))
             for bound in BOUNDS
         ]
         for name, skew in skews.items()
@@ -323,25 +316,12 @@ def _limited(lab: Lab, limit: int) -> Setup:
 def failures(lab: Lab) -> list[Panel]:
     """What callers see of replicas that die, by how long they live."""
     lives = (60.0, 300.0, 900.0)
-    arms = {f"{retries} retries": (retries, LeastRequest) for retries in (0, 1, 3)}
+    longer_s = 4 * lab.scale.least_s
     found = {
-        name: [
-            (
-                life,
-                lab.run(
-                    0.6,
-                    replace(
-                        lab.fleet(policy=policy),
-                        retries=retries,
-                        failures=Failures(mean_life_s=life),
-                    ),
-                    PLAIN,
-                    least_s=4 * lab.scale.least_s,
-                ),
-            )
-            for life in lives
+        f"{retries} retries": [
+            (life, lab.run(0.6, _mortal(lab, retries, life), PLAIN, longer_s)) for life in lives
         ]
-        for name, (retries, policy) in arms.items()
+        for retries in (0, 1, 3)
     }
     lost = Panel(
         title=f"{lab.scale.fleet} replicas, back after 30 s, noticed after 5 s, 60 % load",
@@ -363,15 +343,16 @@ def failures(lab: Lab) -> list[Panel]:
     return [lost, broken]
 
 
+def _mortal(lab: Lab, retries: int, life_s: float) -> Setup:
+    return replace(lab.fleet(), retries=retries, failures=Failures(mean_life_s=life_s))
+
+
 def _lines(
     found: dict[str, list[tuple[float, Result]]], value: Callable[[Result], float]
 ) -> dict[str, Line]:
-    return {
-        name: [(x, value(result)) for x, result in results] for name, results in found.items()
-    }
+    return {name: [(x, value(result)) for x, result in results] for name, results in found.items()}
 
 
 STUDIES: dict[str, Callable[[Lab], list[Panel]]] = {
-    study.__name__: study for study in (
-        balancing, envoy, affinity, loads, bounds, queues, failures)
+    study.__name__: study for study in (balancing, envoy, affinity, loads, bounds, queues, failures)
 }

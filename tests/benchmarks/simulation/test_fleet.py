@@ -73,7 +73,11 @@ def test_affinity_finds_what_least_request_does_not() -> None:
     warm = replace(sessions, num_earlier=3000)
     found = {
         name: simulate(Setup(replicas=16, costs=COSTS, policy=policy), warm).hit_share
-        for name, policy in (("least", LeastRequest), ("bound", ring_hash(2)), ("ring", ring_hash()))
+        for name, policy in (
+            ("least", LeastRequest),
+            ("bound", ring_hash(2)),
+            ("ring", ring_hash()),
+        )
     }
     assert found["least"] < 0.3 < 0.7 < found["bound"] <= found["ring"]
 
