@@ -27,7 +27,7 @@ _WIDTH_INCH, _HEIGHT_INCH = 4.6, 3.6
 
 
 def svg(panels: Sequence[Panel]) -> str:
-    """Draws panels side by side, with the legend of the first below all."""
+    """Draws panels side by side, each with a legend."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH_INCH * len(panels), _HEIGHT_INCH), layout="constrained")
         FigureCanvasSVG(figure)
