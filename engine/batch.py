@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from .block_form import BlockForm
 from .scheduling.scheduler import ScheduledBatch
 from .scheduling.sequence import Sequence
 from .transfer import upload
@@ -31,6 +32,18 @@ _Integers = NDArray[np.int64] | NDArray[np.int32]
 _FORMATS = {np.dtype(np.int64): torch.int64, np.dtype(np.int32): torch.int32}
 
 
+class WindowInput(NamedTuple):
+    """Where the tokens of layers with a window are, if these have blocks of their own.
+
+    `window` is the largest window of such a layer. `slot_mapping` and `block_tables` are as those
+    of `AttentionInput`; blocks that no token of the step sees are 0.
+    """
+
+    window: int
+    slot_mapping: Tensor
+    block_tables: Tensor
+
+
 @dataclass(frozen=True, slots=True)
 class AttentionInput:
     """What attention needs in addition to query, key and value.
@@ -38,13 +51,15 @@ class AttentionInput:
     `slot_mapping` int64 [num_tokens]: the slot of a token's key and value in the cache, block *
     block_size + offset. `block_tables` int32 [num_seqs, max_blocks], padded with 0.
     `query_start_loc` int32 [num_seqs + 1]: where each sequence's tokens start. `context_lens` int32
-    [num_seqs]: the tokens of each sequence in the cache, this step's included.
+    [num_seqs]: the tokens of each sequence in the cache, this step's included. `window` is for
+    layers with a window, if they do not use the same slots as the others.
     """
 
     slot_mapping: Tensor
     block_tables: Tensor
     query_start_loc: Tensor
     context_lens: Tensor
+    window: WindowInput | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,30 +125,38 @@ def pack(
     block_size: int,
     device: torch.device,
     sampled_ids: Tensor | None = None,
+    form: BlockForm | None = None,
 ) -> ModelInput:
     """Packs the tokens of a scheduled batch into tensors on `device`.
 
     `sampled_ids` int64 [sampled rows of the previous step], on the device: the tokens that
-    placeholders stand for, which the host does not know yet.
+    placeholders stand for, which the host does not know yet. `form` is that of the cache's blocks,
+    where layers with a window have their own.
     """
-    tokens = _concatenated(batch, block_size)
+    places, windowed = _places(batch, block_size, form)
+    tokens = _concatenated(batch, places)
     rows, sampled, prompt_rows = _logits_rows(batch, tokens.starts)
     arrays: list[_Integers] = [
         np.array(tokens.input_ids, dtype=np.int64),
         np.array(tokens.positions, dtype=np.int64),
         np.array(tokens.slots, dtype=np.int64),
         np.array(rows, dtype=np.int64),
-        _block_tables(batch),
+        _block_tables(places),
         np.array(tokens.starts, dtype=np.int32),
         np.array(tokens.contexts, dtype=np.int32),
     ]
     names, adapted = _adapter_rows(batch, tokens.starts)
     arrays += adapted
+    if windowed is not None:
+        arrays += [np.array(_all_slots(batch, windowed), dtype=np.int64), _block_tables(windowed)]
     on_host = device.type == "cpu"
     tensors = map(torch.from_numpy, arrays) if on_host else upload_together(arrays, device)
     input_ids, positions, slot_mapping, logits_rows, tables, start_loc, context_lens, *rest = (
         tensors
     )
+    window = None
+    if windowed is not None and form is not None:
+        window = WindowInput(form.window, *rest[-2:])
     if sampled_ids is not None:
         input_ids = _without_placeholders(input_ids, sampled_ids)
     return ModelInput(
@@ -144,6 +167,7 @@ def pack(
             block_tables=tables,
             query_start_loc=start_loc,
             context_lens=context_lens,
+            window=window,
         ),
         logits_rows=logits_rows,
         sampled=sampled,
@@ -153,22 +177,55 @@ def pack(
     )
 
 
+class TableWidths(NamedTuple):
+    """Blocks of the longest sequence, as its tables have them.
+
+    `windowed` is the width of the table for layers with a window; None if they have none of their
+    own. `window` is the largest window of these.
+    """
+
+    whole: int
+    windowed: int | None = None
+    window: int = 0
+
+    @classmethod
+    def of(cls, num_tokens: int, block_size: int, form: BlockForm | None) -> TableWidths:
+        """The widths for a sequence of this many tokens."""
+        blocks = -(-num_tokens // block_size)
+        if form is None or not form.ratio:
+            return cls(blocks)
+        return cls(form.num_whole(num_tokens), blocks, form.window)
+
+    def fit(self, attention: AttentionInput) -> bool:
+        """Whether a step's tables are no wider."""
+        windowed = attention.window
+        return attention.block_tables.shape[1] <= self.whole and (
+            windowed is None or windowed.block_tables.shape[1] <= (self.windowed or 0)
+        )
+
+
 def blank(
-    num_tokens: int, num_seqs: int, num_rows: int, max_blocks: int, device: torch.device
+    num_tokens: int, num_seqs: int, num_rows: int, widths: TableWidths, device: torch.device
 ) -> ModelInput:
     """Zeros, into which batches are copied for recorded steps, which read fixed addresses."""
 
     def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
         return torch.zeros(shape, dtype=dtype, device=device)
 
+    window = None
+    if widths.windowed is not None:
+        slots = zeros(num_tokens, dtype=torch.int64)
+        tables = zeros(num_seqs, widths.windowed, dtype=torch.int32)
+        window = WindowInput(widths.window, slots, tables)
     return ModelInput(
         input_ids=zeros(num_tokens, dtype=torch.int64),
         positions=zeros(num_tokens, dtype=torch.int64),
         attention=AttentionInput(
             slot_mapping=zeros(num_tokens, dtype=torch.int64),
-            block_tables=zeros(num_seqs, max_blocks, dtype=torch.int32),
+            block_tables=zeros(num_seqs, widths.whole, dtype=torch.int32),
             query_start_loc=zeros(num_seqs + 1, dtype=torch.int32),
             context_lens=zeros(num_seqs, dtype=torch.int32),
+            window=window,
         ),
         logits_rows=zeros(num_rows, dtype=torch.int64),
         sampled={},
@@ -186,6 +243,10 @@ def copy_rows(rows: ModelInput, batch: ModelInput) -> None:
     target.context_lens[:num_seqs].copy_(source.context_lens)
     num_blocks = source.block_tables.shape[1]
     target.block_tables[:num_seqs, :num_blocks].copy_(source.block_tables)
+    if source.window is not None and target.window is not None:
+        _, slots, tables = source.window
+        target.window.slot_mapping[:num_tokens].copy_(slots)
+        target.window.block_tables[:num_seqs, : tables.shape[1]].copy_(tables)
 
 
 class _Tokens(NamedTuple):
@@ -202,19 +263,45 @@ class _Tokens(NamedTuple):
     contexts: list[int]
 
 
-def _concatenated(batch: ScheduledBatch, block_size: int) -> _Tokens:
+class _Places(NamedTuple):
+    """Block tables of a kind of layers, by sequence, and where blocks are in a layer's tensor.
+
+    A block has `block_size` tokens, and is number `distance` times its id in the tensor.
+    """
+
+    tables: list[array[int]]
+    block_size: int
+    distance: int = 1
+
+
+def _places(
+    batch: ScheduledBatch, block_size: int, form: BlockForm | None
+) -> tuple[_Places, _Places | None]:
+    """The blocks of all layers, or those with a window apart."""
+    if form is None:
+        return _Places([s.block_table for s in batch.num_tokens], block_size), None
+    tables = [s.window_table for s in batch.num_tokens]
+    windowed = _Places(tables, form.block_size, form.window_places)
+    if not form.ratio:
+        return windowed, None
+    tables = [s.block_table for s in batch.num_tokens]
+    return _Places(tables, form.whole_size, form.whole_places), windowed
+
+
+def _concatenated(batch: ScheduledBatch, places: _Places) -> _Tokens:
     """The tokens of all sequences, one sequence after the other, draft tokens included."""
     input_ids: list[int] = []
     positions: list[int] = []
     slots: list[int] = []
     starts, contexts = [0], []
-    for sequence, num_tokens in batch.num_tokens.items():
+    size, distance = places.block_size, places.block_size * places.distance
+    for (sequence, num_tokens), table in zip(batch.num_tokens.items(), places.tables, strict=True):
         first = sequence.num_computed_tokens
         end = first + num_tokens
         input_ids += sequence.token_ids[first:end]
         input_ids += sequence.draft_ids
         positions += range(first, end)
-        slots += _slots(sequence.block_table, first, end, block_size)
+        slots += _slots(table, first, end, size, distance)
         starts.append(starts[-1] + num_tokens)
         contexts.append(end)
     return _Tokens(input_ids, positions, slots, starts, contexts)
@@ -226,22 +313,36 @@ def _without_placeholders(input_ids: Tensor, sampled_ids: Tensor) -> Tensor:
     return torch.where(input_ids < 0, sampled, input_ids)
 
 
-def _slots(table: array[int], first: int, end: int, block_size: int) -> list[int]:
-    """The cache slots of the positions from `first` to `end - 1`."""
+def _all_slots(batch: ScheduledBatch, places: _Places) -> list[int]:
+    """The cache slots of all tokens, one sequence after the other."""
+    size, distance = places.block_size, places.block_size * places.distance
+    slots: list[int] = []
+    for (sequence, num_tokens), table in zip(batch.num_tokens.items(), places.tables, strict=True):
+        first = sequence.num_computed_tokens
+        slots += _slots(table, first, first + num_tokens, size, distance)
+    return slots
+
+
+def _slots(table: array[int], first: int, end: int, block_size: int, distance: int) -> list[int]:
+    """The cache slots of the positions from `first` to `end - 1`.
+
+    Blocks are `distance` slots apart.
+    """
     index, offset = divmod(first, block_size)
     if end == first + 1:  # a decoding sequence: the usual case
-        return [table[index] * block_size + offset]
-    starts = [block * block_size for block in table[index : -(-end // block_size)]]
+        return [table[index] * distance + offset]
+    starts = [block * distance for block in table[index : -(-end // block_size)]]
     slots = [slot for start in starts for slot in range(start, start + block_size)]
     return slots[offset : offset + end - first]
 
 
-def _block_tables(batch: ScheduledBatch) -> NDArray[np.int32]:
+def _block_tables(places: _Places) -> NDArray[np.int32]:
     """Int32 [num_seqs, max_blocks], padded with 0."""
-    tables = [sequence.block_table.tobytes() for sequence in batch.num_tokens]
+    tables = [table.tobytes() for table in places.tables]
     width = max(map(len, tables))
     padded = bytearray().join([table.ljust(width, b"\0") for table in tables])  # zeros
-    return np.frombuffer(padded, dtype=np.int32).reshape(len(tables), -1)
+    packed = np.frombuffer(padded, dtype=np.int32).reshape(len(tables), -1)
+    return packed if places.distance == 1 else packed * np.int32(places.distance)
 
 
 def _logits_rows(

@@ -14,8 +14,10 @@ from .adapters.adapted_layers import AdaptedLayers
 from .adapters.bank import AdapterBank
 from .adapters.loader import AdapterLoader
 from .adapters.peft_directory import read_adapter
-from .attention.kv_cache import KVCache, bytes_per_token
+from .attention.kv_cache import KVCache, bytes_per_block
 from .attention.paged import ReferenceAttention
+from .batch import TableWidths
+from .block_form import BlockForm, choose_form
 from .engine import Engine
 from .executor import Executor, Forward
 from .grammar.compiler import GrammarCompiler
@@ -41,6 +43,7 @@ from .replay.shapes import recorded_shapes
 from .sampling.watermark import Watermark
 from .scheduling.block_manager import BlockManager
 from .scheduling.scheduler import Scheduler
+from .scheduling.window_blocks import WindowBlockManager
 from .shards.group import Group
 
 logger = logging.getLogger(__name__)
@@ -119,8 +122,10 @@ def build_engine(
     )
     if device.type == "cuda":
         warn_of_compilations()
-    num_blocks = built.runner.cache.num_blocks
-    return engine, _info(config, built.model, num_blocks, built.vocab_size, built.adapters)
+    num_tokens = cache_size.most_tokens(
+        built.runner.cache.num_blocks, config.block_size, max_total_tokens, built.bounds.form
+    )
+    return engine, _info(config, built.model, num_tokens, built.vocab_size, built.adapters)
 
 
 def build_computation(
@@ -146,18 +151,17 @@ def build_computation(
         if group is not None:
             raise ModelLoadError("a model with states is not served divided (num_shard)")
         config = _for_states(config)
-    device, max_total_tokens = model.loaded.device, model.max_total_tokens
+    device = model.loaded.device
     vocab_size = int(model.loaded.model.config.get_text_config().vocab_size)
     watermark = Watermark(
         vocab_size, device, gamma=config.watermark_gamma, delta=config.watermark_delta
     )
     adapters = _adapters(config, model.loaded)
-    has_states = model.loaded.recurrence is not None
-    bounds = _bounds(config, max_total_tokens, adapters, has_states=has_states)
+    bounds = _bounds(config, model, adapters)
     runner = _runner(config, model, bounds, watermark, adapters, group)
     forward = _adapted(runner.forward, adapters)
     if group is None:
-        forward = _with_recorded_steps(config, runner, forward, max_total_tokens, vocab_size)
+        forward = _with_recorded_steps(config, runner, forward, bounds, vocab_size)
     return Computation(
         config, model, runner, _slotted(forward, adapters), bounds, vocab_size, watermark, adapters
     )
@@ -188,24 +192,47 @@ def _for_states(config: EngineConfig) -> EngineConfig:
     return replace(config, enable_prefix_caching=False, speculate=0, graph_sizes=())
 
 
-def _bounds(
-    config: EngineConfig,
-    max_total_tokens: int,
-    adapters: AdapterBank | None,
-    *,
-    has_states: bool,
-) -> StepBounds:
+def _bounds(config: EngineConfig, model: PreparedModel, adapters: AdapterBank | None) -> StepBounds:
     loaded = () if adapters is None else adapters.listed()
     return StepBounds(
-        max_total_tokens=max_total_tokens,
+        max_total_tokens=model.max_total_tokens,
         max_step_tokens=config.max_step_tokens,
         max_num_seqs=config.max_num_seqs,
         max_logprob_rows=_MAX_LOGPROB_ROWS,
         max_draft_tokens=config.speculate,
         block_size=config.block_size,
         adapter=loaded[0].digest if loaded else "",
-        state_slot=0 if has_states else None,
+        state_slot=None if model.loaded.recurrence is None else 0,
+        form=_form(config, model),
     )
+
+
+def _form(config: EngineConfig, model: PreparedModel) -> BlockForm | None:
+    """The form of blocks with which layers with a window keep no more than it; None for one kind.
+
+    Layers must be of one shape if some of them see everything, since they share the blocks.
+    """
+    loaded = model.loaded
+    windows = [size for size in loaded.windows.values() if size < model.max_total_tokens]
+    num_whole = len(loaded.layers) - len(windows)
+    is_alike = not num_whole or len(set(loaded.layers.values())) == 1
+    if not windows or not is_alike or loaded.recurrence is not None:
+        return None
+    form = choose_form(
+        num_whole=num_whole,
+        num_windowed=len(windows),
+        window=max(windows),
+        block_size=config.block_size,
+        max_total_tokens=model.max_total_tokens,
+    )
+    if form is not None:
+        logger.info(
+            "%d of %d layers keep a window of %d tokens",
+            len(windows),
+            len(loaded.layers),
+            form.window,
+        )
+    return form
 
 
 def _adapters(config: EngineConfig, loaded: LoadedModel) -> AdapterBank | None:
@@ -255,9 +282,11 @@ def _runner(
         ModelLoadError: there is not enough memory.
     """
     loaded = model.loaded
-    runner = ModelRunner(loaded, _cache(config, model, 1), model.backend, loaded.state_pool(1))
+    form = bounds.form
+    cache = _cache(config, model, 1, form)
+    runner = ModelRunner(loaded, cache, model.backend, loaded.state_pool(1))
     forward = _slotted(_adapted(runner.forward, adapters), adapters)
-    executor = Executor(forward, loaded.device, config.block_size, watermark)
+    executor = Executor(forward, loaded.device, config.block_size, watermark, form=form)
     room = cache_size.room_for_cache(config, executor, bounds, loaded.device)
     if group is not None:  # on a host they share the memory, and all have as many blocks
         room = group.least(room // (group.size if loaded.device.type == "cpu" else 1))
@@ -269,31 +298,31 @@ def _runner(
     num_blocks = cache_size.num_blocks(
         config,
         room,
-        bytes_per_token(loaded.layers, model.cache_dtype),
+        bytes_per_block(loaded.layers, config.block_size, model.cache_dtype, form),
         model.max_total_tokens,
         loaded.device,
+        form,
     )
-    runner.cache = _cache(config, model, num_blocks)
+    runner.cache = _cache(config, model, num_blocks, form)
     return runner
 
 
-def _cache(config: EngineConfig, model: PreparedModel, num_blocks: int) -> KVCache:
-    loaded = model.loaded
-    return KVCache(loaded.layers, num_blocks, config.block_size, model.cache_dtype, loaded.device)
+def _cache(
+    config: EngineConfig, model: PreparedModel, num_blocks: int, form: BlockForm | None
+) -> KVCache:
+    loaded, size = model.loaded, config.block_size
+    windowed = () if form is None else form.windowed(loaded.windows)
+    return KVCache(
+        loaded.layers, num_blocks, size, model.cache_dtype, loaded.device, form, windowed
+    )
 
 
 def _scheduler(
     config: EngineConfig, bounds: StepBounds, runner: ModelRunner, adapters: AdapterBank | None
 ) -> Scheduler:
     num_slots = 0 if runner.pool is None else runner.pool.num_slots
-    blocks = BlockManager(
-        runner.cache.num_blocks,
-        config.block_size,
-        enable_prefix_caching=config.enable_prefix_caching,
-        num_state_slots=num_slots,
-    )
     return Scheduler(
-        blocks,
+        _blocks(config, bounds, runner, num_slots),
         max_step_tokens=bounds.max_step_tokens,
         max_num_seqs=min(bounds.max_num_seqs, num_slots or bounds.max_num_seqs),
         max_chunk_tokens=config.max_chunk_tokens or _CHUNK_TOKENS[runner.device.type],
@@ -304,10 +333,28 @@ def _scheduler(
     )
 
 
+def _blocks(
+    config: EngineConfig, bounds: StepBounds, runner: ModelRunner, num_slots: int
+) -> BlockManager:
+    if bounds.form is not None:
+        return WindowBlockManager(
+            runner.cache.num_blocks,
+            bounds.form,
+            bounds.max_step_tokens,
+            enable_prefix_caching=config.enable_prefix_caching,
+        )
+    return BlockManager(
+        runner.cache.num_blocks,
+        config.block_size,
+        enable_prefix_caching=config.enable_prefix_caching,
+        num_state_slots=num_slots,
+    )
+
+
 def _info(
     config: EngineConfig,
     model: PreparedModel,
-    num_blocks: int,
+    max_batch_total_tokens: int,
     vocab_size: int,
     adapters: AdapterBank | None,
 ) -> EngineInfo:
@@ -319,7 +366,7 @@ def _info(
         device=loaded.device.type,
         vocab_size=vocab_size,
         max_total_tokens=model.max_total_tokens,
-        max_batch_total_tokens=num_blocks * config.block_size,
+        max_batch_total_tokens=max_batch_total_tokens,
         block_size=config.block_size,
         attention=model.attention,
         adapters=() if adapters is None else adapters.listed(),
@@ -333,20 +380,20 @@ def _with_recorded_steps(
     config: EngineConfig,
     runner: ModelRunner,
     forward: Forward,
-    max_total_tokens: int,
+    bounds: StepBounds,
     vocab_size: int,
 ) -> Forward:
     """The model's forward, with small steps replayed from graphs where that is possible."""
     if runner.device.type == "cuda":
-        return _with_cuda_graphs(config, runner, forward, max_total_tokens, vocab_size)
-    return _with_cpu_graphs(config, runner, forward, max_total_tokens)
+        return _with_cuda_graphs(config, runner, forward, bounds, vocab_size)
+    return _with_cpu_graphs(config, runner, forward, bounds)
 
 
 def _with_cuda_graphs(
     config: EngineConfig,
     runner: ModelRunner,
     forward: Forward,
-    max_total_tokens: int,
+    bounds: StepBounds,
     vocab_size: int,
 ) -> Forward:
     """The model's forward, with small steps recorded; only our own kernels can be recorded."""
@@ -356,7 +403,7 @@ def _with_cuda_graphs(
     graphs = CudaGraphs(
         forward,
         shapes,
-        max_blocks=-(-max_total_tokens // config.block_size),
+        widths=TableWidths.of(bounds.max_total_tokens, config.block_size, bounds.form),
         vocab_size=vocab_size,
         device=runner.device,
     )
@@ -365,15 +412,15 @@ def _with_cuda_graphs(
 
 
 def _with_cpu_graphs(
-    config: EngineConfig, runner: ModelRunner, forward: Forward, max_total_tokens: int
+    config: EngineConfig, runner: ModelRunner, forward: Forward, bounds: StepBounds
 ) -> Forward:
     """The model's forward, with small steps replayed if attention uses our own kernels."""
     max_tokens = min(max(config.graph_sizes, default=0), _MAX_CPU_GRAPH_TOKENS)
     if not max_tokens or not isinstance(runner.backend, cpu_kernels.CpuKernels):
         return forward
-    max_blocks = -(-max_total_tokens // config.block_size)
-    graphs = CpuGraphs(forward, runner.backend, max_tokens=max_tokens, max_blocks=max_blocks)
-    graphs.verify(max_total_tokens - 1, config.block_size)
+    widths = TableWidths.of(bounds.max_total_tokens, config.block_size, bounds.form)
+    graphs = CpuGraphs(forward, runner.backend, max_tokens=max_tokens, widths=widths)
+    graphs.verify(bounds.max_total_tokens - 1, config.block_size, bounds.form)
     return graphs
 
 

@@ -58,7 +58,12 @@ class Engine:
         activity: Activity | None = None,
     ) -> None:
         self._executor = Executor(
-            forward, device, scheduler.blocks.block_size, watermark, constraints
+            forward,
+            device,
+            scheduler.blocks.block_size,
+            watermark,
+            constraints,
+            scheduler.blocks.form,
         )
         self._scheduler = scheduler
         self._runs_ahead = runs_ahead

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from .batch import ModelInput, PromptRows, pack
+from .block_form import BlockForm
 from .grammar.constraints import Constraints
 from .protocol.request import Token
 from .sampling.sampler import SampledTokens, prompt_logprobs, prompt_tops, sample
@@ -102,6 +103,7 @@ class Executor:
         block_size: tokens per block of the KV cache.
         watermark: for requests that ask for one.
         constraints: for requests with a grammar.
+        form: of the cache's blocks, where layers with a window have their own.
     """
 
     def __init__(
@@ -111,7 +113,9 @@ class Executor:
         block_size: int,
         watermark: Watermark | None = None,
         constraints: Constraints | None = None,
+        form: BlockForm | None = None,
     ) -> None:
+        self._form = form
         self._forward = forward
         self._device = device
         self._block_size = block_size
@@ -144,13 +148,13 @@ class Executor:
     @torch.inference_mode()
     def forward(self, batch: ScheduledBatch) -> Tensor:
         """Computes the logits of a batch, in the model's dtype, without sampling from them."""
-        return self._forward(pack(batch, self._block_size, self._device))
+        return self._forward(pack(batch, self._block_size, self._device, form=self._form))
 
     @torch.inference_mode()  # logits come from it, and filters write into them
     def _launch(self, batch: ScheduledBatch, previous: LaunchedStep | None) -> LaunchedStep:
         num_prefill_tokens = batch.num_prefill_tokens
         sampled_ids = None if previous is None or previous.tokens is None else previous.tokens.ids
-        model_input = pack(batch, self._block_size, self._device, sampled_ids)
+        model_input = pack(batch, self._block_size, self._device, sampled_ids, self._form)
         rows = _sampled_rows(model_input)
         pending = self._constraints.start(rows) if self._constraints is not None else None
         started = time.perf_counter()

@@ -190,13 +190,31 @@ def _causal_mask(
 class AttentionStep:
     """What attention layers need in a forward pass: the caches, the batch, the backend.
 
-    `chunk_sizes` are those of the layers with chunked attention, by the layer's index.
+    `chunk_sizes` are those of the layers with chunked attention, by the layer's index; `windows`
+    are those of all layers that see only a part of a text.
     """
 
     caches: Mapping[int, tuple[Tensor, Tensor]]
     batch: AttentionInput
     backend: AttentionBackend
     chunk_sizes: Mapping[int, int] = field(default_factory=dict)
+    windows: Mapping[int, int] = field(default_factory=dict)
+
+    def places(self, layer: int, sliding_window: int | None) -> tuple[Tensor, Tensor]:
+        """The slots of a layer's tokens, and its block tables.
+
+        Args:
+            layer: its index.
+            sliding_window: with which it is computed now, if it has one.
+        """
+        batch = self.batch
+        expected = self.windows.get(layer)
+        if batch.window is None or expected is None or expected > batch.window.window:
+            return batch.slot_mapping, batch.block_tables
+        actual = self.chunk_sizes.get(layer, sliding_window)
+        assert actual is not None, "a layer without its window would need blocks that are gone"
+        assert actual <= expected, "a layer's window would need blocks that are gone"
+        return batch.window.slot_mapping, batch.window.block_tables
 
 
 _STEP: ContextVar[AttentionStep] = ContextVar("attention_step")
@@ -243,12 +261,13 @@ def paged_attention_forward(
     if latent is not None:
         scaling = scaling if scaling is not None else query.shape[-1] ** -0.5
         query = latent.query(query)
-    rows = _write_step(attention_step, query, key, value, key_cache, value_cache)
+    slots, block_tables = attention_step.places(layer, sliding_window)
+    rows = _write_step(attention_step.backend, query, key, value, key_cache, value_cache, slots)
     output = attention_step.backend.paged_attention(
         rows,
         key_cache,
         value_cache,
-        step.block_tables,
+        block_tables,
         step.query_start_loc,
         step.context_lens,
         scaling if scaling is not None else query.shape[-1] ** -0.5,
@@ -263,19 +282,19 @@ def paged_attention_forward(
 
 
 def _write_step(
-    attention_step: AttentionStep,
+    backend: AttentionBackend,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     key_cache: Tensor,
     value_cache: Tensor,
+    slots: Tensor,
 ) -> Tensor:
-    """Writes key and value into the caches, and rotates query and key if that is pending.
+    """Writes key and value into their slots, and rotates query and key if that is pending.
 
     Returns:
         The rotated query [num_tokens, num_heads, head_dim].
     """
-    backend, slots = attention_step.backend, attention_step.batch.slot_mapping
     rotation = pending_rotation(query)
     if rotation is not None and _rotates(type(backend)):
         return cast("RotaryBackend", backend).rotary_write_kv(

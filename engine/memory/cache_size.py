@@ -7,6 +7,7 @@ import logging
 import torch
 
 from ..attention.kv_cache import free_memory
+from ..block_form import NUM_PADDING, BlockForm
 from ..executor import Executor
 from ..protocol.config import EngineConfig
 from ..protocol.errors import ModelLoadError
@@ -95,35 +96,57 @@ def num_state_slots(max_num_seqs: int, room: int, bytes_per_slot: int) -> int:
 def num_blocks(
     config: EngineConfig,
     room: int,
-    bytes_per_token: int,
+    bytes_per_block: int,
     max_total_tokens: int,
     device: torch.device,
+    form: BlockForm | None = None,
 ) -> int:
     """The number of blocks of the cache, which never grows later.
 
     Args:
-        config: may say how many tokens the cache shall hold.
+        config: may say how many tokens the cache shall hold, in however short sequences.
         room: bytes that it may take.
-        bytes_per_token: bytes that a token takes in all layers; 0 if none caches keys and values.
+        bytes_per_block: bytes of a block; 0 if no layer caches keys and values.
         max_total_tokens: tokens of the longest sequence.
         device: by default a GPU's cache takes all the room, and a CPU's does not.
+        form: of blocks, where layers with a window have their own.
 
     Raises:
         ModelLoadError: the longest sequence or the configured number of tokens does not fit.
     """
-    fitting = max(0, room) // (max(1, bytes_per_token) * config.block_size)
+
+    def blocks_of(num_tokens: int, lookahead: int) -> int:
+        if form is None:
+            return -(-num_tokens // config.block_size)
+        return form.num_blocks(num_tokens, lookahead) + NUM_PADDING
+
+    fitting = max(0, room) // (bytes_per_block or config.block_size)
     if config.max_batch_total_tokens is not None:
-        blocks = -(-config.max_batch_total_tokens // config.block_size)
+        blocks = blocks_of(config.max_batch_total_tokens, config.max_batch_total_tokens)
     elif device.type == "cuda":
         blocks = fitting
     else:
-        wanted = -(-max(_CPU_TOKENS, max_total_tokens) // config.block_size)
-        blocks = min(wanted, int(fitting * _CPU_FRACTION))
-    num_tokens = blocks * config.block_size
-    if num_tokens < max_total_tokens or blocks > fitting:
+        num_tokens = max(_CPU_TOKENS, max_total_tokens)
+        blocks = min(blocks_of(num_tokens, num_tokens), int(fitting * _CPU_FRACTION))
+    needed = blocks_of(max_total_tokens, config.max_step_tokens)
+    if blocks < needed or blocks > fitting:
         raise ModelLoadError(
             f"Not enough memory to handle `max_total_tokens={max_total_tokens}`: the KV cache "
-            f"would hold {num_tokens} tokens of {bytes_per_token} bytes, and {max(0, room)} bytes "
-            "are free"
+            f"would have {blocks} blocks of {bytes_per_block} bytes, such a text takes {needed}, "
+            f"and {max(0, room)} bytes are free"
         )
     return blocks
+
+
+def most_tokens(
+    num_blocks: int, block_size: int, max_total_tokens: int, form: BlockForm | None
+) -> int:
+    """The most tokens that fit into a cache at the same time.
+
+    Where layers with a window have blocks of their own, these are tokens of the longest sequences;
+    of shorter ones, fewer fit.
+    """
+    if form is None:
+        return num_blocks * block_size
+    usable = num_blocks - NUM_PADDING
+    return max_total_tokens * usable // form.num_blocks(max_total_tokens)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..block_form import BlockForm
 from ..executor import Executor
 from ..protocol.request import Request, SamplingParams
 from ..scheduling.scheduler import ScheduledBatch
@@ -36,7 +37,8 @@ class StepBounds:
     """The limits of every step, see `Scheduler`, and `max_total_tokens` of a sequence.
 
     `adapter` is the digest of one, if there are any: all take the same memory. `state_slot` is one,
-    of a model that keeps a state beside the cache.
+    of a model that keeps a state beside the cache; `form` is that of the cache's blocks, where
+    layers with a window have their own.
     """
 
     max_total_tokens: int
@@ -47,6 +49,7 @@ class StepBounds:
     block_size: int
     adapter: str = ""
     state_slot: int | None = None
+    form: BlockForm | None = None
 
     def worst_decode(self) -> ScheduledBatch:
         """As many sequences as can run, each with as many draft tokens as the budget leaves."""
@@ -82,7 +85,7 @@ class StepBounds:
         """A step of a sequence that asks for nothing: the most usual one."""
         request = Request(request_id="0", prompt_token_ids=(0,), max_new_tokens=1)
         sequence = Sequence(request)
-        sequence.block_table.append(0)
+        self._fill_tables(sequence, 1)
         sequence.state_slot = self.state_slot
         return ScheduledBatch({sequence: 1})
 
@@ -127,9 +130,14 @@ class StepBounds:
         sequence = Sequence(request)
         sequence.num_computed_tokens = num_computed
         sequence.state_slot = self.state_slot
-        num_blocks = -(-(length + self.max_draft_tokens) // self.block_size)
-        sequence.block_table.extend([0] * num_blocks)
+        self._fill_tables(sequence, length + self.max_draft_tokens)
         return sequence
+
+    def _fill_tables(self, sequence: Sequence, num_tokens: int) -> None:
+        num_blocks = -(-num_tokens // self.block_size)
+        num_whole = num_blocks if self.form is None else self.form.num_whole(num_tokens)
+        sequence.block_table.extend([0] * num_whole)
+        sequence.window_table.extend([0] * num_blocks)
 
 
 def peak_bytes(executor: Executor, batch: ScheduledBatch, device: torch.device) -> int:

@@ -31,6 +31,7 @@ class LoadedModel:
         recurrence: its layers that keep a state beside the cache, if it has such.
         scheme: how `quantize_model` is to quantise it; None for not at all.
         chunk_sizes: positions of a chunk, for the layers whose attention ends at chunks.
+        windows: the most positions that a token sees, for the layers that see only a part.
         asks_positions: whether its attention asks a cache for the positions of a step's tokens.
         stock_attention: the name of its own attention, by transformers.
         checked: logits of the self-check's text, as the last check has found them; at most one
@@ -44,6 +45,7 @@ class LoadedModel:
     recurrence: Recurrence | None = None
     scheme: quantization.Scheme | None = None
     chunk_sizes: dict[int, int] = field(default_factory=dict)
+    windows: dict[int, int] = field(default_factory=dict)
     asks_positions: bool = False
     stock_attention: str = "eager"
     checked: list[Tensor] = field(default_factory=list, compare=False, repr=False)
@@ -74,7 +76,7 @@ class LoadedModel:
             Logits [num_rows, vocab_size] in the model's own dtype.
         """
         options = {} if rows is None else {"logits_to_keep": rows}
-        step = AttentionStep(caches, batch, backend, self.chunk_sizes)
+        step = AttentionStep(caches, batch, backend, self.chunk_sizes, self.windows)
         with attending(step), self._remembering(states):
             output = self.model(
                 input_ids=input_ids.unsqueeze(0),

@@ -64,13 +64,16 @@ def attach_paged_attention(
         if absorb(model):
             logger.info("the KV cache holds latents, not the keys and values of every head")
         recurrence = Recurrence(found.stateful) if found.stateful else None
+        layers, windows = _probe_layers(model, found)
+        chunk_sizes = architecture.chunk_sizes(model)
         loaded = LoadedModel(
             model,
-            _probe_layers(model, found),
+            layers,
             device,
             dtype,
             recurrence,
-            chunk_sizes=architecture.chunk_sizes(model),
+            chunk_sizes=chunk_sizes,
+            windows=windows | chunk_sizes,
             asks_positions=asks_positions(model),
             stock_attention=stock,
         )
@@ -332,8 +335,13 @@ def _chunk(positions: Tensor, end: int, num_blocks: int) -> AttentionInput:
 
 
 @torch.inference_mode()
-def _probe_layers(model: PreTrainedModel, found: FoundLayers) -> dict[int, LayerShape]:
-    """Runs one token to find out which layers have attention, and the shapes of keys and values.
+def _probe_layers(
+    model: PreTrainedModel, found: FoundLayers
+) -> tuple[dict[int, LayerShape], dict[int, int]]:
+    """Runs one token to find out which layers have attention, and what they hand to it.
+
+    Returns:
+        The shapes of keys and values, and the windows of those layers that have one.
 
     Args:
         model: it.
@@ -343,15 +351,24 @@ def _probe_layers(model: PreTrainedModel, found: FoundLayers) -> dict[int, Layer
         ValueError: layers share a cache, or some do not use the attention interface.
     """
     layers: dict[int, LayerShape] = {}
+    windows: dict[int, int] = {}
 
     def probe(
-        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *_: Any,
+        sliding_window: int | None = None,
+        **__: Any,
     ) -> tuple[Tensor, None]:
         index = module.layer_idx
         assert isinstance(index, int)
         if index in layers:
             raise ValueError("layers share a cache")
         layers[index] = LayerShape(key.shape[1], key.shape[-1], value.shape[-1], value is key)
+        if sliding_window is not None:
+            windows[index] = sliding_window
         latent = latent_attention(module)
         size = value.shape[-1] if latent is None else latent.value_up.shape[1]
         return query.new_zeros(1, query.shape[2], query.shape[1], size), None
@@ -366,4 +383,4 @@ def _probe_layers(model: PreTrainedModel, found: FoundLayers) -> dict[int, Layer
         raise ValueError(
             f"{len(others)} of its {num_layers} layers do not use the attention interface"
         )
-    return layers
+    return layers, windows

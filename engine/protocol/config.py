@@ -32,7 +32,8 @@ class EngineConfig:
         socket_path: the Unix socket on which the engine listens.
         block_size: tokens per block of the KV cache.
         max_total_tokens: the most tokens of a prompt and its continuation; None takes the model's.
-        max_batch_total_tokens: tokens that the KV cache holds; None sizes it to the memory.
+        max_batch_total_tokens: tokens that the KV cache holds, in however short sequences; None
+            sizes it to the memory.
         max_step_tokens: the most tokens computed in one step.
         max_chunk_tokens: of these, the most tokens of prompts in a step for which others wait,
             because they decode or because there are several callers; None chooses by the device.
@@ -108,10 +109,11 @@ class EngineConfig:
 class EngineInfo:
     """What an engine reports about itself once it is ready.
 
-    `max_total_tokens` is the longest sequence it can hold; `max_batch_total_tokens` the size of its
-    KV cache; both in tokens. `adapters` are those that are loaded, of at most `max_adapters`, and
-    `loads_adapters` says whether more may come. `notes` are sentences on what is served otherwise
-    than the checkpoint says. `instance` is another one after each start.
+    `max_total_tokens` is the longest sequence it can hold; `max_batch_total_tokens` what its KV
+    cache holds of the longest sequences; both in tokens. `adapters` are those that are loaded, of
+    at most `max_adapters`, and `loads_adapters` says whether more may come. `notes` are sentences
+    on what is served otherwise than the checkpoint says. `instance` is another one after each
+    start.
     """
 
     model_id: str

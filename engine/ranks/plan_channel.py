@@ -20,25 +20,34 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..batch import AttentionInput, ModelInput, upload_together
+from ..batch import AttentionInput, ModelInput, WindowInput, upload_together
 
 _FIRST_BYTES = 1 << 20
-_HEADER = struct.Struct("<4q")
+_HEADER = struct.Struct("<6q")
 _NEW_MEMORY = b"memory"  # precedes the handle of a larger one
 
 
 class _Sizes(NamedTuple):
-    """The sizes that give the shapes of a plan's arrays."""
+    """The sizes that give the shapes of a plan's arrays.
+
+    `window` and the width of its block tables are 0 where layers with one have no blocks of their
+    own.
+    """
 
     num_tokens: int
     num_rows: int
     num_seqs: int
     max_blocks: int
+    window: int = 0
+    window_blocks: int = 0
 
     def views(self, memory: mmap.mmap) -> list[NDArray[np.int64] | NDArray[np.int32]]:
         """The arrays in the memory: those of int64, then those of int32."""
         longs = [(self.num_tokens,)] * 3 + [(self.num_rows,)]
         ints = [(self.num_seqs, self.max_blocks), (self.num_seqs + 1,), (self.num_seqs,)]
+        if self.window:
+            longs.append((self.num_tokens,))
+            ints.append((self.num_seqs, self.window_blocks))
         views: list[NDArray[np.int64] | NDArray[np.int32]] = []
         offset = 0
         for shape, dtype in [(s, np.int64) for s in longs] + [(s, np.int32) for s in ints]:
@@ -49,8 +58,9 @@ class _Sizes(NamedTuple):
     @property
     def num_bytes(self) -> int:
         """What all arrays take."""
-        longs = 3 * self.num_tokens + self.num_rows
-        return 8 * longs + 4 * (self.num_seqs * (self.max_blocks + 2) + 1)
+        longs = 3 * self.num_tokens + self.num_rows + (self.num_tokens if self.window else 0)
+        width = self.max_blocks + self.window_blocks
+        return 8 * longs + 4 * (self.num_seqs * (width + 2) + 1)
 
 
 class PlanSender:
@@ -70,15 +80,19 @@ class PlanSender:
         Raises:
             OSError: a rank has ended.
         """
-        step = batch.attention
-        arrays = [
-            tensor.cpu().numpy()
-            for tensor in (
-                batch.input_ids, batch.positions, step.slot_mapping, batch.logits_rows,
-                step.block_tables, step.query_start_loc, step.context_lens,
-            )
-        ]  # fmt: skip
-        sizes = _Sizes(len(arrays[0]), len(arrays[3]), *arrays[4].shape)
+        step, window = batch.attention, batch.attention.window
+        longs = [batch.input_ids, batch.positions, step.slot_mapping, batch.logits_rows]
+        ints = [step.block_tables, step.query_start_loc, step.context_lens]
+        of_window = (0, 0)
+        if window is not None:
+            of_window = (window.window, window.block_tables.shape[1])
+            longs.append(window.slot_mapping)
+            ints.append(window.block_tables)
+        arrays = [tensor.cpu().numpy() for tensor in (*longs, *ints)]
+        num_seqs, max_blocks = step.block_tables.shape
+        sizes = _Sizes(
+            len(batch.input_ids), len(batch.logits_rows), num_seqs, max_blocks, *of_window
+        )
         for view, array in zip(sizes.views(self._room(sizes.num_bytes)), arrays, strict=True):
             view[...] = array
         header = _HEADER.pack(*sizes)
@@ -141,7 +155,9 @@ class PlanReceiver:
             if on_host
             else upload_together(arrays, self._device)
         )
-        ids, positions, slots, rows, tables, starts, contexts = tensors
+        ids, positions, slots, rows, *rest = tensors
+        window = WindowInput(sizes.window, rest.pop(0), rest.pop()) if sizes.window else None
+        tables, starts, contexts = rest
         return ModelInput(
             input_ids=ids,
             positions=positions,
@@ -150,6 +166,7 @@ class PlanReceiver:
                 block_tables=tables,
                 query_start_loc=starts,
                 context_lens=contexts,
+                window=window,
             ),
             logits_rows=rows,
             sampled={},

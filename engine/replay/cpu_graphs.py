@@ -18,7 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..batch import AdapterRows, ModelInput, blank, copy_rows
+from ..batch import AdapterRows, ModelInput, TableWidths, blank, copy_rows
+from ..block_form import BlockForm
 from ..kernels.cpu import CpuKernels
 from ..kernels.kernel import listening
 from .cpu_recorder import Arena, CpuGraph, CpuGraphRecorder, NotRepeatableError, alias
@@ -57,7 +58,7 @@ class CpuGraphs:
         forward: computes logits, with CPU kernels and operations of torch.
         kernels: those kernels.
         max_tokens: of a step that is recorded; in larger steps Python's time does not matter.
-        max_blocks: blocks of the longest sequence.
+        widths: of the longest sequence's tables.
     """
 
     def __init__(
@@ -66,12 +67,12 @@ class CpuGraphs:
         kernels: CpuKernels,
         *,
         max_tokens: int,
-        max_blocks: int,
+        widths: TableWidths,
     ) -> None:
         self._forward = forward
         self._kernels = kernels
         self._max_tokens = max_tokens
-        self._max_blocks = max_blocks
+        self._widths = widths
         self._arena = Arena()
         self._steps: OrderedDict[_Shape, _CapturedStep] = OrderedDict()
         self._sightings: Counter[_Shape] = Counter()
@@ -82,14 +83,15 @@ class CpuGraphs:
         return len(self._steps)
 
     @torch.inference_mode()
-    def verify(self, last_position: int, block_size: int) -> None:
+    def verify(self, last_position: int, block_size: int, form: BlockForm | None = None) -> None:
         """Compares a replay with the model; if their logits differ, no step is ever replayed.
 
         The graph is recorded with token 0 at position 0, and replayed with token 1 at
-        `last_position`. Both steps write into the first block of the cache, which must be unused.
+        `last_position`. Both steps write into the first block of the cache, which must be unused,
+        as must the second if `form` says that layers with a window have blocks of their own.
         """
         first, other = (
-            _one_token(number, position, block_size, self._max_blocks)
+            _one_token(number, position, block_size, form, self._widths)
             for number, position in ((0, 0), (1, last_position))
         )
         self._record(_shape(first), first)
@@ -102,8 +104,7 @@ class CpuGraphs:
     def __call__(self, batch: ModelInput) -> Tensor:
         """Logits [num_rows, vocab_size] of any batch; a graph's are valid until the next step."""
         shape = _shape(batch)
-        num_blocks = batch.attention.block_tables.shape[1]
-        if shape.num_tokens > self._max_tokens or num_blocks > self._max_blocks:
+        if shape.num_tokens > self._max_tokens or not self._widths.fit(batch.attention):
             return self._forward(batch)
         step = self._steps.get(shape)
         if step is None:
@@ -120,7 +121,7 @@ class CpuGraphs:
         return step.logits
 
     def _record(self, shape: _Shape, batch: ModelInput) -> Tensor:
-        rows = blank(*shape[:3], self._max_blocks, _CPU)
+        rows = blank(*shape[:3], self._widths, _CPU)
         if shape.has_adapters:
             owners = torch.full((shape.num_tokens,), -1)
             rows = replace(rows, adapters=AdapterRows(None, owners))
@@ -152,12 +153,22 @@ def _shape(batch: ModelInput) -> _Shape:
     )
 
 
-def _one_token(token_id: int, position: int, block_size: int, max_blocks: int) -> ModelInput:
-    """A step of one token, in a sequence whose blocks are all block 0 of the cache."""
-    rows = blank(1, 1, 1, max_blocks, _CPU)
+def _one_token(
+    token_id: int, position: int, block_size: int, form: BlockForm | None, widths: TableWidths
+) -> ModelInput:
+    """A step of one token, in a sequence whose blocks are all block 0 of the cache.
+
+    Those of layers with a window are all block 1, if they have their own.
+    """
+    rows = blank(1, 1, 1, widths, _CPU)
     rows.input_ids.fill_(token_id)
     rows.positions.fill_(position)
     rows.attention.slot_mapping.fill_(position % block_size)
+    if form is not None and rows.attention.window is not None:
+        rows.attention.slot_mapping.fill_(position % form.whole_size)
+        _, slots, tables = rows.attention.window
+        slots.fill_(form.window_places * block_size + position % block_size)
+        tables.fill_(form.window_places)
     rows.attention.query_start_loc[1] = 1
     rows.attention.context_lens.fill_(position + 1)
     return rows

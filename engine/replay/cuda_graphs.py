@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..batch import AttentionInput, ModelInput, blank, copy_rows
+from ..batch import AttentionInput, ModelInput, TableWidths, WindowInput, blank, copy_rows
 from .shapes import Shape, largest_by_kind
 
 logger = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ class CudaGraphs:
             to no sequence.
         shapes: the steps to record, in this order: the first ones make the memory that the others
             share.
-        max_blocks: blocks of the longest sequence.
+        widths: of the longest sequence's tables.
         vocab_size: columns of the logits.
         device: where inputs and logits are.
     """
@@ -110,13 +110,13 @@ class CudaGraphs:
         forward: Callable[[ModelInput], Tensor],
         shapes: Iterable[Shape],
         *,
-        max_blocks: int,
+        widths: TableWidths,
         vocab_size: int,
         device: torch.device,
     ) -> None:
         self._forward = forward
         self._shapes = [*shapes]
-        self._max_blocks = max_blocks
+        self._widths = widths
         self._vocab_size = vocab_size
         self._device = device
         self._recorded: dict[Shape, _Recorded] = {}
@@ -131,7 +131,7 @@ class CudaGraphs:
         largest = max((shape.num_rows for shape in self._shapes), default=0)
         logits = torch.empty(largest, self._vocab_size, device=self._device)
         rows = {
-            kind: _padding_rows(shape, kind, self._max_blocks, self._device)
+            kind: _padding_rows(shape, kind, self._widths, self._device)
             for kind, shape in largest_by_kind(self._shapes).items()
         }
         failed: list[Shape] = []
@@ -169,8 +169,8 @@ class CudaGraphs:
     def _shape_for(self, batch: ModelInput) -> Shape | None:
         """The smallest recorded step that a batch fits into, if any; none with an adapter."""
         num_tokens, num_rows = len(batch.input_ids), len(batch.logits_rows)
-        num_seqs, num_blocks = batch.attention.block_tables.shape
-        if batch.adapters is not None or num_blocks > self._max_blocks:
+        num_seqs = len(batch.attention.context_lens)
+        if batch.adapters is not None or not self._widths.fit(batch.attention):
             return None
         fitting = (
             shape
@@ -185,12 +185,12 @@ class CudaGraphs:
 
 
 def _padding_rows(
-    shape: Shape, kind: tuple[bool, bool], max_blocks: int, device: torch.device
+    shape: Shape, kind: tuple[bool, bool], widths: TableWidths, device: torch.device
 ) -> ModelInput:
     """A batch of padding rows at fixed addresses, for all shapes of a kind up to this one."""
     is_plain, has_all_rows = kind
-    rows = blank(shape.num_tokens, shape.num_seqs, shape.num_rows, max_blocks, device)
-    rows.attention.slot_mapping.fill_(_PAD_SLOT)
+    rows = blank(shape.num_tokens, shape.num_seqs, shape.num_rows, widths, device)
+    _pad_slots(rows.attention, 0)
     if is_plain:
         torch.arange(shape.num_seqs + 1, out=rows.attention.query_start_loc)
     if has_all_rows:
@@ -202,6 +202,10 @@ def _first_rows(rows: ModelInput, shape: Shape) -> ModelInput:
     """The first rows of a batch, in the same memory."""
     num_tokens, num_seqs, num_rows = shape
     attention = rows.attention
+    window = attention.window
+    if window is not None:
+        slots, tables = window.slot_mapping[:num_tokens], window.block_tables[:num_seqs]
+        window = WindowInput(window.window, slots, tables)
     return ModelInput(
         input_ids=rows.input_ids[:num_tokens],
         positions=rows.positions[:num_tokens],
@@ -210,6 +214,7 @@ def _first_rows(rows: ModelInput, shape: Shape) -> ModelInput:
             block_tables=attention.block_tables[:num_seqs],
             query_start_loc=attention.query_start_loc[: num_seqs + 1],
             context_lens=attention.context_lens[:num_seqs],
+            window=window,
         ),
         logits_rows=rows.logits_rows[:num_rows],
         sampled={},
@@ -223,7 +228,7 @@ def _fill(rows: ModelInput, batch: ModelInput, shape: Shape) -> None:
     num_tokens, num_seqs = len(batch.input_ids), len(batch.attention.context_lens)
     rows.input_ids[num_tokens:].fill_(0)
     rows.positions[num_tokens:].fill_(0)
-    rows.attention.slot_mapping[num_tokens:].fill_(_PAD_SLOT)
+    _pad_slots(rows.attention, num_tokens)
     rows.attention.context_lens[num_seqs:].fill_(0)
     if not shape.is_plain:  # else sequence i has token i, as when it was recorded
         starts = rows.attention.query_start_loc
@@ -233,3 +238,10 @@ def _fill(rows: ModelInput, batch: ModelInput, shape: Shape) -> None:
         num_rows = len(batch.logits_rows)
         rows.logits_rows[:num_rows].copy_(batch.logits_rows)
         rows.logits_rows[num_rows:].fill_(0)
+
+
+def _pad_slots(attention: AttentionInput, begin: int) -> None:
+    """Makes the tokens from one on such that nothing is stored for them."""
+    attention.slot_mapping[begin:].fill_(_PAD_SLOT)
+    if attention.window is not None:
+        attention.window.slot_mapping[begin:].fill_(_PAD_SLOT)

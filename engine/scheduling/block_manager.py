@@ -13,7 +13,9 @@ import hashlib
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence as Ids
+from collections.abc import Set
 
+from ..block_form import BlockForm
 from .sequence import Sequence
 
 
@@ -32,6 +34,9 @@ class BlockManager:
         num_state_slots: for models that keep a state beside the cache, one for each sequence that
             has blocks; 0 for other models.
     """
+
+    reserve = 1  # blocks that stay free for the next tokens of each running sequence
+    form: BlockForm | None = None  # of blocks, where layers with a window have their own
 
     def __init__(
         self,
@@ -59,6 +64,14 @@ class BlockManager:
     def num_blocks_for(self, num_tokens: int) -> int:
         """The number of blocks that this many tokens take."""
         return -(-num_tokens // self.block_size)
+
+    def num_held(self, sequence: Sequence) -> int:
+        """The number of blocks that a sequence holds."""
+        return len(sequence.block_table)
+
+    def num_lacking(self, sequence: Sequence, num_tokens: int) -> int:
+        """The number of blocks that `allocate` would give a sequence; below 1 for none."""
+        return self.num_blocks_for(num_tokens) - len(sequence.block_table)
 
     def match_prefix(self, sequence: Sequence) -> int:
         """Gives a sequence without blocks the cached blocks of its prefix.
@@ -88,17 +101,14 @@ class BlockManager:
         Returns:
             Whether there were enough free blocks, and a slot.
         """
-        num_new = self.num_blocks_for(num_tokens) - len(sequence.block_table)
+        num_new = self.num_lacking(sequence, num_tokens)
         lacks_slot = self.num_state_slots > 0 and sequence.state_slot is None
         if num_new > len(self._free) or (lacks_slot and not self._free_slots):
             return False
         if lacks_slot:
             sequence.state_slot = self._free_slots.pop()
         for _ in range(num_new):
-            block, _ = self._free.popitem(last=False)
-            self._forget(block)
-            self._ref_counts[block] = 1
-            sequence.block_table.append(block)
+            sequence.block_table.append(self._new())
         return True
 
     def commit(self, sequence: Sequence) -> None:
@@ -111,12 +121,7 @@ class BlockManager:
             sequence.num_computed_tokens, sequence.num_tokens - sequence.has_placeholder
         )
         num_full = num_known // self.block_size
-        for index in range(sequence.num_committed_blocks, num_full):
-            name = self._block_hash(sequence, index)
-            if name not in self._block_of:  # else the same block was computed twice in one step
-                block = sequence.block_table[index]
-                self._hash_of[block] = name
-                self._block_of[name] = block
+        self._name_blocks(sequence, sequence.num_committed_blocks, num_full)
         sequence.num_committed_blocks = num_full
 
     def free(self, sequence: Sequence) -> None:
@@ -125,9 +130,7 @@ class BlockManager:
             self._free_slots.append(sequence.state_slot)
             sequence.state_slot = None
         for block in reversed(sequence.block_table):
-            self._ref_counts[block] -= 1
-            if self._ref_counts[block] == 0:
-                self._free[block] = None
+            self._release(block)
         del sequence.block_table[:]
         sequence.num_committed_blocks = 0
 
@@ -140,13 +143,22 @@ class BlockManager:
         """Asserts that the counts agree with the block tables of all unfinished sequences."""
         slots = [s.state_slot for s in sequences if s.state_slot is not None]
         assert sorted([*slots, *self._free_slots]) == [*range(self.num_state_slots)]
-        counts = [0] * self.num_blocks
-        for sequence in sequences:
-            for block in sequence.block_table:
+        self._check_counts([sequence.block_table for sequence in sequences], frozenset())
+
+    def _check_counts(self, tables: Ids[Ids[int]], never_free: Set[int]) -> None:
+        counts = [0] * len(self._ref_counts)
+        for table in tables:
+            for block in table:
                 counts[block] += 1
         assert counts == self._ref_counts, "reference counts differ from the block tables"
-        assert set(self._free) == {block for block, count in enumerate(counts) if count == 0}
+        unused = {block for block, count in enumerate(counts) if count == 0}
+        assert set(self._free) == unused - never_free
         assert self._block_of == {name: block for block, name in self._hash_of.items()}
+
+    def _name_blocks(self, sequence: Sequence, begin: int, end: int) -> None:
+        """Names a sequence's full blocks from index `begin` to `end - 1`."""
+        for index in range(begin, end):
+            self._name(sequence.block_table[index], self._block_hash(sequence, index))
 
     def _block_hash(self, sequence: Sequence, index: int) -> bytes:
         """The name of a sequence's full block, cached: block i needs the name of block i - 1."""
@@ -157,6 +169,23 @@ class BlockManager:
             parent = hashes[-1] if hashes else bytes.fromhex(sequence.request.adapter)
             hashes.append(hash_block(parent, tokens))
         return hashes[index]
+
+    def _name(self, block: int, name: bytes) -> None:
+        if name not in self._block_of:  # else the same block was computed twice in one step
+            self._hash_of[block] = name
+            self._block_of[name] = block
+
+    def _new(self) -> int:
+        """The block that has been free the longest."""
+        block, _ = self._free.popitem(last=False)
+        self._forget(block)
+        self._ref_counts[block] = 1
+        return block
+
+    def _release(self, block: int) -> None:
+        self._ref_counts[block] -= 1
+        if self._ref_counts[block] == 0:
+            self._free[block] = None
 
     def _acquire(self, block: int) -> None:
         if self._ref_counts[block] == 0:

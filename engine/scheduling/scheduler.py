@@ -135,7 +135,7 @@ class Scheduler:
         if num_blocks > self.blocks.num_blocks:
             raise CapacityError(
                 f"{sequence.max_tokens} tokens do not fit into a KV cache of "
-                f"{self.blocks.num_blocks * self.blocks.block_size}"
+                f"{self.blocks.num_blocks} blocks"
             )
         if self.max_draft_tokens and not sequence.request.grammar:
             sequence.drafter = Drafter(self.max_draft_tokens)
@@ -338,13 +338,14 @@ class Scheduler:
         if not self._may_start(sequence, budget) or len(self.running) >= self.max_num_seqs:
             return 0
         num_cached = self.blocks.match_prefix(sequence)
-        num_new = self.blocks.num_blocks_for(sequence.num_tokens) - len(sequence.block_table)
-        reserve = len(self.running)
+        sequence.num_computed_tokens = sequence.num_cached_tokens = num_cached
+        num_new = self.blocks.num_lacking(sequence, sequence.num_tokens)
+        reserve = self.blocks.reserve * len(self.running)
         if num_new + reserve > self.blocks.num_free_blocks:
             self.blocks.free(sequence)
+            sequence.num_computed_tokens = sequence.num_cached_tokens = 0
             return 0
         self.blocks.allocate(sequence, sequence.num_tokens)
-        sequence.num_computed_tokens = sequence.num_cached_tokens = num_cached
         return self._take(sequence, budget)
 
     def _may_start(self, sequence: Sequence, budget: StepBudget) -> bool:
@@ -376,7 +377,7 @@ class Scheduler:
         else:
             needed = self.blocks.num_blocks_for(sequence.num_tokens)
             total = self.blocks.num_blocks
-            victim = self._over_share(sequence, needed, total, lambda s: len(s.block_table))
+            victim = self._over_share(sequence, needed, total, self.blocks.num_held)
         if victim is not None:
             self._preempt(victim, budget, planned)
         return victim is not None

@@ -40,6 +40,7 @@ class Sequence:
         "num_cached_tokens",
         "num_committed_blocks",
         "num_computed_tokens",
+        "num_left_blocks",
         "num_preemptions",
         "num_prompt_logprobs",
         "num_prompt_tokens",
@@ -49,6 +50,7 @@ class Sequence:
         "status",
         "token_counts",
         "token_ids",
+        "window_table",
     )
 
     def __init__(self, request: Request) -> None:
@@ -60,6 +62,8 @@ class Sequence:
         self.num_computed_tokens = 0
         self.num_cached_tokens = 0  # of those computed: how many came from the prefix cache
         self.block_table = array("i")  # int32, as kernels read it: packing copies its bytes
+        self.window_table = array("i")  # of layers with a window, where these have their own
+        self.num_left_blocks = 0  # of window_table: how many are behind the window, and gone
         self.block_hashes: list[bytes] = []  # of the full blocks hashed so far, in order
         self.num_committed_blocks = 0  # of block_table: how many can be shared by their hash
         self.state_slot: int | None = None  # of the state that some models keep beside the cache

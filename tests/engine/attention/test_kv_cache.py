@@ -7,8 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine.attention.kv_cache import KVCache, LayerShape, bytes_per_token, to_cache_format
+from engine.attention.kv_cache import (
+    KVCache,
+    LayerShape,
+    bytes_per_block,
+    bytes_per_token,
+    to_cache_format,
+)
 from engine.attention.paged import ReferenceAttention
+from engine.block_form import BlockForm
 from engine.build import build_engine
 from engine.model.prepare import _choose_backend
 from engine.model.self_check import attach_paged_attention
@@ -42,6 +49,36 @@ def test_bytes_per_token_is_the_size_of_the_tensors(dtype: torch.dtype) -> None:
     tensors = {id(states): states for layer in cache.layers.values() for states in layer}
     size = sum(states.nbytes for states in tensors.values())
     assert size == 5 * 16 * bytes_per_token(LAYERS, dtype)
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_blocks_of_both_kinds_are_in_the_same_memory_and_hold_no_place_twice(
+    is_shared: bool,
+) -> None:
+    """Here two of seven layers see everything: a block has room for six with a window."""
+    shape = LayerShape(2, 16, 16 if is_shared else 8, is_shared)
+    layers, windowed = dict.fromkeys(range(7), shape), {0, 1, 3, 4, 6}
+    form = BlockForm(window=9, block_size=4, ratio=3, window_places=6, whole_places=2)
+    cache = KVCache(layers, 5, 4, torch.float32, CPU, form, windowed)
+    storages = {
+        part.untyped_storage().data_ptr(): part for pair in cache.layers.values() for part in pair
+    }
+    size = sum(part.untyped_storage().nbytes() for part in storages.values())
+    assert size == 5 * bytes_per_block(layers, 4, torch.float32, form)
+    for index, (key, value) in cache.layers.items():  # blocks 0, 2 and 4 with many tokens
+        numbers = range(1, 5, 2) if index in windowed else range(0, 5, 2)
+        places = form.window_places if index in windowed else form.whole_places
+        for block in numbers:
+            assert not key[block * places].any()
+            assert not value[block * places].any()
+            key[block * places], value[block * places] = index + 1, index + 1
+    for index, (key, value) in cache.layers.items():
+        assert key.shape[1:] == (4 if index in windowed else 12, 2, 16)
+        assert key.transpose(1, 2).is_contiguous(), "as GPU kernels take it"
+        places = form.window_places if index in windowed else form.whole_places
+        for block in range(1, 5, 2) if index in windowed else range(0, 5, 2):
+            assert (key[block * places] == index + 1).all()
+            assert (value[block * places] == index + 1).all()
 
 
 def test_only_8_bit_formats_saturate() -> None:

@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.batch import ModelInput
+from engine.block_form import BlockForm
 from engine.executor import Executor
-from engine.memory.cache_size import num_blocks, num_state_slots, room_for_cache
+from engine.memory.cache_size import most_tokens, num_blocks, num_state_slots, room_for_cache
 from engine.memory.worst_step import StepBounds
 from engine.protocol.config import EngineConfig
 from engine.protocol.errors import ModelLoadError
@@ -47,7 +48,7 @@ def test_all_blocks_fit_and_the_longest_sequence_fits_into_them(
 ) -> None:
     wanted = config(block_size=block_size, max_batch_total_tokens=asked)
     try:
-        blocks = num_blocks(wanted, room, bytes_per_token, limit, device)
+        blocks = num_blocks(wanted, room, bytes_per_token * block_size, limit, device)
     except ModelLoadError as error:
         assert "Not enough memory" in str(error)  # noqa: PT017 - both outcomes are right
         fitting = room // bytes_per_token
@@ -61,6 +62,44 @@ def test_all_blocks_fit_and_the_longest_sequence_fits_into_them(
     assert blocks * block_size >= limit
     if asked is not None:
         assert asked <= blocks * block_size < asked + block_size
+
+
+@given(
+    room=st.integers(0, 64 * MIB),
+    bytes_per_block=st.integers(1, 100_000),
+    window=st.integers(1, 300),
+    ratio=st.integers(0, 6),
+    limit=st.integers(2, 5000),
+    max_step_tokens=st.integers(1, 400),
+    asked=st.none() | st.integers(1, 20_000),
+    device=st.sampled_from([CPU, GPU]),
+)
+def test_blocks_of_both_kinds_fit_and_hold_the_longest_sequence_and_what_was_asked_for(
+    room: int,
+    bytes_per_block: int,
+    window: int,
+    ratio: int,
+    limit: int,
+    max_step_tokens: int,
+    asked: int | None,
+    device: torch.device,
+) -> None:
+    form = BlockForm(window=window, block_size=16, ratio=ratio)
+    wanted = config(max_batch_total_tokens=asked, max_step_tokens=max_step_tokens)
+    needed = form.num_blocks(limit, max_step_tokens)
+    try:
+        blocks = num_blocks(wanted, room, bytes_per_block, limit, device, form)
+    except ModelLoadError as error:
+        assert f"takes {needed + 1}" in str(error)  # noqa: PT017 - both outcomes are right
+        return
+    assert blocks * bytes_per_block <= room
+    assert blocks - 1 >= needed, "one is nobody's"
+    if asked is not None:  # in sequences of a block, or of any length
+        each = -(-asked // 16) + (-(-asked // form.whole_size) if ratio else 0)
+        assert blocks - 1 == each
+    assert most_tokens(blocks, 16, limit, form) >= min(asked or 0, limit)
+    most = most_tokens(blocks, 16, limit, form)
+    assert most // limit * form.num_blocks(limit) <= blocks - 1
 
 
 @given(room=st.integers(-MIB, 64 * MIB), wanted=st.integers(1, 256), size=st.integers(1, MIB))
@@ -79,8 +118,8 @@ def test_a_model_without_a_kv_cache_has_blocks_that_take_nothing() -> None:
 
 def test_the_cache_takes_all_memory_of_a_gpu_but_not_of_a_cpu() -> None:
     room = 1000 * 16 * 1024
-    assert num_blocks(config(), room * 4, 1024, 64, GPU) == 4000
-    assert num_blocks(config(), room * 4, 1024, 64, CPU) == 1024
+    assert num_blocks(config(), room * 4, 1024 * 16, 64, GPU) == 4000
+    assert num_blocks(config(), room * 4, 1024 * 16, 64, CPU) == 1024
 
 
 class FakeGpu:

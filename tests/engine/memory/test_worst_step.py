@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.batch import ModelInput, pack
+from engine.block_form import BlockForm
 from engine.executor import Executor
 from engine.memory.worst_step import StepBounds, compute
 from engine.sampling.watermark import Watermark
@@ -65,6 +67,27 @@ def test_a_mixed_step_has_all_tokens_and_all_decoding_sequences(limits: StepBoun
     packed = pack(batch, limits.block_size, CPU)
     assert len(packed.logits_rows) >= decode.total_tokens
     assert not packed.attention.slot_mapping.max() >= limits.block_size
+
+
+@pytest.mark.parametrize("ratio", [0, 3], ids=["only windows", "both kinds"])
+@given(limits=bounds())
+def test_steps_of_a_model_with_windows_have_the_longest_tables_of_both_kinds(
+    ratio: int, limits: StepBounds
+) -> None:
+    form = BlockForm(window=9, block_size=limits.block_size, ratio=ratio)
+    limits = replace(limits, form=form)
+    longest = limits.max_total_tokens - 1
+    for batch in (limits.worst_prefill(), limits.worst_decode(), limits.worst_mixed()):
+        step = pack(batch, limits.block_size, CPU, form=form).attention
+        kinds = [(step.slot_mapping, step.block_tables, form.whole_size or form.block_size)]
+        assert (step.window is not None) == bool(ratio)
+        if step.window is not None:
+            assert step.window.window == 9
+            kinds.append((*step.window[1:], form.block_size))
+        for slots, tables, size in kinds:
+            assert slots.max() < size, "the cache has one block"
+            assert tables.shape[1] >= -(-longest // size)
+    assert len(pack(limits.greedy(), limits.block_size, CPU, form=form).input_ids) == 1
 
 
 @given(bounds(), st.integers(1, 40))

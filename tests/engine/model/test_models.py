@@ -24,7 +24,7 @@ from transformers import (
 from benchmarks.architectures import ARCHITECTURES as TRIED
 from engine.attention.kv_cache import KVCache, LayerShape
 from engine.attention.paged import AttentionBackend, ReferenceAttention
-from engine.batch import AttentionInput
+from engine.batch import AttentionInput, TableWidths
 from engine.engine import Engine
 from engine.executor import Forward
 from engine.kernels import cpu as cpu_kernels
@@ -113,7 +113,7 @@ def make_engine(
     if backend == "cpu_graphs":
         assert kernels is not None
         fuse_rotation(loaded, kernels)
-        steps = CpuGraphs(forward, kernels, max_tokens=MAX_STEP_TOKENS, max_blocks=128)
+        steps = CpuGraphs(forward, kernels, max_tokens=MAX_STEP_TOKENS, widths=TableWidths(128))
         steps.verify(511, BLOCK_SIZE)
         assert steps.num_graphs == 1
         forward = steps

@@ -9,13 +9,15 @@ from multiprocessing import Pipe
 import pytest
 import torch
 
-from engine.batch import AttentionInput, ModelInput
+from engine.batch import AttentionInput, ModelInput, WindowInput
 from engine.ranks.plan_channel import PlanReceiver, PlanSender
 
 CPU = torch.device("cpu")
 
 
-def _batch(num_tokens: int, num_seqs: int, num_rows: int, max_blocks: int) -> ModelInput:
+def _batch(
+    num_tokens: int, num_seqs: int, num_rows: int, max_blocks: int, window_blocks: int = 0
+) -> ModelInput:
     """Random numbers of the largest values that there can be."""
 
     def random(*shape: int, dtype: torch.dtype) -> torch.Tensor:
@@ -29,6 +31,13 @@ def _batch(num_tokens: int, num_seqs: int, num_rows: int, max_blocks: int) -> Mo
             block_tables=random(num_seqs, max_blocks, dtype=torch.int32),
             query_start_loc=random(num_seqs + 1, dtype=torch.int32),
             context_lens=random(num_seqs, dtype=torch.int32),
+            window=WindowInput(
+                4096,
+                random(num_tokens, dtype=torch.int64),
+                random(num_seqs, window_blocks, dtype=torch.int32),
+            )
+            if window_blocks
+            else None,
         ),
         logits_rows=random(num_rows, dtype=torch.int64),
         sampled={},
@@ -40,8 +49,14 @@ def _assert_same(actual: ModelInput | None, expected: ModelInput) -> None:
     assert actual is not None
     for name in ("input_ids", "positions", "logits_rows"):
         assert torch.equal(getattr(actual, name), getattr(expected, name))
-    for field in fields(AttentionInput):
-        mine, other = (getattr(batch.attention, field.name) for batch in (actual, expected))
+    ours, theirs = actual.attention, expected.attention
+    names = {field.name for field in fields(AttentionInput)} - {"window"}
+    pairs = [(getattr(ours, name), getattr(theirs, name)) for name in names]
+    assert (ours.window is None) == (theirs.window is None)
+    if ours.window is not None and theirs.window is not None:
+        assert ours.window.window == theirs.window.window
+        pairs += zip(ours.window[1:], theirs.window[1:], strict=True)
+    for mine, other in pairs:
         assert mine.dtype == other.dtype
         assert torch.equal(mine, other)
 
@@ -50,8 +65,15 @@ def test_batches_of_any_size_arrive_at_all_ranks() -> None:
     ours, theirs = zip(*(Pipe() for _ in range(2)), strict=True)
     sender = PlanSender([(os.getpid(), connection) for connection in ours])
     receivers = [PlanReceiver(connection, CPU) for connection in theirs]
-    # The fourth needs more memory than there was for the first.
-    for sizes in ((1, 1, 1, 1), (7, 3, 0, 5), (8, 8, 8, 1), (2048, 256, 2048, 2048), (1, 1, 1, 1)):
+    # The fifth needs more memory than there was for the first.
+    for sizes in (
+        (1, 1, 1, 1),
+        (7, 3, 0, 5),
+        (7, 3, 2, 5, 9),
+        (8, 8, 8, 1),
+        (2048, 256, 2048, 2048, 4096),
+        (1, 1, 1, 1),
+    ):
         batch = _batch(*sizes)
         sender.send(batch)
         for receiver in receivers:

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import LlamaConfig
 
 from engine.attention.kv_cache import KVCache
-from engine.batch import ModelInput, blank, copy_rows
+from engine.batch import ModelInput, TableWidths, blank, copy_rows
 from engine.engine import Engine
 from engine.executor import Forward
 from engine.kernels import cpu as cpu_kernels
@@ -80,7 +80,7 @@ def packed_model() -> LoadedModel:
 
 
 def graphed(forward: Forward, **options: Any) -> CpuGraphs:
-    sizes = {"max_tokens": 16, "max_blocks": MAX_BLOCKS} | options
+    sizes = {"max_tokens": 16, "widths": TableWidths(MAX_BLOCKS)} | options
     return CpuGraphs(forward, kernels_for("whole"), **sizes)
 
 
@@ -111,7 +111,7 @@ def test_answers_are_bit_for_bit_those_without_graphs(
 
 def decode(num_seqs: int, token_id: int = 3, position: int = 1) -> ModelInput:
     """A decode step of several sequences with the same token, each with a block of its own."""
-    rows = blank(num_seqs, num_seqs, num_seqs, MAX_BLOCKS, CPU)
+    rows = blank(num_seqs, num_seqs, num_seqs, TableWidths(MAX_BLOCKS), CPU)
     rows.input_ids.fill_(token_id)
     rows.positions.fill_(position)
     blocks = torch.arange(num_seqs)
@@ -164,7 +164,7 @@ def test_a_context_too_long_for_graphs_is_not_replayed(
     steps = graphed(forward)
     for _ in range(2):
         steps(decode(1))
-    wide = blank(1, 1, 1, MAX_BLOCKS + 1, CPU)
+    wide = blank(1, 1, 1, TableWidths(MAX_BLOCKS + 1), CPU)
     copy_rows(wide, decode(1, token_id=5))
     wide.attention.query_start_loc[1] = 1
     assert torch.equal(steps(wide), forward(wide))

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from engine.attention.kv_cache import KVCache
 from engine.attention.paged import AttentionBackend, ReferenceAttention
-from engine.batch import ModelInput
+from engine.batch import ModelInput, TableWidths
 from engine.engine import Engine
 from engine.executor import Forward
 from engine.model.model_runner import ModelRunner
@@ -78,7 +78,7 @@ def graphs(
     recorded = CudaGraphs(
         model,
         [*decode_shapes(SIZES, with_drafts=with_drafts), *mixed],
-        max_blocks=MAX_BLOCKS,
+        widths=TableWidths(MAX_BLOCKS),
         vocab_size=VOCAB_SIZE,
         device=CPU,
     )
@@ -273,7 +273,7 @@ def test_a_model_that_cannot_be_recorded_runs_unrecorded() -> None:
         recorded = CudaGraphs(
             model,
             decode_shapes(SIZES),
-            max_blocks=MAX_BLOCKS,
+            widths=TableWidths(MAX_BLOCKS),
             vocab_size=VOCAB_SIZE,
             device=CPU,
         )
@@ -339,7 +339,7 @@ def test_a_model_on_our_kernels_gives_the_same_tokens_when_recorded() -> None:
 
     def recorded(forward: Forward) -> Forward:
         shapes = [*decode_shapes((2, 6, 12), with_drafts=True), Shape(40, 5, 5)]
-        steps = CudaGraphs(forward, shapes, max_blocks=8, vocab_size=48, device=device)
+        steps = CudaGraphs(forward, shapes, widths=TableWidths(8), vocab_size=48, device=device)
         steps.record(recorder if device.type == "cpu" else cuda_recorder(device))
         return steps
 

@@ -322,7 +322,7 @@ def test_admission_leaves_every_running_sequence_a_block() -> None:
 def test_request_larger_than_the_cache_is_refused() -> None:
     scheduler = make_scheduler(num_blocks=4)
     scheduler.add(make_sequence([1] * 5, max_new_tokens=4))  # 9 tokens, the last never computed
-    with pytest.raises(CapacityError, match="10 tokens do not fit into a KV cache of 8"):
+    with pytest.raises(CapacityError, match="10 tokens do not fit into a KV cache of 4 blocks"):
         scheduler.add(make_sequence([1] * 5, max_new_tokens=5))
     assert len(scheduler.waiting) == 1
 
