@@ -1,4 +1,4 @@
-"""Writes a Llama's float32 weights as a GGUF file, llama.cpp's format (version 3).
+"""Writes a Llama's weights as a GGUF file, llama.cpp's format (version 3).
 
 The layout, from ggml's docs/gguf.md: a header, key-value pairs, the tensors' names and shapes, and
 their data, each part aligned to 32 bytes. Numbers are little-endian.
@@ -8,17 +8,42 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from gguf import GGMLQuantizationType, LlamaFileType
+from gguf.quants import quantize
 from torch import Tensor
 
 _ALIGNMENT = 32
-_F32 = 0  # the type of a tensor, and of a file with only such tensors
 _UINT32, _INT32, _FLOAT32, _BOOL, _STRING, _ARRAY = 4, 5, 6, 7, 8, 9
 _SCALARS = {_UINT32: "<I", _INT32: "<i", _FLOAT32: "<f", _BOOL: "<?"}
 _NORMAL_TOKEN, _UNKNOWN_TOKEN = 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """What the tensors of a file consist of.
+
+    Attributes:
+        file: what the file says that it has.
+        matrix: of the layers' weights.
+        outer: of the embeddings and the output layer, which 4 bits suit badly. Norms are float32.
+    """
+
+    file: LlamaFileType
+    matrix: GGMLQuantizationType
+    outer: GGMLQuantizationType
+
+
+_TYPES, _FILES = GGMLQuantizationType, LlamaFileType
+F32 = Format(_FILES.ALL_F32, _TYPES.F32, _TYPES.F32)
+F16 = Format(_FILES.MOSTLY_F16, _TYPES.F16, _TYPES.F16)
+BF16 = Format(_FILES.MOSTLY_BF16, _TYPES.BF16, _TYPES.BF16)
+Q8_0 = Format(_FILES.MOSTLY_Q8_0, _TYPES.Q8_0, _TYPES.Q8_0)
+Q4_0 = Format(_FILES.MOSTLY_Q4_0, _TYPES.Q4_0, _TYPES.Q8_0)
 
 _LAYER_NAMES = {
     "input_layernorm": "attn_norm",
@@ -38,35 +63,45 @@ _NAMES = {
 }
 
 
-def write(model: Any, path: Path) -> None:
+def write(model: Any, path: Path, form: Format = F32) -> None:
     """Writes a `LlamaForCausalLM` with a vocabulary in which token i is the word `wi`."""
-    tensors = dict(_tensors(model))
+    tensors = {name: _encoded(name, array, form) for name, array in _tensors(model)}
     with path.open("wb") as file:
-        metadata = _metadata(model.config)
+        metadata = _metadata(model.config, form)
         file.write(b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(metadata)))
         for key, (kind, value) in metadata.items():
             file.write(_string(key) + struct.pack("<I", kind) + _value(kind, value))
         offset = 0
-        for name, array in tensors.items():
-            shape = array.shape[::-1]  # the innermost dimension comes first
-            file.write(_string(name) + struct.pack(f"<I{len(shape)}Q", len(shape), *shape))
-            file.write(struct.pack("<IQ", _F32, offset))
+        for name, (shape, kind, array) in tensors.items():
+            sizes = shape[::-1]  # the innermost dimension comes first
+            file.write(_string(name) + struct.pack(f"<I{len(sizes)}Q", len(sizes), *sizes))
+            file.write(struct.pack("<IQ", kind, offset))
             offset += _padded(array.nbytes)
         _align(file)
-        for array in tensors.values():
+        for _, _, array in tensors.values():
             array.tofile(file)
             _align(file)
 
 
-def _metadata(config: Any) -> dict[str, tuple[int, Any]]:
+def _encoded(
+    name: str, array: np.ndarray, form: Format
+) -> tuple[tuple[int, ...], GGMLQuantizationType, np.ndarray]:
+    """A tensor's shape, its type in the file, and its data."""
+    kind = form.outer if name in _NAMES.values() else form.matrix
+    if array.ndim < 2:
+        kind = _TYPES.F32
+    return array.shape, kind, quantize(array, kind)
+
+
+def _metadata(config: Any, form: Format) -> dict[str, tuple[int, Any]]:
     """The keys that llama.cpp needs for a Llama: (type, value) of each."""
-    words = [f"\u2581w{index}" for index in range(config.vocab_size)]
+    words = [f"w{index}" for index in range(config.vocab_size)]
     kinds = [_UNKNOWN_TOKEN] + [_NORMAL_TOKEN] * (len(words) - 1)
     return {
         "general.architecture": (_STRING, "llama"),
         "general.name": (_STRING, "random"),
         "general.alignment": (_UINT32, _ALIGNMENT),
-        "general.file_type": (_UINT32, _F32),
+        "general.file_type": (_UINT32, int(form.file)),
         "llama.vocab_size": (_UINT32, config.vocab_size),
         "llama.context_length": (_UINT32, config.max_position_embeddings),
         "llama.embedding_length": (_UINT32, config.hidden_size),
@@ -77,10 +112,11 @@ def _metadata(config: Any) -> dict[str, tuple[int, Any]]:
         "llama.attention.layer_norm_rms_epsilon": (_FLOAT32, config.rms_norm_eps),
         "llama.rope.dimension_count": (_UINT32, config.head_dim),
         "llama.rope.freq_base": (_FLOAT32, config.rope_parameters["rope_theta"]),
-        "tokenizer.ggml.model": (_STRING, "llama"),
+        "tokenizer.ggml.model": (_STRING, "gpt2"),  # OpenVINO reads no other kind
+        "tokenizer.ggml.pre": (_STRING, "smollm"),
         "tokenizer.ggml.tokens": (_ARRAY, (_STRING, words)),
-        "tokenizer.ggml.scores": (_ARRAY, (_FLOAT32, [0.0] * len(words))),
         "tokenizer.ggml.token_type": (_ARRAY, (_INT32, kinds)),
+        "tokenizer.ggml.merges": (_ARRAY, (_STRING, ["w 0"])),
         "tokenizer.ggml.unknown_token_id": (_UINT32, 0),
         "tokenizer.ggml.bos_token_id": (_UINT32, 1),
         "tokenizer.ggml.eos_token_id": (_UINT32, 0),

@@ -1,8 +1,8 @@
-/* The CPU kernels: paged attention, KV scatter, linear layers over prepacked weights in fp32 and in
- * int8, low-rank updates of them, sampling; and the replay of recorded calls of them.
+/* The CPU kernels: paged attention, KV scatter, linear layers over prepacked weights in fp32, 16 bits,
+ * int8 and int4, low-rank updates of them, sampling; and the replay of recorded calls of them.
  *
  * Plain C11 with GCC/Clang vector extensions; the vector width follows the compile target. Only
- * madd and dot4 are written for instruction sets, and have portable versions. Built and loaded by
+ * madd, read_step, dot4 and dot8 are written for instruction sets, and have portable versions. Built and loaded by
  * build.py, called through cpu.py.
  *
  * A row's result is the same, bit for bit, in any batch, with any number of threads, and however
@@ -50,6 +50,23 @@
 #define LOG_W 2
 #define MR 6
 #endif
+#if defined(__AVX512VNNI__)
+#define VNNI 1
+#define DOT(sums, unsigned_bytes, bytes) \
+    (vi)_mm512_dpbusd_epi32((__m512i)(sums), (__m512i)(unsigned_bytes), (__m512i)(bytes))
+#elif defined(__AVXVNNI__) && W == 8
+#define VNNI 1
+#define DOT(sums, unsigned_bytes, bytes) \
+    (vi)_mm256_dpbusd_avx_epi32((__m256i)(sums), (__m256i)(unsigned_bytes), (__m256i)(bytes))
+#elif defined(__AVX512BW__)
+#define WORDS 1
+#define MADD_WORDS(a, b) (vi)_mm512_madd_epi16((__m512i)(a), (__m512i)(b))
+#define MADD_BYTES(a, b) (vs)_mm512_maddubs_epi16((__m512i)(a), (__m512i)(b))
+#elif defined(__AVX2__) && W == 8
+#define WORDS 1
+#define MADD_WORDS(a, b) (vi)_mm256_madd_epi16((__m256i)(a), (__m256i)(b))
+#define MADD_BYTES(a, b) (vs)_mm256_maddubs_epi16((__m256i)(a), (__m256i)(b))
+#endif
 #define NV 2          /* vectors (columns) of a register tile */
 #define NR (NV * W)   /* columns of a weight panel */
 #define KC 512        /* depth of one K block: KC x NR weights stay in the inner caches */
@@ -89,6 +106,13 @@ typedef float vf __attribute__((vector_size(W * 4)));
 typedef int32_t vi __attribute__((vector_size(W * 4)));
 typedef float vfu __attribute__((vector_size(W * 4), aligned(4), may_alias));
 
+typedef int16_t vs __attribute__((vector_size(W * 4)));
+
+INLINE vi splat_bytes(const void *p) { /* four bytes in every lane */
+    int32_t four;
+    memcpy(&four, p, sizeof four);
+    return four - (vi){};
+}
 INLINE vf load(const float *p) { return *(const vfu *)p; }
 INLINE void store(float *p, vf v) { *(vfu *)p = v; }
 INLINE vf splat(float x) { return x - (vf){}; }
@@ -377,23 +401,58 @@ EXPORT int tw_rotate_write_kv(const float *key, const float *value, int64_t key_
  *
  * so a panel is one sequential stream whose vectors hold NR outputs. The last panel is padded with
  * zeros. A register tile keeps up to MR rows x NR columns of y and adds one broadcast x per row.
+ *
+ * Weights of 16 bits are widened in registers, so results are those of the same weights in fp32. In
+ * bfloat16 the columns n and n + W of a panel are the halves of a lane; in float16 they are in order.
  */
+
+enum { IN_FLOAT32, IN_BFLOAT16, IN_FLOAT16 };
 
 EXPORT int tw_panel_width(void) { return NR; }
 EXPORT int tw_vector_width(void) { return W; }
 
-EXPORT void tw_pack_weight(const float *weight, int64_t row_stride, int64_t n, int64_t k,
-                           float *packed, int num_threads) {
-    int64_t panels = ceil_div(n, NR);
+EXPORT int tw_has_float16(void) {
+#if defined(__AVX512F__) || (defined(__F16C__) && W == 8) || defined(__aarch64__)
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+INLINE int64_t weight_bytes(int format) { return format == IN_FLOAT32 ? 4 : 2; }
+
+/* Where column j of a panel is, in elements. */
+INLINE int64_t column_place(int format, int64_t j) {
+    return format == IN_BFLOAT16 ? j % W * 2 + j / W : j;
+}
+
+INLINE void pack_panel(const int format, const char *weight, int64_t row_stride, int64_t k,
+                       int64_t columns, char *panel) {
+    const int64_t size = weight_bytes(format);
+    for (int64_t i = 0; i < k; i++, panel += NR * size)
+        for (int64_t j = 0; j < NR; j++) {
+            char *to = panel + column_place(format, j) * size;
+            if (j < columns)
+                memcpy(to, weight + (j * row_stride + i) * size, (size_t)size);
+            else
+                memset(to, 0, (size_t)size);
+        }
+}
+
+/* weight: [N, K] with a row stride in elements of the format, which `packed` has as well. */
+EXPORT void tw_pack_weight(const char *weight, int64_t row_stride, int64_t n, int64_t k,
+                           char *packed, int format, int num_threads) {
+    int64_t panels = ceil_div(n, NR), size = weight_bytes(format);
     PARALLEL {
         int64_t workers = num_workers(), id = thread_id();
         for (int64_t p = panels * id / workers; p < panels * (id + 1) / workers; p++) {
-            float *panel = packed + p * k * NR;
+            const char *from = weight + p * NR * row_stride * size;
+            char *to = packed + p * k * NR * size;
             int64_t columns = min64(NR, n - p * NR);
-            for (int64_t i = 0; i < k; i++) {
-                const float *w = weight + p * NR * row_stride + i;
-                for (int64_t j = 0; j < columns; j++) panel[i * NR + j] = w[j * row_stride];
-                for (int64_t j = columns; j < NR; j++) panel[i * NR + j] = 0.0f;
+            switch (format) {
+                case IN_FLOAT32: pack_panel(IN_FLOAT32, from, row_stride, k, columns, to); break;
+                case IN_BFLOAT16: pack_panel(IN_BFLOAT16, from, row_stride, k, columns, to); break;
+                case IN_FLOAT16: pack_panel(IN_FLOAT16, from, row_stride, k, columns, to); break;
             }
         }
     }
@@ -420,22 +479,49 @@ static __attribute__((noinline)) void add_sums(int rows, const float *sums, Outp
     }
 }
 
-/* Prefetches one step of a panel, NR times four bytes. Panels follow each other in memory, so the
- * data after this panel is needed next; hardware prefetchers stop at the end of a page. */
-INLINE void fetch_ahead(const void *weights) {
-    UNROLL for (int v = 0; v < NV; v++)
+/* Prefetches what follows a step of a panel of so many vectors. Panels follow each other in memory,
+ * so the data after this panel is needed next; hardware prefetchers stop at the end of a page. */
+INLINE void fetch_ahead(const void *weights, const int vectors) {
+    UNROLL for (int v = 0; v < vectors; v++)
         __builtin_prefetch((const char *)weights + AHEAD + v * W * 4, 0, 2);
 }
 
-INLINE void linear_tile(const int rows, const float *x, int64_t depth, const float *panel,
-                        Output out) {
+/* Reads the NR weights of one k as fp32. */
+INLINE void read_step(const int format, const char *step, vf b[NV]) {
+    if (format == IN_BFLOAT16) {
+        vi pairs = *(const vi *)step;
+        b[0] = (vf)(pairs << 16);
+        b[1] = (vf)(pairs & (int32_t)0xffff0000);
+        return;
+    }
+    UNROLL for (int v = 0; v < NV; v++) {
+#if defined(__AVX512F__)
+        if (format == IN_FLOAT16)
+            b[v] = (vf)_mm512_cvtph_ps(_mm256_load_si256((const __m256i *)(step + v * W * 2)));
+        else
+#elif defined(__F16C__) && W == 8
+        if (format == IN_FLOAT16)
+            b[v] = (vf)_mm256_cvtph_ps(_mm_load_si128((const __m128i *)(step + v * W * 2)));
+        else
+#elif defined(__aarch64__)
+        if (format == IN_FLOAT16)
+            b[v] = (vf)vcvt_f32_f16(vld1_f16((const float16_t *)(step + v * W * 2)));
+        else
+#endif
+            b[v] = *(const vf *)(step + v * W * 4);
+    }
+}
+
+INLINE void linear_tile(const int rows, const int format, const float *x, int64_t depth,
+                        const char *panel, Output out) {
+    const int64_t step = NR * weight_bytes(format);
     vf acc[MR][NV];
     UNROLL for (int r = 0; r < rows; r++)
         UNROLL for (int v = 0; v < NV; v++) acc[r][v] = splat(0.0f);
-    for (int64_t k = 0; k < depth; k++) {
+    for (int64_t k = 0; k < depth; k++, panel += step) {
         vf b[NV];
-        UNROLL for (int v = 0; v < NV; v++) b[v] = *(const vf *)(panel + k * NR + v * W);
-        if (rows <= AHEAD_ROWS) fetch_ahead(panel + k * NR);
+        read_step(format, panel, b);
+        if (rows <= AHEAD_ROWS) fetch_ahead(panel, format == IN_FLOAT32 ? NV : NV / 2);
         UNROLL for (int r = 0; r < rows; r++) {
             vf a = splat(x[r * KLD + k]);
             UNROLL for (int v = 0; v < NV; v++) acc[r][v] = madd(a, b[v], acc[r][v]);
@@ -460,27 +546,39 @@ INLINE void linear_tile(const int rows, const float *x, int64_t depth, const flo
     ROW_CASE(5, call(5)) ROW_CASE(6, call(6))
 #endif
 
-static void linear_rows(int rows, const float *x, int64_t depth, const float *panel, Output out) {
-#define CALL(n) linear_tile(n, x, depth, panel, out)
-    switch (rows) { ROW_CASES(CALL) }
+static void linear_rows(int format, int rows, const float *x, int64_t depth, const char *panel,
+                        Output out) {
+#define CALL(n) linear_tile(n, IN_FLOAT32, x, depth, panel, out)
+#define CALL_BFLOAT16(n) linear_tile(n, IN_BFLOAT16, x, depth, panel, out)
+#define CALL_FLOAT16(n) linear_tile(n, IN_FLOAT16, x, depth, panel, out)
+    if (format == IN_BFLOAT16)
+        switch (rows) { ROW_CASES(CALL_BFLOAT16) }
+    else if (format == IN_FLOAT16)
+        switch (rows) { ROW_CASES(CALL_FLOAT16) }
+    else
+        switch (rows) { ROW_CASES(CALL) }
 #undef CALL
+#undef CALL_BFLOAT16
+#undef CALL_FLOAT16
 }
 
 /* All rows of one panel and one K block; rows are divided evenly among as few tiles as possible. */
-static void linear_block(int64_t rows, const float *x, int64_t depth, const float *panel,
-                         Output out) {
+static void linear_block(int format, int64_t rows, const float *x, int64_t depth,
+                         const char *panel, Output out) {
     int64_t tiles = ceil_div(rows, MR);
     for (int64_t t = 0; t < tiles; t++) {
         int64_t from = rows * t / tiles, to = rows * (t + 1) / tiles;
         Output at = out;
         at.y += from * out.y_stride;
-        linear_rows((int)(to - from), x + from * KLD, depth, panel, at);
+        linear_rows(format, (int)(to - from), x + from * KLD, depth, panel, at);
     }
 }
 
 typedef struct {
-    const float *packed, *bias;
+    const char *packed;
+    const float *bias;
     int64_t n, k;
+    int format;
 } Linear;
 
 /* One K block of one panel; x holds that K block of all rows. */
@@ -492,8 +590,8 @@ static void linear_slab(const Linear *l, int64_t p, int64_t k0, const float *x, 
         memcpy(start, l->bias + p * NR, (size_t)out.columns * sizeof(float));
         out.start = start;
     }
-    const float *slab = l->packed + (p * l->k + k0) * NR;
-    linear_block(rows, x, min64(KC, l->k - k0), slab, out);
+    const char *slab = l->packed + (p * l->k + k0) * NR * weight_bytes(l->format);
+    linear_block(l->format, rows, x, min64(KC, l->k - k0), slab, out);
 }
 
 /* x [M, K] into K blocks of rows: [K / KC][M][KLD] */
@@ -511,9 +609,9 @@ static int64_t panels_at_once(int64_t rows, int64_t panels, int64_t num_threads)
 }
 
 /* y[M, N] = x[M, K] @ W^T + bias. Returns 0, or -1 if out of memory. */
-EXPORT int tw_linear(const float *x, const float *packed, const float *bias, float *y, int64_t m,
-                     int64_t n, int64_t k, int num_threads) {
-    const Linear l = {packed, bias, n, k};
+EXPORT int tw_linear(const float *x, const char *packed, const float *bias, float *y, int64_t m,
+                     int64_t n, int64_t k, int format, int num_threads) {
+    const Linear l = {packed, bias, n, k, format};
     int64_t panels = ceil_div(n, NR), chunk = min64(m, MC);
     float *rows = scratch((size_t)(ceil_div(k, KC) * chunk * KLD) * sizeof(float));
     if (!rows) return -1;
@@ -553,15 +651,24 @@ EXPORT int tw_linear(const float *x, const float *packed, const float *bias, flo
  * instruction set shows in the result.
  */
 
-#ifdef __AVX512VNNI__
+#if VNNI
 /* The instruction's first operand is unsigned: levels are stored with 128 added, and 128 times the
  * column's sum is subtracted at the end. Sums may wrap around in between. */
 typedef uint8_t Level;
 #define LEVEL_OFFSET 128
+#elif WORDS
+typedef int16_t Level; /* of four, the outer and the inner pair change places: see dot4 */
+#define LEVEL_OFFSET 0
 #else
 /* Products and sums of up to QK of them are integers below 2^24: fp32 holds them exactly. */
 typedef float Level;
 #define LEVEL_OFFSET 0
+#endif
+
+#if WORDS
+INLINE int64_t level_place(int64_t i) { return (i & ~(int64_t)3) | (i & 1) << 1 | (i >> 1 & 1); }
+#else
+INLINE int64_t level_place(int64_t i) { return i; }
 #endif
 
 typedef struct {
@@ -572,9 +679,9 @@ typedef struct {
     int64_t n, k;
 } Int8Linear;
 
-/* Writes one row as levels, K block after K block, and returns its scale. For a row with infinities
- * or NaN the scale is NaN, and so is the row of the result. */
-static float quantize_row(const float *x, int64_t k, Level *to, int64_t block_stride) {
+/* The scale of a row's levels; NaN if the row has infinities or NaN, and so is the row of the
+ * result. */
+static float row_scale(const float *x, int64_t k) {
     int32_t bits = 0; /* of the largest magnitude: without a sign they sort like numbers */
     for (int64_t i = 0; i < k; i++) {
         int32_t magnitude;
@@ -584,32 +691,64 @@ static float quantize_row(const float *x, int64_t k, Level *to, int64_t block_st
     }
     float top;
     memcpy(&top, &bits, sizeof top);
-    int finite = top < INFINITY;
+    if (!(top < INFINITY)) return NAN;
     float scale = top / 127.0f;
-    if (scale < LEAST_SCALE) scale = LEAST_SCALE;
-    for (int64_t k0 = 0; k0 < k; k0 += QK, to += block_stride) {
-        int64_t depth = min64(QK, k - k0);
-        for (int64_t i = 0; i < depth; i++)
-            to[i] = (Level)((finite ? (int32_t)rintf(x[k0 + i] / scale) : 0) + LEVEL_OFFSET);
-        for (int64_t i = depth; i < ceil_div(depth, 4) * 4; i++) to[i] = (Level)LEVEL_OFFSET;
-    }
-    return finite ? scale : NAN;
+    return scale < LEAST_SCALE ? LEAST_SCALE : scale;
 }
 
-#ifdef __AVX512VNNI__
+/* The levels of up to QK numbers, -127 to 127; all zero for a scale that is NaN. */
+INLINE void find_levels(const float *x, int64_t count, float scale, int32_t *levels) {
+    if (scale == scale)
+        for (int64_t i = 0; i < count; i++) levels[i] = (int32_t)rintf(x[i] / scale);
+    else
+        memset(levels, 0, (size_t)count * sizeof(int32_t));
+}
+
+/* Writes one row as levels, K block after K block, and returns its scale. */
+static float quantize_row(const float *x, int64_t k, Level *to, int64_t block_stride) {
+    float scale = row_scale(x, k);
+    int32_t levels[QK];
+    for (int64_t k0 = 0; k0 < k; k0 += QK, to += block_stride) {
+        int64_t depth = min64(QK, k - k0), whole = ceil_div(depth, 4) * 4;
+        find_levels(x + k0, depth, scale, levels);
+        for (int64_t i = depth; i < whole; i++) levels[i] = 0;
+        for (int64_t i = 0; i < whole; i++)
+            to[level_place(i)] = (Level)(levels[i] + LEVEL_OFFSET);
+    }
+    return scale;
+}
+
+#if VNNI
 /* sums += levels x weights of one K block, `groups` times four steps deep. */
 INLINE void dot4(const int rows, const Level *x, int64_t groups, const int8_t *panel,
                  vi sums[MR][NV]) {
     for (int64_t g = 0; g < groups; g++) {
         vi b[NV];
         UNROLL for (int v = 0; v < NV; v++) b[v] = *(const vi *)(panel + (g * NR + v * W) * 4);
-        if (rows <= AHEAD_ROWS) fetch_ahead(panel + g * NR * 4);
+        if (rows <= AHEAD_ROWS) fetch_ahead(panel + g * NR * 4, NV);
         UNROLL for (int r = 0; r < rows; r++) {
-            int32_t four;
-            memcpy(&four, x + r * QLD + g * 4, sizeof four);
-            __m512i a = _mm512_set1_epi32(four);
-            UNROLL for (int v = 0; v < NV; v++)
-                sums[r][v] = (vi)_mm512_dpbusd_epi32((__m512i)sums[r][v], a, (__m512i)b[v]);
+            vi a = splat_bytes(x + r * QLD + g * 4);
+            UNROLL for (int v = 0; v < NV; v++) sums[r][v] = DOT(sums[r][v], a, b[v]);
+        }
+    }
+}
+#elif WORDS
+/* Of each four weights the even ones, and then the odd ones, are widened to 16 bits where they are:
+ * two of them share a lane. */
+INLINE void dot4(const int rows, const Level *x, int64_t groups, const int8_t *panel,
+                 vi sums[MR][NV]) {
+    for (int64_t g = 0; g < groups; g++) {
+        if (rows <= AHEAD_ROWS) fetch_ahead(panel + g * NR * 4, NV);
+        UNROLL for (int odd = 0; odd < 2; odd++) {
+            vs b[NV];
+            UNROLL for (int v = 0; v < NV; v++) {
+                b[v] = *(const vs *)(panel + (g * NR + v * W) * 4);
+                b[v] = (odd ? b[v] : b[v] << 8) >> 8;
+            }
+            UNROLL for (int r = 0; r < rows; r++) {
+                vi a = splat_bytes(x + r * QLD + g * 4 + odd * 2);
+                UNROLL for (int v = 0; v < NV; v++) sums[r][v] += MADD_WORDS(a, b[v]);
+            }
         }
     }
 }
@@ -622,7 +761,7 @@ INLINE void dot4(const int rows, const Level *x, int64_t groups, const int8_t *p
     for (int64_t g = 0; g < groups; g++) {
         vi four[NV];
         UNROLL for (int v = 0; v < NV; v++) four[v] = *(const vi *)(panel + (g * NR + v * W) * 4);
-        if (rows <= AHEAD_ROWS) fetch_ahead(panel + g * NR * 4);
+        if (rows <= AHEAD_ROWS) fetch_ahead(panel + g * NR * 4, NV);
         UNROLL for (int i = 0; i < 4; i++) {
             vf b[NV];
             UNROLL for (int v = 0; v < NV; v++)
@@ -713,6 +852,181 @@ EXPORT int tw_int8_linear(const float *x, const int8_t *packed, const float *sca
             BARRIER
             while ((r = claim(shares, num_threads, id, 1)).to)
                 int8_panel(&l, r.from, levels, mc, row_scales, y + m0 * n);
+        }
+    }
+    return 0;
+}
+
+/* ---- linear layer over int4 weights ------------------------------------------------------- */
+/*
+ * Weights are levels from 0 to 15 times a scale plus a least value, both of a group of GROUP_K or a
+ * multiple of it along K; activations are rounded as for int8. In a panel a lane of 32 bits has
+ * eight steps of K of one column: steps 0 to 3 in the lower halves of its bytes, 4 to 7 in the upper.
+ *
+ * The sum of a group is a whole number, and exact. Groups are added in fp32, in order, for each
+ * output: so this too depends neither on the batch nor on the instruction set.
+ */
+
+#define GROUP_K 32
+
+#if VNNI || WORDS
+typedef int8_t SmallLevel;
+#else
+typedef float SmallLevel;
+#endif
+
+typedef struct {
+    const uint8_t *packed; /* [panels, K / 8, NR, 4] */
+    const int32_t *groups; /* [panels, K / group, NR]: bfloat16 scales, and least values above them */
+    const float *bias;     /* [panels * NR] */
+    int64_t n, k, group;
+} Int4Linear;
+
+/* Writes one row as levels, and the sums of its groups; returns its scale. */
+static float quantize_small(const float *x, const Int4Linear *l, SmallLevel *to,
+                            int64_t block_stride, float *group_sums) {
+    float scale = row_scale(x, l->k);
+    int32_t levels[QK];
+    for (int64_t k0 = 0; k0 < l->k; k0 += QK, to += block_stride) {
+        int64_t depth = min64(QK, l->k - k0);
+        find_levels(x + k0, depth, scale, levels);
+        for (int64_t i = 0; i < depth; i++) to[i] = (SmallLevel)levels[i];
+        for (int64_t g = 0; g < depth; g += l->group) {
+            int32_t sum = 0;
+            for (int64_t i = g; i < g + l->group; i++) sum += levels[i];
+            *group_sums++ = (float)sum;
+        }
+    }
+    return scale;
+}
+
+/* sums += levels x weights of GROUP_K steps. */
+INLINE void dot8(const int rows, const SmallLevel *x, const uint8_t *panel, vi sums[MR][NV]) {
+#if VNNI || WORDS
+#if WORDS
+    /* Products of two bytes are below 2^12, so eight of them add up in 16 bits. */
+    vs acc[MR][NV];
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int v = 0; v < NV; v++) acc[r][v] = (vs){};
+#endif
+    for (int g = 0; g < GROUP_K / 8; g++) {
+        if (rows <= AHEAD_ROWS) fetch_ahead(panel + g * NR * 4, NV);
+        UNROLL for (int upper = 0; upper < 2; upper++) {
+            vi b[NV];
+            UNROLL for (int v = 0; v < NV; v++)
+                b[v] = *(const vi *)(panel + (g * NR + v * W) * 4) >> 4 * upper & 0x0f0f0f0f;
+            UNROLL for (int r = 0; r < rows; r++) {
+                vi a = splat_bytes(x + r * QLD + g * 8 + upper * 4);
+                UNROLL for (int v = 0; v < NV; v++) {
+#if VNNI
+                    sums[r][v] = DOT(sums[r][v], b[v], a);
+#else
+                    acc[r][v] += MADD_BYTES(b[v], a);
+#endif
+                }
+            }
+        }
+    }
+#if WORDS
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int v = 0; v < NV; v++)
+            sums[r][v] += MADD_WORDS(acc[r][v], 1 - (vs){});
+#endif
+#else
+    for (int g = 0; g < GROUP_K / 8; g++)
+        UNROLL for (int i = 0; i < 8; i++)
+            UNROLL for (int v = 0; v < NV; v++) {
+                vi lanes = *(const vi *)(panel + (g * NR + v * W) * 4);
+                vf b = __builtin_convertvector(lanes >> (i % 4 * 8 + i / 4 * 4) & 15, vf);
+                UNROLL for (int r = 0; r < rows; r++)
+                    sums[r][v] += __builtin_convertvector(x[r * QLD + g * 8 + i] * b, vi);
+            }
+#endif
+}
+
+INLINE void int4_tile(const int rows, const Int4Linear *l, int64_t p, const SmallLevel *x,
+                      int64_t block_stride, const float *group_sums, const float *row_scales,
+                      float *y) {
+    const int64_t num_groups = l->k / l->group;
+    const uint8_t *panel = l->packed + p * l->k / 2 * NR;
+    const int32_t *groups = l->groups + p * num_groups * NR;
+    vf acc[MR][NV];
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int v = 0; v < NV; v++) acc[r][v] = splat(0.0f);
+    for (int64_t q = 0; q < num_groups; q++, groups += NR) {
+        int64_t k0 = q * l->group;
+        const SmallLevel *levels = x + k0 / QK * block_stride + k0 % QK;
+        vi sums[MR][NV];
+        UNROLL for (int r = 0; r < rows; r++)
+            UNROLL for (int v = 0; v < NV; v++) sums[r][v] = (vi){};
+        for (int64_t k = 0; k < l->group; k += GROUP_K, panel += GROUP_K / 2 * NR)
+            dot8(rows, levels + k, panel, sums);
+        UNROLL for (int v = 0; v < NV; v++) {
+            vi both = *(const vi *)(groups + v * W);
+            vf scale = (vf)(both << 16), least = (vf)(both & (int32_t)0xffff0000);
+            UNROLL for (int r = 0; r < rows; r++) {
+                vf whole = __builtin_convertvector(sums[r][v], vf);
+                acc[r][v] = madd(whole, scale, acc[r][v]);
+                acc[r][v] = madd(splat(group_sums[r * num_groups + q]), least, acc[r][v]);
+            }
+        }
+    }
+    size_t bytes = (size_t)min64(NR, l->n - p * NR) * sizeof(float);
+    for (int r = 0; r < rows; r++) {
+        vf out[NV];
+        for (int v = 0; v < NV; v++)
+            out[v] = madd(acc[r][v], splat(row_scales[r]), load(l->bias + p * NR + v * W));
+        memcpy(y + r * l->n + p * NR, out, bytes);
+    }
+}
+
+static void int4_rows(int rows, const Int4Linear *l, int64_t p, const SmallLevel *x,
+                      int64_t block_stride, const float *group_sums, const float *row_scales,
+                      float *y) {
+#define CALL(n) int4_tile(n, l, p, x, block_stride, group_sums, row_scales, y)
+    switch (rows) { ROW_CASES(CALL) }
+#undef CALL
+}
+
+/* All rows of one panel. */
+static void int4_panel(const Int4Linear *l, int64_t p, const SmallLevel *x, int64_t rows,
+                       const float *group_sums, const float *row_scales, float *y) {
+    int64_t tiles = ceil_div(rows, MR);
+    for (int64_t t = 0; t < tiles; t++) {
+        int64_t from = rows * t / tiles, to = rows * (t + 1) / tiles;
+        int4_rows((int)(to - from), l, p, x + from * QLD, rows * QLD,
+                  group_sums + from * (l->k / l->group), row_scales + from, y + from * l->n);
+    }
+}
+
+/* y[M, N] = x[M, K] @ W^T + bias, x rounded to 8 bits row by row; K is a multiple of the group,
+ * which is a multiple of GROUP_K and divides QK. 0, or -1 if out of memory. */
+EXPORT int tw_int4_linear(const float *x, const uint8_t *packed, const int32_t *groups,
+                          const float *bias, float *y, int64_t m, int64_t n, int64_t k,
+                          int64_t group, int num_threads) {
+    const Int4Linear l = {packed, groups, bias, n, k, group};
+    int64_t panels = ceil_div(n, NR), chunk = min64(m, MC), num_groups = k / group;
+    size_t scale_bytes = rounded((size_t)chunk * sizeof(float));
+    size_t sum_bytes = rounded((size_t)(chunk * num_groups) * sizeof(float));
+    size_t level_bytes = (size_t)(ceil_div(k, QK) * chunk * QLD) * sizeof(SmallLevel);
+    char *memory = scratch(scale_bytes + sum_bytes + level_bytes);
+    if (!memory) return -1;
+    float *row_scales = (float *)memory, *group_sums = (float *)(memory + scale_bytes);
+    SmallLevel *levels = (SmallLevel *)(memory + scale_bytes + sum_bytes);
+    if (m * n * k < 4 * SERIAL_WORK) num_threads = 1;
+    for (int64_t m0 = 0; m0 < m; m0 += chunk) {
+        Share shares[num_threads];
+        deal(shares, num_threads, panels);
+        int64_t mc = min64(chunk, m - m0);
+        PARALLEL {
+            int64_t workers = num_workers(), id = thread_id();
+            Range r;
+            for (int64_t r = mc * id / workers; r < mc * (id + 1) / workers; r++)
+                row_scales[r] = quantize_small(x + (m0 + r) * k, &l, levels + r * QLD, mc * QLD,
+                                               group_sums + r * num_groups);
+            BARRIER
+            while ((r = claim(shares, num_threads, id, 1)).to)
+                int4_panel(&l, r.from, levels, mc, group_sums, row_scales, y + m0 * n);
         }
     }
     return 0;
@@ -2118,8 +2432,9 @@ typedef struct {
 #define REPLAY(name, ...) \
     EXPORT int tw_replay_##name(const Argument *a) { return tw_##name(__VA_ARGS__); }
 
-REPLAY(linear, P(0), P(1), P(2), P(3), I(4), I(5), I(6), I(7))
+REPLAY(linear, P(0), P(1), P(2), P(3), I(4), I(5), I(6), I(7), I(8))
 REPLAY(int8_linear, P(0), P(1), P(2), P(3), P(4), P(5), I(6), I(7), I(8), I(9))
+REPLAY(int4_linear, P(0), P(1), P(2), P(3), P(4), I(5), I(6), I(7), I(8), I(9))
 REPLAY(add_updates, P(0), P(1), I(2), P(3), P(4), P(5), I(6), I(7), I(8), I(9), I(10), I(11))
 REPLAY(take_rows, P(0), I(1), I(2), P(3), P(4), I(5), I(6), I(7))
 REPLAY(add, P(0), P(1), P(2), I(3), I(4))

@@ -1,6 +1,6 @@
 """Typed access to the C kernels: checks and pointers, no arithmetic of its own.
 
-Everything is fp32, except for the weights of `int8_linear`. The KV cache is logically
+Everything is fp32, except for the weights of linear layers. The KV cache is logically
 [num_blocks, block_size, num_kv_heads, head_size]; any strides will do as long as a head row is
 contiguous.
 """
@@ -20,6 +20,7 @@ from .kernel import FLOAT, INT, POINTER, SIZE, Call, Kernel, Program, Types
 # Of cos and sin: their addresses, the stride of their rows, and how many elements of a head rotate.
 _Rotation = tuple[int | None, int | None, int, int]
 _NO_ROTATION: _Rotation = (None, None, 0, 0)
+_FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # of weights, as in cpu.c
 _ARENA_BYTES = 64 * 2**20  # allocated at once
 _ALIGNMENT = 64  # bytes: a cache line, and the longest vector
 
@@ -35,8 +36,9 @@ _KERNELS: dict[str, Types] = {
         *(POINTER, POINTER, SIZE, SIZE, SIZE),
         *(POINTER, SIZE, SIZE, SIZE, SIZE, INT),
     ),
-    "linear": (POINTER, POINTER, POINTER, POINTER, SIZE, SIZE, SIZE, INT),
+    "linear": (POINTER, POINTER, POINTER, POINTER, SIZE, SIZE, SIZE, INT, INT),
     "int8_linear": (*[POINTER] * 6, SIZE, SIZE, SIZE, INT),
+    "int4_linear": (*[POINTER] * 5, SIZE, SIZE, SIZE, SIZE, INT),
     "add_updates": (POINTER, POINTER, SIZE, *[POINTER] * 3, *[SIZE] * 5, INT),
     "choose": (POINTER, SIZE, SIZE, SIZE, *[POINTER] * 5, INT),
     "truncate": (POINTER, SIZE, SIZE, SIZE, *[POINTER] * 4, INT),
@@ -56,12 +58,13 @@ _KERNELS: dict[str, Types] = {
 _FORMATS = (torch.float32, torch.bfloat16, torch.float16)  # of updates, as in cpu.c
 _OTHERS: dict[str, tuple[type[Any] | None, Types]] = {
     "tw_has_openmp": (INT, ()),
+    "tw_has_float16": (INT, ()),
     "tw_pin_threads": (None, (POINTER, INT)),
     "tw_max_head_size": (INT, ()),
     "tw_panel_width": (INT, ()),
     "tw_vector_width": (INT, ()),
     "tw_advise_huge": (None, (POINTER, SIZE)),
-    "tw_pack_weight": (None, (POINTER, SIZE, SIZE, SIZE, POINTER, INT)),
+    "tw_pack_weight": (None, (POINTER, SIZE, SIZE, SIZE, POINTER, INT, INT)),
     "tw_replay": (INT, (POINTER, SIZE)),
 }
 
@@ -85,6 +88,7 @@ class CpuKernels:
         kernels = {name: Kernel(library, name, types) for name, types in _KERNELS.items()}
         self._linear = kernels["linear"]
         self._int8_linear = kernels["int8_linear"]
+        self._int4_linear = kernels["int4_linear"]
         self._add_updates = kernels["add_updates"]
         self._choose = kernels["choose"]
         self._truncate = kernels["truncate"]
@@ -98,6 +102,7 @@ class CpuKernels:
         self._gelu_and_mul = kernels["gelu_and_mul"]
         self._weight_arena = torch.empty(0, dtype=torch.uint8)  # for weights
         self.has_openmp = bool(library.tw_has_openmp())
+        self.has_float16 = bool(library.tw_has_float16())
         self.max_head_size: int = library.tw_max_head_size()
         self.panel_width: int = library.tw_panel_width()
         self.vector_width: int = library.tw_vector_width()
@@ -325,29 +330,38 @@ class CpuKernels:
         return weight
 
     def pack_weight(self, weight: Tensor) -> Tensor:
-        """Return fp32 weight [N, K] as panels [N / width rounded up, K, width]."""
+        """Return weight [N, K] as panels [N / width rounded up, K, width].
+
+        Args:
+            weight: fp32; bfloat16; or, with `has_float16`, float16. The panels have its dtype, in
+                an order of the columns of a panel that depends on it.
+        """
         out_features, in_features = weight.shape
         panels = -(-out_features // self.panel_width)
-        if weight.dtype != torch.float32 or weight.device.type != "cpu":
-            raise ValueError("only fp32 weights on the CPU can be packed")
+        if weight.dtype not in _FORMATS or weight.device.type != "cpu":
+            raise ValueError("only fp32, bfloat16 and float16 weights on the CPU can be packed")
+        if weight.dtype == torch.float16 and not self.has_float16:
+            raise ValueError("this processor does not widen float16")
         weight = weight.detach()
         if weight.stride(1) != 1:
             weight = weight.contiguous()
-        packed = self.empty_weight((panels, in_features, self.panel_width), torch.float32)
+        packed = self.empty_weight((panels, in_features, self.panel_width), weight.dtype)
         self._library.tw_pack_weight(
             weight.data_ptr(),
             weight.stride(0),
             out_features,
             in_features,
             packed.data_ptr(),
+            _FORMATS[weight.dtype],
             torch.get_num_threads(),
         )
         return packed
 
     def linear(self, x: Tensor, packed: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
-        """Return x [..., K] times the packed weight, plus bias: [..., N].
+        """Return x [..., K] times the packed weight, plus bias: fp32 [..., N].
 
-        A row of the result does not depend on the other rows of x, bit for bit.
+        A row of the result does not depend on the other rows of x, bit for bit, and is the same
+        for a weight of 16 bits as for the same weight in fp32.
         """
         if x.dtype != torch.float32 or x.shape[-1] != packed.shape[1]:
             raise ValueError(f"expected fp32 input of width {packed.shape[1]}")
@@ -362,6 +376,7 @@ class CpuKernels:
             x.numel() // in_features,
             out_features,
             in_features,
+            _FORMATS[packed.dtype],
             torch.get_num_threads(),
         )
         return output
@@ -387,6 +402,31 @@ class CpuKernels:
             x.numel() // in_features,
             out_features,
             in_features,
+            torch.get_num_threads(),
+        )
+        return output
+
+    def int4_linear(self, x: Tensor, weight: "Int4Weight", out_features: int) -> Tensor:
+        """Return x [..., K] times the weight, plus its bias: fp32 [..., N].
+
+        A row of x is rounded to 8 bits, scaled by its own largest magnitude. A row of the result
+        does not depend on the other rows, bit for bit; it is NaN if the row of x is not finite.
+        """
+        in_features = 8 * weight.packed.shape[1]
+        if x.dtype != torch.float32 or x.shape[-1] != in_features:
+            raise ValueError(f"expected fp32 input of width {in_features}")
+        x = x.contiguous()
+        output = x.new_empty(*x.shape[:-1], out_features)
+        self._int4_linear(
+            x.data_ptr(),
+            weight.packed.data_ptr(),
+            weight.groups.data_ptr(),
+            weight.bias.data_ptr(),
+            output.data_ptr(),
+            x.numel() // in_features,
+            out_features,
+            in_features,
+            in_features // weight.groups.shape[1],
             torch.get_num_threads(),
         )
         return output
@@ -536,6 +576,19 @@ class Int8Weight(NamedTuple):
     packed: Tensor
     scales: Tensor
     columns: Tensor
+    bias: Tensor
+
+
+class Int4Weight(NamedTuple):
+    """An int4 weight [N, K] and a bias, laid out for `int4_linear`.
+
+    N is rounded up to whole panels everywhere. `packed` is uint8 [panels, K / 8, width, 4]; `groups`
+    is int32 [panels, K / group, width], the bits of a bfloat16 scale and, above them, of a bfloat16
+    least value; `bias` is fp32 [panels * width].
+    """
+
+    packed: Tensor
+    groups: Tensor
     bias: Tensor
 
 

@@ -1,7 +1,7 @@
 """Linear layers whose weights are packed for the CPU kernels."""
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from typing import NamedTuple, Self
 
 import torch
@@ -10,8 +10,14 @@ from torch import Tensor, nn
 from .cpu import CpuKernels, load
 
 
+_ROWS_AT_ONCE = 64  # of a weight that are looked at before the next: most that do not fit show it
+
+
 class PackedLinear(nn.Module):
-    """Replaces nn.Linear for inference; holds panels of the weight instead of the weight."""
+    """Replaces nn.Linear for inference; holds panels of the weight instead of the weight.
+
+    Weights that 16 bits hold exactly are kept in them; everything else is fp32.
+    """
 
     packed: Tensor
     bias: Tensor | None
@@ -34,7 +40,8 @@ class PackedLinear(nn.Module):
         if kernels is None:
             raise RuntimeError("native CPU kernels are not available")
         bias = None if linear.bias is None else linear.bias.detach().contiguous()
-        return cls(kernels, kernels.pack_weight(linear.weight), bias, linear.out_features)
+        packed = kernels.pack_weight(narrowed(linear.weight, kernels))
+        return cls(kernels, packed, bias, linear.out_features)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x @ weight.T + bias."""
@@ -87,7 +94,7 @@ def pack_model(
         key = id(layer.weight)
         packed = shared.get(key)
         if packed is None:
-            packed = kernels.pack_weight(output_rows(layer))
+            packed = kernels.pack_weight(narrowed(output_rows(layer), kernels))
             packed_bytes += packed.nbytes
             extra_bytes += packed.nbytes - (0 if key in kept else layer.weight.nbytes)
         if uses[key] > 1:
@@ -97,6 +104,31 @@ def pack_model(
         setattr(parent, name, replacement.train(layer.training))
         del layer  # the last reference to an untied weight
     return PackReport(len(layers), packed_bytes, extra_bytes)
+
+
+def narrowed(weight: Tensor, kernels: CpuKernels) -> Tensor:
+    """The weight in 16 bits if they hold each of its values exactly, otherwise as it is.
+
+    That is so for most checkpoints: they were saved in bfloat16 or float16. Results stay the same,
+    and half the bytes are read.
+    """
+    weight = weight.detach()
+    formats = (torch.bfloat16, torch.float16) if kernels.has_float16 else (torch.bfloat16,)
+    for dtype in formats:
+        if all(_holds(dtype, rows) for rows in _parts(weight)):
+            return weight.to(dtype)
+    return weight
+
+
+def _parts(weight: Tensor) -> Iterator[Tensor]:
+    """Some rows of a weight at a time."""
+    for first in range(0, len(weight), _ROWS_AT_ONCE):
+        yield weight[first : first + _ROWS_AT_ONCE]
+
+
+def _holds(dtype: torch.dtype, weight: Tensor) -> bool:
+    """Whether each value of a weight is one of the format."""
+    return torch.equal(weight.to(dtype).float(), weight)
 
 
 def is_linear(module: nn.Module) -> bool:

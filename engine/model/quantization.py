@@ -1,7 +1,7 @@
 """Chooses the quantisation for a name, checks that it is available, and applies it to a model.
 
-Some names quantise any checkpoint after loading; the layers are in `quantized_linear.py` and
-`kernels/int8.py`. The others say how a checkpoint is quantised already; transformers loads those.
+Some names quantise any checkpoint after loading; the layers are in `quantized_linear.py`,
+`kernels/int8.py` and `kernels/int4.py`. The others say how a checkpoint is quantised already; transformers loads those.
 For the reasons see docs/decisions/2026-11-23-quantised-weights.md.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
 from ..kernels import cpu as cpu_kernels
+from ..kernels.int4 import PackedInt4Linear
 from ..kernels.int8 import MAX_IN_FEATURES, PackedInt8Linear
 from ..kernels.packed_linear import is_linear, output_rows
 from ..protocol.config import EngineConfig
@@ -59,13 +60,18 @@ class Scheme:
         name: int8, int4 or fp8.
         make: makes the quantised layer that replaces a layer.
         fits: whether a weight [N, K] can be multiplied in this format.
-        has_output: whether the output layer is quantised as well. Embeddings never are.
+        output: the scheme of the output layer; None to leave it. Embeddings are always left.
     """
 
     name: str
     make: Callable[[nn.Module], nn.Module]
     fits: Callable[[Tensor], bool]
-    has_output: bool = False
+    output: Scheme | None = None
+
+    def of_layer(self, layer: nn.Module, *, is_output: bool) -> Scheme | None:
+        """The scheme for a layer, if it is quantised."""
+        scheme = self.output if is_output else self
+        return scheme if scheme and is_linear(layer) and scheme.fits(output_rows(layer)) else None
 
 
 def choose(
@@ -120,16 +126,17 @@ def apply(model: PreTrainedModel, scheme: Scheme, left: Collection[nn.Module] = 
     output = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     output = getattr(output, "local", output)  # this rank's part of one that is divided
     chosen = [
-        layer
+        (layer, found)
         for layer in layers
-        if layer not in left and _is_quantized(layer, scheme, is_output=layer is output)
+        if layer not in left
+        and (found := scheme.of_layer(layer, is_output=layer is output)) is not None
     ]
     if not chosen:
         raise ValueError(f"{type(model).__name__} has no layer that fits {scheme.name}")
-    num_weights = sum(output_rows(layer).numel() for layer in chosen)
+    num_weights = sum(output_rows(layer).numel() for layer, _ in chosen)
     while chosen:
-        layer = chosen.pop()
-        replacement = scheme.make(layer).train(layer.training)
+        layer, found = chosen.pop()
+        replacement = found.make(layer).train(layer.training)
         for parent, name in layers.pop(layer):
             setattr(parent, name, replacement)
     num_others = sum(parameter.numel() for parameter in model.parameters())
@@ -142,18 +149,11 @@ def apply(model: PreTrainedModel, scheme: Scheme, left: Collection[nn.Module] = 
     return num_weights / (num_weights + num_others)
 
 
-def _is_quantized(layer: nn.Module, scheme: Scheme, *, is_output: bool) -> bool:
-    """Whether a scheme replaces a layer."""
-    if not is_linear(layer) or (is_output and not scheme.has_output):
-        return False
-    return scheme.fits(output_rows(layer))
-
-
 def _scheme(name: str, config: EngineConfig, device: torch.device, dtype: torch.dtype) -> Scheme:
     if name == "int8":
         return _int8(config, device, dtype)
     if name == "int4":
-        return Scheme("int4", Int4Linear.from_linear, Int4Linear.fits)
+        return _int4(config, device, dtype)
     if not multiplies_fp8(device):
         raise ValueError(
             "quantize=fp8 needs a GPU that multiplies it (Ada, Hopper or later); use int8"
@@ -163,10 +163,10 @@ def _scheme(name: str, config: EngineConfig, device: torch.device, dtype: torch.
 
 def _int8(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> Scheme:
     """The layer in compiled C where it runs, otherwise torch's; both give the same integers."""
-    native = config.enable_native_kernels and device.type == "cpu" and dtype is torch.float32
-    kernels = cpu_kernels.load() if native else None
+    kernels = _kernels(config, device, dtype)
     if kernels is None:
-        return Scheme("int8", Int8Linear.from_linear, Int8Linear.fits, has_output=True)
+        plain = Scheme("int8", Int8Linear.from_linear, Int8Linear.fits)
+        return replace(plain, output=plain)
 
     def make(layer: nn.Module) -> nn.Module:
         return PackedInt8Linear.from_linear(layer, kernels)
@@ -174,7 +174,28 @@ def _int8(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> Sch
     def fits(weight: Tensor) -> bool:
         return weight.shape[1] <= MAX_IN_FEATURES
 
-    return Scheme("int8", make, fits, has_output=True)
+    native = Scheme("int8", make, fits)
+    return replace(native, output=native)
+
+
+def _int4(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> Scheme:
+    """The layer in compiled C where it runs, whose output layer has 8 bits; otherwise torch's."""
+    kernels = _kernels(config, device, dtype)
+    if kernels is None:
+        return Scheme("int4", Int4Linear.from_linear, Int4Linear.fits)
+
+    def make(layer: nn.Module) -> nn.Module:
+        return PackedInt4Linear.from_linear(layer, kernels)
+
+    return Scheme("int4", make, PackedInt4Linear.fits, output=_int8(config, device, dtype).output)
+
+
+def _kernels(
+    config: EngineConfig, device: torch.device, dtype: torch.dtype
+) -> cpu_kernels.CpuKernels | None:
+    """The compiled kernels, where a model's layers can use them."""
+    native = config.enable_native_kernels and device.type == "cpu" and dtype is torch.float32
+    return cpu_kernels.load() if native else None
 
 
 def _method(described: dict[str, Any]) -> str:

@@ -1,8 +1,8 @@
 """Linear layers over quantised weights whose matrix products torch has, on CPU and GPU.
 
 They know how weights and activations are rounded, not which layers of a model they replace. All
-three are tested on the CPU; none has been run on a GPU yet. `kernels/int8.py` has a layer that is
-faster than `Int8Linear` on the CPU. On a GPU with Triton, rounding the input of an 8-bit product
+three are tested on the CPU; none has been run on a GPU yet. `kernels/int8.py` and
+`kernels/int4.py` have layers that are faster than `Int8Linear` and `Int4Linear` on the CPU. On a GPU with Triton, rounding the input of an 8-bit product
 and scaling its sums is one kernel each instead of torch's many; results are the same.
 """
 
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels import has_triton
+from ..kernels.int4 import GROUP_SIZE, group_weight
 from ..kernels.int8 import MAX_IN_FEATURES, quantize_rows
 from ..kernels.packed_linear import output_rows
 
@@ -24,11 +25,6 @@ _FLOAT8 = torch.float8_e4m3fn
 _MAX_FLOAT8 = torch.finfo(_FLOAT8).max
 _LEAST = 1e-30  # magnitudes below count as zeros
 _INT8_ROWS = 32  # torch._int_mm needs more than 16 on a GPU
-_GROUP_SIZE = 64  # weights that share a scale and an offset: 4.5 bits per weight in total
-_EVEN_GROUP_SIZE = 32  # of formats that have 4 bits already: GGUF's Q4_0, Q4_1 and Q4_K
-_EVEN_TOLERANCE = 0.1  # of a level; bfloat16 rounds the eighth to 0.03
-_TRIED_ROWS = 8  # of a weight, before all of it is looked at
-_MAX_INT4 = 15
 _INNER_K_TILES = 8  # of the GPU's weight layout; K has to be a multiple of 16 times this
 
 
@@ -95,10 +91,7 @@ class Int8Linear(QuantizedLinear):
 
 
 class Int4Linear(QuantizedLinear):
-    """Weight-only, 4 bits: 16 evenly spaced values between the extremes of every 64 weights.
-
-    A weight that consists of groups of 32 with such values keeps them, but for the rounding of
-    scales to bfloat16: that is how dequantised weights of four bits look.
+    """Weight-only, 4 bits, in the groups of `kernels/int4.py`.
 
     Products are in bfloat16, whatever the model's dtype: on a GPU torch has no others, on the CPU
     those of float32 are a hundred times slower.
@@ -108,17 +101,18 @@ class Int4Linear(QuantizedLinear):
         """Quantise a layer."""
         super().__init__(linear)
         weight = output_rows(linear).detach()
-        even = _even_groups(weight)
-        self.group_size = _GROUP_SIZE if even is None else _EVEN_GROUP_SIZE
-        levels, scales = _quantize_groups(weight) if even is None else even
-        self.levels = nn.Buffer(_pack_int4(levels), persistent=False)
-        self.scales = nn.Buffer(scales.bfloat16(), persistent=False)
+        groups = group_weight(weight)
+        self.group_size = self.in_features // groups.scales.shape[1]
+        # torch reads a weight as (level - 8) * scale + offset; [K / group, N, 2] of them
+        pairs = torch.stack([groups.scales, groups.least + 8 * groups.scales], dim=-1)
+        self.levels = nn.Buffer(_pack_int4(groups.levels), persistent=False)
+        self.scales = nn.Buffer(pairs.transpose(0, 1).contiguous().bfloat16(), persistent=False)
 
     @staticmethod
     def fits(weight: Tensor) -> bool:
         """Whether torch multiplies a weight of this shape, on the device it is on."""
         out_features, in_features = weight.shape
-        depth = 16 * _INNER_K_TILES if weight.is_cuda else _GROUP_SIZE
+        depth = 16 * _INNER_K_TILES if weight.is_cuda else GROUP_SIZE
         return out_features % 16 == 0 and in_features % depth == 0
 
     def _multiply(self, rows: Tensor) -> Tensor:
@@ -204,39 +198,6 @@ def _scaled(
 def _finish(y: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     y = y.to(dtype)
     return y if bias is None else y + bias
-
-
-def _quantize_groups(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Levels 0 … 15 as int32 [N, K], and scales with offsets [K / group, N, 2].
-
-    torch reads a weight as (level - 8) * scale + offset.
-    """
-    groups = weight.float().reshape(len(weight), -1, _GROUP_SIZE)
-    low, high = groups.aminmax(dim=-1, keepdim=True)
-    return _levels(groups, low, ((high - low) / _MAX_INT4).clamp(min=_LEAST))
-
-
-def _even_groups(weight: Tensor) -> tuple[Tensor, Tensor] | None:
-    """The same of groups of 32, if each has no other than 16 evenly spaced values."""
-    if len(weight) > _TRIED_ROWS and _even_groups(weight[:_TRIED_ROWS]) is None:
-        return None
-    groups = weight.float().reshape(len(weight), -1, _EVEN_GROUP_SIZE)
-    low, high = groups.aminmax(dim=-1, keepdim=True)
-    scales = torch.zeros_like(low)
-    for count in range(_MAX_INT4, 0, -1):  # steps between the extremes
-        tried = ((high - low) / count).clamp(min=_LEAST)
-        steps = (groups - low) / tried
-        fits = ((steps - steps.round()).abs() < _EVEN_TOLERANCE).all(dim=-1, keepdim=True)
-        scales = torch.where(fits & (scales == 0), tried, scales)
-        if bool((scales > 0).all()):
-            return _levels(groups, low, scales)
-    return None
-
-
-def _levels(groups: Tensor, low: Tensor, scales: Tensor) -> tuple[Tensor, Tensor]:
-    levels = ((groups - low) / scales).round().clamp(0, _MAX_INT4).int()
-    pairs = torch.cat([scales, low + 8 * scales], dim=-1)  # [N, K / group, 2]
-    return levels.flatten(1), pairs.transpose(0, 1).contiguous()
 
 
 def _pack_int4(levels: Tensor) -> Tensor:

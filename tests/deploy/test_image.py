@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from engine.kernels.levels import usable_levels
+from engine.kernels.levels import LEVELS, usable_levels
 from service.cli import _make_parser
 from tests.deploy.dockerfile import stages
 from tests.deploy.image import Image
@@ -92,7 +92,7 @@ def test_it_serves_as_a_user_who_can_write_nothing_but_the_cache(
 def test_there_is_a_library_for_each_level_of_processors(image: Image) -> None:
     folder = image.site_packages / "tokenwire" / "engine" / "kernels" / "prebuilt"
     levels = {path.name.split("-")[1] for path in folder.iterdir()}
-    assert levels == {"avx2", "avx512", "avx512vnni"}
+    assert levels == {level.name for level in LEVELS}
 
 
 @needs_compiler

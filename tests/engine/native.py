@@ -10,9 +10,14 @@ import torch
 from engine.kernels import build
 from engine.kernels.cpu import CpuKernels
 
-# By what the compiler must not use: without VNNI int8 products are in fp32, without AVX-512 vectors
-# are narrower.
-TARGETS = {"whole": (), "no vnni": ("-mno-avx512vnni",), "no avx-512": ("-mno-avx512f",)}
+# By what the compiler must not use: without VNNI products of 8 bits take several instructions,
+# without AVX-512 vectors are narrower.
+TARGETS = {
+    "whole": (),
+    "no vnni": ("-mno-avx512vnni",),
+    "no avx-512": ("-mno-avx512f",),
+    "avx2 alone": ("-mno-avx512f", "-mno-avxvnni"),
+}
 
 
 def _compiler_exists() -> bool:

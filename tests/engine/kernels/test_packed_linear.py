@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from engine.kernels.cpu import CpuKernels
 from engine.kernels.packed_linear import PackedLinear, pack_model
 from tests.engine.kernels.linear_checks import check_linear
-from tests.engine.native import needs_compiler
+from tests.engine.native import TARGETS, kernels_for, needs_compiler
 
 relaxed = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -58,6 +59,52 @@ def test_packed_linear_takes_any_leading_shape_and_more_rows_than_one_pass(
         torch.testing.assert_close(packed(x), linear(x), atol=1e-5, rtol=1e-5)
     transposed = torch.randn(40, 7).T
     torch.testing.assert_close(packed(transposed), linear(transposed), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@settings(relaxed, max_examples=20)
+@given(
+    dtype=st.sampled_from([torch.bfloat16, torch.float16]),
+    spread=st.sampled_from([1e-6, 1.0, 1e3]),
+    **linear_cases,
+)
+def test_weights_of_16_bits_give_the_results_of_fp32(
+    target: str,
+    dtype: torch.dtype,
+    spread: float,
+    rows: int,
+    in_features: int,
+    out_features: int,
+    has_bias: bool,
+    seed: int,
+) -> None:
+    torch.manual_seed(seed)
+    kernels = kernels_for(target)
+    linear = nn.Linear(in_features, out_features, bias=has_bias)
+    linear.weight.data = (linear.weight.data * spread).to(dtype).float()
+    linear.weight.data[0, 0] = 1 + 2**-7 if dtype == torch.bfloat16 else 1 + 2**-10
+    packed = PackedLinear.from_linear(linear, kernels)
+    assert packed.packed.dtype == dtype
+    bias = None if linear.bias is None else linear.bias.detach()
+    x = torch.randn(rows, in_features)
+    wide = kernels.linear(x, kernels.pack_weight(linear.weight), bias, out_features)
+    assert torch.equal(packed(x), wide)
+    row = seed % rows
+    assert torch.equal(packed(x[row : row + 1]), wide[row : row + 1])
+
+
+@needs_compiler
+def test_weights_that_16_bits_do_not_hold_stay_fp32(kernels: CpuKernels) -> None:
+    linear = nn.Linear(40, 200)
+    linear.weight.data = linear.weight.data.bfloat16().float()
+    linear.weight.data[199, 39] = 1 + 2**-12
+    assert PackedLinear.from_linear(linear, kernels).packed.dtype == torch.float32
+    linear.weight.data[199, 39] = 1e30  # of bfloat16 nearly, of float16 not at all
+    assert PackedLinear.from_linear(linear, kernels).packed.dtype == torch.float32
+    linear.weight.data[199, 39] = 2.0**100
+    assert PackedLinear.from_linear(linear, kernels).packed.dtype == torch.bfloat16
+    with pytest.raises(ValueError, match="can be packed"):
+        kernels.pack_weight(linear.weight.double())
 
 
 class _TiedModel(nn.Module):

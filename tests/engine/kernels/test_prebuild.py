@@ -51,7 +51,7 @@ def test_every_level_of_this_processor_computes_the_same(prebuilt: Path) -> None
 def test_the_best_level_of_the_processor_is_used(
     prebuilt: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for usable in (list(LEVELS), list(LEVELS[1:]), list(LEVELS[2:])):
+    for usable in (list(LEVELS[first:]) for first in range(len(LEVELS))):
         monkeypatch.setattr(build, "usable_levels", lambda usable=usable: usable)
         found = build.find_prebuilt()
         assert found is not None
@@ -80,11 +80,13 @@ def test_libraries_of_another_source_are_not_used(
 def test_a_level_is_usable_where_all_of_its_instructions_are(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    best, second, _ = LEVELS
+    best, second, third, last = LEVELS
     listed = {
-        tuple(LEVELS): best.flags,
-        tuple(LEVELS[1:]): best.flags - {"avx512_vnni"},
-        tuple(LEVELS[2:]): second.flags - {"avx512vl"},
+        tuple(LEVELS): best.flags | third.flags,
+        (best, second, last): best.flags,
+        (second, last): best.flags - {"avx512_vnni"},
+        (third, last): third.flags | (second.flags - {"avx512vl"}),
+        (last,): second.flags - {"avx512vl"},
         (): second.flags - {"fma"},
     }
     monkeypatch.setattr(levels, "_CPUINFO", tmp_path / "cpuinfo")

@@ -17,6 +17,7 @@ from transformers import GPT2Config, MixtralConfig
 from transformers.pytorch_utils import Conv1D
 
 from engine.build import build_engine
+from engine.kernels.int4 import PackedInt4Linear
 from engine.kernels.int8 import PackedInt8Linear
 from engine.model import quantization
 from engine.model.loaded import LoadedModel
@@ -212,7 +213,8 @@ class TestModels:
             assert relative_error(model(ids).logits, expected) < 0.05
         assert not {type(module) for module in model.modules()} & {nn.Linear, Conv1D}
 
-    def test_int4_leaves_the_output_layer_and_what_does_not_fit(self) -> None:
+    def test_int4_leaves_what_does_not_fit_and_gives_the_output_layer_8_bits(self) -> None:
+        kernels_for("whole")
         loaded = self.loaded("llama", choose("int4"))  # down_proj has 96 inputs: no whole groups
         note = quantize_model(loaded)
         assert note is not None
@@ -220,8 +222,15 @@ class TestModels:
             r"\d+% of the weights are quantised to int4, \d+% stay torch\.float32", note
         )
         model: Any = loaded.model
-        assert type(model.lm_head) is nn.Linear
+        assert type(model.lm_head) is PackedInt8Linear
         assert type(model.model.layers[0].mlp.down_proj) is nn.Linear
+        assert type(model.model.layers[0].mlp.up_proj) is PackedInt4Linear
+
+    def test_int4_of_torch_leaves_the_output_layer(self) -> None:
+        loaded = self.loaded("llama", choose("int4", enable_native_kernels=False))
+        quantize_model(loaded)
+        model: Any = loaded.model
+        assert type(model.lm_head) is nn.Linear
         assert type(model.model.layers[0].mlp.up_proj) is Int4Linear
 
     def test_without_a_scheme_stay_as_they_are(self) -> None:
@@ -256,7 +265,8 @@ class TestModels:
                 result: Tensor = self.layer(x) * factor
                 return result
 
-        scheme = Scheme("int8", Spoilt, lambda weight: True, has_output=True)
+        plain = Scheme("int8", Spoilt, lambda weight: True)
+        scheme = replace(plain, output=plain)
         with pytest.raises(ModelLoadError, match="quantize=int8 spoils this model"):
             quantize_model(self.loaded("llama", scheme))
 

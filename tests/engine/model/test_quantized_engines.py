@@ -9,11 +9,11 @@ from transformers import AutoTokenizer
 
 from engine.build import build_engine
 from engine.engine import Engine
+from engine.kernels.int4 import PackedInt4Linear
 from engine.kernels.int8 import PackedInt8Linear
 from engine.kernels.packed_linear import PackedLinear
 from engine.model.loading import load_model
 from engine.model.passes import quantize_model
-from engine.model.quantized_linear import Int4Linear
 from engine.protocol.request import Request, SamplingParams
 from tests.engine.fakes import run, token_ids
 from tests.engine.model.quantized import config
@@ -91,5 +91,5 @@ class TestEngines:
             quantize_model(loaded)
             kinds[quantize] = {type(module) for module in loaded.model.modules()}
         assert PackedInt8Linear in kinds["int8"]
-        assert Int4Linear in kinds["int4"]
+        assert PackedInt4Linear in kinds["int4"]
         assert PackedLinear not in kinds["int8"]

@@ -19,6 +19,7 @@ from engine.batch import ModelInput, TableWidths, blank, copy_rows
 from engine.engine import Engine
 from engine.executor import Forward
 from engine.kernels import cpu as cpu_kernels
+from engine.kernels.int4 import PackedInt4Linear
 from engine.kernels.int8 import PackedInt8Linear
 from engine.kernels.packed_linear import pack_model
 from engine.model.loaded import LoadedModel
@@ -204,11 +205,14 @@ def test_too_many_shapes_are_rarely_recorded(
 
 def scheme(name: str) -> Scheme:
     if name == "int4":
+        return Scheme(name, PackedInt4Linear.from_linear, PackedInt4Linear.fits)
+    if name == "int4 of torch":
         return Scheme(name, Int4Linear.from_linear, Int4Linear.fits)
-    return Scheme(name, PackedInt8Linear.from_linear, lambda weight: True, has_output=True)
+    plain = Scheme(name, PackedInt8Linear.from_linear, lambda weight: True)
+    return replace(plain, output=plain)
 
 
-@pytest.mark.parametrize("name", ["int8", "int4"])
+@pytest.mark.parametrize("name", ["int8", "int4", "int4 of torch"])
 def test_quantised_layers_are_replayed_too(kernels: cpu_kernels.CpuKernels, name: str) -> None:
     loaded = make_model(kernels)
     apply(loaded.model, scheme(name))
