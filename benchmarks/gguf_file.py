@@ -20,7 +20,7 @@ from torch import Tensor
 _ALIGNMENT = 32
 _UINT32, _INT32, _FLOAT32, _BOOL, _STRING, _ARRAY = 4, 5, 6, 7, 8, 9
 _SCALARS = {_UINT32: "<I", _INT32: "<i", _FLOAT32: "<f", _BOOL: "<?"}
-_NORMAL_TOKEN, _UNKNOWN_TOKEN = 1, 2
+_NORMAL_TOKEN, _UNKNOWN_TOKEN, _CONTROL_TOKEN = 1, 2, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ def _encoded(
 def _metadata(config: Any, form: Format) -> dict[str, tuple[int, Any]]:
     """The keys that llama.cpp needs for a Llama: (type, value) of each."""
     words = [f"w{index}" for index in range(config.vocab_size)]
-    kinds = [_UNKNOWN_TOKEN] + [_NORMAL_TOKEN] * (len(words) - 1)
+    kinds = [_UNKNOWN_TOKEN, _CONTROL_TOKEN] + [_NORMAL_TOKEN] * (len(words) - 2)
     return {
         "general.architecture": (_STRING, "llama"),
         "general.name": (_STRING, "random"),

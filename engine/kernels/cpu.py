@@ -582,9 +582,9 @@ class Int8Weight(NamedTuple):
 class Int4Weight(NamedTuple):
     """An int4 weight [N, K] and a bias, laid out for `int4_linear`.
 
-    N is rounded up to whole panels everywhere. `packed` is uint8 [panels, K / 8, width, 4]; `groups`
-    is int32 [panels, K / group, width], the bits of a bfloat16 scale and, above them, of a bfloat16
-    least value; `bias` is fp32 [panels * width].
+    N is rounded up to whole panels everywhere. `packed` is uint8 [panels, K / 8, width, 4];
+    `groups` is int32 [panels, K / group, width], the bits of a bfloat16 scale and, above them, of a
+    bfloat16 least value; `bias` is fp32 [panels * width].
     """
 
     packed: Tensor

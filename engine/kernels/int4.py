@@ -22,7 +22,7 @@ _LEAST_SCALE = 1e-30
 
 
 class Groups(NamedTuple):
-    """A weight [N, K] as levels 0 … 15, int32 [N, K], of which each group has a scale and an offset.
+    """A weight [N, K] as levels 0 … 15, int32 [N, K], in groups along K.
 
     `scales` and `least` are fp32 [N, K / group]; a weight is about level * scale + least.
     """

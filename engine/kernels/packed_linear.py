@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from .cpu import CpuKernels, load
 
-
 _ROWS_AT_ONCE = 64  # of a weight that are looked at before the next: most that do not fit show it
 
 

@@ -1,9 +1,10 @@
 """Linear layers over quantised weights whose matrix products torch has, on CPU and GPU.
 
 They know how weights and activations are rounded, not which layers of a model they replace. All
-three are tested on the CPU; none has been run on a GPU yet. `kernels/int8.py` and
-`kernels/int4.py` have layers that are faster than `Int8Linear` and `Int4Linear` on the CPU. On a GPU with Triton, rounding the input of an 8-bit product
-and scaling its sums is one kernel each instead of torch's many; results are the same.
+three are tested on the CPU; none has been run on a GPU yet. `kernels/int8.py` and `kernels/int4.py`
+have layers that are faster than `Int8Linear` and `Int4Linear` on the CPU. On a GPU with Triton,
+rounding the input of an 8-bit product and scaling its sums is one kernel each instead of torch's
+many; results are the same.
 """
 
 from __future__ import annotations

@@ -121,6 +121,15 @@ def test_quantised_weights_are_measured_at_every_batch() -> None:
     assert all(set(found) == {"1", "8", "32"} for found in rates.values())
 
 
+@on_demand
+def test_formats_are_measured_without_peers() -> None:
+    result = last_line("benchmarks.formats", "--repeat=1", "--without", "OpenVINO", "llama.cpp")
+    assert set(result["formats"]) == {"float32", "16-bit", "int8", "int4"}
+    for found in result["formats"].values():
+        assert set(found["tokens_per_second"]) == set(found["first_s"]) == {"ours"}
+        assert set(found["tokens_per_second"]["ours"]) == {"1", "8", "32"}
+
+
 def test_every_kind_of_sampling_is_measured() -> None:
     figures = last_line("benchmarks.sampling", "--repeat", "1")["figures"]
     assert len(figures) == 2 * len({figure["kind"] for figure in figures}) == 18

@@ -1,4 +1,4 @@
-"""Int4 linear layers on the CPU, compared with sums in double precision, for all instruction sets."""
+"""Int4 linear layers on the CPU, compared with double precision, for all instruction sets."""
 
 from __future__ import annotations
 
