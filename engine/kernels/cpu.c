@@ -406,7 +406,7 @@ EXPORT int tw_rotate_write_kv(const float *key, const float *value, int64_t key_
  * bfloat16 the columns n and n + W of a panel are the halves of a lane; in float16 they are in order.
  */
 
-enum { IN_FLOAT32, IN_BFLOAT16, IN_FLOAT16 };
+typedef enum { IN_FLOAT32, IN_BFLOAT16, IN_FLOAT16 } Format;
 
 EXPORT int tw_panel_width(void) { return NR; }
 EXPORT int tw_vector_width(void) { return W; }
@@ -419,14 +419,33 @@ EXPORT int tw_has_float16(void) {
 #endif
 }
 
-INLINE int64_t weight_bytes(int format) { return format == IN_FLOAT32 ? 4 : 2; }
+INLINE int64_t weight_bytes(Format format) { return format == IN_FLOAT32 ? 4 : 2; }
+
+typedef uint16_t vh __attribute__((vector_size(W * 2), aligned(2), may_alias));
+
+/* W numbers of a matrix, from its i-th on, as fp32; all formats convert exactly. */
+INLINE vf load_wide(const Format format, const char *matrix, int64_t i) {
+    if (format == IN_FLOAT32) return load((const float *)matrix + i);
+    const char *at = matrix + i * 2;
+#if defined(__AVX512F__)
+    if (format == IN_FLOAT16) return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)at));
+#elif defined(__F16C__) && W == 8
+    if (format == IN_FLOAT16) return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)at));
+#elif defined(__aarch64__)
+    if (format == IN_FLOAT16) return (vf)vcvt_f32_f16(vld1_f16((const float16_t *)at));
+#endif
+    vi bits = __builtin_convertvector(*(const vh *)at, vi);
+    if (format == IN_BFLOAT16) return (vf)(bits << 16);
+    vf magnitude = (vf)((bits & 0x7fff) << 13) * 0x1p112f; /* the exponent's other bias */
+    return (vf)((vi)magnitude | ((bits & 0x8000) << 16));
+}
 
 /* Where column j of a panel is, in elements. */
-INLINE int64_t column_place(int format, int64_t j) {
+INLINE int64_t column_place(Format format, int64_t j) {
     return format == IN_BFLOAT16 ? j % W * 2 + j / W : j;
 }
 
-INLINE void pack_panel(const int format, const char *weight, int64_t row_stride, int64_t k,
+INLINE void pack_panel(const Format format, const char *weight, int64_t row_stride, int64_t k,
                        int64_t columns, char *panel) {
     const int64_t size = weight_bytes(format);
     for (int64_t i = 0; i < k; i++, panel += NR * size)
@@ -487,32 +506,17 @@ INLINE void fetch_ahead(const void *weights, const int vectors) {
 }
 
 /* Reads the NR weights of one k as fp32. */
-INLINE void read_step(const int format, const char *step, vf b[NV]) {
+INLINE void read_step(const Format format, const char *step, vf b[NV]) {
     if (format == IN_BFLOAT16) {
         vi pairs = *(const vi *)step;
         b[0] = (vf)(pairs << 16);
         b[1] = (vf)(pairs & (int32_t)0xffff0000);
         return;
     }
-    UNROLL for (int v = 0; v < NV; v++) {
-#if defined(__AVX512F__)
-        if (format == IN_FLOAT16)
-            b[v] = (vf)_mm512_cvtph_ps(_mm256_load_si256((const __m256i *)(step + v * W * 2)));
-        else
-#elif defined(__F16C__) && W == 8
-        if (format == IN_FLOAT16)
-            b[v] = (vf)_mm256_cvtph_ps(_mm_load_si128((const __m128i *)(step + v * W * 2)));
-        else
-#elif defined(__aarch64__)
-        if (format == IN_FLOAT16)
-            b[v] = (vf)vcvt_f32_f16(vld1_f16((const float16_t *)(step + v * W * 2)));
-        else
-#endif
-            b[v] = *(const vf *)(step + v * W * 4);
-    }
+    UNROLL for (int v = 0; v < NV; v++) b[v] = load_wide(format, step, v * W);
 }
 
-INLINE void linear_tile(const int rows, const int format, const float *x, int64_t depth,
+INLINE void linear_tile(const int rows, const Format format, const float *x, int64_t depth,
                         const char *panel, Output out) {
     const int64_t step = NR * weight_bytes(format);
     vf acc[MR][NV];
@@ -546,7 +550,7 @@ INLINE void linear_tile(const int rows, const int format, const float *x, int64_
     ROW_CASE(5, call(5)) ROW_CASE(6, call(6))
 #endif
 
-static void linear_rows(int format, int rows, const float *x, int64_t depth, const char *panel,
+static void linear_rows(Format format, int rows, const float *x, int64_t depth, const char *panel,
                         Output out) {
 #define CALL(n) linear_tile(n, IN_FLOAT32, x, depth, panel, out)
 #define CALL_BFLOAT16(n) linear_tile(n, IN_BFLOAT16, x, depth, panel, out)
@@ -563,7 +567,7 @@ static void linear_rows(int format, int rows, const float *x, int64_t depth, con
 }
 
 /* All rows of one panel and one K block; rows are divided evenly among as few tiles as possible. */
-static void linear_block(int format, int64_t rows, const float *x, int64_t depth,
+static void linear_block(Format format, int64_t rows, const float *x, int64_t depth,
                          const char *panel, Output out) {
     int64_t tiles = ceil_div(rows, MR);
     for (int64_t t = 0; t < tiles; t++) {
@@ -578,7 +582,7 @@ typedef struct {
     const char *packed;
     const float *bias;
     int64_t n, k;
-    int format;
+    Format format;
 } Linear;
 
 /* One K block of one panel; x holds that K block of all rows. */
@@ -1050,9 +1054,6 @@ EXPORT int tw_int4_linear(const float *x, const uint8_t *packed, const int32_t *
 #define UP_SUMS 1
 #endif
 
-/* How matrices are stored. The halves are widened while they are read, which is exact. */
-typedef enum { FLOATS, BFLOATS, HALVES } Format;
-
 typedef struct {
     const char *down, *up;
     int64_t rank; /* 0 where the adapter does not change the part */
@@ -1078,25 +1079,6 @@ INLINE Update update_of(const Updates *u, int64_t part, int64_t slot) {
     return u->updates[part * u->num_slots + slot];
 }
 
-typedef uint16_t halves __attribute__((vector_size(W * 2), aligned(2), may_alias));
-
-/* W numbers of a matrix, from its i-th on. */
-INLINE vf load_wide(const Format format, const char *matrix, int64_t i) {
-    if (format == FLOATS) return load((const float *)matrix + i);
-    const char *at = matrix + i * 2;
-#if defined(__AVX512F__)
-    if (format == HALVES) return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)at));
-#elif defined(__F16C__) && W == 8
-    if (format == HALVES) return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)at));
-#endif
-    vi bits = __builtin_convertvector(*(const halves *)at, vi);
-    if (format == BFLOATS) return (vf)(bits << 16);
-    vf magnitude = (vf)((bits & 0x7fff) << 13) * 0x1p112f; /* the exponent's other bias */
-    return (vf)((vi)magnitude | ((bits & 0x8000) << 16));
-}
-
-INLINE int64_t bytes_of(const Format format) { return format == FLOATS ? 4 : 2; }
-
 /* inner[rows]: x times a panel of `down`. */
 INLINE void times_down(const int rows, const Format format, const float *const *x, int64_t k,
                        const char *panel, float *inner, int64_t stride) {
@@ -1107,7 +1089,7 @@ INLINE void times_down(const int rows, const Format format, const float *const *
     for (; i + DOWN_SUMS <= k; i += DOWN_SUMS)
         UNROLL for (int s = 0; s < DOWN_SUMS; s++) {
             vf b = load_wide(format, panel, (i + s) * W);
-            __builtin_prefetch(panel + (i + s) * W * bytes_of(format) + AHEAD, 0, 2);
+            __builtin_prefetch(panel + (i + s) * W * weight_bytes(format) + AHEAD, 0, 2);
             UNROLL for (int r = 0; r < rows; r++)
                 sums[r][s] = madd(splat(x[r][i + s]), b, sums[r][s]);
         }
@@ -1134,7 +1116,7 @@ INLINE void times_up(const int rows, const Format format, const float *inner, in
             vf b[NV];
             UNROLL for (int v = 0; v < NV; v++) {
                 b[v] = load_wide(format, panel, (q + s) * NR + v * W);
-                int64_t read = ((q + s) * NR + v * W) * bytes_of(format);
+                int64_t read = ((q + s) * NR + v * W) * weight_bytes(format);
                 __builtin_prefetch(panel + read + AHEAD, 0, 2);
             }
             UNROLL for (int r = 0; r < rows; r++) {
@@ -1171,7 +1153,7 @@ INLINE void update_part(const int rows, const Format format, const Update *updat
                         int64_t k, float *inner) {
     const float *from[UPDATE_ROWS];
     float *to[UPDATE_ROWS];
-    int64_t rank = update->rank, stride = ceil_div(rank, W) * W, bytes = bytes_of(format);
+    int64_t rank = update->rank, stride = ceil_div(rank, W) * W, bytes = weight_bytes(format);
     for (int r = 0; r < rows; r++) from[r] = x + order[r] * k;
     for (int64_t q = 0; q < rank; q += W)
         times_down(rows, format, from, k, update->down + q * k * bytes, inner + q, stride);
@@ -1193,9 +1175,9 @@ static void update_rows(const Update *update, Part place, int64_t rows, const in
     } \
     break
     switch (update->format) {
-        case FLOATS: CASES(FLOATS);
-        case BFLOATS: CASES(BFLOATS);
-        case HALVES: CASES(HALVES);
+        case IN_FLOAT32: CASES(IN_FLOAT32);
+        case IN_BFLOAT16: CASES(IN_BFLOAT16);
+        case IN_FLOAT16: CASES(IN_FLOAT16);
     }
 #undef CASES
 #undef CALL

@@ -20,7 +20,7 @@ from .kernel import FLOAT, INT, POINTER, SIZE, Call, Kernel, Program, Types
 # Of cos and sin: their addresses, the stride of their rows, and how many elements of a head rotate.
 _Rotation = tuple[int | None, int | None, int, int]
 _NO_ROTATION: _Rotation = (None, None, 0, 0)
-_FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # of weights, as in cpu.c
+_FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # of weights and updates
 _ARENA_BYTES = 64 * 2**20  # allocated at once
 _ALIGNMENT = 64  # bytes: a cache line, and the longest vector
 
@@ -55,7 +55,6 @@ _KERNELS: dict[str, Types] = {
         *(FLOAT, SIZE, SIZE, FLOAT, POINTER, INT),
     ),
 }
-_FORMATS = (torch.float32, torch.bfloat16, torch.float16)  # of updates, as in cpu.c
 _OTHERS: dict[str, tuple[type[Any] | None, Types]] = {
     "tw_has_openmp": (INT, ()),
     "tw_has_float16": (INT, ()),
@@ -625,7 +624,7 @@ class Updates:
             self._held.pop((part, slot), None)
             return
         addresses = update.down.data_ptr(), update.up.data_ptr()
-        entry = (*addresses, update.rank, _FORMATS.index(update.down.dtype))
+        entry = (*addresses, update.rank, _FORMATS[update.down.dtype])
         self._table[part, slot] = torch.tensor(entry)
         self._held[part, slot] = update  # as long as its addresses are in the table
 
@@ -638,7 +637,7 @@ class Updates:
 
 def _exact_dtype(*matrices: Tensor) -> torch.dtype:
     """The smallest format that holds every number of fp32 matrices as it is."""
-    for dtype in _FORMATS[1:]:
+    for dtype in (torch.bfloat16, torch.float16):
         if all(torch.equal(matrix.to(dtype).float(), matrix) for matrix in matrices):
             return dtype
     return torch.float32
