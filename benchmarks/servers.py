@@ -32,7 +32,7 @@ from benchmarks.local_server import free_port, http_client, process, server
 from benchmarks.report import percentile, table
 from service.bundled import demo_model
 
-_WAYS = {"fewest requests": (), "beginning": ("--prefix-affinity=beginning",)}
+_WAYS = {"fewest requests": (), "beginning": ("--server-affinity=beginning",)}
 _QUESTION_TOKENS = 20
 _NEW_TOKENS = 4
 

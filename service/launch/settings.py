@@ -293,7 +293,7 @@ class Settings:
         Path | None,
         About("a file with such addresses, IP:port, one a line; followed if it changes", ours=True),
     ] = None
-    prefix_affinity: Annotated[
+    server_affinity: Annotated[
         tuple[Affinity, ...],
         About(
             "requests alike in the first of these that they have go to the same server: session "
@@ -301,7 +301,7 @@ class Settings:
             ours=True,
         ),
     ] = ()
-    prefix_affinity_load: Annotated[
+    server_affinity_load: Annotated[
         float,
         About(
             "requests of a server by affinity, as a multiple of the average; beyond it others help",
@@ -464,10 +464,10 @@ class Settings:
             parse_addresses(self.service_addresses)
         except ValueError as error:
             raise SettingsError(f"`service_addresses`: {error}") from None
-        if len(set(self.prefix_affinity)) < len(self.prefix_affinity):
+        if len(set(self.server_affinity)) < len(self.server_affinity):
             raise SettingsError(
-                "`prefix_affinity` has something more than once. "
-                f"Given: {','.join(self.prefix_affinity)}"
+                "`server_affinity` has something more than once. "
+                f"Given: {','.join(self.server_affinity)}"
             )
 
     def _check_adapters(self) -> None:
@@ -693,7 +693,7 @@ class Settings:
     def _servers(self) -> Servers | None:
         """The servers that an Envoy of its own spreads requests over, if there are several."""
         addresses, path = parse_addresses(self.service_addresses), self.service_endpoints_file
-        affinity, max_load = self.prefix_affinity, self.prefix_affinity_load
+        affinity, max_load = self.server_affinity, self.server_affinity_load
         if path is not None:
             try:
                 addresses = read_endpoints(path)
@@ -702,7 +702,7 @@ class Settings:
         if not addresses:
             if affinity:
                 raise SettingsError(
-                    "`prefix_affinity` needs `service_addresses` or `service_endpoints_file`"
+                    "`server_affinity` needs `service_addresses` or `service_endpoints_file`"
                 )
             return None
         return Servers(

@@ -376,7 +376,7 @@ def test_envoy_alone_needs_the_services_address(capsys: pytest.CaptureFixture[st
 
 def test_servers_are_what_envoy_alone_spreads_requests_over(tmp_path: Path) -> None:
     flags = ("--service-addresses=10.0.0.1:1,gpu.internal:2", "--service-addresses", "[::1]:3")
-    servers = parse(*flags, "--prefix-affinity=session,beginning").gateway_config(Path("x")).servers
+    servers = parse(*flags, "--server-affinity=session,beginning").gateway_config(Path("x")).servers
     assert servers is not None
     assert [str(it) for it in servers.addresses] == ["10.0.0.1:1", "gpu.internal:2", "[::1]:3"]
     assert (servers.affinity, servers.max_load) == (("session", "beginning"), 1.5)
@@ -399,10 +399,10 @@ def test_a_server_of_its_own_processes_spreads_requests_over_these_alone() -> No
     [
         (["--service-addresses=10.0.0.1"], "not an address host:port: '10.0.0.1'"),
         (["--service-addresses=a:1,a:1"], "a:1 is there more than once"),
-        (["--prefix-affinity=tenant"], "one of session, caller, beginning. Given: tenant"),
-        (["--prefix-affinity=session,session"], "`prefix_affinity` has something more than once"),
-        (["--prefix-affinity-load=0.9"], "`prefix_affinity_load` must be 1 to 100"),
-        (["--prefix-affinity=session", "--gateway-port=1"], "`prefix_affinity` needs"),
+        (["--server-affinity=tenant"], "one of session, caller, beginning. Given: tenant"),
+        (["--server-affinity=session,session"], "`server_affinity` has something more than once"),
+        (["--server-affinity-load=0.9"], "`server_affinity_load` must be 1 to 100"),
+        (["--server-affinity=session", "--gateway-port=1"], "`server_affinity` needs"),
         (["--service-endpoints-file=/nowhere"], "--service-endpoints-file: [Errno 2]"),
         (["--service-addresses=a:1", "--service-endpoints-file=x"], "cannot both be given"),
     ],
