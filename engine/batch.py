@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 from array import array
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -100,6 +101,21 @@ class StateRows(NamedTuple):
     device: torch.device
 
 
+class ImageRows(NamedTuple):
+    """The tokens of a step whose embeddings come from images.
+
+    `rows` int64 [num_rows]: which of the step's tokens. `embeddings` [num_rows, hidden_size] are
+    theirs; `deepstack` has what some models add to their hidden states after the first layers.
+    `positions` int64 [3, num_tokens]: those of all tokens of the step, for models that have three
+    per token and a prompt with images in the step.
+    """
+
+    rows: Tensor
+    embeddings: Tensor
+    deepstack: tuple[Tensor, ...] = ()
+    positions: Tensor | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class ModelInput:
     """The input of one forward pass.
@@ -107,7 +123,7 @@ class ModelInput:
     `input_ids` and `positions` int64 [num_tokens]; `logits_rows` int64 [num_rows]: the tokens whose
     logits are wanted. `sampled` says which rows of the logits a sequence's next tokens are sampled
     from: one row, and one more for each draft token. `adapters` is None if no sequence has one,
-    and `states` if the model has no state beside the KV cache.
+    `states` if the model has no state beside the KV cache, and `images` in a step without any.
     """
 
     input_ids: Tensor
@@ -118,6 +134,7 @@ class ModelInput:
     prompt_rows: list[PromptRows]
     adapters: AdapterRows | None = None
     states: StateRows | None = None
+    images: ImageRows | None = None
 
 
 def pack(
@@ -300,11 +317,20 @@ def _concatenated(batch: ScheduledBatch, places: _Places) -> _Tokens:
         end = first + num_tokens
         input_ids += sequence.token_ids[first:end]
         input_ids += sequence.draft_ids
-        positions += range(first, end)
+        positions += _positions(sequence, first, end)
         slots += _slots(table, first, end, size, distance)
         starts.append(starts[-1] + num_tokens)
         contexts.append(end)
     return _Tokens(input_ids, positions, slots, starts, contexts)
+
+
+def _positions(sequence: Sequence, first: int, end: int) -> Iterable[int]:
+    """The positions of a sequence's tokens; those of a prompt with images may have others yet."""
+    delta = sequence.position_delta
+    if not delta:
+        return range(first, end)
+    begun = max(first, sequence.num_prompt_tokens)
+    return itertools.chain(range(first, min(end, begun)), range(begun + delta, end + delta))
 
 
 def _without_placeholders(input_ids: Tensor, sampled_ids: Tensor) -> Tensor:

@@ -24,10 +24,13 @@ from .grammar.compiler import GrammarCompiler
 from .grammar.constraints import Constraints
 from .grammar.masks import TokenMasks
 from .heartbeat import Activity
+from .images.encoder import ImageEncoder
+from .images.step_images import StepImages
 from .kernels import cpu as cpu_kernels
 from .kernels.late_compilation import warn_of_compilations
 from .memory import cache_size
 from .memory.worst_step import StepBounds
+from .model.image_part import takes_images
 from .model.loaded import LoadedModel
 from .model.loading import load_model
 from .model.model_runner import ModelRunner
@@ -108,15 +111,17 @@ def build_engine(
     built = build_computation(config, load, None if ranks is None else ranks.group)
     config = built.config
     device, max_total_tokens = built.model.loaded.device, built.model.max_total_tokens
+    encoder = _encoder(config, built.model.loaded, ranks)
     engine = Engine(
         built.forward if ranks is None else ranks.lead(built.forward),
-        _scheduler(config, built.bounds, built.runner, built.adapters),
+        _scheduler(config, built.bounds, built.runner, built.adapters, encoder),
         device,
         vocab_size=built.vocab_size,
         max_total_tokens=max_total_tokens,
         watermark=built.watermark,
         constraints=_constraints(config, built.model.loaded, built.vocab_size),
         adapters=built.adapters,
+        images=None if encoder is None else StepImages(encoder, device),
         runs_ahead=_runs_ahead(config, device, ranks),
         activity=activity,
     )
@@ -125,7 +130,15 @@ def build_engine(
     num_tokens = cache_size.most_tokens(
         built.runner.cache.num_blocks, config.block_size, max_total_tokens, built.bounds.form
     )
-    return engine, _info(config, built.model, num_tokens, built.vocab_size, built.adapters)
+    info = _info(config, built.model, num_tokens, built.vocab_size, built.adapters)
+    return engine, replace(info, takes_images=encoder is not None)
+
+
+def _encoder(config: EngineConfig, loaded: LoadedModel, ranks: Ranks | None) -> ImageEncoder | None:
+    """What encodes images; None for models that take none, and for several ranks."""
+    if ranks is not None or not takes_images(loaded.model):
+        return None
+    return ImageEncoder(loaded.model, config.image_cache_bytes)
 
 
 def build_computation(
@@ -318,7 +331,11 @@ def _cache(
 
 
 def _scheduler(
-    config: EngineConfig, bounds: StepBounds, runner: ModelRunner, adapters: AdapterBank | None
+    config: EngineConfig,
+    bounds: StepBounds,
+    runner: ModelRunner,
+    adapters: AdapterBank | None,
+    encoder: ImageEncoder | None,
 ) -> Scheduler:
     num_slots = 0 if runner.pool is None else runner.pool.num_slots
     return Scheduler(
@@ -330,6 +347,8 @@ def _scheduler(
         max_logprob_rows=bounds.max_logprob_rows,
         max_draft_tokens=bounds.max_draft_tokens,
         max_adapters=0 if adapters is None else adapters.max_resident,
+        max_image_tokens=config.max_step_image_tokens,
+        **({} if encoder is None else {"is_encoded": encoder.has}),
     )
 
 

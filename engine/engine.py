@@ -16,6 +16,7 @@ from .adapters.bank import AdapterBank
 from .executor import Executor, Forward, LaunchedStep, PromptResult
 from .grammar.constraints import Constraints
 from .heartbeat import Activity, Phase
+from .images.step_images import StepImages
 from .protocol.errors import CapacityError, GrammarError
 from .protocol.request import EngineStats, MomentKind, Request, SequenceOutput, StepOutput, Token
 from .sampling.watermark import Watermark
@@ -37,6 +38,7 @@ class Engine:
         watermark: for requests that ask for one; without it they are refused.
         constraints: for requests with a grammar; without it they are refused.
         adapters: for requests with an adapter; without it they are refused.
+        images: for requests with images; without it they are refused.
         runs_ahead: whether a step is launched before the tokens of the previous one are read. The
             device then never waits for the host; one token too many is computed for a sequence that
             ends, and is dropped.
@@ -54,6 +56,7 @@ class Engine:
         watermark: Watermark | None = None,
         constraints: Constraints | None = None,
         adapters: AdapterBank | None = None,
+        images: StepImages | None = None,
         runs_ahead: bool = False,
         activity: Activity | None = None,
     ) -> None:
@@ -64,6 +67,7 @@ class Engine:
             watermark,
             constraints,
             scheduler.blocks.form,
+            images,
         )
         self._scheduler = scheduler
         self._runs_ahead = runs_ahead
@@ -73,6 +77,7 @@ class Engine:
         self._max_total_tokens = max_total_tokens
         self._watermark = watermark
         self._constraints = constraints
+        self._takes_images = images is not None
         self.adapters = adapters
         self._sequences: dict[str, Sequence] = {}
         self._num_steps = 0
@@ -209,6 +214,10 @@ class Engine:
             return "the request id is in use"
         if request.max_new_tokens <= len(request.resumed_token_ids):
             return "there is nothing left to generate"
+        if request.images and not self._takes_images:
+            return "this engine takes no images"
+        if request.images and request.images[-1].end > len(request.prompt_token_ids):
+            return "an image has placeholders behind the prompt"
         if request.grammar and self._constraints is None:
             return "this engine has no grammars"
         num_tokens = len(request.prompt_token_ids) + request.max_new_tokens
@@ -232,7 +241,7 @@ class Engine:
             return None
         step = self._executor.launch(batch, previous)
         if not step.has_failed:
-            self._scheduler.advance(batch)
+            self._scheduler.advance(step.batch)
         return step
 
     def _collect(self, step: LaunchedStep) -> list[SequenceOutput]:
@@ -241,6 +250,11 @@ class Engine:
         Raises:
             AcceleratorError: this process cannot use the device any more.
         """
+        refused = [
+            self._fail(sequence, reason)
+            for sequence, reason in step.refused.items()
+            if sequence.status is not SequenceStatus.FINISHED
+        ]
         unfinished = [s for s in step.batch.num_tokens if s.status is not SequenceStatus.FINISHED]
         self._activity.begin(Phase.WAITING_FOR_DEVICE)
         try:
@@ -253,8 +267,9 @@ class Engine:
         self._activity.begin(Phase.COMPUTING)
         self._has_failed = result is None
         if result is None:
-            return [self._fail(s, "the model failed on this batch") for s in unfinished]
-        return [
+            reason = "the model failed on this batch"
+            return refused + [self._fail(s, reason) for s in unfinished]
+        return refused + [
             output
             for sequence in unfinished
             for output in self._publish(

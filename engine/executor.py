@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor
 from .batch import ModelInput, PromptRows, pack
 from .block_form import BlockForm
 from .grammar.constraints import Constraints
+from .images.step_images import StepImages
 from .protocol.request import Token
 from .sampling.sampler import SampledTokens, prompt_logprobs, prompt_tops, sample
 from .sampling.watermark import Watermark
@@ -63,6 +64,7 @@ class LaunchedStep:
         forward_s: seconds of the host; on a GPU the device computes on afterwards.
         sample_s: likewise.
         has_failed: whether the launch failed, so that there is nothing to wait for.
+        refused: sequences that were taken out of the batch, and why.
     """
 
     batch: ScheduledBatch
@@ -74,6 +76,7 @@ class LaunchedStep:
     forward_s: float = 0.0
     sample_s: float = 0.0
     has_failed: bool = False
+    refused: dict[Sequence, str] = field(default_factory=dict)
 
     @property
     def can_run_ahead(self) -> bool:
@@ -104,6 +107,7 @@ class Executor:
         watermark: for requests that ask for one.
         constraints: for requests with a grammar.
         form: of the cache's blocks, where layers with a window have their own.
+        images: for requests with images.
     """
 
     def __init__(
@@ -114,6 +118,7 @@ class Executor:
         watermark: Watermark | None = None,
         constraints: Constraints | None = None,
         form: BlockForm | None = None,
+        images: StepImages | None = None,
     ) -> None:
         self._form = form
         self._forward = forward
@@ -121,6 +126,7 @@ class Executor:
         self._block_size = block_size
         self._watermark = watermark
         self._constraints = constraints
+        self._images = images
 
     def launch(self, batch: ScheduledBatch, previous: LaunchedStep | None = None) -> LaunchedStep:
         """Computes a batch on the CPU, or starts to compute it on a GPU.
@@ -136,7 +142,13 @@ class Executor:
             AcceleratorError: this process cannot use the device any more.
         """
         try:
-            return self._launch(batch, previous)
+            refused = self._prepare(batch)
+            if refused:
+                kept = {s: n for s, n in batch.num_tokens.items() if s not in refused}
+                batch = replace(batch, num_tokens=kept)
+            if not batch.num_tokens:
+                return LaunchedStep(batch=batch, num_prefill_tokens=0, refused=refused)
+            return replace(self._launch(batch, previous), refused=refused)
         except torch.AcceleratorError:
             raise
         except Exception:
@@ -144,6 +156,9 @@ class Executor:
             # step fail; the waiting ones and the engine go on.
             logger.exception("a step of %d sequences failed", len(batch.num_tokens))
             return LaunchedStep(batch=batch, num_prefill_tokens=0, has_failed=True)
+
+    def _prepare(self, batch: ScheduledBatch) -> dict[Sequence, str]:
+        return {} if self._images is None else self._images.prepare(batch)
 
     @torch.inference_mode()
     def forward(self, batch: ScheduledBatch) -> Tensor:
@@ -155,6 +170,9 @@ class Executor:
         num_prefill_tokens = batch.num_prefill_tokens
         sampled_ids = None if previous is None or previous.tokens is None else previous.tokens.ids
         model_input = pack(batch, self._block_size, self._device, sampled_ids, self._form)
+        if self._images is not None:
+            images = self._images.rows(batch, model_input.positions)
+            model_input = replace(model_input, images=images)
         rows = _sampled_rows(model_input)
         pending = self._constraints.start(rows) if self._constraints is not None else None
         started = time.perf_counter()

@@ -12,10 +12,10 @@ from transformers import PreTrainedModel
 
 from ..attention.kv_cache import LayerShape
 from ..attention.paged import AttentionBackend, AttentionStep, attending
-from ..batch import AttentionInput
+from ..batch import AttentionInput, ImageRows
 from ..recurrent.layer_state import StatePool
 from ..recurrent.recurrence import Recurrence, StepStates
-from . import quantization
+from . import image_part, quantization
 from .step_positions import StepPositions
 
 
@@ -59,6 +59,7 @@ class LoadedModel:
         backend: AttentionBackend,
         rows: Tensor | None = None,
         states: StepStates | None = None,
+        images: ImageRows | None = None,
     ) -> Tensor:
         """Computes the tokens of a step.
 
@@ -71,16 +72,22 @@ class LoadedModel:
             rows: int64 [num_rows], the tokens whose logits are wanted, in their order; None for
                 all.
             states: of a model that keeps states beside the cache.
+            images: of a step in which prompts have some.
 
         Returns:
             Logits [num_rows, vocab_size] in the model's own dtype.
         """
         options = {} if rows is None else {"logits_to_keep": rows}
         step = AttentionStep(caches, batch, backend, self.chunk_sizes, self.windows)
-        with attending(step), self._remembering(states):
+        tokens: dict[str, Tensor] = {
+            "input_ids": input_ids.unsqueeze(0),
+            "position_ids": positions.unsqueeze(0),
+        }
+        if images is not None:
+            tokens = image_part.arguments(self.model, input_ids, positions, images)
+        with attending(step), self._remembering(states), image_part.adding(self.model, images):
             output = self.model(
-                input_ids=input_ids.unsqueeze(0),
-                position_ids=positions.unsqueeze(0),
+                **tokens,
                 use_cache=False,
                 past_key_values=StepPositions(positions) if self.asks_positions else None,
                 **options,

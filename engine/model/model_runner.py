@@ -52,4 +52,5 @@ class ModelRunner:
             self.backend,
             batch.logits_rows,
             StepStates.of(self.pool, batch.states),
+            batch.images,
         )

@@ -17,6 +17,7 @@ from ..kernels import cpu as cpu_kernels
 from ..kernels import has_triton
 from ..protocol.config import EngineConfig
 from ..protocol.errors import ModelLoadError
+from .image_part import set_aside
 from .loaded import LoadedModel
 from .loading import load_model
 from .passes import (
@@ -82,6 +83,8 @@ def prepare(config: EngineConfig, load: LoadModel = load_model) -> PreparedModel
     6. Find out whether the final model recomputes a text bit for bit, for the log.
     7. Warm up: compile kernels for the final layers before the first request.
 
+    The image part of a model that takes images is set aside meanwhile: no check would see it.
+
     Args:
         config: the engine's configuration.
         load: loads the model; benchmarks pass one that makes a random model.
@@ -95,7 +98,14 @@ def prepare(config: EngineConfig, load: LoadModel = load_model) -> PreparedModel
         _max_total_tokens(config, loaded),
         is_asked=config.max_total_tokens is not None,
     )
-    notes = [limit]
+    with set_aside(loaded.model, loaded.stock_attention):
+        return _prepared(config, loaded, max_total_tokens, [limit])
+
+
+def _prepared(
+    config: EngineConfig, loaded: LoadedModel, max_total_tokens: int, notes: list[str | None]
+) -> PreparedModel:
+    """Steps 2 to 7 of `prepare`."""
     cache_dtype = _cache_dtype(config, loaded)
     backend, attention = _choose_backend(config, loaded, cache_dtype)
     if config.enable_native_kernels and config.enable_fusion:

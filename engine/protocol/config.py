@@ -60,6 +60,9 @@ class EngineConfig:
         max_cpu_loras: adapters that can be loaded; None takes 32, or as many as at the start.
         num_shards: the ranks among which the model is divided, each a process with a device of its
             own, or with its share of the processors.
+        image_cache_bytes: of embeddings of images, which are kept for prompts with the same image.
+        max_step_image_tokens: placeholders whose images a step encodes, at the least one image;
+            others wait for the next step.
         watermark_gamma: the share of the vocabulary that a watermark favours, between 0 and 1.
         watermark_delta: what a watermark adds to the logits of those tokens.
     """
@@ -92,6 +95,8 @@ class EngineConfig:
     max_loras: int | None = None
     max_cpu_loras: int | None = None
     num_shards: int = 1
+    image_cache_bytes: int = 256 * 1024**2
+    max_step_image_tokens: int = 1024
     watermark_gamma: float = 0.5
     watermark_delta: float = 2.0
 
@@ -112,8 +117,8 @@ class EngineInfo:
     `max_total_tokens` is the longest sequence it can hold; `max_batch_total_tokens` what its KV
     cache holds of the longest sequences; both in tokens. `adapters` are those that are loaded, of
     at most `max_adapters`, and `loads_adapters` says whether more may come. `notes` are sentences
-    on what is served otherwise than the checkpoint says. `instance` is another one after each
-    start.
+    on what is served otherwise than the checkpoint says. `takes_images` says whether
+    prompts may have images. `instance` is another one after each start.
     """
 
     model_id: str
@@ -129,6 +134,7 @@ class EngineInfo:
     max_adapters: int = 0
     loads_adapters: bool = False
     notes: tuple[str, ...] = ()
+    takes_images: bool = False
     instance: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def to_dict(self) -> dict[str, Any]:

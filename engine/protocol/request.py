@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 from typing import NamedTuple
 
+from .images import Image
+
 
 class FinishReason(StrEnum):
     """Why a sequence ended."""
@@ -60,6 +62,8 @@ class Request:
 
     `adapter` is the digest of an adapter, see `AdapterInfo`, or empty for the model alone.
 
+    `images` are those of the prompt, in the order of their placeholders.
+
     `caller` is whoever the work is for: callers take turns. Among the requests of one caller those
     of a lower `priority` are computed first.
     """
@@ -78,6 +82,7 @@ class Request:
     caller: str = ""
     priority: int = 0
     adapter: str = ""
+    images: tuple[Image, ...] = ()
 
 
 class Token(NamedTuple):

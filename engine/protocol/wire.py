@@ -18,6 +18,7 @@ import msgpack
 from .adapters import AdapterInfo, LoadAdapter
 from .config import EngineInfo
 from .errors import AdapterError, AdapterFault
+from .images import Image
 from .request import (
     EngineStats,
     FinishReason,
@@ -31,7 +32,7 @@ from .request import (
 )
 
 HEADER = struct.Struct(">I")
-MAX_FRAME_BYTES = 64 * 1024 * 1024  # a prompt of a million tokens takes about 5 MB
+MAX_FRAME_BYTES = 512 * 1024 * 1024  # a prompt of a million tokens takes 5 MB; images take more
 
 
 class Kind(IntEnum):
@@ -89,6 +90,7 @@ def submit(request: Request) -> bytes:
         request.priority,
         request.prompt_top_n,
         request.adapter,
+        [image.packed() for image in request.images],
     )
 
 
@@ -100,7 +102,7 @@ def parse_request(fields: list[Any]) -> Request:
     """
     try:
         request_id, prompt, max_new_tokens, sampling, eos, stop, min_new_tokens, *rest = fields
-        logprobs, grammar, resumed, caller, priority, prompt_top_n, adapter = rest
+        logprobs, grammar, resumed, caller, priority, prompt_top_n, adapter, images = rest
         if not all(isinstance(text, str) for text in (request_id, grammar, caller, adapter)):
             raise ValueError("id, grammar, caller and adapter must be text")
         return Request(
@@ -118,6 +120,7 @@ def parse_request(fields: list[Any]) -> Request:
             priority=int(priority),
             prompt_top_n=int(prompt_top_n),
             adapter=adapter,
+            images=tuple(map(Image.unpacked, images)),
         )
     except (TypeError, OverflowError, LookupError) as error:
         raise ValueError(f"not a request: {error}") from error

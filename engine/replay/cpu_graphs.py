@@ -104,7 +104,8 @@ class CpuGraphs:
     def __call__(self, batch: ModelInput) -> Tensor:
         """Logits [num_rows, vocab_size] of any batch; a graph's are valid until the next step."""
         shape = _shape(batch)
-        if shape.num_tokens > self._max_tokens or not self._widths.fit(batch.attention):
+        is_large = shape.num_tokens > self._max_tokens or not self._widths.fit(batch.attention)
+        if is_large or batch.images is not None:
             return self._forward(batch)
         step = self._steps.get(shape)
         if step is None:

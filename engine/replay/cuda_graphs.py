@@ -167,10 +167,11 @@ class CudaGraphs:
         logits.copy_(self._forward(rows))  # as float32, whatever the model's dtype
 
     def _shape_for(self, batch: ModelInput) -> Shape | None:
-        """The smallest recorded step that a batch fits into, if any; none with an adapter."""
+        """The smallest recorded step that a batch fits into, if any; none with adapter or image."""
         num_tokens, num_rows = len(batch.input_ids), len(batch.logits_rows)
         num_seqs = len(batch.attention.context_lens)
-        if batch.adapters is not None or not self._widths.fit(batch.attention):
+        is_plain = batch.adapters is None and batch.images is None
+        if not is_plain or not self._widths.fit(batch.attention):
             return None
         fitting = (
             shape

@@ -2,7 +2,8 @@
 
 A block holds `block_size` tokens of one sequence. A full block is named by a hash over all tokens
 up to its end, so a later sequence with the same prefix shares it instead of computing it again. The
-hash begins with the sequence's adapter, with which keys and values differ.
+hash begins with the sequence's adapter, with which keys and values differ, and has the digests of
+the images whose placeholders are in the block.
 Blocks that no sequence holds keep their content until they are allocated again, those that have
 been free the longest first.
 """
@@ -19,9 +20,9 @@ from ..block_form import BlockForm
 from .sequence import Sequence
 
 
-def hash_block(parent: bytes, token_ids: Ids[int]) -> bytes:
-    """The name of a full block: sha-256 of its parent's name and its tokens."""
-    return hashlib.sha256(parent + array("q", token_ids).tobytes()).digest()
+def hash_block(parent: bytes, token_ids: Ids[int], images: bytes = b"") -> bytes:
+    """The name of a full block: sha-256 of its parent's name, its tokens and its images."""
+    return hashlib.sha256(parent + array("q", token_ids).tobytes() + images).digest()
 
 
 class BlockManager:
@@ -167,7 +168,7 @@ class BlockManager:
             start = index * self.block_size
             tokens = sequence.token_ids[start : start + self.block_size]
             parent = hashes[-1] if hashes else bytes.fromhex(sequence.request.adapter)
-            hashes.append(hash_block(parent, tokens))
+            hashes.append(hash_block(parent, tokens, _images(sequence, start, self.block_size)))
         return hashes[index]
 
     def _name(self, block: int, name: bytes) -> None:
@@ -196,3 +197,10 @@ class BlockManager:
         name = self._hash_of.pop(block, None)
         if name is not None:
             del self._block_of[name]
+
+
+def _images(sequence: Sequence, start: int, num_tokens: int) -> bytes:
+    """The digests of the images with placeholders among these tokens, one after the other."""
+    images = sequence.request.images
+    end = start + num_tokens
+    return b"".join(image.digest for image in images if image.start < end and image.end > start)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..protocol.errors import CapacityError
 from ..protocol.request import MomentKind
@@ -54,11 +54,15 @@ class StepBudget:
         tokens: tokens of any kind.
         chunk_tokens: of these, tokens of prompts.
         logprob_rows: of these, tokens of prompts whose log-probabilities are wanted.
+        image_tokens: placeholders of images that are to be encoded.
+        images: the digests of those that are encoded in this step.
     """
 
     tokens: int
     chunk_tokens: int
     logprob_rows: int
+    image_tokens: int = 0
+    images: set[bytes] = field(default_factory=set)
 
 
 class Scheduler:
@@ -81,6 +85,8 @@ class Scheduler:
             each such row takes memory for the logits of a whole vocabulary.
         max_draft_tokens: the most draft tokens of a decoding sequence that a step verifies; 0
             switches speculation off.
+        max_image_tokens: the most placeholders whose images a step encodes, or one image.
+        is_encoded: whether the image of a digest is encoded already.
         max_adapters: the most adapters in a step. A sequence with one more waits, and those after
             it, until one of these has no running sequence.
     """
@@ -96,6 +102,8 @@ class Scheduler:
         max_logprob_rows: int = 256,
         max_draft_tokens: int = 0,
         max_adapters: int = 0,
+        max_image_tokens: int = 1024,
+        is_encoded: Callable[[bytes], bool] = lambda _: False,
     ) -> None:
         self.blocks = blocks
         self.max_step_tokens = max_step_tokens
@@ -105,6 +113,8 @@ class Scheduler:
         self.max_logprob_rows = max_logprob_rows
         self.max_draft_tokens = max_draft_tokens
         self.max_adapters = max_adapters
+        self.max_image_tokens = max_image_tokens
+        self._is_encoded = is_encoded
         self.turns = Turns()
         self.waiting = WaitingQueue(self.turns)
         self.running: list[Sequence] = []
@@ -153,6 +163,7 @@ class Scheduler:
             tokens=self.max_step_tokens,
             chunk_tokens=self._chunk_tokens(),
             logprob_rows=self.max_logprob_rows,
+            image_tokens=self.max_image_tokens,
         )
         planned: dict[Sequence, int] = {}
         self._plan_decodes(budget, planned)
@@ -295,7 +306,24 @@ class Scheduler:
         if sequence.request.prompt_logprobs:
             num_tokens = min(num_tokens, budget.logprob_rows)
             budget.logprob_rows -= num_tokens
+        if sequence.request.images:
+            num_tokens = self._up_to_image(sequence, num_tokens, budget)
         budget.chunk_tokens -= num_tokens
+        return num_tokens
+
+    def _up_to_image(self, sequence: Sequence, num_tokens: int, budget: StepBudget) -> int:
+        """How many of these tokens come before an image that this step cannot encode any more."""
+        first = sequence.num_computed_tokens
+        for image in sequence.request.images:
+            if image.start >= first + num_tokens:
+                break
+            is_there = image.digest in budget.images or self._is_encoded(image.digest)
+            if image.end <= first or is_there:
+                continue
+            if budget.image_tokens <= 0:
+                return max(image.start - first, 0)
+            budget.image_tokens -= image.num_tokens
+            budget.images.add(image.digest)
         return num_tokens
 
     def _draft(self, sequence: Sequence, drafts: list[int]) -> int:
@@ -351,7 +379,8 @@ class Scheduler:
     def _may_start(self, sequence: Sequence, budget: StepBudget) -> bool:
         """Whether this step's budget has something for a waiting sequence."""
         lacks_rows = sequence.request.prompt_logprobs and not budget.logprob_rows
-        if not budget.chunk_tokens or sequence.has_placeholder or lacks_rows:
+        lacks_images = bool(sequence.request.images) and budget.image_tokens <= 0
+        if not budget.chunk_tokens or sequence.has_placeholder or lacks_rows or lacks_images:
             return False
         return not sequence.request.adapter or self._has_slot(sequence)
 

@@ -37,6 +37,7 @@ class Sequence:
         "drafter",
         "finish_reason",
         "has_placeholder",
+        "image_positions",
         "num_cached_tokens",
         "num_committed_blocks",
         "num_computed_tokens",
@@ -44,6 +45,7 @@ class Sequence:
         "num_preemptions",
         "num_prompt_logprobs",
         "num_prompt_tokens",
+        "position_delta",
         "request",
         "started",
         "state_slot",
@@ -70,6 +72,10 @@ class Sequence:
         self.status = SequenceStatus.WAITING
         self.num_prompt_logprobs = 0  # reported so far: not again after a preemption
         self.num_preemptions = 0
+        # Of models with three positions per token, from the first step of a prompt with images on:
+        # the prompt's, int64 [3, num_prompt_tokens], and what is added to later tokens' index.
+        self.image_positions: object | None = None
+        self.position_delta = 0
         self.started = False
         self.finish_reason: FinishReason | None = None
         self.drafter: Drafter | None = None

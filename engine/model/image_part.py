@@ -1,0 +1,87 @@
+"""The part of a model that looks at images: which models have one that is served, and its seams."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from ..batch import ImageRows
+
+# By transformers' names: models whose attention over images is causal, and whose tokens were
+# compared with those of transformers' generate. Others answer texts alone.
+SERVED = frozenset({"llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"})
+
+_DECODER = "language_model"
+
+
+def takes_images(model: PreTrainedModel) -> bool:
+    """Whether images are served by a model."""
+    return str(model.config.model_type) in SERVED and hasattr(model.base_model, _DECODER)
+
+
+def arguments(
+    model: PreTrainedModel, input_ids: Tensor, positions: Tensor, images: ImageRows
+) -> dict[str, Tensor]:
+    """What a model gets in place of token ids: their embeddings, some of which are of images."""
+    embeddings = model.get_input_embeddings()(input_ids)
+    if len(images.rows):
+        embeddings[images.rows] = images.embeddings.to(embeddings.dtype)
+    places = positions if images.positions is None else images.positions.unsqueeze(1)
+    return {
+        "inputs_embeds": embeddings.unsqueeze(0),
+        "position_ids": places.unsqueeze(0) if places.dim() == 1 else places,
+    }
+
+
+@contextmanager
+def adding(model: PreTrainedModel, images: ImageRows | None) -> Iterator[None]:
+    """While it is open, a model adds to its hidden states what images have for its first layers."""
+    if images is None or not images.deepstack:
+        yield
+        return
+
+    def add(_: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        mask = torch.zeros(kwargs["inputs_embeds"].shape[:2], dtype=torch.bool)
+        mask = mask.to(images.rows.device)
+        mask[0, images.rows] = True
+        added = {"visual_pos_masks": mask, "deepstack_visual_embeds": [*images.deepstack]}
+        return args, {**kwargs, **added}
+
+    decoder = getattr(model.base_model, _DECODER)
+    hook = decoder.register_forward_pre_hook(add, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def set_aside(model: PreTrainedModel, attention: str) -> Iterator[None]:
+    """While it is open, the image part of a model that is served is not there.
+
+    What makes the model faster leaves it as it is: the checks compare texts alone.
+
+    Args:
+        model: any.
+        attention: what the image part's attention is computed by afterwards: it is not paged.
+    """
+    if not takes_images(model):
+        yield
+        return
+    base = model.base_model
+    parts = {name: part for name, part in base.named_children() if name != _DECODER}
+    for name, part in parts.items():
+        setattr(base, name, nn.Identity())
+        for module in part.modules():
+            if isinstance(module, PreTrainedModel):
+                module.config._attn_implementation = attention
+    try:
+        yield
+    finally:
+        for name, part in parts.items():
+            setattr(base, name, part)
