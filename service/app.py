@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from grpc import aio
@@ -35,6 +36,7 @@ from .generation.pushed_metrics import pushed_metrics
 from .generation.server_info import ServerInfo
 from .generation.validation import Validator
 from .grammar.checker import GrammarChecker
+from .images.image_workers import ImageWorkers
 from .launch.edge import MAX_METADATA_BYTES
 from .launch.place import Place, own_place
 from .launch.settings import Settings
@@ -63,6 +65,8 @@ _MAX_MESSAGE_BYTES = 64 * 1024 * 1024  # of replies; requests are bounded by the
 # After this time a thread that computes lets the event loop run, if that waits. Python's default,
 # 5 ms, is much for a loop that takes the lock several times for each token it sends.
 _SWITCH_S = 0.0005
+
+_PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -101,6 +105,7 @@ class App:
         self._credentials = settings.grpc_tls and server_credentials(settings.grpc_tls)
         self._lanes = Lanes(settings.max_pending_bytes)
         self._long_texts = _long_texts(settings)
+        self._images: ImageWorkers | None = None
         self._traces = _trace_sender(settings, place)
         self._pushed = pushed_metrics(settings.model_id, settings.metric_export(os.environ), place)
         self._starting: list[asyncio.Task[None]] = []  # of processes, for which nobody waits
@@ -126,6 +131,9 @@ class App:
         metrics = self._metrics(server_info)
         self._grammars = _grammar_checker(settings, info, tokenizer, metrics)
         self._starting.append(asyncio.create_task(self._grammars.start()))
+        if limits.max_images:
+            self._images = _image_workers(settings)
+            self._starting.append(asyncio.create_task(self._images.start()))
         pipeline = Pipeline(
             self._admission,
             Validator(limits, tokenizer, self._grammars, adapters),
@@ -145,6 +153,7 @@ class App:
             meter,
             self._lanes,
             self._siblings,
+            self._images,
         )
         self.port = await self._listen(servicer, metrics, settings.grpc_address)
         for address in settings.gateway_addresses:
@@ -183,6 +192,8 @@ class App:
         if self._grammars is not None:
             await self._grammars.close()
         await self._long_texts.close()
+        if self._images is not None:
+            await self._images.close()
         self._lanes.close()
 
     async def _end_calls(self, grace: float) -> None:
@@ -324,6 +335,15 @@ def _long_texts(settings: Settings) -> LongTexts:
             settings.trust_remote_code,
         ],
         deadline_s=settings.tokenize_deadline_seconds,
+        max_bytes=settings.max_pending_bytes,
+    )
+
+
+def _image_workers(settings: Settings) -> ImageWorkers:
+    return ImageWorkers(
+        [settings.model_path, settings.revision, settings.trust_remote_code],
+        max_pixels=settings.max_image_pixels,
+        deadline_s=settings.image_deadline_seconds,
         max_bytes=settings.max_pending_bytes,
     )
 
@@ -484,7 +504,19 @@ def make_limits(settings: Settings, info: EngineInfo) -> Limits:
         max_stop_sequence_bytes=settings.max_stop_sequence_bytes,
         max_tokenize_bytes=settings.max_tokenize_bytes,
         vocab_size=info.vocab_size,
+        max_images=settings.max_images if _takes_images(settings, info) else 0,
     )
+
+
+def _takes_images(settings: Settings, info: EngineInfo) -> bool:
+    """Whether the model takes images, and the checkpoint says how they are made ready for it."""
+    folder = Path(settings.model_path)
+    if not info.takes_images or not folder.is_dir():
+        return info.takes_images
+    found = any((folder / name).is_file() for name in _PROCESSOR_FILES)
+    if not found:
+        logger.warning("no images: the checkpoint has none of %s", ", ".join(_PROCESSOR_FILES))
+    return found
 
 
 async def serve(settings: Settings) -> None:

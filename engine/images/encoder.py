@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -112,7 +113,7 @@ class ImageEncoder:
 
 
 def _tensor(part: ImageTensor) -> Tensor:
-    values = np.frombuffer(part.data, dtype=_DTYPES[part.dtype]).reshape(part.shape)
+    values: NDArray[Any] = np.frombuffer(part.data, dtype=_DTYPES[part.dtype]).reshape(part.shape)
     return torch.from_numpy(values.copy())
 
 

@@ -53,6 +53,11 @@ class Image:
         """Its placeholders, each of which gets one of its embeddings."""
         return sum(length for _, length in self.spans)
 
+    @property
+    def num_bytes(self) -> int:
+        """What its tensors take."""
+        return sum(len(part.data) for part in self.tensors)
+
     def packed(self) -> list[Any]:
         """As values for msgpack."""
         return [self.digest, self.spans, self.tensors]

@@ -45,6 +45,8 @@ from ..generation.parameters import Parameters, Prompt, TextRequest
 from ..generation.pipeline import Pipeline
 from ..generation.server_info import ServerInfo
 from ..generation.turns import round_robin
+from ..images.data_url import image_bytes
+from ..images.image_workers import ImageWorkers
 from ..openai import chat, completions
 from ..openai.chat import (
     ChatAnswer,
@@ -93,6 +95,7 @@ class TextGenerationServicer:
         meter: LoadMeter,
         lanes: Lanes,
         siblings: Siblings | None = None,
+        images: ImageWorkers | None = None,
     ) -> None:
         self._pipeline = pipeline
         self._tokenizer = tokenizer
@@ -103,6 +106,7 @@ class TextGenerationServicer:
         self._num_watchers = 0
         self._lanes = lanes
         self._siblings = siblings
+        self._images = images
         self._dialect = dialect_of(tokenizer, server)
         self._adapter_changes = AdapterChanges(client, server.adapters)
         self._scraper = ThreadPoolExecutor(1, "metrics")
@@ -371,6 +375,21 @@ class TextGenerationServicer:
         return await self._prepared(replace(request, tool_call_format=call_format), call)
 
     async def _prepared(self, request: ChatRequest, call: Call) -> Conversation:
+        """The prompt of a conversation, with its images.
+
+        A text that spells a special token is plain text beside images, whose marks are such tokens.
+        """
+        has_images = self._images is not None and any(True for _ in request.image_urls())
+        if has_images:
+            request = replace(request, escape_special_tokens=True)
+        conversation = await self._prompted(request, call)
+        if self._images is None or not has_images:
+            return conversation
+        images = ((field, image_bytes(url, field)) for field, url in request.image_urls())
+        prompt = await self._images.pictured(conversation.prompt, images)
+        return replace(conversation, prompt=prompt)
+
+    async def _prompted(self, request: ChatRequest, call: Call) -> Conversation:
         note_operation("chat")
         note_conversation(request.texts())
         escapes = request.escape_special_tokens

@@ -256,6 +256,7 @@ class Generator:
             adapter=request.adapter,
             caller="" if record is None else record.caller,
             priority=request.priority,
+            images=request.images,
         )
 
 

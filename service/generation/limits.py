@@ -19,7 +19,10 @@ from .parameters import Parameters
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """The values in force. Sizes are tokens unless the name says otherwise."""
+    """The values in force. Sizes are tokens unless the name says otherwise.
+
+    `max_images` is 0 for models that take none.
+    """
 
     max_concurrent_requests: int
     max_best_of: int
@@ -36,6 +39,7 @@ class Limits:
     max_tools: int
     max_stop_sequence_bytes: int
     max_tokenize_bytes: int
+    max_images: int = 0
 
 
 @dataclass(frozen=True, slots=True)

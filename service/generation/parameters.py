@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from engine.protocol.images import Image
 from engine.protocol.request import SamplingParams
 
 from ..grammar.spec import Grammar
@@ -84,7 +85,7 @@ class GenerationRequest:
     `inputs` is the text as received, empty if its tokens were received instead; `prompt_token_ids`
     are its tokens after truncation. `sampling` always has a seed, which is reported only if
     sampling is on. `grammar` is a checked source for the engine, or empty, and `adapter` the name
-    of one that is served, or empty.
+    of one that is served, or empty. `images` are at the places of their tokens.
     """
 
     inputs: str
@@ -104,6 +105,7 @@ class GenerationRequest:
     priority: int = 0
     detokenize: bool = True
     prompt_top_n_tokens: int = 0
+    images: tuple[Image, ...] = ()
 
     @property
     def wants_details(self) -> bool:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import secrets
 
+from engine.protocol.images import Image
 from engine.protocol.request import SamplingParams
 
 from ..call_record import stage
 from ..errors import ErrorKind, ServiceError
 from ..grammar.checker import GrammarChecker
+from ..images.pictured import PicturedText
 from ..text.long_texts import TooManyTokensError
 from ..text.tokenizer import TextTokenizer
 from .adapters import Adapters
@@ -79,7 +81,7 @@ class Validator:
         """
         with stage("validate", from_begin=True):
             adapter = self.check_adapter(parameters)
-            token_ids, max_new_tokens = await self._checked(prompt, parameters)
+            token_ids, images, max_new_tokens = await self._checked(prompt, parameters)
         source = ""
         if parameters.grammar is not None:
             with stage("grammar"):
@@ -102,10 +104,13 @@ class Validator:
             priority=parameters.priority or 0,
             detokenize=parameters.detokenize,
             prompt_top_n_tokens=parameters.prompt_top_n_tokens,
+            images=images,
         )
 
-    async def _checked(self, prompt: Prompt, parameters: Parameters) -> tuple[tuple[int, ...], int]:
-        """The prompt's tokens, and how many more there may be.
+    async def _checked(
+        self, prompt: Prompt, parameters: Parameters
+    ) -> tuple[tuple[int, ...], tuple[Image, ...], int]:
+        """The prompt's tokens and images, and how many more tokens there may be.
 
         Raises:
             ServiceError: the first rule that is broken.
@@ -116,13 +121,18 @@ class Validator:
             raise _empty()
         check(INPUT_RULES, parameters, limits)
         token_ids = await self._token_ids(prompt, parameters)
+        images: tuple[Image, ...] = ()
+        if isinstance(prompt, PicturedText):
+            token_ids, images = _expanded(prompt, token_ids)
         max_new_tokens = parameters.max_new_tokens
         if max_new_tokens is None:
             max_new_tokens = max(limits.max_total_tokens - len(token_ids), 0)
         check_lengths(len(token_ids), max_new_tokens, limits)
-        return token_ids, max_new_tokens
+        return token_ids, images, max_new_tokens
 
     async def _token_ids(self, prompt: Prompt, parameters: Parameters) -> tuple[int, ...]:
+        if isinstance(prompt, PicturedText):
+            return await self._tokenise(prompt.text, parameters)
         if isinstance(prompt, str):
             return await self._tokenise(prompt, parameters)
         check_token_ids(prompt, self._limits)
@@ -158,6 +168,22 @@ class Validator:
             raise _empty()
         check_vocabulary(token_ids, limits)
         return token_ids
+
+
+def _expanded(
+    prompt: PicturedText, token_ids: tuple[int, ...]
+) -> tuple[tuple[int, ...], tuple[Image, ...]]:
+    """The prompt's tokens with those of its images, and the images.
+
+    Raises:
+        ServiceError: the template has not written a mark for each image.
+    """
+    try:
+        return prompt.expanded(token_ids)
+    except ValueError as error:
+        raise ServiceError(
+            ErrorKind.TEMPLATE, f"the template does not take these images: {error}"
+        ) from None
 
 
 def _empty() -> ServiceError:

@@ -162,6 +162,13 @@ class Settings:
     max_pending_bytes: Annotated[
         int, About("bytes of requests that are read or tokenised at a time", ours=True, low=1)
     ] = 16_777_216
+    max_images: Annotated[
+        int, About("images of a conversation, for models that take them", ours=True, low=1)
+    ] = 8
+    max_image_pixels: Annotated[int, About("pixels of an image", ours=True, low=1)] = 16_777_216
+    image_deadline_seconds: Annotated[
+        float, About("how long an image may take to decode", ours=True, low=0.1)
+    ] = 10.0
     disable_grammar_support: Annotated[bool, About("refuse requests with a grammar")] = False
     grammar_deadline_seconds: Annotated[
         float, About("how long a grammar may take to compile", ours=True, low=0.1)

@@ -42,6 +42,8 @@ _FIELD_NAMES = {
 }
 _TOOL_CALL_HEADER = "x-tool-call-format"
 _OPENAI_HEADER = "x-stainless-lang"
+_IMAGE = "image_url"
+_TAKES_TEXT = "is string"  # in templates that take a content of parts, or a text
 _END = "eos_token"  # how an answer ends that is not cut off
 
 
@@ -147,13 +149,34 @@ class ChatRequest:
             texts = [part.get("text") for part in parts if isinstance(part, dict)]
             yield message.role or "", "".join(text for text in texts if isinstance(text, str))
 
-    def template_messages(self) -> list[dict[str, Any]]:
+    def image_urls(self) -> Iterator[tuple[str, str]]:
+        """The images of all messages: the field of each, and its URL.
+
+        Raises:
+            ServiceError: a part has none.
+        """
+        for index, message in enumerate(self.messages):
+            content = message.content if isinstance(message.content, list) else []
+            for number, part in enumerate(content):
+                if isinstance(part, dict) and part.get("type") == _IMAGE:
+                    field = f"messages[{index}].content[{number}].image_url.url"
+                    image = part.get(_IMAGE)
+                    url = image.get("url") if isinstance(image, dict) else None
+                    if not isinstance(url, str):
+                        raise missing_field(field)
+                    yield field, url
+
+    def template_messages(self, *, takes_images: bool = False) -> list[dict[str, Any]]:
         """The conversation as chat templates expect it.
+
+        Args:
+            takes_images: whether contents with images stay lists of parts.
 
         Raises:
             ServiceError: a message has no role or a content of the wrong shape.
         """
-        return [_template_message(index, item) for index, item in enumerate(self.messages)]
+        messages = enumerate(self.messages)
+        return [_template_message(index, item, takes_images) for index, item in messages]
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +214,13 @@ class Draft:
         toolbox = Toolbox.choose(
             request.tools, request.tool_choice, many=request.parallel_tool_calls
         )
-        messages = request.template_messages()
+        takes_images = limits.max_images > 0
+        if takes_images:
+            num_images = sum(1 for _ in request.image_urls())
+            check_count("messages", num_images, limits.max_images, "images")
+        messages = request.template_messages(takes_images=takes_images)
+        if takes_images and _TAKES_TEXT not in tokenizer.chat_template:
+            messages = [{**item, "content": _parts(item["content"])} for item in messages]
         tools: list[dict[str, Any]] | None = None
         if toolbox is not None:
             if tokenizer.template_takes_tools:
@@ -199,7 +228,7 @@ class Draft:
             if tools is None or request.tool_prompt is not None:
                 has_envelope = dialect.is_own_envelope
                 text = toolbox.prompt(request.tool_prompt, has_envelope=has_envelope)
-                messages[-1]["content"] += text
+                messages[-1]["content"] = _with_text(messages[-1]["content"], text)
         variables, mark = request.template.variables(), ""
         if request.escape_special_tokens:
             mark, hide = new_mark(), tokenizer.special_tokens.hide
@@ -244,13 +273,18 @@ class Conversation:
         return draft.conversation(prompt, tokenizer)
 
 
-def _template_message(index: int, message: Message) -> dict[str, Any]:
+def _template_message(index: int, message: Message, takes_images: bool) -> dict[str, Any]:
     path = f"messages[{index}]"
     if message.role is None:
         raise missing_field(f"{path}.role")
     if message.content is None and not message.tool_calls:
         raise missing_field(f"{path}.content")
-    turn: dict[str, Any] = {"role": message.role, "content": _text(path, message.content)}
+    content: str | list[dict[str, Any]]
+    if takes_images and _has_image(message.content):
+        content = [_template_part(path, part) for part in message.content]
+    else:
+        content = _text(path, message.content)
+    turn: dict[str, Any] = {"role": message.role, "content": content}
     if message.name is not None:
         turn["name"] = message.name
     if message.tool_calls:
@@ -263,6 +297,28 @@ def _template_message(index: int, message: Message) -> dict[str, Any]:
         is_refused = bool(message.tool_calls and turn["content"])
         turn["thinking"] = "" if is_refused else message.reasoning_content
     return turn
+
+
+def _has_image(content: Any) -> bool:
+    parts = content if isinstance(content, list) else []
+    return any(isinstance(part, dict) and part.get("type") == _IMAGE for part in parts)
+
+
+def _template_part(path: str, part: Any) -> dict[str, Any]:
+    if isinstance(part, dict) and part.get("type") == _IMAGE:
+        return {"type": "image"}
+    return {"type": "text", "text": _part_text(path, part)}
+
+
+def _parts(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def _with_text(content: str | list[dict[str, Any]], text: str) -> str | list[dict[str, Any]]:
+    """A message's content with a text at its end."""
+    if isinstance(content, str):
+        return content + text
+    return [*content, {"type": "text", "text": text}]
 
 
 def _text(path: str, content: Any) -> str:
@@ -280,7 +336,7 @@ def _part_text(path: str, part: Any) -> str:
     if isinstance(part, dict):
         if part.get("type") == "text" and isinstance(part.get("text"), str):
             return str(part["text"])
-        if part.get("type") == "image_url":
+        if part.get("type") == _IMAGE:
             raise ServiceError(
                 ErrorKind.VALIDATION,
                 "the model takes text only; `image_url` is not supported",

@@ -1,0 +1,120 @@
+"""The processes that decode images: a file made to do harm costs its sender an error.
+
+Decoders are C, files say how large they are, and both lie at times. So a process has a limit of
+memory and a deadline, is killed when it exceeds them, and no other request waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+from engine.protocol.images import Image
+from engine.protocol.wire import framed
+
+from ..errors import overloaded
+from ..workers.budget import ByteBudget
+from ..workers.process import DeadError, LateError, WorkerProcess
+from ..workers.turns import Turns
+from .data_url import invalid
+from .pictured import Picture, PicturedText
+
+_WORKER_BYTES = 4 * 1024**3  # address space of a process
+_NUM_WORKERS = 2
+MAX_TENSOR_BYTES = 256 * 1024**2  # of a request's images: they are one message to the engine
+
+
+class ImageWorkers:
+    """The processes.
+
+    Args:
+        setup: what they load the processor by.
+        max_pixels: of an image.
+        deadline_s: seconds that one image may take.
+        max_bytes: of the files that are in work or wait; more are refused.
+    """
+
+    def __init__(
+        self, setup: list[Any], *, max_pixels: int, deadline_s: float, max_bytes: int
+    ) -> None:
+        self._max_pixels = max_pixels
+        self._deadline_s = deadline_s
+        self._budget = ByteBudget(max_bytes)
+        packed = framed(setup)
+        module = f"{__package__}.worker"
+        self._all = [
+            WorkerProcess.of_module(module, _WORKER_BYTES, packed) for _ in range(_NUM_WORKERS)
+        ]
+        self._idle = list(self._all)
+        self._turns = Turns(_NUM_WORKERS)
+
+    async def start(self) -> None:
+        """Starts the processes, so that the first image does not wait for it."""
+        for _ in self._all:
+            async with self._turns.place():
+                worker = self._idle.pop(0)
+                try:
+                    await worker.start()
+                finally:
+                    self._idle.append(worker)
+
+    async def close(self) -> None:
+        """Ends the processes."""
+        await asyncio.gather(*(worker.stop() for worker in self._all))
+
+    async def pictured(self, text: str, images: Iterable[tuple[str, bytes]]) -> PicturedText:
+        """A prompt with its images, which are ready for the model.
+
+        Args:
+            text: as a template wrote it.
+            images: for each the field where it stands in the request, and its file.
+
+        Raises:
+            ServiceError: one cannot be used, or they take too much together.
+        """
+        pictures, mark, num_bytes = [], 0, 0
+        for field, data in images:
+            picture, mark = await self._picture(data, field)
+            pictures.append(picture)
+            num_bytes += picture.image.num_bytes
+            if num_bytes > MAX_TENSOR_BYTES:
+                raise invalid(
+                    field,
+                    f"and the images before it must take at most {MAX_TENSOR_BYTES} bytes as the "
+                    f"model sees them. Given: {num_bytes}",
+                )
+        return PicturedText(text, tuple(pictures), mark)
+
+    async def _picture(self, data: bytes, field: str) -> tuple[Picture, int]:
+        """An image that is ready for the model, and the token that marks one in a prompt.
+
+        Args:
+            data: the file.
+            field: where it stands in the request.
+
+        Raises:
+            ServiceError: it is no image that can be read, too large, or too much waits already.
+        """
+        with self._budget.hold(len(data)):
+            async with self._turns.place():
+                answer = await self._answer({"data": data, "max_pixels": self._max_pixels}, field)
+        if "error" in answer:
+            raise invalid(field, answer["error"])
+        picture = Picture(tuple(answer["ids"]), Image.unpacked(answer["image"]))
+        return picture, answer["mark"]
+
+    async def _answer(self, request: dict[str, Any], field: str) -> Any:
+        worker = self._idle.pop(0)
+        try:
+            return await worker.ask(request, self._deadline_s)
+        except LateError as error:
+            if error.is_starved:
+                raise overloaded() from None
+            raise invalid(field, f"takes more than {self._deadline_s:g} s to decode") from None
+        except DeadError:
+            raise invalid(
+                field, "cannot be decoded: it needs too much memory, or its process failed"
+            ) from None
+        finally:
+            self._idle.append(worker)

@@ -1,0 +1,167 @@
+"""Images in conversations, through Envoy and over gRPC, answered as by transformers' generate."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.reflection_client import ReflectionClient
+from tests.e2e.stack import Stack, running
+
+pytest.importorskip("PIL")
+
+from tests.e2e.image_checkpoint import generated, make, picture, png
+
+NUM_TOKENS = 16
+MAX_PIXELS = 50_000
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    make(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    log = tmp_path_factory.mktemp("served") / "log"
+    limits = ("--max-images=3", f"--max-image-pixels={MAX_PIXELS}")
+    with running(log, f"--model-id={checkpoint}", *limits) as stack:
+        yield stack
+
+
+def url(data: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(data).decode()
+
+
+def image(data: bytes) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": url(data)}}
+
+
+def text(value: str) -> dict[str, Any]:
+    return {"type": "text", "text": value}
+
+
+def user(*parts: dict[str, Any]) -> dict[str, Any]:
+    return {"role": "user", "content": [*parts]}
+
+
+def body(*messages: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "messages": [*messages],
+        "max_tokens": NUM_TOKENS,
+        "temperature": 0.0,
+        "ignore_eos": True,
+    }
+
+
+def for_template(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {**item, "content": [{"type": "image"} if "image_url" in p else p for p in item["content"]]}
+        for item in messages
+    ]
+
+
+CONVERSATIONS = {
+    "one": [user(text("What is this?"), image(png(picture(1))))],
+    "two": [
+        user(image(png(picture(1))), image(png(picture(2, 60, 20))), text("Which is larger?")),
+        {"role": "assistant", "content": [text("The first.")]},
+        user(text("Why?")),
+    ],
+    "large": [user(image(png(picture(3, 220, 220))), text("A long conversation, by its bytes."))],
+}
+PICTURES = {
+    "large": [picture(3, 220, 220)],
+    "one": [picture(1)],
+    "two": [picture(1), picture(2, 60, 20)],
+}
+
+
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_an_answer_is_that_of_generate(served: Stack, checkpoint: Path, name: str) -> None:
+    messages = CONVERSATIONS[name]
+    expected, num_prompt = generated(checkpoint, for_template(messages), PICTURES[name], NUM_TOKENS)
+    reply = served.http.post("/v1/chat/completions", json=body(*messages)).json()
+    assert reply["choices"][0]["message"]["content"] == expected
+    assert reply["usage"]["prompt_tokens"] == num_prompt
+
+
+def test_a_stream_has_the_same_text(served: Stack) -> None:
+    wanted = body(*CONVERSATIONS["one"])
+    whole = served.http.post("/v1/chat/completions", json=wanted).json()
+    with served.http.stream(
+        "POST", "/v1/chat/completions", json=wanted | {"stream": True}
+    ) as stream:
+        lines = [
+            line[5:]
+            for line in stream.iter_lines()
+            if line.startswith("data:") and "[DONE]" not in line
+        ]
+    deltas = [json.loads(line)["choices"][0]["delta"].get("content", "") for line in lines]
+    assert "".join(deltas) == whole["choices"][0]["message"]["content"]
+
+
+def test_grpc_callers_have_the_same_answer(served: Stack, checkpoint: Path) -> None:
+    expected, num_prompt = generated(
+        checkpoint, for_template(CONVERSATIONS["two"]), PICTURES["two"], NUM_TOKENS
+    )
+    for channel in (served.direct, served.through_envoy):
+        reply = ReflectionClient(channel).call("ChatUnary", body(*CONVERSATIONS["two"]))
+        assert reply.choices[0].message.content == expected
+        assert reply.usage.prompt_tokens == num_prompt
+
+
+def test_a_text_alone_is_answered(served: Stack, checkpoint: Path) -> None:
+    message = {"role": "user", "content": "Hello"}
+    expected, _ = generated(checkpoint, [user(text("Hello"))], [], NUM_TOKENS)
+    reply = served.http.post("/v1/chat/completions", json=body(message)).json()
+    assert reply["choices"][0]["message"]["content"] == expected
+
+
+def test_a_mark_in_a_text_is_text(served: Stack) -> None:
+    """It would be one more image else."""
+    message = user(text("An <image> is"), image(png(picture(1))))
+    assert served.http.post("/v1/chat/completions", json=body(message)).status_code == 200
+
+
+URL = "messages[0].content[0].image_url.url"
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        (image(b"hello"), f"`{URL}` is not an image"),
+        (image(png(picture(1))[:100]), f"`{URL}` is an image that cannot be decoded"),
+        (image(png(picture(1, 400, 300))), f"`{URL}` must have at most {MAX_PIXELS} pixels"),
+        (
+            {"type": "image_url", "image_url": {"url": "http://127.0.0.1/x.png"}},
+            f"`{URL}` must be a data: URL",
+        ),
+        (
+            {"type": "image_url", "image_url": {"url": "data:image/png;base64,a*b"}},
+            f"`{URL}` has data that is not base64",
+        ),
+        ({"type": "image_url", "image_url": {}}, "missing field `url`"),
+    ],
+)
+def test_an_image_that_cannot_be_used_is_refused(
+    served: Stack, part: dict[str, Any], said: str
+) -> None:
+    answer = served.http.post("/v1/chat/completions", json=body(user(part)))
+    assert answer.status_code == 422
+    assert said in answer.json()["error"]
+    assert served.http.post("/generate", json={"inputs": "still there"}).status_code == 200
+
+
+def test_too_many_images_are_refused(served: Stack) -> None:
+    message = user(*[image(png(picture(1)))] * 4)
+    answer = served.http.post("/v1/chat/completions", json=body(message))
+    assert answer.status_code == 422
+    assert "`messages` supports up to 3 images. Given: 4" in answer.json()["error"]
