@@ -114,12 +114,12 @@ def expected(family: Family, stock: Any) -> dict[str, list[int]]:
     }
 
 
-@pytest.mark.parametrize("runs_ahead", [False, True])
+@pytest.mark.parametrize("options", [{}, {"run_ahead": True}, {"speculate": 3}], ids=str)
 def test_a_batch_has_the_tokens_of_generate(
-    build: Build, family: Family, expected: dict[str, list[int]], *, runs_ahead: bool
+    build: Build, family: Family, expected: dict[str, list[int]], options: dict[str, Any]
 ) -> None:
     """In chunks whose borders are within images."""
-    engine = build(run_ahead=runs_ahead)
+    engine = build(**options)
     requests = [asked(name, one) for name, one in conversations(family).items()]
     assert answers(engine, requests) == expected
 
