@@ -14,7 +14,7 @@ from ..batch import ImageRows
 
 # By transformers' names: models whose attention over images is causal, and whose tokens were
 # compared with those of transformers' generate. Others answer texts alone.
-SERVED = frozenset({"llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"})
+SERVED = frozenset({"llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"})
 
 _DECODER = "language_model"
 

@@ -80,6 +80,7 @@ FAMILIES = {
     "qwen2_vl": Family("Qwen 2 VL", _patches(14)),
     "qwen2_5_vl": Family("Qwen 2.5 VL", _patches(14)),
     "qwen3_vl": Family("Qwen 3 VL", _patches(16)),
+    "qwen3_vl_moe": Family("Qwen 3 VL MoE", _patches(16)),
 }
 
 
