@@ -207,7 +207,7 @@ def test_a_kernel_without_memory_raises_in_a_program(kernels: CpuKernels) -> Non
     with listening(calls.append):
         y = kernels.linear(x, packed, None, 4)
     (call,) = calls
-    endless = (*call.arguments[:6], 2**50, call.arguments[7])  # more scratch memory than there is
+    endless = (*call.arguments[:6], 2**50, *call.arguments[7:])  # more scratch memory than there is
     with pytest.raises(MemoryError, match="linear"):
         call.kernel(*endless)
     with pytest.raises(MemoryError):
