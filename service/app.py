@@ -8,6 +8,8 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,8 @@ from .api.servicer import TextGenerationServicer
 from .generation.adapters import Adapters
 from .generation.admission import Admission
 from .generation.engine_client import EngineClient
+from .generation.engine_pool import EnginePool
+from .generation.engines import Engines
 from .generation.generator import Generator
 from .generation.limits import Limits
 from .generation.load import LoadMeter
@@ -88,9 +92,11 @@ class App:
         assert settings.engine_socket is not None
         self._place = place
         self._settings = settings
-        self._client = EngineClient(
-            settings.engine_socket, max_waiting_s=settings.max_waiting_seconds or None
-        )
+        max_waiting_s = settings.max_waiting_seconds or None
+        self._clients = [
+            EngineClient(path, max_waiting_s=max_waiting_s) for path in settings.engine_sockets
+        ]
+        self._engines = _engines(self._clients, settings)
         self._admission = Admission(
             settings.max_concurrent_requests,
             settings.max_concurrent_requests_per_caller,
@@ -119,14 +125,14 @@ class App:
             OSError: the port is in use.
         """
         settings = self._settings
-        self._client.start()
+        self._engines.start()
         tokenizer = await asyncio.to_thread(_load_tokenizer, settings)
         tokenizer.long_texts = self._long_texts
         self._starting.append(asyncio.create_task(self._long_texts.start()))
-        info = await self._client.ready()
+        info = await self._engines.ready()
         tokenizer.fit(info.vocab_size)
         limits = make_limits(settings, info)
-        adapters = _adapters(settings, info, self._client)
+        adapters = _adapters(settings, info, self._engines)
         server_info = _server_info(settings, info, limits, tokenizer, adapters)
         metrics = self._metrics(server_info)
         self._grammars = _grammar_checker(settings, info, tokenizer, metrics)
@@ -137,17 +143,16 @@ class App:
         pipeline = Pipeline(
             self._admission,
             Validator(limits, tokenizer, self._grammars, adapters),
-            Generator(self._client, tokenizer),
+            Generator(self._engines, tokenizer),
             metrics,
             own_calls_only=settings.api_key_file is not None,
         )
-        meter = LoadMeter()
-        self._client.on_step.append(meter.step)
+        meter = self._load_meter()
         await self._meet_siblings(metrics, pipeline)
         servicer = TextGenerationServicer(
             pipeline,
             tokenizer,
-            self._client,
+            self._engines,
             server_info,
             metrics,
             meter,
@@ -176,7 +181,7 @@ class App:
         self._admission.close()
         logger.info("draining %d requests", self._admission.num_active)
         await self._end_calls(self._settings.drain_seconds)
-        await self._client.close()
+        await self._engines.close()
         if self._siblings is not None:
             await self._siblings.close()
         await self._close_workers()
@@ -201,7 +206,7 @@ class App:
         loop = asyncio.get_running_loop()
         last_words = loop.call_later(
             max(grace - _LAST_WORDS_S, grace / 2),
-            self._client.end_streams,
+            self._engines.end_streams,
             "the server is shutting down",
         )
         await asyncio.gather(*(server.stop(grace) for server in self._servers))
@@ -217,23 +222,41 @@ class App:
 
     def _metrics(self, server: ServerInfo) -> Metrics:
         """Makes the metrics, which are updated after every step of the engine."""
-        client, limits = self._client, server.limits
+        limits = server.limits
         pushed = () if self._pushed is None else (self._pushed,)
         metrics = Metrics(
             limits,
             *pushed,
             speculate=self._settings.speculate,
-            is_healthy=lambda: client.is_healthy,
+            is_healthy=lambda: self._engines.is_healthy,
         )
         metrics.describe(server)
         metrics.watch(self._admission, limits)
         metrics.calls.expect_methods(rpc.method_names())
         metrics.calls.expect_callers(self._authenticator.names())
-        metrics.engine.step(client.last_step)  # so that gauges are right before the next message
-        client.on_step.append(metrics.engine.step)
-        client.on_tally.append(metrics.requests.step)
-        client.on_restart.append(lambda info: self._engine_restarted(metrics, info))
+        for number, client in enumerate(self._clients, start=1):
+            # So that gauges are right before the next message.
+            metrics.engine.step(client.last_step, number)
+            client.on_step.append(partial(metrics.engine.step, engine=number))
+            client.on_tally.append(metrics.requests.step)
+            client.on_restart.append(lambda info: self._engine_restarted(metrics, info))
+        if len(self._clients) > 1:
+            self._tell_engines_apart(metrics)
         return metrics
+
+    def _tell_engines_apart(self, metrics: Metrics) -> None:
+        """Shows each of several engines, and forgets what one has told that is gone."""
+        for number, client in enumerate(self._clients, start=1):
+            metrics.engine.show(number, partial(getattr, client, "is_healthy"))
+            client.on_loss.append(partial(metrics.engine.lost, number))
+
+    def _load_meter(self) -> LoadMeter:
+        meter = LoadMeter()
+        for number, client in enumerate(self._clients, start=1):
+            client.on_step.append(partial(meter.step, engine=number))
+            if len(self._clients) > 1:
+                client.on_loss.append(partial(meter.lost, number))
+        return meter
 
     def _engine_restarted(self, metrics: Metrics, info: EngineInfo) -> None:
         """Counts a new engine, which all service processes meet, once."""
@@ -286,10 +309,21 @@ class App:
     async def _watch_health(self) -> None:
         """Keeps the status of grpc.health.v1 equal to the engine client's health."""
         while True:
-            status = _SERVING if self._client.is_healthy else _NOT_SERVING
+            status = _SERVING if self._engines.is_healthy else _NOT_SERVING
             for name in ("", SERVICE):
                 await self._health.set(name, status)
             await asyncio.sleep(_HEALTH_INTERVAL_S)
+
+
+def _engines(clients: Sequence[EngineClient], settings: Settings) -> Engines:
+    """The only engine, or the pool of several."""
+    if len(clients) == 1:
+        return clients[0]
+    return EnginePool(
+        clients,
+        prefix_affinity=settings.replica_affinity,
+        max_waiting_s=settings.max_waiting_seconds or None,
+    )
 
 
 def _authenticator(settings: Settings) -> Authenticator:
@@ -364,9 +398,9 @@ def _grammar_checker(
     )
 
 
-def _adapters(settings: Settings, info: EngineInfo, client: EngineClient) -> Adapters:
+def _adapters(settings: Settings, info: EngineInfo, engines: Engines) -> Adapters:
     return Adapters(
-        lambda: client.adapters,
+        lambda: engines.adapters,
         settings.model_id,
         unknown_is_base=settings.unknown_adapter == "base",
         may_change=info.loads_adapters,

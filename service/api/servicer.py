@@ -35,7 +35,7 @@ from ..errors import (
     unknown_model,
 )
 from ..generation.adapter_changes import AdapterChanges
-from ..generation.engine_client import EngineClient
+from ..generation.engines import Engines
 from ..generation.gather import gather
 from ..generation.generator import Generation, TokenEvent
 from ..generation.limits import Limits, check_text
@@ -89,7 +89,7 @@ class TextGenerationServicer:
         self,
         pipeline: Pipeline,
         tokenizer: TextTokenizer,
-        client: EngineClient,
+        client: Engines,
         server: ServerInfo,
         metrics: Metrics,
         meter: LoadMeter,

@@ -10,7 +10,7 @@ from engine.protocol.errors import AdapterError, AdapterFault
 
 from ..errors import ErrorKind, ServiceError
 from .adapters import Adapters
-from .engine_client import EngineClient
+from .engines import Engines
 from .limits import check_adapter_name, check_adapter_path
 
 # The kind of error, and the field at fault.
@@ -32,7 +32,7 @@ class AdapterChanges:
         adapters: those that there are.
     """
 
-    def __init__(self, client: EngineClient, adapters: Adapters) -> None:
+    def __init__(self, client: Engines, adapters: Adapters) -> None:
         self._client = client
         self._adapters = adapters
 

@@ -13,10 +13,8 @@ import logging
 import os
 import secrets
 import time
-from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -26,10 +24,10 @@ from engine.protocol.config import EngineInfo
 from engine.protocol.errors import AdapterError
 from engine.protocol.request import Request, SequenceOutput, StepOutput
 
-from ..call_record import CallRecord, current_record
-from ..errors import ServiceError, cancelled, overloaded, unhealthy
-from ..timeline import SequenceTimeline
-from .tally import Pace, Tally
+from ..call_record import CallRecord
+from ..errors import cancelled, unhealthy
+from .engine_stream import Stream, open_stream
+from .tally import Tally
 
 logger = logging.getLogger(__name__)
 
@@ -39,67 +37,6 @@ TallyListener = Callable[[Tally], None]
 _RECONNECT_S = 0.1
 _NOTICE_S = 1.5  # without progress of the engine; callers of Health see it half a second later
 _MAX_RESTARTS = 3  # engine deaths at which a request fails: it may be their cause
-
-
-@dataclass(slots=True)
-class _Stream:
-    """A request in progress, its outputs so far, and how often the engine was lost."""
-
-    request: Request
-    pace: Pace
-    call: CallRecord | None = None
-    timeline: SequenceTimeline = field(default_factory=SequenceTimeline)
-    waiting: deque[SequenceOutput | ServiceError] = field(default_factory=deque)
-    reader: asyncio.Future[None] | None = None  # of a caller that waits for an output
-    token_ids: list[int] = field(default_factory=list)
-    num_prompt_logprobs: int = 0
-    num_repeated_logprobs: int = 0  # of the prompt, that a new engine will send again
-    num_restarts: int = 0
-    on_end: Callable[[], object] = lambda: None
-    ended: bool = False  # the last output was received; the caller may not have read it yet
-
-    def push(self, output: SequenceOutput) -> None:
-        """Queues a step's output, without log-probabilities that an earlier engine sent already."""
-        if output.prompt_logprobs:
-            fresh = output.prompt_logprobs[self.num_repeated_logprobs :]
-            self.num_repeated_logprobs -= len(output.prompt_logprobs) - len(fresh)
-            self.num_prompt_logprobs += len(fresh)
-            tops = output.prompt_tops[len(output.prompt_logprobs) - len(fresh) :]
-            output = output._replace(prompt_logprobs=fresh, prompt_tops=tops)
-        if output.token is not None:
-            self.token_ids.append(output.token.token_id)
-        if output.is_last and not self.ended:
-            self.ended = True
-            self.on_end()
-        self.put(output)
-
-    def put(self, item: SequenceOutput | ServiceError) -> None:
-        """Adds an item and wakes the caller, once for all that come before it runs."""
-        self.waiting.append(item)
-        if self.reader is not None and not self.reader.done():
-            self.reader.set_result(None)
-
-    async def next(self) -> SequenceOutput:
-        """The next output; an `asyncio.Queue` would take three times as long for each.
-
-        Raises:
-            ServiceError: the stream has failed.
-        """
-        while not self.waiting:
-            self.reader = asyncio.get_running_loop().create_future()
-            await self.reader
-        output = self.waiting.popleft()
-        if isinstance(output, ServiceError):
-            raise output
-        return output
-
-    def resumption(self) -> Request:
-        """The request for a new engine, which continues after the tokens received so far."""
-        generated = (*self.request.resumed_token_ids, *self.token_ids)
-        if generated:
-            return replace(self.request, resumed_token_ids=generated, prompt_logprobs=False)
-        self.num_repeated_logprobs = self.num_prompt_logprobs
-        return self.request
 
 
 class EngineClient:
@@ -113,7 +50,7 @@ class EngineClient:
     def __init__(self, socket_path: Path, *, max_waiting_s: float | None = None) -> None:
         self._socket_path = socket_path
         self._max_waiting_s = max_waiting_s
-        self._streams: dict[str, _Stream] = {}
+        self._streams: dict[str, Stream] = {}
         # In containers every service may have the same process id.
         prefix = f"{os.getpid()}-{secrets.token_hex(4)}"
         self._ids = (f"{prefix}-{number}" for number in itertools.count())
@@ -124,13 +61,17 @@ class EngineClient:
         self._numbers = itertools.count(1)  # of requests to load or unload adapters
         self._settling: dict[int, asyncio.Future[None]] = {}
         self._restoring: set[int] = set()  # of those that a new engine was sent
-        self._listed: tuple[AdapterInfo, ...] = ()  # what the engine said last
-        self.adapters: dict[str, AdapterInfo] = {}  # by name; replaced, never changed
+        self.listed: tuple[AdapterInfo, ...] = ()  # adapters, as the engine said last
+        self.adapters: Mapping[str, AdapterInfo] = {}  # by name; replaced, never changed
         self.info: EngineInfo | None = None
         self.last_step = StepOutput()
         self.on_step: list[StepListener] = []
         self.on_tally: list[TallyListener] = []
         self.on_restart: list[Callable[[EngineInfo], None]] = []
+        self.on_loss: list[Callable[[], None]] = []
+        # Which adapters an engine is to have that has just connected, given whether it is the
+        # first. None: those that it has.
+        self.wanted_adapters: Callable[[bool], Mapping[str, AdapterInfo] | None] | None = None
 
     @property
     def is_connected(self) -> bool:
@@ -168,7 +109,12 @@ class EngineClient:
         """An id that no other request has."""
         return next(self._ids)
 
-    async def generate(
+    @property
+    def num_active(self) -> int:
+        """Requests that the engine computes for this client, or will."""
+        return sum(not stream.ended for stream in self._streams.values())
+
+    def generate(
         self, request: Request, on_end: Callable[[], object] = lambda: None
     ) -> AsyncGenerator[SequenceOutput]:
         """Yields a request's output of each step until it ends. Closing the iterator aborts it.
@@ -182,23 +128,29 @@ class EngineClient:
             ServiceError: no engine is connected, the call was aborted, or the request has waited
                 too long for its first step.
         """
+        return open_stream(request, on_end).outputs(self.submit, self._max_waiting_s)
+
+    def submit(self, stream: Stream) -> None:
+        """Gives the engine a request.
+
+        Raises:
+            ServiceError: no engine is connected.
+        """
         if self._writer is None:
             raise unhealthy()
-        call = current_record()
-        stream = _Stream(request, _pace(request, call), call, on_end=on_end)
-        self._streams[request.request_id] = stream
-        if stream.call is not None:
-            stream.call.sequences.append(stream.timeline)
-        try:
-            self._send(wire.submit(request))
-            yield await self._first(stream)
-            while stream.waiting or not stream.ended:
-                yield await stream.next()
-        finally:
-            del self._streams[request.request_id]
-            stream.timeline.end()
-            if not stream.ended:
-                self._send(wire.frame(wire.Kind.ABORT, request.request_id))
+        self._streams[stream.request_id] = stream
+        stream.owner = self
+        self._send(wire.submit(stream.to_engine()))
+
+    def release(self, stream: Stream) -> None:
+        """Takes a request from the engine."""
+        del self._streams[stream.request_id]
+        if not stream.ended:
+            self._send(wire.frame(wire.Kind.ABORT, stream.request_id))
+
+    def unfinished(self) -> list[Stream]:
+        """The requests that the engine has not ended."""
+        return [stream for stream in self._streams.values() if not stream.ended]
 
     async def load_adapter(self, wanted: LoadAdapter) -> AdapterInfo | None:
         """Loads an adapter; afterwards it is one of `adapters`.
@@ -211,7 +163,7 @@ class EngineClient:
             ServiceError: no engine is connected, or it ended.
         """
         await self._settled(partial(wire.load, wanted=wanted))
-        return next((one for one in self._listed if one.name == wanted.name), None)
+        return next((one for one in self.listed if one.name == wanted.name), None)
 
     async def unload_adapter(self, name: str) -> None:
         """Takes an adapter away; the requests that use it end first.
@@ -240,14 +192,6 @@ class EngineClient:
             if stream.call is call and not stream.ended:
                 stream.put(cancelled())
 
-    async def _first(self, stream: _Stream) -> SequenceOutput:
-        try:
-            async with asyncio.timeout(self._max_waiting_s):
-                return await stream.next()
-        except TimeoutError:
-            why = f"the request has waited for {self._max_waiting_s:g} s"
-            raise overloaded(why) from None
-
     async def _run(self) -> None:
         """Connects, reads until the connection is lost, and connects again."""
         while True:
@@ -265,6 +209,7 @@ class EngineClient:
             finally:
                 self._writer.close()
                 self._writer = None
+                self._progress = 0.0
                 self._restoring.clear()
                 for future in self._settling.values():
                     if not future.done():
@@ -273,6 +218,8 @@ class EngineClient:
                 stream.num_restarts += 1
                 stream.timeline.lose_engine()
             self._fail_streams("the engine died too often", min_restarts=_MAX_RESTARTS)
+            for lost in self.on_loss:
+                lost()
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
         while True:
@@ -292,27 +239,33 @@ class EngineClient:
     def _resume(self, info: EngineInfo) -> None:
         before, self.info = self.info, info
         self._ready.set()
-        if before is not None and before.instance != info.instance:
+        is_new = before is not None and before.instance != info.instance
+        if is_new:
             for restarted in self.on_restart:
                 restarted(info)
-            self._restore(info)  # first, since the requests below may have these adapters
+        self.listed = info.adapters
+        wanted = self.adapters if is_new else None
+        if self.wanted_adapters is not None:
+            wanted = self.wanted_adapters(before is None)
+        if wanted is not None:  # first, since the requests below may have these adapters
+            self.restore_adapters(wanted)
         self._list(info.adapters)
         for stream in self._streams.values():
             if stream.num_restarts and not stream.ended:
-                self._send(wire.submit(stream.resumption()))
+                self._send(wire.submit(stream.to_engine()))
 
-    def _restore(self, info: EngineInfo) -> None:
-        """Gives a new engine the adapters that the last one had."""
-        started = {one.name: one for one in info.adapters}
-        for name in started.keys() - self.adapters.keys():
+    def restore_adapters(self, wanted: Mapping[str, AdapterInfo]) -> None:
+        """Has the engine load and unload adapters, until it has those that are wanted, by name."""
+        started = {one.name: one for one in self.listed}
+        for name in started.keys() - wanted.keys():
             self._send_restoring(partial(wire.unload, name=name))
-        for name, one in self.adapters.items():
+        for name, one in wanted.items():
             now = started.get(name)
             if now is not None and one.digest != now.digest and one.source == now.source:
                 logger.warning("the files of the adapter %s have changed", name)
             elif now is None or one.digest != now.digest:
-                wanted = LoadAdapter(name=name, source=one.source, replaces=True, digest=one.digest)
-                self._send_restoring(partial(wire.load, wanted=wanted))
+                again = LoadAdapter(name=name, source=one.source, replaces=True, digest=one.digest)
+                self._send_restoring(partial(wire.load, wanted=again))
 
     def _send_restoring(self, message: Callable[[int], bytes]) -> None:
         number = next(self._numbers)
@@ -324,7 +277,7 @@ class EngineClient:
             self._restoring.discard(number)
             if error is not None:
                 logger.error("an adapter is lost: %s", error)
-            self._list(self._listed)
+            self._list(self.listed)
         future = self._settling.get(number)
         if future is not None and not future.done():
             if error is None:
@@ -334,7 +287,7 @@ class EngineClient:
 
     def _list(self, listed: tuple[AdapterInfo, ...]) -> None:
         """Notes which adapters there are; until all are back, those that there were."""
-        self._listed = listed
+        self.listed = listed
         if not self._restoring:
             self.adapters = {one.name: one for one in listed}
 
@@ -363,8 +316,3 @@ class EngineClient:
         for stream in self._streams.values():
             if stream.num_restarts >= min_restarts and not stream.ended:
                 stream.push(SequenceOutput(request_id=stream.request.request_id, error=reason))
-
-
-def _pace(request: Request, call: CallRecord | None) -> Pace:
-    begun = time.monotonic() if call is None else call.began
-    return Pace(begun, len(request.prompt_token_ids), bool(request.grammar), call)

@@ -14,6 +14,7 @@ from engine.protocol.config import EngineInfo
 from engine.protocol.request import EngineStats, StepOutput
 
 from ..metrics.histogram import Histogram, HistogramFamily
+from .engine_figures import EngineFigures
 from .request_series import TGI_SECONDS
 
 _METHODS = ("prefill", "decode")
@@ -31,7 +32,8 @@ class EngineSeries:
 
     def __init__(self, registry: CollectorRegistry, is_healthy: Callable[[], bool]) -> None:
         self._registry = registry
-        self._stats = EngineStats()
+        self._figures = EngineFigures()
+        self._replicas: tuple[Gauge, Gauge] | None = None
         self._add_gauges(is_healthy)
         self._add_durations()
         self._add_counters()
@@ -53,10 +55,9 @@ class EngineSeries:
         blocks = Gauge(
             "tokenwire_kv_blocks", "Blocks of the KV cache", ["state"], registry=self._registry
         )
-        blocks.labels("free").set_function(lambda: self._stats.num_free_blocks)
-        blocks.labels("used").set_function(
-            lambda: self._stats.num_blocks - self._stats.num_free_blocks
-        )
+        total = self._figures.total
+        blocks.labels("free").set_function(lambda: total().num_free_blocks)
+        blocks.labels("used").set_function(lambda: total().num_blocks - total().num_free_blocks)
         up = Gauge("tokenwire_engine_up", "Whether the engine gets on", registry=self._registry)
         up.set_function(lambda: float(is_healthy()))
 
@@ -102,13 +103,14 @@ class EngineSeries:
             registry=self._registry,
         )
 
-    def step(self, output: StepOutput) -> None:
-        """The engine computed a step, or sent a heartbeat, which has no scheduled tokens.
+    def step(self, output: StepOutput, engine: int = 1) -> None:
+        """An engine computed a step, or sent a heartbeat, which has no scheduled tokens.
 
         What another service counts looks like a heartbeat here.
         """
-        stats, before = output.stats, self._stats.num_preemptions
-        self._stats = stats
+        stats = output.stats
+        told = self._figures.note(engine, stats)
+        before = 0 if told is None else told.num_preemptions
         if output.num_scheduled_tokens:
             if stats.num_preemptions != before:  # fewer are those of a new engine
                 fresh = stats.num_preemptions - before
@@ -120,6 +122,31 @@ class EngineSeries:
     def restarted(self) -> None:
         """Another engine has taken the place of the one before."""
         self._restarts.inc()
+
+    def show(self, engine: int, is_healthy: Callable[[], bool]) -> None:
+        """Shows one of several engines."""
+        if self._replicas is None:
+            self._replicas = (
+                Gauge(
+                    "tokenwire_replica_up",
+                    "Whether one of several engines gets on",
+                    ["engine"],
+                    registry=self._registry,
+                ),
+                Gauge(
+                    "tokenwire_replica_requests",
+                    "Requests in one of several engines, running or waiting",
+                    ["engine"],
+                    registry=self._registry,
+                ),
+            )
+        up, requests = (gauge.labels(str(engine)) for gauge in self._replicas)
+        up.set_function(lambda: float(is_healthy()))
+        requests.set_function(lambda: _num_requests(self._figures.of(engine)))
+
+    def lost(self, engine: int) -> None:
+        """One of several engines is gone, and with it what it computed."""
+        self._figures.lose(engine)
 
     def describe(self, info: EngineInfo) -> None:
         """Shows what the KV cache is made of, which never changes."""
@@ -147,7 +174,7 @@ class EngineSeries:
 
     def _gauge(self, name: str, text: str, value: Callable[[EngineStats], float]) -> None:
         gauge = Gauge(name, text, registry=self._registry)
-        gauge.set_function(lambda: value(self._stats))
+        gauge.set_function(lambda: value(self._figures.total()))
 
     def _seconds(
         self, name: str, text: str, methods: tuple[str, ...] = _METHODS
@@ -163,3 +190,7 @@ class EngineSeries:
     ) -> Mapping[str, Counter]:
         counter = Counter(name, text, [label], registry=self._registry)
         return {value: counter.labels(value) for value in values}
+
+
+def _num_requests(stats: EngineStats) -> int:
+    return stats.num_running + stats.num_waiting

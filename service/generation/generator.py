@@ -22,7 +22,7 @@ from ..call_record import CallRecord, current_record
 from ..errors import ErrorKind, ServiceError
 from ..text.detokenizer import Detokenizer
 from ..text.tokenizer import TextTokenizer
-from .engine_client import EngineClient
+from .engines import Engines
 from .gather import gather
 from .parameters import GenerationRequest
 from .validation import random_seed
@@ -145,7 +145,7 @@ class TokenEvent:
 class Generator:
     """Turns valid requests into text."""
 
-    def __init__(self, client: EngineClient, tokenizer: TextTokenizer) -> None:
+    def __init__(self, client: Engines, tokenizer: TextTokenizer) -> None:
         self._client = client
         self._tokenizer = tokenizer
 

@@ -1,4 +1,4 @@
-"""How busy the engine is, for balancers: from its last step, and a rate over some seconds."""
+"""How busy the engines are, for balancers: from their last steps, and a rate over some seconds."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from engine.protocol.request import EngineStats, StepOutput
+from engine.protocol.request import StepOutput
 
 from ..errors import ErrorKind, ServiceError
+from .engine_figures import EngineFigures
 
 WINDOW_S = 10.0
 
@@ -54,7 +55,7 @@ def watch_interval(given: float | None) -> float:
 
 
 class LoadMeter:
-    """Listens to the engine's steps.
+    """Listens to the engines' steps.
 
     Args:
         clock: monotonic seconds.
@@ -62,28 +63,33 @@ class LoadMeter:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._stats: EngineStats | None = None
+        self._figures = EngineFigures()
         self._steps: deque[tuple[float, int]] = deque()  # when, and how many tokens it gave
         self._num_tokens = 0  # of these steps
 
-    def step(self, output: StepOutput) -> None:
-        """The engine computed a step, or sent a heartbeat.
+    def step(self, output: StepOutput, engine: int = 1) -> None:
+        """An engine computed a step, or sent a heartbeat.
 
         Its own count is taken, since other services of it have requests as well.
         """
-        before, self._stats = self._stats or output.stats, output.stats
-        num_tokens = self._stats.num_generated_tokens - before.num_generated_tokens
+        stats = output.stats
+        before = self._figures.note(engine, stats) or stats
+        num_tokens = stats.num_generated_tokens - before.num_generated_tokens
         if num_tokens < 0:  # a new engine's
-            num_tokens = self._stats.num_generated_tokens
+            num_tokens = stats.num_generated_tokens
         if num_tokens:
             self._steps.append((self._clock(), num_tokens))
             self._num_tokens += num_tokens
         self._forget()
 
+    def lost(self, engine: int) -> None:
+        """An engine is gone, and with it what it computed."""
+        self._figures.lose(engine)
+
     def load(self) -> Load:
-        """The load now."""
+        """The load now, of all engines."""
         self._forget()
-        stats = self._stats or EngineStats()
+        stats = self._figures.total()
         num_used = stats.num_blocks - stats.num_free_blocks
         return Load(
             num_running=stats.num_running,

@@ -14,7 +14,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from ..log_lines import message_of
 from ..parent import die_with_parent
@@ -33,13 +33,21 @@ class Child:
         name: its role, with a number where several children have it: `service-2`.
         command: what runs it.
         environment: all its variables.
+        processors: those that it may use; none for those of this process.
     """
 
-    def __init__(self, name: str, command: list[str], environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        command: list[str],
+        environment: Mapping[str, str],
+        processors: frozenset[int] = frozenset(),
+    ) -> None:
         self.name = name
         self.role = name.partition("-")[0]
         self._command = command
         self._environment = environment
+        self._processors = processors
         self._process: asyncio.subprocess.Process | None = None
         self._relay: asyncio.Task[None] | None = None
         self._tail: deque[tuple[float, str]] = deque(maxlen=_TAIL_LINES)  # with their times
@@ -58,7 +66,7 @@ class Child:
                 # Not PIPE: asyncio would see the end only when no grandchild holds the pipe.
                 stderr=write_end,
                 start_new_session=True,  # the terminal's Ctrl-C is for the supervisor alone
-                preexec_fn=die_with_parent(os.getpid()),
+                preexec_fn=_binding(self._processors),
             )
         except BaseException:
             transport.close()
@@ -145,6 +153,20 @@ class Child:
             sys.stderr.flush()
         now = time.monotonic()
         self._tail.extend((now, line) for line in map(str.strip, text.splitlines()) if line)
+
+
+def _binding(processors: frozenset[int]) -> Callable[[], None] | None:
+    """What a child does before it runs its command."""
+    bind = die_with_parent(os.getpid())
+    if not processors:
+        return bind
+
+    def bind_to_processors() -> None:
+        os.sched_setaffinity(0, processors)
+        if bind is not None:
+            bind()
+
+    return bind_to_processors
 
 
 async def _open_pipe() -> tuple[asyncio.StreamReader, asyncio.BaseTransport, int]:

@@ -20,7 +20,7 @@ _GROUPS = {
     "hostname": "the network",
     "api_key_file": "who may come in",
     "max_connection_seconds": "connections",
-    "service_workers": "operation",
+    "replicas": "operation",
 }
 _OF_ALL = {"log_level", "json_output"}
 

@@ -10,7 +10,15 @@ import os
 import socket
 import ssl
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +31,7 @@ from .certificates import follow_certificates
 from .endpoints import follow_endpoints
 from .files import check_public_certificates
 from .place import Place
+from .replicas import Replica, make_replicas
 from .settings import Settings, address, reachable
 from .watch import Notifications, Probe, Probing, Watch
 
@@ -50,6 +59,7 @@ class Plan:
         watch: runs as long as the children do, if there is something to watch.
         signs_of_life: by name, how children are known to be alive; others only by their end.
         environments: by name, variables for children beside those that all have.
+        processors: by name, those that children may use; all others use any.
         max_connections: of callers, at a time.
         drain: is called before the children are stopped; it may fail with an OSError.
     """
@@ -61,6 +71,7 @@ class Plan:
     watch: Callable[[], Coroutine[Any, Any, None]] | None = None
     signs_of_life: Mapping[str, Watch] = field(default_factory=dict)
     environments: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    processors: Mapping[str, frozenset[int]] = field(default_factory=dict)
     max_connections: int = 0
     drain: Callable[[], Awaitable[None]] | None = None
 
@@ -98,7 +109,8 @@ def make_plan(settings: Settings, runtime: Path) -> Plan:
     """Returns the plan for the real processes, with Envoy's configuration written and checked.
 
     Raises:
-        ValueError: Envoy refuses its configuration, or a certificate cannot be used.
+        ValueError: Envoy refuses its configuration, a certificate cannot be used, or there are too
+            few GPUs.
         FileNotFoundError: there is no Envoy.
     """
     settings = replace(
@@ -107,31 +119,44 @@ def make_plan(settings: Settings, runtime: Path) -> Plan:
         gateway_socket=settings.gateway_socket or runtime / "gateway.sock",
     )
     command, tls, workers = _own_command(), settings.tls, _workers(settings, runtime)
-    sockets = tuple(worker.socket for worker in workers)
+    sockets, replicas = tuple(worker.socket for worker in workers), make_replicas(settings)
+    notified = {
+        name: Notifications(runtime / f"{name}.notify")
+        for name in (*(one.name for one in replicas), *(worker.name for worker in workers))
+    }
     return Plan(
         commands={
-            "engine": [*command, "engine", *settings.to_argv()],
+            **{one.name: [*command, "engine", *one.settings.to_argv()] for one in replicas},
             **{
                 worker.name: [*command, "service", *worker.settings(settings).to_argv()]
                 for worker in workers
             },
             "envoy": envoy_command(settings, runtime, is_told=True, sockets=sockets),
         },
-        stages=_stages(settings, settings.admin_port or runtime / ADMIN_SOCKET, sockets),
+        stages=_stages(
+            settings,
+            settings.admin_port or runtime / ADMIN_SOCKET,
+            sockets,
+            [notified[one.name] for one in replicas],
+        ),
         banner=_banner(settings),
         addresses=_addresses(settings),
         watch=None if tls is None else lambda: follow_certificates(tls, runtime),
-        signs_of_life={
-            "engine": Notifications(runtime / "engine.notify"),
-            **{worker.name: Notifications(runtime / f"{worker.name}.notify") for worker in workers},
-            "envoy": Probing(lambda: _is_alive(settings, runtime)),
-        },
-        environments={
-            worker.name: worker.place.environment for worker in workers if worker.place is not None
-        },
+        signs_of_life={**notified, "envoy": Probing(lambda: _is_alive(settings, runtime))},
+        environments=_environments(replicas, workers),
+        processors={one.name: one.processors for one in replicas if one.processors},
         max_connections=settings.gateway_config(DESCRIPTORS, sockets=sockets).max_connections,
         drain=lambda: _drain_gateway(settings, runtime),
     )
+
+
+def _environments(replicas: list[Replica], workers: list[_Worker]) -> dict[str, Mapping[str, str]]:
+    """Variables for those children that have any of their own."""
+    of_engines = {one.name: one.environment for one in replicas if one.environment}
+    places = {worker.name: worker.place for worker in workers}
+    return of_engines | {
+        name: place.environment for name, place in places.items() if place is not None
+    }
 
 
 async def _is_alive(settings: Settings, runtime: Path) -> bool:
@@ -152,10 +177,16 @@ def _own_command() -> list[str]:
     return [sys.executable, *options, "-m", f"{NAME}.cli"]
 
 
-def _stages(settings: Settings, admin: Path | int, sockets: tuple[Path, ...]) -> tuple[Stage, ...]:
-    """One stage for engine and services, which serve only after the engine has loaded."""
+def _stages(
+    settings: Settings, admin: Path | int, sockets: tuple[Path, ...], engines: Sequence[Watch]
+) -> tuple[Stage, ...]:
+    """One stage for engines and services, which serve only after an engine has loaded."""
+
+    async def have_loaded() -> bool:
+        return all(engine.is_ready for engine in engines) and await _are_serving(sockets)
+
     return (
-        Stage(f"loading {settings.model_id}", lambda: _are_serving(sockets)),
+        Stage(f"loading {settings.model_id}", have_loaded),
         Stage("starting Envoy", lambda: _answers_health(settings, admin)),
     )
 

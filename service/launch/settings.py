@@ -364,6 +364,19 @@ class Settings:
     ] = 2 << 30
 
     # Operation.
+    replicas: Annotated[
+        int,
+        About(
+            "engines with the same model, each with GPUs or a group of cores of its own",
+            ours=True,
+            low=1,
+            high=64,
+        ),
+    ] = 1
+    replica_affinity: Annotated[
+        bool,
+        About("of several engines, let one that knows a prompt's beginning compute it", ours=True),
+    ] = True
     service_workers: Annotated[
         int | None,
         About(
@@ -540,6 +553,18 @@ class Settings:
         """How many service processes `serve` runs."""
         by_cores = min(num_processors() // _CORES_PER_WORKER, _MAX_DEFAULT_WORKERS)
         return self.service_workers or max(by_cores, 1)
+
+    @property
+    def engine_sockets(self) -> tuple[Path, ...]:
+        """Where the service finds its engines; the sockets of several are numbered."""
+        path = self.engine_socket
+        assert path is not None
+        if self.replicas == 1:
+            return (path,)
+        return tuple(
+            path.with_name(f"{path.stem}-{number}{path.suffix}")
+            for number in range(1, self.replicas + 1)
+        )
 
     @property
     def upstream_host(self) -> str:

@@ -238,6 +238,11 @@ def _children(plan: Plan) -> list[Child]:
     shared.pop(NOTIFY_SOCKET, None)
     watched = {name: watch.environment for name, watch in plan.signs_of_life.items()}
     return [
-        Child(name, command, {**shared, **watched.get(name, {}), **plan.environments.get(name, {})})
+        Child(
+            name,
+            command,
+            {**shared, **watched.get(name, {}), **plan.environments.get(name, {})},
+            plan.processors.get(name, frozenset()),
+        )
         for name, command in plan.commands.items()
     ]

@@ -145,7 +145,7 @@ async def test_a_port_in_use_is_reported(app: App, tmp_path: Path) -> None:
     )
     with pytest.raises(OSError, match=r"cannot listen on 127\.0\.0\.1:\d+: is it in use\?"):
         await second.start()
-    await second._client.close()
+    await second._engines.close()
 
 
 async def test_a_stopping_server_refuses_calls(
