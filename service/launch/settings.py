@@ -462,10 +462,19 @@ class Settings:
         for prefix in ("", "grpc_"):
             self._check_tls(prefix)
         self._check_servers()
-        for name in ("engine_socket", "gateway_socket"):
-            path = getattr(self, name)
-            if path and len(bytes(path)) > _MAX_SOCKET_PATH:
-                raise SettingsError(f"`{name}` must be <= {_MAX_SOCKET_PATH} bytes. Given: {path}")
+        self._check_sockets()
+
+    def _check_sockets(self) -> None:
+        engines = () if self.engine_socket is None else self.engine_sockets
+        for name, paths in (
+            ("engine_socket", engines),
+            ("gateway_socket", self._own_gateway_socket),
+        ):
+            for path in paths:
+                if len(bytes(path)) > _MAX_SOCKET_PATH:
+                    raise SettingsError(
+                        f"`{name}` must be <= {_MAX_SOCKET_PATH} bytes. Given: {path}"
+                    )
 
     def _check_tls(self, prefix: str) -> None:
         names = [f"{prefix}tls_{name}" for name in ("certificate", "key", "client_ca")]

@@ -49,6 +49,9 @@ class SupervisorError(Exception):
 class RestartPolicy:
     """When a child that died is started again. Times are seconds.
 
+    Where another one does the same work, as one of several engines or services, a child that dies
+    too often does not end the server: it is tried again every `window` seconds.
+
     Attributes:
         first_delay: the delay after the first death; each further one doubles it.
         max_delay: the longest delay.
@@ -95,6 +98,7 @@ class Supervisor:
         self._policy = policy or RestartPolicy()
         self._plan: Plan | None = None
         self._children: list[Child] = []
+        self._hopeless: set[Child] = set()  # that died too often, where others do their work
         self._stopping = asyncio.Event()
         self._num_signals = 0
 
@@ -151,13 +155,22 @@ class Supervisor:
             await self._end(child)
             if child.age() >= self._policy.healthy_after:
                 deaths.clear()
+                self._hopeless.discard(child)
             deaths.append(time.monotonic())
-            if self._policy.is_hopeless(deaths):
-                raise SupervisorError(f"giving up after {len(deaths)} deaths: {child.ending()}")
             delay = self._policy.delay(len(deaths))
+            if self._policy.is_hopeless(deaths):
+                if not self._has_substitute(child):
+                    raise SupervisorError(f"giving up after {len(deaths)} deaths: {child.ending()}")
+                self._hopeless.add(child)
+                delay = self._policy.window
             logger.error("%s; restarting it in %.1f s", child.ending(), delay)
             await asyncio.sleep(delay)
             await self._start_child(child)
+
+    def _has_substitute(self, child: Child) -> bool:
+        """Whether another child does the same work, and does not die all the time as well."""
+        others = {other for other in self._children if other.role == child.role} - {child}
+        return bool(others - self._hopeless)
 
     async def _start_child(self, child: Child) -> None:
         if (watch := self._watch(child)) is not None:

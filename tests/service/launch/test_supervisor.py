@@ -564,3 +564,52 @@ def test_stages_are_logged_when_they_begin_and_end_and_when_they_take_long(
     assert re.fullmatch(r"loading m took \d+\.\d s", last)
     assert len(others) == 2
     assert all(re.fullmatch(r"loading m \.\.\. \(\d+ s\)", text) for text in others)
+
+
+def test_one_of_several_engines_that_always_dies_does_not_end_the_server(
+    scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
+    scene.scripts = {"engine-1": STEADY, "engine-2": STEADY, "service": STEADY, "envoy": STEADY}
+    policy = RestartPolicy(first_delay=0.001, max_deaths=2, window=600)
+
+    async def during() -> None:
+        for times in (1, 2):
+            await until(partial(scene.has_started, "engine-2", times))
+            os.kill(scene.pids("engine-2")[-1], signal.SIGKILL)
+        await until(lambda: any("restarting it in 600.0 s" in line for line in caplog.messages))
+        assert is_alive(scene.pids("engine-1")[0])
+        await interrupt()
+
+    with caplog.at_level(logging.ERROR):
+        assert scene.run(during, policy=policy) == 0
+    assert len(scene.pids("engine-2")) == 2
+
+
+def test_engines_that_all_die_too_often_end_the_server(scene: Scene) -> None:
+    scene.scripts = {"engine-1": STEADY, "engine-2": STEADY, "service": STEADY, "envoy": STEADY}
+    policy = RestartPolicy(first_delay=0.001, max_deaths=2, window=600)
+
+    async def during() -> None:
+        for name in ("engine-1", "engine-2"):
+            for times in (1, 2):
+                await until(partial(scene.has_started, name, times))
+                os.kill(scene.pids(name)[-1], signal.SIGKILL)
+
+    with pytest.raises(SupervisorError, match=r"^giving up after 2 deaths: engine-2 was killed"):
+        scene.run(during, policy=policy)
+
+
+def test_a_child_runs_on_the_processors_that_it_is_given(tmp_path: Path) -> None:
+    one = min(os.sched_getaffinity(0))
+    told = tmp_path / "told"
+    script = f"import os; open({str(told)!r}, 'w').write(str(os.sched_getaffinity(0)))"
+
+    async def run() -> None:
+        child = child_module.Child(
+            "engine-1", [sys.executable, "-c", script], os.environ, frozenset({one})
+        )
+        await child.start()
+        await child.wait()
+
+    asyncio.run(run())
+    assert told.read_text() == str({one})
