@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 import os
 import secrets
 import time
@@ -57,7 +58,7 @@ class EngineClient:
         self._writer: asyncio.StreamWriter | None = None
         self._task: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
-        self._progress = 0.0  # when the engine last got on, as far as is known
+        self._progress = -math.inf  # when the engine last got on, as far as is known
         self._numbers = itertools.count(1)  # of requests to load or unload adapters
         self._settling: dict[int, asyncio.Future[None]] = {}
         self._restoring: set[int] = set()  # of those that a new engine was sent
@@ -77,6 +78,11 @@ class EngineClient:
     def is_connected(self) -> bool:
         """Whether the connection to an engine is open."""
         return self._writer is not None
+
+    @property
+    def has_greeted(self) -> bool:
+        """Whether an engine has said on the open connection that it is ready."""
+        return self.is_connected and self._progress > -math.inf
 
     @property
     def is_healthy(self) -> bool:
@@ -209,7 +215,7 @@ class EngineClient:
             finally:
                 self._writer.close()
                 self._writer = None
-                self._progress = 0.0
+                self._progress = -math.inf
                 self._restoring.clear()
                 for future in self._settling.values():
                     if not future.done():

@@ -224,11 +224,7 @@ class EnginePool:
         return next((client for client in connected if client.is_healthy), connected[0])
 
     def _connected(self) -> list[EngineClient]:
-        return [
-            replica.client
-            for replica in self._replicas
-            if replica.client.is_connected and replica.client.info is not None
-        ]
+        return [one.client for one in self._replicas if one.client.has_greeted]
 
     def _wanted_adapters(
         self,
@@ -254,7 +250,7 @@ class EnginePool:
 
     def _choose(self, stream: Stream, lost: _Replica | None = None) -> _Replica | None:
         """The engine for a request; None if there is none, but for one that it is taken from."""
-        connected = [one for one in self._replicas if one.client.is_connected and one is not lost]
+        connected = [one for one in self._replicas if one.client.has_greeted and one is not lost]
         usable = [one for one in connected if self._is_usable(one)]
         candidates = usable or ([] if lost else connected)
         candidates = [one for one in candidates if one.suits(stream)] or candidates
