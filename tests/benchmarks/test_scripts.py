@@ -213,6 +213,14 @@ def test_adapters_measures_every_target() -> None:
 
 
 @on_demand
+def test_engines_are_chosen_in_both_ways() -> None:
+    result = last_line("benchmarks.replicas")
+    assert [figure["way"] for figure in result["figures"]] == ["least busy", "beginning"]
+    assert all(figure["hit_rate"] > 0 for figure in result["figures"])
+    assert all(len(figure["first_ms"]) == 8 for figure in result["figures"])
+
+
+@on_demand
 def test_servers_are_chosen_in_both_ways() -> None:
     result = last_line("benchmarks.servers")
     assert [figure["way"] for figure in result["figures"]] == ["fewest requests", "beginning"]
