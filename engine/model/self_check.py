@@ -54,45 +54,59 @@ def attach_paged_attention(
     """
     name = type(model).__name__
     install()
-    stock = str(model.config.get_text_config()._attn_implementation)
-    try:
-        with watching(model) as found:
-            expected = stock_logits(model, use_cache=True)
-        reason = architecture.refusal(model, found.stateful)
-        if reason is not None:
-            raise ModelLoadError(f"{name} is not supported: {reason}")
-        if absorb(model):
-            logger.info("the KV cache holds latents, not the keys and values of every head")
-        recurrence = Recurrence(found.stateful) if found.stateful else None
-        layers, windows = _probe_layers(model, found)
-        chunk_sizes = architecture.chunk_sizes(model)
-        loaded = LoadedModel(
-            model,
-            layers,
-            device,
-            dtype,
-            recurrence,
-            chunk_sizes=chunk_sizes,
-            windows=windows | chunk_sizes,
-            asks_positions=asks_positions(model),
-            stock_attention=stock,
-        )
-        model.set_attn_implementation(IMPLEMENTATION)
+    with _running(name), watching(model) as found:
+        expected = stock_logits(model, use_cache=True)
+    reason = architecture.refusal(model, found.stateful)
+    if reason is not None:
+        raise ModelLoadError(f"{name} is not supported: {reason}")
+    with _running(name):
+        loaded = _attached(model, found, device, dtype)
         difference = relative_difference(reference_logits(loaded), expected)
-        if recurrence is not None and not difference <= tolerance(dtype):
-            recurrence.token_by_token = True
+        if loaded.recurrence is not None and not difference <= tolerance(dtype):
+            loaded.recurrence.token_by_token = True
             loaded.checked.clear()
             difference = relative_difference(reference_logits(loaded), expected)
+    if not difference <= tolerance(dtype):  # also when it is not a number
+        raise ModelLoadError(
+            f"{name} is not supported: its logits on paged attention differ by {difference:.2%}"
+        )
+    return loaded
+
+
+@contextmanager
+def _running(name: str) -> Iterator[None]:
+    """Within it any error of a model's code means that the model cannot be served."""
+    try:
+        yield
     except ModelLoadError:
         raise
     except Exception as error:
         raise ModelLoadError(
             f"{name} does not run on paged attention: {first_line(error)}"
         ) from error
-    if not difference <= tolerance(dtype):  # also when it is not a number
-        raise ModelLoadError(
-            f"{name} is not supported: its logits on paged attention differ by {difference:.2%}"
-        )
+
+
+def _attached(
+    model: PreTrainedModel, found: FoundLayers, device: torch.device, dtype: torch.dtype
+) -> LoadedModel:
+    """The model, on the paged attention from now on."""
+    stock = str(model.config.get_text_config()._attn_implementation)
+    if absorb(model):
+        logger.info("the KV cache holds latents, not the keys and values of every head")
+    layers, windows = _probe_layers(model, found)
+    chunk_sizes = architecture.chunk_sizes(model)
+    loaded = LoadedModel(
+        model,
+        layers,
+        device,
+        dtype,
+        Recurrence(found.stateful) if found.stateful else None,
+        chunk_sizes=chunk_sizes,
+        windows=windows | chunk_sizes,
+        asks_positions=asks_positions(model),
+        stock_attention=stock,
+    )
+    model.set_attn_implementation(IMPLEMENTATION)
     return loaded
 
 
