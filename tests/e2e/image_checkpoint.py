@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -60,37 +61,46 @@ def make(folder: Path) -> None:
     )
     torch.manual_seed(0)
     model = LlavaForConditionalGeneration(config)
-    for parameter in model.parameters():
-        parameter.data.mul_(4)
-    model.lm_head.weight.data[_unprintable(processor.tokenizer)] = 0
-    model.generation_config.eos_token_id = None
+    silence(model, processor.tokenizer, _SPECIAL)
     model.save_pretrained(folder)
 
 
-def _unprintable(tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    """Tokens that are no letter of their own: an answer without them has a character for each."""
-    texts = ((index, tokenizer.decode([index])) for index in range(len(tokenizer)))
-    return [
-        index
-        for index, text in texts
-        if not (text.isascii() and text.isprintable()) or text in _SPECIAL
-    ]
+def silence(model: Any, words: PreTrainedTokenizerFast, special: Sequence[str]) -> None:
+    """Makes random weights larger, and leaves out tokens that are no letter of their own.
+
+    An answer without them has a character for each token.
+    """
+    for parameter in model.parameters():
+        parameter.data.mul_(4)
+    texts = ((index, words.decode([index])) for index in range(len(words)))
+    model.lm_head.weight.data[
+        [
+            index
+            for index, text in texts
+            if not (text.isascii() and text.isprintable()) or text in special
+        ]
+    ] = 0
+    model.generation_config.eos_token_id = None
 
 
-def _processor() -> LlavaProcessor:
+def tokenizer(special: Sequence[str]) -> PreTrainedTokenizerFast:
+    """One whose tokens are bytes, and these; they begin with those for begin and end."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {letter: index for index, letter in enumerate(alphabet)}
     backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([AddedToken(text, special=True) for text in _SPECIAL])
-    tokenizer = PreTrainedTokenizerFast(
+    backend.add_special_tokens([AddedToken(text, special=True) for text in special])
+    return PreTrainedTokenizerFast(
         tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="</s>"
     )
+
+
+def _processor() -> LlavaProcessor:
     size = {"height": SIDE, "width": SIDE}
     return LlavaProcessor(
         CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=size),
-        tokenizer,
+        tokenizer(_SPECIAL),
         patch_size=_PATCH,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,

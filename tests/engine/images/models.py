@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from benchmarks.architectures import ARCHITECTURES
+from benchmarks.architectures import ARCHITECTURES, Architecture
 from engine.model.loading import auto_class
 from engine.protocol.images import Image, ImageTensor
 
@@ -40,19 +40,28 @@ class Family:
     architecture: str
     picture: Callable[[int, int, int], Picture]
 
-    def build(self) -> PreTrainedModel:
-        """A random model, the same at every call, whose images weigh as much as its words."""
-        (row,) = (one for one in ARCHITECTURES if one.name == self.architecture)
-        config = row.config
+    def config(self) -> Any:
+        """The configuration of a tiny model."""
+        config = self._row.config
         config.image_token_id = config.image_token_index = IMAGE_TOKEN
         config.vision_start_token_id, config.vision_end_token_id = _START, _END
         config.video_token_id = _VIDEO_TOKEN
+        return config
+
+    def build(self) -> PreTrainedModel:
+        """A random model, the same at every call, whose images weigh as much as its words."""
+        config = self.config()
         torch.manual_seed(0)
         model: PreTrainedModel = auto_class(config).from_config(config, dtype=torch.float32)
         for parameter in model.parameters():
-            parameter.data.mul_(row.scale)
+            parameter.data.mul_(self._row.scale)
         model.generation_config.eos_token_id = None
         return model.eval()
+
+    @property
+    def _row(self) -> Architecture:
+        (row,) = (one for one in ARCHITECTURES if one.name == self.architecture)
+        return row
 
 
 def _patches(patch: int) -> Callable[[int, int, int], Picture]:

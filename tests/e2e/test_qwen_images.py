@@ -1,0 +1,42 @@
+"""Images for a Qwen VL model: of any size, each with as many tokens as its size needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.image_checkpoint import picture, png
+from tests.e2e.qwen_checkpoint import generated, make
+from tests.e2e.stack import Stack, running
+from tests.e2e.test_images import NUM_TOKENS, body, for_template, image, text, user
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    make(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    log = tmp_path_factory.mktemp("served") / "log"
+    with running(log, f"--model-id={checkpoint}") as stack:
+        yield stack
+
+
+def test_answers_are_those_of_generate(served: Stack, checkpoint: Path) -> None:
+    pictures = [picture(1, 60, 90), picture(2, 112, 56), picture(3, 300, 300)]
+    first, *others = [image(png(one)) for one in pictures]
+    messages = [
+        user(first, text("What is this?")),
+        {"role": "assistant", "content": [text("A picture.")]},
+        user(text("And these:"), *others),
+    ]
+    expected, num_prompt = generated(checkpoint, for_template(messages), pictures, NUM_TOKENS)
+    for _ in range(2):  # the second time from the cache
+        reply = served.http.post("/v1/chat/completions", json=body(*messages)).json()
+        assert reply["choices"][0]["message"]["content"] == expected
+        assert reply["usage"]["prompt_tokens"] == num_prompt
