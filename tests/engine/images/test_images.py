@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model
 
+from engine.adapters.peft_directory import read_adapter
 from engine.build import build_engine
 from engine.engine import Engine
 from engine.images.encoder import ImageEncoder
 from engine.protocol.config import EngineConfig
 from engine.protocol.request import Request
 from tests.engine.images.models import FAMILIES, Family, Prompt, prompt
+from tests.engine.native import needs_compiler
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -216,3 +220,30 @@ def test_an_image_that_cannot_be_encoded_ends_its_request_alone(
     assert errors == ["bad"]
     assert tokens == expected["text"]
     engine.check_integrity()
+
+
+@needs_compiler
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft asks for it
+def test_an_adapter_changes_what_is_said_of_an_image(
+    build: Build, family: Family, expected: dict[str, list[int]], tmp_path: Path
+) -> None:
+    adapted = with_adapter(family.build(), tmp_path)
+    digest = read_adapter("one", tmp_path).digest.hex()
+    engine = build(adapters=(("one", tmp_path),))
+    two = conversations(family)["two"]
+    requests = [asked("two", two), replace(asked("adapted", two), adapter=digest)]
+    found = answers(engine, requests)
+    assert found == {"two": expected["two"], "adapted": two.continued(adapted, NUM_NEW_TOKENS)}
+    assert found["two"] != found["adapted"]
+
+
+def with_adapter(model: Any, folder: Path) -> Any:
+    """The model with a random adapter in its language layers, which is also written."""
+    layers = r".*language_model.*\.(q_proj|v_proj|up_proj|down_proj)"
+    model = get_peft_model(model, LoraConfig(r=4, lora_alpha=64, target_modules=layers))
+    torch.manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data = 0.3 * torch.randn_like(parameter)
+    model.save_pretrained(folder)
+    return model.merge_and_unload()
