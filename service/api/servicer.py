@@ -38,7 +38,7 @@ from ..generation.adapter_changes import AdapterChanges
 from ..generation.engines import Engines
 from ..generation.gather import gather
 from ..generation.generator import Generation, TokenEvent
-from ..generation.limits import Limits, check_text
+from ..generation.limits import Limits, check_count, check_text
 from ..generation.load import LoadMeter, watch_interval
 from ..generation.metrics import Metrics
 from ..generation.parameters import Parameters, Prompt, TextRequest
@@ -47,6 +47,8 @@ from ..generation.server_info import ServerInfo
 from ..generation.turns import round_robin
 from ..images.data_url import image_bytes
 from ..images.image_workers import ImageWorkers
+from ..images.markdown import MarkdownText
+from ..images.pictured import PicturedText
 from ..openai import chat, completions
 from ..openai.chat import (
     ChatAnswer,
@@ -118,20 +120,22 @@ class TextGenerationServicer:
 
     async def generate(self, request: TextRequest, call: Call) -> Reply:
         """Generates a whole text."""
-        return call.presenter.generate(await self._run(request.inputs, request.parameters, call))
+        inputs = await self._with_images(request.inputs)
+        return call.presenter.generate(await self._run(inputs, request.parameters, call))
 
     async def generate_stream(self, request: TextRequest, call: Call) -> AsyncGenerator[Reply]:
         """Generates a text as one message per token."""
         self._pipeline.check_adapter(request.parameters)
-        events = self._stream(request.inputs, request.parameters, call)
+        inputs = await self._with_images(request.inputs)
+        events = self._stream(inputs, request.parameters, call)
         messages = _numbered(events, call.presenter.generate_stream)
-        async with aclosing(self._presented(messages, [request.inputs], call)) as replies:
+        async with aclosing(self._presented(messages, [inputs], call)) as replies:
             async for reply in replies:
                 yield reply
 
     async def compat_generate(self, request: TextRequest, call: Call) -> AsyncGenerator[Reply]:
         """Generate or GenerateStream; by default the text includes the prompt."""
-        inputs, parameters = request.inputs, request.parameters
+        inputs, parameters = await self._with_images(request.inputs), request.parameters
         if parameters.return_full_text is None:
             parameters = replace(parameters, return_full_text=True)
         if not request.stream:
@@ -386,8 +390,22 @@ class TextGenerationServicer:
         if self._images is None or not has_images:
             return conversation
         images = ((field, image_bytes(url, field)) for field, url in request.image_urls())
-        prompt = await self._images.pictured(conversation.prompt, images)
-        return replace(conversation, prompt=prompt)
+        pictures = await self._images.pictures(images)
+        return replace(conversation, prompt=PicturedText(conversation.prompt, pictures))
+
+    async def _with_images(self, inputs: Prompt) -> Prompt:
+        """A prompt with the images that it has in Markdown, if the model takes any."""
+        if self._images is None or not isinstance(inputs, str):
+            return inputs
+        given = MarkdownText.of(inputs)
+        if not given.urls:
+            return inputs
+        check_count("inputs", len(given.urls), self.limits.max_images, "images")
+        pictures = await self._images.pictures(
+            ("inputs", image_bytes(url, "inputs")) for url in given.urls
+        )
+        mark = self._tokenizer.decode(pictures.token_ids)
+        return PicturedText(mark.join(given.texts), pictures, inputs)
 
     async def _prompted(self, request: ChatRequest, call: Call) -> Conversation:
         note_operation("chat")

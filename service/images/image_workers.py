@@ -18,7 +18,7 @@ from ..workers.budget import ByteBudget
 from ..workers.process import DeadError, LateError, WorkerProcess
 from ..workers.turns import Turns
 from .data_url import invalid
-from .pictured import Picture, PicturedText
+from .pictured import Picture, Pictures
 
 _WORKER_BYTES = 4 * 1024**3  # address space of a process
 _NUM_WORKERS = 2
@@ -63,19 +63,20 @@ class ImageWorkers:
         """Ends the processes."""
         await asyncio.gather(*(worker.stop() for worker in self._all))
 
-    async def pictured(self, text: str, images: Iterable[tuple[str, bytes]]) -> PicturedText:
-        """A prompt with its images, which are ready for the model.
+    async def pictures(self, images: Iterable[tuple[str, bytes]]) -> Pictures:
+        """Images that are ready for the model.
 
         Args:
-            text: as a template wrote it.
-            images: for each the field where it stands in the request, and its file.
+            images: of a prompt, at least one: for each the field where it stands in the
+                request, and its file.
 
         Raises:
             ServiceError: one cannot be used, or they take too much together.
         """
-        pictures, mark, num_bytes = [], 0, 0
+        pictures, answer, num_bytes = [], {}, 0
         for field, data in images:
-            picture, mark = await self._picture(data, field)
+            answer = await self._decoded(data, field)
+            picture = Picture(tuple(answer["ids"]), Image.unpacked(answer["image"]))
             pictures.append(picture)
             num_bytes += picture.image.num_bytes
             if num_bytes > MAX_TENSOR_BYTES:
@@ -84,10 +85,10 @@ class ImageWorkers:
                     f"and the images before it must take at most {MAX_TENSOR_BYTES} bytes as the "
                     f"model sees them. Given: {num_bytes}",
                 )
-        return PicturedText(text, tuple(pictures), mark)
+        return Pictures(tuple(pictures), answer["mark"], tuple(answer["shown"]))
 
-    async def _picture(self, data: bytes, field: str) -> tuple[Picture, int]:
-        """An image that is ready for the model, and the token that marks one in a prompt.
+    async def _decoded(self, data: bytes, field: str) -> dict[str, Any]:
+        """An image's tokens and tensors.
 
         Args:
             data: the file.
@@ -101,13 +102,13 @@ class ImageWorkers:
                 answer = await self._answer({"data": data, "max_pixels": self._max_pixels}, field)
         if "error" in answer:
             raise invalid(field, answer["error"])
-        picture = Picture(tuple(answer["ids"]), Image.unpacked(answer["image"]))
-        return picture, answer["mark"]
+        return answer
 
-    async def _answer(self, request: dict[str, Any], field: str) -> Any:
+    async def _answer(self, request: dict[str, Any], field: str) -> dict[str, Any]:
         worker = self._idle.pop(0)
         try:
-            return await worker.ask(request, self._deadline_s)
+            answer: dict[str, Any] = await worker.ask(request, self._deadline_s)
+            return answer
         except LateError as error:
             if error.is_starved:
                 raise overloaded() from None

@@ -20,25 +20,38 @@ class Picture:
     image: Image
 
 
-class PicturedText(str):
-    """A prompt as a template wrote it, with a mark for each image.
+@dataclass(frozen=True, slots=True)
+class Pictures:
+    """The images of a prompt.
 
     Attributes:
-        text: the same, as the tokenizer wants it.
-        pictures: the images, in the order of their marks.
-        mark: the token that a template writes for an image.
+        all: in the order of the prompt.
+        mark: the token that is replaced by those of an image.
+        token_ids: what a template writes for an image: the mark, and tokens around it.
     """
 
-    __slots__ = ("mark", "pictures", "text")
+    all: tuple[Picture, ...]
+    mark: int
+    token_ids: tuple[int, ...]
+
+
+class PicturedText(str):
+    """A prompt as a caller sees it, with images.
+
+    Attributes:
+        text: what is tokenised: it has a mark for each image.
+        pictures: the images, in the order of their marks.
+    """
+
+    __slots__ = ("pictures", "text")
 
     text: str
-    pictures: tuple[Picture, ...]
-    mark: int
+    pictures: Pictures
 
-    def __new__(cls, text: str, pictures: tuple[Picture, ...], mark: int) -> PicturedText:
-        """A prompt, its images, and the token that stands for one."""
-        made = super().__new__(cls, text)
-        made.text, made.pictures, made.mark = text, pictures, mark
+    def __new__(cls, text: str, pictures: Pictures, shown: str | None = None) -> PicturedText:
+        """A prompt with marks, its images, and what a caller sees of it if that is another text."""
+        made = super().__new__(cls, text if shown is None else shown)
+        made.text, made.pictures = text, pictures
         return made
 
     def expanded(self, token_ids: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[Image, ...]]:
@@ -47,13 +60,14 @@ class PicturedText(str):
         Raises:
             ValueError: there are not as many marks as images.
         """
-        if token_ids.count(self.mark) != len(self.pictures):
-            raise ValueError(f"{token_ids.count(self.mark)} marks for {len(self.pictures)} images")
+        mark, pictures = self.pictures.mark, self.pictures.all
+        if token_ids.count(mark) != len(pictures):
+            raise ValueError(f"{token_ids.count(mark)} marks for {len(pictures)} images")
         ids: list[int] = []
         images = []
-        left = iter(self.pictures)
+        left = iter(pictures)
         for token_id in token_ids:
-            if token_id != self.mark:
+            if token_id != mark:
                 ids.append(token_id)
                 continue
             picture = next(left)

@@ -36,10 +36,18 @@ Process = Callable[[Image.Image], tuple[list[int], dict[str, Any]]]
 
 
 class Processor(NamedTuple):
-    """The model's processor, and the token that its templates write for an image."""
+    """The model's processor.
+
+    Attributes:
+        process: of an image.
+        mark: the token of a prompt that an image's tokens replace.
+        shown: the tokens that a template writes for an image, the mark among them.
+        placeholder: the token in whose place the encoder's results are put.
+    """
 
     process: Process
     mark: int
+    shown: list[int]
     placeholder: int
 
     def answer(self, request: dict[str, Any]) -> Answer:
@@ -56,7 +64,8 @@ class Processor(NamedTuple):
         for part in packed:
             digest.update(part[3])
         spans = list(_spans(token_ids, self.placeholder))
-        return {"ids": token_ids, "mark": self.mark, "image": [digest.digest(), spans, packed]}
+        packed_image = [digest.digest(), spans, packed]
+        return {"ids": token_ids, "mark": self.mark, "shown": self.shown, "image": packed_image}
 
 
 def decoded(data: bytes, max_pixels: int) -> Image.Image:
@@ -132,9 +141,10 @@ def start(setup: list[Any]) -> Callable[[dict[str, Any]], Answer]:
     placeholder = config.image_token_index if placeholder is None else placeholder
     if config.model_type.startswith("qwen"):
         process = _grids(model_id, common, placeholder)
-        return Processor(process, placeholder, placeholder).answer
+        shown = [config.vision_start_token_id, placeholder, config.vision_end_token_id]
+        return Processor(process, placeholder, shown, placeholder).answer
     process, mark = _expanding(model_id, common)
-    return Processor(process, mark, placeholder).answer
+    return Processor(process, mark, [mark], placeholder).answer
 
 
 if __name__ == "__main__":

@@ -165,3 +165,52 @@ def test_too_many_images_are_refused(served: Stack) -> None:
     answer = served.http.post("/v1/chat/completions", json=body(message))
     assert answer.status_code == 422
     assert "`messages` supports up to 3 images. Given: 4" in answer.json()["error"]
+
+
+def markdown(data: bytes) -> str:
+    return f"![]({url(data)})"
+
+
+def plain(inputs: str) -> dict[str, Any]:
+    return {"inputs": inputs, "parameters": {"max_new_tokens": NUM_TOKENS}}
+
+
+def test_a_plain_prompt_has_images_in_markdown(served: Stack, checkpoint: Path) -> None:
+    """As TGI's callers send them; the template of this model writes the same text."""
+    messages = [user(text("A: "), image(png(picture(1))), text(" B: "), image(png(picture(2))))]
+    expected, num_prompt = generated(
+        checkpoint, for_template(messages), [picture(1), picture(2)], NUM_TOKENS
+    )
+    images = markdown(png(picture(1))), markdown(png(picture(2)))
+    inputs = f"user: A: {images[0]} B: {images[1]}assistant: "
+    wanted = plain(inputs)
+    wanted["parameters"] |= {"details": True, "decoder_input_details": True}
+    reply = served.http.post("/generate", json=wanted).json()
+    assert reply["generated_text"] == expected
+    assert len(reply["details"]["prefill"]) == num_prompt
+    with served.http.stream("POST", "/generate_stream", json=plain(inputs)) as stream:
+        lines = [line[5:] for line in stream.iter_lines() if line.startswith("data:")]
+    assert json.loads(lines[-1])["generated_text"] == expected
+    whole = served.http.post("/", json=plain(inputs)).json()
+    assert whole[0]["generated_text"] == inputs + expected
+    grpc = ReflectionClient(served.direct).call("Generate", plain(inputs))
+    assert grpc.generated_text == expected
+
+
+@pytest.mark.parametrize(
+    ("inputs", "said"),
+    [
+        (markdown(b"hello"), "`inputs` is not an image"),
+        ("![](http://127.0.0.1/x.png)", "`inputs` must be a data: URL"),
+        (markdown(png(picture(1))) * 4, "`inputs` supports up to 3 images. Given: 4"),
+        (f"<image>{markdown(png(picture(1)))}", "2 marks for 1 images"),
+    ],
+)
+def test_an_image_in_markdown_that_cannot_be_used_is_refused(
+    served: Stack, inputs: str, said: str
+) -> None:
+    answer = served.http.post("/generate", json=plain(inputs))
+    assert answer.status_code == 422
+    assert said in answer.json()["error"]
+    stream = served.http.post("/generate_stream", json=plain(inputs))
+    assert said in json.loads(stream.text.removeprefix("data:"))["error"]

@@ -10,7 +10,7 @@ import pytest
 from tests.e2e.image_checkpoint import picture, png
 from tests.e2e.qwen_checkpoint import generated, make
 from tests.e2e.stack import Stack, running
-from tests.e2e.test_images import NUM_TOKENS, body, for_template, image, text, user
+from tests.e2e.test_images import NUM_TOKENS, body, for_template, image, markdown, plain, text, user
 
 
 @pytest.fixture(scope="module")
@@ -40,3 +40,13 @@ def test_answers_are_those_of_generate(served: Stack, checkpoint: Path) -> None:
         reply = served.http.post("/v1/chat/completions", json=body(*messages)).json()
         assert reply["choices"][0]["message"]["content"] == expected
         assert reply["usage"]["prompt_tokens"] == num_prompt
+
+
+def test_markdown_is_what_the_template_writes(served: Stack, checkpoint: Path) -> None:
+    image_file = png(picture(1, 60, 90))
+    messages = [user(image(image_file), text("What is this?"))]
+    expected, _ = generated(checkpoint, for_template(messages), [picture(1, 60, 90)], NUM_TOKENS)
+    reply = served.http.post(
+        "/generate", json=plain(f"user: {markdown(image_file)}What is this?assistant: ")
+    )
+    assert reply.json()["generated_text"] == expected

@@ -13,7 +13,7 @@ import pytest_asyncio
 from service.errors import ServiceError
 from service.images import image_workers
 from service.images.image_workers import ImageWorkers
-from service.images.pictured import PicturedText
+from service.images.pictured import Picture
 
 pytest.importorskip("PIL")
 
@@ -52,8 +52,8 @@ def png_of(width: int, height: int, data: bytes) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + body
 
 
-async def asked(workers: ImageWorkers, *files: bytes) -> PicturedText:
-    return await workers.pictured("text", [(FIELD, file) for file in files])
+async def asked(workers: ImageWorkers, *files: bytes) -> tuple[Picture, ...]:
+    return (await workers.pictures([(FIELD, file) for file in files])).all
 
 
 HARMFUL = {
@@ -71,12 +71,12 @@ async def test_what_cannot_be_decoded_is_refused(workers: ImageWorkers) -> None:
         with pytest.raises(ServiceError, match=said) as caught:
             await asked(workers, data)
         assert caught.value.field == FIELD
-    assert len((await asked(workers, png(picture(1)))).pictures) == 1
+    assert len(await asked(workers, png(picture(1)))) == 1
 
 
 async def test_equal_images_have_the_same_digest(workers: ImageWorkers) -> None:
     found = await asked(workers, png(picture(1)), png(picture(2)), png(picture(1)))
-    first, other, again = (item.image for item in found.pictures)
+    first, other, again = (item.image for item in found)
     assert first == again
     assert first.digest != other.digest
     assert first.num_tokens == 4
@@ -85,7 +85,7 @@ async def test_equal_images_have_the_same_digest(workers: ImageWorkers) -> None:
 async def test_images_that_take_too_much_together_are_refused(
     workers: ImageWorkers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    size = (await asked(workers, png(picture(1)))).pictures[0].image.num_bytes
+    size = await asked(workers, png(picture(1)))[0].image.num_bytes
     monkeypatch.setattr(image_workers, "MAX_TENSOR_BYTES", 2 * size)
     await asked(workers, *[png(picture(1))] * 2)
     with pytest.raises(ServiceError, match="must take at most"):

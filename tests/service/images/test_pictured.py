@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from engine.protocol.images import Image
-from service.images.pictured import Picture, PicturedText
+from service.images.pictured import Picture, PicturedText, Pictures
 
 MARK = 9
 
@@ -16,10 +16,11 @@ def picture(*token_ids: int, spans: tuple[tuple[int, int], ...]) -> Picture:
 
 FIRST = picture(7, 8, 8, 7, spans=((1, 2),))
 SECOND = picture(8, 6, 8, spans=((0, 1), (2, 1)))
+BOTH = Pictures((FIRST, SECOND), MARK, (MARK,))
 
 
 def test_marks_become_the_images_tokens() -> None:
-    text = PicturedText("a prompt", (FIRST, SECOND), MARK)
+    text = PicturedText("a prompt", BOTH)
     token_ids, images = text.expanded((1, MARK, 2, 3, MARK))
     assert token_ids == (1, 7, 8, 8, 7, 2, 3, 8, 6, 8)
     assert [image.spans for image in images] == [((2, 2),), ((7, 1), (9, 1))]
@@ -29,4 +30,4 @@ def test_marks_become_the_images_tokens() -> None:
 @pytest.mark.parametrize("token_ids", [(1, 2), (MARK, MARK, MARK)])
 def test_marks_must_be_as_many_as_images(token_ids: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="marks for 2 images"):
-        PicturedText("a prompt", (FIRST, SECOND), MARK).expanded(token_ids)
+        PicturedText("a prompt", BOTH).expanded(token_ids)
