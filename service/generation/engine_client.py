@@ -209,10 +209,12 @@ class EngineClient:
             try:
                 await self._read(reader)
             except (OSError, asyncio.IncompleteReadError):
-                logger.warning("the engine is gone; %d requests wait", len(self._streams))
+                if self.has_greeted:
+                    logger.warning("the engine is gone; %d requests wait", len(self._streams))
             except (ValueError, TypeError):
                 logger.exception("the engine sent a message that cannot be read")
             finally:
+                had_engine = self.has_greeted
                 self._writer.close()
                 self._writer = None
                 self._progress = -math.inf
@@ -221,7 +223,8 @@ class EngineClient:
                     if not future.done():
                         future.set_exception(unhealthy())
             for stream in self._streams.values():
-                stream.num_restarts += 1
+                # A process that is ending may still accept a connection: that is no second death.
+                stream.num_restarts += had_engine or not stream.num_restarts
                 stream.timeline.lose_engine()
             self._fail_streams("the engine died too often", min_restarts=_MAX_RESTARTS)
             for lost in self.on_loss:

@@ -169,3 +169,27 @@ async def test_health_is_what_the_engine_says_of_its_progress(
         await eventually(lambda: client.is_healthy)
         await client.close()
         writer.close()
+
+
+async def test_a_connection_without_an_engine_is_no_death_of_one(
+    client: EngineClient, proxy: SocketProxy, start_engine: StartEngine, tmp_path: Path
+) -> None:
+    """As of a process that is ending, whose socket still accepts."""
+    request = make_request()
+    await connect(client, proxy, start_engine(make_engine(gate=threading.Semaphore(2))))
+    async with aclosing(client.generate(request)) as outputs:
+        got = await take(outputs, 2)
+        await proxy.close()
+        num_accepted = 0
+
+        def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal num_accepted
+            num_accepted += 1
+            writer.transport.abort()
+
+        async with await asyncio.start_unix_server(hang_up, proxy.path):
+            await eventually(lambda: num_accepted >= 5)
+        proxy.target = start_engine(make_engine())
+        await proxy.open()
+        got += await rest(outputs)
+    assert token_ids(got) == token_ids(alone(request))
