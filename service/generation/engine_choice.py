@@ -52,18 +52,25 @@ class EngineChoice:
         """Blocks that are remembered."""
         return len(self._holders)
 
-    def choose(self, token_ids: Sequence[int], adapter: str, loads: Mapping[int, int]) -> int:
+    def choose(
+        self,
+        token_ids: Sequence[int],
+        adapter: str,
+        loads: Mapping[int, int],
+        images: Sequence[tuple[int, bytes]] = (),
+    ) -> int:
         """Returns an engine for a prompt, and remembers that it has the prompt now.
 
         Args:
             token_ids: of the prompt.
             adapter: with which it is computed: caches keep adapters apart.
             loads: the engines to choose from, with the requests that each of them has.
+            images: where those of the prompt begin, and what they are: their tokens are all alike.
 
         Raises:
             ValueError: there is no engine to choose from.
         """
-        chain = list(self._chain(token_ids, adapter)) if self._prefix_affinity else []
+        chain = list(self._chain(token_ids, adapter, images)) if self._prefix_affinity else []
         engine = self._by_prefix(chain, loads)
         if engine is None:
             engine = self._least_busy(loads)
@@ -76,7 +83,9 @@ class EngineChoice:
         kept = ((block, holders & ~(1 << engine)) for block, holders in self._holders.items())
         self._holders = OrderedDict((block, holders) for block, holders in kept if holders)
 
-    def _chain(self, token_ids: Sequence[int], adapter: str) -> Iterator[int]:
+    def _chain(
+        self, token_ids: Sequence[int], adapter: str, images: Sequence[tuple[int, bytes]]
+    ) -> Iterator[int]:
         """The hashes of a prompt up to the end of each of its full blocks.
 
         They need not withstand an attack: two prompts with one hash share an engine, no more.
@@ -84,7 +93,8 @@ class EngineChoice:
         size = self._block_size
         chained = hash(adapter)
         for index in range(min(len(token_ids) // size, _MAX_BLOCKS)):
-            chained = hash((chained, tuple(token_ids[index * size : (index + 1) * size])))
+            begun = tuple(digest for start, digest in images if start // size == index)
+            chained = hash((chained, tuple(token_ids[index * size : (index + 1) * size]), begun))
             yield chained
 
     def _by_prefix(self, chain: Sequence[int], loads: Mapping[int, int]) -> int | None:

@@ -260,6 +260,7 @@ class EnginePool:
             stream.computed_token_ids,
             stream.request.adapter,
             {one.number: one.load for one in candidates},
+            [(image.start, image.digest) for image in stream.request.images],
         )
         return self._replicas[number]
 

@@ -74,6 +74,13 @@ def test_adapters_are_told_apart() -> None:
     assert choose(choice, prompt(0), adapter="a") == 0
 
 
+def test_images_are_told_apart_from_where_they_begin() -> None:
+    choice = make()
+    ids = [1] * BLOCK + [99] * 7 * BLOCK
+    for digest, engine in ((b"cat", 0), (b"dog", 1), (b"cat", 0)):
+        assert choice.choose(ids, "", IDLE, [(BLOCK + 1, digest)]) == engine
+
+
 def test_a_prompt_without_a_full_block_goes_to_the_least_busy_engine() -> None:
     choice = make()
     assert [choose(choice, [1, 2, 3]) for _ in range(3)] == [0, 1, 2]
