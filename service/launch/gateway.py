@@ -391,8 +391,8 @@ async def _tell(admin: Path | int, command: str) -> None:
         raise OSError(f"Envoy does not drain: {status!r}")
 
 
-async def finds_service(admin: Path | int) -> bool:
-    """Whether Envoy has found the service well.
+async def num_healthy(admin: Path | int) -> int:
+    """The service processes that Envoy has found well.
 
     Args:
         admin: the socket or the port of its admin interface.
@@ -401,7 +401,8 @@ async def finds_service(admin: Path | int) -> bool:
         OSError: that cannot be reached.
     """
     _, body = await _ask(admin, rf"GET /stats?filter=^{_HEALTHY_SERVICES}$")
-    return bool(re.search(rf"{_HEALTHY_SERVICES}: [1-9]".encode(), body))
+    found = re.search(rf"{_HEALTHY_SERVICES}: (\d+)".encode(), body)
+    return 0 if found is None else int(found[1])
 
 
 async def is_alive(admin: Path | int) -> bool:

@@ -185,9 +185,12 @@ def _stages(
     async def have_loaded() -> bool:
         return all(engine.is_ready for engine in engines) and await _are_serving(sockets)
 
+    async def has_found_all() -> bool:
+        return await _answers_health(settings, admin) and await _finds(len(sockets), admin)
+
     return (
         Stage(f"loading {settings.model_id}", have_loaded),
-        Stage("starting Envoy", lambda: _answers_health(settings, admin)),
+        Stage("starting Envoy", has_found_all),
     )
 
 
@@ -287,6 +290,14 @@ async def _are_serving(sockets: tuple[Path, ...]) -> bool:
     return all(await asyncio.gather(*(is_serving(f"unix:{path}") for path in sockets)))
 
 
+async def _finds(count: int, admin: Path | int) -> bool:
+    """Whether Envoy has found so many service processes well: if one dies, it needs another one."""
+    try:
+        return count < 2 or await gateway.num_healthy(admin) >= count
+    except OSError:
+        return False
+
+
 async def _answers_health(settings: Settings, admin: Path | int) -> bool:
     """Whether `GET /health` on the public port is answered with 200, as far as we may ask.
 
@@ -296,7 +307,7 @@ async def _answers_health(settings: Settings, admin: Path | int) -> bool:
     try:
         async with asyncio.timeout(_PROBE_S), _connection(settings) as (reader, writer):
             if settings.tls_client_ca is not None:
-                return await gateway.finds_service(admin)
+                return await gateway.num_healthy(admin) > 0
             writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             status_line = await reader.readline()
     except OSError:  # a timeout and a failed handshake are also of this kind
