@@ -55,6 +55,7 @@ def test_engine_cpu_measures_every_target() -> None:
     assert all(target["value"] is not None for target in result["targets"])
 
 
+@on_demand
 def test_peers_generate_the_same_tokens() -> None:
     result = last_line(
         "benchmarks.peers", "--repeat=1", "--counts", "1", "2", "--without=llama.cpp"
@@ -83,6 +84,7 @@ def test_peers_run_a_file_of_quantised_weights(tmp_path: Path) -> None:
     }
 
 
+@on_demand
 def test_metrics_measures_steps_and_scrapes() -> None:
     result = last_line("benchmarks.metrics", "--streams", "1", "4")
     assert set(result["steps"]) == {"1", "4"}
@@ -90,6 +92,7 @@ def test_metrics_measures_steps_and_scrapes() -> None:
     assert len(result["scrape_ms"]) == 2
 
 
+@on_demand
 def test_grammar_backends_measures_both_libraries() -> None:
     result = last_line("benchmarks.grammar_backends")
     libraries = {"llguidance", "outlines"}
@@ -130,6 +133,7 @@ def test_formats_are_measured_without_peers() -> None:
         assert set(found["tokens_per_second"]["ours"]) == {"1", "8", "32"}
 
 
+@on_demand
 def test_every_kind_of_sampling_is_measured() -> None:
     figures = last_line("benchmarks.sampling", "--repeat", "1")["figures"]
     assert len(figures) == 2 * len({figure["kind"] for figure in figures}) == 18
@@ -178,12 +182,14 @@ def test_a_server_of_replicas_is_measured_over_both_faces() -> None:
         assert not point["summary"]["failures"]
 
 
+@on_demand
 def test_costs_of_steps_are_fitted() -> None:
     found = last_line("benchmarks.simulation.calibrate")
     assert found["step"]["seconds"]["per_prompt_token_s"] > 0
     assert found["machine"]["cores"] > 0
 
 
+@on_demand
 def test_a_greedy_caller_does_not_keep_another_out() -> None:
     result = last_line("benchmarks.fairness")
     assert result["alone_ms"]
@@ -206,6 +212,7 @@ def test_a_server_under_everything_at_once_gives_right_answers_and_keeps_nothing
     assert result["blocks"] == 0
 
 
+@on_demand
 def test_adapters_measures_every_target() -> None:
     result = last_line("benchmarks.adapters", "--repeat=1")
     assert len(result["targets"]) == 6
