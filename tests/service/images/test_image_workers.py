@@ -85,8 +85,8 @@ async def test_equal_images_have_the_same_digest(workers: ImageWorkers) -> None:
 async def test_images_that_take_too_much_together_are_refused(
     workers: ImageWorkers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    size = await asked(workers, png(picture(1)))[0].image.num_bytes
-    monkeypatch.setattr(image_workers, "MAX_TENSOR_BYTES", 2 * size)
+    (first,) = await asked(workers, png(picture(1)))
+    monkeypatch.setattr(image_workers, "MAX_TENSOR_BYTES", 2 * first.image.num_bytes)
     await asked(workers, *[png(picture(1))] * 2)
     with pytest.raises(ServiceError, match="must take at most"):
         await asked(workers, *[png(picture(1))] * 3)
