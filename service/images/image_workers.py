@@ -6,17 +6,15 @@ memory and a deadline, is killed when it exceeds them, and no other request wait
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
 from typing import Any
 
 from engine.protocol.images import Image
-from engine.protocol.wire import framed
 
 from ..errors import overloaded
 from ..workers.budget import ByteBudget
-from ..workers.process import DeadError, LateError, WorkerProcess
-from ..workers.turns import Turns
+from ..workers.crew import Crew
+from ..workers.process import DeadError, LateError
 from .data_url import invalid
 from .pictured import Picture, Pictures
 
@@ -41,27 +39,17 @@ class ImageWorkers:
         self._max_pixels = max_pixels
         self._deadline_s = deadline_s
         self._budget = ByteBudget(max_bytes)
-        packed = framed(setup)
-        module = f"{__package__}.worker"
-        self._all = [
-            WorkerProcess.of_module(module, _WORKER_BYTES, packed) for _ in range(_NUM_WORKERS)
-        ]
-        self._idle = list(self._all)
-        self._turns = Turns(_NUM_WORKERS)
+        self._crew = Crew(
+            f"{__package__}.worker", setup, max_bytes=_WORKER_BYTES, num_workers=_NUM_WORKERS
+        )
 
     async def start(self) -> None:
         """Starts the processes, so that the first image does not wait for it."""
-        for _ in self._all:
-            async with self._turns.place():
-                worker = self._idle.pop(0)
-                try:
-                    await worker.start()
-                finally:
-                    self._idle.append(worker)
+        await self._crew.start()
 
     async def close(self) -> None:
         """Ends the processes."""
-        await asyncio.gather(*(worker.stop() for worker in self._all))
+        await self._crew.close()
 
     async def pictures(self, images: Iterable[tuple[str, bytes]]) -> Pictures:
         """Images that are ready for the model.
@@ -98,17 +86,16 @@ class ImageWorkers:
             ServiceError: it is no image that can be read, too large, or too much waits already.
         """
         with self._budget.hold(len(data)):
-            async with self._turns.place():
-                answer = await self._answer({"data": data, "max_pixels": self._max_pixels}, field)
+            answer = await self._answer({"data": data, "max_pixels": self._max_pixels}, field)
         if "error" in answer:
             raise invalid(field, answer["error"])
         return answer
 
     async def _answer(self, request: dict[str, Any], field: str) -> dict[str, Any]:
-        worker = self._idle.pop(0)
         try:
-            answer: dict[str, Any] = await worker.ask(request, self._deadline_s)
-            return answer
+            async with self._crew.worker() as worker:
+                answer: dict[str, Any] = await worker.ask(request, self._deadline_s)
+                return answer
         except LateError as error:
             if error.is_starved:
                 raise overloaded() from None
@@ -117,5 +104,3 @@ class ImageWorkers:
             raise invalid(
                 field, "cannot be decoded: it needs too much memory, or its process failed"
             ) from None
-        finally:
-            self._idle.append(worker)

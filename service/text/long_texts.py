@@ -7,7 +7,6 @@ request waits for it.
 
 from __future__ import annotations
 
-import asyncio
 import json
 from array import array
 from collections import deque
@@ -15,13 +14,11 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Literal
 
-from engine.protocol.wire import framed
-
 from ..errors import ErrorKind, ServiceError, overloaded
 from ..workers.budget import ByteBudget
+from ..workers.crew import Crew
 from ..workers.heap import Later, trim
-from ..workers.process import DeadError, LateError, WorkerProcess
-from ..workers.turns import Turns
+from ..workers.process import DeadError, LateError
 from .escaping import EscapedText
 
 # What is long. A tokenizer takes 60 ms for so many characters, without the interpreter's lock; a
@@ -70,27 +67,16 @@ class LongTexts:
         self._budget = ByteBudget(max_bytes)
         self._lists = ByteBudget(_MAX_LISTED_BYTES)
         self._trimming = Later(trim)
-        packed = framed(setup)
-        self._all = [
-            WorkerProcess.of_module(module, _WORKER_BYTES, packed) for _ in range(num_workers)
-        ]
-        self._idle = list(self._all)
-        self._turns = Turns(num_workers)
+        self._crew = Crew(module, setup, max_bytes=_WORKER_BYTES, num_workers=num_workers)
 
     async def start(self) -> None:
         """Starts the processes, so that the first long text does not wait for it."""
-        for _ in self._all:
-            async with self._turns.place():
-                worker = self._idle.pop(0)
-                try:
-                    await worker.start()
-                finally:
-                    self._idle.append(worker)
+        await self._crew.start()
 
     async def close(self) -> None:
         """Ends the processes."""
         self._trimming.cancel()
-        await asyncio.gather(*(worker.stop() for worker in self._all))
+        await self._crew.close()
 
     async def encode(self, text: str, truncate: int | None, max_tokens: int) -> tuple[int, ...]:
         """Token ids, as `TextTokenizer.encode` gives them.
@@ -173,16 +159,15 @@ class LongTexts:
         self, request: dict[str, Any], num_bytes: int, field: str
     ) -> tuple[list[bytes], Any]:
         with self._budget.hold(num_bytes):
-            async with self._turns.place():
-                parts, answer = await self._answer(request, field)
+            parts, answer = await self._answer(request, field)
         if "no_memory" in answer:
             raise _invalid(field, "needs too much memory to tokenise")
         return parts, answer
 
     async def _answer(self, request: dict[str, Any], field: str) -> tuple[list[bytes], Any]:
-        worker = self._idle.pop(0)
         try:
-            return await worker.ask_for_parts(request, self._deadline_s)
+            async with self._crew.worker() as worker:
+                return await worker.ask_for_parts(request, self._deadline_s)
         except LateError as error:
             if error.is_starved:
                 raise overloaded() from None
@@ -190,8 +175,6 @@ class LongTexts:
             raise _invalid(field, reason) from None
         except DeadError:
             raise _invalid(field, "needs too much memory to tokenise") from None
-        finally:
-            self._idle.append(worker)
 
 
 def _sent(text: str) -> dict[str, Any]:
