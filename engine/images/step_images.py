@@ -115,7 +115,7 @@ def _images(sequence: Sequence, num_tokens: int) -> Iterator[Image]:
     """The images with placeholders among the next tokens of a sequence."""
     first = sequence.num_computed_tokens
     for image in sequence.request.images:
-        if image.start < first + num_tokens and image.end > first:
+        if image.is_within(first, first + num_tokens):
             yield image
 
 

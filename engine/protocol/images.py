@@ -48,6 +48,10 @@ class Image:
         start, length = self.spans[-1]
         return start + length
 
+    def is_within(self, start: int, end: int) -> bool:
+        """Whether one of its placeholders may be among the tokens `start` … `end - 1`."""
+        return self.start < end and self.end > start
+
     @property
     def num_tokens(self) -> int:
         """Its placeholders, each of which gets one of its embeddings."""

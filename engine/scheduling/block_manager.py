@@ -202,5 +202,5 @@ class BlockManager:
 def _images(sequence: Sequence, start: int, num_tokens: int) -> bytes:
     """The digests of the images with placeholders among these tokens, one after the other."""
     images = sequence.request.images
-    end = start + num_tokens
-    return b"".join(image.digest for image in images if image.start < end and image.end > start)
+    within = (image for image in images if image.is_within(start, start + num_tokens))
+    return b"".join(image.digest for image in within)
