@@ -438,7 +438,7 @@ class CpuKernels:
         """
         if down.dtype != torch.float32 or up.dtype != torch.float32:
             raise ValueError("expected fp32 matrices")
-        dtype = _exact_dtype(down, up)
+        dtype = exact_dtype((down, up))
         return PackedUpdate(
             _panels(down.to(dtype), self.vector_width),
             _panels(up.to(dtype), self.panel_width),
@@ -635,10 +635,12 @@ class Updates:
         return self._table.data_ptr(), self._parts.data_ptr(), num_parts, num_slots
 
 
-def _exact_dtype(*matrices: Tensor) -> torch.dtype:
-    """The smallest format that holds every number of fp32 matrices as it is."""
-    for dtype in (torch.bfloat16, torch.float16):
-        if all(torch.equal(matrix.to(dtype).float(), matrix) for matrix in matrices):
+def exact_dtype(
+    parts: Sequence[Tensor], formats: Sequence[torch.dtype] = (torch.bfloat16, torch.float16)
+) -> torch.dtype:
+    """The first of these formats that holds every number of fp32 matrices as it is, or fp32."""
+    for dtype in formats:
+        if all(torch.equal(part.to(dtype).float(), part) for part in parts):
             return dtype
     return torch.float32
 

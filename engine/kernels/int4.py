@@ -5,13 +5,13 @@ from the row. This module knows how weights are rounded and laid out; the produc
 `cpu.c`.
 """
 
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .cpu import CpuKernels, Int4Weight, load
-from .packed_linear import output_rows
+from .cpu import CpuKernels, Int4Weight
+from .quantized_linear import QuantizedLinear
 
 GROUP_SIZE = 64  # weights that share a scale and a least value: 4.5 bits per weight in total
 EVEN_GROUP_SIZE = 32  # of formats that have 4 bits already: GGUF's Q4_0, Q4_1 and Q4_K
@@ -32,31 +32,13 @@ class Groups(NamedTuple):
     least: Tensor
 
 
-class PackedInt4Linear(nn.Module):
+class PackedInt4Linear(QuantizedLinear[Int4Weight]):
     """Replaces an fp32 nn.Linear on the CPU; holds panels of 4-bit levels instead of the weight."""
 
-    def __init__(
-        self, kernels: CpuKernels, quantized: Int4Weight, in_features: int, out_features: int
-    ) -> None:
-        """Take over a weight made by `pack_int4`."""
-        super().__init__()
-        self.in_features = in_features
-        self.out_features = out_features
-        self.quantized = quantized
-        self._kernels = kernels
-
-    @classmethod
-    def from_linear(cls, linear: nn.Module, kernels: CpuKernels | None = None) -> Self:
-        """Quantise the weight of an fp32 layer; the layer itself is left as it is."""
-        kernels = kernels or load()
-        if kernels is None:
-            raise RuntimeError("native CPU kernels are not available")
-        weight, bias = output_rows(linear).detach(), linear.bias
-        assert bias is None or isinstance(bias, Tensor)
-        out_features, in_features = weight.shape
-        return cls(
-            kernels, pack_int4(group_weight(weight), bias, kernels), in_features, out_features
-        )
+    @staticmethod
+    def pack(weight: Tensor, bias: Tensor | None, kernels: CpuKernels) -> Int4Weight:
+        """Quantise a weight [N, K] and lay it out for the kernel."""
+        return pack_int4(group_weight(weight), bias, kernels)
 
     @staticmethod
     def fits(weight: Tensor) -> bool:
@@ -66,10 +48,6 @@ class PackedInt4Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return x @ weight.T + bias, with x rounded to 8 bits and weight to 4."""
         return self._kernels.int4_linear(x, self.quantized, self.out_features)
-
-    def extra_repr(self) -> str:
-        """Describe the layer as nn.Linear does."""
-        return f"in_features={self.in_features}, out_features={self.out_features}"
 
 
 def pack_int4(groups: Groups, bias: Tensor | None, kernels: CpuKernels) -> Int4Weight:

@@ -4,13 +4,11 @@ Weights have one scale per output channel, activations one per row, computed fro
 module knows how weights are rounded and laid out; the product itself is in `cpu.c`.
 """
 
-from typing import Self
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from .cpu import CpuKernels, Int8Weight, load
-from .packed_linear import output_rows
+from .cpu import CpuKernels, Int8Weight
+from .quantized_linear import QuantizedLinear
 
 MAX_LEVEL = 127  # -128 is not used, so that levels are symmetric
 MAX_IN_FEATURES = 2**17  # sums of more products than this could overflow int32
@@ -29,37 +27,17 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     return (x / scales).round().to(torch.int8), scales
 
 
-class PackedInt8Linear(nn.Module):
+class PackedInt8Linear(QuantizedLinear[Int8Weight]):
     """Replaces an fp32 nn.Linear on the CPU; holds panels of 8-bit levels instead of the weight."""
 
-    def __init__(
-        self, kernels: CpuKernels, quantized: Int8Weight, in_features: int, out_features: int
-    ) -> None:
-        """Take over a weight made by `pack_int8`."""
-        super().__init__()
-        self.in_features = in_features
-        self.out_features = out_features
-        self.quantized = quantized
-        self._kernels = kernels
-
-    @classmethod
-    def from_linear(cls, linear: nn.Module, kernels: CpuKernels | None = None) -> Self:
-        """Quantise the weight of an fp32 layer; the layer itself is left as it is."""
-        kernels = kernels or load()
-        if kernels is None:
-            raise RuntimeError("native CPU kernels are not available")
-        weight, bias = output_rows(linear).detach(), linear.bias
-        assert bias is None or isinstance(bias, Tensor)
-        out_features, in_features = weight.shape
-        return cls(kernels, pack_int8(weight, bias, kernels), in_features, out_features)
+    @staticmethod
+    def pack(weight: Tensor, bias: Tensor | None, kernels: CpuKernels) -> Int8Weight:
+        """See `pack_int8`."""
+        return pack_int8(weight, bias, kernels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x @ weight.T + bias, with x and weight rounded to 8 bits."""
         return self._kernels.int8_linear(x, self.quantized, self.out_features)
-
-    def extra_repr(self) -> str:
-        """Describe the layer as nn.Linear does."""
-        return f"in_features={self.in_features}, out_features={self.out_features}"
 
 
 def pack_int8(weight: Tensor, bias: Tensor | None, kernels: CpuKernels) -> Int8Weight:

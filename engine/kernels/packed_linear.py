@@ -1,13 +1,13 @@
 """Linear layers whose weights are packed for the CPU kernels."""
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
-from .cpu import CpuKernels, load
+from .cpu import CpuKernels, exact_dtype, load
 
 _ROWS_AT_ONCE = 64  # of a weight that are looked at before the next: most that do not fit show it
 
@@ -113,21 +113,7 @@ def narrowed(weight: Tensor, kernels: CpuKernels) -> Tensor:
     """
     weight = weight.detach()
     formats = (torch.bfloat16, torch.float16) if kernels.has_float16 else (torch.bfloat16,)
-    for dtype in formats:
-        if all(_holds(dtype, rows) for rows in _parts(weight)):
-            return weight.to(dtype)
-    return weight
-
-
-def _parts(weight: Tensor) -> Iterator[Tensor]:
-    """Some rows of a weight at a time."""
-    for first in range(0, len(weight), _ROWS_AT_ONCE):
-        yield weight[first : first + _ROWS_AT_ONCE]
-
-
-def _holds(dtype: torch.dtype, weight: Tensor) -> bool:
-    """Whether each value of a weight is one of the format."""
-    return torch.equal(weight.to(dtype).float(), weight)
+    return weight.to(exact_dtype(torch.split(weight, _ROWS_AT_ONCE), formats))
 
 
 def is_linear(module: nn.Module) -> bool:

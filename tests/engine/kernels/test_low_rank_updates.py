@@ -106,7 +106,7 @@ def test_updates_in_16_bits_are_those_in_32_bit_for_bit(
     for stored in (dtype, torch.float32):
         torch.manual_seed(1)
         if stored is torch.float32:
-            monkeypatch.setattr(cpu, "_exact_dtype", lambda *_: torch.float32)
+            monkeypatch.setattr(cpu, "exact_dtype", lambda *_: torch.float32)
         updates = Updates([(0, 41), (41, 30)], NUM_SLOTS)
         for slot, rank in RANKS.items():
             for part, n in enumerate([41, 30]):
