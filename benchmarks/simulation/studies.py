@@ -33,6 +33,27 @@ class Panel:
 
 
 @dataclass(frozen=True, slots=True)
+class Measure:
+    """What a panel shows of each result: its label, its value, and whether its scale is log."""
+
+    label: str
+    of: Callable[[Result], float]
+    log_y: bool = False
+
+
+FIRST_TOKEN = Measure("first token, p99, s", lambda result: result.first_token_p99, log_y=True)
+REFUSED = Measure("refused (429), part of calls", lambda result: result.share(Outcome.REFUSED))
+UNAVAILABLE = Measure(
+    "answered 503, part of calls", lambda result: result.share(Outcome.UNAVAILABLE)
+)
+HITS = Measure("part of shared tokens found in the cache", lambda result: result.hit_share)
+BUSIEST = Measure("busiest replica, times the mean", lambda result: result.imbalance)
+ENVOY_USE = Measure("part of Envoy's processors in use", lambda result: result.envoy_use)
+
+Found = dict[str, list[tuple[float, Result]]]  # points by the name of their line
+
+
+@dataclass(frozen=True, slots=True)
 class Scale:
     """How much is simulated; times are seconds.
 
@@ -98,21 +119,12 @@ def balancing(lab: Lab) -> list[Panel]:
         name: [(load, lab.run(load, lab.fleet(policy=policy), PLAIN)) for load in loads]
         for name, policy in policies.items()
     }
-    first = Panel(
+    return _panels(
+        found,
+        *(FIRST_TOKEN, REFUSED),
         title=f"{lab.scale.fleet} replicas, no shared beginnings",
         x_label="load (part of what full batches carry)",
-        y_label="first token, p99, s",
-        lines=_lines(found, lambda result: result.first_token_p99),
-        log_y=True,
     )
-    refused = replace(
-        first,
-        title="the same",
-        y_label="refused (429), part of calls",
-        lines=_lines(found, lambda result: result.share(Outcome.REFUSED)),
-        log_y=False,
-    )
-    return [first, refused]
 
 
 _ENVOY_S = 10.0  # 1,000 replicas have many steps in it
@@ -128,32 +140,25 @@ def envoy(lab: Lab) -> list[Panel]:
         ]
         for cores, speed in ((1, 1), (4, 1), (1, 10))
     }
-    use = Panel(
-        title="Envoy at 80 % load",
-        x_label="replicas",
-        y_label="part of Envoy's processors in use",
-        lines=_lines(found, lambda result: result.envoy_use),
-        log_x=True,
-    )
-    first = replace(
-        use,
-        title="the same",
-        y_label="first token, p99, s",
-        lines=_lines(found, lambda result: result.first_token_p99),
-        log_y=True,
-    )
     several = [
         (count, lab.run(0.9, replace(lab.fleet(), envoys=count), PLAIN))
         for count in (1, 2, 4, 8, 16, 32)
     ]
-    blind = Panel(
+    blind = _panels(
+        {"least request of two": several},
+        replace(FIRST_TOKEN, log_y=False),
         title=f"Envoys that do not know of each other ({lab.scale.fleet} replicas, 90 %)",
         x_label="Envoys",
-        y_label="first token, p99, s",
-        lines=_lines({"least request of two": several}, lambda result: result.first_token_p99),
         log_x=True,
     )
-    return [use, first, blind]
+    known = _panels(
+        found,
+        *(ENVOY_USE, FIRST_TOKEN),
+        title="Envoy at 80 % load",
+        x_label="replicas",
+        log_x=True,
+    )
+    return [*known, *blind]
 
 
 def _small_envoy(lab: Lab, replicas: int, cores: int, speed: int) -> Setup:
@@ -186,27 +191,13 @@ def affinity(lab: Lab) -> list[Panel]:
         for name, policy in policies.items()
         for per_replica in (10, 100)
     }
-    hits = Panel(
+    return _panels(
+        by_replicas,
+        *(HITS, FIRST_TOKEN, BUSIEST),
         title="512 of 576 tokens shared within a session, room for 64 sessions",
         x_label="replicas",
-        y_label="part of shared tokens found in the cache",
-        lines=_lines(by_replicas, lambda result: result.hit_share),
         log_x=True,
     )
-    first = replace(
-        hits,
-        title="the same",
-        y_label="first token, p99, s",
-        lines=_lines(by_replicas, lambda result: result.first_token_p99),
-        log_y=True,
-    )
-    busiest = replace(
-        hits,
-        title="the same",
-        y_label="busiest replica, times the mean",
-        lines=_lines(by_replicas, lambda result: result.imbalance),
-    )
-    return [hits, first, busiest]
 
 
 def loads(lab: Lab) -> list[Panel]:
@@ -226,28 +217,12 @@ def loads(lab: Lab) -> list[Panel]:
         ]
         for name, policy in policies.items()
     }
-    first = Panel(
+    return _panels(
+        found,
+        *(FIRST_TOKEN, REFUSED, BUSIEST),
         title=f"{count} replicas, {20 * count} sessions (Zipf 0.8)",
         x_label="load (part of what full batches carry without caches)",
-        y_label="first token, p99, s",
-        lines=_lines(found, lambda result: result.first_token_p99),
-        log_y=True,
     )
-    refused = replace(
-        first,
-        title="the same",
-        y_label="refused (429), part of calls",
-        lines=_lines(found, lambda result: result.share(Outcome.REFUSED)),
-        log_y=False,
-    )
-    busiest = replace(
-        first,
-        title="the same",
-        y_label="busiest replica, times the mean",
-        lines=_lines(found, lambda result: result.imbalance),
-        log_y=False,
-    )
-    return [first, refused, busiest]
 
 
 BOUNDS = (1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0)
@@ -265,21 +240,12 @@ def bounds(lab: Lab) -> list[Panel]:
         for name, skew in skews.items()
         for load in (0.6, 1.4)
     }
-    first = Panel(
+    return _panels(
+        found,
+        *(FIRST_TOKEN, HITS),
         title=f"{count} replicas, {20 * count} sessions",
         x_label="bound (hash_balance_factor / 100)",
-        y_label="first token, p99, s",
-        lines=_lines(found, lambda result: result.first_token_p99),
-        log_y=True,
     )
-    hits = replace(
-        first,
-        title="the same",
-        y_label="part of shared tokens found in the cache",
-        lines=_lines(found, lambda result: result.hit_share),
-        log_y=False,
-    )
-    return [first, hits]
 
 
 def queues(lab: Lab) -> list[Panel]:
@@ -291,22 +257,13 @@ def queues(lab: Lab) -> list[Panel]:
         ]
         for load in (0.9, 1.0, 1.1, 1.3)
     }
-    first = Panel(
+    return _panels(
+        found,
+        *(FIRST_TOKEN, REFUSED),
         title=f"{lab.scale.fleet} replicas of 32 rows",
         x_label="--max-concurrent-requests of a replica",
-        y_label="first token, p99, s",
-        lines=_lines(found, lambda result: result.first_token_p99),
         log_x=True,
-        log_y=True,
     )
-    refused = replace(
-        first,
-        title="the same",
-        y_label="refused (429), part of calls",
-        lines=_lines(found, lambda result: result.share(Outcome.REFUSED)),
-        log_y=False,
-    )
-    return [first, refused]
 
 
 def _limited(lab: Lab, limit: int) -> Setup:
@@ -323,11 +280,11 @@ def failures(lab: Lab) -> list[Panel]:
         ]
         for retries in (0, 1, 3)
     }
-    lost = Panel(
+    (lost,) = _panels(
+        found,
+        UNAVAILABLE,
         title=f"{lab.scale.fleet} replicas, back after 30 s, noticed after 5 s, 60 % load",
         x_label="mean life of a replica, s",
-        y_label="answered 503, part of calls",
-        lines=_lines(found, lambda result: result.share(Outcome.UNAVAILABLE)),
         log_x=True,
     )
     broken = replace(
@@ -347,10 +304,24 @@ def _mortal(lab: Lab, retries: int, life_s: float) -> Setup:
     return replace(lab.fleet(), retries=retries, failures=Failures(mean_life_s=life_s))
 
 
-def _lines(
-    found: dict[str, list[tuple[float, Result]]], value: Callable[[Result], float]
-) -> dict[str, Line]:
-    return {name: [(x, value(result)) for x, result in results] for name, results in found.items()}
+def _panels(
+    found: Found, *measures: Measure, title: str, x_label: str, log_x: bool = False
+) -> list[Panel]:
+    """A panel for each measure of the same results."""
+    return [
+        Panel(
+            title="the same" if index else title,
+            x_label=x_label,
+            y_label=measure.label,
+            lines={
+                name: [(x, measure.of(result)) for x, result in results]
+                for name, results in found.items()
+            },
+            log_x=log_x,
+            log_y=measure.log_y,
+        )
+        for index, measure in enumerate(measures)
+    ]
 
 
 STUDIES: dict[str, Callable[[Lab], list[Panel]]] = {
