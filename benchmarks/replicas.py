@@ -13,43 +13,13 @@ The last line is one JSON document. Times are in milliseconds.
 
 from __future__ import annotations
 
-import argparse
-import asyncio
-import json
-import statistics
 import time
-from dataclasses import asdict, dataclass
 
-from benchmarks import machine
 from benchmarks.local_server import server
-from benchmarks.report import percentile, table
-from benchmarks.servers import Load, ask, counters, prompts
+from benchmarks.servers import Figure, Load, ask, counters, load_of, parser, prompts, report
 from service.bundled import demo_model
 
 _WAYS = {"least busy": "false", "beginning": "true"}
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """What one way of choosing an engine did.
-
-    Attributes:
-        way: how engines were chosen.
-        hit_rate: the part of the prompts' tokens that was found in a prefix cache.
-        first_ms: times to the first token.
-        per_second: requests per second, all callers together.
-    """
-
-    way: str
-    hit_rate: float
-    first_ms: list[float]
-    per_second: float
-
-    def row(self) -> list[str]:
-        """As a row of the table."""
-        times = (statistics.median(self.first_ms), percentile(self.first_ms, 99))
-        first = [f"{ms:.0f}" for ms in times]
-        return [self.way, f"{self.hit_rate:.0%}", *first, f"{self.per_second:.1f}"]
 
 
 async def measure_way(way: str, load: Load) -> Figure:
@@ -76,27 +46,10 @@ async def measure(load: Load) -> list[Figure]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--replicas", type=int, default=2, help="engines")
-    parser.add_argument("--groups", type=int, default=16, help="of prompts that begin alike")
-    parser.add_argument("--rounds", type=int, default=12, help="prompts of each group")
-    parser.add_argument("--callers", type=int, default=4)
-    parser.add_argument("--prefix", type=int, default=1500, help="tokens that a group shares")
-    parser.add_argument("--cache", type=int, default=16_384, help="tokens that an engine keeps")
-    parser.add_argument("--tiny", action="store_true", help="a test of this script")
-    given = parser.parse_args()
-    load = Load(
-        given.groups, given.rounds, given.callers, given.prefix, given.cache, given.replicas
-    )
-    if given.tiny:
-        load = Load(2, 4, 1, 100, 2048)
-    described = machine.describe()
-    figures = asyncio.run(measure(load))
-    print(machine.line(described))
-    header = ["engine by", "tokens found", "first token p50, ms", "p99", "requests/s"]
-    print(table(header, [figure.row() for figure in figures]))
-    document = {"machine": described, "load": asdict(load)}
-    print(json.dumps({**document, "figures": [asdict(figure) for figure in figures]}))
+    options = parser(__doc__, "an engine")
+    options.add_argument("--replicas", type=int, default=2, help="engines")
+    given = options.parse_args()
+    report(load_of(given, given.replicas), measure, "engine")
 
 
 if __name__ == "__main__":

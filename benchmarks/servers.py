@@ -22,8 +22,10 @@ import statistics
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import httpx
 
@@ -51,28 +53,36 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """What one way of choosing a server did.
+    """What one way of choosing a server, or an engine of one, did.
 
     Attributes:
-        way: how servers were chosen.
+        way: how they were chosen.
         hit_rate: the part of the prompts' tokens that was found in a prefix cache.
         first_ms: times to the first token.
         per_second: requests per second, all callers together.
-        shares: the part of the tokens that each server had.
     """
 
     way: str
     hit_rate: float
     first_ms: list[float]
     per_second: float
-    shares: list[float]
 
     def row(self) -> list[str]:
         """As a row of the table."""
         times = (statistics.median(self.first_ms), percentile(self.first_ms, 99))
-        shares = " ".join(f"{share:.0%}" for share in self.shares)
         first = [f"{ms:.0f}" for ms in times]
-        return [self.way, f"{self.hit_rate:.0%}", *first, f"{self.per_second:.1f}", shares]
+        return [self.way, f"{self.hit_rate:.0%}", *first, f"{self.per_second:.1f}"]
+
+
+@dataclass(frozen=True, slots=True)
+class ServersFigure(Figure):
+    """The same of servers; `shares` are the parts of the tokens that each had."""
+
+    shares: list[float]
+
+    def row(self) -> list[str]:
+        """As a row of the table."""
+        return [*Figure.row(self), " ".join(f"{share:.0%}" for share in self.shares)]
 
 
 def prompts(load: Load, way: str) -> list[str]:
@@ -127,7 +137,7 @@ async def ask(url: str, load: Load, asked: list[str]) -> list[float]:
     return found
 
 
-async def measure_way(way: str, load: Load, addresses: list[str], urls: list[str]) -> Figure:
+async def measure_way(way: str, load: Load, addresses: list[str], urls: list[str]) -> ServersFigure:
     """Puts an Envoy in front of the servers and asks everything."""
     port = free_port()
     command = [
@@ -143,10 +153,10 @@ async def measure_way(way: str, load: Load, addresses: list[str], urls: list[str
     total = sum(grown, Counter[str]())
     shares = [it["queries"] / total["queries"] for it in grown]
     hit_rate = total["hits"] / total["queries"]
-    return Figure(way, hit_rate, found, len(found) / seconds, shares)
+    return ServersFigure(way, hit_rate, found, len(found) / seconds, shares)
 
 
-async def measure(load: Load) -> list[Figure]:
+async def measure(load: Load) -> list[ServersFigure]:
     """One figure for each way."""
     flags = ("--num-threads=1", f"--max-batch-total-tokens={load.cache_tokens}")
     ports = [free_port() for _ in range(load.num_servers)]
@@ -161,25 +171,44 @@ async def measure(load: Load) -> list[Figure]:
         return [await measure_way(way, load, addresses, urls) for way in _WAYS]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--groups", type=int, default=16, help="of prompts that begin alike")
-    parser.add_argument("--rounds", type=int, default=12, help="prompts of each group")
-    parser.add_argument("--callers", type=int, default=4)
-    parser.add_argument("--prefix", type=int, default=1500, help="tokens that a group shares")
-    parser.add_argument("--cache", type=int, default=16_384, help="tokens that a server keeps")
-    parser.add_argument("--tiny", action="store_true", help="a test of this script")
-    given = parser.parse_args()
-    load = Load(given.groups, given.rounds, given.callers, given.prefix, given.cache)
+def parser(description: str, noun: str) -> argparse.ArgumentParser:
+    """The options of a load."""
+    options = argparse.ArgumentParser(description=description)
+    options.add_argument("--groups", type=int, default=16, help="of prompts that begin alike")
+    options.add_argument("--rounds", type=int, default=12, help="prompts of each group")
+    options.add_argument("--callers", type=int, default=4)
+    options.add_argument("--prefix", type=int, default=1500, help="tokens that a group shares")
+    options.add_argument("--cache", type=int, default=16_384, help=f"tokens that {noun} keeps")
+    options.add_argument("--tiny", action="store_true", help="a test of this script")
+    return options
+
+
+def load_of(given: argparse.Namespace, count: int = 2) -> Load:
+    """The load that the options ask for, for so many servers or engines."""
     if given.tiny:
-        load = Load(2, 4, 1, 100, 2048)
+        return Load(2, 4, 1, 100, 2048)
+    return Load(given.groups, given.rounds, given.callers, given.prefix, given.cache, count)
+
+
+def report(
+    load: Load,
+    measure: Callable[[Load], Coroutine[Any, Any, Sequence[Figure]]],
+    noun: str,
+    *others: str,
+) -> None:
+    """Measures, and prints a table and the JSON line; `others` are columns after the usual ones."""
     described = machine.describe()
     figures = asyncio.run(measure(load))
     print(machine.line(described))
-    header = ["server by", "tokens found", "first token p50, ms", "p99", "requests/s", "shares"]
+    header = [f"{noun} by", "tokens found", "first token p50, ms", "p99", "requests/s", *others]
     print(table(header, [figure.row() for figure in figures]))
     document = {"machine": described, "load": asdict(load)}
     print(json.dumps({**document, "figures": [asdict(figure) for figure in figures]}))
+
+
+def main() -> None:
+    given = parser(__doc__, "a server").parse_args()
+    report(load_of(given), measure, "server", "shares")
 
 
 if __name__ == "__main__":
