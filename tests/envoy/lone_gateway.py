@@ -13,23 +13,22 @@ import httpx
 import psutil
 
 from service.launch.sources import without_settings
-from tests.envoy.fake_service import DEADLINE, FakeService
+from tests.envoy.fake_service import DEADLINE
 from tests.envoy.gateway import poll
 from tests.paths import REPOSITORY
 
 
 class LoneGateway:
-    """The command as a process, in front of a fake service."""
+    """The command as a process; `port` is that of a service, if settings name no servers."""
 
-    def __init__(self, service: FakeService, log: Path, **settings: str) -> None:
-        self.service = service
+    def __init__(self, port: int, log: Path, **settings: str) -> None:
         self.log = log
         environment = without_settings(os.environ) | settings
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "service.cli", "envoy", "--port=0"],
                 cwd=REPOSITORY,
-                env={**environment, "TOKENWIRE_GATEWAY_PORT": str(service.port)},
+                env={**environment, "TOKENWIRE_GATEWAY_PORT": str(port)},
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
@@ -68,9 +67,9 @@ class LoneGateway:
 
 
 @contextlib.contextmanager
-def lone_gateway(service: FakeService, directory: Path, **settings: str) -> Iterator[LoneGateway]:
+def lone_gateway(port: int, directory: Path, **settings: str) -> Iterator[LoneGateway]:
     """The command for the length of a block; settings are variables."""
-    gateway = LoneGateway(service, directory / "log", **settings)
+    gateway = LoneGateway(port, directory / "log", **settings)
     try:
         yield gateway
     finally:

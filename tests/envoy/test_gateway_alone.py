@@ -45,7 +45,7 @@ def test_told_to_end_it_lets_calls_end_and_takes_no_others(
     service: FakeService, tmp_path: Path
 ) -> None:
     gate = hold_streams(service)
-    with lone_gateway(service, tmp_path) as gateway:
+    with lone_gateway(service.port, tmp_path) as gateway:
         with gateway.client.stream("POST", "/generate_stream", json={"inputs": "x"}) as reply:
             chunks = reply.iter_text()
             assert next(chunks) == "data:1\n\n"
@@ -64,7 +64,7 @@ def test_calls_that_do_not_end_are_cut_when_the_time_is_over_or_a_second_signal_
 ) -> None:
     hold_streams(service)
     seconds = "0.2" if way == "time" else "1000"
-    with lone_gateway(service, tmp_path, TOKENWIRE_DRAIN_SECONDS=seconds) as gateway:
+    with lone_gateway(service.port, tmp_path, TOKENWIRE_DRAIN_SECONDS=seconds) as gateway:
         with gateway.client.stream("POST", "/generate_stream", json={"inputs": "x"}) as reply:
             chunks = reply.iter_text()  # when it is forgotten, the connection is closed
             next(chunks)
@@ -78,7 +78,7 @@ def test_calls_that_do_not_end_are_cut_when_the_time_is_over_or_a_second_signal_
 
 
 def test_its_settings_come_from_the_environment(service: FakeService, tmp_path: Path) -> None:
-    with lone_gateway(service, tmp_path, TOKENWIRE_MAX_REQUEST_BYTES="1000") as gateway:
+    with lone_gateway(service.port, tmp_path, TOKENWIRE_MAX_REQUEST_BYTES="1000") as gateway:
         reply = gateway.client.post("/generate", json={"inputs": "x" * 1000})
         assert reply.status_code == 413
 
@@ -86,10 +86,10 @@ def test_its_settings_come_from_the_environment(service: FakeService, tmp_path: 
 def test_it_ends_when_envoy_does_and_envoy_when_it_does(
     service: FakeService, tmp_path: Path
 ) -> None:
-    with lone_gateway(service, tmp_path) as gateway:
+    with lone_gateway(service.port, tmp_path) as gateway:
         gateway.envoy().kill()
         assert gateway.process.wait(DEADLINE) not in (0, None)
-    with lone_gateway(service, tmp_path) as gateway:
+    with lone_gateway(service.port, tmp_path) as gateway:
         envoy = gateway.envoy()
         gateway.process.kill()
         poll(lambda: not envoy.is_running() or envoy.status() == "zombie", "Envoy's end")

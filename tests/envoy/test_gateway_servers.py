@@ -187,7 +187,7 @@ def test_the_file_of_addresses_is_followed(gateway_messages: Messages, tmp_path:
         path = tmp_path / "servers"
         path.write_text(f"# the first one\n127.0.0.1:{first.port}\n")
         settings = {"TOKENWIRE_SERVICE_ENDPOINTS_FILE": str(path)}
-        gateway = stack.enter_context(lone_gateway(first, tmp_path, **settings))
+        gateway = stack.enter_context(lone_gateway(first.port, tmp_path, **settings))
 
         def server() -> str:
             return gateway.client.post("/generate", json={"inputs": "x"}).text
