@@ -29,6 +29,7 @@ class Edge:
         server_ping_s: how often a connection to one of several servers is pinged.
         server_answer_s: how long it may take to answer. Calls that the server has not answered are
             then made again elsewhere.
+        resolving_s: after which the addresses of names are asked for again.
         ejection_s: how long a replica that refuses connections gets no calls.
     """
 
@@ -41,4 +42,5 @@ class Edge:
     ping_s: float = 30
     server_ping_s: float = 5
     server_answer_s: float = 10
+    resolving_s: float = 5
     ejection_s: float = 10

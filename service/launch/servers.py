@@ -86,6 +86,7 @@ class Servers:
     Attributes:
         addresses: of their ports for Envoy, at the start.
         endpoints_file: where the operator writes them, if they change.
+        resolvers: DNS servers that are asked for names instead of the system's.
         affinity: what of a request decides where it goes, the first that it has. If it is empty,
             the server with the fewest requests gets it.
         max_load: of a server whose turn it is by affinity, as a multiple of the average number of
@@ -94,6 +95,7 @@ class Servers:
 
     addresses: tuple[Address, ...]
     endpoints_file: Path | None = None
+    resolvers: tuple[Address, ...] = ()
     affinity: tuple[Affinity, ...] = ()
     max_load: float = 1.5
 

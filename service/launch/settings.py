@@ -20,7 +20,7 @@ from .endpoints import read_endpoints
 from .gateway import GatewayConfig
 from .options import About, Option, SettingsError, flag, is_ip_address, spell
 from .otlp import Export, TraceExport, metric_export, trace_export
-from .servers import Affinity, Servers, parse_addresses
+from .servers import Address, Affinity, Servers, parse_addresses
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 Quantization = Literal[
@@ -300,6 +300,14 @@ class Settings:
         Path | None,
         About("a file with such addresses, IP:port, one a line; followed if it changes", ours=True),
     ] = None
+    service_resolvers: Annotated[
+        tuple[str, ...],
+        About(
+            "DNS servers, IP:port, that are asked for names in service-addresses instead of the "
+            "system's",
+            ours=True,
+        ),
+    ] = ()
     server_affinity: Annotated[
         tuple[Affinity, ...],
         About(
@@ -489,10 +497,13 @@ class Settings:
             raise SettingsError(
                 "`service_addresses` and `service_endpoints_file` cannot both be given"
             )
-        try:
-            parse_addresses(self.service_addresses)
-        except ValueError as error:
-            raise SettingsError(f"`service_addresses`: {error}") from None
+        addresses = _parse_addresses("service_addresses", self.service_addresses)
+        resolvers = _parse_addresses("service_resolvers", self.service_resolvers)
+        for resolver in resolvers:
+            if resolver.is_name:
+                raise SettingsError(f"`service_resolvers`: {resolver} is not an IP address")
+        if resolvers and not any(address.is_name for address in addresses):
+            raise SettingsError("`service_resolvers` needs a name in `service_addresses`")
         if len(set(self.server_affinity)) < len(self.server_affinity):
             raise SettingsError(
                 "`server_affinity` has something more than once. "
@@ -747,7 +758,11 @@ class Settings:
                 )
             return None
         return Servers(
-            addresses=addresses, endpoints_file=path, affinity=affinity, max_load=max_load
+            addresses=addresses,
+            endpoints_file=path,
+            resolvers=parse_addresses(self.service_resolvers),
+            affinity=affinity,
+            max_load=max_load,
         )
 
     def to_argv(self) -> list[str]:
@@ -757,6 +772,13 @@ class Settings:
             for option in OPTIONS
             for item in spell(getattr(self, option.name))
         ]
+
+
+def _parse_addresses(name: str, texts: tuple[str, ...]) -> tuple[Address, ...]:
+    try:
+        return parse_addresses(texts)
+    except ValueError as error:
+        raise SettingsError(f"`{name}`: {error}") from None
 
 
 def _tls_files(

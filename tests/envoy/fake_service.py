@@ -91,7 +91,7 @@ class Gate:
 class FakeService:
     """A grpc.aio server on a thread of its own; tests set the behaviour of each method."""
 
-    def __init__(self, messages: Messages, port: int = 0) -> None:
+    def __init__(self, messages: Messages, port: int = 0, host: str = "127.0.0.1") -> None:
         """Starts the server on this port, or on a free one."""
         self.messages = messages
         self.calls: list[Call] = []
@@ -99,7 +99,7 @@ class FakeService:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        self.port = self._run(self._start(port))
+        self.port = self._run(self._start(host, port))
 
     def behave(self, method: str, behaviour: Behaviour) -> None:
         """Sets what `method` does."""
@@ -154,7 +154,7 @@ class FakeService:
         self._thread.join(DEADLINE)
         self._loop.close()
 
-    async def _start(self, port: int) -> int:
+    async def _start(self, host: str, port: int) -> int:
         self._server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", 8 << 20),
@@ -172,7 +172,7 @@ class FakeService:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         await self._health.set(SERVICE, health_pb2.HealthCheckResponse.SERVING)
         reflection.enable_server_reflection((SERVICE,), self._server, pool=self.messages.pool)
-        bound: int = self._server.add_insecure_port(f"127.0.0.1:{port}")
+        bound: int = self._server.add_insecure_port(f"{host}:{port}")
         await self._server.start()
         return bound
 

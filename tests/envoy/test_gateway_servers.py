@@ -20,6 +20,7 @@ from tests.envoy.fake_server import FakeServer
 from tests.envoy.fake_service import DEADLINE, FakeService, Messages
 from tests.envoy.gateway import Gateway, StartGateway, poll
 from tests.envoy.lone_gateway import lone_gateway
+from tests.envoy.name_server import NameServer
 
 NUM_SERVERS = 3
 NUM_CALLERS = 4
@@ -220,10 +221,43 @@ def test_a_server_that_is_named_no_longer_ends_its_streams_in_peace(
         assert not load.errors
 
 
-def test_all_addresses_of_a_name_are_servers(
+def test_a_name_stands_for_all_its_addresses_and_is_asked_for_again(
+    start_gateway: StartGateway, gateway_messages: Messages
+) -> None:
+    """Of a DNS server of our own."""
+    hosts = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
+    with contextlib.ExitStack() as stack:
+        port = 0
+        for host in hosts:
+            service = FakeService(gateway_messages, port, host)
+            stack.callback(service.stop)
+            service.reset()
+            service.reply("Generate", host.encode())
+            port = service.port
+        names = stack.enter_context(NameServer(*hosts[:2]))
+        config = Servers(
+            addresses=(Address("servers.example", port),),
+            resolvers=(Address("127.0.0.1", names.port),),
+        )
+        gateway = stack.enter_context(start_gateway(servers=config, edge=Edge(resolving_s=0.1)))
+
+        def answering() -> set[str]:
+            replies = [gateway.client.post("/generate", json={"inputs": "x"}) for _ in range(20)]
+            assert {reply.status_code for reply in replies} == {200}
+            return {reply.text for reply in replies}
+
+        wait_for_healthy(gateway, 2)
+        assert answering() == set(hosts[:2])
+        names.addresses = hosts[1:]
+        poll(lambda: answering() == set(hosts[1:]), "one address for another")
+        names.addresses = None
+        poll(lambda: names.num_failed > 3, "the name server fails")
+        assert answering() == set(hosts[1:])
+
+
+def test_a_name_and_an_address_stand_side_by_side(
     start_gateway: StartGateway, servers: list[FakeServer]
 ) -> None:
-    """Of a name and an address, in this case."""
     one, other, _ = servers
     addresses = Address("localhost", one.port), Address("127.0.0.1", other.port)
     with (

@@ -405,6 +405,10 @@ def test_a_server_of_its_own_processes_spreads_requests_over_these_alone() -> No
         (["--server-affinity=session", "--gateway-port=1"], "`server_affinity` needs"),
         (["--service-endpoints-file=/nowhere"], "--service-endpoints-file: [Errno 2]"),
         (["--service-addresses=a:1", "--service-endpoints-file=x"], "cannot both be given"),
+        (["--service-addresses=a:1", "--service-resolvers=b:53"], "b:53 is not an IP address"),
+        (["--service-addresses=a:1", "--service-resolvers=8600"], "`service_resolvers`: not an"),
+        (["--service-addresses=10.0.0.1:1", "--service-resolvers=::1:53"], "not an address"),
+        (["--service-addresses=10.0.0.1:1", "--service-resolvers=10.0.0.2:53"], "needs a name"),
     ],
 )
 def test_wrong_settings_of_servers_are_one_line(
