@@ -21,6 +21,7 @@ from engine.protocol.notify import ALIVE, READY, notify
 
 from .access.certificates import server_credentials
 from .access.keys import watch_keys
+from .access.media_hosts import MediaHosts
 from .api import health, rpc
 from .api.authentication import Authenticator
 from .api.interceptor import CallInterceptor
@@ -41,6 +42,7 @@ from .generation.server_info import ServerInfo
 from .generation.validation import Validator
 from .grammar.checker import GrammarChecker
 from .images.image_workers import ImageWorkers
+from .images.images import Images
 from .launch.edge import MAX_METADATA_BYTES
 from .launch.place import Place, own_place
 from .launch.settings import Settings
@@ -54,7 +56,8 @@ from .text.tokenizer import TextTokenizer
 from .workers.heap import give_back_large_blocks
 from .workers.lanes import Lanes
 
-if TYPE_CHECKING:  # else OpenTelemetry would be imported where there are no traces
+if TYPE_CHECKING:  # else libraries would be imported that most servers do not need
+    from .images.fetcher import ImageFetcher
     from .tracing.export import TraceSender
     from .tracing.tracer import CallTracer
 
@@ -111,7 +114,7 @@ class App:
         self._credentials = settings.grpc_tls and server_credentials(settings.grpc_tls)
         self._lanes = Lanes(settings.max_pending_bytes)
         self._long_texts = _long_texts(settings)
-        self._images: ImageWorkers | None = None
+        self._images: Images | None = None
         self._traces = _trace_sender(settings, place)
         self._pushed = pushed_metrics(settings.model_id, settings.metric_export(os.environ), place)
         self._starting: list[asyncio.Task[None]] = []  # of processes, for which nobody waits
@@ -138,7 +141,7 @@ class App:
         self._grammars = _grammar_checker(settings, info, tokenizer, metrics)
         self._starting.append(asyncio.create_task(self._grammars.start()))
         if limits.max_images:
-            self._images = _image_workers(settings)
+            self._images = _images(settings, limits)
             self._starting.append(asyncio.create_task(self._images.start()))
         pipeline = Pipeline(
             self._admission,
@@ -373,12 +376,32 @@ def _long_texts(settings: Settings) -> LongTexts:
     )
 
 
-def _image_workers(settings: Settings) -> ImageWorkers:
-    return ImageWorkers(
+def _images(settings: Settings, limits: Limits) -> Images:
+    num_bytes = limits.max_images * limits.max_image_bytes  # of one request
+    workers = ImageWorkers(
         [settings.model_path, settings.revision, settings.trust_remote_code],
-        max_pixels=settings.max_image_pixels,
+        max_pixels=limits.max_image_pixels,
         deadline_s=settings.image_deadline_seconds,
-        max_bytes=settings.max_pending_bytes,
+        max_bytes=max(settings.max_pending_bytes, num_bytes),
+    )
+    return Images(
+        workers,
+        max_bytes=limits.max_image_bytes,
+        max_fetched_bytes=num_bytes,
+        fetcher=_image_fetcher(settings, limits),
+    )
+
+
+def _image_fetcher(settings: Settings, limits: Limits) -> ImageFetcher | None:
+    """What fetches images; None, and nothing imported, where no host is listed."""
+    if not limits.fetches_images:
+        return None
+    from .images.fetcher import ImageFetcher
+
+    return ImageFetcher(
+        MediaHosts.of(settings.allowed_media_domains),
+        max_bytes=limits.max_image_bytes,
+        deadline_s=limits.image_fetch_seconds,
     )
 
 
@@ -538,8 +561,21 @@ def make_limits(settings: Settings, info: EngineInfo) -> Limits:
         max_stop_sequence_bytes=settings.max_stop_sequence_bytes,
         max_tokenize_bytes=settings.max_tokenize_bytes,
         vocab_size=info.vocab_size,
-        max_images=settings.max_images if _takes_images(settings, info) else 0,
+        **_image_limits(settings, info),
     )
+
+
+def _image_limits(settings: Settings, info: EngineInfo) -> dict[str, Any]:
+    """The limits on images; none for models that take none."""
+    if not _takes_images(settings, info):
+        return {}
+    return {
+        "max_images": settings.max_images,
+        "max_image_bytes": settings.max_image_bytes,
+        "max_image_pixels": settings.max_image_pixels,
+        "image_fetch_seconds": settings.image_fetch_seconds,
+        "fetches_images": bool(settings.allowed_media_domains),
+    }
 
 
 def _takes_images(settings: Settings, info: EngineInfo) -> bool:

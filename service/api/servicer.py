@@ -36,7 +36,6 @@ from ..errors import (
 )
 from ..generation.adapter_changes import AdapterChanges
 from ..generation.engines import Engines
-from ..generation.gather import gather
 from ..generation.generator import Generation, TokenEvent
 from ..generation.limits import Limits, check_count, check_text
 from ..generation.load import LoadMeter, watch_interval
@@ -45,10 +44,10 @@ from ..generation.parameters import Parameters, Prompt, TextRequest
 from ..generation.pipeline import Pipeline
 from ..generation.server_info import ServerInfo
 from ..generation.turns import round_robin
-from ..images.data_url import image_bytes
-from ..images.image_workers import ImageWorkers
+from ..images.images import Images
 from ..images.markdown import MarkdownText
 from ..images.pictured import PicturedText
+from ..images.source import ImageSource
 from ..openai import chat, completions
 from ..openai.chat import (
     ChatAnswer,
@@ -71,6 +70,7 @@ from ..openai.usage import StreamUsage, Usage
 from ..siblings.siblings import Siblings
 from ..text.long_texts import MAX_LIST_BYTES, Form
 from ..text.tokenizer import TextTokenizer
+from ..workers.gather import gather
 from ..workers.lanes import Lanes
 from . import docs
 from .call import Call
@@ -97,7 +97,7 @@ class TextGenerationServicer:
         meter: LoadMeter,
         lanes: Lanes,
         siblings: Siblings | None = None,
-        images: ImageWorkers | None = None,
+        images: Images | None = None,
     ) -> None:
         self._pipeline = pipeline
         self._tokenizer = tokenizer
@@ -389,8 +389,8 @@ class TextGenerationServicer:
         conversation = await self._prompted(request, call)
         if self._images is None or not has_images:
             return conversation
-        images = ((field, image_bytes(url, field)) for field, url in request.image_urls())
-        pictures = await self._images.pictures(images)
+        sources = [ImageSource(field, url) for field, url in request.image_urls()]
+        pictures = await self._images.pictures(sources)
         return replace(conversation, prompt=PicturedText(conversation.prompt, pictures))
 
     async def _with_images(self, inputs: Prompt) -> Prompt:
@@ -401,9 +401,7 @@ class TextGenerationServicer:
         if not given.urls:
             return inputs
         check_count("inputs", len(given.urls), self.limits.max_images, "images")
-        pictures = await self._images.pictures(
-            ("inputs", image_bytes(url, "inputs")) for url in given.urls
-        )
+        pictures = await self._images.pictures([ImageSource("inputs", url) for url in given.urls])
         mark = self._tokenizer.decode(pictures.token_ids)
         return PicturedText(mark.join(given.texts), pictures, inputs)
 

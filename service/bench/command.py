@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ..client.credentials import Credentials
 from ..client.target import Target, TargetError
-from ..generation.gather import gather
+from ..workers.gather import gather
 from .arrivals import poisson_arrivals
 from .grpc_transport import GrpcTransport
 from .load import Clock, RealClock, Send, measure, run_closed, run_open

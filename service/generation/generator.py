@@ -22,8 +22,8 @@ from ..call_record import CallRecord, current_record
 from ..errors import ErrorKind, ServiceError
 from ..text.detokenizer import Detokenizer
 from ..text.tokenizer import TextTokenizer
+from ..workers.gather import gather
 from .engines import Engines
-from .gather import gather
 from .parameters import GenerationRequest
 from .validation import random_seed
 

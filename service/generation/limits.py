@@ -21,7 +21,8 @@ from .parameters import Parameters
 class Limits:
     """The values in force. Sizes are tokens unless the name says otherwise.
 
-    `max_images` is 0 for models that take none.
+    `max_images` is 0 for models that take none. Images are fetched only from hosts that the
+    operator lists, if `fetches_images`.
     """
 
     max_concurrent_requests: int
@@ -40,6 +41,10 @@ class Limits:
     max_stop_sequence_bytes: int
     max_tokenize_bytes: int
     max_images: int = 0
+    max_image_bytes: int = 0
+    max_image_pixels: int = 0
+    image_fetch_seconds: float = 0.0
+    fetches_images: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,11 @@ _SCHEME = "data:"
 _ENCODING = ";base64"
 
 
+def is_data_url(url: str) -> bool:
+    """Whether the URL is itself the file."""
+    return url[: len(_SCHEME)].lower() == _SCHEME
+
+
 def image_bytes(url: str, field: str) -> bytes:
     """The bytes of an image.
 
@@ -22,7 +27,7 @@ def image_bytes(url: str, field: str) -> bytes:
         ServiceError: it is of another form.
     """
     head, comma, data = url.partition(",")
-    if not head.lower().startswith(_SCHEME):
+    if not is_data_url(url):
         raise invalid(field, "must be a data: URL; this server fetches no images")
     if not comma or not head.lower().endswith(_ENCODING):
         raise invalid(field, "must have the form data:image/png;base64,…")

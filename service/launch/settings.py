@@ -14,6 +14,7 @@ from engine.protocol.config import GRAPH_SIZES, EngineConfig
 from engine.protocol.processors import num_processors
 
 from ..access.certificates import TlsFiles
+from ..access.media_hosts import MediaHosts
 from ..bundled import demo_model
 from ..checkpoint.path import resolve
 from .endpoints import read_endpoints
@@ -166,9 +167,17 @@ class Settings:
         int, About("images of a conversation, for models that take them", ours=True, low=1)
     ] = 8
     max_image_pixels: Annotated[int, About("pixels of an image", ours=True, low=1)] = 16_777_216
+    max_image_bytes: Annotated[int, About("bytes of an image's file", ours=True, low=1)] = 8_388_608
     image_deadline_seconds: Annotated[
         float, About("how long an image may take to decode", ours=True, low=0.1)
     ] = 10.0
+    image_fetch_seconds: Annotated[
+        float, About("how long an image may take to fetch", ours=True, low=0.1)
+    ] = 5.0
+    allowed_media_domains: Annotated[
+        tuple[str, ...],
+        About("hosts that images are fetched from: example.com, example.com:8443; none by default"),
+    ] = ()
     disable_grammar_support: Annotated[bool, About("refuse requests with a grammar")] = False
     grammar_deadline_seconds: Annotated[
         float, About("how long a grammar may take to compile", ours=True, low=0.1)
@@ -471,6 +480,10 @@ class Settings:
             self._check_tls(prefix)
         self._check_servers()
         self._check_sockets()
+        try:
+            MediaHosts.of(self.allowed_media_domains)
+        except ValueError as error:
+            raise SettingsError(f"`allowed_media_domains`: {error}") from None
 
     def _check_sockets(self) -> None:
         engines = () if self.engine_socket is None else self.engine_sockets

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ..errors import overloaded
@@ -25,10 +25,26 @@ class ByteBudget:
         Raises:
             ServiceError: overloaded: there are not so many left.
         """
-        if self.num_held and self.num_held + num_bytes > self._max:
-            raise overloaded()
-        self.num_held += num_bytes
-        try:
+        with self.growing() as take:
+            take(num_bytes)
             yield
+
+    @contextmanager
+    def growing(self) -> Iterator[Callable[[int], None]]:
+        """Holds to the end of a block what is taken in it, by and by; yields what takes bytes.
+
+        That raises the same error as `hold`. A request alone may take more than there are.
+        """
+        num_taken = 0
+
+        def take(num_bytes: int) -> None:
+            nonlocal num_taken
+            if self.num_held > num_taken and self.num_held + num_bytes > self._max:
+                raise overloaded()
+            self.num_held += num_bytes
+            num_taken += num_bytes
+
+        try:
+            yield take
         finally:
-            self.num_held -= num_bytes
+            self.num_held -= num_taken

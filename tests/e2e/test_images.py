@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import base64
 import json
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from tests.e2e.reflection_client import ReflectionClient
-from tests.e2e.stack import Stack, running
+from tests.e2e.stack import DEADLINE_S, Stack, running, wait_until
 
 pytest.importorskip("PIL")
 
 from tests.e2e.image_checkpoint import generated, make, picture, png
+from tests.image_host import ImageHost, image_host, moved, ok
 
 NUM_TOKENS = 16
 MAX_PIXELS = 50_000
+MAX_BYTES = 500_000
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +33,28 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def host() -> Iterator[ImageHost]:
+    with image_host() as made:
+        made.answers["/1.png"] = ok(png(picture(1)))
+        made.answers["/moved.png"] = moved("/1.png")
+        made.answers["/text.png"] = ok(b"a secret")
+        made.answers["/large.png"] = ok(b"x" * (MAX_BYTES + 1))
+        made.answers["/never.png"] = made.hang
+        yield made
+
+
+@pytest.fixture(scope="module")
+def served(
+    checkpoint: Path, host: ImageHost, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stack]:
     log = tmp_path_factory.mktemp("served") / "log"
-    limits = ("--max-images=3", f"--max-image-pixels={MAX_PIXELS}")
+    limits = (
+        "--max-images=3",
+        f"--max-image-pixels={MAX_PIXELS}",
+        f"--max-image-bytes={MAX_BYTES}",
+        "--image-fetch-seconds=100",
+        f"--allowed-media-domains={host.place},images.example",
+    )
     with running(log, f"--model-id={checkpoint}", *limits) as stack:
         yield stack
 
@@ -41,7 +64,11 @@ def url(data: bytes) -> str:
 
 
 def image(data: bytes) -> dict[str, Any]:
-    return {"type": "image_url", "image_url": {"url": url(data)}}
+    return at(url(data))
+
+
+def at(place: str) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": place}}
 
 
 def text(value: str) -> dict[str, Any]:
@@ -140,14 +167,11 @@ URL = "messages[0].content[0].image_url.url"
         (image(b"hello"), f"`{URL}` is not an image"),
         (image(png(picture(1))[:100]), f"`{URL}` is an image that cannot be decoded"),
         (image(png(picture(1, 400, 300))), f"`{URL}` must have at most {MAX_PIXELS} pixels"),
-        (
-            {"type": "image_url", "image_url": {"url": "http://127.0.0.1/x.png"}},
-            f"`{URL}` must be a data: URL",
-        ),
-        (
-            {"type": "image_url", "image_url": {"url": "data:image/png;base64,a*b"}},
-            f"`{URL}` has data that is not base64",
-        ),
+        (image(b"x" * (MAX_BYTES + 1)), f"`{URL}` must have at most {MAX_BYTES} bytes"),
+        (at("http://127.0.0.1/x.png"), f"`{URL}` has a host or a port from which"),
+        (at("https://me:secret@images.example/x"), f"`{URL}` has the name of a user"),
+        (at("file:///etc/passwd"), f"`{URL}` is neither a data: URL nor an http: or https: URL"),
+        (at("data:image/png;base64,a*b"), f"`{URL}` has data that is not base64"),
         ({"type": "image_url", "image_url": {}}, "missing field `url`"),
     ],
 )
@@ -158,6 +182,62 @@ def test_an_image_that_cannot_be_used_is_refused(
     assert answer.status_code == 422
     assert said in answer.json()["error"]
     assert served.http.post("/generate", json={"inputs": "still there"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("/text.png", f"`{URL}` is not an image"),
+        ("/large.png", f"`{URL}` must have at most {MAX_BYTES} bytes"),
+    ],
+)
+def test_a_fetched_file_that_is_no_image_is_refused(
+    served: Stack, host: ImageHost, path: str, said: str
+) -> None:
+    wanted = body(user(at(host.url(path))))
+    answer = served.http.post("/v1/chat/completions", json=wanted)
+    assert answer.status_code == 422
+    assert said in answer.json()["error"]
+    assert "secret" not in answer.text
+    with pytest.raises(grpc.RpcError, match="INVALID_ARGUMENT") as caught:
+        ReflectionClient(served.direct).call("ChatUnary", wanted)
+    assert said in str(caught.value)
+
+
+def test_an_image_at_a_url_is_fetched(served: Stack, host: ImageHost) -> None:
+    here = body(user(text("What is this?"), image(png(picture(1)))))
+    expected = served.http.post("/v1/chat/completions", json=here).json()
+    for path in ("/1.png", "/moved.png"):
+        there = body(user(text("What is this?"), at(host.url(path))))
+        reply = served.http.post("/v1/chat/completions", json=there).json()
+        assert reply["choices"] == expected["choices"]
+        assert reply["usage"] == expected["usage"]
+        grpc_reply = ReflectionClient(served.direct).call("ChatUnary", there)
+        text_there = grpc_reply.choices[0].message.content
+        assert text_there == expected["choices"][0]["message"]["content"]
+
+
+def test_an_image_in_markdown_is_fetched(served: Stack, host: ImageHost) -> None:
+    inputs = "user: A: ![]({})assistant: "
+    here, there = inputs.format(url(png(picture(1)))), inputs.format(host.url("/1.png"))
+    expected = served.http.post("/generate", json=plain(here)).json()
+    assert served.http.post("/generate", json=plain(there)).json() == expected
+
+
+def test_a_fetch_holds_no_permit_and_ends_with_its_caller(served: Stack, host: ImageHost) -> None:
+    wanted = body(user(at(host.url("/never.png"))))
+    data = json.dumps(wanted).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(data)}\r\n"
+    name, port = served.address.rsplit(":", 1)
+    host.is_asked.clear()
+    host.is_left.clear()
+    with socket.create_connection((name, int(port))) as caller:
+        caller.sendall(head.encode() + b"content-type: application/json\r\n\r\n" + data)
+        assert host.is_asked.wait(DEADLINE_S)
+        wait_until(lambda: served.metric("tokenwire_requests_active") == 0, "no permit held")
+        assert served.http.post("/generate", json={"inputs": "x"}).status_code == 200
+        assert not host.is_left.is_set()
+    assert host.is_left.wait(DEADLINE_S)
 
 
 def test_too_many_images_are_refused(served: Stack) -> None:
@@ -201,7 +281,7 @@ def test_a_plain_prompt_has_images_in_markdown(served: Stack, checkpoint: Path) 
     ("inputs", "said"),
     [
         (markdown(b"hello"), "`inputs` is not an image"),
-        ("![](http://127.0.0.1/x.png)", "`inputs` must be a data: URL"),
+        ("![](http://127.0.0.1/x.png)", "`inputs` has a host or a port from which"),
         (markdown(png(picture(1))) * 4, "`inputs` supports up to 3 images. Given: 4"),
         (f"<image>{markdown(png(picture(1)))}", "2 marks for 1 images"),
     ],

@@ -10,7 +10,17 @@ import pytest
 from tests.e2e.image_checkpoint import picture, png
 from tests.e2e.qwen_checkpoint import generated, make
 from tests.e2e.stack import Stack, running
-from tests.e2e.test_images import NUM_TOKENS, body, for_template, image, markdown, plain, text, user
+from tests.e2e.test_images import (
+    NUM_TOKENS,
+    at,
+    body,
+    for_template,
+    image,
+    markdown,
+    plain,
+    text,
+    user,
+)
 
 
 @pytest.fixture(scope="module")
@@ -50,3 +60,12 @@ def test_markdown_is_what_the_template_writes(served: Stack, checkpoint: Path) -
         "/generate", json=plain(f"user: {markdown(image_file)}What is this?assistant: ")
     )
     assert reply.json()["generated_text"] == expected
+
+
+def test_nothing_is_fetched_without_a_list_of_hosts(served: Stack) -> None:
+    place = "https://images.example/x.png"
+    chat = served.http.post("/v1/chat/completions", json=body(user(at(place))))
+    text_alone = served.http.post("/generate", json=plain(f"![]({place})"))
+    for answer in (chat, text_alone):
+        assert answer.status_code == 422
+        assert "must be a data: URL; this server fetches no images" in answer.json()["error"]

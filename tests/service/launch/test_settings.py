@@ -483,3 +483,11 @@ def test_help_needs_neither_torch_nor_grpc() -> None:
     )
     assert ended.returncode == 0, ended.stderr
     assert b"--max-total-tokens" in ended.stdout
+
+
+def test_hosts_of_images_are_listed_by_their_own_variable() -> None:
+    assert parse().allowed_media_domains == ()
+    listed = parse(ALLOWED_MEDIA_DOMAINS="a.example,10.0.0.7:9000").allowed_media_domains
+    assert listed == ("a.example", "10.0.0.7:9000")
+    with pytest.raises(SettingsError, match=r"`allowed_media_domains`: .* Given: \*\.example"):
+        parse("--allowed-media-domains=*.example")

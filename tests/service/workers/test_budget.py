@@ -31,3 +31,18 @@ def test_bytes_are_given_back_whatever_ends_the_block() -> None:
     with pytest.raises(ValueError, match="x"), budget.hold(5):
         raise ValueError("x")
     assert budget.num_held == 0
+
+
+def test_bytes_may_be_taken_by_and_by() -> None:
+    budget = ByteBudget(10)
+    with budget.growing() as take, budget.growing() as other:
+        take(4)
+        take(5)
+        with pytest.raises(ServiceError):
+            other(2)
+        other(1)
+        assert budget.num_held == 10
+    assert budget.num_held == 0
+    with budget.growing() as take:
+        take(9)
+        take(1000)
