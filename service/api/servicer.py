@@ -37,7 +37,7 @@ from ..errors import (
 from ..generation.adapter_changes import AdapterChanges
 from ..generation.engines import Engines
 from ..generation.generator import Generation, TokenEvent
-from ..generation.limits import Limits, check_count, check_text
+from ..generation.limits import Limits, check_text
 from ..generation.load import LoadMeter, watch_interval
 from ..generation.metrics import Metrics
 from ..generation.parameters import Parameters, Prompt, TextRequest
@@ -45,9 +45,6 @@ from ..generation.pipeline import Pipeline
 from ..generation.server_info import ServerInfo
 from ..generation.turns import round_robin
 from ..images.images import Images
-from ..images.markdown import MarkdownText
-from ..images.pictured import PicturedText
-from ..images.source import ImageSource
 from ..openai import chat, completions
 from ..openai.chat import (
     ChatAnswer,
@@ -74,6 +71,7 @@ from ..workers.gather import gather
 from ..workers.lanes import Lanes
 from . import docs
 from .call import Call
+from .image_prompts import ImagePrompts
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +106,7 @@ class TextGenerationServicer:
         self._num_watchers = 0
         self._lanes = lanes
         self._siblings = siblings
-        self._images = images
+        self._image_prompts = ImagePrompts(images, tokenizer, server.limits)
         self._dialect = dialect_of(tokenizer, server)
         self._adapter_changes = AdapterChanges(client, server.adapters)
         self._scraper = ThreadPoolExecutor(1, "metrics")
@@ -120,13 +118,13 @@ class TextGenerationServicer:
 
     async def generate(self, request: TextRequest, call: Call) -> Reply:
         """Generates a whole text."""
-        inputs = await self._with_images(request.inputs)
+        inputs = await self._image_prompts.of_text(request.inputs, request.images)
         return call.presenter.generate(await self._run(inputs, request.parameters, call))
 
     async def generate_stream(self, request: TextRequest, call: Call) -> AsyncGenerator[Reply]:
         """Generates a text as one message per token."""
         self._pipeline.check_adapter(request.parameters)
-        inputs = await self._with_images(request.inputs)
+        inputs = await self._image_prompts.of_text(request.inputs, request.images)
         events = self._stream(inputs, request.parameters, call)
         messages = _numbered(events, call.presenter.generate_stream)
         async with aclosing(self._presented(messages, [inputs], call)) as replies:
@@ -135,7 +133,10 @@ class TextGenerationServicer:
 
     async def compat_generate(self, request: TextRequest, call: Call) -> AsyncGenerator[Reply]:
         """Generate or GenerateStream; by default the text includes the prompt."""
-        inputs, parameters = await self._with_images(request.inputs), request.parameters
+        inputs, parameters = (
+            await self._image_prompts.of_text(request.inputs, request.images),
+            request.parameters,
+        )
         if parameters.return_full_text is None:
             parameters = replace(parameters, return_full_text=True)
         if not request.stream:
@@ -379,31 +380,8 @@ class TextGenerationServicer:
         return await self._prepared(replace(request, tool_call_format=call_format), call)
 
     async def _prepared(self, request: ChatRequest, call: Call) -> Conversation:
-        """The prompt of a conversation, with its images.
-
-        A text that spells a special token is plain text beside images, whose marks are such tokens.
-        """
-        has_images = self._images is not None and any(True for _ in request.image_urls())
-        if has_images:
-            request = replace(request, escape_special_tokens=True)
-        conversation = await self._prompted(request, call)
-        if self._images is None or not has_images:
-            return conversation
-        sources = [ImageSource(field, url) for field, url in request.image_urls()]
-        pictures = await self._images.pictures(sources)
-        return replace(conversation, prompt=PicturedText(conversation.prompt, pictures))
-
-    async def _with_images(self, inputs: Prompt) -> Prompt:
-        """A prompt with the images that it has in Markdown, if the model takes any."""
-        if self._images is None or not isinstance(inputs, str):
-            return inputs
-        given = MarkdownText.of(inputs)
-        if not given.urls:
-            return inputs
-        check_count("inputs", len(given.urls), self.limits.max_images, "images")
-        pictures = await self._images.pictures([ImageSource("inputs", url) for url in given.urls])
-        mark = self._tokenizer.decode(pictures.token_ids)
-        return PicturedText(mark.join(given.texts), pictures, inputs)
+        """The prompt of a conversation, with its images."""
+        return await self._image_prompts.of_conversation(await self._prompted(request, call))
 
     async def _prompted(self, request: ChatRequest, call: Call) -> Conversation:
         note_operation("chat")
@@ -431,10 +409,10 @@ class TextGenerationServicer:
         self, wanted: str | ChatRequest, call: Call, max_bytes: int = MAX_LIST_BYTES
     ) -> AsyncGenerator[bytes]:
         """Messages that list the tokens of a text or of a conversation's prompt."""
+        is_prompt = isinstance(wanted, ChatRequest)
+        text = await self._spelled(wanted, call)  # which may have to wait for images
         async with AsyncExitStack() as memory:
             with self._pipeline.permit():  # not held while the caller reads
-                is_prompt = isinstance(wanted, ChatRequest)
-                text = wanted if isinstance(wanted, str) else await self._prompt(wanted, call)
                 check_text("messages" if is_prompt else "inputs", text, self.limits)
                 messages = await memory.enter_async_context(
                     self._listed(text, call, is_prompt=is_prompt, max_bytes=max_bytes)
@@ -442,8 +420,14 @@ class TextGenerationServicer:
             while messages:
                 yield messages.popleft()
 
-    async def _prompt(self, request: ChatRequest, call: Call) -> str:
-        return (await self._conversation(request, call)).prompt
+    async def _spelled(self, wanted: str | ChatRequest, call: Call) -> str:
+        """The text whose tokens are to be listed: of images, it has what stands for them."""
+        if isinstance(wanted, str):
+            prompt = await self._image_prompts.of_text(wanted)
+            assert isinstance(prompt, str)
+        else:
+            prompt = (await self._conversation(wanted, call)).prompt
+        return await self._image_prompts.spelled(prompt)
 
     @asynccontextmanager
     async def _listed(

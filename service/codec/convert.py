@@ -45,6 +45,10 @@ _COUNTS = (
     "max_stop_sequence_bytes",
     "max_tokenize_bytes",
     "max_choices",
+    "max_images",
+    "max_image_bytes",
+    "max_image_pixels",
+    "fetches_images",
 )
 
 

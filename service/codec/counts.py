@@ -80,6 +80,8 @@ def check_counts(wire: Any, limits: Limits) -> None:
     for index, message in enumerate(messages):
         parts = _num_parts(message.content)
         check_count(f"messages[{index}].content", parts, limits.max_message_parts, "parts")
+        typed = len(getattr(message, "parts", ()))
+        check_count(f"messages[{index}].parts", typed, limits.max_message_parts, "parts")
     _check_items(_values(getattr(wire, "input", None)), limits)
     tools = getattr(wire, "tools", None) or ()
     check_count("tools", len(tools), limits.max_tools, "tools")

@@ -26,6 +26,7 @@ from ..text.tokenizer import TokenSpan
 
 JSON = "application/json"
 SSE = "text/event-stream"
+_IMAGE_LIMITS = ("max_images", "max_image_bytes", "max_image_pixels", "fetches_images")
 DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b":\n\n"
 
@@ -110,8 +111,12 @@ def model(server: ServerInfo, name: str) -> bytes:
 
 
 def info(server: ServerInfo) -> bytes:
-    """Info, nulls included; adapters and notes, which TGI lacks there, only if there are any."""
-    ours = {"adapter_ids": server.adapters.names, "notes": server.engine.notes}
+    """Info, nulls included; what TGI lacks there only where it says something."""
+    ours = {
+        "adapter_ids": server.adapters.names,
+        "notes": server.engine.notes,
+        **{name: getattr(server.limits, name) for name in _IMAGE_LIMITS},
+    }
     return orjson.dumps(server.to_contract() | {key: value for key, value in ours.items() if value})
 
 

@@ -6,7 +6,7 @@ absent; defaults are filled in by validation.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -26,6 +26,7 @@ from ..openai.tools import Tool
 from ..pb.tokenwire import v1 as pb
 from . import bodies
 from .counts import check_counts
+from .image_fields import images_of, parts_of
 from .plain import plain
 from .responses.reading import request_of_body, request_of_message
 from .strict_json import parse
@@ -69,6 +70,7 @@ def text_request(
         inputs=_inputs(wire),
         parameters=parameters(wire.parameters),
         stream=bool(getattr(wire, "stream", False)),
+        images=() if isinstance(wire, bodies.Generate) else images_of(wire.images),
     )
 
 
@@ -111,8 +113,9 @@ def chat_request(wire: bodies.Chat | pb.ChatRequest) -> ChatRequest:
     response_format = _response_format(wire.response_format)
     presence = wire.presence_penalty
     max_tokens = wire.max_completion_tokens
+    turns: Sequence[bodies.Message | pb.Message] = wire.messages
     return ChatRequest(
-        messages=tuple(_message(item) for item in wire.messages),
+        messages=tuple(_message(index, item) for index, item in enumerate(turns)),
         stream=wire.stream,
         logprobs=bool(wire.logprobs),
         n=wire.n,
@@ -466,15 +469,28 @@ def _constraint_value(wire: bodies.ResponseFormat | pb.ResponseFormat, name: str
     return plain(wire.json_schema.schema if wire.json_schema else value)
 
 
-def _message(wire: bodies.Message | pb.Message) -> Message:
+def _message(index: int, wire: bodies.Message | pb.Message) -> Message:
     return Message(
         role=wire.role,
-        content=plain(wire.content),
+        content=_content(f"messages[{index}]", wire),
         name=wire.name,
         tool_calls=tuple(_tool_call(call) for call in wire.tool_calls or ()),
         tool_call_id=wire.tool_call_id,
         reasoning_content=wire.reasoning_content,
     )
+
+
+def _content(path: str, wire: bodies.Message | pb.Message) -> Any:
+    """What is said: JSON, or from gRPC callers typed parts.
+
+    Raises:
+        ServiceError: both are given, or a part is empty.
+    """
+    if isinstance(wire, bodies.Message) or not wire.parts:
+        return plain(wire.content)
+    if wire.content is not None:
+        raise _both(f"{path}.content", f"{path}.parts")
+    return parts_of(f"{path}.parts", wire.parts)
 
 
 def _tool_call(wire: bodies.ToolCall | pb.ToolCall) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from engine.protocol.images import Image
 from engine.protocol.request import SamplingParams
 
 from ..grammar.spec import Grammar
+from ..images.source import ImageSource
 
 DEFAULT_MAX_NEW_TOKENS: Final = 100
 
@@ -71,11 +72,15 @@ class Parameters:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextRequest:
-    """A text to continue, as it came; `stream` says so where an endpoint does both."""
+    """A text to continue, as it came; `stream` says so where an endpoint does both.
+
+    `images` are those that the text shows by number.
+    """
 
     inputs: Prompt
     parameters: Parameters
     stream: bool = False
+    images: tuple[ImageSource, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

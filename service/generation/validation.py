@@ -181,9 +181,12 @@ def _expanded(
     try:
         return prompt.expanded(token_ids)
     except ValueError as error:
-        raise ServiceError(
-            ErrorKind.TEMPLATE, f"the template does not take these images: {error}"
-        ) from None
+        raise marks_error(error) from None
+
+
+def marks_error(reason: ValueError) -> ServiceError:
+    """The error of a prompt that has not a mark for each image."""
+    return ServiceError(ErrorKind.TEMPLATE, f"the template does not take these images: {reason}")
 
 
 def _empty() -> ServiceError:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from ..workers.budget import ByteBudget
 from ..workers.gather import gather
 from .data_url import image_bytes, invalid, is_data_url
+from .formats import check_format
 from .image_workers import ImageWorkers
 from .pictured import Pictures
 from .source import ImageSource
@@ -89,4 +90,5 @@ class Images:
             if len(data) > self._max_bytes:
                 reason = f"must have at most {self._max_bytes} bytes. Given: {len(data)}"
                 raise invalid(source.field, reason)
+            check_format(source, data)
             yield source.field, data

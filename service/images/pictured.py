@@ -34,6 +34,15 @@ class Pictures:
     mark: int
     token_ids: tuple[int, ...]
 
+    def check(self, num_marks: int) -> None:
+        """Checks how many marks a prompt has.
+
+        Raises:
+            ValueError: not as many as images.
+        """
+        if num_marks != len(self.all):
+            raise ValueError(f"{num_marks} marks for {len(self.all)} images")
+
 
 class PicturedText(str):
     """A prompt as a caller sees it, with images.
@@ -61,8 +70,7 @@ class PicturedText(str):
             ValueError: there are not as many marks as images.
         """
         mark, pictures = self.pictures.mark, self.pictures.all
-        if token_ids.count(mark) != len(pictures):
-            raise ValueError(f"{token_ids.count(mark)} marks for {len(pictures)} images")
+        self.pictures.check(token_ids.count(mark))
         ids: list[int] = []
         images = []
         left = iter(pictures)

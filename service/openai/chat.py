@@ -14,12 +14,14 @@ from ..generation.json_values import count_values
 from ..generation.limits import Limits, check_choices, check_count
 from ..generation.parameters import Parameters
 from ..generation.server_info import ServerInfo
+from ..images.source import ImageSource
 from ..text.escaping import new_mark
 from ..text.tokenizer import TextTokenizer
 from .call_formats import think
 from .call_formats.dialect import Dialect
 from .call_formats.pieces import Content, Parsed, Piece, Reader, Reasoned
 from .head import Head
+from .image_parts import IMAGE, sourced, sources
 from .template_fields import TemplateFields
 from .tool_calls import ToolCall, ToolCallDelta
 from .tools import Tool, Toolbox
@@ -42,14 +44,17 @@ _FIELD_NAMES = {
 }
 _TOOL_CALL_HEADER = "x-tool-call-format"
 _OPENAI_HEADER = "x-stainless-lang"
-_IMAGE = "image_url"
+_USER = "user"
 _TAKES_TEXT = "is string"  # in templates that take a content of parts, or a text
 _END = "eos_token"  # how an answer ends that is not cut off
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """One turn as received: `content` is a string, a list of parts, or None with tool calls."""
+    """One turn as received: `content` is a string, a list of parts, or None with tool calls.
+
+    A part is JSON, or an ImageSource where the endpoint has told images apart already.
+    """
 
     role: str | None
     content: Any = None
@@ -61,7 +66,10 @@ class Message:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatRequest:
-    """A conversation to continue. `parameters` already has the names of `/generate`."""
+    """A conversation to continue. `parameters` already has the names of `/generate`.
+
+    `reads_markdown`: whether Markdown in what users say may be images, as in TGI.
+    """
 
     messages: tuple[Message, ...]
     parameters: Parameters
@@ -77,6 +85,7 @@ class ChatRequest:
     dialect: Dialect = field(default_factory=Dialect)
     template: TemplateFields = field(default_factory=TemplateFields)
     escape_special_tokens: bool | None = None
+    reads_markdown: bool = True
 
     def check(self, limits: Limits) -> None:
         """Checks what only conversations have.
@@ -149,22 +158,31 @@ class ChatRequest:
             texts = [part.get("text") for part in parts if isinstance(part, dict)]
             yield message.role or "", "".join(text for text in texts if isinstance(text, str))
 
-    def image_urls(self) -> Iterator[tuple[str, str]]:
-        """The images of all messages: the field of each, and its URL.
+    def with_sources(self) -> ChatRequest:
+        """The same conversation with its images told apart from its texts.
+
+        Where special tokens in texts are plain text, so is Markdown.
 
         Raises:
-            ServiceError: a part has none.
+            ServiceError: a part for an image has no URL.
         """
-        for index, message in enumerate(self.messages):
-            content = message.content if isinstance(message.content, list) else []
-            for number, part in enumerate(content):
-                if isinstance(part, dict) and part.get("type") == _IMAGE:
-                    field = f"messages[{index}].content[{number}].image_url.url"
-                    image = part.get(_IMAGE)
-                    url = image.get("url") if isinstance(image, dict) else None
-                    if not isinstance(url, str):
-                        raise missing_field(field)
-                    yield field, url
+        reads = self.reads_markdown and not self.escape_special_tokens
+        messages = [
+            replace(
+                item,
+                content=sourced(
+                    f"messages[{index}].content",
+                    item.content,
+                    markdown=reads and item.role == _USER,
+                ),
+            )
+            for index, item in enumerate(self.messages)
+        ]
+        return replace(self, messages=tuple(messages))
+
+    def image_sources(self) -> list[ImageSource]:
+        """The images of all messages, once they are told apart."""
+        return [source for item in self.messages for source in sources(item.content)]
 
     def template_messages(self, *, takes_images: bool = False) -> list[dict[str, Any]]:
         """The conversation as chat templates expect it.
@@ -216,8 +234,7 @@ class Draft:
         )
         takes_images = limits.max_images > 0
         if takes_images:
-            num_images = sum(1 for _ in request.image_urls())
-            check_count("messages", num_images, limits.max_images, "images")
+            request = _with_images(request, limits)
         messages = request.template_messages(takes_images=takes_images)
         if takes_images and _TAKES_TEXT not in tokenizer.chat_template:
             messages = [{**item, "content": _parts(item["content"])} for item in messages]
@@ -273,6 +290,20 @@ class Conversation:
         return draft.conversation(prompt, tokenizer)
 
 
+def _with_images(request: ChatRequest, limits: Limits) -> ChatRequest:
+    """The request with its images told apart, and plain texts beside them, if there are any.
+
+    Images' marks are special tokens: a text that spells one would count as an image.
+
+    Raises:
+        ServiceError: there are too many, or one is malformed.
+    """
+    request = request.with_sources()
+    num_images = len(request.image_sources())
+    check_count("messages", num_images, limits.max_images, "images")
+    return replace(request, escape_special_tokens=True) if num_images else request
+
+
 def _template_message(index: int, message: Message, takes_images: bool) -> dict[str, Any]:
     path = f"messages[{index}]"
     if message.role is None:
@@ -280,7 +311,7 @@ def _template_message(index: int, message: Message, takes_images: bool) -> dict[
     if message.content is None and not message.tool_calls:
         raise missing_field(f"{path}.content")
     content: str | list[dict[str, Any]]
-    if takes_images and _has_image(message.content):
+    if takes_images and any(sources(message.content)):
         content = [_template_part(path, part) for part in message.content]
     else:
         content = _text(path, message.content)
@@ -299,13 +330,8 @@ def _template_message(index: int, message: Message, takes_images: bool) -> dict[
     return turn
 
 
-def _has_image(content: Any) -> bool:
-    parts = content if isinstance(content, list) else []
-    return any(isinstance(part, dict) and part.get("type") == _IMAGE for part in parts)
-
-
 def _template_part(path: str, part: Any) -> dict[str, Any]:
-    if isinstance(part, dict) and part.get("type") == _IMAGE:
+    if isinstance(part, ImageSource):
         return {"type": "image"}
     return {"type": "text", "text": _part_text(path, part)}
 
@@ -336,13 +362,16 @@ def _part_text(path: str, part: Any) -> str:
     if isinstance(part, dict):
         if part.get("type") == "text" and isinstance(part.get("text"), str):
             return str(part["text"])
-        if part.get("type") == _IMAGE:
-            raise ServiceError(
-                ErrorKind.VALIDATION,
-                "the model takes text only; `image_url` is not supported",
-                field=f"{path}.content",
-            )
+        if part.get("type") == IMAGE:
+            raise _text_only(f"`{IMAGE}` is", f"{path}.content")
+    if isinstance(part, ImageSource):
+        raise _text_only("images are", part.field)
     raise _bad_content(path)
+
+
+def _text_only(what: str, field: str) -> ServiceError:
+    text = f"the model takes text only; {what} not supported"
+    return ServiceError(ErrorKind.VALIDATION, text, field=field)
 
 
 def _bad_content(path: str) -> ServiceError:

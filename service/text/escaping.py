@@ -88,6 +88,10 @@ class SpecialTokens:
                 special.append((start, start + len(found[0])))
         return EscapedText(text.replace(mark, ""), special)
 
+    def places(self, text: str) -> tuple[tuple[int, int], ...]:
+        """Where a text spells special tokens."""
+        return tuple(found.span() for found in self._spelling.finditer(text))
+
     def encode(self, text: EscapedText) -> tuple[Encoding, list[int]]:
         """The tokens, and for each character that their offsets count the one of the text."""
         parts, origins, at = [], list[int](), 0

@@ -28,7 +28,7 @@ def examples() -> list[str]:
 
 
 async def test_the_examples_run(served: Served, capsys: pytest.CaptureFixture[str]) -> None:
-    first, second, _ = examples()
+    first, second, *_ = examples()
     names: dict[str, Any] = {}
     await asyncio.to_thread(exec, first.replace("127.0.0.1:50051", served.address), names)
     assert capsys.readouterr().out.count(TEXT) == 3

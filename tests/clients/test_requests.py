@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any, get_type_hints
 
 import pytest
@@ -12,6 +13,7 @@ from tokenwire_client import options, requests
 from tokenwire_client.pb import chat_pb2, completions_pb2, generate_pb2
 
 from service.codec import requests as server
+from service.images.source import ImageSource
 from service.pb.tokenwire import v1 as pb
 
 SCHEMA = {"type": "object", "properties": {"z": {"maximum": 2**60 + 1}, "a": {}}}
@@ -40,7 +42,7 @@ def test_every_field_of_a_request_is_an_option(
     if "include_usage" in known:
         known = known - {"include_usage"} | {"stream_options"}
     if message is generate_pb2.GenerateParameters:
-        known -= {"request_id"}  # of GenerateRequest
+        known -= {"request_id", "images"}  # of GenerateRequest
     elsewhere = elsewhere | {"http", "stream", "max_completion_tokens"}
     assert known == set(message.DESCRIPTOR.fields_by_name) - elsewhere
 
@@ -119,3 +121,19 @@ def test_usage_in_streams_is_an_option() -> None:
         "stream": True,
         "streamOptions": {"includeUsage": True},
     }
+
+
+def test_images_are_files_places_or_both_with_a_format() -> None:
+    images = [b"file", {"data": b"file", "mime_type": "image/png"}, {"url": "data:x"}]
+    sent = [
+        ImageSource("images[0].data", data=b"file"),
+        ImageSource("images[1].data", data=b"file", mime_type="image/png"),
+        ImageSource("images[2].url", "data:x"),
+    ]
+    assert at_server(requests.generate("x", {"images": images})).images == tuple(sent)
+    turn: options.ChatMessage = {"role": "user", "parts": ["a text", *images]}
+    (message,) = at_server(requests.chat([turn], {}, stream=False)).messages
+    text, *parts = message.content
+    assert text == {"type": "text", "text": "a text"}
+    assert [replace(part, field="") for part in parts] == [replace(one, field="") for one in sent]
+    assert parts[0].field == "messages[0].parts[1].image.data"

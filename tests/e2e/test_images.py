@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any
 import grpc
 import pytest
 
-from tests.e2e.reflection_client import ReflectionClient
+from tests.clients.conftest import CLIENT
+from tests.e2e.reflection_client import ReflectionClient, details
 from tests.e2e.stack import DEADLINE_S, Stack, running, wait_until
 
 pytest.importorskip("PIL")
@@ -86,6 +88,14 @@ def body(*messages: dict[str, Any]) -> dict[str, Any]:
         "temperature": 0.0,
         "ignore_eos": True,
     }
+
+
+def markdown(data: bytes) -> str:
+    return f"![]({url(data)})"
+
+
+def plain(inputs: str) -> dict[str, Any]:
+    return {"inputs": inputs, "parameters": {"max_new_tokens": NUM_TOKENS}}
 
 
 def for_template(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -224,6 +234,192 @@ def test_an_image_in_markdown_is_fetched(served: Stack, host: ImageHost) -> None
     assert served.http.post("/generate", json=plain(there)).json() == expected
 
 
+def test_markdown_in_what_users_say_is_an_image(served: Stack, host: ImageHost) -> None:
+    """As in TGI; in other roles it is text, and where special tokens are text, too."""
+    parts = [text("See "), image(png(picture(1))), text(" and tell")]
+    expected = served.http.post("/v1/chat/completions", json=body(user(*parts))).json()
+    for place in (url(png(picture(1))), host.url("/1.png")):
+        said = f"See ![]({place}) and tell"
+        for content in (said, [text(said)]):
+            wanted = body({"role": "user", "content": content})
+            reply = served.http.post("/v1/chat/completions", json=wanted).json()
+            assert reply["choices"] == expected["choices"]
+            assert reply["usage"] == expected["usage"]
+    shown = f"![]({host.url('/1.png')})"
+    for role, more in (
+        ("assistant", {}),
+        ("system", {}),
+        ("user", {"escape_special_tokens": True}),
+    ):
+        wanted = {"messages": [{"role": role, "content": shown}], **more}
+        prompt = served.http.post("/chat_tokenize", json=wanted).json()["templated_text"]
+        assert prompt == f"{role}: {shown}assistant: "
+
+
+def test_typed_callers_send_files_as_they_are(served: Stack) -> None:
+    parts = [text("What is this?"), image(png(picture(1)))]
+    expected = served.http.post("/v1/chat/completions", json=body(user(*parts))).json()
+    for more in ({}, {"mime_type": "image/png"}):
+        file = {"data": base64.b64encode(png(picture(1))).decode(), **more}
+        turn = {"role": "user", "parts": [{"text": "What is this?"}, {"image": file}]}
+        for channel in (served.direct, served.through_envoy):
+            reply = ReflectionClient(channel).call("ChatUnary", body(turn))
+            assert reply.choices[0].message.content == expected["choices"][0]["message"]["content"]
+            assert reply.usage.prompt_tokens == expected["usage"]["prompt_tokens"]
+
+
+def test_a_typed_prompt_shows_images_by_number(served: Stack) -> None:
+    first, second = markdown(png(picture(1))), markdown(png(picture(2)))
+    expected = served.http.post("/generate", json=plain(f"A {second} B {first} C {second}")).json()
+    files = [{"data": base64.b64encode(png(picture(seed))).decode()} for seed in (1, 2)]
+    wanted = plain(f"A ![](image:1) B ![](image:0) C {second}") | {"images": files}
+    grpc_client = ReflectionClient(served.direct)
+    replies = [grpc_client.call("Generate", wanted)]
+    for method in ("GenerateStream", "CompatGenerate", "Invocations"):
+        replies.append(grpc_client.collect(method, wanted)[-1])
+    assert all(expected["generated_text"] in str(reply) for reply in replies)
+
+
+def test_the_example_of_the_client_runs(
+    served: Stack,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "picture.png").write_bytes(png(picture(1)))
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall("```python\n(.*?)```", (CLIENT / "README.md").read_text(), re.S)
+    (example,) = (block for block in blocks if "picture.png" in block)
+    example = f"from tokenwire_client import Client\n{example}"
+    exec(example.replace("127.0.0.1:50051", served.grpc_address), {})
+    printed = capsys.readouterr().out
+    shown = plain(f"This {markdown(png(picture(1)))} is") | {"parameters": {}}
+    expected = served.http.post("/generate", json=shown).json()["generated_text"]
+    assert printed.endswith(f"{expected}\n")
+
+
+PNG = {"data": base64.b64encode(png(picture(1))).decode()}
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "said"),
+    [
+        ({"image": {"data": ""}}, "image.data", "is not an image in one of"),
+        ({"image": {}}, "image.data", "missing field"),
+        ({}, "text", "missing field"),
+        ({"image": {"url": "x", "mime_type": "image/png"}}, "image.mime_type", "is for `data`"),
+        ({"image": {**PNG, "mime_type": "image/x"}}, "image.mime_type", "must be one of image/png"),
+        ({"image": {**PNG, "mime_type": "image/gif"}}, "image.data", "is not in the format that"),
+        ({"image": {"url": "ftp://x/y"}}, "image.url", "is neither a data: URL"),
+    ],
+)
+def test_a_typed_image_that_cannot_be_used_is_refused(
+    served: Stack, part: dict[str, Any], field: str, said: str
+) -> None:
+    turn = {"role": "user", "parts": [part]}
+    with pytest.raises(grpc.RpcError) as caught:
+        ReflectionClient(served.direct).call("ChatUnary", body(turn))
+    assert_refused(caught.value, f"messages[0].parts[0].{field}", said)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "field", "said"),
+    [
+        (plain("x") | {"images": [PNG]}, "images[0].data", "is not shown in `inputs`"),
+        (plain("![](image:1)") | {"images": [PNG]}, "inputs", "that is not there"),
+        ({"input_ids": {"ids": [5]}, "images": [PNG]}, "images", "not among `input_ids`"),
+    ],
+)
+def test_a_typed_prompt_that_does_not_show_its_images_is_refused(
+    served: Stack, wanted: dict[str, Any], field: str, said: str
+) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        ReflectionClient(served.direct).call("Generate", wanted)
+    assert_refused(caught.value, field, said)
+
+
+def assert_refused(error: grpc.RpcError, field: str, said: str) -> None:
+    assert (error.code(), details(error)) == (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        ("validation", field),
+    )
+    assert said in str(error.details())
+
+
+def test_responses_take_images(served: Stack, host: ImageHost) -> None:
+    parts = [text("What is this?"), image(png(picture(1)))]
+    chat = served.http.post("/v1/chat/completions", json=body(user(*parts))).json()
+    expected = chat["choices"][0]["message"]["content"]
+    for place in (url(png(picture(1))), host.url("/1.png")):
+        shown = {"type": "input_image", "image_url": place, "detail": "high"}
+        item = user({"type": "input_text", "text": "What is this?"}, shown)
+        wanted = {"input": [item], "max_output_tokens": NUM_TOKENS, "temperature": 0.0}
+        reply = served.http.post("/v1/responses", json=wanted).json()
+        assert reply["output"][0]["content"][0]["text"] == expected
+        assert reply["usage"]["input_tokens"] == chat["usage"]["prompt_tokens"]
+        assert expected in str(ReflectionClient(served.direct).collect("Responses", wanted))
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "said"),
+    [
+        ({"image_url": "data:x"}, "image_url", "must have the form data:image/png;base64"),
+        ({"image_url": "http://x.example/"}, "image_url", "has a host or a port from which"),
+        ({"file_id": "file_1"}, "file_id", "nothing is stored"),
+        ({"image_url": {"url": "data:x"}}, "image_url", "expected a string"),
+        ({"image_url": url(b""), "detail": "tiny"}, "detail", "must be one of `auto`"),
+        ({}, "image_url", "missing field"),
+    ],
+)
+def test_an_image_of_responses_that_cannot_be_used_is_refused(
+    served: Stack, part: dict[str, Any], field: str, said: str
+) -> None:
+    item = user({"type": "input_text", "text": "x"}, {"type": "input_image", **part})
+    answer = served.http.post(
+        "/v1/responses", json={"input": [item]}, headers={"x-error-format": "openai"}
+    )
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (422, f"input[0].content[1].{field}")
+    assert said in error["message"]
+
+
+def test_listed_tokens_are_those_that_usage_counts(served: Stack, host: ImageHost) -> None:
+    conversations = [
+        *CONVERSATIONS.values(),
+        [user(text("An <image> is"), image(png(picture(1))))],
+        [{"role": "user", "content": f"A ![]({host.url('/1.png')})"}],
+    ]
+    for messages in conversations:
+        chat = served.http.post("/v1/chat/completions", json=body(*messages)).json()
+        listed = served.http.post("/chat_tokenize", json=body(*messages)).json()
+        assert len(listed["tokenize_response"]) == chat["usage"]["prompt_tokens"]
+        spelled = listed["templated_text"].encode()
+        for token in listed["tokenize_response"]:
+            assert spelled[token["start"] : token["stop"]].decode() == token["text"]
+    grpc_reply = ReflectionClient(served.direct).call("ChatTokenize", body(*messages))
+    assert grpc_reply.templated_text == listed["templated_text"]
+    assert len(grpc_reply.tokenize_response) == len(listed["tokenize_response"])
+
+
+def test_the_tokens_of_a_text_have_those_of_its_images(served: Stack) -> None:
+    inputs = f"A {markdown(png(picture(1)))} B"
+    wanted = plain(inputs)
+    wanted["parameters"] |= {"details": True, "decoder_input_details": True}
+    prefill = served.http.post("/generate", json=wanted).json()["details"]["prefill"]
+    listed = served.http.post("/tokenize", json={"inputs": inputs}).json()
+    assert [token["id"] for token in listed] == [token["id"] for token in prefill]
+    typed = ReflectionClient(served.direct).call("Tokenize", {"inputs": inputs})
+    assert [token.id for token in typed.tokens] == [token["id"] for token in listed]
+    refused = served.http.post("/tokenize", json={"inputs": f"<image>{markdown(png(picture(1)))}"})
+    assert (refused.status_code, refused.json()["error_type"]) == (422, "template_error")
+
+
+def test_the_limits_on_images_are_told(served: Stack) -> None:
+    info = ReflectionClient(served.direct).call("Info")
+    limits = (info.max_images, info.max_image_bytes, info.max_image_pixels, info.fetches_images)
+    assert limits == (3, MAX_BYTES, MAX_PIXELS, True)
+
+
 def test_a_fetch_holds_no_permit_and_ends_with_its_caller(served: Stack, host: ImageHost) -> None:
     wanted = body(user(at(host.url("/never.png"))))
     data = json.dumps(wanted).encode()
@@ -245,14 +441,6 @@ def test_too_many_images_are_refused(served: Stack) -> None:
     answer = served.http.post("/v1/chat/completions", json=body(message))
     assert answer.status_code == 422
     assert "`messages` supports up to 3 images. Given: 4" in answer.json()["error"]
-
-
-def markdown(data: bytes) -> str:
-    return f"![]({url(data)})"
-
-
-def plain(inputs: str) -> dict[str, Any]:
-    return {"inputs": inputs, "parameters": {"max_new_tokens": NUM_TOKENS}}
 
 
 def test_a_plain_prompt_has_images_in_markdown(served: Stack, checkpoint: Path) -> None:

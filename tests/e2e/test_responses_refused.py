@@ -39,7 +39,8 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"input": [{"type": "web_search_call", "id": "ws_1"}]}, "input[0].type", "web_search_call"),
     ({"input": []}, "input", "at least one"),
     ({"input": ["x"]}, "input[0]", "expected an object"),
-    ({"input": [message(IMAGE)]}, "input[0].content[0]", "text only"),
+    ({"input": [message(IMAGE)]}, "input[0].content[0].image_url", "text only"),
+    ({"input": [message(IMAGE, role="assistant")]}, "input[0].content", "shows no images"),
     ({"input": [USER, message(FILE)]}, "input[1].content[0]", "`input_file` is not supported"),
     ({"input": [message({"type": "text", "text": "x"})]}, "input[0].content[0].type", "input_text"),
     ({"input": [message({"type": "input_text"})]}, "input[0].content[0].text", "missing field"),
@@ -51,7 +52,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"input": [{**CALL, "arguments": {}}]}, "input[0].arguments", "expected a string"),
     (
         {"input": [CALL, {"type": "function_call_output", "call_id": "c", "output": [IMAGE]}]},
-        "input[1].output[0]",
+        "input[1].output[0].image_url",
         "text only",
     ),
     *(

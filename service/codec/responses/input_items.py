@@ -10,12 +10,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ...errors import ErrorKind, ServiceError, missing_field
+from ...images.source import ImageSource
 from ...openai.chat import Message
 
 _ROLES = ("user", "assistant", "system", "developer")
 _KINDS = ("message", "function_call", "function_call_output", "reasoning")
 _TEXT_PARTS = {"input_text": "text", "output_text": "text", "refusal": "refusal"}
-_OTHER_PARTS = ("input_image", "input_file", "input_audio", "computer_screenshot")
+_IMAGE = "input_image"
+_DETAILS = ("auto", "low", "high", "original")
+_OTHER_PARTS = ("input_file", "input_audio", "computer_screenshot")
 _REASONING_PARTS = {"reasoning_text": "text"}
 _SUMMARY_PARTS = {"summary_text": "text"}
 
@@ -80,7 +83,9 @@ class Input:
             known = ", ".join(f"`{name}`" for name in _ROLES)
             text = f"{path}.role must be one of {known}. Given: {role}"
             raise _invalid(f"{path}.role", text)
-        content = _content(path, item, "content", _TEXT_PARTS)
+        content = _mixed(path, item, "content")
+        if role == "assistant" and not isinstance(content, str):
+            raise _invalid(f"{path}.content", f"{path}.content: an assistant shows no images")
         turn = self._turn()
         if role == "assistant" and turn is not None and not turn.content and not turn.tool_calls:
             self.messages[-1] = replace(turn, content=content)
@@ -100,7 +105,7 @@ class Input:
 
     def _add_output(self, path: str, item: dict[str, Any]) -> None:
         call_id = _text(path, item, "call_id")
-        content = _content(path, item, "output", _TEXT_PARTS)
+        content = _mixed(path, item, "output")
         self.messages.append(Message(role="tool", content=content, tool_call_id=call_id))
 
     def _add_reasoning(self, path: str, item: dict[str, Any]) -> None:
@@ -134,6 +139,43 @@ def _text(path: str, item: dict[str, Any], name: str) -> str:
     if not isinstance(value, str):
         raise _shape(f"{path}.{name}", "expected a string")
     return value
+
+
+def _mixed(path: str, item: dict[str, Any], name: str) -> str | list[Any]:
+    """A field of texts and images: a text if it has no images, otherwise its parts.
+
+    Raises:
+        ServiceError: a part is malformed, or neither.
+    """
+    value, parts = item.get(name), list[Any]()
+    if not isinstance(value, list) or not any(map(_is_image, value)):
+        return _content(path, item, name, _TEXT_PARTS)
+    for at, part in enumerate(value):
+        place = f"{path}.{name}[{at}]"
+        if _is_image(part):
+            parts.append(_image(place, part))
+        else:
+            parts.append({"type": "text", "text": _part(place, part, _TEXT_PARTS)})
+    return parts
+
+
+def _is_image(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") == _IMAGE
+
+
+def _image(path: str, part: dict[str, Any]) -> ImageSource:
+    """Where an image is. `detail` is checked: how large an image is seen is up to the model.
+
+    Raises:
+        ServiceError: it is a stored file, or malformed.
+    """
+    if part.get("file_id") is not None:
+        raise _invalid(f"{path}.file_id", f"{path}.file_id: nothing is stored: send `image_url`")
+    detail = part.get("detail")
+    if detail is not None and detail not in _DETAILS:
+        known = ", ".join(f"`{name}`" for name in _DETAILS)
+        raise _invalid(f"{path}.detail", f"{path}.detail must be one of {known}")
+    return ImageSource(f"{path}.image_url", _text(path, part, "image_url"))
 
 
 def _content(path: str, item: dict[str, Any], name: str, kinds: dict[str, str]) -> str:

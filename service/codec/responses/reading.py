@@ -90,6 +90,7 @@ def _chat(wire: Wire, said: Input) -> ChatRequest:
         tool_choice=_tool_choice(plain(wire.tool_choice)),
         parallel_tool_calls=wire.parallel_tool_calls is not False,
         tool_call_format="openai",
+        reads_markdown=False,
         template=_template_fields(wire),
         parameters=_parameters(wire, constraint),
     )

@@ -33,6 +33,7 @@ _FIELD_NAMES = {
 # The same names where texts of errors quote them.
 _QUOTED = {
     "inputs": "input",
+    "messages": "input",
     "max_new_tokens": "max_output_tokens",
     "top_n_tokens": "top_logprobs",
     "response_format": "text.format",

@@ -13,8 +13,14 @@ class Grammar(TypedDict):
     value: Any
 
 
+# A file, or the fields of Image: {"data", "mime_type"} or {"url"}.
+Image = bytes | Mapping[str, Any]
+
+
 class GenerateOptions(TypedDict, total=False):
-    """How to continue a text: GenerateParameters."""
+    """How to continue a text: GenerateParameters, and the images that its Markdown shows."""
+
+    images: Sequence[Image]
 
     best_of: int
     temperature: float
@@ -49,10 +55,14 @@ Prompt = str | Sequence[int]  # a text, or the ids of its tokens
 
 
 class ChatMessage(TypedDict, total=False):
-    """One turn of a conversation, in OpenAI's form: Message."""
+    """One turn of a conversation, in OpenAI's form: Message.
+
+    `parts` are texts and images, instead of `content`.
+    """
 
     role: Required[str]
     content: str | Sequence[Mapping[str, Any]] | None
+    parts: Sequence[str | Image]
     name: str
     tool_calls: Sequence[Mapping[str, Any]]
     tool_call_id: str

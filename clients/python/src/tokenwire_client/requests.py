@@ -25,13 +25,16 @@ def generate(
     """A text to continue. Parameters are always sent: without any a server would sample."""
     fields: dict[str, Any] = dict(given)
     request_id = fields.pop("request_id", None)
+    images = [_image(image) for image in fields.pop("images", ())]
     if (grammar := given.get("grammar")) is not None:
         fields["grammar"] = _grammar(grammar)
     parameters = generate_pb2.GenerateParameters(**fields)
     prompt: dict[str, Any] = (
         {"inputs": inputs} if isinstance(inputs, str) else {"input_ids": _token_ids(inputs)}
     )
-    return generate_pb2.GenerateRequest(**prompt, parameters=parameters, request_id=request_id)
+    return generate_pb2.GenerateRequest(
+        **prompt, parameters=parameters, request_id=request_id, images=images
+    )
 
 
 def chat(
@@ -53,8 +56,29 @@ def chat(
         fields["documents"] = [_parsed(document, Struct()) for document in documents]
     if (wanted := given.get("response_format")) is not None:
         fields["response_format"] = _response_format(wanted)
-    turns = [_parsed(message, chat_pb2.Message()) for message in messages]
+    turns = [_turn(message) for message in messages]
     return chat_pb2.ChatRequest(messages=turns, stream=stream, **fields)
+
+
+def _turn(message: Mapping[str, Any]) -> chat_pb2.Message:
+    """A turn; its parts are not JSON, since they may have bytes."""
+    fields = dict(message)
+    parts = [_part(part) for part in fields.pop("parts", ())]
+    turn = _parsed(fields, chat_pb2.Message())
+    turn.parts.extend(parts)
+    return turn
+
+
+def _part(part: str | options.Image) -> chat_pb2.ContentPart:
+    if isinstance(part, str):
+        return chat_pb2.ContentPart(text=part)
+    return chat_pb2.ContentPart(image=_image(part))
+
+
+def _image(image: options.Image) -> generate_pb2.Image:
+    if isinstance(image, bytes):
+        return generate_pb2.Image(data=image)
+    return generate_pb2.Image(**image)
 
 
 def completions(

@@ -27,6 +27,7 @@ __all__ = (
     "CompletionLogprobs",
     "CompletionsRequest",
     "CompletionsResponse",
+    "ContentPart",
     "Details",
     "DocsRequest",
     "FinishReason",
@@ -44,6 +45,7 @@ __all__ = (
     "GrammarType",
     "HealthRequest",
     "HealthResponse",
+    "Image",
     "InfoRequest",
     "InfoResponse",
     "InvocationsRequest",
@@ -944,6 +946,11 @@ class CompatGenerateRequest(betterproto2.Message):
     the metadata `x-request-id`. Default: that, or a new one.
     """
 
+    images: "list[Image]" = betterproto2.field(6, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    Images that `inputs` shows, as in GenerateRequest.
+    """
+
     http: "__google__api__.HttpBody | None" = betterproto2.field(
         100, betterproto2.TYPE_MESSAGE, optional=True
     )
@@ -1319,6 +1326,33 @@ default_message_pool.register_message("tokenwire.v1", "CompletionsResponse", Com
 
 
 @dataclass(eq=False, repr=False)
+class ContentPart(betterproto2.Message):
+    """
+    A part of what is said.
+
+    Oneofs:
+        - kind: What it is. Required.
+    """
+
+    text: "str | None" = betterproto2.field(
+        1, betterproto2.TYPE_STRING, optional=True, group="kind"
+    )
+    """
+    A text.
+    """
+
+    image: "Image | None" = betterproto2.field(
+        2, betterproto2.TYPE_MESSAGE, optional=True, group="kind"
+    )
+    """
+    An image, for models that take them.
+    """
+
+
+default_message_pool.register_message("tokenwire.v1", "ContentPart", ContentPart)
+
+
+@dataclass(eq=False, repr=False)
 class Details(betterproto2.Message):
     """
     How a text came about.
@@ -1640,6 +1674,12 @@ class GenerateRequest(betterproto2.Message):
     the metadata `x-request-id`. Default: that, or a new one.
     """
 
+    images: "list[Image]" = betterproto2.field(5, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    Images that `inputs` shows in Markdown, by their numbers here: the first as `![](image:0)`. All of
+    them have to be shown.
+    """
+
     http: "__google__api__.HttpBody | None" = betterproto2.field(
         100, betterproto2.TYPE_MESSAGE, optional=True
     )
@@ -1910,6 +1950,38 @@ default_message_pool.register_message("tokenwire.v1", "HealthResponse", HealthRe
 
 
 @dataclass(eq=False, repr=False)
+class Image(betterproto2.Message):
+    """
+    An image of a prompt, for models that take them.
+
+    Oneofs:
+        - source: Where the image is. Required.
+    """
+
+    data: "bytes | None" = betterproto2.field(
+        1, betterproto2.TYPE_BYTES, optional=True, group="source"
+    )
+    """
+    The file itself: PNG, JPEG, WebP, GIF (its first picture) or BMP. At most `max_image_bytes` of Info.
+    """
+
+    url: "str | None" = betterproto2.field(
+        2, betterproto2.TYPE_STRING, optional=True, group="source"
+    )
+    """
+    A `data:` URL, or an http or https one of a host that the server fetches images from.
+    """
+
+    mime_type: "str | None" = betterproto2.field(3, betterproto2.TYPE_STRING, optional=True)
+    """
+    The format of `data`, as in "image/png": a file of another format is refused. Default: any of these.
+    """
+
+
+default_message_pool.register_message("tokenwire.v1", "Image", Image)
+
+
+@dataclass(eq=False, repr=False)
 class InfoRequest(betterproto2.Message):
     """
     Nothing to say.
@@ -2093,6 +2165,26 @@ class InfoResponse(betterproto2.Message):
     """
     What is served otherwise than the checkpoint says, in sentences: a context that ends early, a
     rotary embedding of another length, the share of the weights that is quantised.
+    """
+
+    max_images: "int" = betterproto2.field(35, betterproto2.TYPE_UINT32)
+    """
+    Images of a conversation or prompt at most; 0: the model takes texts only.
+    """
+
+    max_image_bytes: "int" = betterproto2.field(36, betterproto2.TYPE_UINT32)
+    """
+    Bytes of an image's file at most.
+    """
+
+    max_image_pixels: "int" = betterproto2.field(37, betterproto2.TYPE_UINT32)
+    """
+    Pixels of an image at most.
+    """
+
+    fetches_images: "bool" = betterproto2.field(38, betterproto2.TYPE_BOOL)
+    """
+    Whether images at http and https URLs are fetched, from hosts that the operator lists.
     """
 
     http: "__google__api__.HttpBody | None" = betterproto2.field(
@@ -2351,6 +2443,11 @@ class InvocationsRequest(betterproto2.Message):
     See ChatRequest.
     """
 
+    images: "list[Image]" = betterproto2.field(47, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    See CompatGenerateRequest.
+    """
+
     http: "__google__api__.HttpBody | None" = betterproto2.field(
         100, betterproto2.TYPE_MESSAGE, optional=True
     )
@@ -2578,8 +2675,8 @@ class Message(betterproto2.Message):
         2, betterproto2.TYPE_MESSAGE, optional=True
     )
     """
-    A string, or a list of parts {"type": "text", "text"} and {"type": "image_url", ...}. Required,
-    except in an assistant's turn that has tool calls.
+    A string, or a list of parts {"type": "text", "text"} and {"type": "image_url", "image_url": {"url"}}.
+    Required unless `parts` is set, or the turn is an assistant's that has tool calls.
     """
 
     name: "str | None" = betterproto2.field(3, betterproto2.TYPE_STRING, optional=True)
@@ -2600,6 +2697,11 @@ class Message(betterproto2.Message):
     reasoning_content: "str | None" = betterproto2.field(6, betterproto2.TYPE_STRING, optional=True)
     """
     In an assistant's turn: what it thought, for templates that show it to the model again.
+    """
+
+    parts: "list[ContentPart]" = betterproto2.field(7, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    The content as texts and images, instead of `content`. At most `max_message_parts` of Info.
     """
 
 
