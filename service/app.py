@@ -567,14 +567,17 @@ def make_limits(settings: Settings, info: EngineInfo) -> Limits:
 
 def _image_limits(settings: Settings, info: EngineInfo) -> dict[str, Any]:
     """The limits on images; none for models that take none."""
+    fetches = bool(settings.allowed_media_domains)
     if not _takes_images(settings, info):
+        if fetches:
+            logger.warning("no images are fetched: the model takes none")
         return {}
     return {
         "max_images": settings.max_images,
         "max_image_bytes": settings.max_image_bytes,
         "max_image_pixels": settings.max_image_pixels,
         "image_fetch_seconds": settings.image_fetch_seconds,
-        "fetches_images": bool(settings.allowed_media_domains),
+        "fetches_images": fetches,
     }
 
 

@@ -169,6 +169,7 @@ class TextGenerationServicer:
         wanted.check(self._server.limits)
         head = self._head("cmpl-", wanted)
         with fields_named(completions.FIELD_NAMES):
+            wanted = await self._pictured(wanted)
             if not wanted.stream:
                 yield call.presenter.completions(await self._complete(wanted, head, call))
                 return
@@ -215,6 +216,7 @@ class TextGenerationServicer:
         _check_unary(wanted.stream)
         wanted.check(self._server.limits)
         with fields_named(completions.FIELD_NAMES):
+            wanted = await self._pictured(wanted)
             return convert.completion(
                 await self._complete(wanted, self._head("cmpl-", wanted), call)
             )
@@ -382,6 +384,11 @@ class TextGenerationServicer:
     async def _prepared(self, request: ChatRequest, call: Call) -> Conversation:
         """The prompt of a conversation, with its images."""
         return await self._image_prompts.of_conversation(await self._prompted(request, call))
+
+    async def _pictured(self, request: CompletionsRequest) -> CompletionsRequest:
+        """Prompts with the images that their Markdown shows."""
+        prompts = [await self._image_prompts.of_text(prompt) for prompt in request.prompts]
+        return replace(request, prompts=tuple(prompts))
 
     async def _prompted(self, request: ChatRequest, call: Call) -> Conversation:
         note_operation("chat")

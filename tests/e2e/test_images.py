@@ -280,6 +280,24 @@ def test_a_typed_prompt_shows_images_by_number(served: Stack) -> None:
     assert all(expected["generated_text"] in str(reply) for reply in replies)
 
 
+def test_completions_have_images_in_markdown(served: Stack, host: ImageHost) -> None:
+    prompts = [f"A {markdown(png(picture(1)))}", f"B ![]({host.url('/1.png')})"]
+    wanted = {"prompt": prompts, "max_tokens": NUM_TOKENS, "temperature": 0.0}
+    for fields in (wanted, wanted | {"echo": True}):
+        reply = served.http.post("/v1/completions", json=fields).json()
+        for prompt, choice in zip(prompts, reply["choices"], strict=True):
+            alone = served.http.post("/generate", json=plain(prompt)).json()["generated_text"]
+            assert choice["text"] == (prompt if "echo" in fields else "") + alone
+    typed = ReflectionClient(served.direct).call("CompletionsUnary", wanted)
+    assert [choice.text for choice in typed.choices] == [
+        choice["text"].removeprefix(prompt)
+        for prompt, choice in zip(prompts, reply["choices"], strict=True)
+    ]
+    refused = served.http.post("/v1/completions", json={"prompt": markdown(b"hello")})
+    assert refused.status_code == 422
+    assert "is not an image" in refused.json()["error"]
+
+
 def test_the_example_of_the_client_runs(
     served: Stack,
     tmp_path: Path,

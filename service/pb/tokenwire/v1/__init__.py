@@ -814,7 +814,8 @@ class ChatRequest(betterproto2.Message):
     )
     """
     Whether texts in messages, tools and documents that spell a special token are plain text to the
-    model. Default: the server's setting, which is false.
+    model, and users' Markdown shows no images. Default: the server's setting, which is false; always
+    so of special tokens beside images.
     """
 
     http: "__google__api__.HttpBody | None" = betterproto2.field(
