@@ -6,6 +6,9 @@ compute, but each operation has to be launched. A table holds the results of the
 If that layer depends on the longest position of a step as well (transformers' "longrope"), the
 table is computed as for a text of the table's length: otherwise the tokens of one request would
 depend on the other requests in the step, and keys in the cache would not fit together.
+
+Models that know where a token stands in an image have three positions per token. In texts these are
+equal, and a table has them; in prompts with images the model's layer computes.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from .layers import parents_of_layers
 
 logger = logging.getLogger(__name__)
 
+_THREE = 3  # dimensions of positions in time, height and width; others have two
 _ARGUMENTS = ("x", "position_ids", "layer_type")  # of transformers' layers; the last is rare
 
 
@@ -45,7 +49,14 @@ class RotaryTable(nn.Module):
     def forward(
         self, x: Tensor, position_ids: Tensor, layer_type: str | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return cosines and sines [..., rotary_dim] for positions [...]."""
+        """Return cosines and sines [..., rotary_dim] for positions [...].
+
+        Where positions are [3, ...], results have no such dimension.
+        """
+        if position_ids.dim() == _THREE:
+            if position_ids.stride(0):  # not one position, three times
+                return self._stock_rotation(x, position_ids, layer_type)
+            position_ids = position_ids[0]
         cos, sin = F.embedding(position_ids, self._tables[layer_type]).chunk(2, dim=-1)
         return cos, sin
 
@@ -61,6 +72,12 @@ class RotaryTable(nn.Module):
             for kind, table in before.items()
         )
 
+    def _stock_rotation(
+        self, x: Tensor, position_ids: Tensor, layer_type: str | None
+    ) -> tuple[Tensor, Tensor]:
+        cos, sin = self.stock(x, position_ids, *([] if layer_type is None else [layer_type]))
+        return cos, sin
+
     @torch.inference_mode()
     def _computed(self, num_positions: int) -> dict[str | None, Tensor]:
         """Cosines and sines [num_positions, 2 * rotary_dim] for each type of layers.
@@ -71,7 +88,7 @@ class RotaryTable(nn.Module):
         positions = torch.arange(num_positions, device=self._like.device).unsqueeze(0)
         tables = {}
         for kind in _layer_types(self.stock):
-            cos, sin = self.stock(self._like, positions, *([] if kind is None else [kind]))
+            cos, sin = self._stock_rotation(self._like, positions, kind)
             if cos.shape != sin.shape or cos.shape[:-1] != positions.shape:
                 raise ValueError("not the cosines and sines of positions")
             tables[kind] = torch.cat([cos, sin], dim=-1)[0]

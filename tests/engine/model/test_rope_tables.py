@@ -15,6 +15,7 @@ from transformers import Phi3Config
 from engine.attention.paged import ReferenceAttention
 from engine.build import build_engine
 from engine.model import prepare
+from engine.model.image_part import set_aside
 from engine.model.loaded import LoadedModel
 from engine.model.passes import use_rotary_tables
 from engine.model.rope_tables import RotaryTable, restore_rotary, tabulate_rotary
@@ -22,6 +23,7 @@ from engine.model.self_check import attach_paged_attention, paged_logits
 from engine.protocol.config import EngineConfig
 from engine.protocol.request import Request
 from tests.engine.fakes import run
+from tests.engine.images.models import FAMILIES
 from tests.engine.model.architectures import ARCHITECTURES, CPU, SMALL, build_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -89,6 +91,21 @@ def test_tables_hold_the_cosines_and_sines_of_the_model(
         actual, expected = table(LIKE, ids, *kind), stock(LIKE.to(dtype), ids, *kind)
         assert {part.dtype for part in actual} == {dtype}
         torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl"])
+def test_tables_are_for_texts_where_tokens_have_three_positions(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    loaded = attach_paged_attention(FAMILIES[name].build(), CPU, torch.float32)
+    with set_aside(loaded.model, loaded.stock_attention):
+        use_rotary_tables(loaded, NUM_POSITIONS)
+    assert "in every step" not in caplog.text
+    (table,) = tables_of(loaded.model)
+    text = torch.tensor([[3, 9, 41]]).expand(3, 1, 3)
+    within_image = torch.tensor([[[3, 3, 3]], [[3, 3, 4]], [[3, 4, 3]]])
+    for positions in (text, within_image):
+        torch.testing.assert_close(table(LIKE, positions), table.stock(LIKE, positions))
 
 
 class TestEmbeddingsThatDependOnTheLongestPosition:
