@@ -458,6 +458,7 @@ ARCHITECTURES: tuple[Architecture, ...] = (
         {**_VISION, "model_type": "siglip_vision_model"},
         "qwen2",
     ),
+    Architecture("Idefics 2", "Idefics2", {}, _VISION, "mistral"),
     Architecture("Idefics 3", "Idefics3", {}, _VISION, "llama"),
     Architecture("SmolVLM", "SmolVLM", {}, _VISION, "llama"),
     Architecture("PaliGemma", "PaliGemma", _HEADS, _VISION, "gemma"),

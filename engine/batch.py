@@ -101,19 +101,34 @@ class StateRows(NamedTuple):
     device: torch.device
 
 
+class Span(NamedTuple):
+    """Tokens of an image that see each other, the later ones included.
+
+    They are the rows `row` … `row + length - 1` of a step, of the sequence with this index in it,
+    whose positions end before `end`.
+    """
+
+    sequence: int
+    row: int
+    length: int
+    end: int
+
+
 class ImageRows(NamedTuple):
     """The tokens of a step whose embeddings come from images.
 
     `rows` int64 [num_rows]: which of the step's tokens. `embeddings` [num_rows, hidden_size] are
     theirs; `deepstack` has what some models add to their hidden states after the first layers.
     `positions` int64 [3, num_tokens]: those of all tokens of the step, for models that have three
-    per token and a prompt with images in the step.
+    per token and a prompt with images in the step. `spans` are the tokens that see each other, in
+    models whose attention over an image goes in both directions.
     """
 
     rows: Tensor
     embeddings: Tensor
     deepstack: tuple[Tensor, ...] = ()
     positions: Tensor | None = None
+    spans: tuple[Span, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ from .kernels import cpu as cpu_kernels
 from .kernels.late_compilation import warn_of_compilations
 from .memory import cache_size
 from .memory.worst_step import StepBounds
-from .model.image_part import takes_images
+from .model.image_part import sees_whole_images, takes_images
 from .model.loaded import LoadedModel
 from .model.loading import load_model
 from .model.model_runner import ModelRunner
@@ -114,14 +114,14 @@ def build_engine(
     encoder = _encoder(config, built.model.loaded, ranks)
     engine = Engine(
         built.forward if ranks is None else ranks.lead(built.forward),
-        _scheduler(config, built.bounds, built.runner, built.adapters, encoder),
+        _scheduler(built, encoder),
         device,
         vocab_size=built.vocab_size,
         max_total_tokens=max_total_tokens,
         watermark=built.watermark,
         constraints=_constraints(config, built.model.loaded, built.vocab_size),
         adapters=built.adapters,
-        images=None if encoder is None else StepImages(encoder, device),
+        images=None if encoder is None else _step_images(encoder, built.model.loaded),
         runs_ahead=_runs_ahead(config, device, ranks),
         activity=activity,
     )
@@ -139,6 +139,10 @@ def _encoder(config: EngineConfig, loaded: LoadedModel, ranks: Ranks | None) -> 
     if ranks is not None or not takes_images(loaded.model):
         return None
     return ImageEncoder(loaded.model, config.image_cache_bytes)
+
+
+def _step_images(encoder: ImageEncoder, loaded: LoadedModel) -> StepImages:
+    return StepImages(encoder, loaded.device, are_whole=sees_whole_images(loaded.model))
 
 
 def build_computation(
@@ -330,13 +334,8 @@ def _cache(
     )
 
 
-def _scheduler(
-    config: EngineConfig,
-    bounds: StepBounds,
-    runner: ModelRunner,
-    adapters: AdapterBank | None,
-    encoder: ImageEncoder | None,
-) -> Scheduler:
+def _scheduler(built: Computation, encoder: ImageEncoder | None) -> Scheduler:
+    config, bounds, runner, adapters = built.config, built.bounds, built.runner, built.adapters
     num_slots = 0 if runner.pool is None else runner.pool.num_slots
     return Scheduler(
         _blocks(config, bounds, runner, num_slots),
@@ -348,7 +347,8 @@ def _scheduler(
         max_draft_tokens=bounds.max_draft_tokens,
         max_adapters=0 if adapters is None else adapters.max_resident,
         max_image_tokens=config.max_step_image_tokens,
-        **({} if encoder is None else {"is_encoded": encoder.has}),
+        is_encoded=lambda digest: encoder is not None and encoder.has(digest),
+        keeps_images=encoder is not None and sees_whole_images(built.model.loaded.model),
     )
 
 

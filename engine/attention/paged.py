@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from ..batch import AttentionInput
+from ..batch import AttentionInput, Span
 from .deferred_rope import pending_rotation
 from .kv_cache import to_cache_format
 from .latent import latent_attention
+from .span_attention import attend_within
 
 IMPLEMENTATION = "tokenwire_paged"
 
@@ -191,7 +192,7 @@ class AttentionStep:
     """What attention layers need in a forward pass: the caches, the batch, the backend.
 
     `chunk_sizes` are those of the layers with chunked attention, by the layer's index; `windows`
-    are those of all layers that see only a part of a text.
+    are those of all layers that see only a part of a text. `spans` are tokens that see each other.
     """
 
     caches: Mapping[int, tuple[Tensor, Tensor]]
@@ -199,6 +200,7 @@ class AttentionStep:
     backend: AttentionBackend
     chunk_sizes: Mapping[int, int] = field(default_factory=dict)
     windows: Mapping[int, int] = field(default_factory=dict)
+    spans: tuple[Span, ...] = ()
 
     def places(self, layer: int, sliding_window: int | None) -> tuple[Tensor, Tensor]:
         """The slots of a layer's tokens, and its block tables.
@@ -276,6 +278,18 @@ def paged_attention_forward(
         softcap=softcap,
         sinks=s_aux,
     )
+    for span in attention_step.spans:
+        part = slice(span.row, span.row + span.length)
+        output[part] = attend_within(
+            rows[part],
+            key_cache,
+            value_cache,
+            block_tables[span.sequence],
+            span.end,
+            scaling if scaling is not None else query.shape[-1] ** -0.5,
+            sliding_window=sliding_window,
+            softcap=softcap,
+        )
     if latent is not None:
         output = latent.values(output)
     return output.unsqueeze(0), None

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..batch import ImageRows
+from ..batch import ImageRows, Span
 from ..protocol.images import Image
 from ..scheduling.scheduler import ScheduledBatch
 from ..scheduling.sequence import Sequence
@@ -32,11 +32,15 @@ class StepImages:
     Args:
         encoder: the model's.
         device: where the model is.
+        are_whole: whether the tokens of an image see the later ones.
     """
 
-    def __init__(self, encoder: ImageEncoder, device: torch.device) -> None:
+    def __init__(
+        self, encoder: ImageEncoder, device: torch.device, *, are_whole: bool = False
+    ) -> None:
         self._encoder = encoder
         self._device = device
+        self._are_whole = are_whole
 
     def prepare(self, batch: ScheduledBatch) -> dict[Sequence, str]:
         """Encodes the images of a step.
@@ -70,8 +74,9 @@ class StepImages:
         tokens: list[Tensor] = []
         deepstack: list[tuple[Tensor, ...]] = []
         placed: list[tuple[int, Tensor]] = []
+        spans: list[Span] = []
         start = 0
-        for sequence, num_tokens in batch.num_tokens.items():
+        for index, (sequence, num_tokens) in enumerate(batch.num_tokens.items()):
             first = sequence.num_computed_tokens
             for embeddings, part in self._parts(sequence, num_tokens, start):
                 rows += range(part.row, part.row + part.length)
@@ -80,6 +85,8 @@ class StepImages:
                 deepstack.append(tuple(layer[part.first : end] for layer in embeddings.deepstack))
             if isinstance(sequence.image_positions, Tensor):
                 placed.append((start, sequence.image_positions[:, first : first + num_tokens]))
+            if self._are_whole:
+                spans += _spans(sequence, num_tokens, index, start)
             start += num_tokens
         if not rows and not any(part.shape[1] for _, part in placed):
             return None
@@ -88,6 +95,7 @@ class StepImages:
             self._joined(tokens),
             tuple(self._joined(list(layers)) for layers in zip(*deepstack, strict=True)),
             _three(positions, placed) if placed else None,
+            (*spans,),
         )
 
     def _parts(
@@ -127,6 +135,17 @@ def _overlaps(image: Image, first: int, num_tokens: int) -> Iterator[_Part]:
         if begin < end:
             yield _Part(begin - first, done + begin - start, end - begin)
         done += length
+
+
+def _spans(sequence: Sequence, num_tokens: int, index: int, row: int) -> Iterator[Span]:
+    """The tokens of images among the next ones of a sequence, which see each other."""
+    first = sequence.num_computed_tokens
+    for image in _images(sequence, num_tokens):
+        for start, length in image.spans:
+            begin, end = max(start, first), start + length
+            if begin < min(end, first + num_tokens):
+                assert end <= first + num_tokens, "a step ends within an image"
+                yield Span(index, row + begin - first, end - begin, end)
 
 
 def _three(positions: Tensor, placed: list[tuple[int, Tensor]]) -> Tensor:

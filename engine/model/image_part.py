@@ -12,16 +12,44 @@ from transformers import PreTrainedModel
 
 from ..batch import ImageRows
 
-# By transformers' names: models whose attention over images is causal, and whose tokens were
-# compared with those of transformers' generate. Others answer texts alone.
-SERVED = frozenset({"llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"})
+# By transformers' names: models whose tokens were compared with those of transformers' generate.
+# Others answer texts alone.
+SERVED = frozenset(
+    {
+        "gemma3",
+        "idefics2",
+        "idefics3",
+        "internvl",
+        "llava",
+        "llava_next",
+        "llava_onevision",
+        "mistral3",
+        "qwen2_vl",
+        "qwen2_5_vl",
+        "qwen3_vl",
+        "qwen3_vl_moe",
+        "smolvlm",
+    }
+)
 
-_DECODER = "language_model"
+# Of these, those in which the tokens of an image see each other, the later ones included.
+_BIDIRECTIONAL = frozenset({"gemma3"})
+_DECODERS = ("language_model", "text_model")
 
 
 def takes_images(model: PreTrainedModel) -> bool:
     """Whether images are served by a model."""
-    return str(model.config.model_type) in SERVED and hasattr(model.base_model, _DECODER)
+    return str(model.config.model_type) in SERVED and _decoder_name(model) is not None
+
+
+def sees_whole_images(model: PreTrainedModel) -> bool:
+    """Whether the tokens of an image see the later ones, so that they are computed in one step."""
+    return str(model.config.model_type) in _BIDIRECTIONAL
+
+
+def _decoder_name(model: PreTrainedModel) -> str | None:
+    """The name of the part of a model that is for texts; None where that is the whole of it."""
+    return next((name for name in _DECODERS if hasattr(model.base_model, name)), None)
 
 
 def arguments(
@@ -52,7 +80,7 @@ def adding(model: PreTrainedModel, images: ImageRows | None) -> Iterator[None]:
         added = {"visual_pos_masks": mask, "deepstack_visual_embeds": [*images.deepstack]}
         return args, {**kwargs, **added}
 
-    decoder = getattr(model.base_model, _DECODER)
+    decoder = getattr(model.base_model, _decoder_name(model) or "")
     hook = decoder.register_forward_pre_hook(add, with_kwargs=True)
     try:
         yield
@@ -73,8 +101,8 @@ def set_aside(model: PreTrainedModel, attention: str) -> Iterator[None]:
     if not takes_images(model):
         yield
         return
-    base = model.base_model
-    parts = {name: part for name, part in base.named_children() if name != _DECODER}
+    base, decoder = model.base_model, _decoder_name(model)
+    parts = {name: part for name, part in base.named_children() if name != decoder}
     for name, part in parts.items():
         setattr(base, name, nn.Identity())
         for module in part.modules():

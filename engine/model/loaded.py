@@ -78,7 +78,8 @@ class LoadedModel:
             Logits [num_rows, vocab_size] in the model's own dtype.
         """
         options = {} if rows is None else {"logits_to_keep": rows}
-        step = AttentionStep(caches, batch, backend, self.chunk_sizes, self.windows)
+        spans = () if images is None else images.spans
+        step = AttentionStep(caches, batch, backend, self.chunk_sizes, self.windows, spans)
         tokens: dict[str, Tensor] = {
             "input_ids": input_ids.unsqueeze(0),
             "position_ids": positions.unsqueeze(0),

@@ -58,6 +58,11 @@ class Image:
         return sum(length for _, length in self.spans)
 
     @property
+    def longest_span(self) -> int:
+        """The most placeholders without another token between them."""
+        return max(length for _, length in self.spans)
+
+    @property
     def num_bytes(self) -> int:
         """What its tensors take."""
         return sum(len(part.data) for part in self.tensors)

@@ -87,6 +87,7 @@ class Scheduler:
             switches speculation off.
         max_image_tokens: the most placeholders whose images a step encodes, or one image.
         is_encoded: whether the image of a digest is encoded already.
+        keeps_images: whether the tokens of an image are computed in one step.
         max_adapters: the most adapters in a step. A sequence with one more waits, and those after
             it, until one of these has no running sequence.
     """
@@ -104,6 +105,7 @@ class Scheduler:
         max_adapters: int = 0,
         max_image_tokens: int = 1024,
         is_encoded: Callable[[bytes], bool] = lambda _: False,
+        keeps_images: bool = False,
     ) -> None:
         self.blocks = blocks
         self.max_step_tokens = max_step_tokens
@@ -115,6 +117,7 @@ class Scheduler:
         self.max_adapters = max_adapters
         self.max_image_tokens = max_image_tokens
         self._is_encoded = is_encoded
+        self._keeps_images = keeps_images
         self.turns = Turns()
         self.waiting = WaitingQueue(self.turns)
         self.running: list[Sequence] = []
@@ -138,8 +141,11 @@ class Scheduler:
         """Queues a sequence.
 
         Raises:
-            CapacityError: it would not fit into the cache even alone.
+            CapacityError: it would not fit into the cache even alone, or has an image that does
+                not fit into a step beside the tokens of others.
         """
+        if self._keeps_images:
+            self._check_images(sequence)
         # The last token is returned but never computed, so it needs no slot.
         num_blocks = self.blocks.num_blocks_for(sequence.max_tokens - 1)
         if num_blocks > self.blocks.num_blocks:
@@ -153,6 +159,18 @@ class Scheduler:
         sequence.arrival = self._num_arrived
         self.turns.enter(sequence.caller, sequence.num_tokens)
         self.waiting.push(sequence)
+
+    def _check_images(self, sequence: Sequence) -> None:
+        """See `add`: of a step, each other sequence may take a token."""
+        room = self.max_step_tokens - self.max_num_seqs + 1
+        if sequence.request.prompt_logprobs:
+            room = min(room, self.max_logprob_rows)
+        longest = max((image.longest_span for image in sequence.request.images), default=0)
+        if longest > room:
+            raise CapacityError(
+                f"an image of {longest} tokens, which are computed in one step, is too large for "
+                f"steps with room for {room}"
+            )
 
     def schedule(self) -> ScheduledBatch:
         """Plans a step: decoding sequences, then prompts, then draft tokens with what is left."""
@@ -303,12 +321,17 @@ class Scheduler:
         if sequence.num_pending_tokens <= 1:
             return min(sequence.num_pending_tokens, budget.tokens)
         num_tokens = min(sequence.num_pending_tokens, budget.tokens, budget.chunk_tokens)
+        most = budget.tokens
         if sequence.request.prompt_logprobs:
-            num_tokens = min(num_tokens, budget.logprob_rows)
-            budget.logprob_rows -= num_tokens
+            most = min(most, budget.logprob_rows)
+        num_tokens = min(num_tokens, most)
         if sequence.request.images:
             num_tokens = self._up_to_image(sequence, num_tokens, budget)
-        budget.chunk_tokens -= num_tokens
+            if self._keeps_images and num_tokens:
+                num_tokens = _with_whole_images(sequence, num_tokens, most)
+        if sequence.request.prompt_logprobs:
+            budget.logprob_rows -= num_tokens
+        budget.chunk_tokens = max(0, budget.chunk_tokens - num_tokens)
         return num_tokens
 
     def _up_to_image(self, sequence: Sequence, num_tokens: int, budget: StepBudget) -> int:
@@ -465,3 +488,22 @@ class Scheduler:
         self.waiting.push(sequence)
         self.num_preemptions += 1
         self.moments.note(sequence.request_id, MomentKind.PREEMPTED)
+
+
+def _with_whole_images(sequence: Sequence, num_tokens: int, most: int) -> int:
+    """How many tokens a sequence gets so that none of its images is left begun.
+
+    Its next ones are an image if nothing comes before it, even if that are more than were planned.
+
+    Args:
+        sequence: whose next tokens they are.
+        num_tokens: as many as it would get.
+        most: that it can get.
+    """
+    first = sequence.num_computed_tokens
+    for image in sequence.request.images:
+        for start, length in image.spans:
+            if start < first + num_tokens < start + length:
+                whole = start + length - first
+                return whole if start <= first and whole <= most else max(start - first, 0)
+    return num_tokens

@@ -24,13 +24,13 @@ from tests.engine.native import needs_compiler
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 NUM_NEW_TOKENS = 12
-STEP_TOKENS = 16
 BLOCK_SIZE = 8
 TEXT = [11, 23, 37, 41, 53]
 MORE = [*range(60, 81)]
 
 
-SAMPLE = ("llava", "qwen2_5_vl", "qwen3_vl")  # one position per token, three, and layers added to
+# One position per token, three, layers added to, and attention in both directions.
+SAMPLE = ("llava", "qwen2_5_vl", "qwen3_vl", "gemma3")
 TRIED = FAMILIES if os.environ.get("ALL_MODELS") else SAMPLE
 
 
@@ -69,7 +69,7 @@ Build = Callable[..., Engine]
 
 
 @pytest.fixture
-def build(checkpoint: Path, encoders: list[ImageEncoder]) -> Build:
+def build(family: Family, checkpoint: Path, encoders: list[ImageEncoder]) -> Build:
     config = EngineConfig(
         model_id=str(checkpoint),
         socket_path=checkpoint / "unused.sock",
@@ -77,7 +77,8 @@ def build(checkpoint: Path, encoders: list[ImageEncoder]) -> Build:
         block_size=BLOCK_SIZE,
         max_total_tokens=128,
         max_batch_total_tokens=512,
-        max_step_tokens=STEP_TOKENS,
+        max_step_tokens=family.step_tokens,
+        max_num_seqs=family.max_num_seqs,
         num_threads=1,
     )
     return lambda **changes: build_engine(replace(config, **changes))[0]
@@ -119,7 +120,8 @@ def conversations(family: Family) -> dict[str, Prompt]:
 @pytest.fixture(scope="module")
 def expected(family: Family, stock: Any) -> dict[str, list[int]]:
     return {
-        name: one.continued(stock, NUM_NEW_TOKENS) for name, one in conversations(family).items()
+        name: one.continued(stock, NUM_NEW_TOKENS, family.types)
+        for name, one in conversations(family).items()
     }
 
 
@@ -162,9 +164,25 @@ def test_a_prefix_is_shared_with_the_same_image_alone(
         one = prompt(TEXT, family.picture(seed, 4, 6), MORE)
         before = engine.stats().num_cached_tokens
         found = answers(engine, [asked("a", one)])["a"]
-        assert found == one.continued(stock, NUM_NEW_TOKENS)
+        assert found == one.continued(stock, NUM_NEW_TOKENS, family.types)
         num_cached.append(engine.stats().num_cached_tokens - before)
-    assert num_cached == [0, (len(one.token_ids) - 1) // BLOCK_SIZE * BLOCK_SIZE, 0]
+    before_image = one.images()[0].start // BLOCK_SIZE * BLOCK_SIZE
+    whole = (len(one.token_ids) - 1) // BLOCK_SIZE * BLOCK_SIZE
+    assert num_cached == [0, whole, before_image]
+
+
+def test_another_text_after_an_image_shares_what_comes_before(
+    build: Build, family: Family, stock: Any
+) -> None:
+    """Of the image, too: the blocks that it fills."""
+    engine = build()
+    for text in (TEXT, MORE, TEXT[::-1]):
+        one = prompt(MORE[:3], family.picture(1, 4, 6), text)
+        before = engine.stats().num_cached_tokens
+        found = answers(engine, [asked("a", one)])["a"]
+        assert found == one.continued(stock, NUM_NEW_TOKENS, family.types)
+        shared = engine.stats().num_cached_tokens - before
+    assert shared == (len(one.token_ids) - len(TEXT)) // BLOCK_SIZE * BLOCK_SIZE
 
 
 def test_a_sequence_that_is_resumed_goes_on_with_the_same_tokens(
@@ -233,13 +251,16 @@ def test_an_adapter_changes_what_is_said_of_an_image(
     two = conversations(family)["two"]
     requests = [asked("two", two), replace(asked("adapted", two), adapter=digest)]
     found = answers(engine, requests)
-    assert found == {"two": expected["two"], "adapted": two.continued(adapted, NUM_NEW_TOKENS)}
+    assert found == {
+        "two": expected["two"],
+        "adapted": two.continued(adapted, NUM_NEW_TOKENS, family.types),
+    }
     assert found["two"] != found["adapted"]
 
 
 def with_adapter(model: Any, folder: Path) -> Any:
     """The model with a random adapter in its language layers, which is also written."""
-    layers = r".*language_model.*\.(q_proj|v_proj|up_proj|down_proj)"
+    layers = r".*(?:language|text)_model.*\.(q_proj|v_proj|up_proj|down_proj)"
     model = get_peft_model(model, LoraConfig(r=4, lora_alpha=64, target_modules=layers))
     torch.manual_seed(1)
     for name, parameter in model.named_parameters():
