@@ -78,8 +78,7 @@
 #define QLD (QK + 64)      /* its row stride: off powers of two, for the cache sets */
 #define LEAST_SCALE 1e-30f /* of int8 rows: smaller scales are raised to this */
 
-#define AHEAD 2048      /* bytes of a weight prefetched while few rows keep up with memory */
-#define AHEAD_ROWS 2    /* for no more rows than this */
+#define AHEAD 2048 /* bytes between a weight that is used and one that is prefetched by a lone tile */
 
 #define SLICE 4096 /* scores processed at once: they stay in the first-level cache */
 #define GROUP 64   /* scores that share a precomputed maximum, to find the largest ones */
@@ -87,7 +86,8 @@
 
 #define TILE 64            /* cache positions processed at once */
 #define BURST 4            /* rows prefetched at once */
-#define LINE 16            /* floats of a cache line */
+#define CACHE_LINE 64      /* bytes */
+#define LINE (CACHE_LINE / 4) /* floats */
 #define MAX_D 576          /* head size: the latents of DeepSeek V3, with a rotated key */
 #define DLD (MAX_D + 16)   /* row stride of head-size scratch rows */
 #define SLD (TILE + 16)    /* row stride of the score rows */
@@ -498,11 +498,27 @@ static __attribute__((noinline)) void add_sums(int rows, const float *sums, Outp
     }
 }
 
-/* Prefetches what follows a step of a panel of so many vectors. Panels follow each other in memory,
- * so the data after this panel is needed next; hardware prefetchers stop at the end of a page. */
-INLINE void fetch_ahead(const void *weights, const int vectors) {
-    UNROLL for (int v = 0; v < vectors; v++)
-        __builtin_prefetch((const char *)weights + AHEAD + v * W * 4, 0, 2);
+/* What the tiles of some rows prefetch while they pass over the same weights, each a part of what is
+ * needed after them: so memory is read while all of them compute, not only while the first does, and
+ * beyond the ends of pages, where hardware prefetchers stop. */
+typedef struct {
+    const char *next;
+    int64_t stride; /* bytes for each step of NR columns */
+} Fetch;
+
+/* The part of tile t of several; a lone tile stays a little ahead of itself. Panels follow each other
+ * in memory. */
+INLINE Fetch fetch_part(const void *weights, const void *after, int64_t bytes, int64_t step, int64_t t,
+                        int64_t tiles) {
+    if (tiles == 1) return (Fetch){(const char *)weights + AHEAD, step};
+    return (Fetch){(const char *)after + bytes * t / tiles, step / tiles};
+}
+
+INLINE void fetch_step(Fetch *fetch) {
+    __builtin_prefetch(fetch->next, 0, 2);
+    if (NR * 4 > CACHE_LINE && fetch->stride > CACHE_LINE) /* only of a lone tile */
+        __builtin_prefetch(fetch->next + CACHE_LINE, 0, 2);
+    fetch->next += fetch->stride;
 }
 
 /* Reads the NR weights of one k as fp32. */
@@ -517,7 +533,7 @@ INLINE void read_step(const Format format, const char *step, vf b[NV]) {
 }
 
 INLINE void linear_tile(const int rows, const Format format, const float *x, int64_t depth,
-                        const char *panel, Output out) {
+                        const char *panel, Fetch fetch, Output out) {
     const int64_t step = NR * weight_bytes(format);
     vf acc[MR][NV];
     UNROLL for (int r = 0; r < rows; r++)
@@ -525,7 +541,7 @@ INLINE void linear_tile(const int rows, const Format format, const float *x, int
     for (int64_t k = 0; k < depth; k++, panel += step) {
         vf b[NV];
         read_step(format, panel, b);
-        if (rows <= AHEAD_ROWS) fetch_ahead(panel, format == IN_FLOAT32 ? NV : NV / 2);
+        fetch_step(&fetch);
         UNROLL for (int r = 0; r < rows; r++) {
             vf a = splat(x[r * KLD + k]);
             UNROLL for (int v = 0; v < NV; v++) acc[r][v] = madd(a, b[v], acc[r][v]);
@@ -551,10 +567,10 @@ INLINE void linear_tile(const int rows, const Format format, const float *x, int
 #endif
 
 static void linear_rows(Format format, int rows, const float *x, int64_t depth, const char *panel,
-                        Output out) {
-#define CALL(n) linear_tile(n, IN_FLOAT32, x, depth, panel, out)
-#define CALL_BFLOAT16(n) linear_tile(n, IN_BFLOAT16, x, depth, panel, out)
-#define CALL_FLOAT16(n) linear_tile(n, IN_FLOAT16, x, depth, panel, out)
+                        Fetch fetch, Output out) {
+#define CALL(n) linear_tile(n, IN_FLOAT32, x, depth, panel, fetch, out)
+#define CALL_BFLOAT16(n) linear_tile(n, IN_BFLOAT16, x, depth, panel, fetch, out)
+#define CALL_FLOAT16(n) linear_tile(n, IN_FLOAT16, x, depth, panel, fetch, out)
     if (format == IN_BFLOAT16)
         switch (rows) { ROW_CASES(CALL_BFLOAT16) }
     else if (format == IN_FLOAT16)
@@ -568,13 +584,14 @@ static void linear_rows(Format format, int rows, const float *x, int64_t depth, 
 
 /* All rows of one panel and one K block; rows are divided evenly among as few tiles as possible. */
 static void linear_block(Format format, int64_t rows, const float *x, int64_t depth,
-                         const char *panel, Output out) {
-    int64_t tiles = ceil_div(rows, MR);
+                         const char *panel, const char *after, Output out) {
+    int64_t tiles = ceil_div(rows, MR), step = NR * weight_bytes(format);
     for (int64_t t = 0; t < tiles; t++) {
         int64_t from = rows * t / tiles, to = rows * (t + 1) / tiles;
         Output at = out;
         at.y += from * out.y_stride;
-        linear_rows(format, (int)(to - from), x + from * KLD, depth, panel, at);
+        linear_rows(format, (int)(to - from), x + from * KLD, depth, panel,
+                    fetch_part(panel, after, depth * step, step, t, tiles), at);
     }
 }
 
@@ -585,8 +602,19 @@ typedef struct {
     Format format;
 } Linear;
 
-/* One K block of one panel; x holds that K block of all rows. */
-static void linear_slab(const Linear *l, int64_t p, int64_t k0, const float *x, int64_t rows,
+/* Where one K block of one panel is. */
+INLINE const char *slab_of(const Linear *l, int64_t p, int64_t k0) {
+    return l->packed + (p * l->k + k0) * NR * weight_bytes(l->format);
+}
+
+/* The slab that a thread computes after one of its panels `of`. */
+static const char *next_slab(const Linear *l, Range of, int64_t p, int64_t k0) {
+    if (p + 1 < of.to) return slab_of(l, p + 1, k0);
+    return k0 + KC < l->k ? slab_of(l, of.from, k0 + KC) : slab_of(l, of.to, 0);
+}
+
+/* One K block of one panel, a slab; x holds that K block of all rows. */
+static void linear_slab(const Linear *l, Range of, int64_t p, int64_t k0, const float *x, int64_t rows,
                         float *y) {
     float start[NR] = {0};
     Output out = {NULL, y + p * NR, l->n, min64(NR, l->n - p * NR), k0 == 0};
@@ -594,8 +622,8 @@ static void linear_slab(const Linear *l, int64_t p, int64_t k0, const float *x, 
         memcpy(start, l->bias + p * NR, (size_t)out.columns * sizeof(float));
         out.start = start;
     }
-    const char *slab = l->packed + (p * l->k + k0) * NR * weight_bytes(l->format);
-    linear_block(l->format, rows, x, min64(KC, l->k - k0), slab, out);
+    linear_block(l->format, rows, x, min64(KC, l->k - k0), slab_of(l, p, k0),
+                 next_slab(l, of, p, k0), out);
 }
 
 /* x [M, K] into K blocks of rows: [K / KC][M][KLD] */
@@ -637,7 +665,7 @@ EXPORT int tw_linear(const float *x, const char *packed, const float *bias, floa
             while ((r = claim(shares, num_threads, thread_id(), step)).to)
                 for (int64_t k0 = 0; k0 < k; k0 += KC)
                     for (int64_t p = r.from; p < r.to; p++)
-                        linear_slab(&l, p, k0, blocks + k0 / KC * x_block, mc, y + m0 * n);
+                        linear_slab(&l, r, p, k0, blocks + k0 / KC * x_block, mc, y + m0 * n);
         }
     }
     return 0;
@@ -725,11 +753,11 @@ static float quantize_row(const float *x, int64_t k, Level *to, int64_t block_st
 #if VNNI
 /* sums += levels x weights of one K block, `groups` times four steps deep. */
 INLINE void dot4(const int rows, const Level *x, int64_t groups, const int8_t *panel,
-                 vi sums[MR][NV]) {
+                 Fetch *fetch, vi sums[MR][NV]) {
     for (int64_t g = 0; g < groups; g++) {
         vi b[NV];
         UNROLL for (int v = 0; v < NV; v++) b[v] = *(const vi *)(panel + (g * NR + v * W) * 4);
-        if (rows <= AHEAD_ROWS) fetch_ahead(panel + g * NR * 4, NV);
+        fetch_step(fetch);
         UNROLL for (int r = 0; r < rows; r++) {
             vi a = splat_bytes(x + r * QLD + g * 4);
             UNROLL for (int v = 0; v < NV; v++) sums[r][v] = DOT(sums[r][v], a, b[v]);
@@ -740,9 +768,9 @@ INLINE void dot4(const int rows, const Level *x, int64_t groups, const int8_t *p
 /* Of each four weights the even ones, and then the odd ones, are widened to 16 bits where they are:
  * two of them share a lane. */
 INLINE void dot4(const int rows, const Level *x, int64_t groups, const int8_t *panel,
-                 vi sums[MR][NV]) {
+                 Fetch *fetch, vi sums[MR][NV]) {
     for (int64_t g = 0; g < groups; g++) {
-        if (rows <= AHEAD_ROWS) fetch_ahead(panel + g * NR * 4, NV);
+        fetch_step(fetch);
         UNROLL for (int odd = 0; odd < 2; odd++) {
             vs b[NV];
             UNROLL for (int v = 0; v < NV; v++) {
@@ -758,14 +786,14 @@ INLINE void dot4(const int rows, const Level *x, int64_t groups, const int8_t *p
 }
 #else
 INLINE void dot4(const int rows, const Level *x, int64_t groups, const int8_t *panel,
-                 vi sums[MR][NV]) {
+                 Fetch *fetch, vi sums[MR][NV]) {
     vf acc[MR][NV];
     UNROLL for (int r = 0; r < rows; r++)
         UNROLL for (int v = 0; v < NV; v++) acc[r][v] = splat(0.0f);
     for (int64_t g = 0; g < groups; g++) {
         vi four[NV];
         UNROLL for (int v = 0; v < NV; v++) four[v] = *(const vi *)(panel + (g * NR + v * W) * 4);
-        if (rows <= AHEAD_ROWS) fetch_ahead(panel + g * NR * 4, NV);
+        fetch_step(fetch);
         UNROLL for (int i = 0; i < 4; i++) {
             vf b[NV];
             UNROLL for (int v = 0; v < NV; v++)
@@ -800,14 +828,14 @@ static __attribute__((noinline)) void write_scaled(const Int8Linear *l, int64_t 
 }
 
 INLINE void int8_tile(const int rows, const Int8Linear *l, int64_t p, const Level *x,
-                      int64_t block_stride, const float *row_scales, float *y) {
+                      int64_t block_stride, const float *row_scales, Fetch fetch, float *y) {
     vi sums[MR][NV];
     UNROLL for (int r = 0; r < rows; r++)
         UNROLL for (int v = 0; v < NV; v++) sums[r][v] = (vi){};
     int64_t groups = ceil_div(l->k, 4);
     const int8_t *panel = l->packed + p * groups * NR * 4;
     for (int64_t g = 0; g < groups; g += QK / 4, x += block_stride)
-        dot4(rows, x, min64(QK / 4, groups - g), panel + g * NR * 4, sums);
+        dot4(rows, x, min64(QK / 4, groups - g), panel + g * NR * 4, &fetch, sums);
     vi flat[MR * NV];
     UNROLL for (int r = 0; r < rows; r++)
         UNROLL for (int v = 0; v < NV; v++) flat[r * NV + v] = sums[r][v];
@@ -815,8 +843,8 @@ INLINE void int8_tile(const int rows, const Int8Linear *l, int64_t p, const Leve
 }
 
 static void int8_rows(int rows, const Int8Linear *l, int64_t p, const Level *x,
-                      int64_t block_stride, const float *row_scales, float *y) {
-#define CALL(n) int8_tile(n, l, p, x, block_stride, row_scales, y)
+                      int64_t block_stride, const float *row_scales, Fetch fetch, float *y) {
+#define CALL(n) int8_tile(n, l, p, x, block_stride, row_scales, fetch, y)
     switch (rows) { ROW_CASES(CALL) }
 #undef CALL
 }
@@ -824,11 +852,12 @@ static void int8_rows(int rows, const Int8Linear *l, int64_t p, const Level *x,
 /* All rows of one panel. */
 static void int8_panel(const Int8Linear *l, int64_t p, const Level *x, int64_t rows,
                        const float *row_scales, float *y) {
-    int64_t tiles = ceil_div(rows, MR);
+    int64_t tiles = ceil_div(rows, MR), bytes = ceil_div(l->k, 4) * NR * 4;
+    const int8_t *panel = l->packed + p * bytes;
     for (int64_t t = 0; t < tiles; t++) {
         int64_t from = rows * t / tiles, to = rows * (t + 1) / tiles;
         int8_rows((int)(to - from), l, p, x + from * QLD, rows * QLD, row_scales + from,
-                  y + from * l->n);
+                  fetch_part(panel, panel + bytes, bytes, NR * 4, t, tiles), y + from * l->n);
     }
 }
 
@@ -905,7 +934,8 @@ static float quantize_small(const float *x, const Int4Linear *l, SmallLevel *to,
 }
 
 /* sums += levels x weights of GROUP_K steps. */
-INLINE void dot8(const int rows, const SmallLevel *x, const uint8_t *panel, vi sums[MR][NV]) {
+INLINE void dot8(const int rows, const SmallLevel *x, const uint8_t *panel, Fetch *fetch,
+                 vi sums[MR][NV]) {
 #if VNNI || WORDS
 #if WORDS
     /* Products of two bytes are below 2^12, so eight of them add up in 16 bits. */
@@ -914,7 +944,7 @@ INLINE void dot8(const int rows, const SmallLevel *x, const uint8_t *panel, vi s
         UNROLL for (int v = 0; v < NV; v++) acc[r][v] = (vs){};
 #endif
     for (int g = 0; g < GROUP_K / 8; g++) {
-        if (rows <= AHEAD_ROWS) fetch_ahead(panel + g * NR * 4, NV);
+        fetch_step(fetch);
         UNROLL for (int upper = 0; upper < 2; upper++) {
             vi b[NV];
             UNROLL for (int v = 0; v < NV; v++)
@@ -950,7 +980,7 @@ INLINE void dot8(const int rows, const SmallLevel *x, const uint8_t *panel, vi s
 
 INLINE void int4_tile(const int rows, const Int4Linear *l, int64_t p, const SmallLevel *x,
                       int64_t block_stride, const float *group_sums, const float *row_scales,
-                      float *y) {
+                      Fetch fetch, float *y) {
     const int64_t num_groups = l->k / l->group;
     const uint8_t *panel = l->packed + p * l->k / 2 * NR;
     const int32_t *groups = l->groups + p * num_groups * NR;
@@ -964,7 +994,7 @@ INLINE void int4_tile(const int rows, const Int4Linear *l, int64_t p, const Smal
         UNROLL for (int r = 0; r < rows; r++)
             UNROLL for (int v = 0; v < NV; v++) sums[r][v] = (vi){};
         for (int64_t k = 0; k < l->group; k += GROUP_K, panel += GROUP_K / 2 * NR)
-            dot8(rows, levels + k, panel, sums);
+            dot8(rows, levels + k, panel, &fetch, sums);
         UNROLL for (int v = 0; v < NV; v++) {
             vi both = *(const vi *)(groups + v * W);
             vf scale = (vf)(both << 16), least = (vf)(both & (int32_t)0xffff0000);
@@ -986,8 +1016,8 @@ INLINE void int4_tile(const int rows, const Int4Linear *l, int64_t p, const Smal
 
 static void int4_rows(int rows, const Int4Linear *l, int64_t p, const SmallLevel *x,
                       int64_t block_stride, const float *group_sums, const float *row_scales,
-                      float *y) {
-#define CALL(n) int4_tile(n, l, p, x, block_stride, group_sums, row_scales, y)
+                      Fetch fetch, float *y) {
+#define CALL(n) int4_tile(n, l, p, x, block_stride, group_sums, row_scales, fetch, y)
     switch (rows) { ROW_CASES(CALL) }
 #undef CALL
 }
@@ -995,11 +1025,13 @@ static void int4_rows(int rows, const Int4Linear *l, int64_t p, const SmallLevel
 /* All rows of one panel. */
 static void int4_panel(const Int4Linear *l, int64_t p, const SmallLevel *x, int64_t rows,
                        const float *group_sums, const float *row_scales, float *y) {
-    int64_t tiles = ceil_div(rows, MR);
+    int64_t tiles = ceil_div(rows, MR), bytes = l->k / 2 * NR;
+    const uint8_t *panel = l->packed + p * bytes;
     for (int64_t t = 0; t < tiles; t++) {
         int64_t from = rows * t / tiles, to = rows * (t + 1) / tiles;
         int4_rows((int)(to - from), l, p, x + from * QLD, rows * QLD,
-                  group_sums + from * (l->k / l->group), row_scales + from, y + from * l->n);
+                  group_sums + from * (l->k / l->group), row_scales + from,
+                  fetch_part(panel, panel + bytes, bytes, NR * 4, t, tiles), y + from * l->n);
     }
 }
 
