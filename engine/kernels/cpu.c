@@ -78,7 +78,8 @@
 #define QLD (QK + 64)      /* its row stride: off powers of two, for the cache sets */
 #define LEAST_SCALE 1e-30f /* of int8 rows: smaller scales are raised to this */
 
-#define AHEAD 2048 /* bytes between a weight that is used and one that is prefetched by a lone tile */
+#define AHEAD 8192        /* bytes between a weight and what a lone tile prefetches with it */
+#define UPDATE_AHEAD 2048 /* likewise for updates, whose matrices are small */
 
 #define SLICE 4096 /* scores processed at once: they stay in the first-level cache */
 #define GROUP 64   /* scores that share a precomputed maximum, to find the largest ones */
@@ -1121,7 +1122,7 @@ INLINE void times_down(const int rows, const Format format, const float *const *
     for (; i + DOWN_SUMS <= k; i += DOWN_SUMS)
         UNROLL for (int s = 0; s < DOWN_SUMS; s++) {
             vf b = load_wide(format, panel, (i + s) * W);
-            __builtin_prefetch(panel + (i + s) * W * weight_bytes(format) + AHEAD, 0, 2);
+            __builtin_prefetch(panel + (i + s) * W * weight_bytes(format) + UPDATE_AHEAD, 0, 2);
             UNROLL for (int r = 0; r < rows; r++)
                 sums[r][s] = madd(splat(x[r][i + s]), b, sums[r][s]);
         }
