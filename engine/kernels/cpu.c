@@ -1885,7 +1885,7 @@ typedef struct {
     float *scores; /* [rows, SLD] */
     float *keys;   /* [D, TILE] transposed, or [TILE, DLD] where rows need padding */
     float *staged; /* [TILE, DLD] padded values */
-    float *top, *sum, *decay;
+    float *top, *sum, *next_top, *decay;
     float *merged_values, *merged_top, *merged_sum; /* of the tile's splits before this one */
     int has_merged;                                 /* whether there are any */
     int64_t head_size;
@@ -1940,7 +1940,7 @@ static int make_plan(const Attention *a, int num_threads, Plan *plan) {
     for (int64_t s = 0; s < a->num_seqs; s++) plan_sequence(a, s, plan, 0);
     size_t rows = (size_t)(tile_queries(a) * group(a));
     size_t worker = rounded(sizeof(Worker)) + 3 * rounded(rows * DLD * 4) +
-                    rounded(rows * SLD * 4) + 2 * rounded(TILE * DLD * 4) + 5 * rounded(rows * 4);
+                    rounded(rows * SLD * 4) + 2 * rounded(TILE * DLD * 4) + 6 * rounded(rows * 4);
     size_t tiles = rounded((size_t)plan->num_tiles * sizeof(Tile));
     size_t items = rounded((size_t)plan->num_items * sizeof(Item));
     size_t partials = rounded((size_t)plan->num_partials * 4);
@@ -1966,6 +1966,7 @@ static Worker *make_worker(const Attention *a, const Plan *plan) {
     TAKE(staged, TILE * DLD);
     TAKE(top, rows);
     TAKE(sum, rows);
+    TAKE(next_top, rows);
     TAKE(decay, rows);
     TAKE(merged_values, rows * DLD);
     TAKE(merged_top, rows);
@@ -2142,33 +2143,47 @@ static void score(const Worker *w, int64_t from, int64_t to, int64_t d, int64_t 
     }
 }
 
-/* Turns a row of scores into weights exp(score - max) and updates the running max and sum.
- * Only lanes [low, high) are visible; the rest become exact zeros, whatever they held. */
-INLINE void softmax_row(Worker *w, int64_t r, int64_t n, int64_t low, int64_t high, float softcap) {
+/* Masks a row of scores and finds the new maximum. Only lanes [low, high) are visible. */
+INLINE void mask_row(Worker *w, int64_t r, int64_t n, int64_t low, int64_t high, float softcap) {
     float *s = w->scores + r * SLD;
     int64_t vectors = ceil_div(n, W);
     vf top = splat(w->top[r]);
-    for (int64_t i = 0; i < vectors; i++) {
-        vf x = load(s + i * W);
-        if (softcap > 0.0f) x = softcap * tanh_v(x / softcap);
-        if (i * W < low || (i + 1) * W > high) {
+    if (low == 0 && high >= vectors * W && softcap <= 0.0f) {
+        for (int64_t i = 0; i < vectors; i++) top = larger(load(s + i * W), top);
+    } else {
+        for (int64_t i = 0; i < vectors; i++) {
+            vf x = load(s + i * W);
+            if (softcap > 0.0f) x = softcap * tanh_v(x / softcap);
             vi lane = (vi){LANES} + (int32_t)(i * W);
             x = pick((lane >= (int32_t)low) & (lane < (int32_t)high), x, splat(MASKED));
+            top = larger(x, top);
+            store(s + i * W, x);
         }
-        top = larger(x, top);
-        store(s + i * W, x);
     }
-    vf max = horizontal_max(top);
-    vf sum = splat(0.0f);
+    w->next_top[r] = horizontal_max(top)[0];
+}
+
+/* What the sums of rows [from, to) shrink by as their maxima rise: some rows to a vector, so those
+ * beside the range are computed as well. */
+static void find_decays(Worker *w, int64_t from, int64_t to) {
+    for (int64_t r = from / W * W; r < to; r += W)
+        store(w->decay + r, exp_v(load(w->top + r) - load(w->next_top + r)));
+}
+
+/* Turns a row of scores into weights exp(score - max), those of masked ones exact zeros whatever
+ * they held, and updates the running sum. */
+INLINE void weigh_row(Worker *w, int64_t r, int64_t n) {
+    float *s = w->scores + r * SLD;
+    int64_t vectors = ceil_div(n, W);
+    vf max = splat(w->next_top[r]), sum = splat(0.0f);
     for (int64_t i = 0; i < vectors; i++) {
         vf x = load(s + i * W);
         vf p = pick(x < 0.5f * MASKED, splat(0.0f), exp_v(x - max));
         sum += p;
         store(s + i * W, p);
     }
-    w->decay[r] = exp_v(w->top[r] - max)[0];
     w->sum[r] = w->sum[r] * w->decay[r] + horizontal_sum(sum)[0];
-    w->top[r] = max[0];
+    w->top[r] = w->next_top[r];
 }
 
 /* values = values * decay + weights @ V for one register tile. */
@@ -2248,9 +2263,11 @@ static void attend(const Attention *a, const Tile *t, Worker *w, int64_t from, i
         int64_t position = t->position + q;
         int64_t low = max64(0, visible_from(a, position) - from);
         int64_t high = min64(n, position + 1 - from);
-        for (int64_t r = q * g; r < (q + 1) * g; r++)
-            softmax_row(w, r, n, low, high, a->softcap);
+        for (int64_t r = q * g; r < (q + 1) * g; r++) mask_row(w, r, n, low, high, a->softcap);
     }
+    /* one loop after the other: within one each row would wait for its maximum */
+    find_decays(w, first * g, last * g);
+    for (int64_t r = first * g; r < last * g; r++) weigh_row(w, r, n);
     add_values(w, first * g, last * g, padded(d), n);
 }
 
