@@ -405,9 +405,12 @@ EXPORT int tw_rotate_write_kv(const float *key, const float *value, int64_t key_
  *
  * Weights of 16 bits are widened in registers, so results are those of the same weights in fp32. In
  * bfloat16 the columns n and n + W of a panel are the halves of a lane; in float16 they are in order.
+ *
+ * In pairs of bfloat16 a lane has two steps of K of one column, of which K has half as many lanes.
+ * Activations are rounded to pairs as well, and one instruction multiplies both halves of a lane.
  */
 
-typedef enum { IN_FLOAT32, IN_BFLOAT16, IN_FLOAT16 } Format;
+typedef enum { IN_FLOAT32, IN_BFLOAT16, IN_FLOAT16, IN_PAIRS } Format;
 
 EXPORT int tw_panel_width(void) { return NR; }
 EXPORT int tw_vector_width(void) { return W; }
@@ -420,13 +423,57 @@ EXPORT int tw_has_float16(void) {
 #endif
 }
 
-INLINE int64_t weight_bytes(Format format) { return format == IN_FLOAT32 ? 4 : 2; }
+/* Whether pairs are faster than weights of 16 bits that are widened. */
+EXPORT int tw_multiplies_pairs(void) {
+#if defined(__AVX512BF16__)
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+/* Of a number, or of a pair. */
+INLINE int64_t weight_bytes(Format format) {
+    return format == IN_FLOAT32 || format == IN_PAIRS ? 4 : 2;
+}
+
+/* c + the products of two pairs: first that of the upper halves is added, then that of the lower. */
+INLINE vf add_pairs(vf a, vf b, vf c) {
+#if defined(__AVX512BF16__)
+    return (vf)_mm512_dpbf16_ps((__m512)c, (__m512bh)a, (__m512bh)b);
+#else
+    const vi upper = (vi){} + (int32_t)0xffff0000;
+    c = madd((vf)((vi)a & upper), (vf)((vi)b & upper), c);
+    return madd((vf)((vi)a << 16), (vf)((vi)b << 16), c);
+#endif
+}
+
+/* The bits of the nearest bfloat16, the even one of two; NaN stays NaN. */
+INLINE uint32_t bfloat16_bits(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    uint32_t nearest = (bits + 0x7fff + (bits >> 16 & 1)) >> 16, nan = bits >> 16 | 0x40;
+    return (bits & 0x7fffffff) > 0x7f800000 ? nan : nearest;
+}
+
+INLINE float pair_of(float lower, float upper) {
+    uint32_t bits = bfloat16_bits(lower) | bfloat16_bits(upper) << 16;
+    float pair;
+    memcpy(&pair, &bits, sizeof pair);
+    return pair;
+}
+
+/* Rounds numbers to pairs; an odd one is paired with zero. */
+static void round_to_pairs(const float *x, int64_t count, float *to) {
+    for (int64_t i = 0; i < count / 2; i++) to[i] = pair_of(x[2 * i], x[2 * i + 1]);
+    if (count % 2) to[count / 2] = pair_of(x[count - 1], 0.0f);
+}
 
 typedef uint16_t vh __attribute__((vector_size(W * 2), aligned(2), may_alias));
 
 /* W numbers of a matrix, from its i-th on, as fp32; all formats convert exactly. */
 INLINE vf load_wide(const Format format, const char *matrix, int64_t i) {
-    if (format == IN_FLOAT32) return load((const float *)matrix + i);
+    if (format == IN_FLOAT32 || format == IN_PAIRS) return load((const float *)matrix + i);
     const char *at = matrix + i * 2;
 #if defined(__AVX512F__)
     if (format == IN_FLOAT16) return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)at));
@@ -470,6 +517,7 @@ EXPORT void tw_pack_weight(const char *weight, int64_t row_stride, int64_t n, in
             char *to = packed + p * k * NR * size;
             int64_t columns = min64(NR, n - p * NR);
             switch (format) {
+                case IN_PAIRS:
                 case IN_FLOAT32: pack_panel(IN_FLOAT32, from, row_stride, k, columns, to); break;
                 case IN_BFLOAT16: pack_panel(IN_BFLOAT16, from, row_stride, k, columns, to); break;
                 case IN_FLOAT16: pack_panel(IN_FLOAT16, from, row_stride, k, columns, to); break;
@@ -545,7 +593,9 @@ INLINE void linear_tile(const int rows, const Format format, const float *x, int
         fetch_step(&fetch);
         UNROLL for (int r = 0; r < rows; r++) {
             vf a = splat(x[r * KLD + k]);
-            UNROLL for (int v = 0; v < NV; v++) acc[r][v] = madd(a, b[v], acc[r][v]);
+            UNROLL for (int v = 0; v < NV; v++)
+                acc[r][v] = format == IN_PAIRS ? add_pairs(a, b[v], acc[r][v])
+                                               : madd(a, b[v], acc[r][v]);
         }
     }
     vf sums[MR * NV];
@@ -572,15 +622,19 @@ static void linear_rows(Format format, int rows, const float *x, int64_t depth, 
 #define CALL(n) linear_tile(n, IN_FLOAT32, x, depth, panel, fetch, out)
 #define CALL_BFLOAT16(n) linear_tile(n, IN_BFLOAT16, x, depth, panel, fetch, out)
 #define CALL_FLOAT16(n) linear_tile(n, IN_FLOAT16, x, depth, panel, fetch, out)
+#define CALL_PAIRS(n) linear_tile(n, IN_PAIRS, x, depth, panel, fetch, out)
     if (format == IN_BFLOAT16)
         switch (rows) { ROW_CASES(CALL_BFLOAT16) }
     else if (format == IN_FLOAT16)
         switch (rows) { ROW_CASES(CALL_FLOAT16) }
+    else if (format == IN_PAIRS)
+        switch (rows) { ROW_CASES(CALL_PAIRS) }
     else
         switch (rows) { ROW_CASES(CALL) }
 #undef CALL
 #undef CALL_BFLOAT16
 #undef CALL_FLOAT16
+#undef CALL_PAIRS
 }
 
 /* All rows of one panel and one K block; rows are divided evenly among as few tiles as possible. */
@@ -627,12 +681,19 @@ static void linear_slab(const Linear *l, Range of, int64_t p, int64_t k0, const 
                  next_slab(l, of, p, k0), out);
 }
 
-/* x [M, K] into K blocks of rows: [K / KC][M][KLD] */
-static void pack_rows(const float *x, int64_t m, int64_t k, float *to, int64_t id, int64_t n) {
+/* x [M, inputs] into K blocks of rows: [K / KC][M][KLD], of numbers or of pairs. */
+static void pack_rows(const float *x, int64_t m, int64_t inputs, int in_pairs, float *to, int64_t id,
+                      int64_t n) {
+    int64_t block = in_pairs ? 2 * KC : KC;
     for (int64_t r = m * id / n; r < m * (id + 1) / n; r++)
-        for (int64_t k0 = 0; k0 < k; k0 += KC)
-            memcpy(to + (k0 / KC * m + r) * KLD, x + r * k + k0,
-                   (size_t)min64(KC, k - k0) * sizeof(float));
+        for (int64_t i = 0; i < inputs; i += block) {
+            float *at = to + (i / block * m + r) * KLD;
+            int64_t count = min64(block, inputs - i);
+            if (in_pairs)
+                round_to_pairs(x + r * inputs + i, count, at);
+            else
+                memcpy(at, x + r * inputs + i, (size_t)count * sizeof(float));
+        }
 }
 
 /* With many rows a thread takes several panels at a time, to read x less often. */
@@ -641,9 +702,11 @@ static int64_t panels_at_once(int64_t rows, int64_t panels, int64_t num_threads)
     return max64(1, min64(PANELS, panels / (4 * num_threads)));
 }
 
-/* y[M, N] = x[M, K] @ W^T + bias. Returns 0, or -1 if out of memory. */
+/* y[M, N] = x[M, inputs] @ W^T + bias. Returns 0, or -1 if out of memory. */
 EXPORT int tw_linear(const float *x, const char *packed, const float *bias, float *y, int64_t m,
-                     int64_t n, int64_t k, int format, int num_threads) {
+                     int64_t n, int64_t inputs, int format, int num_threads) {
+    int in_pairs = format == IN_PAIRS;
+    int64_t k = in_pairs ? ceil_div(inputs, 2) : inputs;
     const Linear l = {packed, bias, n, k, format};
     int64_t panels = ceil_div(n, NR), chunk = min64(m, MC);
     float *rows = scratch((size_t)(ceil_div(k, KC) * chunk * KLD) * sizeof(float));
@@ -653,13 +716,13 @@ EXPORT int tw_linear(const float *x, const char *packed, const float *bias, floa
         Share shares[num_threads];
         deal(shares, num_threads, panels);
         int64_t mc = min64(chunk, m - m0), step = panels_at_once(mc, panels, num_threads);
+        /* the K blocks of one row are in order already */
+        const float *from = x + m0 * inputs, *blocks = mc > 1 || in_pairs ? rows : from;
+        int64_t x_block = blocks == from ? KC : mc * KLD;
+        if (mc == 1 && in_pairs) pack_rows(from, 1, inputs, in_pairs, rows, 0, 1);
         PARALLEL {
-            const float *blocks = x + m0 * k;
-            int64_t x_block = KC; /* one row needs no packing: its K blocks are in order already */
             if (mc > 1) {
-                pack_rows(x + m0 * k, mc, k, rows, thread_id(), num_workers());
-                blocks = rows;
-                x_block = mc * KLD;
+                pack_rows(from, mc, inputs, in_pairs, rows, thread_id(), num_workers());
                 BARRIER
             }
             Range r;

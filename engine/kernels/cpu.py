@@ -21,6 +21,7 @@ from .kernel import FLOAT, INT, POINTER, SIZE, Call, Kernel, Program, Types
 _Rotation = tuple[int | None, int | None, int, int]
 _NO_ROTATION: _Rotation = (None, None, 0, 0)
 _FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # of weights and updates
+_PAIRS = 3  # the format of weights whose lanes are pairs of bfloat16
 _ARENA_BYTES = 64 * 2**20  # allocated at once
 _ALIGNMENT = 64  # bytes: a cache line, and the longest vector
 
@@ -58,6 +59,7 @@ _KERNELS: dict[str, Types] = {
 _OTHERS: dict[str, tuple[type[Any] | None, Types]] = {
     "tw_has_openmp": (INT, ()),
     "tw_has_float16": (INT, ()),
+    "tw_multiplies_pairs": (INT, ()),
     "tw_pin_threads": (None, (POINTER, INT)),
     "tw_max_head_size": (INT, ()),
     "tw_panel_width": (INT, ()),
@@ -102,6 +104,7 @@ class CpuKernels:
         self._weight_arena = torch.empty(0, dtype=torch.uint8)  # for weights
         self.has_openmp = bool(library.tw_has_openmp())
         self.has_float16 = bool(library.tw_has_float16())
+        self.multiplies_pairs = bool(library.tw_multiplies_pairs())
         self.max_head_size: int = library.tw_max_head_size()
         self.panel_width: int = library.tw_panel_width()
         self.vector_width: int = library.tw_vector_width()
@@ -356,14 +359,44 @@ class CpuKernels:
         )
         return packed
 
+    def pack_pairs(self, weight: Tensor) -> Tensor:
+        """Return weight [N, K] for `pair_linear`, rounded to bfloat16.
+
+        The panels are int32 [N / width rounded up, K / 2 rounded up, width]: an item has two steps
+        of K.
+        """
+        rounded = weight.detach().to(torch.bfloat16)
+        rounded = torch.nn.functional.pad(rounded, (0, rounded.shape[1] % 2)).contiguous()
+        return self.pack_weight(rounded.view(torch.float32)).view(torch.int32)
+
+    def pair_linear(
+        self, x: Tensor, packed: Tensor, bias: Tensor | None, out_features: int
+    ) -> Tensor:
+        """Return x [..., K] times a weight that `pack_pairs` made, plus bias: fp32 [..., N].
+
+        Numbers of x are rounded to bfloat16; products are added up in fp32. A row of the result
+        does not depend on the other rows of x, bit for bit.
+        """
+        if packed.dtype != torch.int32 or (x.shape[-1] + 1) // 2 != packed.shape[1]:
+            raise ValueError(f"expected input of width {2 * packed.shape[1]}, and pairs")
+        return self._multiplied(x, packed, _PAIRS, bias, out_features)
+
     def linear(self, x: Tensor, packed: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
         """Return x [..., K] times the packed weight, plus bias: fp32 [..., N].
 
         A row of the result does not depend on the other rows of x, bit for bit, and is the same
         for a weight of 16 bits as for the same weight in fp32.
         """
-        if x.dtype != torch.float32 or x.shape[-1] != packed.shape[1]:
-            raise ValueError(f"expected fp32 input of width {packed.shape[1]}")
+        if x.shape[-1] != packed.shape[1]:
+            raise ValueError(f"expected input of width {packed.shape[1]}")
+        return self._multiplied(x, packed, _FORMATS[packed.dtype], bias, out_features)
+
+    def _multiplied(
+        self, x: Tensor, packed: Tensor, form: int, bias: Tensor | None, out_features: int
+    ) -> Tensor:
+        """x times a packed weight of a format."""
+        if x.dtype != torch.float32:
+            raise ValueError("expected fp32 input")
         x = x.contiguous()
         in_features = x.shape[-1]
         output = x.new_empty(*x.shape[:-1], out_features)
@@ -375,7 +408,7 @@ class CpuKernels:
             x.numel() // in_features,
             out_features,
             in_features,
-            _FORMATS[packed.dtype],
+            form,
             torch.get_num_threads(),
         )
         return output
