@@ -26,7 +26,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,7 @@ class Format:
 
     Attributes:
         dtype: of our checkpoint.
+        also: our settings of `dtype` to compare, beside none.
         quantize: what our engine makes of it.
         llama: formats of llama.cpp's files.
         openvino: its file's format, and the precisions it computes in.
@@ -65,6 +66,7 @@ class Format:
     quantize: str | None
     llama: Mapping[str, gguf_file.Format]
     openvino: tuple[gguf_file.Format, Sequence[str]]
+    also: Sequence[str] = ()
 
 
 FORMATS = {
@@ -74,6 +76,7 @@ FORMATS = {
         None,
         {"BF16": gguf_file.BF16, "F16": gguf_file.F16},
         (gguf_file.F16, ["bf16", "f16"]),
+        also=["bfloat16"],
     ),
     "int8": Format(torch.float32, "int8", {"Q8_0": gguf_file.Q8_0}, (gguf_file.Q8_0, ["f32"])),
     "int4": Format(torch.float32, "int4", {"Q4_0": gguf_file.Q4_0}, (gguf_file.Q4_0, ["f32"])),
@@ -134,7 +137,11 @@ async def contest(
         quantize=form.quantize,
         enable_prefix_caching=False,
     )
-    found.arms["ours"] = dict.fromkeys(COUNTS, _ours(LocalEngine.build(config)))
+    for dtype in (None, *form.also):
+        engine = LocalEngine.build(replace(config, dtype=dtype))
+        found.arms[f"ours, --dtype {dtype}" if dtype else "ours"] = dict.fromkeys(
+            COUNTS, _ours(engine)
+        )
     file, precisions = form.openvino
     for precision in precisions if "OpenVINO" not in arguments.without else ():
         try:

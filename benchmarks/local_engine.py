@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import statistics
 import time
@@ -79,6 +80,8 @@ class LocalEngine:
     def build(cls, config: EngineConfig) -> Self:
         """Builds an engine that loads its model as the configuration says."""
         engine, info = build_engine(config)
+        gc.collect()
+        gc.freeze()  # as the engine's own process does
         return cls(engine, info.attention, [one.digest for one in info.adapters])
 
     def run(self, items: Iterable[Item]) -> Run:

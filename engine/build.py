@@ -381,7 +381,7 @@ def _info(
     return EngineInfo(
         model_id=config.model_id,
         model_sha=getattr(loaded.model.config, "_commit_hash", None),
-        dtype=str(loaded.dtype),
+        dtype=str(loaded.dtype) if config.dtype is None else f"torch.{config.dtype}",
         device=loaded.device.type,
         vocab_size=vocab_size,
         max_total_tokens=model.max_total_tokens,

@@ -735,6 +735,103 @@ EXPORT int tw_linear(const float *x, const char *packed, const float *bias, floa
     return 0;
 }
 
+/* ---- linear layers whose activations are rounded ------------------------------------------ */
+/*
+ * Rows of activations become integers ("levels") from -127 to 127 times a scale per row, in K blocks
+ * of QK. What follows is shared by the layers of int8 and int4 weights.
+ */
+
+/* Some rows of activations, rounded. */
+typedef struct {
+    int64_t rows;
+    float *scales;
+    char *levels;      /* [K / QK][rows][QLD] of the layer's own type */
+    float *group_sums; /* [rows, num_groups] */
+} Rounded;
+
+/* A layer: how it rounds a row and returns its scale, and how it computes some rows, from one on, of a
+ * panel's outputs. */
+typedef struct {
+    const void *layer;
+    const char *packed; /* its panels */
+    int64_t n, k, panel_bytes;
+    int64_t num_groups; /* of K, whose sums of levels it needs */
+    int64_t level_bytes;
+    float (*round_row)(const void *layer, const float *x, char *to, int64_t block_bytes,
+                       float *group_sums);
+    void (*tile)(const void *layer, int64_t p, const Rounded *x, int64_t from, int rows, Fetch fetch,
+                 float *y);
+} RoundingLinear;
+
+/* The scale of a row's levels; NaN if the row has infinities or NaN, and so is the row of the
+ * result. */
+static float row_scale(const float *x, int64_t k) {
+    int32_t bits = 0; /* of the largest magnitude: without a sign they sort like numbers */
+    for (int64_t i = 0; i < k; i++) {
+        int32_t magnitude;
+        memcpy(&magnitude, x + i, sizeof magnitude);
+        magnitude &= INT32_MAX;
+        bits = magnitude > bits ? magnitude : bits;
+    }
+    float top;
+    memcpy(&top, &bits, sizeof top);
+    if (!(top < INFINITY)) return NAN;
+    float scale = top / 127.0f;
+    return scale < LEAST_SCALE ? LEAST_SCALE : scale;
+}
+
+/* The levels of up to QK numbers, -127 to 127; all zero for a scale that is NaN. */
+INLINE void find_levels(const float *x, int64_t count, float scale, int32_t *levels) {
+    if (scale == scale)
+        for (int64_t i = 0; i < count; i++) levels[i] = (int32_t)rintf(x[i] / scale);
+    else
+        memset(levels, 0, (size_t)count * sizeof(int32_t));
+}
+
+static void round_rows(const RoundingLinear *l, const float *x, Rounded *to, int64_t id, int64_t n) {
+    int64_t row_bytes = QLD * l->level_bytes;
+    for (int64_t r = to->rows * id / n; r < to->rows * (id + 1) / n; r++)
+        to->scales[r] = l->round_row(l->layer, x + r * l->k, to->levels + r * row_bytes,
+                                     to->rows * row_bytes, to->group_sums + r * l->num_groups);
+}
+
+/* All rows of one panel, divided evenly among as few tiles as possible. */
+static void rounded_panel(const RoundingLinear *l, int64_t p, const Rounded *x, float *y) {
+    int64_t tiles = ceil_div(x->rows, MR), bytes = l->panel_bytes;
+    const char *panel = l->packed + p * bytes;
+    for (int64_t t = 0; t < tiles; t++) {
+        int64_t from = x->rows * t / tiles, to = x->rows * (t + 1) / tiles;
+        l->tile(l->layer, p, x, from, (int)(to - from),
+                fetch_part(panel, panel + bytes, bytes, NR * 4, t, tiles), y + from * l->n);
+    }
+}
+
+/* y[M, N] = x[M, K] @ W^T + bias. Returns 0, or -1 if out of memory. */
+static int multiply_rounded(const RoundingLinear *l, const float *x, float *y, int64_t m,
+                            int num_threads) {
+    int64_t panels = ceil_div(l->n, NR), chunk = min64(m, MC);
+    size_t scale_bytes = rounded((size_t)chunk * sizeof(float));
+    size_t sum_bytes = rounded((size_t)(chunk * l->num_groups) * sizeof(float));
+    size_t level_bytes = (size_t)(ceil_div(l->k, QK) * chunk * QLD * l->level_bytes);
+    char *memory = scratch(scale_bytes + sum_bytes + level_bytes);
+    if (!memory) return -1;
+    if (m * l->n * l->k < 4 * SERIAL_WORK) num_threads = 1;
+    for (int64_t m0 = 0; m0 < m; m0 += chunk) {
+        Share shares[num_threads];
+        deal(shares, num_threads, panels);
+        Rounded rows = {min64(chunk, m - m0), (float *)memory, memory + scale_bytes + sum_bytes,
+                        (float *)(memory + scale_bytes)};
+        PARALLEL {
+            Range r;
+            round_rows(l, x + m0 * l->k, &rows, thread_id(), num_workers());
+            BARRIER
+            while ((r = claim(shares, num_threads, thread_id(), 1)).to)
+                rounded_panel(l, r.from, &rows, y + m0 * l->n);
+        }
+    }
+    return 0;
+}
+
 /* ---- linear layer over int8 weights ------------------------------------------------------- */
 /*
  * Weights are integers from -127 to 127 times a scale per output column; activations are rounded to
@@ -775,36 +872,15 @@ typedef struct {
     int64_t n, k;
 } Int8Linear;
 
-/* The scale of a row's levels; NaN if the row has infinities or NaN, and so is the row of the
- * result. */
-static float row_scale(const float *x, int64_t k) {
-    int32_t bits = 0; /* of the largest magnitude: without a sign they sort like numbers */
-    for (int64_t i = 0; i < k; i++) {
-        int32_t magnitude;
-        memcpy(&magnitude, x + i, sizeof magnitude);
-        magnitude &= INT32_MAX;
-        bits = magnitude > bits ? magnitude : bits;
-    }
-    float top;
-    memcpy(&top, &bits, sizeof top);
-    if (!(top < INFINITY)) return NAN;
-    float scale = top / 127.0f;
-    return scale < LEAST_SCALE ? LEAST_SCALE : scale;
-}
-
-/* The levels of up to QK numbers, -127 to 127; all zero for a scale that is NaN. */
-INLINE void find_levels(const float *x, int64_t count, float scale, int32_t *levels) {
-    if (scale == scale)
-        for (int64_t i = 0; i < count; i++) levels[i] = (int32_t)rintf(x[i] / scale);
-    else
-        memset(levels, 0, (size_t)count * sizeof(int32_t));
-}
-
 /* Writes one row as levels, K block after K block, and returns its scale. */
-static float quantize_row(const float *x, int64_t k, Level *to, int64_t block_stride) {
+static float round_int8(const void *layer, const float *x, char *levels_at, int64_t block_bytes,
+                        float *group_sums) {
+    int64_t k = ((const Int8Linear *)layer)->k;
+    (void)group_sums;
     float scale = row_scale(x, k);
     int32_t levels[QK];
-    for (int64_t k0 = 0; k0 < k; k0 += QK, to += block_stride) {
+    for (int64_t k0 = 0; k0 < k; k0 += QK, levels_at += block_bytes) {
+        Level *to = (Level *)levels_at;
         int64_t depth = min64(QK, k - k0), whole = ceil_div(depth, 4) * 4;
         find_levels(x + k0, depth, scale, levels);
         for (int64_t i = depth; i < whole; i++) levels[i] = 0;
@@ -906,52 +982,22 @@ INLINE void int8_tile(const int rows, const Int8Linear *l, int64_t p, const Leve
     write_scaled(l, p, rows, flat, row_scales, y);
 }
 
-static void int8_rows(int rows, const Int8Linear *l, int64_t p, const Level *x,
-                      int64_t block_stride, const float *row_scales, Fetch fetch, float *y) {
-#define CALL(n) int8_tile(n, l, p, x, block_stride, row_scales, fetch, y)
+static void int8_rows(const void *layer, int64_t p, const Rounded *x, int64_t from, int rows,
+                      Fetch fetch, float *y) {
+    const Level *levels = (const Level *)x->levels + from * QLD;
+#define CALL(n) int8_tile(n, layer, p, levels, x->rows * QLD, x->scales + from, fetch, y)
     switch (rows) { ROW_CASES(CALL) }
 #undef CALL
-}
-
-/* All rows of one panel. */
-static void int8_panel(const Int8Linear *l, int64_t p, const Level *x, int64_t rows,
-                       const float *row_scales, float *y) {
-    int64_t tiles = ceil_div(rows, MR), bytes = ceil_div(l->k, 4) * NR * 4;
-    const int8_t *panel = l->packed + p * bytes;
-    for (int64_t t = 0; t < tiles; t++) {
-        int64_t from = rows * t / tiles, to = rows * (t + 1) / tiles;
-        int8_rows((int)(to - from), l, p, x + from * QLD, rows * QLD, row_scales + from,
-                  fetch_part(panel, panel + bytes, bytes, NR * 4, t, tiles), y + from * l->n);
-    }
 }
 
 /* y[M, N] = x[M, K] @ W^T + bias, x rounded to 8 bits row by row. 0, or -1 if out of memory. */
 EXPORT int tw_int8_linear(const float *x, const int8_t *packed, const float *scales,
                           const int32_t *columns, const float *bias, float *y, int64_t m,
                           int64_t n, int64_t k, int num_threads) {
-    const Int8Linear l = {packed, scales, columns, bias, n, k};
-    int64_t panels = ceil_div(n, NR), chunk = min64(m, MC);
-    size_t scale_bytes = rounded((size_t)chunk * sizeof(float));
-    char *memory = scratch(scale_bytes + (size_t)(ceil_div(k, QK) * chunk * QLD) * sizeof(Level));
-    if (!memory) return -1;
-    float *row_scales = (float *)memory;
-    Level *levels = (Level *)(memory + scale_bytes);
-    if (m * n * k < 4 * SERIAL_WORK) num_threads = 1;
-    for (int64_t m0 = 0; m0 < m; m0 += chunk) {
-        Share shares[num_threads];
-        deal(shares, num_threads, panels);
-        int64_t mc = min64(chunk, m - m0);
-        PARALLEL {
-            int64_t workers = num_workers(), id = thread_id();
-            Range r;
-            for (int64_t r = mc * id / workers; r < mc * (id + 1) / workers; r++)
-                row_scales[r] = quantize_row(x + (m0 + r) * k, k, levels + r * QLD, mc * QLD);
-            BARRIER
-            while ((r = claim(shares, num_threads, id, 1)).to)
-                int8_panel(&l, r.from, levels, mc, row_scales, y + m0 * n);
-        }
-    }
-    return 0;
+    const Int8Linear layer = {packed, scales, columns, bias, n, k};
+    const RoundingLinear l = {&layer, (const char *)packed, n, k, ceil_div(k, 4) * NR * 4, 0,
+                              sizeof(Level), round_int8, int8_rows};
+    return multiply_rounded(&l, x, y, m, num_threads);
 }
 
 /* ---- linear layer over int4 weights ------------------------------------------------------- */
@@ -980,11 +1026,13 @@ typedef struct {
 } Int4Linear;
 
 /* Writes one row as levels, and the sums of its groups; returns its scale. */
-static float quantize_small(const float *x, const Int4Linear *l, SmallLevel *to,
-                            int64_t block_stride, float *group_sums) {
+static float round_int4(const void *layer, const float *x, char *levels_at, int64_t block_bytes,
+                        float *group_sums) {
+    const Int4Linear *l = layer;
     float scale = row_scale(x, l->k);
     int32_t levels[QK];
-    for (int64_t k0 = 0; k0 < l->k; k0 += QK, to += block_stride) {
+    for (int64_t k0 = 0; k0 < l->k; k0 += QK, levels_at += block_bytes) {
+        SmallLevel *to = (SmallLevel *)levels_at;
         int64_t depth = min64(QK, l->k - k0);
         find_levels(x + k0, depth, scale, levels);
         for (int64_t i = 0; i < depth; i++) to[i] = (SmallLevel)levels[i];
@@ -1078,25 +1126,14 @@ INLINE void int4_tile(const int rows, const Int4Linear *l, int64_t p, const Smal
     }
 }
 
-static void int4_rows(int rows, const Int4Linear *l, int64_t p, const SmallLevel *x,
-                      int64_t block_stride, const float *group_sums, const float *row_scales,
+static void int4_rows(const void *layer, int64_t p, const Rounded *x, int64_t from, int rows,
                       Fetch fetch, float *y) {
-#define CALL(n) int4_tile(n, l, p, x, block_stride, group_sums, row_scales, fetch, y)
+    const Int4Linear *l = layer;
+    const SmallLevel *levels = (const SmallLevel *)x->levels + from * QLD;
+    const float *sums = x->group_sums + from * (l->k / l->group);
+#define CALL(n) int4_tile(n, l, p, levels, x->rows * QLD, sums, x->scales + from, fetch, y)
     switch (rows) { ROW_CASES(CALL) }
 #undef CALL
-}
-
-/* All rows of one panel. */
-static void int4_panel(const Int4Linear *l, int64_t p, const SmallLevel *x, int64_t rows,
-                       const float *group_sums, const float *row_scales, float *y) {
-    int64_t tiles = ceil_div(rows, MR), bytes = l->k / 2 * NR;
-    const uint8_t *panel = l->packed + p * bytes;
-    for (int64_t t = 0; t < tiles; t++) {
-        int64_t from = rows * t / tiles, to = rows * (t + 1) / tiles;
-        int4_rows((int)(to - from), l, p, x + from * QLD, rows * QLD,
-                  group_sums + from * (l->k / l->group), row_scales + from,
-                  fetch_part(panel, panel + bytes, bytes, NR * 4, t, tiles), y + from * l->n);
-    }
 }
 
 /* y[M, N] = x[M, K] @ W^T + bias, x rounded to 8 bits row by row; K is a multiple of the group,
@@ -1104,32 +1141,10 @@ static void int4_panel(const Int4Linear *l, int64_t p, const SmallLevel *x, int6
 EXPORT int tw_int4_linear(const float *x, const uint8_t *packed, const int32_t *groups,
                           const float *bias, float *y, int64_t m, int64_t n, int64_t k,
                           int64_t group, int num_threads) {
-    const Int4Linear l = {packed, groups, bias, n, k, group};
-    int64_t panels = ceil_div(n, NR), chunk = min64(m, MC), num_groups = k / group;
-    size_t scale_bytes = rounded((size_t)chunk * sizeof(float));
-    size_t sum_bytes = rounded((size_t)(chunk * num_groups) * sizeof(float));
-    size_t level_bytes = (size_t)(ceil_div(k, QK) * chunk * QLD) * sizeof(SmallLevel);
-    char *memory = scratch(scale_bytes + sum_bytes + level_bytes);
-    if (!memory) return -1;
-    float *row_scales = (float *)memory, *group_sums = (float *)(memory + scale_bytes);
-    SmallLevel *levels = (SmallLevel *)(memory + scale_bytes + sum_bytes);
-    if (m * n * k < 4 * SERIAL_WORK) num_threads = 1;
-    for (int64_t m0 = 0; m0 < m; m0 += chunk) {
-        Share shares[num_threads];
-        deal(shares, num_threads, panels);
-        int64_t mc = min64(chunk, m - m0);
-        PARALLEL {
-            int64_t workers = num_workers(), id = thread_id();
-            Range r;
-            for (int64_t r = mc * id / workers; r < mc * (id + 1) / workers; r++)
-                row_scales[r] = quantize_small(x + (m0 + r) * k, &l, levels + r * QLD, mc * QLD,
-                                               group_sums + r * num_groups);
-            BARRIER
-            while ((r = claim(shares, num_threads, id, 1)).to)
-                int4_panel(&l, r.from, levels, mc, group_sums, row_scales, y + m0 * n);
-        }
-    }
-    return 0;
+    const Int4Linear layer = {packed, groups, bias, n, k, group};
+    const RoundingLinear l = {&layer, (const char *)packed, n, k, k / 2 * NR, k / group,
+                              sizeof(SmallLevel), round_int4, int4_rows};
+    return multiply_rounded(&l, x, y, m, num_threads);
 }
 
 /* ---- low-rank updates of a linear layer, a different one for each row --------------------- */

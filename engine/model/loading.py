@@ -60,7 +60,7 @@ def _load(
 ) -> tuple[Any, torch.dtype, quantization.Scheme | None]:
     """A model on its device, the format of its weights, and how to quantise them."""
     model_config = AutoConfig.from_pretrained(**source(config))
-    dtype = _choose_dtype(config.dtype, device, model_config)
+    dtype = _choose_dtype(config, device, model_config)
     scheme = quantization.choose(config, model_config, device, dtype)
     if group is not None:
         check_divisible(model_config)
@@ -136,9 +136,11 @@ def _dequantized(config: EngineConfig, dtype: torch.dtype) -> dict[str, Any]:
     return {"quantization_config": GgufConfig(dequantize=True)}
 
 
-def _choose_dtype(name: str | None, device: torch.device, model_config: Any) -> torch.dtype:
-    if name is not None:
-        dtype = getattr(torch, name)
+def _choose_dtype(config: EngineConfig, device: torch.device, model_config: Any) -> torch.dtype:
+    if quantization.multiplies_pairs(config, model_config, device):
+        return torch.float32  # of all but the linear layers
+    if config.dtype is not None:
+        dtype = getattr(torch, config.dtype)
         assert isinstance(dtype, torch.dtype)
         return dtype
     if device.type == "cpu":

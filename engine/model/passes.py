@@ -181,20 +181,20 @@ def quantize_model(loaded: LoadedModel, left: Collection[nn.Module] = ()) -> str
     """
     if loaded.scheme is None:
         return None
-    name = loaded.scheme.name
+    name, setting = loaded.scheme.name, loaded.scheme.setting
     expected = reference_logits(loaded)
     try:
         share = quantization.apply(loaded.model, loaded.scheme, left)
         actual = paged_logits(loaded, ReferenceAttention())
     except torch.OutOfMemoryError as error:
-        raise ModelLoadError(f"not enough memory for quantize={name}: {error}") from error
+        raise ModelLoadError(f"not enough memory for {setting}: {error}") from error
     except Exception as error:  # the device or this version of torch may lack an operation
-        raise ModelLoadError(f"quantize={name} does not run here: {first_line(error)}") from error
+        raise ModelLoadError(f"{setting} does not run here: {first_line(error)}") from error
     change = float((actual - expected).std() / expected.std())
     loaded.checked[:] = [actual]
     if not change <= _MAX_QUANTIZATION_ERROR:  # also when it is not a number
         raise ModelLoadError(
-            f"quantize={name} spoils this model: its logits change by {change:.0%}"
+            f"{setting} spoils this model: its logits change by {change:.0%}"
         )
     logger.info("logits change by %.1f %% of their spread", 100 * change)
     _free_unused_memory(loaded)

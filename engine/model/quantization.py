@@ -1,7 +1,8 @@
 """Chooses the quantisation for a name, checks that it is available, and applies it to a model.
 
 Some names quantise any checkpoint after loading; the layers are in `quantized_linear.py`,
-`kernels/int8.py` and `kernels/int4.py`. The others say how a checkpoint is quantised already;
+`kernels/int8.py` and `kernels/int4.py`; a dtype that the CPU multiplies in pairs does likewise, with
+`kernels/bfloat16.py`. The others say how a checkpoint is quantised already;
 transformers loads those. For the reasons see docs/decisions/2026-11-23-quantised-weights.md.
 """
 
@@ -19,6 +20,7 @@ from transformers import PreTrainedModel
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
 from ..kernels import cpu as cpu_kernels
+from ..kernels.bfloat16 import PackedBfloat16Linear
 from ..kernels.int4 import PackedInt4Linear
 from ..kernels.int8 import MAX_IN_FEATURES, PackedInt8Linear
 from ..kernels.packed_linear import is_linear, output_rows
@@ -49,6 +51,7 @@ _PACKAGES = {
     "compressed-tensors": ("compressed_tensors",),
     "gptq": ("gptqmodel", "optimum"),
 }
+_PAIRS = "bfloat16"  # the dtype whose products are of pairs
 _FP8_CAPABILITY = (8, 9)  # Ada; Hopper is 9.0
 
 
@@ -57,7 +60,7 @@ class Scheme:
     """A way to quantise linear layers.
 
     Attributes:
-        name: int8, int4 or fp8.
+        name: int8, int4, fp8 or bfloat16.
         make: makes the quantised layer that replaces a layer.
         fits: whether a weight [N, K] can be multiplied in this format.
         output: the scheme of the output layer; None to leave it. Embeddings are always left.
@@ -67,6 +70,11 @@ class Scheme:
     make: Callable[[nn.Module], nn.Module]
     fits: Callable[[Tensor], bool]
     output: Scheme | None = None
+
+    @property
+    def setting(self) -> str:
+        """What asks for it, for messages."""
+        return f"{'dtype' if self.name == _PAIRS else 'quantize'}={self.name}"
 
     def of_layer(self, layer: nn.Module, *, is_output: bool) -> Scheme | None:
         """The scheme for a layer, if it is quantised."""
@@ -92,6 +100,8 @@ def choose(
     if getattr(model_config, "quantization_config", None) is not None:
         _prepare_checkpoint(config.quantize, model_config, device)
         return None
+    if multiplies_pairs(config, model_config, device):
+        return _bfloat16()
     if config.quantize is None:
         return None
     if config.quantize not in _ON_LOADING:
@@ -188,6 +198,24 @@ def _int4(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> Sch
         return PackedInt4Linear.from_linear(layer, kernels)
 
     return Scheme("int4", make, PackedInt4Linear.fits, output=_int8(config, device, dtype).output)
+
+
+def multiplies_pairs(config: EngineConfig, model_config: Any, device: torch.device) -> bool:
+    """Whether a model in bfloat16 runs on a CPU that multiplies it.
+
+    Only its linear layers are rounded then; the others compute in fp32. Without such a CPU torch
+    computes in bfloat16, all layers.
+    """
+    is_quantized = getattr(model_config, "quantization_config", None) is not None
+    if config.dtype != _PAIRS or config.quantize is not None or is_quantized:
+        return False
+    kernels = _kernels(config, device, torch.float32)
+    return kernels is not None and kernels.multiplies_pairs
+
+
+def _bfloat16() -> Scheme:
+    scheme = Scheme(_PAIRS, PackedBfloat16Linear.from_linear, lambda _: True)
+    return replace(scheme, output=scheme)
 
 
 def _kernels(
