@@ -26,6 +26,7 @@ from .gguf_reading import quick_gguf
 from .loaded import LoadedModel, first_line
 from .self_check import attach_paged_attention
 from .source import is_gguf, source
+from .weight_size import check_room
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,8 @@ def load_model(config: EngineConfig, group: Group | None = None) -> LoadedModel:
     try:
         with quick_gguf() if is_gguf(config) else nullcontext():
             model, dtype, scheme = _load(config, device, group)
+    except ModelLoadError:
+        raise
     except torch.OutOfMemoryError as error:
         raise ModelLoadError(f"not enough memory to load {config.model_id}: {error}") from error
     except MemoryError as error:
@@ -62,11 +65,11 @@ def _load(
     model_config = AutoConfig.from_pretrained(**source(config))
     dtype = _choose_dtype(config, device, model_config)
     scheme = quantization.choose(config, model_config, device, dtype)
+    place = device if group is None else torch.device("cpu")
     if group is not None:
         check_divisible(model_config)
-    model = _load_weights(
-        config, model_config, dtype, device if group is None else torch.device("cpu")
-    )
+    check_room(config, dtype, place)
+    model = _load_weights(config, model_config, dtype, place)
     if group is not None:
         divide_checked(model, group)
     nn.Module.to(model, device)

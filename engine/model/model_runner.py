@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,8 @@ from ..batch import ModelInput
 from ..recurrent.layer_state import StatePool
 from ..recurrent.recurrence import StepStates
 from .loaded import LoadedModel
+
+logger = logging.getLogger(__name__)
 
 
 class ModelRunner:
@@ -43,7 +47,23 @@ class ModelRunner:
         Returns:
             Logits [num_rows, vocab_size] in the model's own dtype, one row for each of
             `batch.logits_rows`.
+
+        Raises:
+            OutOfMemoryError: the device has too little memory, even without what torch keeps of it.
         """
+        try:
+            return self._logits(batch)
+        except torch.OutOfMemoryError:
+            has_new_states = self.pool is not None  # some layers' are those after the step already
+            if has_new_states or _is_recording():
+                raise
+        # Enough is free by the sizes that were measured at the start, but in pieces. Outside of
+        # `except`, since the error keeps the tensors of the failed pass alive.
+        logger.warning("out of memory: a step is computed again after torch gave its pieces back")
+        torch.cuda.empty_cache()
+        return self._logits(batch)
+
+    def _logits(self, batch: ModelInput) -> Tensor:
         return self._loaded.logits(
             batch.input_ids,
             batch.positions,
@@ -54,3 +74,7 @@ class ModelRunner:
             StepStates.of(self.pool, batch.states),
             batch.images,
         )
+
+
+def _is_recording() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
