@@ -1,8 +1,8 @@
 """Sampling on GPUs: choosing and truncating, for which torch needs many passes or a sort.
 
 `choose` cuts rows into slices of a fixed size, whose results are merged. `truncate` has a program
-for each row, which finds the smallest kept score by bisection. In both a row's result does not
-depend on the other rows.
+for each row, which finds the smallest kept score by bisection: of the whole row, until few scores
+are left, and then of a copy of these. In both a row's result does not depend on the other rows.
 
 Compiled for GPUs and tested in Triton's interpreter; no size below has been measured on a GPU.
 """
@@ -16,6 +16,7 @@ from torch import Tensor
 
 _SLICE = 4096  # scores that a program of `slice_peaks` reads
 _BLOCK = 16384  # scores that a program of `truncate_rows` holds in registers
+_FEW_LEFT = 4096  # scores that are copied; reading them again costs little
 
 _NO_INDEX = tl.constexpr(2**31 - 1)
 _FEW = tl.constexpr(32)  # scores that hold most of the mass of nearly any distribution
@@ -79,8 +80,18 @@ def truncate(scores: Tensor, limits: Tensor) -> None:
     rows, width = _checked(scores)
     if rows:
         block = min(_BLOCK, triton.next_power_of_2(width))
+        few = min(_FEW_LEFT, block)
+        copies = scores.new_empty(rows, few)
         truncate_rows[(rows,)](
-            scores, limits, scores.stride(0), rows, WIDTH=width, BLOCK=block, num_warps=16
+            scores,
+            limits,
+            copies,
+            scores.stride(0),
+            rows,
+            WIDTH=width,
+            BLOCK=block,
+            FEW=few,
+            num_warps=16,
         )
 
 
@@ -198,10 +209,20 @@ def _drawn(
 
 
 @triton.jit(do_not_specialize=["row_stride", "num_rows"])
-def truncate_rows(scores, limits, row_stride, num_rows, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def truncate_rows(
+    scores,
+    limits,
+    copies,
+    row_stride,
+    num_rows,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    FEW: tl.constexpr,
+):
     """Truncates one row. It is read several times, from the second-level cache after the first."""
     row = tl.program_id(0).to(tl.int64)
     x = scores + row * row_stride
+    copy = copies + row * FEW
     temperature = tl.load(limits + row)
     top_k = tl.load(limits + num_rows + row)
     top_p = tl.load(limits + 2 * num_rows + row)
@@ -231,15 +252,17 @@ def truncate_rows(scores, limits, row_stride, num_rows, WIDTH: tl.constexpr, BLO
         high = bottom
         left = 0.0
         if top_k < num_finite:
-            low = _edge_of_count(x, lane_tops, bottom, above, top_k, WIDTH, BLOCK)
+            low = _edge_of_count(x, copy, lane_tops, bottom, above, top_k, WIDTH, BLOCK, FEW)
             high = low
         if top_p < 1.0:
-            low, high, left = _edge_of_mass(x, lane_tops, low, above, top, top_p, WIDTH, BLOCK)
+            low, high, left = _edge_of_mass(
+                x, copy, lane_tops, low, above, top, top_p, WIDTH, BLOCK, FEW
+            )
         _keep(x, low, above, high, above, left, top, WIDTH, BLOCK)
         tl.debug_barrier()
     if is_usual & (typical_p < 1.0):
         centre = top + _mean_difference(x, top, WIDTH, BLOCK)
-        far, near, left = _edges_around(x, centre, above, top, typical_p, WIDTH, BLOCK)
+        far, near, left = _edges_around(x, copy, centre, above, top, typical_p, WIDTH, BLOCK, FEW)
         _keep(x, centre - far, centre + far, centre - near, centre + near, left, top, WIDTH, BLOCK)
 
 
@@ -265,14 +288,38 @@ def _kth_largest(numbers, low, high, k):
 
 
 @triton.jit
-def _edge_of_count(x, lane_tops, low, high, wanted, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def _edge_of_count(
+    x,
+    copy,
+    lane_tops,
+    low,
+    high,
+    wanted,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    FEW: tl.constexpr,
+):
     """A threshold that only the k largest scores reach, and those that equal the last of them."""
     k = tl.maximum(wanted, 1.0).to(tl.int32)
     # Each lane has the maximum of many scores: if k lanes reach a threshold, so do k scores.
     low = _kth_largest(lane_tops, low, high, k)
     count, _ = _weigh(x, low, high, high, WIDTH, BLOCK)
+    low, high, k, count = _narrow_count(x, low, high, k, count, FEW, WIDTH, BLOCK)
+    if (count > k) & (count <= FEW):
+        _copy_window(copy, x, low, high, high, high, WIDTH, BLOCK, FEW)
+        low, high, k, count = _narrow_count(copy, low, high, k, count, 0, FEW, FEW)
+    return low
+
+
+@triton.jit
+def _narrow_count(x, low, high, k, count, most, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """Narrows a window [low, high) around the k-th largest of its scores, of which it has `count`.
+
+    It ends when `most` scores or fewer are left, only the k largest, or no number lies between the
+    edges.
+    """
     middle = _middle(low, high)
-    while (count > k) & (middle > low) & (middle < high):
+    while (count > k) & (count > most) & (middle > low) & (middle < high):
         num_above, _ = _weigh(x, middle, high, high, WIDTH, BLOCK)
         # Scores of `high` or more are not in this count.
         is_enough = num_above >= k
@@ -281,11 +328,22 @@ def _edge_of_count(x, lane_tops, low, high, wanted, WIDTH: tl.constexpr, BLOCK: 
         k = tl.where(is_enough, k, k - num_above)
         high = tl.where(is_enough, high, middle)
         middle = _middle(low, high)
-    return low
+    return low, high, k, count
 
 
 @triton.jit
-def _edge_of_mass(x, lane_tops, least, high, top, share, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def _edge_of_mass(
+    x,
+    copy,
+    lane_tops,
+    least,
+    high,
+    top,
+    share,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    FEW: tl.constexpr,
+):
     """A window [low, high) around the smallest score that top-p keeps.
 
     Returns:
@@ -296,7 +354,26 @@ def _edge_of_mass(x, lane_tops, least, high, top, share, WIDTH: tl.constexpr, BL
     left = mass * share  # of the goal, to be held by scores below `high`
     middle = _kth_largest(lane_tops, low, high, _FEW)  # the largest few may hold most of it
     middle = tl.where(middle > low, middle, _middle(low, high))
-    while (count > 1) & (middle > low) & (middle < high):
+    low, high, left, count = _narrow_mass(x, low, high, middle, left, count, FEW, top, WIDTH, BLOCK)
+    if (count > 1) & (count <= FEW):
+        _copy_window(copy, x, low, high, high, high, WIDTH, BLOCK, FEW)
+        middle = _middle(low, high)
+        low, high, left, count = _narrow_mass(
+            copy, low, high, middle, left, count, 1, top, FEW, FEW
+        )
+    return low, high, left
+
+
+@triton.jit
+def _narrow_mass(
+    x, low, high, middle, left, count, most, top, WIDTH: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Narrows a window [low, high), of `count` scores, around the score at which `left` is reached.
+
+    `left` is the mass that its largest scores hold; `middle` is tried first. It ends when `most`
+    scores or fewer are left, or no number lies between the edges.
+    """
+    while (count > most) & (middle > low) & (middle < high):
         num_above, mass_above = _weigh(x, middle, high, top, WIDTH, BLOCK)
         is_enough = mass_above >= left
         low = tl.where(is_enough, middle, low)
@@ -304,7 +381,7 @@ def _edge_of_mass(x, lane_tops, least, high, top, share, WIDTH: tl.constexpr, BL
         count = tl.where(is_enough, num_above, count - num_above)
         left = tl.where(is_enough, left, left - mass_above)
         middle = _middle(low, high)
-    return low, high, left
+    return low, high, left, count
 
 
 @triton.jit
@@ -322,7 +399,17 @@ def _mean_difference(x, top, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _edges_around(x, centre, above, top, share, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def _edges_around(
+    x,
+    copy,
+    centre,
+    above,
+    top,
+    share,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    FEW: tl.constexpr,
+):
     """The distances from the centre between which the farthest score lies that typical-p keeps.
 
     Windows are [centre - distance, centre + distance).
@@ -331,24 +418,68 @@ def _edges_around(x, centre, above, top, share, WIDTH: tl.constexpr, BLOCK: tl.c
         The larger distance `far`, the smaller one `near`, and the mass that scores between them
         must still contribute to the share.
     """
-    near = 0.0
+    near = tl.full((), 0.0, tl.float32)
     far = tl.maximum(above - centre, centre - top - _LEAST_EXPONENT)
     count, mass = _weigh(x, centre - far, centre + far, top, WIDTH, BLOCK)
-    goal = mass * share
+    left = mass * share
+    near, far, left, count = _narrow_ring(x, centre, near, far, left, count, FEW, top, WIDTH, BLOCK)
+    if (count > 1) & (count <= FEW):
+        low, high = centre - far, centre + far
+        _copy_window(copy, x, low, high, centre - near, centre + near, WIDTH, BLOCK, FEW)
+        near, far, left, count = _narrow_ring(
+            copy, centre, near, far, left, count, 1, top, FEW, FEW
+        )
+    return far, near, left
+
+
+@triton.jit
+def _narrow_ring(
+    x, centre, near, far, left, count, most, top, WIDTH: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Narrows the distances between which the score lies at which `left` is reached.
+
+    `left` is the mass that those of the `count` scores between them hold that are nearest. It ends
+    when `most` scores or fewer are left, or the edges are as near as rounding lets them be.
+    """
+    goal = left
     count_near = 0
-    mass_near = 0.0
-    middle = far * 0.5
-    # Stops when the bisection is finer than the rounding of the edges.
-    while (count - count_near > 1) & (centre - middle < centre - near) & (middle < far):
+    middle = (near + far) * 0.5
+    while (count - count_near > most) & (centre - middle < centre - near) & (middle < far):
         num_within, mass_within = _weigh(x, centre - middle, centre + middle, top, WIDTH, BLOCK)
         is_enough = mass_within >= goal
         far = tl.where(is_enough, middle, far)
         count = tl.where(is_enough, num_within, count)
         near = tl.where(is_enough, near, middle)
         count_near = tl.where(is_enough, count_near, num_within)
-        mass_near = tl.where(is_enough, mass_near, mass_within)
+        left = tl.where(is_enough, left, goal - mass_within)
         middle = (near + far) * 0.5
-    return far, near, goal - mass_near
+    return near, far, left, count - count_near
+
+
+@triton.jit
+def _copy_window(
+    copy,
+    x,
+    low,
+    high,
+    sure_low,
+    sure_high,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,
+    FEW: tl.constexpr,
+):
+    """Copies the scores in [low, high) outside of [sure_low, sure_high), which are FEW at most."""
+    num_copied = 0
+    for first in range(0, WIDTH, BLOCK):
+        columns = first + tl.arange(0, BLOCK)
+        score = tl.load(x + columns, mask=columns < WIDTH, other=float("-inf"))
+        is_in = (score >= low) & (score < high) & ((score < sure_low) | (score >= sure_high))
+        places = num_copied + tl.cumsum(is_in.to(tl.int32), 0) - 1
+        tl.store(copy + places, score, mask=is_in)
+        num_copied += tl.sum(is_in.to(tl.int32), 0)
+    lanes = tl.arange(0, FEW)
+    tl.store(copy + lanes, float("-inf"), mask=lanes >= num_copied)
+    tl.debug_barrier()  # threads read what other threads have written
 
 
 @triton.jit
