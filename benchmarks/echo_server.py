@@ -1,6 +1,6 @@
-"""`tokenwire serve` with an engine that has no model: supervisor, services and Envoy are real.
+"""`tokenwire serve` with engines that have no model: supervisor, services and Envoy are real.
 
-python -m benchmarks.echo_server SECONDS_PER_STEP --service-workers=2 …
+python -m benchmarks.echo_server SECONDS_PER_STEP --service-workers=2 --replicas=2 …
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from service.command_line.parser import Parser
 from service.launch.plan import Plan, make_plan
+from service.launch.replicas import make_replicas
 from service.launch.settings import Settings
 from service.launch.sources import add_arguments, load
 from service.launch.supervisor import Supervisor
@@ -29,9 +30,12 @@ def main() -> None:
 
     def plan(settings: Settings, runtime: Path) -> Plan:
         whole = make_plan(settings, runtime)
-        engine = [sys.executable, "-m", "benchmarks.echo_engine"]
-        arguments = [str(runtime / "engine.sock"), interval, str(_VOCAB_SIZE)]
-        return replace(whole, commands={**whole.commands, "engine": [*engine, *arguments]})
+        command = [sys.executable, "-m", "benchmarks.echo_engine"]
+        engines = {
+            one.name: [*command, str(one.settings.engine_socket), interval, str(_VOCAB_SIZE)]
+            for one in make_replicas(replace(settings, engine_socket=runtime / "engine.sock"))
+        }
+        return replace(whole, commands={**whole.commands, **engines})
 
     sys.exit(asyncio.run(Supervisor(settings, plan=plan).run()))
 

@@ -7,10 +7,10 @@ throughput, latencies, and what each kind of process took of the processors whil
 
     .venv/bin/python -m benchmarks.scale --rates 5 20 --workers 1 2
 
-`--echo` puts an engine without a model in the place of the real one, for what only Envoy and the
-service processes take. The client runs beside the server, so `sent late` says whether it has kept
-up. The last line is one JSON document, of which `benchmarks.simulation.calibrate` makes costs per
-call and token.
+`--echo S` puts an engine without a model in the place of each real one, for what only Envoy and the
+service processes take: it gives each of its requests a token every S seconds. The client runs
+beside the server, so `sent late` says whether it has kept up. The last line is one JSON document,
+of which `benchmarks.simulation.calibrate` makes costs per call and token.
 """
 
 from __future__ import annotations
@@ -248,7 +248,7 @@ def main() -> None:
     parser.add_argument("--input-tokens", type=int, default=64)
     parser.add_argument("--output-tokens", type=int, default=32)
     parser.add_argument(
-        "--echo", metavar="S", help="an engine without a model, whose steps take so many seconds"
+        "--echo", metavar="S", help="engines without a model, whose steps take so many seconds"
     )
     parser.add_argument("--tiny", action="store_true", help="a try-out that takes seconds")
     parser.add_argument("flags", nargs="*", help="more flags of `tokenwire serve`, after --")
@@ -261,7 +261,10 @@ def main() -> None:
         output_tokens=given.output_tokens,
     )
     if given.tiny:
-        numbers, sizes = [(1, 1)], Sizes(rates=[20], requests=6, input_tokens=16, output_tokens=4)
+        numbers, sizes = (
+            numbers[:1],
+            Sizes(rates=[20], requests=6, input_tokens=16, output_tokens=4),
+        )
     print(machine.line(machine.describe()))
     server = ["benchmarks.echo_server", given.echo] if given.echo else ["service.cli", "serve"]
     points = asyncio.run(run(numbers, sizes, server, given.flags))

@@ -29,6 +29,7 @@ from .images.step_images import StepImages
 from .kernels import cpu as cpu_kernels
 from .kernels.late_compilation import warn_of_compilations
 from .memory import cache_size
+from .memory.held import held_by
 from .memory.worst_step import StepBounds
 from .model.image_part import sees_whole_images, takes_images
 from .model.loaded import LoadedModel
@@ -36,7 +37,7 @@ from .model.loading import load_model
 from .model.model_runner import ModelRunner
 from .model.prepare import LoadModel, PreparedModel, native_kernels, prepare
 from .model.source import load_tokenizer
-from .protocol.config import EngineConfig, EngineInfo
+from .protocol.config import EngineConfig, EngineInfo, RankMemory
 from .protocol.errors import AdapterError, GrammarError, ModelLoadError
 from .protocol.processors import num_processors
 from .recurrent.layer_state import bytes_per_slot
@@ -78,7 +79,7 @@ class Ranks:
 class Computation:
     """What computes the steps of an engine; each rank has one.
 
-    `config` is what the model allows of the engine's.
+    `config` is what the model allows of the engine's; `ranks` is what each rank keeps in memory.
     """
 
     config: EngineConfig
@@ -89,6 +90,7 @@ class Computation:
     vocab_size: int
     watermark: Watermark
     adapters: AdapterBank | None
+    ranks: tuple[RankMemory, ...]
 
 
 def build_engine(
@@ -131,7 +133,7 @@ def build_engine(
         built.runner.cache.num_blocks, config.block_size, max_total_tokens, built.bounds.form
     )
     info = _info(config, built.model, num_tokens, built.vocab_size, built.adapters)
-    return engine, replace(info, takes_images=encoder is not None)
+    return engine, replace(info, takes_images=encoder is not None, ranks=built.ranks)
 
 
 def _encoder(config: EngineConfig, loaded: LoadedModel, ranks: Ranks | None) -> ImageEncoder | None:
@@ -180,8 +182,24 @@ def build_computation(
     if group is None:
         forward = _with_recorded_steps(config, runner, forward, bounds, vocab_size)
     return Computation(
-        config, model, runner, _slotted(forward, adapters), bounds, vocab_size, watermark, adapters
+        config,
+        model,
+        runner,
+        _slotted(forward, adapters),
+        bounds,
+        vocab_size,
+        watermark,
+        adapters,
+        _held(model, runner, group),
     )
+
+
+def _held(model: PreparedModel, runner: ModelRunner, group: Group | None) -> tuple[RankMemory, ...]:
+    """What each rank keeps in memory, in their order."""
+    own = held_by(model.loaded.model, runner.cache)
+    if group is None:
+        return (own,)
+    return tuple(RankMemory(*numbers) for numbers in group.gather(torch.tensor(own)).tolist())
 
 
 def _processors_of_rank(config: EngineConfig) -> int:

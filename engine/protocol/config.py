@@ -8,7 +8,7 @@ from __future__ import annotations
 import uuid
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .adapters import AdapterInfo
 
@@ -110,6 +110,13 @@ class EngineConfig:
             raise ValueError(f"watermark_gamma must be in (0, 1). Given: {self.watermark_gamma}")
 
 
+class RankMemory(NamedTuple):
+    """What a rank keeps on its device, in bytes; an engine that is not divided is one rank."""
+
+    weights_bytes: int
+    cache_bytes: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineInfo:
     """What an engine reports about itself once it is ready.
@@ -117,8 +124,9 @@ class EngineInfo:
     `max_total_tokens` is the longest sequence it can hold; `max_batch_total_tokens` what its KV
     cache holds of the longest sequences; both in tokens. `adapters` are those that are loaded, of
     at most `max_adapters`, and `loads_adapters` says whether more may come. `notes` are sentences
-    on what is served otherwise than the checkpoint says. `takes_images` says whether
-    prompts may have images. `instance` is another one after each start.
+    on what is served otherwise than the checkpoint says. `takes_images` says whether prompts may
+    have images. `ranks` is what each rank keeps in memory. `instance` is another one after each
+    start.
     """
 
     model_id: str
@@ -135,6 +143,7 @@ class EngineInfo:
     loads_adapters: bool = False
     notes: tuple[str, ...] = ()
     takes_images: bool = False
+    ranks: tuple[RankMemory, ...] = ()
     instance: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def to_dict(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from typing import Any
 import msgpack
 
 from .adapters import AdapterInfo, LoadAdapter
-from .config import EngineInfo
+from .config import EngineInfo, RankMemory
 from .errors import AdapterError, AdapterFault
 from .images import Image
 from .request import (
@@ -155,6 +155,7 @@ def parse_info(fields: list[Any]) -> EngineInfo:
     lists = {
         "adapters": parse_adapters([named.get("adapters", ())]),
         "notes": tuple(named.get("notes", ())),
+        "ranks": tuple(RankMemory(*item) for item in named.get("ranks", ())),
     }
     return EngineInfo(**named | lists)
 

@@ -188,6 +188,7 @@ def info_response(server: ServerInfo) -> pb.InfoResponse:
         eos_token_ids=sorted(server.eos_token_ids),
         adapter_ids=list(server.adapters.names),
         notes=list(server.engine.notes),
+        ranks=[pb.RankMemory(**rank._asdict()) for rank in server.ranks],
         context_length=server.engine.max_total_tokens,
         **{name: getattr(server.limits, name) for name in _COUNTS},
     )

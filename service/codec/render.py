@@ -115,6 +115,7 @@ def info(server: ServerInfo) -> bytes:
     ours = {
         "adapter_ids": server.adapters.names,
         "notes": server.engine.notes,
+        "ranks": [rank._asdict() for rank in server.ranks],
         **{name: getattr(server.limits, name) for name in _IMAGE_LIMITS},
     }
     return orjson.dumps(server.to_contract() | {key: value for key, value in ours.items() if value})

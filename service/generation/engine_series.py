@@ -149,13 +149,26 @@ class EngineSeries:
         self._figures.lose(engine)
 
     def describe(self, info: EngineInfo) -> None:
-        """Shows what the KV cache is made of, which never changes."""
+        """Shows what the KV cache is made of, and what is in memory; neither changes."""
+        self._show_memory(info)
         Info("tokenwire_cache_config", "Size of the KV cache", registry=self._registry).info(
             {
                 "block_size": str(info.block_size),
                 "num_gpu_blocks": str(info.max_batch_total_tokens // info.block_size),
             }
         )
+
+    def _show_memory(self, info: EngineInfo) -> None:
+        weights, cache = (
+            Gauge(name, text, ["rank"], registry=self._registry)
+            for name, text in (
+                ("tokenwire_weights_bytes", "Weights of the model on a rank's device"),
+                ("tokenwire_kv_cache_bytes", "KV cache on a rank's device"),
+            )
+        )
+        for rank, held in enumerate(info.ranks):
+            weights.labels(str(rank)).set(held.weights_bytes)
+            cache.labels(str(rank)).set(held.cache_bytes)
 
     def _count_step(self, output: StepOutput) -> None:
         method = "prefill" if output.num_prefill_tokens else "decode"

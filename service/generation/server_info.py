@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine.protocol.config import EngineInfo
+from engine.protocol.config import EngineInfo, RankMemory
 
 from .adapters import Adapters, same_name
 from .limits import Limits
@@ -59,6 +59,11 @@ class ServerInfo:
     def model_names(self) -> tuple[str, ...]:
         """What a request can name as its model: the model, and the adapters beside it."""
         return (self.model_id, *self.adapters.names)
+
+    @property
+    def ranks(self) -> tuple[RankMemory, ...]:
+        """What each rank of a divided model keeps in memory; nothing where it is not divided."""
+        return self.engine.ranks if len(self.engine.ranks) > 1 else ()
 
     def find_model(self, name: str) -> str | None:
         """The model or adapter that a caller means by a name; None if there is none."""

@@ -183,6 +183,14 @@ def test_a_server_of_replicas_is_measured_over_both_faces() -> None:
 
 
 @on_demand
+def test_several_engines_without_a_model_are_measured_as_one_server() -> None:
+    arguments = ("--echo", "0.02", "--replicas", "2", "--workers", "2")
+    points = last_line("benchmarks.scale", *arguments)["points"]
+    assert [(point["replicas"], point["workers"]) for point in points] == [(2, 2), (2, 2)]
+    assert [point["calls"] for point in points] == [6, 6]
+
+
+@on_demand
 def test_costs_of_steps_are_fitted() -> None:
     found = last_line("benchmarks.simulation.calibrate")
     assert found["step"]["seconds"]["per_prompt_token_s"] > 0

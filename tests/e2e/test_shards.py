@@ -45,6 +45,16 @@ def test_two_ranks_give_the_text_of_one(sharded: Stack, stack: Stack) -> None:
     assert "rank 0 of 2" in sharded.log()
 
 
+def test_the_memory_of_each_rank_is_shown(sharded: Stack) -> None:
+    ranks = sharded.http.get("/info").json()["ranks"]
+    assert len(ranks) == 2
+    for number, rank in enumerate(ranks):
+        weights = sharded.metric(f'tokenwire_weights_bytes{{rank="{number}"}}')
+        cache = sharded.metric(f'tokenwire_kv_cache_bytes{{rank="{number}"}}')
+        assert (weights, cache) == (rank["weights_bytes"], rank["cache_bytes"])
+        assert min(weights, cache) > 0
+
+
 @pytest.mark.parametrize(
     ("number", "reason"),
     [

@@ -14,7 +14,7 @@ from grpc import aio
 from tokenizers import Tokenizer
 
 from engine.protocol.adapters import AdapterInfo, LoadAdapter
-from engine.protocol.config import EngineInfo
+from engine.protocol.config import EngineInfo, RankMemory
 from engine.protocol.errors import unknown_adapter
 from engine.protocol.request import (
     EngineStats,
@@ -75,6 +75,7 @@ INFO = EngineInfo(
     max_batch_total_tokens=400,
     block_size=4,
     attention="none",
+    ranks=(RankMemory(3000, 2000),),
 )
 
 SERVER = ServerInfo(

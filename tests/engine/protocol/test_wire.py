@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from engine.protocol import wire
 from engine.protocol.adapters import AdapterInfo
-from engine.protocol.config import EngineInfo
+from engine.protocol.config import EngineInfo, RankMemory
 from engine.protocol.request import (
     EngineStats,
     FinishReason,
@@ -147,6 +147,7 @@ def test_engine_info_survives_the_wire() -> None:
         attention="reference",
         adapters=(AdapterInfo("one", "/one", "00", 4),),
         notes=("first", "second"),
+        ranks=(RankMemory(1 << 40, 5), RankMemory(3, 0)),
     )
     kind, fields = wire.parse(body_of(wire.ready(info)))
     assert kind is wire.Kind.READY

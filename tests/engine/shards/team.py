@@ -19,7 +19,7 @@ from engine.batch import ModelInput
 from engine.build import Ranks, build_computation, build_engine
 from engine.engine import Engine
 from engine.executor import Forward
-from engine.protocol.config import EngineConfig
+from engine.protocol.config import EngineConfig, EngineInfo
 from engine.protocol.errors import ModelLoadError
 from engine.ranks.plan_channel import PlanReceiver, PlanSender
 from engine.shards.group import Group, join, open_store
@@ -43,6 +43,10 @@ class Team:
 
     def build(self, config: EngineConfig) -> Engine:
         """An engine over all ranks; the one before it ends."""
+        return self.build_described(config)[0]
+
+    def build_described(self, config: EngineConfig) -> tuple[Engine, EngineInfo]:
+        """The same, and what it says of itself."""
         config = replace(config, num_shards=self.group.size, num_threads=1)
         channels = []
         for rank in self.others:
@@ -58,7 +62,7 @@ class Team:
 
             return led
 
-        return build_engine(config, ranks=Ranks(self.group, lead))[0]
+        return build_engine(config, ranks=Ranks(self.group, lead))
 
 
 @contextmanager

@@ -124,6 +124,21 @@ def test_a_text_is_the_same_bit_for_bit_whatever_else_is_in_the_batch(
         assert alone[request.request_id] == together[request.request_id]
 
 
+def test_each_rank_says_what_it_keeps_in_memory(pair: Team, tmp_path: Path) -> None:
+    """Half of everything but norms and rotary embeddings; packed weights would be padded."""
+    config = _config(tmp_path, LlamaConfig(**SMALL), enable_native_kernels=False)
+    engine, divided = pair.build_described(config)
+    (whole,) = build_engine(config)[1].ranks
+    first, second = divided.ranks
+    assert first == second
+    model = build_model(LlamaConfig(**SMALL))
+    norms = sum(it.nbytes for name, it in model.named_parameters() if "norm" in name)
+    rotations = whole.weights_bytes - sum(it.nbytes for it in model.parameters())
+    assert 2 * first.weights_bytes == whole.weights_bytes + norms + rotations
+    assert 2 * first.cache_bytes == whole.cache_bytes
+    assert engine.stats().num_blocks == 1024 // config.block_size
+
+
 @pytest.mark.parametrize("quantize", ["int8", "int4"])
 def test_the_parts_are_quantised(quantize: str, pair: Team, tmp_path: Path) -> None:
     """Scales are those of each rank's part, so that only most tokens are those of one rank."""

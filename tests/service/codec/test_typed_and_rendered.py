@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.protocol.config import RankMemory
 from service.codec import convert, framing, render
 from service.generation.generator import (
     Generation,
@@ -208,3 +209,15 @@ def test_info_has_the_notes_of_the_engine_if_there_are_any() -> None:
 def test_typed_and_rendered_token_spans_agree(spans: list[TokenSpan]) -> None:
     typed = pb.TokenizeResponse.parse(framing.tokenize_response(spans))
     assert_agree(typed.tokens, json.loads(render.tokens(spans)))
+
+
+def test_info_has_what_each_rank_keeps_if_there_are_several() -> None:
+    ranks = (RankMemory(2**40, 7), RankMemory(2**39, 5))
+    divided = replace(SERVER, engine=replace(SERVER.engine, ranks=ranks))
+    alone = replace(SERVER, engine=replace(SERVER.engine, ranks=ranks[:1]))
+    typed = over_the_wire(convert.info_response(divided)).ranks
+    assert [(rank.weights_bytes, rank.cache_bytes) for rank in typed] == [*ranks]
+    assert over_the_wire(convert.info_response(alone)).ranks == []
+    rendered = json.loads(render.info(divided))["ranks"]
+    assert rendered == [rank._asdict() for rank in ranks]
+    assert "ranks" not in json.loads(render.info(alone))

@@ -212,6 +212,8 @@ def test_batch_sizes_and_draft_tokens_have_a_bucket_each(metrics: Metrics) -> No
         ('tokenwire_grammar_compile_seconds_sum{outcome="compiled"}', 0.5),
         ("tokenwire_grammar_cache_hits_total", 1),
         ('tokenwire_cache_config_info{block_size="4",num_gpu_blocks="100"}', 1),
+        ('tokenwire_weights_bytes{rank="0"}', 3000),
+        ('tokenwire_kv_cache_bytes{rank="0"}', 2000),
         ('grpc_server_in_progress{method="/a"}', 1),
         ('grpc_server_handled_total{code="OK",method="/a"}', 1),
         ('grpc_server_handling_seconds_sum{method="/a"}', 0.5),

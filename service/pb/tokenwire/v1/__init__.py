@@ -62,6 +62,7 @@ __all__ = (
     "Model",
     "OpenApiRequest",
     "PrefillToken",
+    "RankMemory",
     "Response",
     "ResponseEvent",
     "ResponseFormat",
@@ -2188,6 +2189,11 @@ class InfoResponse(betterproto2.Message):
     Whether images at http and https URLs are fetched, from hosts that the operator lists.
     """
 
+    ranks: "list[RankMemory]" = betterproto2.field(39, betterproto2.TYPE_MESSAGE, repeated=True)
+    """
+    What each rank of a model that is divided (`--num-shard`) keeps on its device.
+    """
+
     http: "__google__api__.HttpBody | None" = betterproto2.field(
         15, betterproto2.TYPE_MESSAGE, optional=True
     )
@@ -2786,6 +2792,26 @@ class PrefillToken(betterproto2.Message):
 
 
 default_message_pool.register_message("tokenwire.v1", "PrefillToken", PrefillToken)
+
+
+@dataclass(eq=False, repr=False)
+class RankMemory(betterproto2.Message):
+    """
+    What a rank keeps in the memory of its device, without adapters.
+    """
+
+    weights_bytes: "int" = betterproto2.field(1, betterproto2.TYPE_UINT64)
+    """
+    Of the model's weights.
+    """
+
+    cache_bytes: "int" = betterproto2.field(2, betterproto2.TYPE_UINT64)
+    """
+    Of the KV cache.
+    """
+
+
+default_message_pool.register_message("tokenwire.v1", "RankMemory", RankMemory)
 
 
 @dataclass(eq=False, repr=False)

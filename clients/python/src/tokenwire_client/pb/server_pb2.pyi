@@ -11,8 +11,16 @@ class InfoRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class RankMemory(_message.Message):
+    __slots__ = ("weights_bytes", "cache_bytes")
+    WEIGHTS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CACHE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    weights_bytes: int
+    cache_bytes: int
+    def __init__(self, weights_bytes: _Optional[int] = ..., cache_bytes: _Optional[int] = ...) -> None: ...
+
 class InfoResponse(_message.Message):
-    __slots__ = ("model_id", "model_sha", "model_dtype", "model_device_type", "model_pipeline_tag", "max_concurrent_requests", "max_best_of", "max_stop_sequences", "max_input_tokens", "max_total_tokens", "waiting_served_ratio", "max_batch_total_tokens", "max_waiting_tokens", "max_batch_size", "validation_workers", "max_client_batch_size", "router", "version", "sha", "docker_label", "max_top_n_tokens", "vocab_size", "eos_token_ids", "context_length", "adapter_ids", "max_request_values", "max_messages", "max_message_parts", "max_tools", "max_stop_sequence_bytes", "max_tokenize_bytes", "max_choices", "notes", "max_images", "max_image_bytes", "max_image_pixels", "fetches_images", "http")
+    __slots__ = ("model_id", "model_sha", "model_dtype", "model_device_type", "model_pipeline_tag", "max_concurrent_requests", "max_best_of", "max_stop_sequences", "max_input_tokens", "max_total_tokens", "waiting_served_ratio", "max_batch_total_tokens", "max_waiting_tokens", "max_batch_size", "validation_workers", "max_client_batch_size", "router", "version", "sha", "docker_label", "max_top_n_tokens", "vocab_size", "eos_token_ids", "context_length", "adapter_ids", "max_request_values", "max_messages", "max_message_parts", "max_tools", "max_stop_sequence_bytes", "max_tokenize_bytes", "max_choices", "notes", "max_images", "max_image_bytes", "max_image_pixels", "fetches_images", "ranks", "http")
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_SHA_FIELD_NUMBER: _ClassVar[int]
     MODEL_DTYPE_FIELD_NUMBER: _ClassVar[int]
@@ -50,6 +58,7 @@ class InfoResponse(_message.Message):
     MAX_IMAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_IMAGE_PIXELS_FIELD_NUMBER: _ClassVar[int]
     FETCHES_IMAGES_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
     HTTP_FIELD_NUMBER: _ClassVar[int]
     model_id: str
     model_sha: str
@@ -88,8 +97,9 @@ class InfoResponse(_message.Message):
     max_image_bytes: int
     max_image_pixels: int
     fetches_images: bool
+    ranks: _containers.RepeatedCompositeFieldContainer[RankMemory]
     http: _httpbody_pb2.HttpBody
-    def __init__(self, model_id: _Optional[str] = ..., model_sha: _Optional[str] = ..., model_dtype: _Optional[str] = ..., model_device_type: _Optional[str] = ..., model_pipeline_tag: _Optional[str] = ..., max_concurrent_requests: _Optional[int] = ..., max_best_of: _Optional[int] = ..., max_stop_sequences: _Optional[int] = ..., max_input_tokens: _Optional[int] = ..., max_total_tokens: _Optional[int] = ..., waiting_served_ratio: _Optional[float] = ..., max_batch_total_tokens: _Optional[int] = ..., max_waiting_tokens: _Optional[int] = ..., max_batch_size: _Optional[int] = ..., validation_workers: _Optional[int] = ..., max_client_batch_size: _Optional[int] = ..., router: _Optional[str] = ..., version: _Optional[str] = ..., sha: _Optional[str] = ..., docker_label: _Optional[str] = ..., max_top_n_tokens: _Optional[int] = ..., vocab_size: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., context_length: _Optional[int] = ..., adapter_ids: _Optional[_Iterable[str]] = ..., max_request_values: _Optional[int] = ..., max_messages: _Optional[int] = ..., max_message_parts: _Optional[int] = ..., max_tools: _Optional[int] = ..., max_stop_sequence_bytes: _Optional[int] = ..., max_tokenize_bytes: _Optional[int] = ..., max_choices: _Optional[int] = ..., notes: _Optional[_Iterable[str]] = ..., max_images: _Optional[int] = ..., max_image_bytes: _Optional[int] = ..., max_image_pixels: _Optional[int] = ..., fetches_images: _Optional[bool] = ..., http: _Optional[_Union[_httpbody_pb2.HttpBody, _Mapping]] = ...) -> None: ...
+    def __init__(self, model_id: _Optional[str] = ..., model_sha: _Optional[str] = ..., model_dtype: _Optional[str] = ..., model_device_type: _Optional[str] = ..., model_pipeline_tag: _Optional[str] = ..., max_concurrent_requests: _Optional[int] = ..., max_best_of: _Optional[int] = ..., max_stop_sequences: _Optional[int] = ..., max_input_tokens: _Optional[int] = ..., max_total_tokens: _Optional[int] = ..., waiting_served_ratio: _Optional[float] = ..., max_batch_total_tokens: _Optional[int] = ..., max_waiting_tokens: _Optional[int] = ..., max_batch_size: _Optional[int] = ..., validation_workers: _Optional[int] = ..., max_client_batch_size: _Optional[int] = ..., router: _Optional[str] = ..., version: _Optional[str] = ..., sha: _Optional[str] = ..., docker_label: _Optional[str] = ..., max_top_n_tokens: _Optional[int] = ..., vocab_size: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., context_length: _Optional[int] = ..., adapter_ids: _Optional[_Iterable[str]] = ..., max_request_values: _Optional[int] = ..., max_messages: _Optional[int] = ..., max_message_parts: _Optional[int] = ..., max_tools: _Optional[int] = ..., max_stop_sequence_bytes: _Optional[int] = ..., max_tokenize_bytes: _Optional[int] = ..., max_choices: _Optional[int] = ..., notes: _Optional[_Iterable[str]] = ..., max_images: _Optional[int] = ..., max_image_bytes: _Optional[int] = ..., max_image_pixels: _Optional[int] = ..., fetches_images: _Optional[bool] = ..., ranks: _Optional[_Iterable[_Union[RankMemory, _Mapping]]] = ..., http: _Optional[_Union[_httpbody_pb2.HttpBody, _Mapping]] = ...) -> None: ...
 
 class HealthRequest(_message.Message):
     __slots__ = ()
