@@ -28,6 +28,7 @@ import httpx
 import psutil
 
 from benchmarks import machine
+from benchmarks.held import Held, role_of
 from benchmarks.local_server import http_client, server
 from benchmarks.report import last_line, percentile, table
 from service.bundled import demo_model
@@ -150,23 +151,8 @@ class Soak:
         found = {"supervisor": self._supervisor}
         for child in self._supervisor.children():
             with suppress(psutil.Error):
-                found[_role(child)] = child
+                found[role_of(child)] = child
         return found
-
-    async def used_blocks(self) -> int:
-        """Blocks of the KV cache that somebody holds, once nothing runs any more."""
-        series = 'tokenwire_kv_blocks{state="used"}'
-        used = -1
-        for _ in range(100):
-            with suppress(httpx.HTTPError):
-                lines = (await self._client.get("/metrics", timeout=10)).text.splitlines()
-                used = next(
-                    (int(float(x.rpartition(" ")[2])) for x in lines if x.startswith(series)), -1
-                )
-            if used == 0:
-                break
-            await asyncio.sleep(0.2)
-        return used
 
     async def _repeat(self, kind: str, ask: Callable[[], Awaitable[None]]) -> None:
         tally = self.tallies[kind]
@@ -314,25 +300,20 @@ class Soak:
                     yield json.loads(line.removeprefix("data:"))
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
-    """What a process holds: MiB of memory, and open files."""
-
-    mib: float
-    files: int
-
-    @classmethod
-    def by(cls, process: psutil.Process) -> Held:
-        """What one holds now."""
-        return cls(process.memory_info().rss / 2**20, process.num_fds())
-
-
-def _role(process: psutil.Process) -> str:
-    """What a child is: Envoy by its name, ours by the command that they run."""
-    arguments = process.cmdline()
-    if "service.cli" not in arguments:
-        return process.name()
-    return arguments[arguments.index("service.cli") + 1]
+async def used_blocks(client: httpx.AsyncClient) -> int:
+    """Blocks of the KV cache that somebody holds, once nothing runs any more."""
+    series = 'tokenwire_kv_blocks{state="used"}'
+    used = -1
+    for _ in range(100):
+        with suppress(httpx.HTTPError):
+            lines = (await client.get("/metrics", timeout=10)).text.splitlines()
+            used = next(
+                (int(float(x.rpartition(" ")[2])) for x in lines if x.startswith(series)), -1
+            )
+        if used == 0:
+            break
+        await asyncio.sleep(0.2)
+    return used
 
 
 def _short(prompt: str) -> dict[str, Any]:
@@ -370,7 +351,7 @@ async def main(minutes: float, kill_every_s: float) -> None:
         await soak.learn()
         before = {role: Held.by(process) for role, process in soak.processes().items()}
         await soak.run(60 * minutes, kill_every_s)
-        blocks = await soak.used_blocks()
+        blocks = await used_blocks(client)
         after = {role: Held.by(process) for role, process in soak.processes().items()}
     report(soak, minutes, blocks, before, after)
 
@@ -390,7 +371,7 @@ def report(
         for why, count in tally.why.items():
             print(f"{kind}: {count} x {why}")
     held = [
-        [role, *(f"{n:.0f}" for n in (was.mib, after[role].mib, was.files, after[role].files))]
+        [role, *(f"{n:.0f}" for n in (was.rss, after[role].rss, was.files, after[role].files))]
         for role, was in before.items()
         if role in after
     ]

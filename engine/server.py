@@ -28,6 +28,7 @@ from .kernels.build import build_ahead
 from .lean_imports import lean_imports
 from .protocol import wire
 from .protocol.adapters import AdapterInfo, LoadAdapter
+from .protocol.c_heap import limit_arenas, trim
 from .protocol.config import EngineConfig, EngineInfo
 from .protocol.errors import AdapterError, AdapterFault, unknown_adapter
 from .protocol.notify import READY, notify
@@ -388,6 +389,7 @@ def serve(config: EngineConfig) -> None:
     Raises:
         ModelLoadError: the model cannot be served.
     """
+    limit_arenas()
     activity = Activity()
     heartbeat = Heartbeat(activity)
     heartbeat.start()
@@ -433,6 +435,7 @@ def _serve(
         pin(config.num_threads or num_processors())
     gc.collect()
     gc.freeze()  # these objects stay: a full collection would take 200 ms to visit them
+    trim()
     if leader is not None:
         leader.begin_serving()
     notify(READY)

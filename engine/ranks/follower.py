@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..heartbeat import Activity, Heartbeat, Phase
 from ..lean_imports import lean_imports
+from ..protocol.c_heap import limit_arenas
 from ..protocol.config import EngineConfig
 from ..protocol.errors import ModelLoadError
 from ..protocol.notify import VARIABLE as NOTIFY_SOCKET
@@ -47,6 +48,7 @@ def follow(place: Place) -> None:
     """Computes a rank's part until the first rank ends. It is the main function of a process."""
     os.environ.pop(NOTIFY_SOCKET, None)  # its supervisor is the first rank
     os.environ["TQDM_DISABLE"] = "1"
+    limit_arenas()
     # Whoever ends a group of processes means the first rank, which ends this one when it is done.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

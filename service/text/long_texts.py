@@ -14,10 +14,12 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Literal
 
+from engine.protocol.c_heap import trim
+
 from ..errors import ErrorKind, ServiceError, overloaded
 from ..workers.budget import ByteBudget
 from ..workers.crew import Crew
-from ..workers.heap import Later, trim
+from ..workers.heap import Later
 from ..workers.process import DeadError, LateError
 from .escaping import EscapedText
 

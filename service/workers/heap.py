@@ -7,9 +7,10 @@ import ctypes
 import gc
 from collections.abc import Callable
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # malloc.h of glibc
+from engine.protocol.c_heap import limit_arenas, trim
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
 _LARGE_BYTES = 1 << 20
-_MAX_ARENAS = 2
 _SOON_S = 1.0  # after a large request: by then it is answered, and what it took is free
 
 
@@ -18,18 +19,11 @@ def give_back_large_blocks() -> None:
 
     To be called before threads start.
     """
+    limit_arenas()
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         libc.mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
         libc.mallopt(_M_TRIM_THRESHOLD, _LARGE_BYTES)
-        libc.mallopt(_M_ARENA_MAX, _MAX_ARENAS)
-
-
-def trim() -> None:
-    """Gives what is free back to the system."""
-    libc = ctypes.CDLL(None)  # its calls do not hold the interpreter's lock
-    if hasattr(libc, "malloc_trim"):  # not every C library has it
-        libc.malloc_trim(0)
 
 
 def collect_and_trim() -> None:

@@ -14,10 +14,10 @@ from typing import Any, BinaryIO
 import msgpack
 import psutil
 
+from engine.protocol.c_heap import trim
 from engine.protocol.wire import HEADER, framed
 
 from ..parent import die_with_parent
-from .heap import trim
 
 # The answer to a request. An iterator's items are sent as they come; the last one is the answer.
 Answer = Callable[[Any], Any]

@@ -16,7 +16,7 @@ import sys
 from engine.lean_imports import lean_imports
 with lean_imports():
     import engine.build
-heavy = ("torch._inductor", "torch._dynamo.convert_frame", "torch.distributed.tensor", "sympy")
+heavy = ("torch._inductor", "torch._dynamo.convert_frame", "torch.distributed.tensor", "sympy.core")
 print([name for name in heavy if name in sys.modules])
 import torch
 print(torch.distributed.is_available(), sys.modules["torch._dynamo"] is torch._dynamo)
@@ -43,6 +43,42 @@ def test_what_is_left_out_is_imported_when_it_is_used() -> None:
         "True",
         "True True",
         "42",
+    ]
+
+
+ALGEBRA = """
+import sys
+from engine.lean_imports import lean_imports
+with lean_imports():
+    import engine.build
+import torch
+with torch.device("meta"):
+    torch.nn.Embedding(4, 8), torch.nn.Linear(8, 8), torch.arange(0, 8, 2) / 8
+print("sympy.core" in sys.modules)
+shapes = sys.modules["torch.fx.experimental.symbolic_shapes"]
+print(shapes.guard_or_false(True), shapes.sym_eq((1, 2), (1, 2)), shapes.is_nested_int(3))
+import sympy
+print(isinstance(3, sympy.Basic), "sympy.core" in sys.modules)
+print(isinstance(sympy.Symbol("x"), sympy.Basic), sympy.core.numbers.Integer(3) == 3)
+torch._dynamo.config  # which symbols are made with
+symbol = shapes.ShapeEnv().create_unbacked_symint()
+print(type(symbol).__name__, shapes.sym_eq(symbol, symbol), shapes.guard_or_false(symbol == 3))
+import torch.fx.experimental.symbolic_shapes as real
+print(real is not shapes, torch.fx.experimental.symbolic_shapes is real, hasattr(real, "ShapeEnv"))
+"""
+
+
+def test_algebra_is_imported_once_a_size_is_symbolic() -> None:
+    printed = subprocess.run(
+        [sys.executable, "-c", ALGEBRA], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    assert printed == [
+        "False",
+        "True True False",
+        "False False",
+        "True True",
+        "SymInt True False",
+        "True True True",
     ]
 
 
