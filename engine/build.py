@@ -14,6 +14,7 @@ from .adapters.adapted_layers import AdaptedLayers
 from .adapters.bank import AdapterBank
 from .adapters.loader import AdapterLoader
 from .adapters.peft_directory import read_adapter
+from .adapters.segmented_updates import Capacity, segmented_agrees
 from .attention.kv_cache import KVCache, bytes_per_block
 from .attention.paged import ReferenceAttention
 from .batch import TableWidths
@@ -180,7 +181,8 @@ def build_computation(
     runner = _runner(config, model, bounds, watermark, adapters, group)
     forward = _adapted(runner.forward, adapters)
     if group is None:
-        forward = _with_recorded_steps(config, runner, forward, bounds, vocab_size)
+        capacity = None if adapters is None else adapters.layers.capacity
+        forward = _with_recorded_steps(config, runner, forward, bounds, vocab_size, capacity)
     return Computation(
         config,
         model,
@@ -279,7 +281,12 @@ def _adapters(config: EngineConfig, loaded: LoadedModel) -> AdapterBank | None:
     if not config.adapters and config.adapter_directory is None:
         return None
     num_slots = config.max_loras or max(_NUM_SLOTS, len(config.adapters))
-    layers = AdaptedLayers(loaded, num_slots, native_kernels(config, loaded))
+    layers = AdaptedLayers(
+        loaded,
+        num_slots,
+        native_kernels(config, loaded),
+        is_segmented=_has_segmented_updates(config, loaded),
+    )
     max_loaded = config.max_cpu_loras or max(_NUM_LOADED, num_slots)
     bank = AdapterBank(layers, max_loaded, AdapterLoader(layers, config.adapter_directory))
     for name, source in config.adapters:
@@ -289,6 +296,13 @@ def _adapters(config: EngineConfig, loaded: LoadedModel) -> AdapterBank | None:
             raise ModelLoadError(str(error)) from error
         layers.check(name, bank.slots((bank.digest(name),))[0])
     return bank
+
+
+def _has_segmented_updates(config: EngineConfig, loaded: LoadedModel) -> bool:
+    """Whether a Triton kernel computes the updates of adapters."""
+    if not config.enable_native_kernels or loaded.device.type == "cpu":
+        return False
+    return segmented_agrees(torch.empty(0, dtype=loaded.dtype, device=loaded.device))
 
 
 def _adapted(forward: Forward, adapters: AdapterBank | None) -> Forward:
@@ -419,10 +433,11 @@ def _with_recorded_steps(
     forward: Forward,
     bounds: StepBounds,
     vocab_size: int,
+    capacity: Capacity | None,
 ) -> Forward:
     """The model's forward, with small steps replayed from graphs where that is possible."""
     if runner.device.type == "cuda":
-        return _with_cuda_graphs(config, runner, forward, bounds, vocab_size)
+        return _with_cuda_graphs(config, runner, forward, bounds, vocab_size, capacity)
     return _with_cpu_graphs(config, runner, forward, bounds)
 
 
@@ -432,6 +447,7 @@ def _with_cuda_graphs(
     forward: Forward,
     bounds: StepBounds,
     vocab_size: int,
+    capacity: Capacity | None,
 ) -> Forward:
     """The model's forward, with small steps recorded; only our own kernels can be recorded."""
     shapes = recorded_shapes(config)
@@ -443,6 +459,7 @@ def _with_cuda_graphs(
         widths=TableWidths.of(bounds.max_total_tokens, config.block_size, bounds.form),
         vocab_size=vocab_size,
         device=runner.device,
+        adapter_rank=None if capacity is None else lambda: capacity.rank,
     )
     graphs.record(cuda_recorder(runner.device))
     return graphs

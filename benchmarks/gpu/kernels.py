@@ -2,7 +2,8 @@
 
 For the shapes of Llama-3.1-8B, Qwen3-0.6B, Gemma 3 4B and gpt-oss-20b, in bfloat16, float16 and
 float32: attention (decoding, draft tokens, prompts, windows, sinks, 8-bit caches), writing keys and
-values with and without rotation, norms, gates, choosing and truncating, rounding to 8 bits.
+values with and without rotation, norms, gates, choosing and truncating, rounding to 8 bits, updates
+of adapters.
 
     python -m benchmarks.gpu.kernels
 
@@ -23,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.gpu.adapted_layer import AdaptedLayer
 from benchmarks.gpu.attention_batch import AttentionBatch, made
 from benchmarks.gpu.results import Results, arguments
 from benchmarks.gpu.shapes import SHAPES, KernelShape, shrunk
@@ -237,7 +239,27 @@ def _product(levels: Tensor, scales: Tensor) -> Tensor:
     return levels.float() * scales
 
 
+def adapter_trials(site: Site) -> Iterator[Trial]:
+    """Updates of query, key and value, of rows with any of four adapters and without one."""
+    shape = site.shape
+    kv_width = shape.kv_heads * shape.head_dim
+    layer = AdaptedLayer(
+        [shape.heads * shape.head_dim, kv_width, kv_width], shape.hidden, site.dtype, site.device
+    )
+    for rows in (1, 5) if site.is_smoke else (1, 64, 2048):
+        x, y = site.random(rows, shape.hidden), site.random(rows, layer.width)
+        for is_mixed in (False, True):
+            slots = layer.slots(rows, is_mixed=is_mixed)
+            yield Trial(
+                f"low rank, {rows} rows{', some with none' if is_mixed else ''}",
+                partial(layer.updated, x, y, slots),
+                partial(layer.expected, x, y, slots),
+                TOLERANCE[site.dtype],
+            )
+
+
 TRIALS = {
+    "adapters": adapter_trials,
     "attention": attention_trials,
     "cache": cache_trials,
     "layers": layer_trials,

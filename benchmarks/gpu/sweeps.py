@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.ceilings import Reader, matmul_rate
+from benchmarks.gpu.adapted_layer import AdaptedLayer
 from benchmarks.gpu.attention_batch import AttentionBatch, made
 from benchmarks.gpu.results import Results, arguments
 from benchmarks.gpu.shapes import LLAMA_8B, KernelShape, shrunk
@@ -45,6 +46,11 @@ ATTENTION_SIZES: dict[str, list[int]] = {
 }
 SAMPLING_SIZES: dict[str, list[int]] = {"_SLICE": [2048, 4096, 8192], "_BLOCK": [8192, 16_384]}
 LAYER_SIZES: dict[str, list[int]] = {"_GATE_TILE": [512, 1024, 2048], "_NORM_ELEMENTS": [512, 1024]}
+ADAPTER_SIZES: dict[str, list[int]] = {
+    "_SPLIT": [512, 1024, 2048],
+    "_DEPTH": [64, 128, 256],
+    "_COLUMNS": [64, 128, 256],
+}
 Row = dict[str, Any]
 
 
@@ -153,6 +159,26 @@ def layer_sizes(site: Site) -> list[Row]:
         works[f"norm, {rows} rows"] = partial(norm, x, x[0].clone(), 1e-5)
         works[f"gate, {rows} rows"] = partial(triton_elementwise.gated, merged, activation="silu")
     return swept(site, triton_elementwise, LAYER_SIZES, works)
+
+
+def adapter_sizes(site: Site) -> list[Row]:
+    """Tiles of the updates of adapters, beside those by torch and the layer's own product."""
+    from engine.kernels import triton_low_rank
+
+    shape, kv_width = site.shape, site.shape.kv_heads * site.shape.head_dim
+    widths = [shape.heads * shape.head_dim, kv_width, kv_width]
+    works: dict[str, Callable[[], Any]] = {}
+    for count in (1, 4) if site.is_smoke else (1, 8):
+        layer = AdaptedLayer(widths, shape.hidden, site.dtype, site.device, [16] * count)
+        base = nn.Linear(shape.hidden, layer.width, bias=False, dtype=site.dtype).to(site.device)
+        for rows in (2, 5) if site.is_smoke else (8, 64, 256, 2048):
+            x = torch.randn(rows, shape.hidden, device=site.device).to(site.dtype)
+            y, slots = base(x).detach(), layer.slots(rows, is_mixed=True)
+            name = f"{count} adapters, {rows} rows"
+            works[name] = partial(layer.updated, x, y, slots)
+            works[f"{name}, torch"] = partial(layer.expected, x, y, slots)
+            works[f"{name}, layer"] = partial(_each, [base], x)
+    return swept(site, triton_low_rank, ADAPTER_SIZES, works)
 
 
 def attention_peers(site: Site) -> list[Row]:
@@ -343,6 +369,7 @@ def _print(rows: list[Row], columns: list[str]) -> None:
 
 
 PARTS: dict[str, Callable[[Site], list[Row]]] = {
+    "adapter_sizes": adapter_sizes,
     "attention_peers": attention_peers,
     "attention_sizes": attention_sizes,
     "products": products,

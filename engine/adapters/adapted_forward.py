@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..batch import AdapterRows, ModelInput
+from ..transfer import upload
 from .bank import AdapterBank
 from .low_rank import NO_SLOT, AdaptedRows, Step
 
@@ -69,14 +70,19 @@ class SlottedForward:
         slots = self._bank.slots(adapters.names)
         if self._needs_all_rows:
             return AdapterRows(None, _of_all(slots, adapters, len(batch.input_ids)))
-        owners = torch.tensor(slots, device=adapters.owners.device)[adapters.owners]
+        owners = upload(slots, adapters.owners.device)[adapters.owners]
         is_of_all = len(owners) == len(batch.input_ids)
         return AdapterRows(None if is_of_all else adapters.rows, owners)
 
 
 def _of_all(slots: list[int], adapters: AdapterRows, num_tokens: int) -> Tensor:
-    """The slot of every token of a step on the host, by NumPy: torch's calls take longer."""
+    """The slot of every token of a step; on the host by NumPy, since torch's calls take longer."""
     assert adapters.rows is not None
-    of_all = np.full(num_tokens, NO_SLOT)
-    of_all[adapters.rows.numpy()] = np.array(slots)[adapters.owners.numpy()]
-    return torch.from_numpy(of_all)
+    device = adapters.owners.device
+    if device.type == "cpu":
+        of_all = np.full(num_tokens, NO_SLOT)
+        of_all[adapters.rows.numpy()] = np.array(slots)[adapters.owners.numpy()]
+        return torch.from_numpy(of_all)
+    owners = upload(slots, device)[adapters.owners]
+    of_rows = torch.full((num_tokens,), NO_SLOT, device=device)
+    return of_rows.index_copy_(0, adapters.rows, owners)

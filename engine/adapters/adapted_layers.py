@@ -33,6 +33,7 @@ from .low_rank import (
     Step,
     TorchUpdates,
 )
+from .segmented_updates import Capacity, SegmentedUpdates
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +70,26 @@ class AdaptedLayers:
         loaded: the model, after all passes.
         num_slots: how many adapters can be on the device at a time.
         kernels: compute the updates on a CPU, if given.
+        is_segmented: whether the Triton kernel computes them.
 
     Attributes:
         step: what the layers read in each step.
+        capacity: the ranks that a step has room for, by the Triton kernel; None without it.
     """
 
     def __init__(
-        self, loaded: LoadedModel, num_slots: int, kernels: CpuKernels | None = None
+        self,
+        loaded: LoadedModel,
+        num_slots: int,
+        kernels: CpuKernels | None = None,
+        *,
+        is_segmented: bool = False,
     ) -> None:
         self.step = Step()
         self.num_slots = num_slots
-        self.needs_all_rows = kernels is not None  # `AdaptedRows` has a slot for every token
+        self.capacity = Capacity() if is_segmented else None
+        # `AdaptedRows` has a slot for every token
+        self.needs_all_rows = kernels is not None or is_segmented
         self._loaded = loaded
         self._kernels = kernels
         self._parts: dict[str, Part] = {}
@@ -206,7 +216,10 @@ class AdaptedLayers:
         if self._kernels is not None:
             return KernelUpdates(self._kernels, self.num_slots, [site.place for site in sites])
         like = torch.empty(0, dtype=self._loaded.dtype, device=self._loaded.device)
-        return TorchUpdates(like, self.num_slots, [site.place for site in sites])
+        places = [site.place for site in sites]
+        if self.capacity is not None:
+            return SegmentedUpdates(like, self.num_slots, places, self.capacity)
+        return TorchUpdates(like, self.num_slots, places)
 
     def _reasons(self, layers: list[AdaptedLinear]) -> dict[nn.Module, str]:
         """Why layers cannot be adapted, as a text of the model shows."""

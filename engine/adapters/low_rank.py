@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ..kernels.cpu import CpuKernels, PackedUpdate, Updates
+from ..kernels.row_tiles import RowTiles
 from .adapter import LowRankUpdate
 
 NO_SLOT = -1
@@ -25,12 +26,20 @@ class AdaptedRows:
         rows: int64 [num_rows], which of them; None for all.
         slots: int64 [num_rows], that of each one's adapter; `NO_SLOT` for none.
         others: see `columns_of_others`.
+        sorted: see `tiles`.
     """
 
     num_tokens: int
     rows: Tensor | None
     slots: Tensor
     others: dict[int, Tensor] = field(default_factory=dict)
+    sorted: list[RowTiles] = field(default_factory=list)
+
+    def tiles(self, num_slots: int) -> RowTiles:
+        """The rows sorted by slot, for all layers of a step, where every token has a slot."""
+        if not self.sorted:
+            self.sorted.append(RowTiles.of(self.slots, num_slots))
+        return self.sorted[0]
 
     def columns_of_others(self, num_slots: int, rank: int) -> Tensor:
         """Bool [num_rows, num_slots * rank]: the columns of slots that are not the row's own.

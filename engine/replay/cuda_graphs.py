@@ -7,6 +7,9 @@ the same addresses: a batch is filled up to the next recorded size with padding 
     a step of 4 tokens                          [ a9 | b4 | -- | -- ]
     one of 5, where some are draft tokens (?)   [ a9 | b4  b5? b6? ] --
     one with the prompt of c                    [ a9 | b4 | c0 c1 c2 ] -- --
+
+Where there are adapters, each step is recorded twice: without them, so that the rows of others cost
+nothing, and with a slot for each row, so that one recording serves any adapters in any mix.
 """
 
 from __future__ import annotations
@@ -14,19 +17,30 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..batch import AttentionInput, ModelInput, TableWidths, WindowInput, blank, copy_rows
+from ..batch import (
+    AdapterRows,
+    AttentionInput,
+    ModelInput,
+    TableWidths,
+    WindowInput,
+    blank,
+    copy_rows,
+)
 from .shapes import Shape, largest_by_kind
 
 logger = logging.getLogger(__name__)
 
 _PAD_SLOT = -1  # the slot of a padding row: nothing is stored for it
+_NO_ADAPTER = -1  # the slot of a row without one
 _MOST_FAILURES = 2  # of recordings; whatever all of them have in common fails at once
 
 Replay = Callable[[], object]
@@ -91,6 +105,13 @@ class _Recorded:
     replay: Replay
 
 
+class _Key(NamedTuple):
+    """What a step is recorded for; `adapter_rank` is None without adapters."""
+
+    shape: Shape
+    adapter_rank: int | None
+
+
 class CudaGraphs:
     """Replays small steps; computes all other steps with the model.
 
@@ -103,6 +124,9 @@ class CudaGraphs:
         widths: of the longest sequence's tables.
         vocab_size: columns of the logits.
         device: where inputs and logits are.
+        adapter_rank: the largest rank of adapters that steps have room for at present; None if
+            steps with adapters are not recorded. Once it changes, those that are recorded are not
+            replayed any more.
     """
 
     def __init__(
@@ -113,13 +137,17 @@ class CudaGraphs:
         widths: TableWidths,
         vocab_size: int,
         device: torch.device,
+        adapter_rank: Callable[[], int] | None = None,
     ) -> None:
         self._forward = forward
         self._shapes = [*shapes]
         self._widths = widths
         self._vocab_size = vocab_size
         self._device = device
-        self._recorded: dict[Shape, _Recorded] = {}
+        self._adapter_rank = adapter_rank
+        self._recorded_rank = 0 if adapter_rank is None else adapter_rank()
+        self._has_warned = False
+        self._recorded: dict[_Key, _Recorded] = {}
 
     @torch.inference_mode()
     def record(self, recorder: Recorder) -> None:
@@ -134,55 +162,84 @@ class CudaGraphs:
             kind: _padding_rows(shape, kind, self._widths, self._device)
             for kind, shape in largest_by_kind(self._shapes).items()
         }
-        failed: list[Shape] = []
-        for shape in tqdm(self._shapes, desc="recording"):
+        most_tokens = max((shape.num_tokens for shape in self._shapes), default=0)
+        slots = torch.full((most_tokens,), _NO_ADAPTER, device=self._device)
+        failed: list[_Key] = []
+        keys = self._keys()
+        for key in tqdm(keys, desc="recording"):
+            shape = key.shape
             part, target = _first_rows(rows[shape.kind], shape), logits[: shape.num_rows]
+            if key.adapter_rank is not None:
+                part = replace(part, adapters=AdapterRows(None, slots[: shape.num_tokens]))
             try:
                 replay = recorder(partial(self._compute, part, target))
             except Exception:
                 logger.exception("a step of %d tokens cannot be recorded", shape.num_tokens)
-                failed.append(shape)
+                failed.append(key)
                 if len(failed) == _MOST_FAILURES:
                     break
             else:
-                self._recorded[shape] = _Recorded(part, target, replay)
+                self._recorded[key] = _Recorded(part, target, replay)
         if failed:
-            num_recorded, num_shapes = len(self._recorded), len(self._shapes)
+            num_recorded = len(self._recorded)
             logger.warning(
-                "%d of %d steps are recorded; the others wait for Python", num_recorded, num_shapes
+                "%d of %d steps are recorded; the others wait for Python", num_recorded, len(keys)
             )
 
     @torch.inference_mode()
     def __call__(self, batch: ModelInput) -> Tensor:
         """Logits [num_rows, vocab_size] of any batch; a replay's are valid until the next one."""
-        shape = self._shape_for(batch)
-        if shape is None:
+        key = self._key_for(batch)
+        if key is None:
             return self._forward(batch)
-        recorded = self._recorded[shape]
-        _fill(recorded.rows, batch, shape)
+        recorded = self._recorded[key]
+        _fill(recorded.rows, batch, key.shape)
         recorded.replay()
         return recorded.logits[: len(batch.logits_rows)]
 
     def _compute(self, rows: ModelInput, logits: Tensor) -> None:
         logits.copy_(self._forward(rows))  # as float32, whatever the model's dtype
 
-    def _shape_for(self, batch: ModelInput) -> Shape | None:
-        """The smallest recorded step that a batch fits into, if any; none with adapter or image."""
+    def _keys(self) -> list[_Key]:
+        """What is to be recorded, the largest first."""
+        ranks = [None] if self._adapter_rank is None else [None, self._recorded_rank]
+        return [_Key(shape, rank) for shape, rank in product(self._shapes, ranks)]
+
+    def _key_for(self, batch: ModelInput) -> _Key | None:
+        """The smallest recorded step that a batch fits into, if any; none with an image."""
         num_tokens, num_rows = len(batch.input_ids), len(batch.logits_rows)
         num_seqs = len(batch.attention.context_lens)
-        is_plain = batch.adapters is None and batch.images is None
-        if not is_plain or not self._widths.fit(batch.attention):
+        if batch.images is not None or not self._widths.fit(batch.attention):
             return None
+        rank = None if batch.adapters is None else self._rank_in_force()
         fitting = (
-            shape
-            for shape in self._recorded
-            if num_tokens <= shape.num_tokens
-            and num_seqs <= shape.num_seqs
-            and num_rows <= shape.num_rows
-            and (num_seqs == num_tokens or not shape.is_plain)
-            and (num_rows == num_tokens or not shape.has_all_rows)
+            key
+            for key in self._recorded
+            if key.adapter_rank == rank
+            and num_tokens <= key.shape.num_tokens
+            and num_seqs <= key.shape.num_seqs
+            and num_rows <= key.shape.num_rows
+            and (num_seqs == num_tokens or not key.shape.is_plain)
+            and (num_rows == num_tokens or not key.shape.has_all_rows)
         )
-        return min(fitting, key=lambda shape: (shape.num_tokens, not shape.is_plain), default=None)
+        return min(
+            fitting, key=lambda it: (it.shape.num_tokens, not it.shape.is_plain), default=None
+        )
+
+    def _rank_in_force(self) -> int:
+        """The largest rank that a step with adapters has room for; -1 if none is recorded."""
+        if self._adapter_rank is None:
+            return -1
+        rank = self._adapter_rank()
+        if self._recorded and rank != self._recorded_rank and not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "an adapter of rank %d came, and steps are recorded for %d: those with adapters "
+                "wait for Python until the next start",
+                rank,
+                self._recorded_rank,
+            )
+        return rank
 
 
 def _padding_rows(
@@ -235,6 +292,9 @@ def _fill(rows: ModelInput, batch: ModelInput, shape: Shape) -> None:
         starts = rows.attention.query_start_loc
         starts[: num_seqs + 1].copy_(batch.attention.query_start_loc)
         starts[num_seqs + 1 :].fill_(num_tokens)
+    if rows.adapters is not None and batch.adapters is not None:
+        rows.adapters.owners[:num_tokens].copy_(batch.adapters.owners)  # of all tokens
+        rows.adapters.owners[num_tokens:].fill_(_NO_ADAPTER)
     if not shape.has_all_rows:
         num_rows = len(batch.logits_rows)
         rows.logits_rows[:num_rows].copy_(batch.logits_rows)

@@ -58,7 +58,7 @@ def test_every_kernel_is_compared_with_torch(tmp_path: Path) -> None:
     names = {check["kernel"].split(",")[0].split(":")[0] for check in checks}
     assert names == {
         *("attention", "write_kv", "rotary_write_kv", "rms_norm", "gated"),
-        *("choose", "truncate", "quantize_rows", "scale_sums"),
+        *("choose", "truncate", "quantize_rows", "scale_sums", "low rank"),
     }
     assert all(check["difference"] <= check["tolerance"] for check in checks)
 
@@ -85,6 +85,7 @@ def test_the_engine_is_compared_and_measured(tmp_path: Path) -> None:
 
 def test_sweeps_compare_every_size_with_the_one_in_force(tmp_path: Path) -> None:
     parts = ("attention_peers", "attention_sizes", "products", "layer_sizes", "residual_norms")
+    parts += ("adapter_sizes",)
     found = smoke(sweeps.main, tmp_path, "--only", *parts, "sampling_sizes")
     assert found["errors"] == {}
     rows = found["parts"]["attention_sizes"]

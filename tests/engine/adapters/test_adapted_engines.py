@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import Gemma2Config, GPT2Config, LlamaConfig, Phi3Config
 
+from engine import build
 from engine.adapters.peft_directory import read_adapter
+from engine.adapters.segmented_updates import Capacity
+from engine.batch import TableWidths
 from engine.build import build_engine
 from engine.engine import Engine
 from engine.model import prepare
@@ -17,6 +21,8 @@ from engine.model.passes import merge_projections
 from engine.protocol.config import EngineConfig, EngineInfo
 from engine.protocol.request import Request
 from engine.replay.cpu_recorder import CpuGraph
+from engine.replay.cuda_graphs import CudaGraphs, Replay
+from engine.replay.shapes import decode_shapes
 from tests.engine.adapters.made import SETTINGS, Made, make, merged_tokens
 from tests.engine.fakes import run, token_ids
 from tests.engine.model.architectures import ARCHITECTURES, SMALL, build_model, make_prompts
@@ -137,6 +143,59 @@ def test_a_recorded_step_is_replayed_with_any_adapter(
         outputs = run(engine, request(first, 1), request(second, 1))
         for name in (first, second):
             assert token_ids(outputs[f"{name} 1"]) == expected[name][1]
+
+
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION")
+def test_steps_as_a_gpu_records_them_serve_any_mix_of_adapters(
+    made: Made,
+    expected: dict[str, list[list[int]]],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The Triton kernel in its interpreter; a replay is a call with the same addresses."""
+    pytest.importorskip("triton")
+    replays: list[str] = []
+    graphs: list[CudaGraphs] = []
+
+    def recorder(run: Callable[[], object]) -> Replay:
+        run()
+        return lambda: (replays.append("one"), run())
+
+    def recorded(
+        config: EngineConfig, runner: Any, forward: Any, bounds: Any, size: int, room: Capacity
+    ) -> CudaGraphs:
+        widths = TableWidths.of(bounds.max_total_tokens, config.block_size, bounds.form)
+        shapes = decode_shapes((3,))
+        options = {"vocab_size": size, "device": runner.device, "widths": widths}
+        graphs.append(CudaGraphs(forward, shapes, adapter_rank=lambda: room.rank, **options))
+        graphs[0].record(recorder)
+        return graphs[0]
+
+    monkeypatch.setattr(build, "_has_segmented_updates", lambda *_: True)
+    monkeypatch.setattr(build, "_with_recorded_steps", recorded)
+    some = Made(made.model, {name: made.adapters[name] for name in ("everything", "patterns")})
+    options = {"max_loras": 2, "max_num_seqs": 3, "max_step_tokens": 16}  # so that it takes seconds
+    engine, _ = engine_for(
+        some, enable_native_kernels=False, enable_prefix_caching=False, **options
+    )
+    assert len(graphs[0]._recorded) == 2, "with and without adapters"
+
+    def replayed(*names: str) -> int:
+        """How many steps of these adapters' texts are replayed; they are the right ones."""
+        replays.clear()
+        outputs = run(engine, *[request(name, 0, max_new_tokens=3) for name in names])
+        for name in names:
+            assert token_ids(outputs[f"{name} 0"]) == expected[name][0][:3]
+        return len(replays)
+
+    for names in (("everything",), ("", "everything", "patterns"), ("",)):
+        assert replayed(*names) == 2, "all but the prompt"
+    assert engine.adapters is not None
+    assert engine.adapters.layers.capacity is not None
+    engine.adapters.layers.capacity.grow(100)  # as an adapter of such a rank does
+    assert replayed("") == 2
+    assert replayed("patterns") == 0, "it is recorded with less room"
+    assert "rank 100" in caplog.text
 
 
 def test_preempted_rows_keep_their_adapters(

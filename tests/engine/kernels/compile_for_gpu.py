@@ -23,14 +23,23 @@ from triton.backends.compiler import GPUTarget
 from engine.attention.kv_cache import KVCache, LayerShape
 from engine.kernels import (
     triton_elementwise,
+    triton_low_rank,
     triton_paged,
     triton_quantize,
     triton_sampling,
     triton_store,
 )
+from engine.kernels.row_tiles import RowTiles
 from engine.kernels.triton_attention import TritonAttention
 
-MODULES = (triton_elementwise, triton_paged, triton_quantize, triton_sampling, triton_store)
+MODULES = (
+    triton_elementwise,
+    triton_low_rank,
+    triton_paged,
+    triton_quantize,
+    triton_sampling,
+    triton_store,
+)
 KERNELS = {
     (module, name): kernel
     for module in MODULES
@@ -119,6 +128,9 @@ def launch_other_kernels(capability: int) -> None:
     triton_sampling.truncate(scores, torch.ones(4, 2))
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         rows = torch.zeros(3, 14_336, dtype=dtype)
+        tiles = RowTiles.of(torch.tensor([0, -1, 1]), 8)
+        table, parts = torch.zeros(2, 8, 3, dtype=torch.int64), torch.zeros(2, 2, dtype=torch.int64)
+        triton_low_rank.add_updates(rows, rows, tiles, table, parts, 7168, 64)
         levels, scales = triton_quantize.quantize_rows(torch.int8, rows, 32)
         if capability >= 89:  # older GPUs have no instructions for fp8_e4m3fn
             triton_quantize.quantize_rows(torch.float8_e4m3fn, rows)

@@ -25,7 +25,7 @@ from engine.protocol.request import Request
 from engine.scheduling.block_manager import BlockManager
 from engine.scheduling.scheduler import Scheduler
 from tests.engine.fakes import run, token_ids
-from tests.engine.on_device import DEVICE, INTERPRETED
+from tests.engine.on_device import DEVICE
 
 triton = pytest.importorskip("triton")
 
@@ -36,7 +36,7 @@ TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 4e-2}
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION"),
-    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.usefixtures("one_thread", "dots_of_bfloat16"),
 ]
 
 
@@ -56,24 +56,6 @@ class Case:
     softcap: float | None = None
     has_sinks: bool = False
     seed: int = 0
-
-
-@pytest.fixture(autouse=True)
-def dots_of_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Repairs the interpreter, which multiplies bf16 numbers as if their bits were integers."""
-    if not INTERPRETED:
-        return
-    from triton.runtime import interpreter
-
-    builder, language = interpreter.InterpreterBuilder, triton.language
-    stock = builder.create_dot
-
-    def create_dot(self: Any, a: Any, b: Any, *rest: Any) -> Any:
-        if a.dtype == language.bfloat16:
-            a, b = (self.cast_impl(x, language.float32) for x in (a, b))
-        return stock(self, a, b, *rest)
-
-    monkeypatch.setattr(builder, "create_dot", create_dot)
 
 
 @pytest.fixture
