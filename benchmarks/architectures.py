@@ -405,6 +405,10 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     Architecture("HyperCLOVA X", "HyperCLOVAX"),
     Architecture("Falcon H1", "FalconH1", {**_MAMBA, "mamba_d_ssm": 128}),
     Architecture("Falcon 7B", "Falcon", {"num_kv_heads": 1}),
+    Architecture(
+        "Falcon 40B, 180B, 2", "Falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}
+    ),
+    Architecture("Falcon RW", "Falcon", {"alibi": True}),
     Architecture("BLOOM", "Bloom", {"n_layer": 2, "n_head": 4}),
     Architecture("MPT", "Mpt", {"d_model": 64, "n_layers": 2, "n_heads": 4}),
     Architecture("GPT-J", "GPTJ", {"n_embd": 64, "n_layer": 2, "n_head": 4, "rotary_dim": 8}),

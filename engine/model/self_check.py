@@ -27,6 +27,7 @@ from ..recurrent.find import FoundLayers, watching
 from ..recurrent.recurrence import Recurrence, StepStates
 from . import architecture
 from .loaded import LoadedModel, first_line
+from .older_attention import use_interface
 from .step_positions import asks_positions
 
 logger = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ def attach_paged_attention(
     """
     name = type(model).__name__
     install()
+    use_interface(model)
     with _running(name), watching(model) as found:
         expected = stock_logits(model, use_cache=True)
     reason = architecture.refusal(model, found.stateful)

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    FalconConfig,
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
     GPT2Config,
+    GPTJConfig,
     HunYuanMoEV1Config,
     Llama4TextConfig,
     LlamaConfig,
@@ -61,6 +63,14 @@ ARCHITECTURES: dict[str, Callable[[], Any]] = {
     "phi": lambda: PhiConfig(**{**SMALL, "num_key_value_heads": 4}),
     "phi3": lambda: Phi3Config(**SMALL),
 }
+_OLD: dict[str, Any] = {
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 # In these, some operations are torch's own, whose results depend on the rows with them.
 PECULIAR: dict[str, Callable[[], Any]] = {
     "llama4": lambda: Llama4TextConfig(
@@ -73,6 +83,12 @@ PECULIAR: dict[str, Callable[[], Any]] = {
         attn_scale=0.5,
         no_rope_layers=[1, 1, 0],
     ),
+    "gptj": lambda: GPTJConfig(**_OLD, n_positions=512, rotary_dim=8),
+    "falcon": lambda: FalconConfig(**_OLD),
+    "falcon, heads": lambda: FalconConfig(
+        **_OLD, multi_query=False, parallel_attn=False, bias=True
+    ),
+    "falcon, groups": lambda: FalconConfig(**_OLD, new_decoder_architecture=True, num_kv_heads=2),
     "nemotron": lambda: NemotronConfig(**SMALL, **_HEADS),
     "hunyuan_v1_moe": lambda: HunYuanMoEV1Config(**SMALL, **_HEADS, num_experts=4, moe_topk=2),
 }
