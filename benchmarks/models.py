@@ -29,7 +29,7 @@ from benchmarks.local_engine import LocalEngine
 from engine.build import build_engine
 from engine.model.loaded import first_line
 from engine.model.self_check import attach_paged_attention
-from engine.protocol.config import EngineConfig
+from engine.protocol.config import EngineConfig, EngineInfo
 from engine.protocol.errors import ModelLoadError
 
 NUM_NEW_TOKENS = 24
@@ -48,7 +48,8 @@ class Result:
         name: the model's.
         kind: its configuration.
         outcome: "same tokens", "refused" or "other tokens".
-        note: why it is refused, or what else there is to know.
+        note: why it is refused, or what else there is to know; that it takes images, which
+            `tests/engine/images` compares.
         seconds: that it took.
     """
 
@@ -75,12 +76,13 @@ def try_out(architecture: Architecture) -> Result:
 
     prompts = make_prompts()
     try:
-        actual, attention = served(architecture, prompts)
+        actual, info = served(architecture, prompts)
     except ModelLoadError as error:
         return result("refused", _reason(error))
     expected = [continued(architecture.build(), prompt) for prompt in prompts]
-    note = "" if attention == "native CPU kernels" else f"on a CPU, {attention}"
-    return result("same tokens" if actual == expected else "other tokens", note)
+    notes = [] if info.attention == "native CPU kernels" else [f"on a CPU, {info.attention}"]
+    notes += ["takes images"] if info.takes_images else []
+    return result("same tokens" if actual == expected else "other tokens", "; ".join(notes))
 
 
 def make_prompts() -> list[list[int]]:
@@ -102,8 +104,10 @@ def continued(model: Any, prompt: list[int]) -> list[int]:
     return ids[len(prompt) :]
 
 
-def served(architecture: Architecture, prompts: list[list[int]]) -> tuple[list[list[int]], str]:
-    """The engine's continuations of the prompts in one batch, and the name of its attention.
+def served(
+    architecture: Architecture, prompts: list[list[int]]
+) -> tuple[list[list[int]], EngineInfo]:
+    """The engine's continuations of the prompts in one batch, and what it says of itself.
 
     Raises:
         ModelLoadError: the model is refused.
@@ -122,7 +126,7 @@ def served(architecture: Architecture, prompts: list[list[int]]) -> tuple[list[l
             config, lambda _: attach_paged_attention(architecture.build(), _CPU, torch.float32)
         )
     run = LocalEngine(built, info.attention).run(Item(prompt, NUM_NEW_TOKENS) for prompt in prompts)
-    return list(run.tokens.values()), info.attention
+    return list(run.tokens.values()), info
 
 
 def _reason(error: ModelLoadError) -> str:

@@ -50,7 +50,7 @@ def attend_within(
         oldest = positions - sliding_window + 1
     hidden = torch.arange(first * size, end, device=query.device) < oldest.unsqueeze(1)
     num_rows = max(1, _MAX_ELEMENTS // (query.shape[1] * len(key)))
-    parts = zip(query.split(num_rows), hidden.split(num_rows), strict=True)
+    parts = zip(torch.split(query, num_rows), torch.split(hidden, num_rows), strict=True)
     return torch.cat([_attended(*part, key, value, scale, softcap) for part in parts])
 
 
@@ -59,7 +59,7 @@ def _attended(
 ) -> Tensor:
     """`hidden` is bool [num_tokens, num_keys]; keys and values [num_keys, num_kv_heads, …]."""
     num_tokens, num_heads, _ = query.shape
-    grouped = query.float().unflatten(1, (key.shape[1], -1))
+    grouped = query.float().reshape(num_tokens, key.shape[1], -1, query.shape[2])
     logits = torch.einsum("qhgd,khd->hgqk", grouped, key) * scale
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)

@@ -18,12 +18,19 @@ _SPARSE = frozenset(
     }
 )
 
+_REASONS = {
+    "paligemma": "all tokens of a prompt, its image's and its text's, see each other, so that no "
+    "part of it could be computed, or kept, without the rest",
+}
+
 
 def refusal(model: PreTrainedModel, stateful: Collection[int]) -> str | None:
     """Why a model cannot run on the paged attention; None if nothing is known against it.
 
     `stateful` are the indexes of layers with a state that the engine can keep.
     """
+    if (reason := _REASONS.get(str(model.config.model_type))) is not None:
+        return reason
     if getattr(model.config.get_text_config(), "index_topk", None):
         return "an indexer chooses what its attention sees"
     kinds = layer_types(model)

@@ -17,7 +17,6 @@ from ..batch import ImageRows
 SERVED = frozenset(
     {
         "gemma3",
-        "idefics2",
         "idefics3",
         "internvl",
         "llava",
@@ -32,7 +31,12 @@ SERVED = frozenset(
     }
 )
 
-# Of these, those in which the tokens of an image see each other, the later ones included.
+# Why others are not, where more is known than that nobody has compared them.
+_REASONS = {
+    "gemma4": "an image's tokens see each other in layers with a window, and not in the others",
+    "idefics2": "its processor joins the marks of images that stand side by side, and adds spaces",
+}
+# Of those served, those in which the tokens of an image see each other, the later ones included.
 _BIDIRECTIONAL = frozenset({"gemma3"})
 _DECODERS = ("language_model", "text_model")
 
@@ -40,6 +44,15 @@ _DECODERS = ("language_model", "text_model")
 def takes_images(model: PreTrainedModel) -> bool:
     """Whether images are served by a model."""
     return str(model.config.model_type) in SERVED and _decoder_name(model) is not None
+
+
+def refusal(model: PreTrainedModel) -> str | None:
+    """Why a model answers texts alone; None if it takes images, or has no part for them."""
+    if takes_images(model) or not hasattr(model.config, "vision_config"):
+        return None
+    kind = str(model.config.model_type)
+    reason = _REASONS.get(kind, "they were not compared with those of transformers' generate")
+    return f"{type(model).__name__} answers texts alone, and refuses images: {reason}"
 
 
 def sees_whole_images(model: PreTrainedModel) -> bool:

@@ -17,7 +17,7 @@ from ..kernels import cpu as cpu_kernels
 from ..kernels import has_triton
 from ..protocol.config import EngineConfig
 from ..protocol.errors import ModelLoadError
-from .image_part import set_aside
+from . import image_part
 from .loaded import LoadedModel
 from .loading import load_model
 from .passes import (
@@ -98,8 +98,11 @@ def prepare(config: EngineConfig, load: LoadModel = load_model) -> PreparedModel
         _max_total_tokens(config, loaded),
         is_asked=config.max_total_tokens is not None,
     )
-    with set_aside(loaded.model, loaded.stock_attention):
-        return _prepared(config, loaded, max_total_tokens, [limit])
+    without_images = image_part.refusal(loaded.model)
+    if without_images is not None:
+        logger.warning("%s", without_images)
+    with image_part.set_aside(loaded.model, loaded.stock_attention):
+        return _prepared(config, loaded, max_total_tokens, [limit, without_images])
 
 
 def _prepared(

@@ -62,9 +62,12 @@ class ImageWorkers:
             ServiceError: one cannot be used, or they take too much together.
         """
         pictures, answer, num_bytes = [], {}, 0
-        for field, data in images:
-            answer = await self._decoded(data, field)
-            picture = Picture(tuple(answer["ids"]), Image.unpacked(answer["image"]))
+        given = [*images]
+        for field, data in given:
+            answer = await self._decoded(data, field, len(given))
+            before, after = answer["around"]
+            image = Image.unpacked(answer["image"])
+            picture = Picture(tuple(answer["ids"]), image, before, after)
             pictures.append(picture)
             num_bytes += picture.image.num_bytes
             if num_bytes > MAX_TENSOR_BYTES:
@@ -73,20 +76,24 @@ class ImageWorkers:
                     f"and the images before it must take at most {MAX_TENSOR_BYTES} bytes as the "
                     f"model sees them. Given: {num_bytes}",
                 )
-        return Pictures(tuple(pictures), answer["mark"], tuple(answer["shown"]))
+        shown = tuple(answer["shown"])
+        return Pictures(tuple(pictures), answer["mark"], shown, answer["mark_text"])
 
-    async def _decoded(self, data: bytes, field: str) -> dict[str, Any]:
+    async def _decoded(self, data: bytes, field: str, num_images: int) -> dict[str, Any]:
         """An image's tokens and tensors.
 
         Args:
             data: the file.
             field: where it stands in the request.
+            num_images: of its prompt.
 
         Raises:
             ServiceError: it is no image that can be read, too large, or too much waits already.
         """
         with self._budget.hold(len(data)):
-            answer = await self._answer({"data": data, "max_pixels": self._max_pixels}, field)
+            answer = await self._answer(
+                {"data": data, "max_pixels": self._max_pixels, "num_images": num_images}, field
+            )
         if "error" in answer:
             raise invalid(field, answer["error"])
         return answer

@@ -21,32 +21,31 @@ if __name__ == "__main__":
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
-from transformers import AutoConfig, AutoImageProcessor, AutoProcessor
+from transformers import AutoConfig
 
 from ..workers.serving import serve
+from .expansion import Checkpoint, Expand, family_of
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 _DTYPES = {"f": "float32", "i": "int64", "b": "bool"}
-_TEXT_INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"})
-_GRID = "image_grid_thw"
 
 Answer = dict[str, Any]
-# Makes of an image the ids of its tokens, and the tensors that the encoder takes.
-Process = Callable[[Image.Image], tuple[list[int], dict[str, Any]]]
 
 
 class Processor(NamedTuple):
     """The model's processor.
 
     Attributes:
-        process: of an image.
+        expand: makes tokens and tensors of an image.
         mark: the token of a prompt that an image's tokens replace.
+        mark_text: how a prompt spells it.
         shown: the tokens that a template writes for an image, the mark among them.
         placeholder: the token in whose place the encoder's results are put.
     """
 
-    process: Process
+    expand: Expand
     mark: int
+    mark_text: str
     shown: list[int]
     placeholder: int
 
@@ -54,18 +53,24 @@ class Processor(NamedTuple):
         """An image's tokens and tensors, or what is wrong with it."""
         try:
             image = decoded(request["data"], request["max_pixels"])
-            token_ids, tensors = self.process(image)
+            made = self.expand(image, request["num_images"])
         except MemoryError:
             return {"error": "needs too much memory to decode"}
         except ValueError as error:
             return {"error": str(error).splitlines()[0]}
-        packed = [_packed(name, np.asarray(value)) for name, value in sorted(tensors.items())]
+        packed = [_packed(name, np.asarray(value)) for name, value in sorted(made.tensors.items())]
         digest = hashlib.sha256(repr([part[:3] for part in packed]).encode())
         for part in packed:
             digest.update(part[3])
-        spans = list(_spans(token_ids, self.placeholder))
-        packed_image = [digest.digest(), spans, packed]
-        return {"ids": token_ids, "mark": self.mark, "shown": self.shown, "image": packed_image}
+        spans = list(_spans(made.token_ids, self.placeholder))
+        return {
+            "ids": made.token_ids,
+            "around": [made.before, made.after],
+            "mark": self.mark,
+            "mark_text": self.mark_text,
+            "shown": self.shown,
+            "image": [digest.digest(), spans, packed],
+        }
 
 
 def decoded(data: bytes, max_pixels: int) -> Image.Image:
@@ -103,33 +108,6 @@ def _spans(token_ids: list[int], placeholder: int) -> Iterator[tuple[int, int]]:
         start += length
 
 
-def _grids(model_id: str, common: dict[str, Any], placeholder: int) -> Process:
-    """For the Qwen models: their processors need a library for videos, images do not."""
-    load: Any = AutoImageProcessor.from_pretrained
-    images = load(model_id, backend="pil", **common)
-
-    def process(image: Image.Image) -> tuple[list[int], dict[str, Any]]:
-        made = dict(images(images=[image], return_tensors="np"))
-        num_tokens = int(made[_GRID].prod()) // images.merge_size**2
-        return [placeholder] * num_tokens, made
-
-    return process
-
-
-def _expanding(model_id: str, common: dict[str, Any]) -> tuple[Process, int]:
-    """What a processor makes of its own mark and an image, and the mark."""
-    load: Any = AutoProcessor.from_pretrained
-    whole = load(model_id, **common)
-    mark = whole.image_token
-
-    def process(image: Image.Image) -> tuple[list[int], dict[str, Any]]:
-        made = dict(whole(text=mark, images=[image], add_special_tokens=False, return_tensors="np"))
-        token_ids = [int(index) for index in made["input_ids"][0]]
-        return token_ids, {key: made[key] for key in made.keys() - _TEXT_INPUTS}
-
-    return process, int(whole.tokenizer.convert_tokens_to_ids(mark))
-
-
 def start(setup: list[Any]) -> Callable[[dict[str, Any]], Answer]:
     """Loads the processor: `setup` is the model, its revision, and whether its code may run."""
     model_id, revision, trusted = setup
@@ -137,14 +115,16 @@ def start(setup: list[Any]) -> Callable[[dict[str, Any]], Answer]:
     Image.MAX_IMAGE_PIXELS = None  # pixels are counted here
     common = {"revision": revision, "trust_remote_code": trusted}
     config = AutoConfig.from_pretrained(model_id, **common)
-    placeholder = getattr(config, "image_token_id", None)
-    placeholder = config.image_token_index if placeholder is None else placeholder
-    if config.model_type.startswith("qwen"):
-        process = _grids(model_id, common, placeholder)
-        shown = [config.vision_start_token_id, placeholder, config.vision_end_token_id]
-        return Processor(process, placeholder, shown, placeholder).answer
-    process, mark = _expanding(model_id, common)
-    return Processor(process, mark, [mark], placeholder).answer
+    checkpoint = Checkpoint(model_id, config, common)
+    family = family_of(checkpoint)
+    mark_text = checkpoint.tokenizer().convert_ids_to_tokens(family.mark)
+    return Processor(
+        expand=family.expand,
+        mark=family.mark,
+        mark_text=mark_text,
+        shown=family.shown,
+        placeholder=checkpoint.placeholder,
+    ).answer
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -83,8 +83,13 @@ def silence(model: Any, words: PreTrainedTokenizerFast, special: Sequence[str]) 
     model.generation_config.eos_token_id = None
 
 
-def tokenizer(special: Sequence[str]) -> PreTrainedTokenizerFast:
-    """One whose tokens are bytes, and these; they begin with those for begin and end."""
+def tokenizer(
+    special: Sequence[str], named: Mapping[str, str] | None = None
+) -> PreTrainedTokenizerFast:
+    """One whose tokens are bytes, and these; they begin with those for begin and end.
+
+    `named` are some of them that it has under a name, too.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {letter: index for index, letter in enumerate(alphabet)}
     backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))
@@ -92,7 +97,11 @@ def tokenizer(special: Sequence[str]) -> PreTrainedTokenizerFast:
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(text, special=True) for text in special])
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", pad_token="</s>"
+        tokenizer_object=backend,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="</s>",
+        extra_special_tokens=dict(named or {}),
     )
 
 

@@ -48,7 +48,7 @@ class Family:
     Attributes:
         architecture: its row in the table of architectures.
         picture: makes an image of random pixels: of a seed, a height and a width in tokens.
-        options: what differs from the configuration in the table, by names with dots.
+        options: what differs from the configuration in the table.
         text: likewise, of the part for texts.
         vision: likewise, of the image part.
         types: the argument of transformers that says which tokens are of images, if there is one.
@@ -74,16 +74,12 @@ class Family:
         config.vision_start_token_id, config.vision_end_token_id = _START, _END
         config.video_token_id = _VIDEO_TOKEN
         for name, value in self.options.items():
-            *parts, last = name.split(".")
-            part = config
-            for inner in parts:
-                part = getattr(part, inner)
-            setattr(part, last, value)
+            setattr(config, name, value)
         return config
 
-    def build(self) -> PreTrainedModel:
+    def build(self, config: Any = None) -> PreTrainedModel:
         """A random model, the same at every call, whose images weigh as much as its words."""
-        config = self.config()
+        config = config or self.config()
         torch.manual_seed(0)
         model: PreTrainedModel = auto_class(config).from_config(config, dtype=torch.float32)
         for name, parameter in model.named_parameters():
@@ -143,16 +139,6 @@ def _tiles_with_marks(seed: int, height: int, width: int) -> Picture:
     }
     tile = (_TILE, _TILE + 1, *[IMAGE_TOKEN] * _TILE_TOKENS)
     return Picture(tensors, (*tile * num_tiles, _TILE))
-
-
-def _latents(seed: int, height: int, width: int) -> Picture:
-    """Of Idefics 2: an image of any size has as many tokens."""
-    size = height * _PATCH, width * _PATCH
-    tensors = {
-        "pixel_values": _pixels(seed, 1, 1, 3, *size),
-        "pixel_attention_mask": torch.ones(1, 1, *size, dtype=torch.int64),
-    }
-    return Picture(tensors, (IMAGE_TOKEN,) * 6)
 
 
 def _tiles(seed: int, height: int, width: int) -> Picture:
@@ -225,17 +211,6 @@ FAMILIES = {
         options={**_ANY, "vision_feature_select_strategy": "full"},
     ),
     "internvl": Family("InternVL 3", _tiles, vision=_TILED),
-    "idefics2": Family(
-        "Idefics 2",
-        _latents,
-        options={
-            "perceiver_config.resampler_n_latents": 6,
-            "perceiver_config.resampler_n_heads": 4,
-            "perceiver_config.resampler_head_dim": 16,
-            "perceiver_config.num_key_value_heads": 2,
-        },
-        vision={"image_size": 98},
-    ),
 }
 
 
