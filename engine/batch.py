@@ -88,16 +88,31 @@ class AdapterRows(NamedTuple):
     names: tuple[str, ...] = ()
 
 
+class SequenceState(NamedTuple):
+    """The state of a sequence in a step.
+
+    `slot` is where it is; `begins` says that it is empty yet. `source` is the slot of one that was
+    kept, if the sequence goes on from there. `copies` are slots in which the state is kept for
+    others, each with the number of the sequence's tokens in the step after which it is. `drafts`
+    are slots for the states before each draft token.
+    """
+
+    slot: int
+    begins: bool
+    source: int | None = None
+    copies: tuple[tuple[int, int], ...] = ()
+    drafts: tuple[int, ...] = ()
+
+
 class StateRows(NamedTuple):
     """The sequences of a step, for layers that compute each with its own state; on the host.
 
-    `starts` [num_seqs + 1]: where each sequence's tokens start. `slots` [num_seqs]: where its state
-    is. `begins` [num_seqs]: whether it has none yet. `device` is that of the step's tensors.
+    `starts` [num_seqs + 1]: where each sequence's tokens start. `sequences` [num_seqs]. `device` is
+    that of the step's tensors.
     """
 
     starts: list[int]
-    slots: list[int]
-    begins: list[bool]
+    sequences: list[SequenceState]
     device: torch.device
 
 
@@ -424,11 +439,24 @@ def _adapter_rows(
 
 
 def _state_rows(batch: ScheduledBatch, starts: list[int], device: torch.device) -> StateRows | None:
-    slots = [s.state_slot for s in batch.num_tokens if s.state_slot is not None]
-    if not slots:  # all have one, or none has
-        return None
-    begins = [sequence.num_computed_tokens == 0 for sequence in batch.num_tokens]
-    return StateRows(starts, slots, begins, device)
+    states = [
+        _state(sequence, sequence.state_slot, num_tokens)
+        for sequence, num_tokens in batch.num_tokens.items()
+        if sequence.state_slot is not None
+    ]
+    return StateRows(starts, states, device) if states else None  # all have one, or none has
+
+
+def _state(sequence: Sequence, slot: int, num_tokens: int) -> SequenceState:
+    first = sequence.num_computed_tokens
+    copies = [(position - first, copy) for position, copy in sequence.state_copies]
+    return SequenceState(
+        slot,
+        first == 0,
+        sequence.state_source,
+        tuple(copy for copy in copies if 0 < copy[0] <= num_tokens),
+        tuple(sequence.draft_slots),
+    )
 
 
 def upload_together(arrays: list[_Integers], device: torch.device) -> list[Tensor]:

@@ -41,13 +41,16 @@ from .model.source import load_tokenizer
 from .protocol.config import EngineConfig, EngineInfo, RankMemory
 from .protocol.errors import AdapterError, GrammarError, ModelLoadError
 from .protocol.processors import num_processors
-from .recurrent.layer_state import bytes_per_slot
+from .recurrent.layer_state import StatePool, bytes_per_slot
+from .recurrent.recurrence import Recurrence
 from .replay.cpu_graphs import CpuGraphs
 from .replay.cuda_graphs import CudaGraphs, cuda_recorder
 from .replay.shapes import recorded_shapes
 from .sampling.watermark import Watermark
 from .scheduling.block_manager import BlockManager
 from .scheduling.scheduler import Scheduler
+from .scheduling.state_blocks import StateBlockManager, copy_interval
+from .scheduling.state_slots import StateSlots
 from .scheduling.window_blocks import WindowBlockManager
 from .shards.group import Group
 
@@ -170,7 +173,7 @@ def build_computation(
     if model.loaded.recurrence is not None:
         if group is not None:
             raise ModelLoadError("a model with states is not served divided (num_shard)")
-        config = _for_states(config)
+        config = _for_states(config, model.loaded.recurrence)
     device = model.loaded.device
     vocab_size = int(model.loaded.model.config.get_text_config().vocab_size)
     watermark = Watermark(
@@ -216,17 +219,20 @@ def _runs_ahead(config: EngineConfig, device: torch.device, ranks: Ranks | None)
     return device.type == "cuda" if config.run_ahead is None else config.run_ahead
 
 
-def _for_states(config: EngineConfig) -> EngineConfig:
+def _for_states(config: EngineConfig, recurrence: Recurrence) -> EngineConfig:
     """The configuration of a model that keeps a state beside the KV cache.
 
-    A state is that of one length of a text: a prefix in the cache is of no use without it, and
-    draft tokens that are refused could not be taken back. Recorded steps have a fixed form, while
-    those of these models depend on which sequences begin.
+    Draft tokens that are refused could not be taken back. Recorded steps have a fixed form, while
+    those of these models depend on which sequences begin. Layers that get texts token by token
+    would take longer for what follows a shared prefix than for the whole text.
     """
-    logger.info("the model keeps a state for each sequence: no prefix caching, no recorded steps")
+    logger.info("the model keeps a state for each sequence: no recorded steps")
     if config.speculate:
         logger.warning("no draft tokens: this model cannot take them back")
-    return replace(config, enable_prefix_caching=False, speculate=0, graph_sizes=())
+    is_shared = config.enable_prefix_caching and not recurrence.token_by_token
+    if config.enable_prefix_caching and not is_shared:
+        logger.warning("no prefix caching: the model's layers go on with a text token by token")
+    return replace(config, enable_prefix_caching=is_shared, speculate=0, graph_sizes=())
 
 
 def _bounds(config: EngineConfig, model: PreparedModel, adapters: AdapterBank | None) -> StepBounds:
@@ -339,21 +345,42 @@ def _runner(
     room = cache_size.room_for_cache(config, executor, bounds, loaded.device)
     if group is not None:  # on a host they share the memory, and all have as many blocks
         room = group.least(room // (group.size if loaded.device.type == "cpu" else 1))
+    per_block = bytes_per_block(loaded.layers, config.block_size, model.cache_dtype, form)
     if loaded.recurrence is not None:
-        per_slot = bytes_per_slot(loaded.recurrence.states)
-        num_slots = cache_size.num_state_slots(bounds.max_num_seqs, room, per_slot)
-        runner.pool = loaded.state_pool(num_slots)
-        room -= num_slots * per_slot
+        runner.pool = _state_pool(config, model, bounds, room, per_block)
+        room -= runner.pool.num_slots * runner.pool.bytes_per_slot
     num_blocks = cache_size.num_blocks(
-        config,
-        room,
-        bytes_per_block(loaded.layers, config.block_size, model.cache_dtype, form),
-        model.max_total_tokens,
-        loaded.device,
-        form,
+        config, room, per_block, model.max_total_tokens, loaded.device, form
     )
     runner.cache = _cache(config, model, num_blocks, form)
     return runner
+
+
+def _state_pool(
+    config: EngineConfig, model: PreparedModel, bounds: StepBounds, room: int, per_block: int
+) -> StatePool:
+    """States of sequences, and of prefixes where these are shared; the cache gets what is left.
+
+    Raises:
+        ModelLoadError: there is not enough memory.
+    """
+    loaded = model.loaded
+    assert loaded.recurrence is not None
+    states, num_copies = loaded.recurrence.states, 0
+    per_slot = bytes_per_slot(states)
+    num_seqs = cache_size.num_state_slots(bounds.max_num_seqs, room, per_slot)
+    if config.enable_prefix_caching:
+        room -= num_seqs * per_slot
+        num_copies = cache_size.num_state_copies(
+            config, room, per_slot, per_block, bounds.max_total_tokens, loaded.device
+        )
+    logger.info(
+        "states of %d bytes: %d of running sequences, %d kept for prefixes",
+        per_slot,
+        num_seqs,
+        num_copies,
+    )
+    return StatePool(states, num_seqs, loaded.device, num_copies)
 
 
 def _cache(
@@ -368,11 +395,11 @@ def _cache(
 
 def _scheduler(built: Computation, encoder: ImageEncoder | None) -> Scheduler:
     config, bounds, runner, adapters = built.config, built.bounds, built.runner, built.adapters
-    num_slots = 0 if runner.pool is None else runner.pool.num_slots
+    max_num_seqs = bounds.max_num_seqs
     return Scheduler(
-        _blocks(config, bounds, runner, num_slots),
+        _blocks(config, bounds, runner),
         max_step_tokens=bounds.max_step_tokens,
-        max_num_seqs=min(bounds.max_num_seqs, num_slots or bounds.max_num_seqs),
+        max_num_seqs=max_num_seqs if runner.pool is None else runner.pool.num_seqs,
         max_chunk_tokens=config.max_chunk_tokens or _CHUNK_TOKENS[runner.device.type],
         min_chunk_tokens=_MIN_CHUNK_TOKENS[runner.device.type],
         max_logprob_rows=bounds.max_logprob_rows,
@@ -384,21 +411,21 @@ def _scheduler(built: Computation, encoder: ImageEncoder | None) -> Scheduler:
     )
 
 
-def _blocks(
-    config: EngineConfig, bounds: StepBounds, runner: ModelRunner, num_slots: int
-) -> BlockManager:
+def _blocks(config: EngineConfig, bounds: StepBounds, runner: ModelRunner) -> BlockManager:
+    num_blocks, is_shared = runner.cache.num_blocks, config.enable_prefix_caching
     if bounds.form is not None:
         return WindowBlockManager(
-            runner.cache.num_blocks,
-            bounds.form,
-            bounds.max_step_tokens,
-            enable_prefix_caching=config.enable_prefix_caching,
+            num_blocks, bounds.form, bounds.max_step_tokens, enable_prefix_caching=is_shared
         )
-    return BlockManager(
-        runner.cache.num_blocks,
+    if runner.pool is None:
+        return BlockManager(num_blocks, config.block_size, enable_prefix_caching=is_shared)
+    num_copies = runner.pool.num_copies
+    return StateBlockManager(
+        num_blocks,
         config.block_size,
-        enable_prefix_caching=config.enable_prefix_caching,
-        num_state_slots=num_slots,
+        StateSlots(runner.pool.num_slots, num_copies),
+        interval=copy_interval(bounds.max_total_tokens, config.block_size, num_copies),
+        enable_prefix_caching=is_shared and num_copies > 0,
     )
 
 

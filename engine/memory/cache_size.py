@@ -18,6 +18,9 @@ logger = logging.getLogger(__name__)
 
 _CPU_TOKENS = 16_384  # on the CPU by default: TGI's minimum of 16,000, in whole blocks
 _STATES_FRACTION = 0.5  # of the room: what states take at most, where a model has them
+_COPIES_FRACTION = 0.2  # of what these leave: states that are kept for later texts
+_BLOCKS_WITHOUT_CACHE = 1 << 18  # of a model that has states only: they are but counted
+_TOKENS_PER_COPY = 256  # of the cache: with a state for so many, more would hardly be found
 _CPU_FRACTION = 0.5  # … but at most this share of the free memory; the rest is for the steps
 
 
@@ -93,6 +96,33 @@ def num_state_slots(max_num_seqs: int, room: int, bytes_per_slot: int) -> int:
     return slots
 
 
+def num_state_copies(
+    config: EngineConfig,
+    room: int,
+    bytes_per_slot: int,
+    bytes_per_block: int,
+    max_total_tokens: int,
+    device: torch.device,
+) -> int:
+    """The number of states that are kept for later texts with the same beginning.
+
+    Args:
+        config: may say how many tokens the cache shall hold.
+        room: bytes for these states and the cache.
+        bytes_per_slot: bytes of one state.
+        bytes_per_block: bytes of a block of the cache.
+        max_total_tokens: tokens of the longest sequence.
+        device: by default a GPU's cache has all the tokens that fit.
+    """
+    block_size = config.block_size
+    needed = max(max_total_tokens, config.max_batch_total_tokens or 0)
+    left = min(int(room * _COPIES_FRACTION), room - -(-needed // block_size) * bytes_per_block)
+    num_tokens = max(_CPU_TOKENS, needed)
+    if device.type == "cuda" and bytes_per_block:
+        num_tokens = room // bytes_per_block * block_size
+    return min(max(0, left) // bytes_per_slot, -(-num_tokens // _TOKENS_PER_COPY))
+
+
 def num_blocks(
     config: EngineConfig,
     room: int,
@@ -124,7 +154,7 @@ def num_blocks(
     if config.max_batch_total_tokens is not None:
         blocks = blocks_of(config.max_batch_total_tokens, config.max_batch_total_tokens)
     elif device.type == "cuda":
-        blocks = fitting
+        blocks = fitting if bytes_per_block else min(fitting, _BLOCKS_WITHOUT_CACHE)
     else:
         num_tokens = max(_CPU_TOKENS, max_total_tokens)
         blocks = min(blocks_of(num_tokens, num_tokens), int(fitting * _CPU_FRACTION))

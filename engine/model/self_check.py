@@ -21,7 +21,7 @@ from ..attention.paged import (
     ReferenceAttention,
     install,
 )
-from ..batch import AttentionInput, StateRows
+from ..batch import AttentionInput, SequenceState, StateRows
 from ..protocol.errors import ModelLoadError
 from ..recurrent.find import FoundLayers, watching
 from ..recurrent.recurrence import Recurrence, StepStates
@@ -314,10 +314,15 @@ def _paged_logits(
             _chunk(positions, end, num_blocks),
             backend,
             (rows if len(rows) else rows.new_zeros(1)) if last else None,
-            StepStates.of(pool, StateRows([0, end - start], [0], [start == 0], device)),
+            StepStates.of(pool, _one_state(start, end, device)),
         )
         chunks.append(logits[: len(rows)].float())
     return torch.cat(chunks)
+
+
+def _one_state(start: int, end: int, device: torch.device) -> StateRows:
+    """A sequence in slot 0 of which the tokens from `start` on are computed."""
+    return StateRows([0, end - start], [SequenceState(0, start == 0)], device)
 
 
 def difference_of_last(loaded: LoadedModel, num_tokens: int, stock: str) -> float:

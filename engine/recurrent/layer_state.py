@@ -50,18 +50,26 @@ class LayerStates:
 
 
 class StatePool:
-    """The states of all sequences, a slot for each.
+    """The states of texts, a slot for each.
 
     Args:
         layers: the state of each layer, by the layer's index.
-        num_slots: sequences that can run at the same time.
+        num_seqs: sequences that can run at the same time.
         device: where the layers compute.
+        num_copies: slots beside theirs, for states that are kept.
     """
 
     def __init__(
-        self, layers: Mapping[int, LayerState], num_slots: int, device: torch.device
+        self,
+        layers: Mapping[int, LayerState],
+        num_seqs: int,
+        device: torch.device,
+        num_copies: int = 0,
     ) -> None:
-        self.num_slots = num_slots
+        self.num_seqs = num_seqs
+        self.num_copies = num_copies
+        self.num_slots = num_slots = num_seqs + num_copies
+        self.bytes_per_slot = bytes_per_slot(layers)
 
         def zeros(shapes: Mapping[int, StateShape]) -> dict[int, Tensor]:
             return {
@@ -89,6 +97,16 @@ class StatePool:
             own.conv[number][slots] = tensor
         for number, tensor in states.recurrent.items():
             own.recurrent[number][slots] = tensor
+
+    def copy(self, layer: int, sources: Tensor, targets: Tensor) -> None:
+        """Copies states from slots to slots, all at once: int64 [num_copies] each."""
+        self.scatter(layer, targets, self.gather(layer, sources))
+
+    def keep(self, layer: int, slot: int, copy: int) -> None:
+        """Copies the state of one slot to another."""
+        own = self._layers[layer]
+        for tensor in (*own.conv.values(), *own.recurrent.values()):
+            tensor[copy] = tensor[slot]
 
     def _each(self, layer: int, part: Callable[[Tensor], Tensor]) -> LayerStates:
         own = self._layers[layer]

@@ -3,22 +3,25 @@
 A step's tokens are packed, which attention and all that works on single tokens can take as they
 are. A layer with a state cannot: its input is divided into the sequences, and each is computed with
 its own state by the model's own code, through the cache object that transformers gives such layers.
-Sequences of which one token is computed are taken together, as a batch.
+Sequences of which one token is computed are taken together, as a batch. So are those with draft
+tokens, token by token, since the state has to be that of the accepted ones afterwards.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, LinearAttentionLayer
 
-from ..batch import StateRows
+from ..batch import SequenceState, StateRows
 from .layer_state import LayerState, LayerStates, StatePool
 
 
@@ -107,57 +110,116 @@ class Recurrence:
 
 
 class _Part(NamedTuple):
-    """The tokens `start` … `end` - 1 of a step, of a sequence that has its state in a slot."""
+    """The tokens `start` … `end` - 1 of a step, of a sequence that has its state in a slot.
+
+    `copy` is the slot in which the state after them is kept, too.
+    """
 
     start: int
     end: int
     slot: int
     begins: bool
+    copy: int | None = None
+
+
+class _Copies(NamedTuple):
+    """States that are copied from slots to slots: int64 [num_copies] each."""
+
+    sources: Tensor
+    targets: Tensor
+
+
+class _Tokens(NamedTuple):
+    """Tokens of different sequences, which are computed together: int64 [num_seqs] each.
+
+    `rows` are the tokens, `sources` the slots of the states before them, and `targets` of those
+    after them.
+    """
+
+    rows: Tensor
+    sources: Tensor
+    targets: Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """A step, divided by what can be computed together.
+    """A step, divided by what can be computed together; it is computed in this order.
 
     Attributes:
         pool: the states.
-        rows: int64 [num_decoding], the tokens of sequences of which one token is computed.
-        slots: int64 [num_decoding], of these sequences.
-        parts: all other sequences, in the order in which they are computed.
+        restored: of sequences that go on from a state that was kept.
+        tokens: of sequences of which one token is computed, and of those with draft tokens, the
+            first one of all, the second one of those that have several, and so on.
+        parts: of all other sequences.
+        kept: states after one of `tokens`.
     """
 
     pool: StatePool
-    rows: Tensor
-    slots: Tensor
+    restored: _Copies
+    tokens: tuple[_Tokens, ...]
     parts: tuple[_Part, ...]
+    kept: _Copies
 
     def compute(self, layer: int, hidden_states: Tensor, compute: Callable[..., Tensor]) -> Tensor:
         """The outputs of a layer, as `hidden_states` [1, num_tokens, hidden_size]."""
         output = torch.empty_like(hidden_states)
-        if len(self.rows):
-            states = self.pool.gather(layer, self.slots)
-            tokens = hidden_states[0, self.rows].unsqueeze(1)
-            output[0, self.rows] = compute(tokens, states)[:, 0]
-            self.pool.scatter(layer, self.slots, states)
-        for start, end, slot, begins in self.parts:
+        self._copy(layer, self.restored)
+        for rows, sources, targets in self.tokens:
+            states = self.pool.gather(layer, sources)
+            output[0, rows] = compute(hidden_states[0, rows].unsqueeze(1), states)[:, 0]
+            self.pool.scatter(layer, targets, states)
+        for start, end, slot, begins, copy in self.parts:
             states = self.pool.at(layer, slot)
             output[:, start:end] = compute(hidden_states[:, start:end], states, begins=begins)
+            if copy is not None:
+                self.pool.keep(layer, slot, copy)
+        self._copy(layer, self.kept)
         return output
+
+    def _copy(self, layer: int, copies: _Copies) -> None:
+        if len(copies.sources):
+            self.pool.copy(layer, *copies)
 
 
 def _step(pool: StatePool, rows: StateRows, *, token_by_token: bool) -> _Step:
-    decoding: list[tuple[int, int]] = []
     parts: list[_Part] = []
+    kept: list[tuple[int, int]] = []
+    tokens: defaultdict[int, list[tuple[int, int, int]]] = defaultdict(list)
     bounds = itertools.pairwise(rows.starts)
-    for (start, end), slot, begins in zip(bounds, rows.slots, rows.begins, strict=True):
-        if end - start == 1 and not begins:
-            decoding.append((start, slot))
-        elif token_by_token and not begins:
-            parts += [_Part(token, token + 1, slot, False) for token in range(start, end)]
+    for (start, end), state in zip(bounds, rows.sequences, strict=True):
+        if end - start == 1 + len(state.drafts) and not state.begins:
+            slots = (state.slot, *state.drafts, state.slot)
+            for index, (source, target) in enumerate(itertools.pairwise(slots)):
+                tokens[index].append((start + index, source, target))
+            kept += [(slots[num_tokens], copy) for num_tokens, copy in state.copies]
         else:
-            parts.append(_Part(start, end, slot, begins))
-    pairs = torch.tensor(decoding, dtype=torch.int64, device=rows.device).view(-1, 2)
-    return _Step(pool, pairs[:, 0], pairs[:, 1], (*parts,))
+            parts += _parts(state, start, end, token_by_token=token_by_token)
+    restored = [(s.source, s.slot) for s in rows.sequences if s.source is not None]
+    columns = partial(_columns, device=rows.device)
+    return _Step(
+        pool,
+        _Copies(*columns(restored, 2)),
+        tuple(_Tokens(*columns(group, 3)) for group in tokens.values()),
+        (*parts,),
+        _Copies(*columns(kept, 2)),
+    )
+
+
+def _parts(state: SequenceState, start: int, end: int, *, token_by_token: bool) -> Iterator[_Part]:
+    """The tokens of a sequence, divided where its state is to be kept."""
+    begins = state.begins
+    kept = {start + num_tokens: copy for num_tokens, copy in state.copies}
+    for first, last in itertools.pairwise(sorted({start, end, *kept})):
+        step = 1 if token_by_token and not begins else last - first
+        for token in range(first, last, step):
+            copy = kept.get(token + step)
+            yield _Part(token, token + step, state.slot, begins, copy)
+        begins = False
+
+
+def _columns(rows: Sequence[tuple[int, ...]], width: int, device: torch.device) -> Iterator[Tensor]:
+    """The columns of a table, int64 [num_rows] each, on a device."""
+    return iter(torch.tensor(rows, dtype=torch.int64, device=device).view(-1, width).unbind(1))
 
 
 def _cache(index: int, states: LayerStates, *, begins: bool) -> Cache:

@@ -13,8 +13,8 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections import OrderedDict
+from collections.abc import Mapping, Set
 from collections.abc import Sequence as Ids
-from collections.abc import Set
 
 from ..block_form import BlockForm
 from .sequence import Sequence
@@ -32,8 +32,6 @@ class BlockManager:
         num_blocks: blocks in the cache.
         block_size: tokens per block.
         enable_prefix_caching: whether full blocks are shared.
-        num_state_slots: for models that keep a state beside the cache, one for each sequence that
-            has blocks; 0 for other models.
     """
 
     reserve = 1  # blocks that stay free for the next tokens of each running sequence
@@ -45,13 +43,10 @@ class BlockManager:
         block_size: int,
         *,
         enable_prefix_caching: bool = True,
-        num_state_slots: int = 0,
     ) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.enable_prefix_caching = enable_prefix_caching
-        self.num_state_slots = num_state_slots
-        self._free_slots = [*reversed(range(num_state_slots))]
         self._ref_counts = [0] * num_blocks
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
         self._hash_of: dict[int, bytes] = {}
@@ -85,10 +80,7 @@ class BlockManager:
         assert not sequence.block_table
         if not self.enable_prefix_caching or sequence.request.prompt_logprobs:
             return 0
-        for index in range((sequence.num_tokens - 1) // self.block_size):
-            block = self._block_of.get(self._block_hash(sequence, index))
-            if block is None:
-                break
+        for block in self._cached_blocks(sequence):
             self._acquire(block)
             sequence.block_table.append(block)
         sequence.num_committed_blocks = len(sequence.block_table)
@@ -97,20 +89,18 @@ class BlockManager:
     def allocate(self, sequence: Sequence, num_tokens: int) -> bool:
         """Extends a block table to the first `num_tokens` tokens of a sequence, or not at all.
 
-        A sequence without a slot for its state gets one.
-
         Returns:
-            Whether there were enough free blocks, and a slot.
+            Whether there were enough free blocks.
         """
         num_new = self.num_lacking(sequence, num_tokens)
-        lacks_slot = self.num_state_slots > 0 and sequence.state_slot is None
-        if num_new > len(self._free) or (lacks_slot and not self._free_slots):
+        if num_new > len(self._free):
             return False
-        if lacks_slot:
-            sequence.state_slot = self._free_slots.pop()
         for _ in range(num_new):
             sequence.block_table.append(self._new())
         return True
+
+    def plan(self, num_tokens: Mapping[Sequence, int]) -> None:
+        """Hears of a step before it is launched: of how many tokens of which sequences."""
 
     def commit(self, sequence: Sequence) -> None:
         """Names the blocks that a sequence's computed tokens fill, so that they can be shared."""
@@ -118,18 +108,12 @@ class BlockManager:
             return  # as after nearly every token
         if not self.enable_prefix_caching:
             return
-        num_known = min(
-            sequence.num_computed_tokens, sequence.num_tokens - sequence.has_placeholder
-        )
-        num_full = num_known // self.block_size
+        num_full = sequence.num_known_tokens // self.block_size
         self._name_blocks(sequence, sequence.num_committed_blocks, num_full)
         sequence.num_committed_blocks = num_full
 
     def free(self, sequence: Sequence) -> None:
-        """Frees a sequence's slot and blocks; its last block is the first to be reused."""
-        if sequence.state_slot is not None:
-            self._free_slots.append(sequence.state_slot)
-            sequence.state_slot = None
+        """Frees a sequence's blocks; its last block is the first to be reused."""
         for block in reversed(sequence.block_table):
             self._release(block)
         del sequence.block_table[:]
@@ -142,8 +126,6 @@ class BlockManager:
 
     def check_integrity(self, sequences: Ids[Sequence]) -> None:
         """Asserts that the counts agree with the block tables of all unfinished sequences."""
-        slots = [s.state_slot for s in sequences if s.state_slot is not None]
-        assert sorted([*slots, *self._free_slots]) == [*range(self.num_state_slots)]
         self._check_counts([sequence.block_table for sequence in sequences], frozenset())
 
     def _check_counts(self, tables: Ids[Ids[int]], never_free: Set[int]) -> None:
@@ -156,6 +138,16 @@ class BlockManager:
         assert set(self._free) == unused - never_free
         assert self._block_of == {name: block for block, name in self._hash_of.items()}
 
+    def _cached_blocks(self, sequence: Sequence) -> list[int]:
+        """The blocks of the longest prefix that is in the cache."""
+        blocks: list[int] = []
+        for index in range((sequence.num_tokens - 1) // self.block_size):
+            block = self._block_of.get(self._block_hash(sequence, index))
+            if block is None:
+                break
+            blocks.append(block)
+        return blocks
+
     def _name_blocks(self, sequence: Sequence, begin: int, end: int) -> None:
         """Names a sequence's full blocks from index `begin` to `end - 1`."""
         for index in range(begin, end):
@@ -164,8 +156,8 @@ class BlockManager:
     def _block_hash(self, sequence: Sequence, index: int) -> bytes:
         """The name of a sequence's full block, cached: block i needs the name of block i - 1."""
         hashes = sequence.block_hashes
-        if index == len(hashes):
-            start = index * self.block_size
+        while index >= len(hashes):
+            start = len(hashes) * self.block_size
             tokens = sequence.token_ids[start : start + self.block_size]
             parent = hashes[-1] if hashes else bytes.fromhex(sequence.request.adapter)
             hashes.append(hash_block(parent, tokens, _images(sequence, start, self.block_size)))

@@ -188,6 +188,7 @@ class Scheduler:
         decoding = list(planned)
         self._plan_prompts(budget, planned)
         self._plan_drafts(decoding, budget, planned)
+        self.blocks.plan(planned)
         return ScheduledBatch(planned, self._num_started, time.perf_counter() - started)
 
     def advance(self, batch: ScheduledBatch) -> None:

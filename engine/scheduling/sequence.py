@@ -34,6 +34,7 @@ class Sequence:
         "block_hashes",
         "block_table",
         "draft_ids",
+        "draft_slots",
         "drafter",
         "finish_reason",
         "has_placeholder",
@@ -46,9 +47,12 @@ class Sequence:
         "num_prompt_logprobs",
         "num_prompt_tokens",
         "position_delta",
+        "prefix_end",
         "request",
         "started",
+        "state_copies",
         "state_slot",
+        "state_source",
         "status",
         "token_counts",
         "token_ids",
@@ -68,7 +72,14 @@ class Sequence:
         self.num_left_blocks = 0  # of window_table: how many are behind the window, and gone
         self.block_hashes: list[bytes] = []  # of the full blocks hashed so far, in order
         self.num_committed_blocks = 0  # of block_table: how many can be shared by their hash
-        self.state_slot: int | None = None  # of the state that some models keep beside the cache
+        # Of models that keep a state beside the cache: the slot where it is; that of a kept state
+        # with which the next step begins; slots where it is kept, with the number of tokens after
+        # which; those of the states before each draft token; and to where its prefix was known.
+        self.state_slot: int | None = None
+        self.state_source: int | None = None
+        self.state_copies: list[tuple[int, int]] = []
+        self.draft_slots: list[int] = []
+        self.prefix_end = 0
         self.status = SequenceStatus.WAITING
         self.num_prompt_logprobs = 0  # reported so far: not again after a preemption
         self.num_preemptions = 0
@@ -112,6 +123,11 @@ class Sequence:
     def num_pending_tokens(self) -> int:
         """Tokens known but not computed yet: 1 while decoding, more while prefilling."""
         return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def num_known_tokens(self) -> int:
+        """Tokens that are computed, and whose ids are known."""
+        return min(self.num_computed_tokens, len(self.token_ids) - self.has_placeholder)
 
     @property
     def max_tokens(self) -> int:

@@ -14,7 +14,13 @@ from hypothesis import strategies as st
 from engine.batch import ModelInput
 from engine.block_form import BlockForm
 from engine.executor import Executor
-from engine.memory.cache_size import most_tokens, num_blocks, num_state_slots, room_for_cache
+from engine.memory.cache_size import (
+    most_tokens,
+    num_blocks,
+    num_state_copies,
+    num_state_slots,
+    room_for_cache,
+)
 from engine.memory.worst_step import StepBounds
 from engine.protocol.config import EngineConfig
 from engine.protocol.errors import ModelLoadError
@@ -110,6 +116,32 @@ def test_states_take_half_of_the_room_at_most(room: int, wanted: int, size: int)
     else:
         with pytest.raises(ModelLoadError, match=f"the state of a sequence: it takes {size} bytes"):
             num_state_slots(wanted, room, size)
+
+
+@given(
+    room=st.integers(0, 64 * MIB),
+    per_slot=st.integers(1, MIB),
+    per_block=st.integers(0, 100_000),
+    limit=st.integers(2, 5000),
+    asked=st.none() | st.integers(1, 100_000),
+    device=st.sampled_from([CPU, GPU]),
+)
+def test_kept_states_leave_the_cache_what_it_needs(
+    room: int, per_slot: int, per_block: int, limit: int, asked: int | None, device: torch.device
+) -> None:
+    wanted = config(max_batch_total_tokens=asked)
+    copies = num_state_copies(wanted, room, per_slot, per_block, limit, device)
+    assert 0 <= copies * per_slot <= room * 0.2
+    left = room - copies * per_slot
+    needed = -(-max(limit, asked or 0) // 16)
+    if per_block and needed * per_block <= room:
+        assert needed * per_block <= left
+    tokens = room // per_block * 16 if per_block and device is GPU else max(16_384, needed * 16)
+    assert copies <= -(-tokens // 256)
+
+
+def test_a_gpu_does_not_count_endless_blocks_of_a_model_without_a_kv_cache() -> None:
+    assert num_blocks(config(), 1 << 40, 0, 64, GPU) == 1 << 18
 
 
 def test_a_model_without_a_kv_cache_has_blocks_that_take_nothing() -> None:

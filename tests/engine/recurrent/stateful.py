@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cache
 from typing import Any
 
@@ -124,10 +124,10 @@ SAMPLE = {"lfm2", "qwen3_5", "kimi_linear", "falcon_h1", "granite_hybrid", "jamb
 TOKEN_BY_TOKEN = {"mamba", "falcon_mamba", "jamba"}  # their scan begins with an empty state
 
 
-def names() -> list[object]:
+def names(sample: Collection[str] = SAMPLE) -> list[object]:
     """All architectures as parameters of a test; the others than the sample only on demand."""
     on_demand = pytest.mark.skipif(not os.environ.get("ALL_MODELS"), reason="`make models` runs it")
-    return [pytest.param(name, marks=() if name in SAMPLE else on_demand) for name in STATEFUL]
+    return [pytest.param(name, marks=() if name in sample else on_demand) for name in STATEFUL]
 
 
 def stateful_model(name: str) -> PreTrainedModel:

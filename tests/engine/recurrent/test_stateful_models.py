@@ -85,15 +85,37 @@ def test_a_text_that_another_engine_began_is_continued(tmp_path: Path) -> None:
     assert token_ids(run(engine, request)["0"]) == whole[4:]
 
 
-def test_no_prefix_is_shared_and_nothing_is_guessed(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.mark.parametrize("name", names(sample={"lfm2", "qwen3_5"}))
+def test_prefixes_are_shared_where_a_state_is_kept(name: str, tmp_path: Path) -> None:
+    """Asked again, gone on with, and in one batch with texts that begin likewise."""
+    engine = engine_of(name, tmp_path, max_num_seqs=8)
+    cached = []
+    for prompt in (LONG, LONG, (*LONG[:50], 5, 6, 7), (*LONG[:50], 8, 9)):
+        outputs = run(engine, request_of(0, prompt))["0"]
+        assert token_ids(outputs) == generated(name, prompt, NUM_NEW_TOKENS)
+        cached.append(outputs[0].num_cached_tokens)
+    assert cached == ([0] * 4 if name in TOKEN_BY_TOKEN else [0, 192, 0, 48])
+    prompts = [LONG, *((*LONG[: 48 + number], 3) for number in range(4))]
+    outputs = run(engine, *(request_of(i, prompt) for i, prompt in enumerate(prompts)))
+    for number, prompt in enumerate(prompts):
+        assert token_ids(outputs[str(number)]) == generated(name, prompt, NUM_NEW_TOKENS)
+
+
+def test_a_conversation_goes_on_from_its_answer(tmp_path: Path) -> None:
+    engine = engine_of("qwen3_5", tmp_path)
+    prompt = make_prompts()[1]
+    answer = token_ids(run(engine, request_of(0, prompt))["0"])
+    longer = (*prompt, *answer, 7, 8, 9)
+    outputs = run(engine, request_of(1, longer))["1"]
+    assert token_ids(outputs) == generated("qwen3_5", longer, NUM_NEW_TOKENS)
+    assert outputs[0].num_cached_tokens == (len(prompt) + NUM_NEW_TOKENS - 1) // 4 * 4
+
+
+def test_nothing_is_guessed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     engine = engine_of("lfm2", tmp_path, speculate=3)
     prompt = (7, 8, 9) * 12
-    for number in range(2):
-        answer = run(engine, request_of(number, prompt, max_new_tokens=30))[str(number)]
-        assert token_ids(answer) == generated("lfm2", prompt, 30)
-    assert engine.stats().num_cached_tokens == 0
+    answer = run(engine, request_of(0, prompt, max_new_tokens=30))["0"]
+    assert token_ids(answer) == generated("lfm2", prompt, 30)
     assert "no draft tokens" in caplog.text
 
 

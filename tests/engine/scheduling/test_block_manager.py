@@ -12,7 +12,6 @@ from engine.scheduling.block_manager import BlockManager, hash_block
 from engine.scheduling.sequence import Sequence
 
 NUM_BLOCKS = 10
-NUM_SLOTS = 3
 BLOCK_SIZE = 2
 
 
@@ -40,7 +39,7 @@ class BlockManagerMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.blocks = BlockManager(NUM_BLOCKS, BLOCK_SIZE, num_state_slots=NUM_SLOTS)
+        self.blocks = BlockManager(NUM_BLOCKS, BLOCK_SIZE)
         self.living: list[Sequence] = []
         self.content: dict[int, list[int]] = {}  # the content of the cache's tensors
         self.free_order = list(range(NUM_BLOCKS))  # the longest free first
@@ -95,13 +94,10 @@ class BlockManagerMachine(RuleBasedStateMachine):
         """Allocates and computes up to `num_tokens`, writing them into the model of the cache."""
         num_new = -(-num_tokens // BLOCK_SIZE) - len(sequence.block_table)
         num_old = len(sequence.block_table)
-        slots = [other.state_slot for other in self.living if other is not sequence]
-        has_slot = sequence.state_slot is not None or len(slots) < NUM_SLOTS
-        fits = num_new <= len(self.free_order) and has_slot
+        fits = num_new <= len(self.free_order)
         assert self.blocks.allocate(sequence, num_tokens) == fits
         if not fits:
             return False
-        assert sequence.state_slot in {*range(NUM_SLOTS)} - {*slots}
         new = [*sequence.block_table[num_old:]]
         assert new == self.free_order[: len(new)], "the longest free blocks are reused first"
         del self.free_order[: len(new)]
@@ -119,7 +115,6 @@ class BlockManagerMachine(RuleBasedStateMachine):
         table = sequence.block_table[:]
         self.blocks.free(sequence)
         assert not sequence.block_table
-        assert sequence.state_slot is None
         used = {block for other in self.living for block in other.block_table}
         self.free_order += [block for block in reversed(table) if block not in used]
 
