@@ -394,7 +394,7 @@ class CpuKernels:
     def _multiplied(
         self, x: Tensor, packed: Tensor, form: int, bias: Tensor | None, out_features: int
     ) -> Tensor:
-        """x times a packed weight of a format."""
+        """Input times a packed weight of a format."""
         if x.dtype != torch.float32:
             raise ValueError("expected fp32 input")
         x = x.contiguous()

@@ -193,9 +193,7 @@ def quantize_model(loaded: LoadedModel, left: Collection[nn.Module] = ()) -> str
     change = float((actual - expected).std() / expected.std())
     loaded.checked[:] = [actual]
     if not change <= _MAX_QUANTIZATION_ERROR:  # also when it is not a number
-        raise ModelLoadError(
-            f"{setting} spoils this model: its logits change by {change:.0%}"
-        )
+        raise ModelLoadError(f"{setting} spoils this model: its logits change by {change:.0%}")
     logger.info("logits change by %.1f %% of their spread", 100 * change)
     _free_unused_memory(loaded)
     note = (

@@ -1,9 +1,9 @@
 """Chooses the quantisation for a name, checks that it is available, and applies it to a model.
 
 Some names quantise any checkpoint after loading; the layers are in `quantized_linear.py`,
-`kernels/int8.py` and `kernels/int4.py`; a dtype that the CPU multiplies in pairs does likewise, with
-`kernels/bfloat16.py`. The others say how a checkpoint is quantised already;
-transformers loads those. For the reasons see docs/decisions/2026-11-23-quantised-weights.md.
+`kernels/int8.py` and `kernels/int4.py`. So does a dtype that the CPU multiplies in pairs, with
+`kernels/bfloat16.py`. The others say how a checkpoint is quantised already; transformers loads
+those. For the reasons see docs/decisions/2026-11-23-quantised-weights.md.
 """
 
 from __future__ import annotations
