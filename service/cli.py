@@ -134,10 +134,12 @@ def _service(settings: Settings) -> int:
     signal.signal(signal.SIGHUP, ignore_hangup)
     _hide_torch()
     gc.disable()  # modules are no garbage, and would be visited again and again
+    from .api.wakeups import GrpcEventLoop
     from .app import serve
 
     gc.enable()
-    asyncio.run(serve(settings))
+    with asyncio.Runner(loop_factory=GrpcEventLoop) as runner:
+        runner.run(serve(settings))
     return 0
 
 

@@ -13,6 +13,7 @@ from ..call_record import REQUEST_ID_HEADER, current_record
 from ..codec.presenter import Presenter, Reply, RestPresenter, TypedPresenter
 from ..error_bodies import FORMAT_HEADER, OPENAI_PATHS, error_format
 from ..errors import ErrorKind, ServiceError, slow_reader
+from .keep_alive import KeepAlive
 
 # Envoy's transcoder sets it on REST calls; Envoy removes it from gRPC calls.
 _ORIGINAL_PATH = "x-envoy-original-path"
@@ -57,6 +58,7 @@ class Call:
         self, context: aio.ServicerContext[Any, Any], *, from_gateway: bool, num_bytes: int = 0
     ) -> None:
         self._context = context
+        self._loop = asyncio.get_running_loop()
         self.num_bytes = num_bytes
         self.received = time.monotonic()
         metadata = context.invocation_metadata() or ()
@@ -66,8 +68,10 @@ class Call:
         self.failure: ServiceError | None = None
         self._end: Callable[[], Coroutine[Any, Any, object]] | None = None
         self._ending: asyncio.Task[object] | None = None
-        self._writing_since = 0.0  # of the event loop's clock; 0 while nothing is written
+        self._last_write = 0.0  # when it began, of the event loop's clock
+        self._is_writing = False
         self._watch: asyncio.TimerHandle | None = None
+        self._keep_alive: KeepAlive | None = None
         self.presenter: Presenter = TypedPresenter() if path is None else self._rest_presenter(path)
 
     def _rest_presenter(self, path: str) -> RestPresenter:
@@ -95,31 +99,48 @@ class Call:
         After `MAX_UNREAD_S` the work for the stream ends, and `failure` says so. The message stays:
         a write that has begun cannot be taken back, and nothing can overtake it.
         """
-        loop = asyncio.get_running_loop()
-        self._writing_since = loop.time()
+        self._last_write = self._loop.time()
+        self._is_writing = True
         if self._watch is None:  # one timer for many writes, since each costs as much as a token
-            self._watch = loop.call_later(MAX_UNREAD_S, self._look)
+            self._watch = self._loop.call_later(MAX_UNREAD_S, self._look)
         try:
+            if self._keep_alive is not None and self._keep_alive.sending is not None:
+                await self._keep_alive.sending
             await self._context.write(reply)
         finally:
-            self._writing_since = 0.0
+            self._is_writing = False
             if self._ending is not None:
                 await self._ending
 
-    def close(self) -> None:
+    def keep_alive(self, filler: Reply, interval_s: float) -> None:
+        """From now on sends the filler whenever no message was sent for so long."""
+        self._last_write = self._loop.time()
+        self._keep_alive = KeepAlive(
+            lambda: self._fill(filler),
+            lambda: None if self._is_writing else self._last_write,
+            interval_s,
+        )
+
+    async def _fill(self, filler: Reply) -> None:
+        self._last_write = self._loop.time()
+        await self._context.write(filler)
+
+    async def aclose(self) -> None:
         """Ends what watches the writes of a stream."""
         if self._watch is not None:
             self._watch.cancel()
+        if self._keep_alive is not None:
+            await self._keep_alive.close()
 
     def _look(self) -> None:
         """Ends the work for a stream whose write goes on for too long, or looks again."""
-        loop = asyncio.get_running_loop()
-        since = self._writing_since or loop.time()
-        if loop.time() - since >= MAX_UNREAD_S:
+        now = self._loop.time()
+        since = self._last_write if self._is_writing else now
+        if now - since >= MAX_UNREAD_S:
             self._watch = None
             self._give_up()
         else:
-            self._watch = loop.call_at(since + MAX_UNREAD_S, self._look)
+            self._watch = self._loop.call_at(since + MAX_UNREAD_S, self._look)
 
     def _give_up(self) -> None:
         if self._end is not None and self.failure is None:

@@ -7,6 +7,7 @@ implementation fails there and not at the first call.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from contextlib import aclosing
 from typing import Any
@@ -95,12 +96,12 @@ def _handler(
         async def stream(raw: bytes, context: aio.ServicerContext[Any, Any]) -> None:
             call = Call(context, from_gateway=from_gateway, num_bytes=len(raw))
             request = await _decoded(decode, raw, call.is_rest, lanes)
-            async with aclosing(function(request, call)) as replies:
-                try:
-                    async for reply in replies:
-                        await call.write(reply)
-                finally:
-                    call.close()
+            replies = function(request, call)
+            if inspect.iscoroutine(replies):  # which prepares them, and is not passed by each
+                replies = await replies
+            async with aclosing(replies), aclosing(call):
+                async for reply in replies:
+                    await call.write(reply)
 
         return grpc.unary_stream_rpc_method_handler(stream, None, serialise)
 

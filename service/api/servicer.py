@@ -15,14 +15,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from typing import Literal
+from typing import Literal, TypeVar
 from urllib.parse import unquote
 
 from engine.protocol.adapters import LoadAdapter
 
 from ..call_record import current_record, note_answer, note_conversation, note_error, note_operation
 from ..codec import convert, headers, presenter
-from ..codec.keep_alive import with_keep_alive
 from ..codec.presenter import InvocationKind, Reply
 from ..errors import (
     ErrorKind,
@@ -75,6 +74,8 @@ from .image_prompts import ImagePrompts
 
 logger = logging.getLogger(__name__)
 
+_T = TypeVar("_T")
+
 KEEP_ALIVE_S = 15.0  # TGI's interval: axum's KeepAlive
 _MAX_WATCHERS = 128  # of the load
 # Of a list of tokens in one message: more than clients of gRPC take unless they are told to.
@@ -126,10 +127,7 @@ class TextGenerationServicer:
         self._pipeline.check_adapter(request.parameters)
         inputs = await self._image_prompts.of_text(request.inputs, request.images)
         events = self._stream(inputs, request.parameters, call)
-        messages = _numbered(events, call.presenter.generate_stream)
-        async with aclosing(self._presented(messages, [inputs], call)) as replies:
-            async for reply in replies:
-                yield reply
+        return self._presented(events, [inputs], call, call.presenter.generate_stream)
 
     async def compat_generate(self, request: TextRequest, call: Call) -> AsyncGenerator[Reply]:
         """Generate or GenerateStream; by default the text includes the prompt."""
@@ -140,14 +138,11 @@ class TextGenerationServicer:
         if parameters.return_full_text is None:
             parameters = replace(parameters, return_full_text=True)
         if not request.stream:
-            yield call.presenter.compat_generate(await self._run(inputs, parameters, call))
-            return
+            result = await self._run(inputs, parameters, call)
+            return _alone(call.presenter.compat_generate(result))
         self._pipeline.check_adapter(parameters)
         events = self._stream(inputs, parameters, call)
-        messages = _numbered(events, call.presenter.compat_generate_stream)
-        async with aclosing(self._presented(messages, [inputs], call)) as replies:
-            async for reply in replies:
-                yield reply
+        return self._presented(events, [inputs], call, call.presenter.compat_generate_stream)
 
     async def chat(self, request: ChatRequest, call: Call) -> AsyncGenerator[Reply]:
         """Continues a conversation."""
@@ -156,13 +151,11 @@ class TextGenerationServicer:
         head = self._head("chatcmpl-", wanted)
         with fields_named(wanted.field_names):
             if not wanted.stream:
-                yield call.presenter.chat(await self._answers(wanted, prompt, head, call))
-                return
+                answers = await self._answers(wanted, prompt, head, call)
+                return _alone(call.presenter.chat(answers))
             self._pipeline.check_adapter(wanted.parameters)
-            messages = self._chat_deltas(wanted, prompt, head, call)
-            async with aclosing(self._presented(messages, [prompt], call, openai=True)) as replies:
-                async for reply in replies:
-                    yield reply
+        messages = self._chat_deltas(wanted, prompt, head, call)
+        return self._presented(messages, [prompt], call, _as_it_is, openai=True)
 
     async def completions(self, wanted: CompletionsRequest, call: Call) -> AsyncGenerator[Reply]:
         """Continues one or several prompts."""
@@ -171,14 +164,11 @@ class TextGenerationServicer:
         with fields_named(completions.FIELD_NAMES):
             wanted = await self._pictured(wanted)
             if not wanted.stream:
-                yield call.presenter.completions(await self._complete(wanted, head, call))
-                return
+                answer = await self._complete(wanted, head, call)
+                return _alone(call.presenter.completions(answer))
             self._pipeline.check_adapter(wanted.parameters)
-            messages = self._completion_deltas(wanted, head, call)
-            prompts = wanted.prompts
-            async with aclosing(self._presented(messages, prompts, call, openai=True)) as replies:
-                async for reply in replies:
-                    yield reply
+        messages = self._completion_deltas(wanted, head, call)
+        return self._presented(messages, wanted.prompts, call, _as_it_is, openai=True)
 
     async def responses(self, wanted: ResponsesRequest, call: Call) -> AsyncGenerator[Reply]:
         """Continues a conversation in the shape of OpenAI's Responses API."""
@@ -191,15 +181,12 @@ class TextGenerationServicer:
         with responses_fields(wanted):
             if not chat_request.stream:
                 result = await self._run(prompt, chat_request.parameters, call)
-                yield call.presenter.response(answer(wanted, result, head))
-                return
+                return _alone(call.presenter.response(answer(wanted, result, head)))
             self._pipeline.check_adapter(chat_request.parameters)
         stream = ResponseStream(wanted, head)
         messages = self._response_events(wanted, prompt, stream, call)
         failed = partial(call.presenter.response_failure, stream)
-        async with aclosing(self._presented(messages, [prompt], call, failed=failed)) as replies:
-            async for reply in replies:
-                yield reply
+        return self._presented(messages, [prompt], call, _as_it_is, failed=failed)
 
     async def chat_unary(self, request: ChatRequest, call: Call) -> Reply:
         """Chat for callers that want a unary method: typed only, since no REST path has it."""
@@ -228,12 +215,12 @@ class TextGenerationServicer:
         kind: InvocationKind
         match request:
             case ChatRequest():
-                kind, replies = "chat", self.chat(request, call)
+                kind, begun = "chat", self.chat(request, call)
             case CompletionsRequest():
-                kind, replies = "completions", self.completions(request, call)
+                kind, begun = "completions", self.completions(request, call)
             case _:
-                kind, replies = "generate", self.compat_generate(request, call)
-        async with aclosing(replies):
+                kind, begun = "generate", self.compat_generate(request, call)
+        async with aclosing(await begun) as replies:
             async for reply in replies:
                 yield call.presenter.invocation(kind, reply)
 
@@ -491,10 +478,8 @@ class TextGenerationServicer:
 
     def _choices(
         self, prompt: Prompt, wanted: ChatRequest | CompletionsRequest, call: Call
-    ) -> AsyncGenerator[tuple[int, TokenEvent]]:
-        return self._pipeline.stream_choices(
-            prompt, wanted.parameters, wanted.num_choices, call.received
-        )
+    ) -> AsyncGenerator[TokenEvent]:
+        return self._pipeline.stream(prompt, wanted.parameters, call.received, wanted.num_choices)
 
     async def _chat_deltas(
         self, wanted: ChatRequest, prompt: str, head: Head, call: Call
@@ -503,8 +488,8 @@ class TextGenerationServicer:
         answers = [ChatStream(wanted, head, index) for index in range(wanted.num_choices)]
         generated = self._choices(prompt, wanted, call)
         async with aclosing(_renaming(generated, wanted.field_names)) as events:
-            async for index, event in events:
-                for part in answers[index].push(event):
+            async for event in events:
+                for part in answers[event.choice].push(event):
                     yield call.presenter.chat_stream(part)
                 if event.generation is not None:
                     finished.append(event.generation)
@@ -539,8 +524,7 @@ class TextGenerationServicer:
                     item.rename_field(completions.FIELD_NAMES)
                     yield call.presenter.stream_error(item)
                     continue
-                choice, event = item
-                part = parts[number * wanted.num_choices + choice].push(event)
+                part = parts[number * wanted.num_choices + item.choice].push(item)
                 yield call.presenter.completions_stream(part)
                 if part.generation is not None:
                     finished[number].append(part.generation)
@@ -566,24 +550,25 @@ class TextGenerationServicer:
 
     async def _presented(
         self,
-        messages: AsyncGenerator[Reply],
+        messages: AsyncGenerator[_T],
         prompts: Sequence[Prompt],
         call: Call,
+        present: Callable[[_T], Reply],
         *,
         openai: bool = False,
         failed: Callable[[ServiceError], Sequence[Reply]] | None = None,
     ) -> AsyncGenerator[Reply]:
-        """Sends a stream's headers; yields its messages, keep-alives, failure and end mark."""
+        """Sends a stream's headers; yields its messages, failure and end mark."""
         failed = failed or call.presenter.stream_failure
         await call.send_headers(headers.of_stream(prompts, self._server.compute_type))
         filler = call.presenter.keep_alive()
         if filler is not None:
-            messages = with_keep_alive(messages, filler, KEEP_ALIVE_S)
+            call.keep_alive(filler, KEEP_ALIVE_S)
         call.end_unread_by(messages.aclose)
         try:
             async with aclosing(messages):
                 async for message in messages:
-                    yield message
+                    yield present(message)
             if call.failure is not None:
                 raise call.failure
         except ServiceError as error:
@@ -625,20 +610,19 @@ async def _read(messages: AsyncGenerator[Reply], call: Call) -> AsyncGenerator[R
         raise call.failure
 
 
-async def _numbered(
-    events: AsyncGenerator[TokenEvent], present: Callable[[int, TokenEvent], Reply]
-) -> AsyncGenerator[Reply]:
-    """Presents the events of `/generate_stream`, which are numbered from 1."""
-    index = 0
-    async with aclosing(events):
-        async for event in events:
-            index += 1
-            yield present(index, event)
+async def _alone(reply: Reply) -> AsyncGenerator[Reply]:
+    """The reply of a call that asked for no stream."""
+    yield reply
+
+
+def _as_it_is(reply: Reply) -> Reply:
+    """Presents what is a reply already."""
+    return reply
 
 
 async def _renaming(
-    events: AsyncGenerator[tuple[int, TokenEvent]], names: Mapping[str, str]
-) -> AsyncGenerator[tuple[int, TokenEvent]]:
+    events: AsyncGenerator[TokenEvent], names: Mapping[str, str]
+) -> AsyncGenerator[TokenEvent]:
     """The same, with the endpoint's own names of fields in its failure."""
     with fields_named(names):
         async with aclosing(events):

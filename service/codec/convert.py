@@ -67,10 +67,10 @@ def generate_response(result: Generation) -> pb.GenerateResponse:
     return response
 
 
-def stream_response(index: int, event: TokenEvent) -> pb.GenerateStreamResponse:
+def stream_response(event: TokenEvent) -> pb.GenerateStreamResponse:
     """One token of a stream."""
     response = pb.GenerateStreamResponse(
-        index=index, token=_token(event.token), top_tokens=_tokens(event.top_tokens)
+        index=event.number, token=_token(event.token), top_tokens=_tokens(event.top_tokens)
     )
     result = event.generation
     if result is not None:

@@ -41,14 +41,14 @@ class Presenter(Protocol):
     def generate(self, result: Generation) -> Reply:
         """Generate."""
 
-    def generate_stream(self, index: int, event: TokenEvent) -> Reply:
-        """GenerateStream: the token number `index`, from 1."""
+    def generate_stream(self, event: TokenEvent) -> Reply:
+        """GenerateStream: a token."""
 
     def compat_generate(self, result: Generation) -> Reply:
         """CompatGenerate without a stream."""
 
-    def compat_generate_stream(self, index: int, event: TokenEvent) -> Reply:
-        """CompatGenerate with a stream: the token number `index`, from 1."""
+    def compat_generate_stream(self, event: TokenEvent) -> Reply:
+        """CompatGenerate with a stream: a token."""
 
     def chat(self, answers: Sequence[ChatAnswer]) -> Reply:
         """Chat without a stream: all answers to the conversation."""
@@ -124,21 +124,21 @@ class TypedPresenter:
         """See Presenter."""
         return convert.generate_response(result)
 
-    def generate_stream(self, index: int, event: TokenEvent) -> Reply:
+    def generate_stream(self, event: TokenEvent) -> Reply:
         """See Presenter."""
         if event.generation is None and not event.top_tokens:
-            return framing.stream_response(index, event.token)
-        return convert.stream_response(index, event)
+            return framing.stream_response(event.number, event.token)
+        return convert.stream_response(event)
 
     def compat_generate(self, result: Generation) -> Reply:
         """See Presenter."""
         return pb.CompatGenerateResponse(response=convert.generate_response(result))
 
-    def compat_generate_stream(self, index: int, event: TokenEvent) -> Reply:
+    def compat_generate_stream(self, event: TokenEvent) -> Reply:
         """See Presenter."""
         if event.generation is None and not event.top_tokens:
-            return framing.compat_event(index, event.token)
-        return pb.CompatGenerateResponse(event=convert.stream_response(index, event))
+            return framing.compat_event(event.number, event.token)
+        return pb.CompatGenerateResponse(event=convert.stream_response(event))
 
     def chat(self, answers: Sequence[ChatAnswer]) -> Reply:
         """See Presenter."""
@@ -246,9 +246,9 @@ class RestPresenter:
         """See Presenter."""
         return framing.http_reply(render.JSON, render.generation(result))
 
-    def generate_stream(self, index: int, event: TokenEvent) -> Reply:
+    def generate_stream(self, event: TokenEvent) -> Reply:
         """See Presenter."""
-        return _event(render.token_event(index, event))
+        return _event(render.token_event(event))
 
     def compat_generate(self, result: Generation) -> Reply:
         """A list of one: TGI's answer on `/`."""

@@ -61,9 +61,9 @@ def generation_list(result: Generation) -> bytes:
     return orjson.dumps([_generation(result)])
 
 
-def token_event(index: int, event: TokenEvent) -> bytes:
+def token_event(event: TokenEvent) -> bytes:
     """StreamResponse: text and details are null until the last event, not absent."""
-    body: dict[str, Any] = {"index": index, "token": _token(event.token)}
+    body: dict[str, Any] = {"index": event.number, "token": _token(event.token)}
     if event.top_tokens:
         body["top_tokens"] = [_token(token) for token in event.top_tokens]
     result = event.generation

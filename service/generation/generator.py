@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,8 +31,7 @@ from .validation import random_seed
 STOP_SEQUENCE = "stop_sequence"
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
+class Token(NamedTuple):
     """One token as callers see it. `logprob` is None when it is not a finite number."""
 
     id: int
@@ -133,13 +133,17 @@ class Generation:
         return sum(token.logprob or 0.0 for token in self.tokens) / max(len(self.tokens), 1)
 
 
-@dataclass(frozen=True, slots=True)
-class TokenEvent:
-    """One token of a stream; the last one carries the whole generation."""
+class TokenEvent(NamedTuple):
+    """One token of a stream; the last one carries the whole generation.
+
+    `number` counts a text's tokens from 1, and `choice` the texts of a prompt from 0.
+    """
 
     token: Token
     top_tokens: list[Token]
     generation: Generation | None = None
+    number: int = 1
+    choice: int = 0
 
 
 class Generator:
@@ -173,6 +177,7 @@ class Generator:
         received: float,
         validated: float,
         on_end: Callable[[], object] = lambda: None,
+        choice: int = 0,
     ) -> AsyncGenerator[TokenEvent]:
         """One event per token. Closing the iterator ends the work in the engine.
 
@@ -181,7 +186,7 @@ class Generator:
         Raises:
             ServiceError: generation failed.
         """
-        progress = _Progress(request, self._tokenizer, received, validated)
+        progress = _Progress(request, self._tokenizer, received, validated, choice)
         outputs = self._client.generate(self._engine_request(request), on_end)
         async with aclosing(outputs):
             async for output in outputs:
@@ -235,7 +240,10 @@ class Generator:
         The first computes it, and the others find it in the KV cache, since they begin later.
         """
         is_computed = asyncio.Event()
-        first, *others = (self.stream(request, received, validated, on_end) for request in requests)
+        first, *others = (
+            self.stream(request, received, validated, on_end, choice)
+            for choice, request in enumerate(requests)
+        )
         if not others:
             return [first]
         return [_leading(first, is_computed), *(_after(is_computed, item) for item in others)]
@@ -269,17 +277,22 @@ class _Progress:
         tokenizer: TextTokenizer,
         received: float,
         validated: float,
+        choice: int,
     ) -> None:
         self._request = request
         self._tokenizer = tokenizer
-        self._detokenizer = Detokenizer(tokenizer.decode, request.prompt_token_ids)
+        self._choice = choice
+        self._detokenizer = Detokenizer(
+            tokenizer.decode, request.prompt_token_ids, tokenizer.text_after
+        )
         self._received = received
         self._validated = validated
         self._started: float | None = None
         self._first_token: float | None = None
         self._num_cached_tokens = 0
         self._matched_stop: str | int | None = None
-        self._tokens: list[Token] = []
+        # Those of `Token`; plain tuples, which the garbage collector need not visit again.
+        self._tokens: list[tuple[int, str, float | None, bool]] = []
         self._top_tokens: list[list[Token]] = []
         self._prompt_logprobs: list[float | None] = []
         self._prompt_tops: list[tuple[tuple[int, float], ...]] = []
@@ -305,13 +318,15 @@ class _Progress:
             self._first_token = time.monotonic()
         token, top_tokens = self._append(output.token)
         reason = self._reason(output.finish_reason, token.text)
-        return TokenEvent(token, top_tokens, self._finish(reason) if reason else None)
+        generation = self._finish(reason) if reason else None
+        return TokenEvent(token, top_tokens, generation, len(self._tokens), self._choice)
 
     def _append(self, raw: engine.Token) -> tuple[Token, list[Token]]:
         special = raw.token_id in self._tokenizer.special_ids
         text = self._detokenizer.push(raw.token_id) if self._request.detokenize else ""
-        token = Token(raw.token_id, text, shortest_float32(raw.logprob), special)
-        self._tokens.append(token)
+        values = (raw.token_id, text, shortest_float32(raw.logprob), special)
+        self._tokens.append(values)
+        token = Token._make(values)
         top_tokens = self._likeliest(raw.top)
         if self._request.sampling.top_n_tokens:
             self._top_tokens.append(top_tokens)
@@ -323,7 +338,7 @@ class _Progress:
         if stop is not None and len(self._tokens) < self._request.min_new_tokens:
             stop = None
         if engine_reason is engine.FinishReason.STOP_TOKEN:
-            self._matched_stop = self._tokens[-1].id
+            self._matched_stop = self._tokens[-1][0]
             return STOP_SEQUENCE
         if engine_reason is not None:
             return engine_reason
@@ -352,9 +367,9 @@ class _Progress:
         sampling = self._request.sampling
         return Generation(
             request=self._request,
-            text="".join(token.text for token in self._tokens if not token.special),
+            text="".join(text for _, text, _, special in self._tokens if not special),
             finish_reason=reason,
-            tokens=self._tokens,
+            tokens=list(map(Token._make, self._tokens)),
             top_tokens=self._top_tokens,
             prefill=self._prefill(),
             seed=sampling.seed if sampling.do_sample else None,

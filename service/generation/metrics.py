@@ -23,6 +23,7 @@ from .admission import Admission
 from .call_series import CallSeries
 from .engine_series import EngineSeries
 from .limits import Limits
+from .loop_lag import LoopLag
 from .request_series import Listener, RequestSeries
 from .server_info import VERSION, ServerInfo
 
@@ -49,6 +50,7 @@ class Metrics:
         requests: what requests count.
         engine: what the engine's steps count.
         calls: what gRPC calls count.
+        loop_lag: how late the event loop is.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Metrics:
         self.requests = RequestSeries(registry, limits, speculate, *listeners)
         self.engine = EngineSeries(registry, is_healthy)
         self.calls = CallSeries(registry)
+        self.loop_lag = LoopLag(registry)
         self._trials = HistogramFamily(
             "tokenwire_grammar_compile_seconds",
             "Grammars compiled on trial, by outcome",

@@ -25,7 +25,7 @@ from .generator import Generation, Generator, TokenEvent
 from .metrics import Metrics
 from .parameters import GenerationRequest, Parameters, Prompt
 from .running import RunningCall, RunningCalls
-from .turns import alone, round_robin
+from .turns import round_robin
 from .validation import Validator
 
 _FAILURES = {
@@ -114,21 +114,11 @@ class Pipeline:
         return results
 
     async def stream(
-        self, prompt: Prompt, parameters: Parameters, received: float
+        self, prompt: Prompt, parameters: Parameters, received: float, n: int = 1
     ) -> AsyncGenerator[TokenEvent]:
-        """One event per token. Closing the generator ends the work in the engine.
+        """One event per token of `n` texts of one prompt, in turn.
 
-        Raises:
-            ServiceError: the request is refused, or generation failed.
-        """
-        async with aclosing(self.stream_choices(prompt, parameters, 1, received)) as events:
-            async for _, event in events:
-                yield event
-
-    async def stream_choices(
-        self, prompt: Prompt, parameters: Parameters, n: int, received: float
-    ) -> AsyncGenerator[tuple[int, TokenEvent]]:
-        """One event per token of `n` texts of one prompt, in turn, with the text's number.
+        Closing the generator ends the work in the engine.
 
         Raises:
             ServiceError: the request is refused, or a generation failed, which ends the others.
@@ -142,16 +132,14 @@ class Pipeline:
                     request, n, received, time.monotonic(), permit.release_one
                 )
                 finished: list[Generation] = []
-                in_turn = round_robin(streams) if n > 1 else alone(streams[0])
-                async with aclosing(in_turn) as turns:
-                    async for index, event in turns:
-                        if isinstance(event, ServiceError):
-                            raise event
+                in_turn = streams[0] if n == 1 else _merged(streams)
+                async with aclosing(in_turn) as events:
+                    async for event in events:
                         if event.generation is not None:
                             finished.append(event.generation)
                             if len(finished) == n:
                                 self._finish(finished)
-                        yield index, event
+                        yield event
 
     def abort(self, request_id: str, caller: str | None) -> int:
         """Ends the generations of all calls of this id; returns how many there were.
@@ -206,3 +194,16 @@ class Pipeline:
             note_error(CANCELLED)
             self._failed("dropped", begun)
             raise
+
+
+async def _merged(streams: list[AsyncGenerator[TokenEvent]]) -> AsyncGenerator[TokenEvent]:
+    """One event of each stream in turn.
+
+    Raises:
+        ServiceError: one of them has failed, which ends the others.
+    """
+    async with aclosing(round_robin(streams)) as turns:
+        async for _, event in turns:
+            if isinstance(event, ServiceError):
+                raise event
+            yield event

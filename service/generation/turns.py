@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
 from typing import TypeVar
 
 from ..errors import ServiceError
@@ -37,13 +36,6 @@ async def round_robin(
         await asyncio.gather(*ahead.values(), return_exceptions=True)
         for stream in streams:
             await stream.aclose()
-
-
-async def alone(stream: AsyncGenerator[_T]) -> AsyncGenerator[tuple[int, _T]]:
-    """One stream as `round_robin` has it, without a task for each event; failures are raised."""
-    async with aclosing(stream):
-        async for event in stream:
-            yield 0, event
 
 
 async def _next(stream: AsyncGenerator[_T]) -> _T | ServiceError | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import string
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,7 @@ _T = TypeVar("_T")
 _Ts = TypeVarTuple("_Ts")
 _DEVELOPER = "developer"  # who instructs the model, since OpenAI's models of 2024
 _SLICE = 2048  # tokens that are looked at together
+_LOCAL_DECODERS = {"ByteLevel", "Metaspace", "Replace", "ByteFallback", "Fuse", "Strip"}
 
 
 class TokenSpan(NamedTuple):
@@ -70,6 +72,8 @@ class TextTokenizer:
         self.special_ids = _special_ids(tokenizer)
         self._bos_id = tokenizer.bos_token_id
         self._texts: dict[int, str] = {}
+        self._anchor = _anchor(self._backend)
+        self._texts_after: dict[int, str] = {}
         self._added = {
             token.content: token_id for token_id, token in tokenizer.added_tokens_decoder.items()
         }
@@ -211,6 +215,20 @@ class TextTokenizer:
             text = self._texts[token_id] = self.decode([token_id])
         return text
 
+    @property
+    def text_after(self) -> Callable[[int], str] | None:
+        """What a token adds to any text of whole characters; None if that depends on the text."""
+        return None if self._anchor is None else self._text_after
+
+    def _text_after(self, token_id: int) -> str:
+        text = self._texts_after.get(token_id)
+        if text is None:
+            assert self._anchor is not None
+            whole = self.decode([self._anchor, token_id])
+            text = whole.removeprefix(self.decode([self._anchor]))
+            self._texts_after[token_id] = text
+        return text
+
     def too_long(self, text: str, max_tokens: int) -> bool:
         """Whether a text must have more tokens than this, as far as its length alone tells."""
         return len(text) > max_tokens * self._max_token_chars
@@ -342,6 +360,32 @@ def _takes_tools(template: str) -> bool:
         return "tools" in meta.find_undeclared_variables(Environment().parse(template))  # noqa: S701
     except TemplateError:  # a tag that only transformers knows
         return "tools" in template
+
+
+def _anchor(backend: Tokenizer) -> int | None:
+    """A token of one letter, if the decoder looks at no token together with whole characters."""
+    if not _is_local(backend):
+        return None
+    ids = (backend.token_to_id(letter) for letter in string.ascii_letters)
+    return next(
+        (index for index in ids if index is not None and len(backend.decode([index])) == 1), None
+    )
+
+
+def _is_local(backend: Tokenizer) -> bool:
+    """Whether text made of whole characters stays the same whatever token follows.
+
+    Decoders of GPT-2's kind put bytes together; those of SentencePiece's kind replace the mark of a
+    space in each token, put bytes together, and strip the beginning of the whole text.
+    """
+    if backend.decoder is None:
+        return False
+    spec = json.loads(backend.decoder.__getstate__())
+    steps = spec["decoders"] if spec["type"] == "Sequence" else [spec]
+    names = [step["type"] for step in steps]
+    if "Fuse" in names and "Replace" in names[names.index("Fuse") :]:
+        return False  # of several tokens' text together
+    return all(step["type"] in _LOCAL_DECODERS and not step.get("stop") for step in steps)
 
 
 def _byte_offsets(text: str) -> Sequence[int]:

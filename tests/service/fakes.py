@@ -119,6 +119,8 @@ NO_GRAMMARS = GrammarChecker("", 1, frozenset(), enabled=False)
 class WordTokenizer:
     """Ids are indices of a list of words; those in angle brackets are special, `<eos>` ends."""
 
+    text_after = None
+
     def __init__(self, *words: str) -> None:
         self.words = words
         self.special_ids = frozenset(i for i, word in enumerate(words) if word.startswith("<"))

@@ -66,7 +66,7 @@ def test_http_has_the_same_field_number_in_every_reply(reply: type) -> None:
 
 @given(INDEXES, TOKENS)
 def test_a_token_equals_that_of_the_generated_classes(index: int, token: Token) -> None:
-    event = convert.stream_response(index, TokenEvent(token, []))
+    event = convert.stream_response(TokenEvent(token, [], number=index))
     assert framing.stream_response(index, token) == bytes(event)
     assert framing.compat_event(index, token) == bytes(pb.CompatGenerateResponse(event=event))
 
@@ -82,19 +82,19 @@ def test_a_chunk_equals_that_of_the_generated_classes(text: str, created: int) -
 A = Token(5, " a", -0.5, False)
 LAST = generation(request=generation_request(details=True), seed=0)
 EVENTS = {
-    "plain": TokenEvent(A, []),
-    "top tokens": TokenEvent(A, [A]),
-    "last": TokenEvent(A, [], LAST),
-    "last with top tokens": TokenEvent(A, [A], LAST),
+    "plain": TokenEvent(A, [], number=3),
+    "top tokens": TokenEvent(A, [A], number=3),
+    "last": TokenEvent(A, [], LAST, 3),
+    "last with top tokens": TokenEvent(A, [A], LAST, 3),
 }
 
 
 @pytest.mark.parametrize("event", EVENTS.values(), ids=EVENTS.keys())
 def test_hand_framed_tokens_lose_no_field(event: TokenEvent) -> None:
-    expected = convert.stream_response(3, event)
-    assert serialise(TypedPresenter().generate_stream(3, event)) == bytes(expected)
+    expected = convert.stream_response(event)
+    assert serialise(TypedPresenter().generate_stream(event)) == bytes(expected)
     expected_compat = bytes(pb.CompatGenerateResponse(event=expected))
-    assert serialise(TypedPresenter().compat_generate_stream(3, event)) == expected_compat
+    assert serialise(TypedPresenter().compat_generate_stream(event)) == expected_compat
 
 
 DELTA = ChatDelta(head=ANSWER_HEAD, text=" a", finish_reason=None, logprobs=None)

@@ -91,14 +91,14 @@ def test_details_with_everything() -> None:
 
 
 def test_a_token_of_a_stream_has_nulls() -> None:
-    assert render.token_event(1, TokenEvent(A, [])) == (
+    assert render.token_event(TokenEvent(A, [])) == (
         b'{"index":1,"token":{"id":5,"text":" a","logprob":-0.5,"special":false},'
         b'"generated_text":null,"details":null}'
     )
 
 
 def test_top_tokens_of_a_stream() -> None:
-    assert render.token_event(3, TokenEvent(A, [EOS])) == (
+    assert render.token_event(TokenEvent(A, [EOS], number=3)) == (
         b'{"index":3,"token":{"id":5,"text":" a","logprob":-0.5,"special":false},'
         b'"top_tokens":[{"id":2,"text":"<eos>","logprob":-0.25,"special":true}],'
         b'"generated_text":null,"details":null}'
@@ -106,7 +106,7 @@ def test_top_tokens_of_a_stream() -> None:
 
 
 def test_the_last_token_of_a_stream() -> None:
-    assert render.token_event(2, TokenEvent(EOS, [], generation())) == (
+    assert render.token_event(TokenEvent(EOS, [], generation(), 2)) == (
         b'{"index":2,"token":{"id":2,"text":"<eos>","logprob":-0.25,"special":true},'
         b'"generated_text":" a time","details":null}'
     )
@@ -117,7 +117,7 @@ def test_the_last_token_of_a_stream() -> None:
 )
 def test_the_last_token_of_a_stream_with_details(seed: int | None, text: bytes) -> None:
     result = generation(**DETAILS, seed=seed, finish_reason="stop_sequence")
-    assert render.token_event(2, TokenEvent(EOS, [], result)) == (
+    assert render.token_event(TokenEvent(EOS, [], result, 2)) == (
         b'{"index":2,"token":{"id":2,"text":"<eos>","logprob":-0.25,"special":true},'
         b'"generated_text":" a time","details":'
         b'{"finish_reason":"stop_sequence","generated_tokens":2,"seed":' + text + b"}}"
@@ -144,12 +144,12 @@ def test_the_last_token_of_a_stream_with_details(seed: int | None, text: bytes) 
 )
 def test_numbers_are_printed_as_rust_prints_them(logprob: float, text: bytes) -> None:
     event = TokenEvent(Token(1, "x", shortest_float32(logprob), False), [])
-    assert b'"logprob":' + text + b"," in render.token_event(1, event)
+    assert b'"logprob":' + text + b"," in render.token_event(event)
 
 
 def test_text_is_utf8_and_escaped_only_where_json_requires_it() -> None:
     event = TokenEvent(Token(1, 'é😀"\\\n\t\x01/<', None, False), [])
-    assert '"text":"é😀\\"\\\\\\n\\t\\u0001/<"'.encode() in render.token_event(1, event)
+    assert '"text":"é😀\\"\\\\\\n\\t\\u0001/<"'.encode() in render.token_event(event)
 
 
 def chat_answer(**changes: Any) -> ChatAnswer:
@@ -314,7 +314,7 @@ def test_an_error_of_openai_is_an_object(failure: ServiceError, body: dict[str, 
 
 
 def test_an_event_is_one_line_of_data() -> None:
-    event = render.sse(render.token_event(1, TokenEvent(Token(1, "a\nb\r", None, False), [])))
+    event = render.sse(render.token_event(TokenEvent(Token(1, "a\nb\r", None, False), [])))
     assert event.startswith(b'data: {"index":1,')
     assert event.endswith(b"}\n\n")
     assert event.count(b"\n") == 2

@@ -82,9 +82,9 @@ def test_typed_and_rendered_texts_agree(result: Generation) -> None:
 def test_typed_and_rendered_token_events_agree(
     index: int, token: Token, top_tokens: list[Token], result: Generation | None
 ) -> None:
-    event = TokenEvent(token, top_tokens, result)
-    typed = over_the_wire(convert.stream_response(index, event))
-    assert_agree(typed, json.loads(render.token_event(index, event)))
+    event = TokenEvent(token, top_tokens, result, index)
+    typed = over_the_wire(convert.stream_response(event))
+    assert_agree(typed, json.loads(render.token_event(event)))
 
 
 LOGPROBS = st.none() | st.lists(st.tuples(TOKENS, st.lists(TOKENS, max_size=2)), max_size=3)

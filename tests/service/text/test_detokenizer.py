@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
 
 from service.text.detokenizer import Detokenizer
+from service.text.tokenizer import TextTokenizer
 from tests.service.fakes import demo_ids, demo_tokenizer
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -143,3 +148,63 @@ def test_the_cost_of_tokens_without_text_does_not_grow() -> None:
         detokenizer.push(0)
     assert ruler.longest <= 40
     assert detokenizer.push(ord("x")) == "x"
+
+
+def _vocabulary_of_bytes() -> dict[str, int]:
+    """One of SentencePiece's kind: pieces with marks of spaces, and a token for each byte."""
+    pieces = ["<unk>", "<s>", *(f"<0x{value:02X}>" for value in range(256))]
+    words = ["a", "b", "é", "日本", "▁", "▁a", "▁▁", "▁été", "ab▁", "\N{REPLACEMENT CHARACTER}b"]
+    return {piece: index for index, piece in enumerate([*pieces, *words])}
+
+
+def _tokenizer(decoder: decoders.Decoder | None) -> TextTokenizer:
+    """A tokenizer with this decoder."""
+    vocabulary = _vocabulary_of_bytes()
+    backend = Tokenizer(BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
+    if decoder is not None:
+        backend.decoder = decoder
+    fast = PreTrainedTokenizerFast(tokenizer_object=backend)
+    return TextTokenizer(fast, frozenset())
+
+
+_LLAMA = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+_LOCAL = {
+    "bytes": demo_tokenizer,
+    "SentencePiece": lambda: _tokenizer(decoders.Sequence(_LLAMA)),
+    "Llama": lambda: _tokenizer(decoders.Sequence([*_LLAMA, decoders.Strip(" ", 1, 0)])),
+    "Metaspace": lambda: _tokenizer(decoders.Metaspace()),
+}
+
+
+@pytest.mark.parametrize("name", _LOCAL)
+def test_texts_that_are_looked_up_are_those_that_are_decoded(name: str) -> None:
+    tokenizer = _LOCAL[name]()
+    text_after = tokenizer.text_after
+    assert text_after is not None
+    rng = random.Random(5)
+    num_ids = 4096 if name == "bytes" else len(_vocabulary_of_bytes()) + 1  # one is unknown
+    pieces = range(258, num_ids) if name != "bytes" else range(num_ids)
+    for _ in range(150):
+        chosen = rng.choices([range(num_ids), pieces], k=40)
+        ids = [rng.choice(among) for among in chosen]
+        num_prompt = rng.randrange(6)
+        looked_up = Detokenizer(tokenizer.decode, ids[:num_prompt], text_after)
+        decoded = Detokenizer(tokenizer.decode, ids[:num_prompt])
+        for token_id in ids[num_prompt:]:
+            assert looked_up.push(token_id) == decoded.push(token_id)
+
+
+@pytest.mark.parametrize(
+    "decoder",
+    [
+        None,
+        decoders.WordPiece(),
+        decoders.Sequence([decoders.Fuse(), decoders.Replace("ab", "c")]),
+        decoders.Strip(" ", 0, 1),
+    ],
+    ids=["none", "WordPiece", "replaces after joining", "strips the end"],
+)
+def test_nothing_is_looked_up_where_tokens_change_the_text_before(
+    decoder: decoders.Decoder | None,
+) -> None:
+    assert _tokenizer(decoder).text_after is None
