@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import openai
 import pytest
 
 from tests.clients.conftest import CLIENT
@@ -376,6 +377,10 @@ def test_responses_take_images(served: Stack, host: ImageHost) -> None:
         assert reply["output"][0]["content"][0]["text"] == expected
         assert reply["usage"]["input_tokens"] == chat["usage"]["prompt_tokens"]
         assert expected in str(ReflectionClient(served.direct).collect("Responses", wanted))
+        sdk = openai.OpenAI(base_url=f"{served.url}/v1", api_key="unused")
+        with sdk, sdk.responses.create(model="tgi", stream=True, **wanted) as events:
+            deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
+        assert "".join(deltas) == expected
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,8 @@ def test_answers_are_those_of_generate(served: Stack, checkpoint: Path) -> None:
         user(text("And these:"), *others),
     ]
     expected, num_prompt = generated(checkpoint, for_template(messages), pictures, NUM_TOKENS)
+    listed = served.http.post("/chat_tokenize", json=body(*messages)).json()
+    assert len(listed["tokenize_response"]) == num_prompt
     for _ in range(2):  # the second time from the cache
         reply = served.http.post("/v1/chat/completions", json=body(*messages)).json()
         assert reply["choices"][0]["message"]["content"] == expected

@@ -204,3 +204,21 @@ async def test_a_certificate_must_be_for_the_host(tmp_path: Path) -> None:
             if is_right:
                 async with fetching(host.place) as fetch:  # whose authority is not known
                     assert "the connection to its host failed" in await refused(fetch, url)
+
+
+async def test_a_certificate_is_for_the_name_and_not_for_its_address(tmp_path: Path) -> None:
+    async def resolve(_: str, __: int) -> list[str]:
+        return ["127.0.0.1"]
+
+    authority = Authority(tmp_path)
+    pair = authority.issue("server", "DNS:localhost")
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    server.load_cert_chain(pair.certificate, pair.key)
+    known = ssl.create_default_context(cafile=str(authority.certificate))
+    with image_host(server) as host:
+        host.answers["/x.png"] = ok(FILE)
+        entries = (host.place, f"localhost:{host.port}")
+        async with fetching(*entries, resolve=resolve, tls=known) as fetch:
+            assert await fetch(host.url("/x.png", "https", "localhost")) == FILE
+            said = await refused(fetch, host.url("/x.png", "https"))
+            assert "the connection to its host failed" in said
