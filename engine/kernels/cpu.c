@@ -1079,6 +1079,7 @@ INLINE void dot8(const int rows, const SmallLevel *x, const uint8_t *panel, Fetc
             sums[r][v] += MADD_WORDS(acc[r][v], 1 - (vs){});
 #endif
 #else
+    (void)fetch; /* computing the products takes longer than reading the weights */
     for (int g = 0; g < GROUP_K / 8; g++)
         UNROLL for (int i = 0; i < 8; i++)
             UNROLL for (int v = 0; v < NV; v++) {
