@@ -369,7 +369,7 @@ class Scheduler:
         Callers that hold more than their share give way.
         """
         num_tokens = self._admit(sequence, budget)
-        while not num_tokens and self._give_way(sequence, budget, planned):
+        while num_tokens is None and self._give_way(sequence, budget, planned):
             num_tokens = self._admit(sequence, budget)
         if num_tokens:
             self.waiting.remove(sequence)
@@ -379,26 +379,34 @@ class Scheduler:
             sequence.status = SequenceStatus.RUNNING
             self.running.append(sequence)
             self._num_started += 1
-        return num_tokens
+        return num_tokens or 0
 
-    def _admit(self, sequence: Sequence, budget: StepBudget) -> int:
-        """Allocates blocks for a waiting sequence; returns its tokens, or 0 if there is no room.
+    def _admit(self, sequence: Sequence, budget: StepBudget) -> int | None:
+        """Allocates blocks for a waiting sequence.
 
         The whole prompt gets its blocks at once, and each running sequence keeps one in reserve, so
         that an admitted sequence is not preempted again by the very next step.
+
+        Returns:
+            Its tokens in this step; 0 if the step has none for it, such as for an image that is
+            computed whole. None if others have its blocks or its place.
         """
-        if not self._may_start(sequence, budget) or len(self.running) >= self.max_num_seqs:
+        if not self._may_start(sequence, budget):
             return 0
+        if len(self.running) >= self.max_num_seqs:
+            return None
         num_cached = self.blocks.match_prefix(sequence)
         sequence.num_computed_tokens = sequence.num_cached_tokens = num_cached
         num_new = self.blocks.num_lacking(sequence, sequence.num_tokens)
         reserve = self.blocks.reserve * len(self.running)
-        if num_new + reserve > self.blocks.num_free_blocks:
+        has_room = num_new + reserve <= self.blocks.num_free_blocks
+        num_tokens = self._take(sequence, budget) if has_room else None
+        if num_tokens:
+            self.blocks.allocate(sequence, sequence.num_tokens)
+        else:
             self.blocks.free(sequence)
             sequence.num_computed_tokens = sequence.num_cached_tokens = 0
-            return 0
-        self.blocks.allocate(sequence, sequence.num_tokens)
-        return self._take(sequence, budget)
+        return num_tokens
 
     def _may_start(self, sequence: Sequence, budget: StepBudget) -> bool:
         """Whether this step's budget has something for a waiting sequence."""

@@ -99,6 +99,19 @@ def test_a_step_ends_before_an_image_and_the_next_one_has_all_of_it() -> None:
     assert ends == [3, 15, 16]
 
 
+def test_a_prompt_whose_image_does_not_fit_beside_others_waits_and_holds_nothing() -> None:
+    scheduler = make_scheduler(max_chunk_tokens=STEP_TOKENS)
+    first, second = sequence((0, 4)), sequence((0, ROOM), first_id=100)
+    scheduler.add(first)
+    scheduler.add(second)
+    batch = scheduler.schedule()
+    assert batch.num_tokens == {first: 5}
+    assert not second.block_table
+    scheduler.advance(batch)
+    first.append(7)
+    assert scheduler.schedule().num_tokens == {first: 1, second: ROOM + 1}
+
+
 def test_an_image_with_more_tokens_than_a_step_has_room_for_is_refused() -> None:
     scheduler = make_scheduler()
     with pytest.raises(CapacityError, match=f"image of {ROOM + 1} tokens.* room for {ROOM}"):
