@@ -14,7 +14,7 @@ from engine.kernels.int4 import PackedInt4Linear, group_weight
 from engine.kernels.int8 import quantize_rows
 from engine.model.quantized_linear import Int4Linear
 from tests.engine.model.quantized import relative_error
-from tests.engine.native import TARGETS, kernels_for, threads
+from tests.engine.native import TARGETS, kernels_for
 
 
 def product(x: Tensor, linear: nn.Linear) -> Tensor:
@@ -81,18 +81,6 @@ def test_sums_of_the_largest_levels_do_not_overflow(target: str) -> None:
     for sign in (1.0, -1.0):
         y = layer(torch.full((2, 4096), sign))
         torch.testing.assert_close(y, torch.full((2, 33), sign * 15 * 31 * 128))
-
-
-@pytest.mark.parametrize("target", TARGETS)
-def test_rows_do_not_depend_on_threads(target: str) -> None:
-    layer = PackedInt4Linear.from_linear(nn.Linear(1536, 300), kernels_for(target))
-    x = torch.randn(250, 1536)
-    results = []
-    for count in (1, 2, 3):
-        with threads(count):
-            results.append(layer(x))
-    assert torch.equal(results[0], results[1])
-    assert torch.equal(results[0], results[2])
 
 
 @pytest.mark.parametrize("target", TARGETS)

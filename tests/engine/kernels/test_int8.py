@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from engine.kernels.int8 import MAX_IN_FEATURES, PackedInt8Linear, pack_int8, quantize_rows
 from engine.model.quantized_linear import Int8Linear
-from tests.engine.native import TARGETS, kernels_for, threads
+from tests.engine.native import TARGETS, kernels_for
 
 Floats = np.ndarray[tuple[int, int], np.dtype[np.float32]]
 
@@ -77,18 +77,6 @@ def test_sums_at_their_limits_do_not_overflow() -> None:
         assert y.item() == pytest.approx(-MAX_IN_FEATURES, rel=1e-6)
     with pytest.raises(ValueError, match="at most"):
         pack_int8(torch.ones(1, MAX_IN_FEATURES + 1), None, kernels)
-
-
-@pytest.mark.parametrize("target", TARGETS)
-def test_rows_do_not_depend_on_threads(target: str) -> None:
-    layer = PackedInt8Linear.from_linear(nn.Linear(1500, 300), kernels_for(target))
-    x = torch.randn(250, 1500)
-    results = []
-    for count in (1, 2, 3):
-        with threads(count):
-            results.append(layer(x))
-    assert torch.equal(results[0], results[1])
-    assert torch.equal(results[0], results[2])
 
 
 @pytest.mark.parametrize("target", TARGETS)
