@@ -404,7 +404,9 @@ class TextGenerationServicer:
     ) -> AsyncGenerator[bytes]:
         """Messages that list the tokens of a text or of a conversation's prompt."""
         is_prompt = isinstance(wanted, ChatRequest)
-        text = await self._spelled(wanted, call)  # which may have to wait for images
+        with self._pipeline.permit():
+            pass  # a full server refuses at once; no permit is held while images are awaited
+        text = await self._spelled(wanted, call)
         async with AsyncExitStack() as memory:
             with self._pipeline.permit():  # not held while the caller reads
                 check_text("messages" if is_prompt else "inputs", text, self.limits)
