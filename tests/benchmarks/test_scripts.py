@@ -241,3 +241,19 @@ def test_servers_are_chosen_in_both_ways() -> None:
     assert [figure["way"] for figure in result["figures"]] == ["fewest requests", "beginning"]
     assert all(figure["hit_rate"] > 0 for figure in result["figures"])
     assert all(len(figure["first_ms"]) == 8 for figure in result["figures"])
+
+
+@on_demand
+def test_what_every_process_holds_is_seen_before_and_after_a_load() -> None:
+    result = last_line("benchmarks.memory")
+    assert result["before"].keys() == result["after"].keys()
+    assert {"engine", "service", "envoy", "supervisor"} <= result["before"].keys()
+    assert result["before"]["engine"]["rss"] > result["weights"] + result["cache"] > 0
+
+
+@on_demand
+def test_a_server_is_watched_while_it_is_asked_all_kinds_of_things() -> None:
+    result = last_line("benchmarks.growth")
+    assert len(result["samples"]) > 2
+    assert sum(result["asked"].values()) > 0
+    assert result["blocks"] == 0
