@@ -63,9 +63,17 @@ def by_role(supervisor: psutil.Process) -> dict[str, Held]:
         role = role_of(child)
         found[role] = Held.by(child)
         if role == "service":
-            workers = [Held.by(worker) for worker in child.children(recursive=True)]
+            workers = map(_of_worker, child.children(recursive=True))
             found["its workers"] = sum(workers, Held())
     return found
+
+
+def _of_worker(process: psutil.Process) -> Held:
+    """What a worker holds; nothing if it has just ended, as those may that had too much to do."""
+    try:
+        return Held.by(process)
+    except (psutil.Error, OSError, KeyError):
+        return Held()
 
 
 def role_of(process: psutil.Process) -> str:
