@@ -108,12 +108,14 @@ class StateRows(NamedTuple):
     """The sequences of a step, for layers that compute each with its own state; on the host.
 
     `starts` [num_seqs + 1]: where each sequence's tokens start. `sequences` [num_seqs]. `device` is
-    that of the step's tensors.
+    that of the step's tensors. `decoding` int64 [num_seqs], on that device, are the slots in a step
+    in which every sequence has one token, and nothing else becomes of its state.
     """
 
     starts: list[int]
     sequences: list[SequenceState]
     device: torch.device
+    decoding: Tensor | None = None
 
 
 class Span(NamedTuple):
@@ -444,7 +446,14 @@ def _state_rows(batch: ScheduledBatch, starts: list[int], device: torch.device) 
         for sequence, num_tokens in batch.num_tokens.items()
         if sequence.state_slot is not None
     ]
-    return StateRows(starts, states, device) if states else None  # all have one, or none has
+    if not states:  # all have one, or none has
+        return None
+    decoding = None
+    if len(states) == starts[-1] and all(
+        state == SequenceState(state.slot, begins=False) for state in states
+    ):
+        decoding = upload([state.slot for state in states], device)
+    return StateRows(starts, states, device, decoding)
 
 
 def _state(sequence: Sequence, slot: int, num_tokens: int) -> SequenceState:

@@ -173,7 +173,7 @@ def build_computation(
     if model.loaded.recurrence is not None:
         if group is not None:
             raise ModelLoadError("a model with states is not served divided (num_shard)")
-        config = _for_states(config, model.loaded.recurrence)
+        config = _for_states(config, model.loaded, model.loaded.recurrence)
     device = model.loaded.device
     vocab_size = int(model.loaded.model.config.get_text_config().vocab_size)
     watermark = Watermark(
@@ -219,20 +219,18 @@ def _runs_ahead(config: EngineConfig, device: torch.device, ranks: Ranks | None)
     return device.type == "cuda" if config.run_ahead is None else config.run_ahead
 
 
-def _for_states(config: EngineConfig, recurrence: Recurrence) -> EngineConfig:
+def _for_states(config: EngineConfig, loaded: LoadedModel, recurrence: Recurrence) -> EngineConfig:
     """The configuration of a model that keeps a state beside the KV cache.
 
-    Draft tokens that are refused could not be taken back. Recorded steps have a fixed form, while
-    those of these models depend on which sequences begin. Layers that get texts token by token
-    would take longer for what follows a shared prefix than for the whole text.
+    Layers that get texts token by token would take longer for what follows a shared prefix than for
+    the whole text, and their recorded steps gave other last bits. On a GPU steps are not recorded:
+    they have padding rows, which have no state.
     """
-    logger.info("the model keeps a state for each sequence: no recorded steps")
-    if config.speculate:
-        logger.warning("no draft tokens: this model cannot take them back")
-    is_shared = config.enable_prefix_caching and not recurrence.token_by_token
-    if config.enable_prefix_caching and not is_shared:
+    is_slow, is_shared = recurrence.token_by_token, config.enable_prefix_caching
+    if is_slow and is_shared:
         logger.warning("no prefix caching: the model's layers go on with a text token by token")
-    return replace(config, enable_prefix_caching=is_shared, speculate=0, graph_sizes=())
+    sizes = () if is_slow or loaded.device.type == "cuda" else config.graph_sizes
+    return replace(config, enable_prefix_caching=is_shared and not is_slow, graph_sizes=sizes)
 
 
 def _bounds(config: EngineConfig, model: PreparedModel, adapters: AdapterBank | None) -> StepBounds:
@@ -359,27 +357,28 @@ def _runner(
 def _state_pool(
     config: EngineConfig, model: PreparedModel, bounds: StepBounds, room: int, per_block: int
 ) -> StatePool:
-    """States of sequences, and of prefixes where these are shared; the cache gets what is left.
+    """States of sequences, of prefixes, and before draft tokens; the cache gets what is left.
 
     Raises:
         ModelLoadError: there is not enough memory.
     """
     loaded = model.loaded
     assert loaded.recurrence is not None
-    states, num_copies = loaded.recurrence.states, 0
+    states = loaded.recurrence.states
     per_slot = bytes_per_slot(states)
     num_seqs = cache_size.num_state_slots(bounds.max_num_seqs, room, per_slot)
-    if config.enable_prefix_caching:
-        room -= num_seqs * per_slot
-        num_copies = cache_size.num_state_copies(
-            config, room, per_slot, per_block, bounds.max_total_tokens, loaded.device
-        )
+    room -= num_seqs * per_slot
+    num_copies = cache_size.num_state_copies(
+        config, room, per_slot, per_block, bounds.max_total_tokens, loaded.device
+    )
     logger.info(
-        "states of %d bytes: %d of running sequences, %d kept for prefixes",
+        "states of %d bytes: %d of running sequences, %d for prefixes and draft tokens",
         per_slot,
         num_seqs,
         num_copies,
     )
+    if config.speculate > num_copies:
+        logger.warning("%d draft tokens at most, of all sequences: each has a state", num_copies)
     return StatePool(states, num_seqs, loaded.device, num_copies)
 
 
@@ -500,7 +499,13 @@ def _with_cpu_graphs(
     if not max_tokens or not isinstance(runner.backend, cpu_kernels.CpuKernels):
         return forward
     widths = TableWidths.of(bounds.max_total_tokens, config.block_size, bounds.form)
-    graphs = CpuGraphs(forward, runner.backend, max_tokens=max_tokens, widths=widths)
+    graphs = CpuGraphs(
+        forward,
+        runner.backend,
+        max_tokens=max_tokens,
+        widths=widths,
+        clear_state=None if runner.pool is None else runner.pool.clear,
+    )
     graphs.verify(bounds.max_total_tokens - 1, config.block_size, bounds.form)
     return graphs
 

@@ -95,6 +95,8 @@ class AdaptedLayers:
         self._parts: dict[str, Part] = {}
         self._refused: dict[str, str] = {}
         self._slots: dict[int, FittedAdapter] = {}
+        if loaded.recurrence is not None:  # its layers take a step apart
+            loaded.recurrence.selecting = self.step.selecting
         self._wrap()
 
     def fit(self, adapter: Adapter) -> FittedAdapter:
@@ -207,9 +209,6 @@ class AdaptedLayers:
         """Why a layer is not adapted, without looking at how the model uses it."""
         if site.layer is output:
             return f"an update of the output layer ({site.name}) is not applied"
-        recurrence = self._loaded.recurrence
-        if recurrence is not None and recurrence.contains(site.name):
-            return f"an update of a layer that keeps a state ({site.name}) is not applied"
         return None
 
     def _updates(self, sites: list[_Site]) -> AddUpdates:

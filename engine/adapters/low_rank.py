@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -41,6 +42,14 @@ class AdaptedRows:
             self.sorted.append(RowTiles.of(self.slots, num_slots))
         return self.sorted[0]
 
+    def slots_of_all(self) -> Tensor:
+        """Int64 [num_tokens]: the slot of each token."""
+        if self.rows is None:
+            return self.slots
+        return self.slots.new_full((self.num_tokens,), NO_SLOT).index_copy_(
+            0, self.rows, self.slots
+        )
+
     def columns_of_others(self, num_slots: int, rank: int) -> Tensor:
         """Bool [num_rows, num_slots * rank]: the columns of slots that are not the row's own.
 
@@ -58,6 +67,18 @@ class Step:
 
     def __init__(self) -> None:
         self.adapted: AdaptedRows | None = None
+
+    @contextlib.contextmanager
+    def selecting(self, rows: Tensor | slice) -> Iterator[None]:
+        """While it lasts, layers get these of the step's rows, in this order, and no others."""
+        whole = self.adapted
+        if whole is not None:
+            slots = whole.slots_of_all()[rows]
+            self.adapted = AdaptedRows(len(slots), None, slots)
+        try:
+            yield
+        finally:
+            self.adapted = whole
 
 
 Packed = PackedUpdate | LowRankUpdate
@@ -234,6 +255,18 @@ class AdaptedLinear(nn.Module):
         self.num_rows: list[int] = []  # of each call while it `watches`
         self.watches = False
         self._step = step
+
+    @property
+    def weight(self) -> Tensor:
+        """The layer's own, for a model that reads it instead of calling the layer."""
+        weight: Tensor = self.layer.weight  # type: ignore[assignment]
+        return weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """See `weight`."""
+        bias: Tensor | None = self.layer.bias  # type: ignore[assignment]
+        return bias
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the layer's result for x [..., in], with the updates of the rows' adapters.

@@ -104,10 +104,12 @@ def num_state_copies(
     max_total_tokens: int,
     device: torch.device,
 ) -> int:
-    """The number of states that are kept for later texts with the same beginning.
+    """The number of states beside those of running sequences.
+
+    They are kept for later texts with the same beginning, or are those before draft tokens.
 
     Args:
-        config: may say how many tokens the cache shall hold.
+        config: may say how many tokens the cache shall hold, and has the most draft tokens.
         room: bytes for these states and the cache.
         bytes_per_slot: bytes of one state.
         bytes_per_block: bytes of a block of the cache.
@@ -120,7 +122,8 @@ def num_state_copies(
     num_tokens = max(_CPU_TOKENS, needed)
     if device.type == "cuda" and bytes_per_block:
         num_tokens = room // bytes_per_block * block_size
-    return min(max(0, left) // bytes_per_slot, -(-num_tokens // _TOKENS_PER_COPY))
+    prefixes = -(-num_tokens // _TOKENS_PER_COPY) if config.enable_prefix_caching else 0
+    return min(max(0, left) // bytes_per_slot, prefixes + config.speculate * config.max_num_seqs)
 
 
 def num_blocks(

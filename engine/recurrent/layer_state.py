@@ -88,19 +88,25 @@ class StatePool:
 
     def gather(self, layer: int, slots: Tensor) -> LayerStates:
         """Copies of the states in these slots, int64 [num_seqs]."""
-        return self._each(layer, lambda states: states[slots])
+        return self._each(layer, lambda states: states.index_select(0, slots))
 
     def scatter(self, layer: int, slots: Tensor, states: LayerStates) -> None:
         """Puts states back that `gather` copied."""
         own = self._layers[layer]
         for number, tensor in states.conv.items():
-            own.conv[number][slots] = tensor
+            own.conv[number].index_copy_(0, slots, tensor)
         for number, tensor in states.recurrent.items():
-            own.recurrent[number][slots] = tensor
+            own.recurrent[number].index_copy_(0, slots, tensor)
 
     def copy(self, layer: int, sources: Tensor, targets: Tensor) -> None:
         """Copies states from slots to slots, all at once: int64 [num_copies] each."""
         self.scatter(layer, targets, self.gather(layer, sources))
+
+    def clear(self, slot: int) -> None:
+        """Makes a state one of no text."""
+        for own in self._layers.values():
+            for tensor in (*own.conv.values(), *own.recurrent.values()):
+                tensor[slot] = 0
 
     def keep(self, layer: int, slot: int, copy: int) -> None:
         """Copies the state of one slot to another."""

@@ -13,9 +13,10 @@ import contextlib
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,9 @@ class StatefulLayer:
     state: LayerState
 
 
+Rows = Tensor | slice  # some of a step's tokens: int64 [num_rows], or from one to another
+
+
 class StepStates(NamedTuple):
     """The states before a step, and after it; and the step's sequences."""
 
@@ -65,19 +69,17 @@ class Recurrence:
         names: of the layers' modules.
         token_by_token: whether several tokens of a text that has begun are computed one after the
             other. Layers need it whose code for several tokens begins with an empty state.
+        selecting: entered while a layer computes these of a step's rows, and no others.
     """
 
     def __init__(self, layers: Mapping[int, StatefulLayer]) -> None:
         self.states = {index: layer.state for index, layer in layers.items()}
         self.names = frozenset(layer.name for layer in layers.values())
         self.token_by_token = False
+        self.selecting: Callable[[Rows], AbstractContextManager[None]] = lambda _: nullcontext()
         self._step: _Step | None = None
         for index, layer in layers.items():
             layer.module.forward = self._packed(index, layer)
-
-    def contains(self, name: str) -> bool:
-        """Whether the module of this name is a part of one of these layers."""
-        return any(name.startswith(f"{layer}.") for layer in self.names)
 
     @contextlib.contextmanager
     def computing(self, states: StepStates) -> Iterator[None]:
@@ -98,9 +100,12 @@ class Recurrence:
                 return output
             hidden_states = args[0] if args else options["hidden_states"]
 
-            def compute(part: Tensor, states: LayerStates, *, begins: bool = False) -> Tensor:
+            def compute(
+                rows: Rows, tokens: Tensor, states: LayerStates, *, begins: bool = False
+            ) -> Tensor:
                 cache = _cache(index, states, begins=begins)
-                output = stock(part, **{layer.cache_argument: cache})
+                with self.selecting(rows):
+                    output = stock(tokens, **{layer.cache_argument: cache})
                 assert isinstance(output, Tensor)
                 return output
 
@@ -141,8 +146,42 @@ class _Tokens(NamedTuple):
     targets: Tensor
 
 
+class _Compute(Protocol):
+    """Computes some tokens of a step with a layer, whose states it changes."""
+
+    def __call__(
+        self, rows: Rows, tokens: Tensor, states: LayerStates, *, begins: bool = False
+    ) -> Tensor:
+        """The outputs of `tokens` [batch, num_tokens, hidden_size], which are these rows."""
+
+
+class _Step(Protocol):
+    """A step as layers with a state compute it."""
+
+    def compute(self, layer: int, hidden_states: Tensor, compute: _Compute) -> Tensor:
+        """The outputs of a layer, as `hidden_states` [1, num_tokens, hidden_size]."""
+
+
 @dataclass(frozen=True, slots=True)
-class _Step:
+class _DecodeStep:
+    """A step with one token of each sequence, whose states are in `slots`, int64 [num_seqs].
+
+    The same operations whatever the slots are: it can be recorded.
+    """
+
+    pool: StatePool
+    slots: Tensor
+
+    def compute(self, layer: int, hidden_states: Tensor, compute: _Compute) -> Tensor:
+        """See `_Step`."""
+        states = self.pool.gather(layer, self.slots)
+        output = compute(slice(None), hidden_states.transpose(0, 1), states).transpose(0, 1)
+        self.pool.scatter(layer, self.slots, states)
+        return output
+
+
+@dataclass(frozen=True, slots=True)
+class _MixedStep:
     """A step, divided by what can be computed together; it is computed in this order.
 
     Attributes:
@@ -160,17 +199,17 @@ class _Step:
     parts: tuple[_Part, ...]
     kept: _Copies
 
-    def compute(self, layer: int, hidden_states: Tensor, compute: Callable[..., Tensor]) -> Tensor:
-        """The outputs of a layer, as `hidden_states` [1, num_tokens, hidden_size]."""
+    def compute(self, layer: int, hidden_states: Tensor, compute: _Compute) -> Tensor:
+        """See `_Step`."""
         output = torch.empty_like(hidden_states)
         self._copy(layer, self.restored)
         for rows, sources, targets in self.tokens:
             states = self.pool.gather(layer, sources)
-            output[0, rows] = compute(hidden_states[0, rows].unsqueeze(1), states)[:, 0]
+            output[0, rows] = compute(rows, hidden_states[0, rows].unsqueeze(1), states)[:, 0]
             self.pool.scatter(layer, targets, states)
         for start, end, slot, begins, copy in self.parts:
-            states = self.pool.at(layer, slot)
-            output[:, start:end] = compute(hidden_states[:, start:end], states, begins=begins)
+            part, states = slice(start, end), self.pool.at(layer, slot)
+            output[:, part] = compute(part, hidden_states[:, part], states, begins=begins)
             if copy is not None:
                 self.pool.keep(layer, slot, copy)
         self._copy(layer, self.kept)
@@ -182,6 +221,8 @@ class _Step:
 
 
 def _step(pool: StatePool, rows: StateRows, *, token_by_token: bool) -> _Step:
+    if rows.decoding is not None:
+        return _DecodeStep(pool, rows.decoding)
     parts: list[_Part] = []
     kept: list[tuple[int, int]] = []
     tokens: defaultdict[int, list[tuple[int, int, int]]] = defaultdict(list)
@@ -196,7 +237,7 @@ def _step(pool: StatePool, rows: StateRows, *, token_by_token: bool) -> _Step:
             parts += _parts(state, start, end, token_by_token=token_by_token)
     restored = [(s.source, s.slot) for s in rows.sequences if s.source is not None]
     columns = partial(_columns, device=rows.device)
-    return _Step(
+    return _MixedStep(
         pool,
         _Copies(*columns(restored, 2)),
         tuple(_Tokens(*columns(group, 3)) for group in tokens.values()),

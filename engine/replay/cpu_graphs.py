@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..batch import AdapterRows, ModelInput, TableWidths, blank, copy_rows
+from ..batch import AdapterRows, ModelInput, StateRows, TableWidths, blank, copy_rows
 from ..block_form import BlockForm
 from ..kernels.cpu import CpuKernels
 from ..kernels.kernel import listening
@@ -40,6 +40,7 @@ class _Shape(NamedTuple):
     num_seqs: int
     num_rows: int
     has_adapters: bool = False
+    has_states: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,7 @@ class CpuGraphs:
         kernels: those kernels.
         max_tokens: of a step that is recorded; in larger steps Python's time does not matter.
         widths: of the longest sequence's tables.
+        clear_state: makes the state in a slot one of no text, for a model that keeps states.
     """
 
     def __init__(
@@ -68,11 +70,13 @@ class CpuGraphs:
         *,
         max_tokens: int,
         widths: TableWidths,
+        clear_state: Callable[[int], None] | None = None,
     ) -> None:
         self._forward = forward
         self._kernels = kernels
         self._max_tokens = max_tokens
         self._widths = widths
+        self._clear_state = clear_state
         self._arena = Arena()
         self._steps: OrderedDict[_Shape, _CapturedStep] = OrderedDict()
         self._sightings: Counter[_Shape] = Counter()
@@ -91,12 +95,16 @@ class CpuGraphs:
         as must the second if `form` says that layers with a window have blocks of their own.
         """
         first, other = (
-            _one_token(number, position, block_size, form, self._widths)
+            self._one_token(number, position, block_size, form)
             for number, position in ((0, 0), (1, last_position))
         )
         self._record(_shape(first), first)
+        self._clear()
         expected = self._forward(other).clone()
-        if not torch.equal(self(other), expected):
+        self._clear()
+        is_repeatable = torch.equal(self(other), expected)
+        self._clear()
+        if not is_repeatable:
             logger.warning("small steps are not recorded: the model keeps a state between them")
             self._disable()
 
@@ -105,7 +113,8 @@ class CpuGraphs:
         """Logits [num_rows, vocab_size] of any batch; a graph's are valid until the next step."""
         shape = _shape(batch)
         is_large = shape.num_tokens > self._max_tokens or not self._widths.fit(batch.attention)
-        if is_large or batch.images is not None:
+        has_parts = batch.states is not None and batch.states.decoding is None
+        if is_large or has_parts or batch.images is not None:
             return self._forward(batch)
         step = self._steps.get(shape)
         if step is None:
@@ -126,6 +135,8 @@ class CpuGraphs:
         if shape.has_adapters:
             owners = torch.full((shape.num_tokens,), -1)
             rows = replace(rows, adapters=AdapterRows(None, owners))
+        if shape.has_states:
+            rows = replace(rows, states=_decoding(torch.zeros(shape.num_seqs, dtype=torch.int64)))
         _fill(rows, batch)
         recorder = CpuGraphRecorder(self._arena, self._kernels)
         try:
@@ -140,6 +151,19 @@ class CpuGraphs:
             self._steps.popitem(last=False)
         return logits
 
+    def _clear(self) -> None:
+        """Clears the state that one-token steps write."""
+        if self._clear_state is not None:
+            self._clear_state(0)
+
+    def _one_token(
+        self, token_id: int, position: int, block_size: int, form: BlockForm | None
+    ) -> ModelInput:
+        rows = _one_token(token_id, position, block_size, form, self._widths)
+        if self._clear_state is None:
+            return rows
+        return replace(rows, states=_decoding(torch.zeros(1, dtype=torch.int64)))
+
     def _disable(self) -> None:
         self._max_tokens = 0
         self._steps.clear()
@@ -151,7 +175,13 @@ def _shape(batch: ModelInput) -> _Shape:
         len(batch.attention.context_lens),
         len(batch.logits_rows),
         batch.adapters is not None,
+        batch.states is not None,
     )
+
+
+def _decoding(slots: Tensor) -> StateRows:
+    """The states of a step with one token of each sequence: no more than its slots is read."""
+    return StateRows([], [], _CPU, slots)
 
 
 def _one_token(
@@ -181,3 +211,7 @@ def _fill(rows: ModelInput, batch: ModelInput) -> None:
     rows.logits_rows.copy_(batch.logits_rows)
     if batch.adapters is not None and rows.adapters is not None:
         rows.adapters.owners.copy_(batch.adapters.owners)  # of all tokens
+    if batch.states is not None and rows.states is not None:
+        assert batch.states.decoding is not None
+        assert rows.states.decoding is not None
+        rows.states.decoding.copy_(batch.states.decoding)

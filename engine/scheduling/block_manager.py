@@ -99,6 +99,13 @@ class BlockManager:
             sequence.block_table.append(self._new())
         return True
 
+    def reserve_drafts(self, sequence: Sequence, num_drafts: int) -> int:
+        """How many of so many draft tokens a sequence can have in a step, beside their blocks."""
+        return num_drafts
+
+    def accept(self, sequence: Sequence, num_drafts: int) -> None:
+        """Hears how many draft tokens of a sequence are right, of those that a step verified."""
+
     def plan(self, num_tokens: Mapping[Sequence, int]) -> None:
         """Hears of a step before it is launched: of how many tokens of which sequences."""
 

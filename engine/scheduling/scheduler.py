@@ -211,6 +211,7 @@ class Scheduler:
             sequence.drafter.report(len(sequence.draft_ids), num_drafts)
         sequence.draft_ids = []
         sequence.num_computed_tokens += num_drafts
+        self.blocks.accept(sequence, num_drafts)
         self.blocks.commit(sequence)
 
     def observe(self, batch: ScheduledBatch, seconds: float) -> None:
@@ -359,6 +360,7 @@ class Scheduler:
         num_new = max(0, num_blocks - len(sequence.block_table))
         if num_new and num_new + len(self.running) > self.blocks.num_free_blocks:
             return 0
+        drafts = drafts[: self.blocks.reserve_drafts(sequence, len(drafts))]
         self.blocks.allocate(sequence, sequence.num_tokens + len(drafts))
         sequence.draft_ids = drafts
         return len(drafts)

@@ -76,6 +76,23 @@ class StateBlockManager(BlockManager):
             sequence.state_slot = self.slots.take()
         return True
 
+    def reserve_drafts(self, sequence: Sequence, num_drafts: int) -> int:
+        """See `BlockManager.reserve_drafts`: each takes a slot for the state before it."""
+        for _ in range(num_drafts):
+            slot = self.slots.take_copy()
+            if slot is None:
+                break
+            sequence.draft_slots.append(slot)
+        return len(sequence.draft_slots)
+
+    def accept(self, sequence: Sequence, num_drafts: int) -> None:
+        """See `BlockManager.accept`: the state of a sequence is that before its first wrong one."""
+        if num_drafts < len(sequence.draft_slots) and sequence.state_slot is not None:
+            right = sequence.draft_slots[num_drafts]
+            sequence.draft_slots[num_drafts] = sequence.state_slot
+            sequence.state_slot = right
+        self._release_drafts(sequence)
+
     def plan(self, num_tokens: Mapping[Sequence, int]) -> None:
         """Takes slots for the states that a step's sequences leave; nobody takes slots after it."""
         if not self.enable_prefix_caching:
@@ -106,6 +123,7 @@ class StateBlockManager(BlockManager):
         for _, slot in sequence.state_copies:
             self.slots.release_copy(slot)
         sequence.state_copies.clear()
+        self._release_drafts(sequence)
         sequence.state_source = None
         self._of_answers.pop(sequence, None)
         super().free(sequence)
@@ -121,8 +139,17 @@ class StateBlockManager(BlockManager):
         super().check_integrity(sequences)
         self.slots.check_integrity(
             (s.state_slot for s in sequences if s.state_slot is not None),
-            (slot for s in sequences for _, slot in s.state_copies),
+            (
+                slot
+                for s in sequences
+                for slot in (*s.draft_slots, *(copy for _, copy in s.state_copies))
+            ),
         )
+
+    def _release_drafts(self, sequence: Sequence) -> None:
+        for slot in sequence.draft_slots:
+            self.slots.release_copy(slot)
+        sequence.draft_slots.clear()
 
     def _cached_blocks(self, sequence: Sequence) -> list[int]:
         """The blocks of the longest prefix that is in the cache, and whose state is kept."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -21,8 +22,9 @@ _WRONG: State = (0,) * 50  # of no text
 class FakeStates:
     """Its states are the tokens of texts: that of another text, or length, gives other tokens."""
 
-    def __init__(self, num_slots: int) -> None:
+    def __init__(self, num_slots: int, logits_of: Callable[[State], Tensor]) -> None:
         self.slots = [_WRONG] * num_slots
+        self._logits_of = logits_of
 
     @torch.inference_mode()
     def __call__(self, batch: ModelInput) -> Tensor:
@@ -50,7 +52,7 @@ class FakeStates:
         for num_tokens, slot in state.copies:
             self.slots[slot] = after[num_tokens - 1]
         self.slots[state.slot] = content
-        return [next_logits(kept) for kept in after]
+        return [self._logits_of(kept) for kept in after]
 
 
 def make_state_engine(
@@ -60,10 +62,11 @@ def make_state_engine(
     num_copies: int = 8,
     interval: int = 0,
     runs_ahead: bool = False,
+    logits_of: Callable[[State], Tensor] = next_logits,
     **limits: int,
 ) -> Engine:
     """An engine over a `FakeStates`; `limits` are those of `Scheduler`."""
     slots = StateSlots(num_seqs + num_copies, num_copies)
     blocks = StateBlockManager(num_blocks, BLOCK_SIZE, slots, interval=interval)
     scheduler = Scheduler(blocks, **{"max_step_tokens": 64, "max_num_seqs": num_seqs, **limits})
-    return Engine(FakeStates(slots.num_slots), scheduler, CPU, runs_ahead=runs_ahead)
+    return Engine(FakeStates(slots.num_slots, logits_of), scheduler, CPU, runs_ahead=runs_ahead)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,14 @@ from engine.engine import Engine
 from engine.protocol.request import Request, SequenceOutput
 from engine.scheduling.sequence import Sequence
 from engine.scheduling.state_blocks import copy_interval
-from tests.engine.fakes import BLOCK_SIZE, greedy_tokens, make_request, run, token_ids
+from tests.engine.fakes import (
+    BLOCK_SIZE,
+    counting_logits,
+    greedy_tokens,
+    make_request,
+    run,
+    token_ids,
+)
 from tests.engine.recurrent.fake_states import make_state_engine
 
 PROMPT = tuple(range(3, 25))  # five blocks of four, and two tokens
@@ -95,10 +103,12 @@ def test_a_failed_text_leaves_no_state() -> None:
     assert num_cached(engine, PROMPT) == 0
 
 
-@pytest.mark.parametrize("runs_ahead", [False, True])
+@pytest.mark.parametrize(
+    "options", [{}, {"runs_ahead": True}, {"max_draft_tokens": 3}], ids=["plain", "ahead", "drafts"]
+)
 @pytest.mark.parametrize(("num_blocks", "num_copies"), [(24, 1), (24, 8), (64, 3), (64, 20)])
-def test_tokens_are_right_whatever_is_shared_preempted_and_copied(
-    num_blocks: int, num_copies: int, runs_ahead: bool
+def test_tokens_are_right_whatever_is_shared_preempted_copied_and_guessed(
+    num_blocks: int, num_copies: int, options: dict[str, Any]
 ) -> None:
     rng = random.Random(num_blocks + num_copies)
     engine = make_state_engine(
@@ -106,7 +116,7 @@ def test_tokens_are_right_whatever_is_shared_preempted_and_copied(
         num_seqs=5,
         num_copies=num_copies,
         interval=rng.choice([0, BLOCK_SIZE, 3 * BLOCK_SIZE]),
-        runs_ahead=runs_ahead,
+        **options,
         max_step_tokens=rng.choice([6, 17, 64]),
     )
     beginnings = [tuple(rng.choices(range(29), k=12)) for _ in range(3)]
@@ -127,6 +137,19 @@ def random_request(
     beginning = rng.choice(beginnings)[: rng.choice([5, 8, 12])]
     prompt = (*beginning, *rng.choices(range(29), k=rng.randrange(1, 14)))
     return make_request(request_id, prompt, max_new_tokens=rng.randrange(1, 30))
+
+
+@pytest.mark.parametrize("num_copies", [1, 3, 12])
+def test_draft_tokens_take_the_slots_that_there_are(num_copies: int) -> None:
+    """A model that counts, so that most guesses are right, some are not, and some find no slot."""
+    engine = make_state_engine(num_copies=num_copies, max_draft_tokens=3, logits_of=counting_logits)
+    prompts = {str(start): (*range(start, 10), *range(10), start) for start in range(4)}
+    requests = [make_request(name, p, max_new_tokens=30) for name, p in prompts.items()]
+    outputs = run(engine, *requests)
+    for start in range(4):
+        expected = [(start + 1 + number) % 10 for number in range(30)]
+        assert token_ids(outputs[str(start)]) == expected
+    assert engine.stats().num_steps < 31, "no guess was right"
 
 
 def test_intervals_are_whole_blocks_and_leave_slots_to_other_texts() -> None:

@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from engine.build import build_engine
 from engine.engine import Engine
 from engine.model.self_check import attach_paged_attention
-from engine.protocol.config import EngineConfig
-from engine.protocol.errors import ModelLoadError
+from engine.protocol.config import GRAPH_SIZES, EngineConfig
 from engine.protocol.request import Request, SamplingParams
-from tests.engine.adapters.made import make_adapter
+from engine.replay.cpu_graphs import CpuGraphs
+from tests.engine.adapters.made import make, merged_tokens
 from tests.engine.fakes import CPU, run, token_ids
 from tests.engine.model.architectures import NUM_NEW_TOKENS, make_prompts
 from tests.engine.recurrent.stateful import (
@@ -28,6 +29,9 @@ from tests.engine.recurrent.stateful import (
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+# Merged into other layers, or read by the model itself, or of no interest here.
+NOT_ADAPTED = {"kv_b_proj", "dt_proj", "gate", "gate_proj", "up_proj", "down_proj"}
+NO_ADAPTED_OUTPUT = {"falcon_h1", "nemotron_h", "mamba2", "mamba", "falcon_mamba"}  # by PEFT
 LONG = tuple(range(3, 100)) * 2  # more than two chunks of any layer's own code
 
 
@@ -41,7 +45,7 @@ def engine_of(name: str, directory: Path, **options: Any) -> Engine:
     return build_engine(config)[0]
 
 
-def request_of(number: int, prompt: tuple[int, ...], **options: Any) -> Request:
+def request_of(number: int | str, prompt: tuple[int, ...], **options: Any) -> Request:
     given = {"max_new_tokens": NUM_NEW_TOKENS, **options}
     return Request(request_id=str(number), prompt_token_ids=prompt, **given)
 
@@ -111,12 +115,31 @@ def test_a_conversation_goes_on_from_its_answer(tmp_path: Path) -> None:
     assert outputs[0].num_cached_tokens == (len(prompt) + NUM_NEW_TOKENS - 1) // 4 * 4
 
 
-def test_nothing_is_guessed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    engine = engine_of("lfm2", tmp_path, speculate=3)
-    prompt = (7, 8, 9) * 12
-    answer = run(engine, request_of(0, prompt, max_new_tokens=30))["0"]
-    assert token_ids(answer) == generated("lfm2", prompt, 30)
-    assert "no draft tokens" in caplog.text
+@pytest.mark.parametrize("name", names(sample={"lfm2", "qwen3_5", "granite_hybrid"}))
+def test_recorded_steps_give_the_same_bits(name: str, tmp_path: Path) -> None:
+    prompts = [*make_prompts()[:3], LONG[:40]]
+    answers = []
+    for sizes in ((), GRAPH_SIZES):
+        options = {"graph_sizes": sizes, "enable_prefix_caching": False}  # copies are not recorded
+        engine = engine_of(name, tmp_path / str(len(sizes)), **options)
+        outputs = run(engine, *(request_of(i, prompt) for i, prompt in enumerate(prompts)))
+        answers.append([[output.token for output in outputs[str(i)]] for i in range(len(prompts))])
+    assert answers[0] == answers[1]
+    forward = engine._executor._forward
+    is_recorded = isinstance(forward, CpuGraphs) and forward.num_graphs > 1
+    assert is_recorded == (name not in TOKEN_BY_TOKEN)
+
+
+@pytest.mark.parametrize("name", names(sample={"lfm2", "qwen3_5", "jamba"}))
+def test_draft_tokens_that_are_refused_leave_no_trace(name: str, tmp_path: Path) -> None:
+    """Texts that repeat themselves, so that some are accepted; beside others, and with copies."""
+    engine = engine_of(name, tmp_path, speculate=3, max_num_seqs=4)
+    prompts = [(7, 8, 9) * 12, LONG[:70], (5, 6) * 9, (*LONG[:50], 3, 4, 3, 4)]
+    for _ in range(2):
+        requests = [request_of(i, p, max_new_tokens=24) for i, p in enumerate(prompts)]
+        outputs = run(engine, *requests)
+        for number, prompt in enumerate(prompts):
+            assert token_ids(outputs[str(number)]) == generated(name, prompt, 24)
 
 
 def test_a_seed_gives_the_same_text_alone_and_beside_others(tmp_path: Path) -> None:
@@ -135,16 +158,38 @@ def test_layers_that_cannot_go_on_with_several_tokens_get_one_at_a_time(name: st
     assert loaded.recurrence.token_by_token == (name in TOKEN_BY_TOKEN)
 
 
-@pytest.mark.parametrize(("module", "refused"), [("in_proj", True), ("q_proj", False)])
-def test_adapters_of_layers_with_a_state_are_refused(
-    module: str, refused: bool, tmp_path: Path
-) -> None:
-    model = tmp_path / "model"
-    stateful_model("lfm2").save_pretrained(model)
-    path = make_adapter(model, tmp_path / "a", 0, r=2, lora_alpha=4, target_modules=[module])
-    adapters = (("a", str(path)),)
-    if refused:
-        with pytest.raises(ModelLoadError, match=r"a layer that keeps a state \(.*in_proj\)"):
-            engine_of("lfm2", tmp_path, adapters=adapters)
-    else:
-        engine_of("lfm2", tmp_path, adapters=adapters)
+@pytest.mark.parametrize("name", names(sample={"qwen3_5", "granite_hybrid"}))
+def test_rows_with_adapters_have_the_tokens_of_merged_models(name: str, tmp_path: Path) -> None:
+    """Of all linear layers; two adapters and none, in one batch, with prefixes and drafts."""
+    everything = {"r": 3, "lora_alpha": 2, "target_modules": _linear_layers(name)}
+    made = make(stateful_model(name), tmp_path, {"a": everything, "b": {**everything, "r": 2}})
+    engine = engine_of(name, tmp_path, adapters=made.pairs, max_num_seqs=6, speculate=2)
+    prompts = [LONG[:40], make_prompts()[1]]
+    expected = {owner: merged_tokens(made, owner, prompts, NUM_NEW_TOKENS) for owner in ("", *"ab")}
+    assert len({tokens[0] for rows in expected.values() for tokens in rows}) > 2, "tokens differ"
+    assert engine.adapters is not None
+    digests = {"": "", **{info.name: info.digest for info in engine.adapters.listed()}}
+    for _ in range(2):
+        requests = {
+            (owner, number): request_of(f"{owner}{number}", prompt, adapter=digests[owner])
+            for number, prompt in enumerate(prompts)
+            for owner in digests
+        }
+        outputs = run(engine, *requests.values())
+        for (owner, number), request in requests.items():
+            assert token_ids(outputs[request.request_id]) == expected[owner][number]
+    shared = engine.stats().num_cached_tokens
+    assert (shared == 0) == (name in TOKEN_BY_TOKEN)
+
+
+def _linear_layers(name: str) -> list[str]:
+    """Names of linear layers of attention and of layers with a state, as far as PEFT takes them."""
+    model = stateful_model(name)
+    output = model.get_output_embeddings()
+    names = {
+        path.rpartition(".")[2]
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear) and module is not output
+    }
+    refused = {"out_proj"} if name in NO_ADAPTED_OUTPUT else set()
+    return sorted(names - refused - NOT_ADAPTED)
