@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,19 +64,32 @@ class _Watch:
         self._found, self._name, self._argument = found, name, argument
 
     def __call__(
-        self, module: nn.Module, args: tuple[Any, ...], options: dict[str, Any], _: object
+        self, module: nn.Module, args: tuple[Any, ...], options: dict[str, Any], output: object
     ) -> None:
         index = module.layer_idx
         assert isinstance(index, int)
-        layers = getattr(options.get(self._argument), "layers", ())
-        layer = layers[index] if index < len(layers) else None
+        cache = options.get(self._argument)
+        layer = _at(getattr(cache, "layers", ()), index)
         if isinstance(layer, CacheLayerMixin) and layer.is_initialized:
             self._found.attending.add(index)
-        if isinstance(layer, LinearAttentionCacheLayerMixin) and index not in self._found.stateful:
-            state = LayerState(_shapes(layer.conv_states), _shapes(layer.recurrent_states))
-            if state.num_bytes:
-                found = StatefulLayer(module, self._name, self._argument, state)
-                self._found.stateful[index] = found
+        state = _state(layer, _at(getattr(cache, "linear_cache", ()), index))
+        if state.num_bytes and index not in self._found.stateful:
+            is_tuple = isinstance(output, tuple)
+            found = StatefulLayer(module, self._name, self._argument, state, is_tuple)
+            self._found.stateful[index] = found
+
+
+def _at(items: Sequence[Any], index: int) -> Any:
+    return items[index] if -len(items) <= index < len(items) else None
+
+
+def _state(layer: object, linear: object) -> LayerState:
+    """What a cache has of a layer: in the interface of transformers, or as MiniMax keeps it."""
+    if isinstance(linear, Tensor):
+        return LayerState({}, _shapes({0: linear}))
+    if isinstance(layer, LinearAttentionCacheLayerMixin):
+        return LayerState(_shapes(layer.conv_states), _shapes(layer.recurrent_states))
+    return LayerState({}, {})
 
 
 def _shapes(tensors: dict[int, Tensor | None]) -> dict[int, StateShape]:

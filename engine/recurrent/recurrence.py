@@ -10,6 +10,7 @@ tokens, token by token, since the state has to be that of the accepted ones afte
 from __future__ import annotations
 
 import contextlib
+import inspect
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,12 +36,21 @@ class StatefulLayer:
         name: of the module, in the model.
         cache_argument: the name of its parameter for the cache.
         state: what it keeps of a sequence.
+        is_tuple: whether what it returns is the first of several things; the others are not used.
     """
 
     module: nn.Module
     name: str
     cache_argument: str
     state: LayerState
+    is_tuple: bool = False
+
+    def absent(self) -> dict[str, None]:
+        """Parameters that have no default and are of no use to it, such as angles and masks."""
+        first, *others = inspect.signature(self.module.forward).parameters.values()
+        kinds = {first.POSITIONAL_OR_KEYWORD, first.KEYWORD_ONLY}
+        needed = (one.name for one in others if one.default is one.empty and one.kind in kinds)
+        return dict.fromkeys(name for name in needed if name != self.cache_argument)
 
 
 Rows = Tensor | slice  # some of a step's tokens: int64 [num_rows], or from one to another
@@ -90,14 +100,12 @@ class Recurrence:
         finally:
             self._step = None
 
-    def _packed(self, index: int, layer: StatefulLayer) -> Callable[..., Tensor]:
-        stock = layer.module.forward
+    def _packed(self, index: int, layer: StatefulLayer) -> Callable[..., Any]:
+        stock, absent = layer.module.forward, layer.absent()
 
-        def forward(*args: Any, **options: Any) -> Tensor:
+        def forward(*args: Any, **options: Any) -> Any:
             if self._step is None:
-                output = stock(*args, **options)
-                assert isinstance(output, Tensor)
-                return output
+                return stock(*args, **options)
             hidden_states = args[0] if args else options["hidden_states"]
 
             def compute(
@@ -105,11 +113,13 @@ class Recurrence:
             ) -> Tensor:
                 cache = _cache(index, states, begins=begins)
                 with self.selecting(rows):
-                    output = stock(tokens, **{layer.cache_argument: cache})
-                assert isinstance(output, Tensor)
-                return output
+                    output = stock(tokens, **absent, **{layer.cache_argument: cache})
+                first = output[0] if layer.is_tuple else output
+                assert isinstance(first, Tensor)
+                return first
 
-            return self._step.compute(index, hidden_states, compute)
+            computed = self._step.compute(index, hidden_states, compute)
+            return (computed, None) if layer.is_tuple else computed
 
         return forward
 
@@ -263,6 +273,24 @@ def _columns(rows: Sequence[tuple[int, ...]], width: int, device: torch.device) 
     return iter(torch.tensor(rows, dtype=torch.int64, device=device).view(-1, width).unbind(1))
 
 
+class _LayerCache(Cache):
+    """A cache of one layer, which also has what MiniMax asks its own kind of cache for."""
+
+    def get_linear_cache(self, layer_idx: int) -> Tensor | None:
+        """The layer's only state; None before the first token."""
+        layer = self.layers[layer_idx]
+        assert isinstance(layer, LinearAttentionLayer)
+        return layer.recurrent_states[0] if layer.has_previous_state[0] else None
+
+    def set_linear_cache(self, layer_idx: int, linear_cache: Tensor) -> None:
+        """Changes the layer's only state."""
+        layer = self.layers[layer_idx]
+        assert isinstance(layer, LinearAttentionLayer)
+        state = layer.recurrent_states[0]
+        assert state is not None
+        state.copy_(linear_cache)
+
+
 def _cache(index: int, states: LayerStates, *, begins: bool) -> Cache:
     """A cache of transformers for the layer `index`, which reads and writes these tensors."""
     layer = LinearAttentionLayer(number_of_states=max(len(states.conv), len(states.recurrent)))
@@ -274,4 +302,4 @@ def _cache(index: int, states: LayerStates, *, begins: bool) -> Cache:
         layer.recurrent_states[number] = tensor
         layer.is_recurrent_states_initialized[number] = True
     layer.has_previous_state = dict.fromkeys(layer.has_previous_state, not begins)
-    return Cache(layers=[layer] * (index + 1))
+    return _LayerCache(layers=[layer] * (index + 1))

@@ -14,7 +14,6 @@ from transformers import (
     BloomConfig,
     FalconConfig,
     GraniteMoeHybridConfig,
-    MiniMaxConfig,
     MptConfig,
     RecurrentGemmaConfig,
     RwkvConfig,
@@ -72,12 +71,6 @@ UNSUPPORTED: dict[str, Callable[[], Any]] = {
     "alibi in falcon": lambda: FalconConfig(**_TINY, num_attention_heads=4, alibi=True),
     "state in rwkv": lambda: RwkvConfig(**_TINY, context_length=64),
     "state in recurrent gemma": lambda: RecurrentGemmaConfig(**_TINY, **_ATTENTION),
-    "cache of its own in minimax": lambda: MiniMaxConfig(
-        **_TINY,
-        **_ATTENTION,
-        num_local_experts=2,
-        layer_types=["linear_attention", "full_attention"] * 2,
-    ),
     "shared layers in zamba2": lambda: Zamba2Config(
         **_TINY,
         **_ATTENTION,

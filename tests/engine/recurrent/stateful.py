@@ -19,6 +19,7 @@ from transformers import (
     Lfm2MoeConfig,
     Mamba2Config,
     MambaConfig,
+    MiniMaxConfig,
     NemotronHConfig,
     OlmoHybridConfig,
     PreTrainedModel,
@@ -86,6 +87,9 @@ STATEFUL: dict[str, Callable[[], Any]] = {
         num_experts_per_tok=2,
         moe_intermediate_size=32,
         layer_types=_MIXED,
+    ),
+    "minimax": lambda: MiniMaxConfig(
+        **_HEADS, num_local_experts=4, num_experts_per_tok=2, block_size=8, layer_types=_MIXED
     ),
     "falcon_h1": lambda: FalconH1Config(**_HEADS, **{**_MAMBA, "mamba_n_heads": 4}, mamba_d_ssm=64),
     "granite_hybrid": lambda: GraniteMoeHybridConfig(

@@ -62,13 +62,14 @@ def test_greedy_tokens_are_those_of_transformers(name: str, tmp_path: Path) -> N
     engine.check_integrity()
 
 
-def test_texts_are_computed_again_after_a_preemption(tmp_path: Path) -> None:
-    engine = engine_of("qwen3_5", tmp_path, max_total_tokens=64, max_batch_total_tokens=64)
+@pytest.mark.parametrize("name", names(sample={"qwen3_5"}))
+def test_texts_are_computed_again_after_a_preemption(name: str, tmp_path: Path) -> None:
+    engine = engine_of(name, tmp_path, max_total_tokens=64, max_batch_total_tokens=64)
     prompts = make_prompts()[:4]
     outputs = run(engine, *(request_of(i, prompt) for i, prompt in enumerate(prompts)))
     assert engine.stats().num_preemptions > 0
     for number, prompt in enumerate(prompts):
-        assert token_ids(outputs[str(number)]) == generated("qwen3_5", prompt, NUM_NEW_TOKENS)
+        assert token_ids(outputs[str(number)]) == generated(name, prompt, NUM_NEW_TOKENS)
 
 
 @pytest.mark.parametrize("name", ["lfm2", "jamba"])
@@ -81,10 +82,11 @@ def test_a_slot_that_is_used_again_has_no_trace_of_the_sequence_before(
         assert token_ids(answer) == generated(name, prompt, NUM_NEW_TOKENS)
 
 
-def test_a_text_that_another_engine_began_is_continued(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", names(sample={"qwen3_next"}))
+def test_a_text_that_another_engine_began_is_continued(name: str, tmp_path: Path) -> None:
     prompt = make_prompts()[1]
-    whole = generated("qwen3_next", prompt, NUM_NEW_TOKENS)
-    engine = engine_of("qwen3_next", tmp_path)
+    whole = generated(name, prompt, NUM_NEW_TOKENS)
+    engine = engine_of(name, tmp_path)
     request = replace(request_of(0, prompt), resumed_token_ids=tuple(whole[:4]))
     assert token_ids(run(engine, request)["0"]) == whole[4:]
 
