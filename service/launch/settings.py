@@ -67,7 +67,10 @@ class Settings:
     revision: Annotated[str | None, About("the revision on the hub")] = None
     dtype: Annotated[
         Dtype | None,
-        About("number format of the weights; otherwise float32 on a CPU, the model's own on a GPU"),
+        About(
+            "number format of the weights; otherwise float32 on a CPU, the model's own on a GPU; "
+            "on CPUs with AVX-512 BF16, bfloat16 is that of linear layers alone"
+        ),
     ] = None
     quantize: Annotated[
         Quantization | None,
