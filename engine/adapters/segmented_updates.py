@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels import has_triton
+from ..kernels.row_tiles import RANK_STEP
 from .adapter import LowRankUpdate
 from .low_rank import AdaptedRows, Packed, Part, Place, TorchUpdates
 
 logger = logging.getLogger(__name__)
 
-_RANK_STEP = 16  # as in kernels.triton_low_rank, which is imported only where it is used
 _LEAST_CAPACITY = 64  # ranks that a recorded step has room for, whatever was loaded before
 
 
@@ -79,7 +79,7 @@ class _SegmentedPart:
 
     A slot's memory is that of the largest rank so far; `down` and `up` of smaller ones lie at its
     begin. So an adapter that is put into a slot takes no more memory. Ranks are multiples of
-    `_RANK_STEP`, and so all matrices begin at multiples of 16 bytes.
+    `RANK_STEP`, and so all matrices begin at multiples of 16 bytes.
     """
 
     def __init__(self, like: Tensor, table: Tensor, place: Place, capacity: Capacity) -> None:
@@ -94,7 +94,7 @@ class _SegmentedPart:
 
     def pack(self, update: LowRankUpdate) -> Packed:
         """See Part. Ranks are padded with zeros."""
-        missing = -len(update.down) % _RANK_STEP
+        missing = -len(update.down) % RANK_STEP
         dtype = self._down.dtype
         down = nn.functional.pad(update.down.to(dtype), (0, 0, 0, missing))
         up = nn.functional.pad(update.up.to(dtype), (0, missing))

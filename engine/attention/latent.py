@@ -23,7 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_TAKES_LATENTS = "tokenwire_"  # what the names of our own attention begin with
+from .names import uses_ours
+
 _ATTRIBUTE = "tokenwire_latent"  # of an attention layer
 
 
@@ -91,7 +92,7 @@ def _keep_latents(layer: Any, latents: Tensor, rotated: Tensor) -> tuple[Tensor,
 
     Attention of transformers, with which logits are compared, gets those of every head.
     """
-    if layer.config._attn_implementation.startswith(_TAKES_LATENTS):
+    if uses_ours(layer):
         rows = torch.cat((latents, rotated), dim=-1)
         return rows, rows
     latent = latent_attention(layer)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 TILE_ROWS = 16  # the fewest that tensor cores multiply
+RANK_STEP = 16  # ranks are padded to a multiple of it, likewise
 
 
 class RowTiles(NamedTuple):

@@ -14,9 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .row_tiles import TILE_ROWS, RowTiles
-
-RANK_STEP = 16  # ranks are padded to a multiple of it, as tensor cores need
+from .row_tiles import RANK_STEP, TILE_ROWS, RowTiles
 
 _DEPTH = 128  # inputs that a program multiplies at a time
 _SPLIT = 1024  # inputs of a program: more programs than tiles read the matrices of few rows

@@ -7,7 +7,8 @@ from typing import Any
 from torch import Tensor
 from transformers.models.falcon.modeling_falcon import FalconAttention, apply_rotary_pos_emb
 
-from .older_attention import attend, calls_interface
+from ..attention.names import uses_ours
+from .older_attention import attend
 
 
 class InterfacedFalconAttention(FalconAttention):
@@ -17,7 +18,7 @@ class InterfacedFalconAttention(FalconAttention):
         self, hidden_states: Tensor, **options: Any
     ) -> Any:
         """Returns the layer's attention [1, tokens, hidden size], and no weights."""
-        if not calls_interface(self):
+        if not uses_ours(self):
             return FalconAttention.forward(self, hidden_states, **options)
         fused = self.query_key_value(hidden_states)
         if self.new_decoder_architecture:  # each key's queries, the key and the value

@@ -93,7 +93,9 @@ def adding(model: PreTrainedModel, images: ImageRows | None) -> Iterator[None]:
         added = {"visual_pos_masks": mask, "deepstack_visual_embeds": [*images.deepstack]}
         return args, {**kwargs, **added}
 
-    decoder = getattr(model.base_model, _decoder_name(model) or "")
+    name = _decoder_name(model)
+    assert name is not None, "a model that takes images has a part for texts"
+    decoder = getattr(model.base_model, name)
     hook = decoder.register_forward_pre_hook(add, with_kwargs=True)
     try:
         yield

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-_OURS = "tokenwire_"  # how the names of our attention begin
+from ..attention.names import uses_ours
 
 
 def use_interface(model: PreTrainedModel) -> None:
@@ -33,12 +33,6 @@ def use_interface(model: PreTrainedModel) -> None:
     model._can_set_attn_implementation = lambda: True  # type: ignore[method-assign]
 
 
-def calls_interface(module: Any) -> bool:
-    """Whether a layer is to call the interface, since its model's attention is ours."""
-    name: str = module.config._attn_implementation
-    return name.startswith(_OURS)
-
-
 def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """[1, tokens, heads, head size] of query, key and value [1, heads, tokens, head size]."""
     config: Any = module.config
@@ -53,7 +47,7 @@ def _change_gptj(module: Any) -> None:
     own = module._attn
 
     def attention(query: Tensor, key: Tensor, value: Tensor, mask: Any = None) -> Any:
-        if not calls_interface(module):
+        if not uses_ours(module):
             return own(query, key, value, mask)
         return attend(module, query, key, value, 1 / module.scale_attn).transpose(1, 2), None
 
