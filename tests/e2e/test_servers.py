@@ -12,7 +12,6 @@ import itertools
 import json
 import os
 import threading
-from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,13 +24,14 @@ import pytest
 from service.bundled import DESCRIPTORS
 from service.launch.edge import Edge
 from service.launch.sources import load
+from tests.callers import Callers
 from tests.e2e.fleet import Server
 from tests.e2e.stack import DEADLINE_S, SERVICE, wait_until
 from tests.envoy.fake_service import Messages, serialize
 from tests.envoy.gateway import run_envoy
 from tests.envoy.lone_gateway import lone_gateway
 
-NUM_SERVERS, NUM_CALLERS, NUM_SESSIONS = 3, 4, 12
+NUM_SERVERS, NUM_SESSIONS = 3, 12
 NUMBERS = range(NUM_SERVERS)
 # Each way to lose a server, and how an Envoy that goes on chooses others.
 WAYS = (("kill", ()), ("freeze", ("session",)), ("terminate", ()))
@@ -101,49 +101,9 @@ def front(servers: list[Server], directory: Path, affinity: tuple[str, ...]) -> 
             yield made
 
 
-class Load:
-    """Callers that ask one question after the other, each in a session of its own."""
-
-    def __init__(self, front: Front) -> None:
-        self.answers: Counter[str] = Counter()
-        self.errors: list[str] = []
-        self._last = deque[str](maxlen=40)
-        self._front = front
-        self._ended = threading.Event()
-        self._numbers = itertools.count()
-        self._threads = [threading.Thread(target=self._ask) for _ in range(NUM_CALLERS)]
-
-    def __enter__(self) -> Load:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        for thread in self._threads:
-            thread.join()
-
-    def wait_for_more(self, servers: list[Server]) -> None:
-        """Returns once each of these has answered again."""
-        before = self.answers.copy()
-        wait_until(
-            lambda: all(self.answers[it.name] > before[it.name] for it in servers),
-            f"answers of {[it.name for it in servers]}",
-        )
-
-    def has_left(self, server: Server) -> bool:
-        """Whether this one has answered none of the last calls, which is no chance any more."""
-        last = [*self._last]
-        return len(last) == self._last.maxlen and server.name not in last
-
-    def _ask(self) -> None:
-        while not self._ended.is_set():
-            try:
-                server = self._front.ask(f"call {next(self._numbers)}")
-                self.answers[server] += 1
-                self._last.append(server)
-            except (httpx.HTTPError, AssertionError) as error:
-                self.errors.append(repr(error))
+def asking(front: Front) -> Callers:
+    """Callers of a front, each call in a session of its own."""
+    return Callers(lambda number: front.ask(f"call {number}"))
 
 
 class Stream:
@@ -274,16 +234,16 @@ def test_no_answer_is_lost_with_a_server_and_only_its_streams_end(
         grpc.insecure_channel(envoy.target) as channel,
         streams_of(lambda session: GrpcStream(channel, session), servers) as by_grpc,
         streams_of(lambda session: RestStream(envoy.http, session), servers) as by_rest,
-        Load(envoy) as callers,
+        asking(envoy) as callers,
     ):
-        callers.wait_for_more(servers)
+        callers.wait_for_more(server.name for server in servers)
         getattr(lost, way)()
         ends = [streams[lost.name] for streams in (by_grpc, by_rest)]
         wait_until(lambda: all(stream.end is not None for stream in ends), "its streams end")
         assert_ended(*(stream.end for stream in ends), way)
-        callers.wait_for_more(others)
+        callers.wait_for_more(server.name for server in others)
         lost.thaw() if way == "freeze" else lost.start()
-        callers.wait_for_more(servers)  # it gets calls again
+        callers.wait_for_more(server.name for server in servers)  # it gets calls again
         for streams in (by_grpc, by_rest):
             for server in others:
                 streams[server.name].wait_for_more()
@@ -330,15 +290,15 @@ def test_servers_come_and_go_by_a_file_and_nobody_notices(
         lone_gateway(first.address.port, tmp_path, **settings) as gateway,
         client(f"127.0.0.1:{gateway.port}") as http,
         streams_of(lambda session: RestStream(http, session), [first, second]) as streams,
-        Load(Front(f"127.0.0.1:{gateway.port}", http)) as callers,
+        asking(Front(f"127.0.0.1:{gateway.port}", http)) as callers,
     ):
-        callers.wait_for_more([first, second])
+        callers.wait_for_more([first.name, second.name])
         assert third.name not in callers.answers
         name([first, second, third])
-        callers.wait_for_more([third])
+        callers.wait_for_more([third.name])
         name([second, third])
-        wait_until(lambda: callers.has_left(first), "the first one gets no more calls")
-        callers.wait_for_more([second, third])
+        wait_until(lambda: callers.has_left(first.name), "the first one gets no more calls")
+        callers.wait_for_more([second.name, third.name])
         streams[first.name].wait_for_more()
         streams[second.name].wait_for_more()
     assert not callers.errors

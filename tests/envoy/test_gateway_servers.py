@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import threading
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pytest
 from service.launch.edge import Edge
 from service.launch.endpoints import write_endpoints
 from service.launch.servers import Address, Affinity, Servers
+from tests.callers import Callers
 from tests.envoy.fake_server import FakeServer
 from tests.envoy.fake_service import DEADLINE, FakeService, Messages
 from tests.envoy.gateway import Gateway, StartGateway, poll
@@ -23,7 +23,6 @@ from tests.envoy.lone_gateway import lone_gateway
 from tests.envoy.name_server import NameServer
 
 NUM_SERVERS = 3
-NUM_CALLERS = 4
 
 
 @pytest.fixture(scope="module")
@@ -37,50 +36,16 @@ def servers() -> Iterator[list[FakeServer]]:
         server.kill()
 
 
-class Load:
-    """Callers that ask one question after the other, and note what they get."""
+def asking(client: httpx.Client) -> Callers:
+    """Callers of a gateway, each call in a session of its own."""
 
-    def __init__(self, client: httpx.Client) -> None:
-        self.answers: Counter[str] = Counter()
-        self.errors: list[str] = []
-        self._client = client
-        self._ended = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._ask, args=(number,)) for number in range(NUM_CALLERS)
-        ]
+    def ask(number: int) -> str:
+        head = {"x-session-id": str(number)}
+        reply = client.post("/generate", json={"inputs": "x"}, headers=head)
+        assert reply.status_code == 200, reply.text
+        return reply.text
 
-    def __enter__(self) -> Load:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        for thread in self._threads:
-            thread.join(DEADLINE)
-
-    def wait_for_more(self, servers: list[FakeServer]) -> None:
-        """Returns once each of these has answered again."""
-        before = self.answers.copy()
-        poll(
-            lambda: all(self.answers[it.name] > before[it.name] for it in servers),
-            f"answers of {[it.name for it in servers]}",
-        )
-
-    def _ask(self, number: int) -> None:
-        asked = 0
-        while not self._ended.is_set():
-            asked += 1
-            head = {"x-session-id": f"{number}-{asked}"}
-            try:
-                reply = self._client.post("/generate", json={"inputs": "x"}, headers=head)
-            except httpx.HTTPError as error:
-                self.errors.append(repr(error))
-            else:
-                if reply.status_code == 200:
-                    self.answers[reply.text] += 1
-                else:
-                    self.errors.append(reply.text)
+    return Callers(ask)
 
 
 class Stream:
@@ -161,21 +126,21 @@ def test_no_answer_is_lost_with_a_server_and_only_its_streams_end(
     with front(start_gateway, servers, affinity) as gateway:
         for lost in servers:
             others = [server for server in servers if server is not lost]
-            with streams_of(gateway, servers) as streams, Load(gateway.client) as load:
-                load.wait_for_more(servers)
+            with streams_of(gateway, servers) as streams, asking(gateway.client) as callers:
+                callers.wait_for_more(server.name for server in servers)
                 getattr(lost, way)()
                 ended = poll(lambda it=streams[lost.name]: it.error, "its stream ends")
                 assert ended.code() is grpc.StatusCode.INTERNAL  # the stream was reset
-                load.wait_for_more(others)
+                callers.wait_for_more(server.name for server in others)
                 if way == "kill":
                     lost.start()
                     lost.wait_for_port()
                 else:
                     lost.thaw()
-                load.wait_for_more(servers)  # it gets requests again
+                callers.wait_for_more(server.name for server in servers)  # it gets requests again
                 for server in others:
                     streams[server.name].wait_for_more()
-            assert not load.errors
+            assert not callers.errors
 
 
 def test_the_file_of_addresses_is_followed(gateway_messages: Messages, tmp_path: Path) -> None:
@@ -213,12 +178,12 @@ def test_a_server_that_is_named_no_longer_ends_its_streams_in_peace(
     config = Servers(addresses=tuple(addresses.values()), endpoints_file=tmp_path / "unused")
     with start_gateway(servers=config) as gateway:
         wait_for_healthy(gateway, 2)
-        with streams_of(gateway, [one, other]) as streams, Load(gateway.client) as load:
+        with streams_of(gateway, [one, other]) as streams, asking(gateway.client) as callers:
             write_endpoints((addresses[one.name],), gateway.directory / "servers.json")
             wait_for_healthy(gateway, 1)
-            load.wait_for_more([one])
+            callers.wait_for_more([one.name])
             streams[other.name].wait_for_more()
-        assert not load.errors
+        assert not callers.errors
 
 
 def test_a_name_stands_for_all_its_addresses_and_is_asked_for_again(
@@ -262,7 +227,7 @@ def test_a_name_and_an_address_stand_side_by_side(
     addresses = Address("localhost", one.port), Address("127.0.0.1", other.port)
     with (
         start_gateway(servers=Servers(addresses=addresses)) as gateway,
-        Load(gateway.client) as load,
+        asking(gateway.client) as callers,
     ):
-        load.wait_for_more([one, other])
-    assert not load.errors
+        callers.wait_for_more([one.name, other.name])
+    assert not callers.errors
