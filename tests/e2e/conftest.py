@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -45,6 +46,14 @@ def api(stack: Stack, request: pytest.FixtureRequest) -> ReflectionClient:
 def direct_api(stack: Stack) -> ReflectionClient:
     """The gRPC API on the service's own port."""
     return ReflectionClient(stack.direct)
+
+
+@pytest.fixture(scope="module")
+def served(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A server of the model that a module's own fixture `checkpoint` makes."""
+    log = tmp_path_factory.mktemp("served") / "log"
+    with running(log, f"--model-id={checkpoint}") as stack:
+        yield stack
 
 
 @pytest.hookimpl(wrapper=True)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.architectures import ARCHITECTURES
 from benchmarks.models import continued
-from tests.e2e.stack import Stack, running
+from tests.e2e.stack import Stack
 from tests.paths import DEMO_MODEL
 
 (QWEN_VL,) = (one for one in ARCHITECTURES if one.name == "Qwen 2.5 VL")
@@ -20,14 +20,12 @@ PROMPT = "What is Deep Learning?"
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    checkpoint = tmp_path_factory.mktemp("checkpoint")
-    MODEL.build().save_pretrained(checkpoint)
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    MODEL.build().save_pretrained(folder)
     for path in DEMO_MODEL.glob("tokenizer*"):
-        shutil.copy(path, checkpoint)
-    log = tmp_path_factory.mktemp("served") / "log"
-    with running(log, f"--model-id={checkpoint}") as stack:
-        yield stack
+        shutil.copy(path, folder)
+    return folder
 
 
 def test_a_text_is_answered_as_by_transformers(served: Stack) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ pytest.importorskip("PIL")
 
 from tests.e2e.family_checkpoints import RECIPES, generated, make
 from tests.e2e.image_checkpoint import picture, png
-from tests.e2e.stack import Stack, running
+from tests.e2e.stack import Stack
 from tests.e2e.test_images import NUM_TOKENS, body, for_template, image, text, user
 
 TRIED = RECIPES if os.environ.get("ALL_MODELS") else ("gemma3",)
@@ -29,13 +28,6 @@ def checkpoint(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoint")
     make(folder, name)
     return folder
-
-
-@pytest.fixture(scope="module")
-def served(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    log = tmp_path_factory.mktemp("served") / "log"
-    with running(log, f"--model-id={checkpoint}") as stack:
-        yield stack
 
 
 def test_answers_are_those_of_generate(served: Stack, checkpoint: Path, name: str) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.e2e.image_checkpoint import picture, png
 from tests.e2e.qwen_checkpoint import generated, make
-from tests.e2e.stack import Stack, running
+from tests.e2e.stack import Stack
 from tests.e2e.test_images import (
     NUM_TOKENS,
     at,
@@ -28,13 +27,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("checkpoint")
     make(folder)
     return folder
-
-
-@pytest.fixture(scope="module")
-def served(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    log = tmp_path_factory.mktemp("served") / "log"
-    with running(log, f"--model-id={checkpoint}") as stack:
-        yield stack
 
 
 def test_answers_are_those_of_generate(served: Stack, checkpoint: Path) -> None:
