@@ -140,7 +140,7 @@ _IN_TORCH = ReferenceAttention()
 
 def layer_trials(site: Site) -> Iterator[Trial]:
     """Norms of rows and of heads, and the gate."""
-    from engine.kernels.triton_elementwise import gated, rms_norm
+    from engine.kernels.triton_elementwise import add_rms_norm, gated, rms_norm
 
     shape, tolerance = site.shape, TOLERANCE[site.dtype]
     for rows, width in ((1, shape.hidden), (300, shape.hidden), (64, shape.head_dim)):
@@ -150,6 +150,12 @@ def layer_trials(site: Site) -> Iterator[Trial]:
             f"rms_norm, {rows} x {width}",
             partial(rms_norm, x, weight, 1e-6, **options),  # type: ignore[arg-type]
             partial(_norm, x, weight, shape.norm_offset),
+            tolerance,
+        )
+        yield Trial(
+            f"add_rms_norm, {rows} x {width}",
+            lambda x=x, w=weight, of=options: add_rms_norm(x, x, w, 1e-6, **of)[1],  # type: ignore[misc]
+            partial(_norm, x + x, weight, shape.norm_offset),
             tolerance,
         )
     for rows in (1, 300):

@@ -311,18 +311,19 @@ def _each(layers: list[nn.Linear], x: Tensor) -> list[Tensor]:
 
 
 def residual_norms(site: Site) -> list[Row]:
-    """What an addition and the norm after it take; one kernel would save the addition's pass."""
-    from engine.kernels.triton_elementwise import rms_norm
+    """What an addition and the norm after it take, as two kernels and as one."""
+    from engine.kernels.triton_elementwise import add_rms_norm, rms_norm
 
     rows = []
     for number in (1, 4) if site.is_smoke else (1, 64, 256, 2048):
         x = torch.randn(number, site.shape.hidden, device=site.device).to(site.dtype)
         weight = x[0].clone()
         norm = partial(rms_norm, weight_offset=0.0, rounds_early=True)
-        both = site.seconds(lambda x=x, w=weight, n=norm: n(x + x, w, 1e-5))  # type: ignore[misc]
-        alone = site.seconds(lambda x=x, w=weight, n=norm: n(x, w, 1e-5))  # type: ignore[misc]
-        rows.append({"rows": number, "both_us": 1e6 * both, "norm_us": 1e6 * alone})
-    _print(rows, ["rows", "both_us", "norm_us"])
+        merged = partial(add_rms_norm, weight_offset=0.0, rounds_early=True)
+        apart = site.seconds(lambda x=x, w=weight, n=norm: n(x + x, w, 1e-5))  # type: ignore[misc]
+        together = site.seconds(partial(merged, x, x, weight, 1e-5))
+        rows.append({"rows": number, "apart_us": 1e6 * apart, "merged_us": 1e6 * together})
+    _print(rows, ["rows", "apart_us", "merged_us"])
     return rows
 
 

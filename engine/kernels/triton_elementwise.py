@@ -1,4 +1,4 @@
-"""RMS norms and the gates of MLPs on GPUs, in one kernel each.
+"""RMS norms, also of a sum, and the gates of MLPs on GPUs, in one kernel each.
 
 They round where transformers rounds, so that a model's tokens do not change. Block sizes depend on
 the width of a row alone: a row's result does not depend on the number of rows.
@@ -46,8 +46,7 @@ def rms_norm(
     width = x.shape[-1]
     if width > MAX_WIDTH or weight.shape != (width,):
         raise ValueError(f"rows of {width} do not fit")
-    num_rows = x.numel() // width
-    inner, distance = max(num_rows, 1), 0
+    inner, distance = max(x.numel() // width, 1), 0
     output = torch.empty_like(x)
     if _has_dense_groups(x):  # heads of one part of a merged product
         inner, distance = x.shape[-2], x.stride(-3)
@@ -55,11 +54,67 @@ def rms_norm(
     elif x.stride(-1) != 1 or output.stride() != x.stride():  # rows are not dense in memory
         x = x.contiguous()
         output = torch.empty_like(x)
+    _normalise(output, x, weight, epsilon, inner, distance, weight_offset, rounds_early)
+    return output
+
+
+def add_rms_norm(
+    x: Tensor,
+    update: Tensor,
+    weight: Tensor,
+    epsilon: float,
+    *,
+    weight_offset: float,
+    rounds_early: bool,
+) -> tuple[Tensor, Tensor]:
+    """Returns x + update, rounded to the format of x, and the `rms_norm` of that sum.
+
+    Args:
+        x: [..., width]; fp32, bf16 or fp16, and so are the results.
+        update: like x.
+        weight: [width].
+        epsilon: see `rms_norm`.
+        weight_offset: see `rms_norm`.
+        rounds_early: see `rms_norm`.
+
+    Raises:
+        ValueError: the rows are too wide, or the two tensors differ in shape or dtype.
+    """
+    width = x.shape[-1]
+    if width > MAX_WIDTH or weight.shape != (width,):
+        raise ValueError(f"rows of {width} do not fit")
+    if x.shape != update.shape or x.dtype != update.dtype:
+        raise ValueError(f"{x.dtype} {[*x.shape]} and {update.dtype} {[*update.shape]} differ")
+    x, update = x.contiguous(), update.contiguous()
+    total, output = torch.empty_like(x), torch.empty_like(x)
+    inner = max(x.numel() // width, 1)
+    added = (update, total)
+    _normalise(output, x, weight, epsilon, inner, 0, weight_offset, rounds_early, added)
+    return total, output
+
+
+def _normalise(
+    output: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    epsilon: float,
+    inner: int,
+    distance: int,
+    weight_offset: float,
+    rounds_early: bool,
+    added: tuple[Tensor, Tensor] | None = None,
+) -> None:
+    """Launches the kernel; `added` are what is added to x, and where the sum goes."""
+    width = x.shape[-1]
+    num_rows = x.numel() // width
     lanes = triton.next_power_of_2(width)
     rows = max(1, _NORM_ELEMENTS // lanes)
+    update, total = added or (x, x)
     norm_rows[(triton.cdiv(num_rows, rows),)](
         output,
         x,
+        update,
+        total,
         weight,
         epsilon,
         num_rows,
@@ -70,9 +125,9 @@ def rms_norm(
         ROWS=rows,
         WEIGHT_OFFSET=weight_offset,
         ROUNDS_EARLY=rounds_early,
+        ADDS=added is not None,
         num_warps=min(max(lanes // 512, 4), 16),
     )
-    return output
 
 
 def _has_dense_groups(x: Tensor) -> bool:
@@ -103,6 +158,8 @@ def gated(merged: Tensor, *, activation: Activation) -> Tensor:
 def norm_rows(
     output,
     x,
+    update,
+    total,
     weight,
     epsilon,
     num_rows,
@@ -113,10 +170,12 @@ def norm_rows(
     ROWS: tl.constexpr,
     WEIGHT_OFFSET: tl.constexpr,
     ROUNDS_EARLY: tl.constexpr,
+    ADDS: tl.constexpr,
 ):
     """Normalises ROWS rows. In memory `inner` of them follow each other, every `distance` elements.
 
-    Those of the output all follow each other.
+    Those of the output all follow each other. With ADDS so do all rows, and what is normalised is
+    the sum of two, which is stored as well.
     """
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     lanes = tl.arange(0, LANES)
@@ -126,6 +185,11 @@ def norm_rows(
     starts = rows // inner * distance + rows % inner * WIDTH
     sources = x + starts[:, None] + lanes[None, :]
     states = tl.load(sources, mask=mask, other=0.0).to(tl.float32)
+    if ADDS:
+        states += tl.load(update + elements, mask=mask, other=0.0).to(tl.float32)
+        rounded = states.to(output.dtype.element_ty)
+        tl.store(total + elements, rounded, mask=mask)
+        states = rounded.to(tl.float32)
     scales = tl.rsqrt(tl.sum(states * states, 1) / WIDTH + epsilon)
     states = states * scales[:, None]
     if ROUNDS_EARLY:

@@ -6,7 +6,8 @@ act(gate) * up. Which fused kernel fits a layer is found out by trying: a layer 
 one that gives its results on random input, and stays if none does. Names only decide which layers
 are tried.
 
-Query, key and value are merged in `projections.py`, on a GPU only.
+Query, key and value are merged in `projections.py`, and norms with the additions before them in
+`residual_norms.py`, both on a GPU only.
 """
 
 from __future__ import annotations
@@ -31,7 +32,6 @@ from .layers import parents_of_layers
 
 logger = logging.getLogger(__name__)
 
-Norm = Callable[[Tensor, Tensor, float], Tensor]  # of x [..., width], weight [width], epsilon
 Gate = Callable[[Tensor], Tensor]  # [..., 2 * width], gate and up, to [..., width]
 _Layer = TypeVar("_Layer", bound=Callable[[Tensor], Tensor])
 
@@ -41,6 +41,20 @@ _MERGED = {"gate_up_proj", "down_proj"}
 _NORM_SCALES = (1e-3, 1.0, 4.0)
 _MLP_SCALES = (1.0, 4.0)
 _TOLERANCE = 1e-5  # of a row's norm, or two roundings in fp16 and bf16
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """The kernels of one kind of RMS norm.
+
+    Attributes:
+        plain: of x [..., width], weight [width], epsilon.
+        of_sum: of x, an update of the same shape, weight and epsilon: the sum and its norm. None
+            where there is no such kernel.
+    """
+
+    plain: Callable[[Tensor, Tensor, float], Tensor]
+    of_sum: Callable[[Tensor, Tensor, Tensor, float], tuple[Tensor, Tensor]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +91,25 @@ class FusedRMSNorm(nn.Module):
         self.weight = weight
         self.epsilon = epsilon
         self._norm = norm
+        self._ahead: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def can_add(self) -> bool:
+        """Whether `add` works here."""
+        return self._norm.of_sum is not None
+
+    def add(self, x: Tensor, update: Tensor) -> Tensor:
+        """Return x + update [..., width], and keep its norm until `forward` gets that sum."""
+        assert self._norm.of_sum is not None
+        self._ahead = self._norm.of_sum(x, update, self.weight, self.epsilon)
+        return self._ahead[0]
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the norm of x [..., width]."""
-        return self._norm(x, self.weight, self.epsilon)
+        ahead, self._ahead = self._ahead, None  # nothing is kept in memory until the next step
+        if ahead is not None and ahead[0] is x:
+            return ahead[1]
+        return self._norm.plain(x, self.weight, self.epsilon)
 
 
 class FusedMLP(nn.Module):
@@ -164,7 +193,7 @@ def _native_kernels(kernels: cpu_kernels.CpuKernels) -> FusedKernels:
         left, right = rows.narrow(-1, 0, width), rows.narrow(-1, width, width)
         return gated(left, right).view(*merged.shape[:-1], width)
 
-    norms = (partial(kernels.rms_norm, weight_offset=offset) for offset in (0.0, 1.0))
+    norms = (Norm(partial(kernels.rms_norm, weight_offset=offset)) for offset in (0.0, 1.0))
     gates = (partial(gate, gated) for gated in (kernels.silu_and_mul, kernels.gelu_and_mul))
     return FusedKernels(tuple(norms), tuple(gates))
 
@@ -172,13 +201,19 @@ def _native_kernels(kernels: cpu_kernels.CpuKernels) -> FusedKernels:
 def _triton_kernels() -> FusedKernels | None:
     if not has_triton():
         return None
-    from ..kernels.triton_elementwise import ACTIVATIONS, gated, rms_norm
+    from ..kernels.triton_elementwise import ACTIVATIONS, add_rms_norm, gated, rms_norm
+
+    def norm(weight_offset: float, *, rounds_early: bool) -> Norm:
+        return Norm(
+            partial(rms_norm, weight_offset=weight_offset, rounds_early=rounds_early),
+            partial(add_rms_norm, weight_offset=weight_offset, rounds_early=rounds_early),
+        )
 
     return FusedKernels(
         norms=(
-            partial(rms_norm, weight_offset=0.0, rounds_early=True),  # Llama
-            partial(rms_norm, weight_offset=0.0, rounds_early=False),  # OLMo 2
-            partial(rms_norm, weight_offset=1.0, rounds_early=False),  # Gemma
+            norm(0.0, rounds_early=True),  # Llama
+            norm(0.0, rounds_early=False),  # OLMo 2
+            norm(1.0, rounds_early=False),  # Gemma
         ),
         gates=tuple(partial(gated, activation=activation) for activation in ACTIVATIONS),
     )

@@ -20,7 +20,7 @@ from ..batch import AttentionInput
 from ..kernels.cpu import CpuKernels
 from ..kernels.packed_linear import pack_model
 from ..protocol.errors import ModelLoadError
-from . import fusion, projections, quantization, rope_tables
+from . import fusion, projections, quantization, residual_norms, rope_tables
 from .layers import layers_read_by
 from .loaded import LoadedModel, first_line
 from .self_check import (
@@ -103,6 +103,20 @@ def merge_projections(loaded: LoadedModel) -> None:
         merging.undo()
     del merging
     _free_unused_memory(loaded)
+
+
+def merge_residuals(loaded: LoadedModel) -> None:
+    """Makes additions and the norms after them one kernel, if the logits stay the same."""
+    reference_logits(loaded)
+    merging = residual_norms.merge_residuals(loaded.model)
+    if not merging.layers:
+        return
+    reason = objection_to_change(loaded)
+    if reason is None:
+        logger.info("merged additions and norms in %d layers", len(merging.layers))
+    else:
+        logger.warning("additions and norms stay apart: %s", reason)
+        merging.undo()
 
 
 def use_rotary_tables(loaded: LoadedModel, num_positions: int) -> str | None:

@@ -25,6 +25,7 @@ from .passes import (
     fuse_rotation,
     layers_in_use,
     merge_projections,
+    merge_residuals,
     pack_layers,
     quantize_model,
     use_rotary_tables,
@@ -115,6 +116,7 @@ def _prepared(
         fuse_layers(loaded)
         if loaded.device.type == "cuda":  # on a CPU it is no faster
             merge_projections(loaded)
+            merge_residuals(loaded)
         notes.append(use_rotary_tables(loaded, max_total_tokens))
     left = layers_in_use(loaded)
     notes.append(quantize_model(loaded, left))

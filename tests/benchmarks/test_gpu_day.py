@@ -57,7 +57,7 @@ def test_every_kernel_is_compared_with_torch(tmp_path: Path) -> None:
     assert {check["model"] for check in checks} == {"gpt-oss-20b"}  # has windows and sinks
     names = {check["kernel"].split(",")[0].split(":")[0] for check in checks}
     assert names == {
-        *("attention", "write_kv", "rotary_write_kv", "rms_norm", "gated"),
+        *("attention", "write_kv", "rotary_write_kv", "rms_norm", "add_rms_norm", "gated"),
         *("choose", "truncate", "quantize_rows", "scale_sums", "low rank"),
     }
     assert all(check["difference"] <= check["tolerance"] for check in checks)

@@ -117,9 +117,9 @@ def launch_other_kernels(capability: int) -> None:
     """Launches all kernels that are not attention's."""
     states = torch.zeros(6, 8, 128, dtype=torch.bfloat16)
     for early in (False, True):
-        triton_elementwise.rms_norm(
-            states, states[0, 0], 1e-6, weight_offset=1.0, rounds_early=early
-        )
+        kind = {"weight_offset": 1.0, "rounds_early": early}
+        triton_elementwise.rms_norm(states, states[0, 0], 1e-6, **kind)
+        triton_elementwise.add_rms_norm(states, states, states[0, 0], 1e-6, **kind)
     for activation in triton_elementwise.ACTIVATIONS:
         triton_elementwise.gated(states, activation=activation)
     scores = torch.zeros(2, 128_256)
