@@ -415,13 +415,13 @@ typedef enum { IN_FLOAT32, IN_BFLOAT16, IN_FLOAT16, IN_PAIRS } Format;
 EXPORT int tw_panel_width(void) { return NR; }
 EXPORT int tw_vector_width(void) { return W; }
 
-EXPORT int tw_has_float16(void) {
 #if defined(__AVX512F__) || (defined(__F16C__) && W == 8) || defined(__aarch64__)
-    return 1;
+#define HAS_FLOAT16 1 /* whether one instruction widens it */
 #else
-    return 0;
+#define HAS_FLOAT16 0
 #endif
-}
+
+EXPORT int tw_has_float16(void) { return HAS_FLOAT16; }
 
 /* Whether pairs are faster than weights of 16 bits that are widened. */
 EXPORT int tw_multiplies_pairs(void) {
@@ -751,13 +751,13 @@ typedef struct {
 
 /* A layer: how it rounds a row and returns its scale, and how it computes some rows, from one on, of a
  * panel's outputs. */
-typedef struct {
+typedef struct RoundingLinear {
     const void *layer;
     const char *packed; /* its panels */
     int64_t n, k, panel_bytes;
     int64_t num_groups; /* of K, whose sums of levels it needs */
     int64_t level_bytes;
-    float (*round_row)(const void *layer, const float *x, char *to, int64_t block_bytes,
+    float (*round_row)(const struct RoundingLinear *l, const float *x, char *to, int64_t block_bytes,
                        float *group_sums);
     void (*tile)(const void *layer, int64_t p, const Rounded *x, int64_t from, int rows, Fetch fetch,
                  float *y);
@@ -791,7 +791,7 @@ INLINE void find_levels(const float *x, int64_t count, float scale, int32_t *lev
 static void round_rows(const RoundingLinear *l, const float *x, Rounded *to, int64_t id, int64_t n) {
     int64_t row_bytes = QLD * l->level_bytes;
     for (int64_t r = to->rows * id / n; r < to->rows * (id + 1) / n; r++)
-        to->scales[r] = l->round_row(l->layer, x + r * l->k, to->levels + r * row_bytes,
+        to->scales[r] = l->round_row(l, x + r * l->k, to->levels + r * row_bytes,
                                      to->rows * row_bytes, to->group_sums + r * l->num_groups);
 }
 
@@ -873,9 +873,9 @@ typedef struct {
 } Int8Linear;
 
 /* Writes one row as levels, K block after K block, and returns its scale. */
-static float round_int8(const void *layer, const float *x, char *levels_at, int64_t block_bytes,
-                        float *group_sums) {
-    int64_t k = ((const Int8Linear *)layer)->k;
+static float round_int8(const RoundingLinear *l, const float *x, char *levels_at,
+                        int64_t block_bytes, float *group_sums) {
+    int64_t k = l->k;
     (void)group_sums;
     float scale = row_scale(x, k);
     int32_t levels[QK];
@@ -1000,6 +1000,100 @@ EXPORT int tw_int8_linear(const float *x, const int8_t *packed, const float *sca
     return multiply_rounded(&l, x, y, m, num_threads);
 }
 
+/* ---- linear layer over int8 weights in groups --------------------------------------------- */
+/*
+ * As above, but every GROUP_K weights of a column have a scale of their own, as in GGUF's Q8_0. Scales
+ * are float16, which is what such files have, or the same numbers in fp32 where no instruction widens
+ * them.
+ *
+ * The sum of a group is a whole number, and exact. Groups are added in fp32, in order, for each
+ * output: so this too depends neither on the batch nor on the instruction set.
+ */
+
+#define GROUP_K 32
+
+#if HAS_FLOAT16
+#define SCALE_FORMAT IN_FLOAT16
+#else
+#define SCALE_FORMAT IN_FLOAT32
+#endif
+
+typedef struct {
+    const int8_t *packed; /* [panels, K / 4, NR, 4] */
+    const char *scales;   /* [panels, K / GROUP_K, NR] */
+    const float *bias;    /* [panels * NR] */
+    int64_t n, k;
+} GroupedInt8Linear;
+
+/* Subtracts from sums over a group what the offset of its levels has added. */
+INLINE void take_offset(const int rows, const int8_t *panel, vi sums[MR][NV]) {
+#if VNNI
+    vi added[NV] = {};
+    for (int g = 0; g < GROUP_K / 4; g++)
+        UNROLL for (int v = 0; v < NV; v++)
+            added[v] = DOT(added[v], (vi){} + (int32_t)0x80808080,
+                           *(const vi *)(panel + (g * NR + v * W) * 4));
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int v = 0; v < NV; v++) sums[r][v] -= added[v];
+#else
+    (void)rows, (void)panel, (void)sums; /* there is none */
+#endif
+}
+
+/* y = sums over groups * row scale + bias. */
+INLINE void write_grouped(const int rows, vf sums[MR][NV], const float *row_scales, const float *bias,
+                          int64_t p, int64_t n, float *y) {
+    size_t bytes = (size_t)min64(NR, n - p * NR) * sizeof(float);
+    for (int r = 0; r < rows; r++) {
+        vf out[NV];
+        for (int v = 0; v < NV; v++)
+            out[v] = madd(sums[r][v], splat(row_scales[r]), load(bias + p * NR + v * W));
+        memcpy(y + r * n + p * NR, out, bytes);
+    }
+}
+
+INLINE void grouped_int8_tile(const int rows, const GroupedInt8Linear *l, int64_t p, const Level *x,
+                              int64_t block_stride, const float *row_scales, Fetch fetch, float *y) {
+    const int64_t num_groups = l->k / GROUP_K, scale_bytes = NR * weight_bytes(SCALE_FORMAT);
+    const int8_t *panel = l->packed + p * l->k * NR;
+    const char *scales = l->scales + p * num_groups * scale_bytes;
+    vf acc[MR][NV];
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int v = 0; v < NV; v++) acc[r][v] = splat(0.0f);
+    for (int64_t k = 0; k < l->k; k += GROUP_K, panel += GROUP_K * NR, scales += scale_bytes) {
+        vi sums[MR][NV];
+        UNROLL for (int r = 0; r < rows; r++)
+            UNROLL for (int v = 0; v < NV; v++) sums[r][v] = (vi){};
+        dot4(rows, x + k / QK * block_stride + k % QK, GROUP_K / 4, panel, &fetch, sums);
+        take_offset(rows, panel, sums);
+        UNROLL for (int v = 0; v < NV; v++) {
+            vf scale = load_wide(SCALE_FORMAT, scales, v * W);
+            UNROLL for (int r = 0; r < rows; r++)
+                acc[r][v] = madd(__builtin_convertvector(sums[r][v], vf), scale, acc[r][v]);
+        }
+    }
+    write_grouped(rows, acc, row_scales, l->bias, p, l->n, y);
+}
+
+static void grouped_int8_rows(const void *layer, int64_t p, const Rounded *x, int64_t from, int rows,
+                              Fetch fetch, float *y) {
+    const Level *levels = (const Level *)x->levels + from * QLD;
+#define CALL(n) grouped_int8_tile(n, layer, p, levels, x->rows * QLD, x->scales + from, fetch, y)
+    switch (rows) { ROW_CASES(CALL) }
+#undef CALL
+}
+
+/* y[M, N] = x[M, K] @ W^T + bias, x rounded to 8 bits row by row; K is a multiple of GROUP_K, which
+ * divides QK. 0, or -1 if out of memory. */
+EXPORT int tw_grouped_int8_linear(const float *x, const int8_t *packed, const char *scales,
+                                  const float *bias, float *y, int64_t m, int64_t n, int64_t k,
+                                  int num_threads) {
+    const GroupedInt8Linear layer = {packed, scales, bias, n, k};
+    const RoundingLinear l = {&layer, (const char *)packed, n, k, k * NR, 0,
+                              sizeof(Level), round_int8, grouped_int8_rows};
+    return multiply_rounded(&l, x, y, m, num_threads);
+}
+
 /* ---- linear layer over int4 weights ------------------------------------------------------- */
 /*
  * Weights are levels from 0 to 15 times a scale plus a least value, both of a group of GROUP_K or a
@@ -1009,8 +1103,6 @@ EXPORT int tw_int8_linear(const float *x, const int8_t *packed, const float *sca
  * The sum of a group is a whole number, and exact. Groups are added in fp32, in order, for each
  * output: so this too depends neither on the batch nor on the instruction set.
  */
-
-#define GROUP_K 32
 
 #if VNNI || WORDS
 typedef int8_t SmallLevel;
@@ -1026,9 +1118,9 @@ typedef struct {
 } Int4Linear;
 
 /* Writes one row as levels, and the sums of its groups; returns its scale. */
-static float round_int4(const void *layer, const float *x, char *levels_at, int64_t block_bytes,
-                        float *group_sums) {
-    const Int4Linear *l = layer;
+static float round_int4(const RoundingLinear *l, const float *x, char *levels_at,
+                        int64_t block_bytes, float *group_sums) {
+    int64_t group = l->k / l->num_groups;
     float scale = row_scale(x, l->k);
     int32_t levels[QK];
     for (int64_t k0 = 0; k0 < l->k; k0 += QK, levels_at += block_bytes) {
@@ -1036,9 +1128,9 @@ static float round_int4(const void *layer, const float *x, char *levels_at, int6
         int64_t depth = min64(QK, l->k - k0);
         find_levels(x + k0, depth, scale, levels);
         for (int64_t i = 0; i < depth; i++) to[i] = (SmallLevel)levels[i];
-        for (int64_t g = 0; g < depth; g += l->group) {
+        for (int64_t g = 0; g < depth; g += group) {
             int32_t sum = 0;
-            for (int64_t i = g; i < g + l->group; i++) sum += levels[i];
+            for (int64_t i = g; i < g + group; i++) sum += levels[i];
             *group_sums++ = (float)sum;
         }
     }
@@ -1118,13 +1210,7 @@ INLINE void int4_tile(const int rows, const Int4Linear *l, int64_t p, const Smal
             }
         }
     }
-    size_t bytes = (size_t)min64(NR, l->n - p * NR) * sizeof(float);
-    for (int r = 0; r < rows; r++) {
-        vf out[NV];
-        for (int v = 0; v < NV; v++)
-            out[v] = madd(acc[r][v], splat(row_scales[r]), load(l->bias + p * NR + v * W));
-        memcpy(y + r * l->n + p * NR, out, bytes);
-    }
+    write_grouped(rows, acc, row_scales, l->bias, p, l->n, y);
 }
 
 static void int4_rows(const void *layer, int64_t p, const Rounded *x, int64_t from, int rows,
@@ -2545,6 +2631,7 @@ typedef struct {
 
 REPLAY(linear, P(0), P(1), P(2), P(3), I(4), I(5), I(6), I(7), I(8))
 REPLAY(int8_linear, P(0), P(1), P(2), P(3), P(4), P(5), I(6), I(7), I(8), I(9))
+REPLAY(grouped_int8_linear, P(0), P(1), P(2), P(3), P(4), I(5), I(6), I(7), I(8))
 REPLAY(int4_linear, P(0), P(1), P(2), P(3), P(4), I(5), I(6), I(7), I(8), I(9))
 REPLAY(add_updates, P(0), P(1), I(2), P(3), P(4), P(5), I(6), I(7), I(8), I(9), I(10), I(11))
 REPLAY(take_rows, P(0), I(1), I(2), P(3), P(4), I(5), I(6), I(7))

@@ -39,6 +39,7 @@ _KERNELS: dict[str, Types] = {
     ),
     "linear": (POINTER, POINTER, POINTER, POINTER, SIZE, SIZE, SIZE, INT, INT),
     "int8_linear": (*[POINTER] * 6, SIZE, SIZE, SIZE, INT),
+    "grouped_int8_linear": (*[POINTER] * 5, SIZE, SIZE, SIZE, INT),
     "int4_linear": (*[POINTER] * 5, SIZE, SIZE, SIZE, SIZE, INT),
     "add_updates": (POINTER, POINTER, SIZE, *[POINTER] * 3, *[SIZE] * 5, INT),
     "choose": (POINTER, SIZE, SIZE, SIZE, *[POINTER] * 5, INT),
@@ -89,6 +90,7 @@ class CpuKernels:
         kernels = {name: Kernel(library, name, types) for name, types in _KERNELS.items()}
         self._linear = kernels["linear"]
         self._int8_linear = kernels["int8_linear"]
+        self._grouped_int8_linear = kernels["grouped_int8_linear"]
         self._int4_linear = kernels["int4_linear"]
         self._add_updates = kernels["add_updates"]
         self._choose = kernels["choose"]
@@ -438,6 +440,32 @@ class CpuKernels:
         )
         return output
 
+    def grouped_int8_linear(
+        self, x: Tensor, weight: "GroupedInt8Weight", out_features: int
+    ) -> Tensor:
+        """Return x [..., K] times the weight, plus its bias: fp32 [..., N].
+
+        A row of x is rounded to 8 bits, scaled by its own largest magnitude. A row of the result
+        does not depend on the other rows, bit for bit; it is NaN if the row of x is not finite.
+        """
+        in_features = 4 * weight.packed.shape[1]
+        if x.dtype != torch.float32 or x.shape[-1] != in_features:
+            raise ValueError(f"expected fp32 input of width {in_features}")
+        x = x.contiguous()
+        output = x.new_empty(*x.shape[:-1], out_features)
+        self._grouped_int8_linear(
+            x.data_ptr(),
+            weight.packed.data_ptr(),
+            weight.scales.data_ptr(),
+            weight.bias.data_ptr(),
+            output.data_ptr(),
+            x.numel() // in_features,
+            out_features,
+            in_features,
+            torch.get_num_threads(),
+        )
+        return output
+
     def int4_linear(self, x: Tensor, weight: "Int4Weight", out_features: int) -> Tensor:
         """Return x [..., K] times the weight, plus its bias: fp32 [..., N].
 
@@ -608,6 +636,19 @@ class Int8Weight(NamedTuple):
     packed: Tensor
     scales: Tensor
     columns: Tensor
+    bias: Tensor
+
+
+class GroupedInt8Weight(NamedTuple):
+    """An int8 weight [N, K] in groups of 32 and a bias, laid out for `grouped_int8_linear`.
+
+    N is rounded up to whole panels everywhere. `packed` is int8 [panels, K / 4, width, 4];
+    `scales` is [panels, K / 32, width], in float16 with `has_float16` and otherwise in fp32; `bias`
+    is fp32 [panels * width].
+    """
+
+    packed: Tensor
+    scales: Tensor
     bias: Tensor
 
 

@@ -1,9 +1,9 @@
 """Chooses the quantisation for a name, checks that it is available, and applies it to a model.
 
 Some names quantise any checkpoint after loading; the layers are in `quantized_linear.py`,
-`kernels/int8.py` and `kernels/int4.py`. So does a dtype that the CPU multiplies in pairs, with
-`kernels/bfloat16.py`. The others say how a checkpoint is quantised already; transformers loads
-those. For the reasons see docs/decisions/2026-11-23-quantised-weights.md.
+`kernels/int8.py`, `kernels/grouped_int8.py` and `kernels/int4.py`. So does a dtype that the CPU
+multiplies in pairs, with `kernels/bfloat16.py`. The others say how a checkpoint is quantised
+already; transformers loads those. The reasons: docs/decisions/2026-11-23-quantised-weights.md.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
 from ..kernels import cpu as cpu_kernels
 from ..kernels.bfloat16 import PackedBfloat16Linear
+from ..kernels.grouped_int8 import GroupedInt8Linear, int8_linear
 from ..kernels.int4 import PackedInt4Linear
-from ..kernels.int8 import MAX_IN_FEATURES, PackedInt8Linear
+from ..kernels.int8 import MAX_IN_FEATURES
 from ..kernels.packed_linear import is_linear, output_rows
 from ..protocol.config import EngineConfig
 from .layers import parents_of_layers
@@ -156,6 +157,8 @@ def apply(model: PreTrainedModel, scheme: Scheme, left: Collection[nn.Module] = 
         num_weights / 1e6,
         num_others / 1e6,
     )
+    if num_kept := sum(isinstance(module, GroupedInt8Linear) for module in model.modules()):
+        logger.info("%d layers keep the 8 bits and the scales that they were stored in", num_kept)
     return num_weights / (num_weights + num_others)
 
 
@@ -172,14 +175,18 @@ def _scheme(name: str, config: EngineConfig, device: torch.device, dtype: torch.
 
 
 def _int8(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> Scheme:
-    """The layer in compiled C where it runs, otherwise torch's; both give the same integers."""
+    """The layer in compiled C where it runs, otherwise torch's; both give the same integers.
+
+    Only the former keeps weights that have 8 bits already: torch's product adds up whole rows, so
+    it takes no scale for each 32 weights.
+    """
     kernels = _kernels(config, device, dtype)
     if kernels is None:
         plain = Scheme("int8", Int8Linear.from_linear, Int8Linear.fits)
         return replace(plain, output=plain)
 
     def make(layer: nn.Module) -> nn.Module:
-        return PackedInt8Linear.from_linear(layer, kernels)
+        return int8_linear(layer, kernels)
 
     def fits(weight: Tensor) -> bool:
         return weight.shape[1] <= MAX_IN_FEATURES

@@ -16,6 +16,7 @@ from engine.kernels.int8 import PackedInt8Linear
 from tests.engine.kernels.emulated import emulated_library
 from tests.engine.kernels.linear_checks import check_linear
 from tests.engine.kernels.test_cpu import Case, check_attention
+from tests.engine.kernels.test_grouped_int8 import check_product, stored
 from tests.engine.kernels.test_int4 import product as int4_product
 from tests.engine.kernels.test_int8 import product as int8_product
 
@@ -52,6 +53,14 @@ def test_int8_layers_have_the_bits_of_other_processors(neon: CpuKernels, rows: i
     linear, x = nn.Linear(1100, 50, bias=False), torch.randn(rows, 1100)
     layer = PackedInt8Linear.from_linear(linear, neon)
     assert torch.equal(layer(x), int8_product(x, linear.weight.detach()))
+
+
+@pytest.mark.parametrize("rows", [1, 9, 40])
+def test_int8_layers_with_groups_are_those_of_the_files_numbers(
+    neon: CpuKernels, rows: int
+) -> None:
+    torch.manual_seed(rows)
+    check_product(neon, stored(nn.Linear(1088, 50)), rows)
 
 
 @pytest.mark.parametrize("rows", [1, 9, 40])

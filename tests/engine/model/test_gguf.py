@@ -14,13 +14,18 @@ from gguf import dequantize, quantize
 from transformers import AutoModelForCausalLM
 
 from engine.build import build_engine
+from engine.kernels.grouped_int8 import GroupedInt8Linear
+from engine.kernels.int8 import PackedInt8Linear
+from engine.kernels.quantized_linear import QuantizedLinear
 from engine.model.loading import load_model
+from engine.model.prepare import prepare
 from engine.model.quantized_linear import Int4Linear
 from engine.protocol.errors import ModelLoadError
 from engine.protocol.request import Request
 from tests.engine.fakes import run, token_ids
 from tests.engine.model.quantized import config, relative_error
-from tests.gguf_models import write_gguf
+from tests.engine.native import kernels_for
+from tests.gguf_models import LAYERS, write_gguf
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -113,6 +118,34 @@ def test_other_weights_have_groups_of_their_own() -> None:
         dequantize(quantize(layer.weight.detach().numpy(), Kind.Q5_0), Kind.Q5_0).copy()
     )
     assert Int4Linear.from_linear(layer).group_size == 64
+
+
+def test_eight_bits_are_kept_in_every_layer(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kernels_for("whole")
+    caplog.set_level(logging.INFO)
+    path = write_gguf(tmp_path / "model.gguf", Kind.Q8_0)
+    prepared = prepare(config(path, "int8", max_batch_total_tokens=1024))
+    kinds = {type(m) for m in prepared.loaded.model.modules() if isinstance(m, QuantizedLinear)}
+    assert kinds == {GroupedInt8Linear}
+    num_layers = LAYERS * 6 + 1  # gate and up are one
+    assert (
+        f"{num_layers} layers keep the 8 bits and the scales that they were stored in"
+        in caplog.messages
+    )
+
+
+def test_kept_eight_bits_are_nearer_to_the_file_than_rounded_ones() -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(512, 64, bias=False)
+    blocks = quantize(layer.weight.detach().numpy(), Kind.Q8_0)
+    layer.weight.data = torch.from_numpy(dequantize(blocks, Kind.Q8_0).copy())
+    kernels, x = kernels_for("whole"), torch.randint(-127, 128, (50, 512)).float()
+    x[:, 0] = 127.0  # so activations are not rounded
+    expected = layer(x)
+    assert relative_error(GroupedInt8Linear.from_linear(layer, kernels)(x), expected) < 1e-6
+    assert relative_error(PackedInt8Linear.from_linear(layer, kernels)(x), expected) > 1e-3
 
 
 @pytest.mark.parametrize("name", ["int8", "int4"])
