@@ -186,7 +186,8 @@ async def _openvino(stack: AsyncExitStack, path: Path, precision: str, avx2: boo
     peer = stack.enter_context(openvino(path, precision, torch.get_num_threads(), environment))
 
     async def arm(items: list[Item]) -> tuple[float, float]:
-        return peer.run(items)
+        found = peer.run(items)
+        return found.seconds, found.first
 
     return arm
 

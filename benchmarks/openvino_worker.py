@@ -2,8 +2,7 @@
 
     python openvino_worker.py MODEL.gguf PRECISION THREADS
 
-Reads one JSON list of [prompt, new_tokens] per line, and answers each with a line of JSON: seconds,
-and the seconds to the first token. Imports nothing of this project, which is not installed there.
+Speaks as `peer_process` says. Imports nothing of this project, which is not installed there.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ def pipeline(model: str, precision: str, threads: int) -> Any:
     return openvino_genai.ContinuousBatchingPipeline(model, scheduler, "CPU", options)
 
 
-def run(pipe: Any, items: list[tuple[list[int], int]], ids: Any) -> dict[str, float]:
+def run(pipe: Any, items: list[tuple[list[int], int]], ids: Any) -> dict[str, Any]:
     """Runs all items at once, greedy, to their full lengths.
 
     Raises:
@@ -50,16 +49,17 @@ def run(pipe: Any, items: list[tuple[list[int], int]], ids: Any) -> dict[str, fl
         config.ignore_eos, config.do_sample = True, False
         tokens = openvino.Tensor(np.array([prompt], dtype=np.int64))
         handles.append(pipe.add_request(next(ids), tokens, config))
-    first = 0.0
+    arrivals: list[list[float]] = [[] for _ in items]
     while pipe.has_non_finished_requests():
         pipe.step()
-        if not first and any(handle.can_read() for handle in handles):
-            first = time.perf_counter() - started
+        now = time.perf_counter() - started
+        for handle, times in zip(handles, arrivals, strict=True):
+            while handle.can_read():
+                times += [now] * sum(len(part.generated_ids) for part in handle.read().values())
     seconds = time.perf_counter() - started
-    found = sum(len(part.generated_ids) for handle in handles for part in handle.read_all())
-    if found != sum(new_tokens for _, new_tokens in items):
-        raise RuntimeError(f"{found} tokens")
-    return {"seconds": seconds, "first": first}
+    if [len(times) for times in arrivals] != [new_tokens for _, new_tokens in items]:
+        raise RuntimeError(f"{[len(times) for times in arrivals]} tokens")
+    return {"seconds": seconds, "arrivals": arrivals}
 
 
 def main() -> None:

@@ -31,6 +31,9 @@ ENGINE_GPU = {
     "3 draft tokens",
 }
 
+WITHOUT_PEERS = ("--without", "llama.cpp", "OpenVINO", "vLLM", "CTranslate2")
+ABSENT = {"llama.cpp server", "OpenVINO GenAI", "vLLM", "CTranslate2", "CTranslate2, int8"}
+
 on_demand = pytest.mark.skipif(not os.environ.get("ALL_SCRIPTS"), reason="`make scripts` runs it")
 
 
@@ -57,24 +60,25 @@ def test_engine_cpu_measures_every_target() -> None:
 
 @on_demand
 def test_peers_generate_the_same_tokens() -> None:
-    result = last_line(
-        "benchmarks.peers", "--repeat=1", "--counts", "1", "2", "--without=llama.cpp"
-    )
-    assert list(result["absent"]) == ["llama.cpp server"]
+    result = last_line("benchmarks.peers", "--repeat=1", "--counts", "1", "2", *WITHOUT_PEERS)
+    assert set(result["absent"]) == ABSENT
     assert set(result["agreement"].values()) == {32}
     rates = result["tokens_per_second"]
-    assert len(rates) == 5
+    assert len(rates) == 6
     assert all(set(found) == {"1", "2"} for found in rates.values())
+    waits = result["ms_between_tokens"]
+    assert set(waits) == {name for name in rates if not name.startswith("transformers")}
+    assert all(0 < p50 <= p99 for found in waits.values() for p50, p99 in found.values())
 
 
 @on_demand
 def test_peers_run_a_file_of_quantised_weights(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "model.gguf", GGMLQuantizationType.Q4_1)
     result = last_line(
-        *("benchmarks.peers", "--repeat=1", "--counts", "1", "2", "--without=llama.cpp"),
-        f"--gguf={path}",
+        *("benchmarks.peers", "--repeat=1", "--counts", "1", "2", f"--gguf={path}"),
+        *WITHOUT_PEERS,
     )
-    assert set(result["absent"]) == {"llama.cpp server", "server"}
+    assert set(result["absent"]) == ABSENT | {"server"}
     assert result["agreement"] == {"engine alone": 32}
     assert set(result["tokens_per_second"]) == {
         "transformers generate",
