@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 from .heartbeat import Activity, Heartbeat, Phase
 from .kernels.build import build_ahead
 from .lean_imports import lean_imports
+from .library_pages import give_back_library_pages
 from .protocol import wire
 from .protocol.adapters import AdapterInfo, LoadAdapter
 from .protocol.c_heap import limit_arenas, trim
@@ -436,6 +437,7 @@ def _serve(
     gc.collect()
     gc.freeze()  # these objects stay: a full collection would take 200 ms to visit them
     trim()
+    give_back_library_pages()
     if leader is not None:
         leader.begin_serving()
     notify(READY)

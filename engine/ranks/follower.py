@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..heartbeat import Activity, Heartbeat, Phase
 from ..lean_imports import lean_imports
+from ..library_pages import give_back_library_pages
 from ..protocol.c_heap import limit_arenas
 from ..protocol.config import EngineConfig
 from ..protocol.errors import ModelLoadError
@@ -79,6 +80,7 @@ def _compute(place: Place, activity: Activity) -> None:
     store = open_store(place.meeting, size)
     group = join(store, place.rank, size, on_gpu=uses_gpu(place.config))
     built = build_computation(place.config, group=group)
+    give_back_library_pages()
     receiver = PlanReceiver(place.plans, built.model.loaded.device)
     while True:
         activity.begin(Phase.WAITING_FOR_REQUESTS)
