@@ -32,8 +32,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -113,10 +115,14 @@ class Peers:
         model: the model of transformers.
         load: makes the requests.
         counts: numbers of streams.
+        seconds: after which no run begins any more.
     """
 
-    def __init__(self, found: Contenders, model: Any, load: Load, counts: Sequence[int]) -> None:
+    def __init__(
+        self, found: Contenders, model: Any, load: Load, counts: Sequence[int], seconds: float
+    ) -> None:
         self.results = Results(absent=found.absent)
+        self._deadline = time.monotonic() + seconds
         self._arms, self._model, self._load, self._counts = found.arms, model, load, counts
 
     def check(self, expected: list[int], found: dict[str, list[int]]) -> None:
@@ -126,11 +132,21 @@ class Peers:
             differing = [at for at, (left, right) in enumerate(pairs) if left != right]
             self.results.agreement[arm] = min([*differing, len(tokens)])
 
+    async def warm_up(self) -> None:
+        """Lets every arm compute once, since the first time takes longer."""
+        for name, by_count in self._arms.items():
+            for count, arm in by_count.items():
+                if count == self._counts[0] or arm is not by_count[self._counts[0]]:
+                    items = uniform(16, 4, self._model.config.vocab_size).items(count)
+                    await self._outcome(name, arm, items)
+
     async def round(self, with_continuous: bool, bar: tqdm[Any]) -> None:
         """Runs every arm once at every number of streams."""
         for count in self._counts:
             arms = {name: by_count[count] for name, by_count in self._arms.items()}
             for name, arm in (arms | (self._continuous if with_continuous else {})).items():
+                if time.monotonic() > self._deadline:
+                    return
                 bar.set_description(f"{name}, {count}")
                 items = self._load.items(count)
                 outcome = await self._outcome(name, arm, items)
@@ -239,8 +255,9 @@ async def measure(arguments: argparse.Namespace) -> tuple[Results, Load]:
         load = Load(tuple(prompts), tuple(answers), model.config.vocab_size)
         start = Start(stack, model, path, load, arguments.counts, arguments.without)
         found = await start.all()
-        peers = Peers(found, model, load, arguments.counts)
+        peers = Peers(found, model, load, arguments.counts, arguments.seconds)
         peers.check(start.expected(), found.tokens)
+        await peers.warm_up()
         rounds, slow = arguments.repeat, min(arguments.repeat, arguments.slow_repeat)
         with tqdm(total=peers.num_runs(rounds, slow), file=sys.stderr) as bar:
             for number in range(rounds):
@@ -256,6 +273,7 @@ def options_from_command_line() -> argparse.Namespace:
     add("--slow-repeat", type=int, default=1, help="rounds with continuous batching")
     counts = [1, 2, 4, 8, 16, 32]
     add("--counts", type=int, nargs="+", default=counts, help="numbers of streams")
+    add("--seconds", type=float, default=math.inf, help="begin no run after that")
     add("--prompts", type=int, nargs=2, default=(32, 224), help="shortest and longest, tokens")
     add("--answers", type=int, nargs=2, default=(16, 112), help="shortest and longest, tokens")
     add("--without", nargs="*", default=[], choices=OPTIONAL, help="leave out")
