@@ -186,27 +186,24 @@ class Peers:
 
 
 def targets(results: Results, counts: Sequence[int]) -> list[Target]:
-    """The targets that this script measures."""
+    """The targets that this script measures, of the peers that took part."""
     ours = OVER_GRPC if OVER_GRPC in results.rates else ALONE
     theirs, decode = results.decode.get(LLAMA), results.decode
     found = [
-        Target(
-            f"{arm} / {LLAMA}, 1 stream, decoding", None if theirs is None else rate / theirs, 1.0
-        )
+        Target(f"{arm} / {LLAMA}, 1 stream, decoding", rate / theirs, 1.0)
         for arm, rate in decode.items()
-        if arm in OURS
+        if arm in OURS and theirs is not None
     ]
     for count in counts:
-        goal = 1.2 if count == 1 else 1.5
-        found.append(
-            Target(f"{ALONE} / {OPENVINO}, {count}", results.ratio(ALONE, OPENVINO, count), goal)
-        )
-    for count in (count for count in counts if count > 1):
-        for arm in dict.fromkeys((ALONE, ours)):
-            found += [
-                Target(f"{arm} / {peer}, {count} streams", results.ratio(arm, peer, count), goal)
-                for peer, goal in ((GENERATE, 1.5), (CONTINUOUS, 4.0), (LLAMA, 1.0))
-            ]
+        goals = {OPENVINO: 1.2 if count == 1 else 1.5}
+        if count > 1:
+            goals |= {GENERATE: 1.5, CONTINUOUS: 4.0, LLAMA: 1.0}
+        found += [
+            Target(f"{arm} / {peer}, {count} streams", results.ratio(arm, peer, count), goal)
+            for peer, goal in goals.items()
+            for arm in dict.fromkeys((ALONE, ours))
+            if peer in results.rates
+        ]
     return found
 
 

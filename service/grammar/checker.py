@@ -13,6 +13,7 @@ import logging
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
+from sys import getsizeof
 from typing import Any, Protocol
 
 from engine.protocol.wire import framed
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 MAX_GRAMMAR_BYTES = 256 * 1024  # of its JSON text
 _CACHE_BYTES = 16 * 1024 * 1024  # of cached grammars and their results
+_MAX_KNOWN = 1024  # of them; a short one takes a kilobyte, and may never be asked for again
 _TRIAL_BYTES = 3 * 1024**3 // 2  # of memory, beside the vocabulary's table, which is shared
 _SOON_S = 1.0  # for a usual grammar, also on a busy machine; a trial that takes longer is slow
 _MAX_SLOW = 2  # slow trials at a time; when there are more, their requests are refused
@@ -276,7 +278,7 @@ class GrammarChecker:
     def _remember(self, key: bytes, answer: dict[str, str]) -> None:
         self._known[key] = answer
         self._known_bytes += _size(key, answer)
-        while self._known_bytes > _CACHE_BYTES:
+        while self._known_bytes > _CACHE_BYTES or len(self._known) > _MAX_KNOWN:
             self._known_bytes -= _size(*self._known.popitem(last=False))
 
 
@@ -343,4 +345,5 @@ def _check_depth(value: Any, num_levels: int = 0) -> None:
 
 
 def _size(key: bytes, answer: dict[str, str]) -> int:
-    return len(key) + sum(map(len, answer.values()))
+    """Bytes of memory, of which a short text is the smaller part."""
+    return sum(map(getsizeof, (key, answer, *answer.values())))

@@ -168,3 +168,22 @@ class TestWatcher:
         outcomes = [outcome for outcome, _ in watcher.trials]
         assert outcomes[0] in ("failed", "overloaded")  # as much as the machine lets it run
         assert outcomes[1] == "abandoned"
+
+    async def test_holds_so_many_however_short_they_are(
+        self,
+        checker: GrammarChecker,
+        trials: list[bytes],
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(module, "_MAX_KNOWN", 2)
+        for grammar in map(regex, "abca"):
+            await checker.check(grammar)
+            assert len(checker._known) <= 2
+        assert len(trials) == 4  # the first was evicted
+        await checker.check(regex("c"))
+        assert len(trials) == 4
+
+    def test_counts_memory_and_not_characters(self) -> None:
+        narrow, wide = (module._size(b"", {"source": text * 1000}) for text in ("a", "🐈"))
+        assert wide - narrow > 2900
+        assert module._size(b"", {}) > 0
