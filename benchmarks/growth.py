@@ -20,7 +20,7 @@ import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -50,6 +50,7 @@ _WORDS = (
     "what",
     "is",
 )
+KINDS = ("answer", "stream", "gRPC stream", "chat", "tokenize", "grammar", "left")
 _ROWS = 8  # of the table
 _GROWTH = 1.02  # last quarter by second: caches are full after the first
 
@@ -70,12 +71,18 @@ class Callers:
         channel: of gRPC.
         room: tokens that a prompt and its answer may have together.
         share: of the time that a caller waits for answers; otherwise it rests.
+        kinds: what they ask for.
     """
 
     def __init__(
-        self, client: httpx.AsyncClient, channel: grpc.aio.Channel, room: int, share: float
+        self,
+        client: httpx.AsyncClient,
+        channel: grpc.aio.Channel,
+        room: int,
+        share: float,
+        kinds: Sequence[str] = KINDS,
     ) -> None:
-        self._client, self._channel, self._share = client, channel, share
+        self._client, self._channel, self._share, self._kinds = client, channel, share, kinds
         self._longest_prompt, self._longest_answer = room // 2, min(room // 2, 400)
         self._random = random.Random(1)
         self._names = itertools.count()
@@ -87,7 +94,7 @@ class Callers:
         Raises:
             httpx.HTTPError, grpc.aio.AioRpcError: something was not answered.
         """
-        kinds: dict[str, Callable[[], Awaitable[None]]] = {
+        ask: dict[str, Callable[[], Awaitable[None]]] = {
             "answer": self._answer,
             "stream": self._stream,
             "gRPC stream": self._grpc_stream,
@@ -97,9 +104,9 @@ class Callers:
             "left": self._leave,
         }
         while True:
-            kind = self._random.choice(list(kinds))
+            kind = self._random.choice(self._kinds)
             began = time.monotonic()
-            await kinds[kind]()
+            await ask[kind]()
             self.asked[kind] += 1
             await asyncio.sleep((time.monotonic() - began) * (1 / self._share - 1))
 
@@ -237,7 +244,7 @@ async def measure(arguments: argparse.Namespace) -> tuple[list[Sample], Counter[
     ):
         (supervisor,) = psutil.Process().children()
         room = (await client.get("/info")).json()["max_total_tokens"]
-        callers = Callers(client, channel, room, arguments.share)
+        callers = Callers(client, channel, room, arguments.share, arguments.kinds)
         tasks = [asyncio.create_task(callers.ask_on()) for _ in range(arguments.callers)]
         watching = asyncio.create_task(watch(supervisor, 60 * arguments.minutes, arguments.every))
         await asyncio.wait([*tasks, watching], return_when=asyncio.FIRST_COMPLETED)
@@ -257,6 +264,7 @@ def main() -> None:
     add("--every", type=float, default=60.0, help="seconds between samples")
     add("--callers", type=int, default=2)
     add("--share", type=float, default=1.0, help="of the time that a caller does not rest")
+    add("--kinds", nargs="+", choices=KINDS, default=KINDS, help="to see which one grows")
     add("--tiny", action="store_true", help="some seconds")
     arguments = parser.parse_args()
     if arguments.tiny:
