@@ -23,6 +23,7 @@ from ..batch import AttentionInput, Span
 from .deferred_rope import pending_rotation
 from .kv_cache import to_cache_format
 from .latent import latent_attention
+from .linear_bias import LinearBias
 from .span_attention import attend_within
 
 IMPLEMENTATION = "tokenwire_paged"
@@ -64,6 +65,7 @@ class AttentionBackend(Protocol):
         chunk_size: int | None = None,
         softcap: float | None = None,
         sinks: Tensor | None = None,
+        linear_bias: LinearBias | None = None,
     ) -> Tensor:
         """Attends from every query token to the cached tokens of its own sequence.
 
@@ -79,6 +81,7 @@ class AttentionBackend(Protocol):
             chunk_size: positions of a chunk; a token sees none of the chunks before its own.
             softcap: bounds the scaled logits: softcap * tanh(logits / softcap).
             sinks: [num_heads], extra logits that take part in the softmax and carry no value.
+            linear_bias: is added to the scaled logits, before they are bounded.
 
         Returns:
             [num_tokens, num_heads, head_dim of the values].
@@ -145,6 +148,7 @@ class ReferenceAttention:
         chunk_size: int | None = None,
         softcap: float | None = None,
         sinks: Tensor | None = None,
+        linear_bias: LinearBias | None = None,
     ) -> Tensor:
         """See `AttentionBackend.paged_attention`."""
         num_groups = query.shape[1] // key_cache.shape[2]
@@ -157,6 +161,9 @@ class ReferenceAttention:
             key = key_cache[blocks].flatten(0, 1)[:context].repeat_interleave(num_groups, 1)
             value = value_cache[blocks].flatten(0, 1)[:context].repeat_interleave(num_groups, 1)
             logits = torch.einsum("qhd,khd->hqk", query[rows].float(), key.float()) * scale
+            if linear_bias is not None:
+                positions = torch.arange(context, device=query.device)
+                logits = logits + linear_bias.between(positions[context - num_query :], positions)
             if softcap is not None:
                 logits = softcap * torch.tanh(logits / softcap)
             mask = _causal_mask(num_query, context, sliding_window, chunk_size, query.device)
@@ -246,6 +253,7 @@ def paged_attention_forward(
     sliding_window: int | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
+    linear_bias: LinearBias | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Transformers calls this in every layer, with query, key, value [1, heads, tokens, head_dim].
@@ -277,6 +285,7 @@ def paged_attention_forward(
         chunk_size=attention_step.chunk_sizes.get(layer),
         softcap=softcap,
         sinks=s_aux,
+        linear_bias=linear_bias,
     )
     for span in attention_step.spans:
         part = slice(span.row, span.row + span.length)

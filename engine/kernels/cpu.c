@@ -2020,6 +2020,8 @@ typedef struct {
     int64_t chunk;  /* likewise; a query sees no position before its own chunk */
     float softcap;  /* likewise */
     const float *sinks;
+    const float *slopes; /* of a bias by the positions of keys; NULL: none */
+    float rounded_scale; /* of a bias that is rounded; 0: it is exact */
 } Attention;
 
 typedef struct {
@@ -2308,6 +2310,38 @@ static void score(const Worker *w, int64_t from, int64_t to, int64_t d, int64_t 
     }
 }
 
+INLINE vf to_bfloat16(vf x) { /* of finite numbers, the even one of two */
+    vi bits = (vi)x;
+    return (vf)((bits + 0x7fff + (bits >> 16 & 1)) & (int32_t)0xffff0000);
+}
+
+/* Adds a head's bias to a row of scores, whose query is at a position, against the n positions from
+ * `from` on. By the distance it is exact; where it is rounded, it goes by the key's position. Not
+ * inlined, so that all rows round alike. */
+static __attribute__((noinline)) void add_bias(const Attention *a, float *s, int64_t head,
+                                               int64_t position, int64_t from, int64_t n) {
+    vf slope = splat(a->slopes[head]);
+    int64_t origin = a->rounded_scale > 0.0f ? 0 : position;
+    for (int64_t i = 0; i < n; i += W) {
+        vi places = (vi){LANES} + (int32_t)(from + i - origin);
+        vf bias = __builtin_convertvector(places, vf);
+        if (a->rounded_scale > 0.0f)
+            bias = to_bfloat16(slope * to_bfloat16(bias)) * a->rounded_scale;
+        else
+            bias *= slope;
+        store(s + i, load(s + i) + bias);
+    }
+}
+
+/* The same for the rows of the queries [first, last) of a tile. */
+static __attribute__((noinline)) void add_biases(const Attention *a, const Tile *t, Worker *w,
+                                                 int64_t first, int64_t last, int64_t from,
+                                                 int64_t n) {
+    int64_t g = group(a);
+    for (int64_t r = first * g; r < last * g; r++)
+        add_bias(a, w->scores + r * SLD, t->kv_head * g + r % g, t->position + r / g, from, n);
+}
+
 /* Masks a row of scores and finds the new maximum. Only lanes [low, high) are visible. */
 INLINE void mask_row(Worker *w, int64_t r, int64_t n, int64_t low, int64_t high, float softcap) {
     float *s = w->scores + r * SLD;
@@ -2424,6 +2458,7 @@ static void attend(const Attention *a, const Tile *t, Worker *w, int64_t from, i
     if (a->chunk) last = min64(last, ((from + n - 1) / a->chunk + 1) * a->chunk - t->position);
     if (first >= last) return;
     score(w, first * g, last * g, d, n, rows);
+    if (a->slopes) add_biases(a, t, w, first, last, from, n);
     for (int64_t q = first; q < last; q++) {
         int64_t position = t->position + q;
         int64_t low = max64(0, visible_from(a, position) - from);
@@ -2581,11 +2616,12 @@ EXPORT int tw_paged_attention(float *out, const float *query, int64_t query_toke
                               const int32_t *query_start, const int32_t *context_lens,
                               int64_t num_seqs, int64_t num_heads, int64_t num_kv_heads,
                               int64_t head_size, int64_t block_size, float scale, int64_t window,
-                              int64_t chunk, float softcap, const float *sinks, int num_threads) {
+                              int64_t chunk, float softcap, const float *sinks, const float *slopes,
+                              float rounded_scale, int num_threads) {
     const Attention a = {out, query, query_token, query_head, key_cache, value_cache, block_stride,
                          token_stride, head_stride, block_tables, table_stride, query_start,
                          context_lens, num_seqs, num_heads, num_kv_heads, head_size, block_size,
-                         scale, window, chunk, softcap, sinks};
+                         scale, window, chunk, softcap, sinks, slopes, rounded_scale};
     Plan plan;
     if (make_plan(&a, num_threads, &plan)) return -1;
     if (plan.num_items == 1 || plan.work < SERIAL_WORK) num_threads = 1;
@@ -2616,7 +2652,7 @@ typedef union {
     double f;
 } Argument;
 
-#define MAX_ARGUMENTS 24
+#define MAX_ARGUMENTS 26
 
 typedef struct {
     int (*replay)(const Argument *arguments);
@@ -2646,7 +2682,7 @@ REPLAY(rotate_write_kv, P(0), P(1), I(2), I(3), I(4), I(5), P(6), P(7), I(8), I(
        I(12), I(13), I(14), P(15), I(16), I(17), I(18), I(19), I(20))
 REPLAY(paged_attention, P(0), P(1), I(2), I(3), P(4), P(5), I(6), I(7), I(8), P(9), I(10), P(11),
        P(12), I(13), I(14), I(15), I(16), I(17), F(18), I(19), I(20), F(21), P(22),
-       I(23))
+       P(23), F(24), I(25))
 
 /* Makes the calls in order. Returns 0, or the status of the first that failed. */
 EXPORT int tw_replay(const Call *calls, int64_t n) {

@@ -14,12 +14,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..attention.linear_bias import LinearBias
 from .build import load_library
 from .kernel import FLOAT, INT, POINTER, SIZE, Call, Kernel, Program, Types
 
 # Of cos and sin: their addresses, the stride of their rows, and how many elements of a head rotate.
 _Rotation = tuple[int | None, int | None, int, int]
 _NO_ROTATION: _Rotation = (None, None, 0, 0)
+# Of a linear bias: the address of its slopes, and the scale of a rounded one; 0 for an exact one.
+_Bias = tuple[int | None, float]
+_NO_BIAS: _Bias = (None, 0.0)
 _FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # of weights and updates
 _PAIRS = 3  # the format of weights whose lanes are pairs of bfloat16
 _ARENA_BYTES = 64 * 2**20  # allocated at once
@@ -54,7 +58,7 @@ _KERNELS: dict[str, Types] = {
         *(POINTER, POINTER, SIZE, SIZE, SIZE),
         *(POINTER, SIZE, POINTER, POINTER),
         *(SIZE, SIZE, SIZE, SIZE, SIZE),
-        *(FLOAT, SIZE, SIZE, FLOAT, POINTER, INT),
+        *(FLOAT, SIZE, SIZE, FLOAT, POINTER, POINTER, FLOAT, INT),
     ),
 }
 _OTHERS: dict[str, tuple[type[Any] | None, Types]] = {
@@ -204,6 +208,7 @@ class CpuKernels:
         chunk_size: int | None = None,
         softcap: float | None = None,
         sinks: Tensor | None = None,
+        linear_bias: LinearBias | None = None,
     ) -> Tensor:
         """See `AttentionBackend.paged_attention`. Key and value have the same head size."""
         block, token, head = _cache_strides(key_cache, value_cache)
@@ -217,6 +222,7 @@ class CpuKernels:
             raise ValueError("block_tables, query_start_loc and context_lens disagree")
         if sinks is not None and sinks.numel() != num_heads:
             raise ValueError("one sink per query head expected")
+        slopes, rounded_scale = _NO_BIAS if linear_bias is None else _bias(linear_bias, num_heads)
         output = query.new_empty(num_tokens, num_heads, head_size)
         self._attention(
             output.data_ptr(),
@@ -242,6 +248,8 @@ class CpuKernels:
             chunk_size or 0,
             softcap or 0.0,
             None if sinks is None else _flat(sinks, torch.float32),
+            slopes,
+            rounded_scale,
             torch.get_num_threads(),
         )
         return output
@@ -782,3 +790,10 @@ def _flat(tensor: Tensor, dtype: torch.dtype) -> int:
     if tensor.dtype != dtype or not tensor.is_contiguous():
         raise ValueError(f"expected a contiguous tensor of {dtype}")
     return tensor.data_ptr()
+
+
+def _bias(linear_bias: LinearBias, num_heads: int) -> _Bias:
+    """Check that there is a slope per head, and return what the kernel takes."""
+    if linear_bias.slopes.numel() != num_heads:
+        raise ValueError("one slope per query head expected")
+    return _flat(linear_bias.slopes, torch.float32), linear_bias.rounded_scale or 0.0

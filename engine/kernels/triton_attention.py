@@ -21,6 +21,7 @@ import triton
 from torch import Tensor
 
 from ..attention.kv_cache import largest_value
+from ..attention.linear_bias import LinearBias
 from . import triton_paged, triton_store
 
 MAX_HEAD_DIM = 576  # the latents of DeepSeek V3, with a rotated key
@@ -124,6 +125,7 @@ class TritonAttention:
         chunk_size: int | None = None,
         softcap: float | None = None,
         sinks: Tensor | None = None,
+        linear_bias: LinearBias | None = None,
     ) -> Tensor:
         """See `AttentionBackend.paged_attention`.
 
@@ -144,6 +146,7 @@ class TritonAttention:
             chunk_size or 0,
             softcap or 0.0,
             sinks,
+            linear_bias,
         )
         shape = (*query.shape[:2], value_cache.shape[3])
         if call.is_decode:
@@ -175,6 +178,12 @@ class _Call:
     chunk: int
     softcap: float
     sinks: Tensor | None
+    linear_bias: LinearBias | None = None
+
+    @property
+    def slopes(self) -> Tensor | None:
+        """Of the linear bias, if there is one."""
+        return None if self.linear_bias is None else self.linear_bias.slopes
 
     @property
     def num_seqs(self) -> int:
@@ -271,6 +280,8 @@ class _Call:
             "WINDOW": self.window,
             "CHUNK": self.chunk,
             "SOFTCAP": self.softcap,
+            "HAS_SLOPES": self.linear_bias is not None,
+            "ROUNDED_SCALE": (self.linear_bias and self.linear_bias.rounded_scale) or 0.0,
             "HAS_SINKS": self.sinks is not None,
         }
 
@@ -328,6 +339,7 @@ def _attend_splits(call: _Call, output: Tensor) -> None:
         call.query_start_loc,
         call.context_lens,
         call.sinks,
+        call.slopes,
         call.scale,
         splits.num_parts,
         *call.table_and_query_strides,
@@ -392,6 +404,7 @@ def _attend_tiles(call: _Call, output: Tensor) -> None:
         call.query_start_loc,
         call.context_lens,
         call.sinks,
+        call.slopes,
         call.scale,
         call.num_seqs,
         *call.table_and_query_strides,

@@ -40,6 +40,24 @@ def _visible_from(position, WINDOW: tl.constexpr, CHUNK: tl.constexpr):
 
 
 @triton.jit
+def _to_bfloat16(x):
+    """Finite fp32 numbers rounded to bfloat16, the even one of two, as fp32."""
+    bits = x.to(tl.int32, bitcast=True)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) & -65536).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _bias(slopes, positions, keys, ROUNDED_SCALE: tl.constexpr):
+    """The linear bias [ROWS, KEYS] of heads with slopes [ROWS]; by the distance if it is exact."""
+    if ROUNDED_SCALE > 0:
+        places = _to_bfloat16(keys.to(tl.float32))
+        bias = _to_bfloat16(slopes[:, None] * places[None, :]) * ROUNDED_SCALE
+    else:
+        bias = slopes[:, None] * (keys[None, :] - positions[:, None]).to(tl.float32)
+    return bias
+
+
+@triton.jit
 def _load_query(
     query, tokens, heads, is_row, token_stride, head_stride, DIM: tl.constexpr, LANES: tl.constexpr
 ):
@@ -61,6 +79,9 @@ def _attend(
     key_cache,
     value_cache,
     scale,
+    slopes,
+    heads,
+    is_row,
     KV_HEADS: tl.constexpr,
     SHARES: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
@@ -72,11 +93,13 @@ def _attend(
     WINDOW: tl.constexpr,
     CHUNK: tl.constexpr,
     SOFTCAP: tl.constexpr,
+    HAS_SLOPES: tl.constexpr,
+    ROUNDED_SCALE: tl.constexpr,
 ):
     """Attends from query [ROWS, KEY_LANES] to the key positions begin … end - 1.
 
-    `positions` [ROWS] are those of the rows, `table` points to the sequence's blocks. Slots outside
-    are not read, and may hold anything, even NaN.
+    `positions` and `heads` [ROWS] are those of the rows, `table` points to the sequence's blocks.
+    Slots outside are not read, and may hold anything, even NaN.
 
     Returns:
         The weighted sum of values [ROWS, VALUE_LANES], the largest logit and the sum of the weights
@@ -86,6 +109,8 @@ def _attend(
     value_cache += (kv_head // SHARES).to(tl.int64) * BLOCK_SIZE * VALUE_DIM
     key_lanes = tl.arange(0, KEY_LANES)
     value_lanes = tl.arange(0, VALUE_LANES)
+    if HAS_SLOPES:
+        row_slopes = tl.load(slopes + heads, mask=is_row, other=0.0)
     largest = tl.full([query.shape[0]], float("-inf"), tl.float32)
     total = tl.zeros([query.shape[0]], tl.float32)
     output = tl.zeros([query.shape[0], VALUE_LANES], tl.float32)
@@ -100,6 +125,8 @@ def _attend(
             other=0.0,
         ).to(query.dtype)
         logits = tl.dot(query, key, input_precision="ieee") * scale
+        if HAS_SLOPES:
+            logits += _bias(row_slopes, positions, keys, ROUNDED_SCALE) * LOG2_E
         if SOFTCAP > 0:
             cap = SOFTCAP * LOG2_E
             # tanh(x) = 2 sigmoid(2x) - 1, which does not overflow at either end
@@ -202,6 +229,7 @@ def attend_splits(
     query_start_loc,
     context_lens,
     sinks,
+    slopes,
     scale,
     num_parts,
     table_stride,
@@ -223,6 +251,8 @@ def attend_splits(
     WINDOW: tl.constexpr,
     CHUNK: tl.constexpr,
     SOFTCAP: tl.constexpr,
+    HAS_SLOPES: tl.constexpr,
+    ROUNDED_SCALE: tl.constexpr,
     HAS_SINKS: tl.constexpr,
     IS_DECODE: tl.constexpr,
     IS_WHOLE: tl.constexpr,
@@ -262,6 +292,9 @@ def attend_splits(
             key_cache,
             value_cache,
             scale,
+            slopes,
+            heads,
+            is_row,
             KV_HEADS,
             SHARES,
             BLOCK_SIZE,
@@ -273,6 +306,8 @@ def attend_splits(
             WINDOW,
             CHUNK,
             SOFTCAP,
+            HAS_SLOPES,
+            ROUNDED_SCALE,
         )
         if IS_WHOLE:
             result = _finish(result, largest, total, sinks, heads, is_row, HAS_SINKS)
@@ -386,6 +421,7 @@ def attend_tiles(
     query_start_loc,
     context_lens,
     sinks,
+    slopes,
     scale,
     num_seqs,
     table_stride,
@@ -405,6 +441,8 @@ def attend_tiles(
     WINDOW: tl.constexpr,
     CHUNK: tl.constexpr,
     SOFTCAP: tl.constexpr,
+    HAS_SLOPES: tl.constexpr,
+    ROUNDED_SCALE: tl.constexpr,
     HAS_SINKS: tl.constexpr,
 ):
     """Attends from a tile of query tokens to all keys that they see.
@@ -438,6 +476,9 @@ def attend_tiles(
         key_cache,
         value_cache,
         scale,
+        slopes,
+        heads,
+        is_row,
         KV_HEADS,
         SHARES,
         BLOCK_SIZE,
@@ -449,6 +490,8 @@ def attend_tiles(
         WINDOW,
         CHUNK,
         SOFTCAP,
+        HAS_SLOPES,
+        ROUNDED_SCALE,
     )
     result = _finish(result, largest, total, sinks, heads, is_row, HAS_SINKS)
     _store_rows(output, result, tokens, heads, is_row, KV_HEADS * GROUP, VALUE_DIM, VALUE_LANES)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from engine.attention.linear_bias import LinearBias
 from engine.attention.paged import (
     AttentionStep,
     ReferenceAttention,
@@ -78,6 +79,7 @@ def attend(
     chunk_size: int | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    linear_bias: LinearBias | None = None,
 ) -> Tensor:
     """The reference attention over the case's cache."""
     return ReferenceAttention().paged_attention(
@@ -92,6 +94,7 @@ def attend(
         chunk_size=chunk_size,
         softcap=softcap,
         sinks=sinks,
+        linear_bias=linear_bias,
     )
 
 
@@ -179,6 +182,25 @@ def test_softcap_and_sinks_match_an_explicit_softmax(window: int | None) -> None
         total = weights.sum(-1, keepdim=True) + sinks.exp().view(-1, 1, 1)
         expected.append((weights / total @ value).transpose(0, 1))
     actual = attend(case, 1.0, softcap=2.0, sinks=sinks, sliding_window=window)
+    torch.testing.assert_close(actual, torch.cat(expected), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rounded_scale", [None, 0.5])
+def test_a_linear_bias_is_added_to_the_scaled_logits(rounded_scale: float | None) -> None:
+    case = make_case()
+    slopes = torch.tensor([0.7, 0.3, 0.1, 0.05])
+    expected = []
+    for query, key, value, num_new, context in per_sequence(case):
+        positions = torch.arange(context)
+        if rounded_scale is None:
+            bias = slopes[:, None] * positions
+        else:
+            bias = (slopes[:, None].bfloat16() * positions).float() * rounded_scale
+        hidden = torch.where(visible(num_new, context, None), 0.0, float("-inf"))
+        mask = bias[:, None] + hidden
+        rows = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=0.3)
+        expected.append(rows.transpose(0, 1))
+    actual = attend(case, 0.3, linear_bias=LinearBias(slopes, rounded_scale))
     torch.testing.assert_close(actual, torch.cat(expected), rtol=1e-5, atol=1e-5)
 
 

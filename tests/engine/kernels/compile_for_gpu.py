@@ -21,6 +21,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 
 from engine.attention.kv_cache import KVCache, LayerShape
+from engine.attention.linear_bias import LinearBias
 from engine.kernels import (
     triton_elementwise,
     triton_low_rank,
@@ -98,7 +99,7 @@ def attend(dtype: torch.dtype, cache_dtype: torch.dtype, head_dim: int) -> None:
     cos = torch.zeros(2, head_dim // 2, dtype=dtype)
     backend.rotary_write_kv(states[:2], *rows, cos, cos, *caches, numbers[:2].long())
     tables = torch.zeros(2, 500, dtype=torch.int32)
-    for num_tokens in (2, 20):  # a step of decoding, and one with prompts
+    for num_tokens, rounded_scale in ((2, None), (20, 0.125)):  # decoding, and with prompts
         backend.paged_attention(
             states[:num_tokens],
             *caches,
@@ -110,6 +111,7 @@ def attend(dtype: torch.dtype, cache_dtype: torch.dtype, head_dim: int) -> None:
             chunk_size=900,
             softcap=30.0,
             sinks=states[0, :, 0],
+            linear_bias=LinearBias(torch.zeros(num_heads), rounded_scale),
         )
 
 

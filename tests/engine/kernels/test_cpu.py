@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from engine.attention.kv_cache import KVCache, LayerShape
+from engine.attention.linear_bias import LinearBias
 from engine.kernels.cpu import CpuKernels
 from tests.engine.native import needs_compiler, threads
 
@@ -90,6 +91,7 @@ class Options(TypedDict, total=False):
     chunk_size: int | None
     softcap: float | None
     sinks: Tensor | None
+    linear_bias: LinearBias | None
 
 
 def reference_attention(
@@ -100,6 +102,7 @@ def reference_attention(
     chunk_size: int | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    linear_bias: LinearBias | None = None,
 ) -> Tensor:
     """Attention in float64, one sequence after the other, with all scores in memory."""
     out = torch.empty_like(batch.query)
@@ -113,9 +116,11 @@ def reference_attention(
             for cache in (batch.key_cache, batch.value_cache)
         )
         logits = torch.einsum("qhd,khd->hqk", batch.query[start:end].double(), key) * scale
+        position = torch.arange(context - (end - start), context)[:, None]
+        if linear_bias is not None:
+            logits += linear_bias.between(position[:, 0], torch.arange(context))
         if softcap:
             logits = softcap * torch.tanh(logits / softcap)
-        position = torch.arange(context - (end - start), context)[:, None]
         seen = torch.arange(context)[None] <= position
         if sliding_window:
             seen &= torch.arange(context)[None] > position - sliding_window
@@ -162,6 +167,7 @@ class Case:
     chunk_size: int | None
     softcap: float | None
     has_sinks: bool
+    bias_scale: float | None  # of a rounded bias; 0 for an exact one
     head_major: bool
     seed: int
 
@@ -176,6 +182,7 @@ attention_cases = st.builds(
     chunk_size=st.none() | st.integers(1, 200),
     softcap=st.none() | st.sampled_from([2.0, 30.0]),
     has_sinks=st.booleans(),
+    bias_scale=st.none() | st.sampled_from([0.0, 0.3]),
     head_major=st.booleans(),
     seed=st.integers(0, 2**16),
 )
@@ -197,6 +204,10 @@ def check_attention(kernels: CpuKernels, case: Case) -> None:
     }
     if case.has_sinks:
         options["sinks"] = torch.randn(case.heads[0])
+    if case.bias_scale is not None:
+        options["linear_bias"] = LinearBias(
+            torch.rand(case.heads[0]).bfloat16().float(), case.bias_scale or None
+        )
     scale = case.head_size**-0.5
     expected = reference_attention(batch, scale, **options)
     torch.testing.assert_close(run(kernels, batch, scale, **options), expected, atol=1e-5, rtol=0)
@@ -229,6 +240,22 @@ def test_attention_equals_reference_where_the_context_is_split(
     expected = reference_attention(batch, 0.2, sliding_window=sliding_window, sinks=sinks)
     actual = run(kernels, batch, 0.2, sliding_window=sliding_window, sinks=sinks)
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+
+
+@needs_compiler
+@pytest.mark.parametrize("rounded_scale", [None, 0.25])
+def test_a_bias_in_long_texts_equals_the_reference(
+    kernels: CpuKernels, rounded_scale: float | None
+) -> None:
+    batch = make_batch([(1, 3000), (70, 1100)], 6, 2, 32, 16)
+    bias = LinearBias(
+        torch.tensor([0.84, 0.5, 0.03, 0.004, 0.7, 0.25]).bfloat16().float(), rounded_scale
+    )
+    expected = reference_attention(batch, 0.2, linear_bias=bias)
+    actual = run(kernels, batch, 0.2, linear_bias=bias)
+    torch.testing.assert_close(actual, expected, atol=3e-5, rtol=0)
+    without = run(kernels, batch, 0.2)
+    assert ((actual - without).abs().amax(-1) > 0.01).all(), "each head of each token has its bias"
 
 
 @needs_compiler
@@ -311,6 +338,8 @@ def test_attention_refuses_what_it_cannot_read(kernels: CpuKernels) -> None:
     )
     with pytest.raises(ValueError, match="fp32"):
         run(kernels, wrong, 1.0)
+    with pytest.raises(ValueError, match="one slope per query head"):
+        run(kernels, batch, 1.0, linear_bias=LinearBias(torch.ones(3)))
     large = make_batch([(1, 4)], 1, 1, kernels.max_head_size + 8, 8)
     with pytest.raises(ValueError, match="head size"):
         run(kernels, large, 1.0)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from engine.attention.linear_bias import LinearBias
 from engine.kernels.cpu import CpuKernels
 from tests.engine.kernels.test_cpu import Batch, Options, make_batch
 from tests.engine.native import TARGETS, kernels_for, needs_compiler, threads
@@ -30,6 +31,7 @@ class Case:
     chunk_size: int | None
     softcap: float | None
     has_sinks: bool
+    bias_scale: float | None  # of a rounded bias; 0 for an exact one
     num_threads: int
     seed: int
 
@@ -51,6 +53,7 @@ def cases(draw: st.DrawFn) -> Case:
         chunk_size=draw(st.none() | st.integers(1, 700)),
         softcap=draw(st.none() | st.just(30.0)),
         has_sinks=draw(st.booleans()),
+        bias_scale=draw(st.none() | st.sampled_from([0.0, 0.3])),
         num_threads=draw(st.integers(1, 3)),
         seed=draw(st.integers(0, 2**16)),
     )
@@ -92,6 +95,10 @@ def test_attention_does_not_depend_on_the_division_into_steps(target: str, case:
     }
     if case.has_sinks:
         options["sinks"] = torch.randn(case.heads[0])
+    if case.bias_scale is not None:
+        options["linear_bias"] = LinearBias(
+            torch.rand(case.heads[0]).bfloat16().float(), case.bias_scale or None
+        )
     whole = attend(kernels, batch, [(0, case.context)], options)
     with threads(case.num_threads):
         for number, (low, high) in enumerate(pairwise(case.cuts)):

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, Gemma2Config, PreTrainedModel
 
 from engine.attention.kv_cache import KVCache, LayerShape
+from engine.attention.linear_bias import LinearBias
 from engine.attention.paged import AttentionBackend, ReferenceAttention
 from engine.engine import Engine
 from engine.model.loaded import LoadedModel
@@ -55,6 +56,7 @@ class Case:
     chunk_size: int | None = None
     softcap: float | None = None
     has_sinks: bool = False
+    bias_scale: float | None = None  # of a rounded linear bias; 0 for an exact one
     seed: int = 0
 
 
@@ -81,6 +83,7 @@ class Batch:
     query_start_loc: Tensor
     context_lens: Tensor
     sinks: Tensor | None
+    linear_bias: LinearBias | None = None
 
 
 def make_batch(case: Case) -> Batch:
@@ -108,6 +111,7 @@ def make_batch(case: Case) -> Batch:
     # Head-major, as in transformers before the transpose: other strides than those of [T, H, D].
     query = torch.randn(num_heads, int(starts[-1]), case.key_dim, generator=generator)
     sinks = torch.randn(num_heads, generator=generator)
+    slopes = torch.rand(num_heads, generator=generator).bfloat16().float()
     return Batch(
         query.to(DEVICE, case.dtype).transpose(0, 1),
         caches,
@@ -115,6 +119,7 @@ def make_batch(case: Case) -> Batch:
         starts.to(DEVICE),
         torch.tensor([context for _, context in case.sequences]).int().to(DEVICE),
         sinks.to(DEVICE, case.dtype) if case.has_sinks else None,
+        None if case.bias_scale is None else LinearBias(slopes.to(DEVICE), case.bias_scale or None),
     )
 
 
@@ -130,6 +135,7 @@ def attend(case: Case, batch: Batch, backend: AttentionBackend) -> Tensor:
         chunk_size=case.chunk_size,
         softcap=case.softcap,
         sinks=batch.sinks,
+        linear_bias=batch.linear_bias,
     )
 
 
@@ -152,6 +158,8 @@ OPTIONS = [
     Case(sequences=[], heads=(5, 1), key_dim=96, value_dim=64, softcap=3.0, block_size=32),
     Case(sequences=[], heads=(2, 2), key_dim=64, has_sinks=True, block_size=128, sliding_window=7),
     Case(sequences=[], dtype=torch.float16, has_sinks=True, softcap=20.0, block_size=64),
+    Case(sequences=[], heads=(4, 4), bias_scale=0.0, sliding_window=50, key_dim=8),
+    Case(sequences=[], heads=(6, 1), bias_scale=0.3, dtype=torch.float16),
     Case(sequences=[], dtype=torch.bfloat16, key_dim=128, value_dim=128, heads=(8, 2)),
 ]
 
@@ -178,6 +186,11 @@ def test_a_context_of_thousands_equals_the_reference() -> None:
     check(Case(sequences=[(1, 3000), (1, 700)], heads=(2, 1)))
 
 
+@pytest.mark.parametrize("bias_scale", [0.0, 0.3])
+def test_a_bias_in_long_texts_equals_the_reference(bias_scale: float) -> None:
+    check(Case(sequences=[(1, 900), (34, 600)], heads=(3, 1), bias_scale=bias_scale))
+
+
 @st.composite
 def lengths(draw: st.DrawFn) -> tuple[int, int]:
     """Decoding, with draft tokens or without, whole prompts and chunks of prompts."""
@@ -200,6 +213,7 @@ def lengths(draw: st.DrawFn) -> tuple[int, int]:
         chunk_size=st.none() | st.integers(1, 100),
         softcap=st.none() | st.just(2.0),
         has_sinks=st.booleans(),
+        bias_scale=st.none() | st.sampled_from([0.0, 0.3]),
         seed=st.integers(0, 2**16),
     )
 )
