@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 _CHUNKED = "chunked_attention"
 _ATTENTION = frozenset({"full_attention", "sliding_attention", _CHUNKED})
@@ -23,6 +23,9 @@ _REASONS = {
     "part of it could be computed, or kept, without the rest",
 }
 
+# Fields of MPT's attention of which transformers takes no notice.
+_UNHEEDED = ("alibi", "alibi_bias_max", "attn_type", "prefix_lm", "qk_ln")
+
 
 def refusal(model: PreTrainedModel, stateful: Collection[int]) -> str | None:
     """Why a model cannot run on the paged attention; None if nothing is known against it.
@@ -31,6 +34,8 @@ def refusal(model: PreTrainedModel, stateful: Collection[int]) -> str | None:
     """
     if (reason := _REASONS.get(str(model.config.model_type))) is not None:
         return reason
+    if unheeded := _unheeded(model.config):
+        return f"transformers takes no notice of {', '.join(unheeded)} in its configuration"
     if getattr(model.config.get_text_config(), "index_topk", None):
         return "an indexer chooses what its attention sees"
     kinds = layer_types(model)
@@ -47,10 +52,30 @@ def refusal(model: PreTrainedModel, stateful: Collection[int]) -> str | None:
         return f"{layers} keep{'' if states else 's'} a state that the engine cannot keep"
     if not stateful and not model._can_set_attn_implementation():
         return (
-            "its layers compute attention themselves (older code, often with ALiBi), and not "
-            "through the attention interface of transformers"
+            "its layers compute attention themselves (older code), and not through the attention "
+            "interface of transformers"
         )
     return None
+
+
+def _unheeded(config: PreTrainedConfig) -> list[str]:
+    """Fields of a configuration that ask for what transformers does not compute."""
+    asked = getattr(config, "attn_config", None)
+    if config.model_type != "mpt" or not isinstance(asked, PreTrainedConfig):
+        return []
+    usual = type(asked)()
+    return [
+        f"attn_config.{name} ({getattr(asked, name)})"
+        for name in _UNHEEDED
+        if getattr(asked, name) != getattr(usual, name)
+    ]
+
+
+def num_positions(model: PreTrainedModel, default: int) -> int:
+    """The most tokens that a text may have, by a model's configuration."""
+    config = model.config.get_text_config()
+    names = ("max_position_embeddings", "max_seq_len")
+    return int(next((getattr(config, name) for name in names if hasattr(config, name)), default))
 
 
 def layer_types(model: PreTrainedModel) -> list[str]:

@@ -18,6 +18,7 @@ from ..kernels import has_triton
 from ..protocol.config import EngineConfig
 from ..protocol.errors import ModelLoadError
 from . import image_part
+from .architecture import num_positions
 from .loaded import LoadedModel
 from .loading import load_model
 from .passes import (
@@ -219,8 +220,7 @@ def _triton_attention(
 
 
 def _max_total_tokens(config: EngineConfig, loaded: LoadedModel) -> int:
-    text_config = loaded.model.config.get_text_config()
-    trained = int(getattr(text_config, "max_position_embeddings", _DEFAULT_MAX_TOTAL_TOKENS))
+    trained = num_positions(loaded.model, _DEFAULT_MAX_TOTAL_TOKENS)
     wanted = config.max_total_tokens or min(trained, _DEFAULT_MAX_TOTAL_TOKENS)
     if wanted > trained:
         raise ModelLoadError(

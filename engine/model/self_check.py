@@ -27,7 +27,7 @@ from ..recurrent.find import FoundLayers, watching
 from ..recurrent.recurrence import Recurrence, StepStates
 from . import architecture
 from .loaded import LoadedModel, first_line
-from .older_attention import use_interface
+from .older.interface import use_interface
 from .step_positions import asks_positions
 
 logger = logging.getLogger(__name__)
@@ -119,8 +119,7 @@ def backend_agrees(
 
     Short and long texts are tried, since a backend may have different kernels for them.
     """
-    text_config = loaded.model.config.get_text_config()
-    longest = int(getattr(text_config, "max_position_embeddings", _LONG_CHECK_TOKENS))
+    longest = architecture.num_positions(loaded.model, _LONG_CHECK_TOKENS)
     for num_tokens in (SELF_CHECK_TOKENS, min(_LONG_CHECK_TOKENS, longest)):
         trial = _Trial(num_tokens, block_size, cache_dtype)
         expected = paged_logits(loaded, ReferenceAttention(), trial)

@@ -25,7 +25,13 @@ from engine.replay.cuda_graphs import CudaGraphs, Replay
 from engine.replay.shapes import decode_shapes
 from tests.engine.adapters.made import SETTINGS, Made, make, merged_tokens
 from tests.engine.fakes import run, token_ids
-from tests.engine.model.architectures import ARCHITECTURES, SMALL, build_model, make_prompts
+from tests.engine.model.architectures import (
+    ARCHITECTURES,
+    PECULIAR,
+    SMALL,
+    build_model,
+    make_prompts,
+)
 from tests.engine.native import needs_compiler
 
 pytestmark = [needs_compiler, pytest.mark.usefixtures("one_thread")]
@@ -214,8 +220,10 @@ def test_preempted_rows_keep_their_adapters(
          {"r": 5, "lora_alpha": 10, "target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True}),
         (Phi3Config(**SMALL), {"r": 5, "lora_alpha": 10, "target_modules": "all-linear"}),
         (Gemma2Config(**SMALL, head_dim=16), SETTINGS["patterns"]),
+        (PECULIAR["bloom"](), {"r": 5, "lora_alpha": 10, "target_modules": "all-linear"}),
+        (PECULIAR["falcon, biased"](), {"r": 5, "lora_alpha": 10, "target_modules": "all-linear"}),
     ],
-    ids=["tied llama", "gpt2", "phi3", "gemma2"],
+    ids=["tied llama", "gpt2", "phi3", "gemma2", "bloom", "falcon"],
 )  # fmt: skip
 def test_other_models_have_their_merged_tokens(
     config: Any, settings: dict[str, Any], tmp_path: Path

@@ -10,22 +10,27 @@ from typing import Any
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    BloomConfig,
+    CodeGenConfig,
     FalconConfig,
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
     GPT2Config,
     GPTJConfig,
+    GPTNeoConfig,
     HunYuanMoEV1Config,
     Llama4TextConfig,
     LlamaConfig,
     MistralConfig,
+    MptConfig,
     NemotronConfig,
     Phi3Config,
     PhiConfig,
     PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
+    XGLMConfig,
 )
 
 CPU = torch.device("cpu")
@@ -89,6 +94,36 @@ PECULIAR: dict[str, Callable[[], Any]] = {
         **_OLD, multi_query=False, parallel_attn=False, bias=True
     ),
     "falcon, groups": lambda: FalconConfig(**_OLD, new_decoder_architecture=True, num_kv_heads=2),
+    "falcon, biased": lambda: FalconConfig(
+        **{**_OLD, "hidden_size": 96},  # heads of 24: the scale is no power of two
+        alibi=True,
+        multi_query=False,
+        parallel_attn=False,
+        bias=True,
+    ),
+    "bloom": lambda: BloomConfig(**{**_OLD, "hidden_size": 96, "num_attention_heads": 6}),
+    "mpt": lambda: MptConfig(
+        vocab_size=128,
+        d_model=96,
+        n_layers=3,
+        n_heads=6,
+        attn_config={"clip_qkv": 4.0, "softmax_scale": 0.3},
+    ),
+    "codegen": lambda: CodeGenConfig(**_OLD, n_positions=512, rotary_dim=8),
+    "gpt_neo": lambda: GPTNeoConfig(
+        **{**_OLD, "num_hidden_layers": 4},
+        max_position_embeddings=512,
+        attention_types=[[["global", "local"], 2]],
+        window_size=9,
+    ),
+    "xglm": lambda: XGLMConfig(
+        vocab_size=128,
+        d_model=64,
+        ffn_dim=96,
+        num_layers=3,
+        attention_heads=4,
+        max_position_embeddings=512,
+    ),
     "nemotron": lambda: NemotronConfig(**SMALL, **_HEADS),
     "hunyuan_v1_moe": lambda: HunYuanMoEV1Config(**SMALL, **_HEADS, num_experts=4, moe_topk=2),
 }

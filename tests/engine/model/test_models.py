@@ -11,10 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
-    BloomConfig,
-    FalconConfig,
+    GPTNeoXJapaneseConfig,
     GraniteMoeHybridConfig,
-    MptConfig,
     RecurrentGemmaConfig,
     RwkvConfig,
     Zamba2Config,
@@ -66,9 +64,7 @@ _ATTENTION: dict[str, Any] = {
     "num_key_value_heads": 2,
 }
 UNSUPPORTED: dict[str, Callable[[], Any]] = {
-    "alibi in bloom": lambda: BloomConfig(vocab_size=128, hidden_size=32, n_layer=2, n_head=4),
-    "alibi in mpt": lambda: MptConfig(vocab_size=128, d_model=32, n_heads=4, n_layers=2),
-    "alibi in falcon": lambda: FalconConfig(**_TINY, num_attention_heads=4, alibi=True),
+    "attention in gpt_neox_japanese": lambda: GPTNeoXJapaneseConfig(**_TINY, num_attention_heads=4),
     "state in rwkv": lambda: RwkvConfig(**_TINY, context_length=64),
     "state in recurrent gemma": lambda: RecurrentGemmaConfig(**_TINY, **_ATTENTION),
     "shared layers in zamba2": lambda: Zamba2Config(
@@ -185,7 +181,7 @@ def test_what_does_not_fit_a_paged_cache_is_refused(name: str, scale: float) -> 
         attach_paged_attention(model, CPU, torch.float32)
     assert "\n" not in str(caught.value)
     reasons = {
-        "alibi": "its layers compute attention themselves",
+        "attention": "its layers compute attention themselves",
         "state": "a state that the engine cannot keep",
         "cache": "a state that the engine cannot keep",
         "shared": "layers share a cache",

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import (
     Gemma3TextConfig,
+    GPTNeoConfig,
     Llama4TextConfig,
     LlamaConfig,
     MistralConfig,
@@ -35,11 +36,21 @@ CONFIGS: dict[str, Callable[[], Any]] = {
         **SMALL, head_dim=16, sliding_window=40, layer_types=["sliding_attention"] * 3
     ),
     "chunks, and a scale by position": LLAMA4,
+    "window in layers with their own mask": lambda: GPTNeoConfig(
+        vocab_size=128,
+        hidden_size=64,
+        num_layers=2,
+        num_heads=4,
+        max_position_embeddings=512,
+        attention_types=[[["global", "local"], 1]],
+        window_size=40,
+    ),
 }
 FIELDS = {
     "window in every layer": {"sliding_window"},
     "window in some layers": {"sliding_window"},
     "chunks, and a scale by position": {"attention_chunk_size", "floor_scale"},
+    "window in layers with their own mask": {"window_size"},
 }
 
 
