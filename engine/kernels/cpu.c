@@ -92,6 +92,7 @@
 #define MAX_D 576          /* head size: the latents of DeepSeek V3, with a rotated key */
 #define DLD (MAX_D + 16)   /* row stride of head-size scratch rows */
 #define SLD (TILE + 16)    /* row stride of the score rows */
+#define SCORE_ROWS (MR / 2) /* rows of a tile of scores, which has two accumulators for each */
 #define DIRECT_ROWS 4      /* for up to this many query rows, keys are not transposed */
 #define TARGET_ROWS 96     /* query rows (positions x heads of the group) of a prefill tile */
 #define SPLIT 512          /* positions of a KV split; a multiple of TILE */
@@ -118,7 +119,17 @@ INLINE vf load(const float *p) { return *(const vfu *)p; }
 INLINE void store(float *p, vf v) { *(vfu *)p = v; }
 INLINE vf splat(float x) { return x - (vf){}; }
 INLINE vf pick(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
-INLINE vf larger(vf a, vf b) { return pick(a > b, a, b); } /* keeps b when a is NaN */
+
+/* a > b ? a : b, so b if one of them is NaN. */
+INLINE vf larger(vf a, vf b) {
+#if defined(__AVX512F__)
+    return (vf)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX__)
+    return (vf)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+    return pick(a > b, a, b);
+#endif
+}
 
 /* a * b + c, rounded once where the processor can. */
 INLINE vf madd(vf a, vf b, vf c) {
@@ -131,6 +142,14 @@ INLINE vf madd(vf a, vf b, vf c) {
 #else
     return a * b + c;
 #endif
+}
+
+/* A vector that several instructions use: GCC would have each of them read it from memory again. */
+INLINE vf in_register(vf v) {
+#if defined(__x86_64__)
+    __asm__("" : "+v"(v));
+#endif
+    return v;
 }
 
 INLINE int64_t min64(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -151,11 +170,22 @@ INLINE int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 #define LANES 0, 1, 2, 3
 #endif
 #ifdef __clang__
-INLINE vf interleave_low(vf a, vf b) { return __builtin_shufflevector(a, b, LOW_LANES); }
-INLINE vf interleave_high(vf a, vf b) { return __builtin_shufflevector(a, b, HIGH_LANES); }
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
-INLINE vf interleave_low(vf a, vf b) { return __builtin_shuffle(a, b, (vi){LOW_LANES}); }
-INLINE vf interleave_high(vf a, vf b) { return __builtin_shuffle(a, b, (vi){HIGH_LANES}); }
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (vi){__VA_ARGS__})
+#endif
+#if W == 8 /* AVX has no instruction for it, but two that together make both of them */
+INLINE vf halves_low(vf a, vf b) { return SHUFFLE(a, b, 0, 8, 1, 9, 4, 12, 5, 13); }
+INLINE vf halves_high(vf a, vf b) { return SHUFFLE(a, b, 2, 10, 3, 11, 6, 14, 7, 15); }
+INLINE vf interleave_low(vf a, vf b) {
+    return SHUFFLE(halves_low(a, b), halves_high(a, b), 0, 1, 2, 3, 8, 9, 10, 11);
+}
+INLINE vf interleave_high(vf a, vf b) {
+    return SHUFFLE(halves_low(a, b), halves_high(a, b), 4, 5, 6, 7, 12, 13, 14, 15);
+}
+#else
+INLINE vf interleave_low(vf a, vf b) { return SHUFFLE(a, b, LOW_LANES); }
+INLINE vf interleave_high(vf a, vf b) { return SHUFFLE(a, b, HIGH_LANES); }
 #endif
 
 /* log2(W) rounds of perfect shuffles transpose a W x W tile ... */
@@ -179,23 +209,41 @@ INLINE vf row_sums(vf v[W]) {
     return v[0];
 }
 
+/* Each lane's partner, `distance` lanes before or after it. */
+INLINE vf partners(vf v, const int distance) {
+#if W == 16
+    if (distance == 8)
+        return SHUFFLE(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7);
+    if (distance == 4)
+        return SHUFFLE(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11);
+    if (distance == 2)
+        return SHUFFLE(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13);
+    return SHUFFLE(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14);
+#elif W == 8
+    if (distance == 4) return SHUFFLE(v, v, 4, 5, 6, 7, 0, 1, 2, 3);
+    if (distance == 2) return SHUFFLE(v, v, 2, 3, 0, 1, 6, 7, 4, 5);
+    return SHUFFLE(v, v, 1, 0, 3, 2, 5, 4, 7, 6);
+#else
+    if (distance == 2) return SHUFFLE(v, v, 2, 3, 0, 1);
+    return SHUFFLE(v, v, 1, 0, 3, 2);
+#endif
+}
+
 /* Folding a vector onto itself log2(W) times leaves the result in every lane. */
 INLINE vf horizontal_max(vf v) {
-    UNROLL for (int round = W; round > 1; round /= 2)
-        v = larger(interleave_low(v, v), interleave_high(v, v));
+    UNROLL for (int half = W / 2; half > 0; half /= 2) v = larger(v, partners(v, half));
     return v;
 }
 
 INLINE vf horizontal_sum(vf v) {
-    UNROLL for (int round = W; round > 1; round /= 2)
-        v = interleave_low(v, v) + interleave_high(v, v);
+    UNROLL for (int half = W / 2; half > 0; half /= 2) v += partners(v, half);
     return v;
 }
 
 /* exp for arguments in [-87, 88], clamped below; NaN stays NaN. About 1 ulp. */
 INLINE vf exp_v(vf x) {
     const vf magic = splat(12582912.0f); /* 1.5 * 2^23: adding it rounds to an integer */
-    x = pick(splat(-87.0f) > x, splat(-87.0f), x);
+    x = larger(splat(-87.0f), x);
     vf biased = madd(x, splat(1.44269504089f), magic);
     vf n = biased - magic;
     vf r = madd(n, splat(2.12194440e-4f), madd(n, splat(-0.693359375f), x));
@@ -2244,50 +2292,79 @@ INLINE void score_direct(const int rows, const Worker *w, int64_t d, int64_t n) 
     }
 }
 
+/* The place of lanes l and l + W / 2, a pair, in the order in which pairs are added up: l with its bits
+ * reversed. It is its own inverse. */
+INLINE int pair_place(int l) {
+    int place = 0;
+    UNROLL for (int bit = 1, reversed = W / 4; reversed > 0; bit *= 2, reversed /= 2)
+        if (l & bit) place += reversed;
+    return place;
+}
+
+/* Keys as panels of NR positions, each [pair of chains][step of both][2][NR], as score_tile reads them. */
 static void transpose_keys(const Worker *w, int64_t d, int64_t n) {
-    for (int64_t t = 0; t < n; t += W)
-        for (int64_t c = 0; c < d; c += W) {
+    int64_t steps = ceil_div(d, W);
+    for (int64_t t = 0; t < n; t += W) {
+        float *panel = w->keys + t / NR * steps * W * NR + t % NR;
+        for (int64_t step = 0; step < steps; step++) {
             vf v[W];
             UNROLL for (int i = 0; i < W; i++)
-                v[i] = load_part(w->key_rows[min64(t + i, n - 1)] + c, d - c);
+                v[i] = load_part(w->key_rows[min64(t + i, n - 1)] + step * W, d - step * W);
             transpose(v);
-            UNROLL for (int i = 0; i < W; i++) store(w->keys + (c + i) * TILE + t, v[i]);
-        }
-}
-
-/* The same for transposed keys. Chains come in the order of their reversed bits, so that the two to
- * be added are neighbours: as in a binary counter, sums[i] waits for its partner on level i. */
-INLINE void score_tile(const int rows, const float *q, const float *keys, int64_t width,
-                       float *s) {
-    vf sums[LOG_W + 1][MR][NV];
-    for (int i = 0, lane = 0; i < W; i++) {
-        vf acc[MR][NV];
-        UNROLL for (int r = 0; r < rows; r++)
-            UNROLL for (int v = 0; v < NV; v++) acc[r][v] = splat(0.0f);
-        for (int64_t k = lane; k < width; k += W) {
-            vf b[NV];
-            UNROLL for (int v = 0; v < NV; v++) b[v] = *(const vf *)(keys + k * TILE + v * W);
-            UNROLL for (int r = 0; r < rows; r++) {
-                vf a = splat(q[r * DLD + k]);
-                UNROLL for (int v = 0; v < NV; v++) acc[r][v] = madd(a, b[v], acc[r][v]);
+            UNROLL for (int i = 0; i < W; i++) {
+                int64_t pair = pair_place(i % (W / 2)), half = i / (W / 2);
+                store(panel + ((pair * steps + step) * 2 + half) * NR, v[i]);
             }
         }
-        int level = 0, bit = W / 2;
-        for (; i >> level & 1; level++, bit /= 2, lane -= 2 * bit)
-            UNROLL for (int r = 0; r < rows; r++)
-                UNROLL for (int v = 0; v < NV; v++) acc[r][v] += sums[level][r][v];
-        lane += bit; /* adds one to the number of reversed bits */
-        UNROLL for (int r = 0; r < rows; r++)
-            UNROLL for (int v = 0; v < NV; v++) sums[level][r][v] = acc[r][v];
     }
-    UNROLL for (int r = 0; r < rows; r++)
-        UNROLL for (int v = 0; v < NV; v++) store(s + r * SLD + v * W, sums[LOG_W][r][v]);
 }
 
-static void score_rows(int rows, const float *q, const float *keys, int64_t width, float *s) {
-#define CALL(n) score_tile(n, q, keys, width, s)
-    switch (rows) { ROW_CASES(CALL) }
-#undef CALL
+/* The same for transposed keys. Both chains of a pair run at once, so that their sum never leaves the
+ * registers. Pairs come in the order of their reversed bits, so that the two to be added are neighbours:
+ * as in a binary counter, sums[i] waits for its partner on level i. */
+INLINE void score_tile(const int rows, const float *query, const float *keys, int64_t steps,
+                       float *s) {
+    vf sums[LOG_W][SCORE_ROWS][NV];
+    UNROLL for (int i = 0; i < W / 2; i++) {
+        vf low[SCORE_ROWS][NV], high[SCORE_ROWS][NV];
+        UNROLL for (int r = 0; r < rows; r++)
+            UNROLL for (int v = 0; v < NV; v++) low[r][v] = high[r][v] = splat(0.0f);
+        const float *q = query + pair_place(i);
+        for (int64_t step = 0; step < steps; step++, q += W, keys += 2 * NR) {
+            vf b[NV]; /* one chain after the other, for want of registers */
+            UNROLL for (int v = 0; v < NV; v++) b[v] = in_register(*(const vf *)(keys + v * W));
+            UNROLL for (int r = 0; r < rows; r++)
+                UNROLL for (int v = 0; v < NV; v++)
+                    low[r][v] = madd(splat(q[r * DLD]), b[v], low[r][v]);
+            UNROLL for (int v = 0; v < NV; v++) b[v] = in_register(*(const vf *)(keys + NR + v * W));
+            UNROLL for (int r = 0; r < rows; r++)
+                UNROLL for (int v = 0; v < NV; v++)
+                    high[r][v] = madd(splat(q[r * DLD + W / 2]), b[v], high[r][v]);
+        }
+        int level = 0;
+        UNROLL for (int r = 0; r < rows; r++)
+            UNROLL for (int v = 0; v < NV; v++) low[r][v] += high[r][v];
+        for (; i >> level & 1; level++)
+            UNROLL for (int r = 0; r < rows; r++)
+                UNROLL for (int v = 0; v < NV; v++) low[r][v] += sums[level][r][v];
+        UNROLL for (int r = 0; r < rows; r++)
+            UNROLL for (int v = 0; v < NV; v++) sums[level][r][v] = low[r][v];
+    }
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int v = 0; v < NV; v++) store(s + r * SLD + v * W, sums[LOG_W - 1][r][v]);
+}
+
+static void score_rows(int rows, const float *q, const float *keys, int64_t steps, float *s) {
+    switch (rows) {
+        case 1: score_tile(1, q, keys, steps, s); break;
+        case 2: score_tile(2, q, keys, steps, s); break;
+        case 3: score_tile(3, q, keys, steps, s); break;
+#if SCORE_ROWS == 6
+        case 4: score_tile(4, q, keys, steps, s); break;
+        case 5: score_tile(5, q, keys, steps, s); break;
+        case 6: score_tile(6, q, keys, steps, s); break;
+#endif
+    }
 }
 
 static void score(const Worker *w, int64_t from, int64_t to, int64_t d, int64_t n, int64_t total) {
@@ -2301,11 +2378,11 @@ static void score(const Worker *w, int64_t from, int64_t to, int64_t d, int64_t 
         return;
     }
     transpose_keys(w, d, n);
-    int64_t tiles = ceil_div(to - from, MR);
+    int64_t tiles = ceil_div(to - from, SCORE_ROWS), steps = ceil_div(d, W);
     for (int64_t t = 0; t < tiles; t++) {
         int64_t a = from + (to - from) * t / tiles, b = from + (to - from) * (t + 1) / tiles;
         for (int64_t c = 0; c < n; c += NR)
-            score_rows((int)(b - a), w->query + a * DLD, w->keys + c, padded(d),
+            score_rows((int)(b - a), w->query + a * DLD, w->keys + c * steps * W, steps,
                        w->scores + a * SLD + c);
     }
 }
