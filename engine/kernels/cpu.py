@@ -28,6 +28,7 @@ _FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # of weights
 _PAIRS = 3  # the format of weights whose lanes are pairs of bfloat16
 _ARENA_BYTES = 64 * 2**20  # allocated at once
 _ALIGNMENT = 64  # bytes: a cache line, and the longest vector
+_MAPPED_BYTES = 32 * 2**20  # glibc maps what is this large anew at each allocation
 
 _KERNELS: dict[str, Types] = {
     "rotate_query": (
@@ -312,11 +313,31 @@ class CpuKernels:
 
     def silu_and_mul(self, gate: Tensor, up: Tensor) -> Tensor:
         """Return silu(gate) * up; both [T, width], possibly column slices of one tensor."""
-        return _gated(self._silu_and_mul, gate, up)
+        return self._gated(self._silu_and_mul, gate, up)
 
     def gelu_and_mul(self, gate: Tensor, up: Tensor) -> Tensor:
         """As `silu_and_mul`, with GELU as approximated by tanh."""
-        return _gated(self._gelu_and_mul, gate, up)
+        return self._gated(self._gelu_and_mul, gate, up)
+
+    def _gated(self, kernel: Kernel, gate: Tensor, up: Tensor) -> Tensor:
+        """Call a kernel for activation(gate) * up."""
+        rows, width = gate.shape
+        if gate.shape != up.shape or gate.dtype != torch.float32 or up.dtype != torch.float32:
+            raise ValueError("gate and up must be fp32 of one shape")
+        if gate.stride(1) != 1 or up.stride(1) != 1:
+            raise ValueError("rows of gate and up must be contiguous")
+        output = self._empty_rows(gate, width)
+        kernel(
+            gate.data_ptr(),
+            gate.stride(0),
+            up.data_ptr(),
+            up.stride(0),
+            output.data_ptr(),
+            rows,
+            width,
+            torch.get_num_threads(),
+        )
+        return output
 
     def pin_threads(self, processors: Sequence[int]) -> None:
         """Bind each of torch's threads, the calling one first, to a processor of its own."""
@@ -326,6 +347,16 @@ class CpuKernels:
     def advise_huge_pages(self, tensor: Tensor) -> None:
         """Ask the system for huge pages for a large tensor that has not been written yet."""
         self._library.tw_advise_huge(tensor.data_ptr(), tensor.nbytes)
+
+    def _empty_rows(self, like: Tensor, width: int) -> Tensor:
+        """Return an uninitialised tensor with a row [width] for each row of another tensor.
+
+        What is mapped anew has no pages yet, and small ones cost more time than the writing.
+        """
+        output = like.new_empty(*like.shape[:-1], width)
+        if output.nbytes >= _MAPPED_BYTES:
+            self.advise_huge_pages(output)
+        return output
 
     def empty_weight(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """Return an uninitialised tensor on huge pages, next to the previous one in memory.
@@ -409,7 +440,7 @@ class CpuKernels:
             raise ValueError("expected fp32 input")
         x = x.contiguous()
         in_features = x.shape[-1]
-        output = x.new_empty(*x.shape[:-1], out_features)
+        output = self._empty_rows(x, out_features)
         self._linear(
             x.data_ptr(),
             packed.data_ptr(),
@@ -433,7 +464,7 @@ class CpuKernels:
         if x.dtype != torch.float32 or -(-in_features // 4) != weight.packed.shape[1]:
             raise ValueError(f"expected fp32 input of width {4 * weight.packed.shape[1]}")
         x = x.contiguous()
-        output = x.new_empty(*x.shape[:-1], out_features)
+        output = self._empty_rows(x, out_features)
         self._int8_linear(
             x.data_ptr(),
             weight.packed.data_ptr(),
@@ -484,7 +515,7 @@ class CpuKernels:
         if x.dtype != torch.float32 or x.shape[-1] != in_features:
             raise ValueError(f"expected fp32 input of width {in_features}")
         x = x.contiguous()
-        output = x.new_empty(*x.shape[:-1], out_features)
+        output = self._empty_rows(x, out_features)
         self._int4_linear(
             x.data_ptr(),
             weight.packed.data_ptr(),
@@ -732,27 +763,6 @@ def _panels(matrix: Tensor, width: int) -> Tensor:
     missing = -len(matrix) % width
     padded = torch.nn.functional.pad(matrix, (0, 0, 0, missing))
     return padded.view(-1, width, matrix.shape[1]).transpose(1, 2).contiguous()
-
-
-def _gated(kernel: Kernel, gate: Tensor, up: Tensor) -> Tensor:
-    """Call a kernel for activation(gate) * up."""
-    rows, width = gate.shape
-    if gate.shape != up.shape or gate.dtype != torch.float32 or up.dtype != torch.float32:
-        raise ValueError("gate and up must be fp32 of one shape")
-    if gate.stride(1) != 1 or up.stride(1) != 1:
-        raise ValueError("rows of gate and up must be contiguous")
-    output = gate.new_empty(rows, width)
-    kernel(
-        gate.data_ptr(),
-        gate.stride(0),
-        up.data_ptr(),
-        up.stride(0),
-        output.data_ptr(),
-        rows,
-        width,
-        torch.get_num_threads(),
-    )
-    return output
 
 
 def _rotation(cos: Tensor, sin: Tensor, num_tokens: int, head_size: int) -> _Rotation:

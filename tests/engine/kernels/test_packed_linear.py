@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -12,6 +14,8 @@ from engine.kernels.cpu import CpuKernels
 from engine.kernels.packed_linear import PackedLinear, pack_model
 from tests.engine.kernels.linear_checks import check_linear
 from tests.engine.native import TARGETS, kernels_for, needs_compiler
+
+_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 relaxed = settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -46,6 +50,28 @@ def test_packed_linear_equals_linear_with_narrow_vectors(
     seed: int,
 ) -> None:
     check_linear(narrow_kernels, rows, in_features, out_features, has_bias, seed)
+
+
+@needs_compiler
+@pytest.mark.skipif(not _HUGE_PAGES.exists(), reason="this system has no huge pages on request")
+def test_results_too_large_to_be_kept_by_the_heap_are_on_huge_pages(kernels: CpuKernels) -> None:
+    packed = PackedLinear.from_linear(nn.Linear(4, 4096), kernels)
+    result = packed(torch.randn(2048, 4))
+    flags = _flags_of_mapping(result.data_ptr() + result.nbytes // 2)
+    assert "hg" in flags  # VM_HUGEPAGE, in proc(5)
+
+
+def _flags_of_mapping(address: int) -> list[str]:
+    """What the system notes of the mapping that an address is in."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        name, *words = line.split()
+        if not name.endswith(":"):
+            start, end = (int(part, 16) for part in name.split("-"))
+            inside = start <= address < end
+        elif inside and name == "VmFlags:":
+            return words
+    raise AssertionError("not mapped")
 
 
 @needs_compiler
