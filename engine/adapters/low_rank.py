@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from ..kernels.cpu import CpuKernels, PackedUpdate, Updates
+from ..kernels.packed_linear import PackedLinear
 from ..kernels.row_tiles import RowTiles
 from .adapter import LowRankUpdate
 
@@ -138,6 +139,8 @@ class KernelUpdates:
 
     def __call__(self, layer: nn.Module, x: Tensor, adapted: AdaptedRows) -> Tensor:
         """See AddUpdates; `adapted` has a slot for every token."""
+        if type(layer) is PackedLinear:
+            return layer.adapted(x, adapted.slots, self._updates)
         result: Tensor = layer(x)
         rows = result.reshape(-1, result.shape[-1])
         inputs = x.reshape(-1, x.shape[-1]).contiguous()

@@ -79,7 +79,8 @@
 #define LEAST_SCALE 1e-30f /* of int8 rows: smaller scales are raised to this */
 
 #define AHEAD 8192        /* bytes between a weight and what a lone tile prefetches with it */
-#define UPDATE_AHEAD 2048 /* likewise for updates, whose matrices are small */
+
+#define LATER_BYTES 393216 /* prefetched for after a product: they stay in the L2 cache */
 
 #define SLICE 4096 /* scores processed at once: they stay in the first-level cache */
 #define GROUP 64   /* scores that share a precomputed maximum, to find the largest ones */
@@ -611,6 +612,30 @@ INLINE Fetch fetch_part(const void *weights, const void *after, int64_t bytes, i
     return (Fetch){(const char *)after + bytes * t / tiles, step / tiles};
 }
 
+typedef struct {
+    const char *from, *to;
+} Bytes;
+
+/* Matrices that a thread reads after a product, which most tiles of the product prefetch instead of the
+ * next panel: at each step one more, where a processor has nothing else to wait for. */
+typedef struct {
+    const Bytes *next, *last;
+    int64_t done;   /* bytes of the next matrix */
+    int64_t stride; /* bytes for each step; 0 to prefetch nothing */
+} Later;
+
+/* The part of tile t of several: the first prefetches the next panel, the others what comes later. */
+INLINE Fetch fetch_later(Later *later, const char *after, int64_t depth, int64_t step, int64_t t) {
+    if (t == 0) return (Fetch){after, step};
+    const Fetch part = {later->next->from + later->done, later->stride};
+    later->done += later->stride * depth;
+    if (later->next->from + later->done >= later->next->to) {
+        later->next++;
+        later->done = 0;
+    }
+    return part;
+}
+
 INLINE void fetch_step(Fetch *fetch) {
     __builtin_prefetch(fetch->next, 0, 2);
     if (NR * 4 > CACHE_LINE && fetch->stride > CACHE_LINE) /* only of a lone tile */
@@ -687,14 +712,16 @@ static void linear_rows(Format format, int rows, const float *x, int64_t depth, 
 
 /* All rows of one panel and one K block; rows are divided evenly among as few tiles as possible. */
 static void linear_block(Format format, int64_t rows, const float *x, int64_t depth,
-                         const char *panel, const char *after, Output out) {
+                         const char *panel, const char *after, Output out, Later *later) {
     int64_t tiles = ceil_div(rows, MR), step = NR * weight_bytes(format);
     for (int64_t t = 0; t < tiles; t++) {
         int64_t from = rows * t / tiles, to = rows * (t + 1) / tiles;
         Output at = out;
         at.y += from * out.y_stride;
+        int has_more = tiles > 1 && later->next < later->last;
         linear_rows(format, (int)(to - from), x + from * KLD, depth, panel,
-                    fetch_part(panel, after, depth * step, step, t, tiles), at);
+                    has_more ? fetch_later(later, after, depth, step, t)
+                             : fetch_part(panel, after, depth * step, step, t, tiles), at);
     }
 }
 
@@ -718,7 +745,7 @@ static const char *next_slab(const Linear *l, Range of, int64_t p, int64_t k0) {
 
 /* One K block of one panel, a slab; x holds that K block of all rows. */
 static void linear_slab(const Linear *l, Range of, int64_t p, int64_t k0, const float *x, int64_t rows,
-                        float *y) {
+                        float *y, Later *later) {
     float start[NR] = {0};
     Output out = {NULL, y + p * NR, l->n, min64(NR, l->n - p * NR), k0 == 0};
     if (l->bias && out.first) {
@@ -726,7 +753,7 @@ static void linear_slab(const Linear *l, Range of, int64_t p, int64_t k0, const 
         out.start = start;
     }
     linear_block(l->format, rows, x, min64(KC, l->k - k0), slab_of(l, p, k0),
-                 next_slab(l, of, p, k0), out);
+                 next_slab(l, of, p, k0), out, later);
 }
 
 /* x [M, inputs] into K blocks of rows: [K / KC][M][KLD], of numbers or of pairs. */
@@ -750,34 +777,65 @@ static int64_t panels_at_once(int64_t rows, int64_t panels, int64_t num_threads)
     return max64(1, min64(PANELS, panels / (4 * num_threads)));
 }
 
+/* A product of some rows, at most MC, on which threads work together. */
+typedef struct {
+    Linear l;
+    const float *x; /* [m, inputs] */
+    float *packed;  /* room for `packed_bytes` */
+    float *y;
+    int64_t m, inputs;
+    Share *shares;
+    int64_t num_threads;
+} Product;
+
+INLINE Linear linear_of(const char *packed, const float *bias, int64_t n, int64_t inputs,
+                        Format format) {
+    return (Linear){packed, bias, n, format == IN_PAIRS ? ceil_div(inputs, 2) : inputs, format};
+}
+
+INLINE size_t packed_bytes(const Linear *l, int64_t m) {
+    return rounded((size_t)(ceil_div(l->k, KC) * m * KLD) * sizeof(float));
+}
+
+/* A thread's part of a product; all threads of a region call it. */
+static void multiply(const Product *p, Later *later) {
+    const Linear *l = &p->l;
+    int64_t id = thread_id(), panels = ceil_div(l->n, NR);
+    int64_t step = panels_at_once(p->m, panels, p->num_threads);
+    int in_pairs = l->format == IN_PAIRS;
+    const float *blocks = p->packed;
+    int64_t x_block = p->m * KLD;
+    if (p->m > 1 || in_pairs) {
+        pack_rows(p->x, p->m, p->inputs, in_pairs, p->packed, id, num_workers());
+        BARRIER
+    } else { /* the K blocks of one row are in order already */
+        blocks = p->x;
+        x_block = KC;
+    }
+    Range r;
+    while ((r = claim(p->shares, p->num_threads, id, step)).to)
+        for (int64_t k0 = 0; k0 < l->k; k0 += KC)
+            for (int64_t panel = r.from; panel < r.to; panel++)
+                linear_slab(l, r, panel, k0, blocks + k0 / KC * x_block, p->m, p->y, later);
+}
+
 /* y[M, N] = x[M, inputs] @ W^T + bias. Returns 0, or -1 if out of memory. */
 EXPORT int tw_linear(const float *x, const char *packed, const float *bias, float *y, int64_t m,
                      int64_t n, int64_t inputs, int format, int num_threads) {
-    int in_pairs = format == IN_PAIRS;
-    int64_t k = in_pairs ? ceil_div(inputs, 2) : inputs;
-    const Linear l = {packed, bias, n, k, format};
-    int64_t panels = ceil_div(n, NR), chunk = min64(m, MC);
-    float *rows = scratch((size_t)(ceil_div(k, KC) * chunk * KLD) * sizeof(float));
+    const Linear l = linear_of(packed, bias, n, inputs, (Format)format);
+    int64_t chunk = min64(m, MC);
+    float *rows = scratch(packed_bytes(&l, chunk));
     if (!rows) return -1;
-    if (m * n * k < SERIAL_WORK) num_threads = 1;
+    if (m * n * l.k < SERIAL_WORK) num_threads = 1;
     for (int64_t m0 = 0; m0 < m; m0 += chunk) {
         Share shares[num_threads];
-        deal(shares, num_threads, panels);
-        int64_t mc = min64(chunk, m - m0), step = panels_at_once(mc, panels, num_threads);
-        /* the K blocks of one row are in order already */
-        const float *from = x + m0 * inputs, *blocks = mc > 1 || in_pairs ? rows : from;
-        int64_t x_block = blocks == from ? KC : mc * KLD;
-        if (mc == 1 && in_pairs) pack_rows(from, 1, inputs, in_pairs, rows, 0, 1);
+        deal(shares, num_threads, ceil_div(n, NR));
+        const Product product = {.l = l, .x = x + m0 * inputs, .packed = rows, .y = y + m0 * n,
+                                 .m = min64(chunk, m - m0), .inputs = inputs, .shares = shares,
+                                 .num_threads = num_threads};
         PARALLEL {
-            if (mc > 1) {
-                pack_rows(from, mc, inputs, in_pairs, rows, thread_id(), num_workers());
-                BARRIER
-            }
-            Range r;
-            while ((r = claim(shares, num_threads, thread_id(), step)).to)
-                for (int64_t k0 = 0; k0 < k; k0 += KC)
-                    for (int64_t p = r.from; p < r.to; p++)
-                        linear_slab(&l, r, p, k0, blocks + k0 / KC * x_block, mc, y + m0 * n);
+            Later nothing = {0};
+            multiply(&product, &nothing);
         }
     }
     return 0;
@@ -1284,19 +1342,24 @@ EXPORT int tw_int4_linear(const float *x, const uint8_t *packed, const int32_t *
 
 /* ---- low-rank updates of a linear layer, a different one for each row --------------------- */
 /*
- * The update of a layer by an adapter is up @ down: `down` [rank, K] is stored as panels of W
- * ranks, each [K, W], and `up` [N, rank] as panels of NR outputs, each [rank, NR]; both are padded
- * with zeros, and stored in 16 bits where that holds every number exactly. A layer that was merged of several has several parts, each a range of its outputs
- * with updates of its own. Rows of one adapter are computed some at a time, wherever they are in
- * the batch.
+ * The update of a layer by an adapter is up @ down: `down` [rank, K] is stored as groups of RANKS
+ * ranks, each [K / NR, RANKS, NR], and `up` [N, rank] as panels of NR outputs, each [rank, NR]; both
+ * are padded with zeros, and stored in 16 bits where that holds every number exactly, the NR numbers in
+ * the order of a panel's columns. A layer that was merged of several has several parts, each a range of
+ * its outputs with updates of its own. Rows of one adapter are computed some at a time, wherever they
+ * are in the batch.
+ *
+ * A vector of `down` holds several k of one rank, whose products are added up lane by lane and the lanes
+ * at the end: so there are enough sums to wait for none of them, however few rows share a pass.
  */
 
 #define UPDATE_ROWS 4 /* rows that share a pass over an adapter's matrices */
+#define RANKS 4       /* of `down` that are next to each other */
 #if W == 16
-#define DOWN_SUMS 4 /* sums of every fourth k, so that few rows do not wait for each addition */
+#define UPDATE_SUMS 16 /* that fit the registers, with what is added to them */
 #define UP_SUMS 2
 #else
-#define DOWN_SUMS 2 /* more would not fit the registers */
+#define UPDATE_SUMS 8
 #define UP_SUMS 1
 #endif
 
@@ -1321,32 +1384,81 @@ typedef struct {
     int64_t first, rows, slot; /* in the rows sorted by slot */
 } UpdateTile;
 
+/* The updates of some rows, on which threads work together: an item is one part of one tile. */
+typedef struct {
+    Updates u;
+    const float *x; /* [m, k] */
+    float *y;
+    int64_t y_stride, m, n, k;
+    int64_t *order, *ends; /* [m], [num_slots] */
+    UpdateTile *tiles;
+    Bytes *matrices; /* [m, num_parts, 2]: room for those that threads prefetch */
+    char *inner;
+    size_t inner_bytes; /* of a thread */
+    int64_t num_tiles, rank; /* the largest */
+    Share *shares;
+    int64_t num_threads;
+} UpdatedRows;
+
 INLINE Update update_of(const Updates *u, int64_t part, int64_t slot) {
     return u->updates[part * u->num_slots + slot];
 }
 
-/* inner[rows]: x times a panel of `down`. */
+/* Keeps a vector that several rows are multiplied with in a register. Compilers read it again for each
+ * row, as an operand in memory, and a processor reads fewer vectors in a cycle than it could multiply. */
+INLINE vf held(vf v) {
+#if defined(__AVX512F__)
+    __asm__("" : "+v"(v));
+#elif defined(__AVX__)
+    __asm__("" : "+x"(v));
+#endif
+    return v;
+}
+
+/* sums[rows][W], from `first` on: x times some ranks of a group of `down`, in W lanes. */
+INLINE void times_ranks(const int rows, const int ranks, const Format format, const float *const *x,
+                        int64_t k, const char *group, const int first, vf sums[UPDATE_ROWS][W]) {
+    const int64_t step = NR * weight_bytes(format);
+    vf acc[UPDATE_ROWS][RANKS];
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int q = 0; q < ranks; q++) acc[r][q] = splat(0.0f);
+    for (int64_t i = 0; i < k; i += NR, group += RANKS * step) {
+        UNROLL for (int v = 0; v < NV; v++) {
+            vf a[UPDATE_ROWS];
+            UNROLL for (int r = 0; r < rows; r++) a[r] = held(load(x[r] + i + v * W));
+            UNROLL for (int q = 0; q < ranks; q++) {
+                vf b[NV];
+                read_step(format, group + q * step, b);
+                b[v] = held(b[v]);
+                UNROLL for (int r = 0; r < rows; r++) acc[r][q] = madd(a[r], b[v], acc[r][q]);
+            }
+        }
+    }
+    UNROLL for (int r = 0; r < rows; r++)
+        UNROLL for (int q = 0; q < ranks; q++) sums[r][first + q] += acc[r][q];
+}
+
+/* inner[rows]: x [k] times W ranks of `down`. */
 INLINE void times_down(const int rows, const Format format, const float *const *x, int64_t k,
                        const char *panel, float *inner, int64_t stride) {
-    vf sums[UPDATE_ROWS][DOWN_SUMS];
-    UNROLL for (int r = 0; r < rows; r++)
-        UNROLL for (int s = 0; s < DOWN_SUMS; s++) sums[r][s] = splat(0.0f);
-    int64_t i = 0;
-    for (; i + DOWN_SUMS <= k; i += DOWN_SUMS)
-        UNROLL for (int s = 0; s < DOWN_SUMS; s++) {
-            vf b = load_wide(format, panel, (i + s) * W);
-            __builtin_prefetch(panel + (i + s) * W * weight_bytes(format) + UPDATE_AHEAD, 0, 2);
-            UNROLL for (int r = 0; r < rows; r++)
-                sums[r][s] = madd(splat(x[r][i + s]), b, sums[r][s]);
+    const int ranks = rows * RANKS > UPDATE_SUMS ? UPDATE_SUMS / rows : RANKS;
+    const int64_t step = NR * weight_bytes(format), whole = k / NR * NR, block = RANKS * step;
+    vf sums[UPDATE_ROWS][W] = {};
+    float last[UPDATE_ROWS][NR];
+    const float *rest[UPDATE_ROWS];
+    if (whole < k)
+        for (int r = 0; r < rows; r++) {
+            rest[r] = last[r];
+            for (int64_t i = 0; i < NR; i++) last[r][i] = whole + i < k ? x[r][whole + i] : 0.0f;
         }
-    for (; i < k; i++) {
-        vf b = load_wide(format, panel, i * W);
-        UNROLL for (int r = 0; r < rows; r++) sums[r][0] = madd(splat(x[r][i]), b, sums[r][0]);
-    }
-    UNROLL for (int r = 0; r < rows; r++) {
-        UNROLL for (int s = 1; s < DOWN_SUMS; s++) sums[r][0] += sums[r][s];
-        store(inner + r * stride, sums[r][0]);
-    }
+    for (int g = 0; g < W; g += RANKS, panel += ceil_div(k, NR) * block)
+        UNROLL for (int q = 0; q < RANKS; q += ranks) {
+            times_ranks(rows, ranks, format, x, whole, panel + q * step, g + q, sums);
+            if (whole < k)
+                times_ranks(rows, ranks, format, rest, NR, panel + whole / NR * block + q * step,
+                            g + q, sums);
+        }
+    for (int r = 0; r < rows; r++) store(inner + r * stride, row_sums(sums[r]));
 }
 
 /* y[r] += inner[r] times a panel of `up`, for the first `columns` of the panel. */
@@ -1356,15 +1468,13 @@ INLINE void times_up(const int rows, const Format format, const float *inner, in
     UNROLL for (int r = 0; r < rows; r++)
         UNROLL for (int s = 0; s < UP_SUMS; s++)
             UNROLL for (int v = 0; v < NV; v++) sums[r][s][v] = splat(0.0f);
+    const int64_t step = NR * weight_bytes(format);
     int64_t q = 0;
     for (; q + UP_SUMS <= rank; q += UP_SUMS)
         UNROLL for (int s = 0; s < UP_SUMS; s++) {
             vf b[NV];
-            UNROLL for (int v = 0; v < NV; v++) {
-                b[v] = load_wide(format, panel, (q + s) * NR + v * W);
-                int64_t read = ((q + s) * NR + v * W) * weight_bytes(format);
-                __builtin_prefetch(panel + read + AHEAD, 0, 2);
-            }
+            read_step(format, panel + (q + s) * step, b);
+            UNROLL for (int v = 0; v < NV; v++) b[v] = held(b[v]);
             UNROLL for (int r = 0; r < rows; r++) {
                 vf a = splat(inner[r * stride + q + s]);
                 UNROLL for (int v = 0; v < NV; v++)
@@ -1373,11 +1483,9 @@ INLINE void times_up(const int rows, const Format format, const float *inner, in
         }
     for (; q < rank; q++)
         UNROLL for (int r = 0; r < rows; r++) {
-            vf a = splat(inner[r * stride + q]);
-            UNROLL for (int v = 0; v < NV; v++) {
-                vf b = load_wide(format, panel, q * NR + v * W);
-                sums[r][0][v] = madd(a, b, sums[r][0][v]);
-            }
+            vf a = splat(inner[r * stride + q]), b[NV];
+            read_step(format, panel + q * step, b);
+            UNROLL for (int v = 0; v < NV; v++) sums[r][0][v] = madd(a, b[v], sums[r][0][v]);
         }
     UNROLL for (int r = 0; r < rows; r++) {
         float *to = y[r], flat[NR];
@@ -1400,9 +1508,10 @@ INLINE void update_part(const int rows, const Format format, const Update *updat
     const float *from[UPDATE_ROWS];
     float *to[UPDATE_ROWS];
     int64_t rank = update->rank, stride = ceil_div(rank, W) * W, bytes = weight_bytes(format);
+    int64_t panel = ceil_div(k, NR) * NR * bytes;
     for (int r = 0; r < rows; r++) from[r] = x + order[r] * k;
     for (int64_t q = 0; q < rank; q += W)
-        times_down(rows, format, from, k, update->down + q * k * bytes, inner + q, stride);
+        times_down(rows, format, from, k, update->down + q * panel, inner + q, stride);
     for (int64_t j = 0; j < place.columns; j += NR) {
         for (int r = 0; r < rows; r++) to[r] = y + order[r] * y_stride + place.first + j;
         times_up(rows, format, inner, stride, rank, update->up + j * rank * bytes, to,
@@ -1427,17 +1536,6 @@ static void update_rows(const Update *update, Part place, int64_t rows, const in
     }
 #undef CASES
 #undef CALL
-}
-
-/* All updates of a tile's rows; inner: room for UPDATE_ROWS rows of the largest rank. */
-static void update_tile(const Updates *u, const UpdateTile *tile, const int64_t *order,
-                        const float *x, float *y, int64_t y_stride, int64_t k, float *inner) {
-    for (int64_t part = 0; part < u->num_parts; part++) {
-        Update update = update_of(u, part, tile->slot);
-        if (update.rank)
-            update_rows(&update, u->parts[part], tile->rows, order + tile->first, x, y, y_stride,
-                        k, inner);
-    }
 }
 
 /* The largest rank that a slot has in any part; 0 for a slot without an update. */
@@ -1468,36 +1566,134 @@ static int64_t plan_updates(const Updates *u, int64_t m, int64_t *ends, int64_t 
     return num_tiles;
 }
 
+/* Sets where the arrays are in `memory`, if there is any; returns the bytes that they take. */
+static size_t lay_out(UpdatedRows *p, char *memory, int64_t num_threads) {
+    size_t order = rounded((size_t)p->m * sizeof(int64_t));
+    size_t ends = rounded((size_t)p->u.num_slots * sizeof(int64_t));
+    size_t tiles = rounded((size_t)p->m * sizeof(UpdateTile));
+    size_t matrices = rounded((size_t)(2 * p->m * p->u.num_parts) * sizeof(Bytes));
+    p->inner_bytes = rounded((size_t)(UPDATE_ROWS * ceil_div(p->rank, W) * W) * sizeof(float));
+    if (memory) {
+        p->order = (int64_t *)memory;
+        p->ends = (int64_t *)(memory + order);
+        p->tiles = (UpdateTile *)(memory + order + ends);
+        p->matrices = (Bytes *)(memory + order + ends + tiles);
+        p->inner = memory + order + ends + tiles + matrices;
+    }
+    return order + ends + tiles + matrices + (size_t)num_threads * p->inner_bytes;
+}
+
+/* Whether all slots are there; finds the largest rank. */
+static int check_slots(UpdatedRows *p) {
+    for (int64_t t = 0; t < p->m; t++)
+        if (p->u.slots[t] >= p->u.num_slots) return 0;
+    for (int64_t slot = 0; slot < p->u.num_slots; slot++)
+        p->rank = max64(p->rank, largest_rank(&p->u, slot));
+    return 1;
+}
+
+INLINE int64_t num_items(const UpdatedRows *p) { return p->num_tiles * p->u.num_parts; }
+
+/* A thread's part of the updates; all threads of a region call it. */
+static void add_to_rows(const UpdatedRows *p) {
+    int64_t id = thread_id();
+    float *inner = (float *)(p->inner + (size_t)id * p->inner_bytes);
+    for (Range r; (r = claim(p->shares, p->num_threads, id, 1)).to;) {
+        const UpdateTile *tile = p->tiles + r.from / p->u.num_parts;
+        int64_t part = r.from % p->u.num_parts;
+        Update update = update_of(&p->u, part, tile->slot);
+        if (update.rank)
+            update_rows(&update, p->u.parts[part], tile->rows, p->order + tile->first, p->x, p->y,
+                        p->y_stride, p->k, inner);
+    }
+}
+
+/* Notes both matrices of an item at `to`; returns their bytes. */
+static int64_t note_matrices(const UpdatedRows *p, int64_t item, Bytes to[2]) {
+    int64_t part = item % p->u.num_parts;
+    Update u = update_of(&p->u, part, p->tiles[item / p->u.num_parts].slot);
+    int64_t number = weight_bytes((Format)u.format);
+    int64_t down = ceil_div(u.rank, W) * W * ceil_div(p->k, NR) * NR * number;
+    int64_t up = ceil_div(p->u.parts[part].columns, NR) * NR * u.rank * number;
+    to[0] = (Bytes){u.down, u.down + down};
+    to[1] = (Bytes){u.up, u.up + up};
+    return down + up;
+}
+
+/* What a thread is going to read for its share of the updates, during a product of so many steps. */
+static Later later_of(const UpdatedRows *p, int64_t steps) {
+    int64_t n = num_workers(), id = thread_id(), parts = p->u.num_parts, bytes = 0;
+    int64_t from = num_items(p) * id / n, to = num_items(p) * (id + 1) / n;
+    Bytes *matrices = p->matrices + 2 * from, *last = matrices;
+    for (int64_t i = from; i < to && bytes < LATER_BYTES; i++) {
+        const UpdateTile *tile = p->tiles + i / parts;
+        int is_noted = i - parts >= from && tile[-1].slot == tile->slot; /* for the tile before */
+        int64_t added = is_noted ? 0 : note_matrices(p, i, last);
+        if (added) last += 2;
+        bytes += added;
+    }
+    if (steps < 1) last = matrices;
+    return (Later){matrices, last, 0, min64(CACHE_LINE, ceil_div(bytes, max64(1, steps)))};
+}
+
 /* y[M, N] += up @ down @ x[M, K], with the updates in each row's slot; rows with a slot below zero
  * are not touched. 0, -1 if out of memory, -2 if there is no such slot. */
 EXPORT int tw_add_updates(const float *x, float *y, int64_t y_stride, const int64_t *slots,
                           const Update *updates, const Part *parts, int64_t num_parts,
                           int64_t num_slots, int64_t m, int64_t n, int64_t k, int num_threads) {
-    const Updates u = {updates, parts, slots, num_parts, num_slots};
-    int64_t largest = 0;
-    for (int64_t t = 0; t < m; t++)
-        if (slots[t] >= num_slots) return -2;
-    for (int64_t slot = 0; slot < num_slots; slot++)
-        largest = max64(largest, largest_rank(&u, slot));
-    size_t order_bytes = rounded((size_t)m * sizeof(int64_t));
-    size_t tile_bytes = rounded((size_t)m * sizeof(UpdateTile));
-    size_t end_bytes = rounded((size_t)num_slots * sizeof(int64_t));
-    size_t inner_bytes =
-        rounded((size_t)(UPDATE_ROWS * ceil_div(largest, W) * W) * sizeof(float));
-    size_t plan_bytes = order_bytes + tile_bytes + end_bytes;
-    char *memory = scratch(plan_bytes + (size_t)num_threads * inner_bytes);
+    UpdatedRows p = {.u = {updates, parts, slots, num_parts, num_slots}, .x = x, .y = y,
+                     .y_stride = y_stride, .m = m, .n = n, .k = k};
+    if (!check_slots(&p)) return -2;
+    char *memory = scratch(lay_out(&p, NULL, num_threads));
     if (!memory) return -1;
-    int64_t *order = (int64_t *)memory;
-    UpdateTile *tiles = (UpdateTile *)(memory + order_bytes);
-    int64_t *ends = (int64_t *)(memory + order_bytes + tile_bytes);
-    int64_t num_tiles = plan_updates(&u, m, ends, order, tiles);
-    if (num_tiles < 2 || num_tiles * UPDATE_ROWS * largest * (n + k) < SERIAL_WORK) num_threads = 1;
-    atomic_int_fast64_t next = 0;
+    lay_out(&p, memory, num_threads);
+    p.num_tiles = plan_updates(&p.u, m, p.ends, p.order, p.tiles);
+    if (num_items(&p) < 2 || p.num_tiles * UPDATE_ROWS * p.rank * (n + k) < SERIAL_WORK)
+        num_threads = 1;
+    Share shares[num_threads];
+    deal(shares, num_threads, num_items(&p));
+    p.shares = shares;
+    p.num_threads = num_threads;
+    PARALLEL { add_to_rows(&p); }
+    return 0;
+}
+
+/* `tw_linear`, and `tw_add_updates` to its results, by threads that are woken once, and prefetch the
+ * updates' matrices during the product. */
+EXPORT int tw_adapted_linear(const float *x, const char *packed, const float *bias, float *y,
+                             const int64_t *slots, const Update *updates, const Part *parts,
+                             int64_t num_parts, int64_t num_slots, int64_t m, int64_t n,
+                             int64_t inputs, int format, int num_threads) {
+    if (m > MC) {
+        int status = tw_linear(x, packed, bias, y, m, n, inputs, format, num_threads);
+        return status ? status : tw_add_updates(x, y, n, slots, updates, parts, num_parts,
+                                                num_slots, m, n, inputs, num_threads);
+    }
+    const Linear l = linear_of(packed, bias, n, inputs, (Format)format);
+    UpdatedRows p = {.u = {updates, parts, slots, num_parts, num_slots}, .x = x, .y = y,
+                     .y_stride = n, .m = m, .n = n, .k = inputs};
+    if (!check_slots(&p)) return -2;
+    char *memory = scratch(packed_bytes(&l, m) + lay_out(&p, NULL, num_threads));
+    if (!memory) return -1;
+    lay_out(&p, memory + packed_bytes(&l, m), num_threads);
+    p.num_tiles = plan_updates(&p.u, m, p.ends, p.order, p.tiles);
+    if (m * n * l.k < SERIAL_WORK) num_threads = 1;
+    Share shares[num_threads], update_shares[num_threads];
+    deal(shares, num_threads, ceil_div(n, NR));
+    deal(update_shares, num_threads, num_items(&p));
+    p.shares = update_shares;
+    p.num_threads = num_threads;
+    const Product product = {.l = l, .x = x, .packed = (float *)memory, .y = y, .m = m,
+                             .inputs = inputs, .shares = shares, .num_threads = num_threads};
+    int64_t panels = ceil_div(n, NR) / num_threads; /* of a thread; all tiles but the first prefetch */
+    int64_t steps = panels * (ceil_div(m, MR) - 1) * l.k;
     PARALLEL {
-        float *inner = (float *)(memory + plan_bytes + (size_t)thread_id() * inner_bytes);
-        int64_t i;
-        while ((i = atomic_fetch_add_explicit(&next, 1, memory_order_relaxed)) < num_tiles)
-            update_tile(&u, tiles + i, order, x, y, y_stride, k, inner);
+        Later later = later_of(&p, steps);
+        multiply(&product, &later);
+        if (p.num_tiles) {
+            BARRIER
+            add_to_rows(&p);
+        }
     }
     return 0;
 }
@@ -2747,6 +2943,8 @@ REPLAY(int8_linear, P(0), P(1), P(2), P(3), P(4), P(5), I(6), I(7), I(8), I(9))
 REPLAY(grouped_int8_linear, P(0), P(1), P(2), P(3), P(4), I(5), I(6), I(7), I(8))
 REPLAY(int4_linear, P(0), P(1), P(2), P(3), P(4), I(5), I(6), I(7), I(8), I(9))
 REPLAY(add_updates, P(0), P(1), I(2), P(3), P(4), P(5), I(6), I(7), I(8), I(9), I(10), I(11))
+REPLAY(adapted_linear, P(0), P(1), P(2), P(3), P(4), P(5), P(6), I(7), I(8), I(9), I(10), I(11), I(12),
+       I(13))
 REPLAY(take_rows, P(0), I(1), I(2), P(3), P(4), I(5), I(6), I(7))
 REPLAY(add, P(0), P(1), P(2), I(3), I(4))
 REPLAY(rms_norm, P(0), P(1), P(2), I(3), I(4), F(5), F(6), I(7))

@@ -26,6 +26,7 @@ _Bias = tuple[int | None, float]
 _NO_BIAS: _Bias = (None, 0.0)
 _FORMATS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # of weights and updates
 _PAIRS = 3  # the format of weights whose lanes are pairs of bfloat16
+_RANKS = 4  # of an update that are next to each other, as in cpu.c
 _ARENA_BYTES = 64 * 2**20  # allocated at once
 _ALIGNMENT = 64  # bytes: a cache line, and the longest vector
 _MAPPED_BYTES = 32 * 2**20  # glibc maps what is this large anew at each allocation
@@ -43,6 +44,7 @@ _KERNELS: dict[str, Types] = {
         *(POINTER, SIZE, SIZE, SIZE, SIZE, INT),
     ),
     "linear": (POINTER, POINTER, POINTER, POINTER, SIZE, SIZE, SIZE, INT, INT),
+    "adapted_linear": (*[POINTER] * 7, *[SIZE] * 5, INT, INT),
     "int8_linear": (*[POINTER] * 6, SIZE, SIZE, SIZE, INT),
     "grouped_int8_linear": (*[POINTER] * 5, SIZE, SIZE, SIZE, INT),
     "int4_linear": (*[POINTER] * 5, SIZE, SIZE, SIZE, SIZE, INT),
@@ -94,6 +96,7 @@ class CpuKernels:
         self._library = library
         kernels = {name: Kernel(library, name, types) for name, types in _KERNELS.items()}
         self._linear = kernels["linear"]
+        self._adapted_linear = kernels["adapted_linear"]
         self._int8_linear = kernels["int8_linear"]
         self._grouped_int8_linear = kernels["grouped_int8_linear"]
         self._int4_linear = kernels["int4_linear"]
@@ -539,10 +542,19 @@ class CpuKernels:
         if down.dtype != torch.float32 or up.dtype != torch.float32:
             raise ValueError("expected fp32 matrices")
         dtype = exact_dtype((down, up))
-        return PackedUpdate(
-            _panels(down.to(dtype), self.vector_width),
-            _panels(up.to(dtype), self.panel_width),
-            len(down),
+        groups = _panels(up.to(dtype), self.panel_width), self._rank_groups(down.to(dtype))
+        if dtype == torch.bfloat16:  # in the order of `pack_weight`
+            pairs = [group.unflatten(-1, (2, -1)).transpose(-1, -2) for group in groups]
+            groups = pairs[0].flatten(-2), pairs[1].flatten(-2)
+        up_panels, down_groups = (group.contiguous() for group in groups)
+        return PackedUpdate(down_groups, up_panels, len(down))
+
+    def _rank_groups(self, down: Tensor) -> Tensor:
+        """A matrix [rank, K] as [rank / 4, K / width, 4, width], padded with zeros."""
+        missing = -down.shape[1] % self.panel_width, -len(down) % self.vector_width
+        padded = torch.nn.functional.pad(down, (0, missing[0], 0, missing[1]))
+        return (
+            padded.unflatten(0, (-1, _RANKS)).unflatten(-1, (-1, self.panel_width)).transpose(1, 2)
         )
 
     def together(self, updates: Sequence["PackedUpdate"]) -> list["PackedUpdate"]:
@@ -591,6 +603,44 @@ class CpuKernels:
             in_features,
             torch.get_num_threads(),
         )
+
+    def adapted_linear(
+        self,
+        x: Tensor,
+        packed: Tensor,
+        bias: Tensor | None,
+        out_features: int,
+        slots: Tensor,
+        updates: "Updates",
+    ) -> Tensor:
+        """Return `linear` of x [..., K] with `add_updates` to its rows, bit for bit, by one call.
+
+        Threads are woken once.
+
+        Raises:
+            IndexError: there is no such slot.
+        """
+        if x.dtype != torch.float32 or x.shape[-1] != packed.shape[1]:
+            raise ValueError(f"expected fp32 input of width {packed.shape[1]}")
+        x = x.contiguous()
+        rows = x.numel() // x.shape[-1]
+        if slots.numel() != rows:
+            raise ValueError("expected a slot for each row")
+        output = x.new_empty(*x.shape[:-1], out_features)
+        self._adapted_linear(
+            x.data_ptr(),
+            packed.data_ptr(),
+            None if bias is None else bias.data_ptr(),
+            output.data_ptr(),
+            _flat(slots, torch.int64),
+            *updates.arguments,
+            rows,
+            out_features,
+            x.shape[-1],
+            _FORMATS[packed.dtype],
+            torch.get_num_threads(),
+        )
+        return output
 
     def choose(
         self, scores: Tensor, draws: Tensor | None = None
@@ -707,8 +757,8 @@ class Int4Weight(NamedTuple):
 class PackedUpdate(NamedTuple):
     """A low-rank update of a part of a layer, laid out for `add_updates`.
 
-    `down` is [rank / vector width, K, vector width] and `up` [N / panel width, rank, panel width],
-    both rounded up, and both of one of `_FORMATS`.
+    `down` is [rank / 4, K / panel width, 4, panel width], its rank rounded up to whole vectors, and
+    `up` [N / panel width, rank, panel width], both of one of `_FORMATS`.
     """
 
     down: Tensor

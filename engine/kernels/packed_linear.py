@@ -7,7 +7,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from .cpu import CpuKernels, exact_dtype, load
+from .cpu import CpuKernels, Updates, exact_dtype, load
 
 _ROWS_AT_ONCE = 64  # of a weight that are looked at before the next: most that do not fit show it
 
@@ -45,6 +45,12 @@ class PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return x @ weight.T + bias."""
         return self._kernels.linear(x, self.packed, self.bias, self.out_features)
+
+    def adapted(self, x: Tensor, slots: Tensor, updates: Updates) -> Tensor:
+        """Return the same with the updates in each row's slot added."""
+        return self._kernels.adapted_linear(
+            x, self.packed, self.bias, self.out_features, slots, updates
+        )
 
     def extra_repr(self) -> str:
         """Describe the layer as nn.Linear does."""

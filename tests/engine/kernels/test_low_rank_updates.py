@@ -147,6 +147,25 @@ def test_a_row_depends_on_no_other(kernels: CpuKernels) -> None:
     assert torch.equal(compute(some), together[some])
 
 
+@pytest.mark.parametrize("num_threads", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 32, 200])
+def test_a_layer_and_its_updates_by_one_call_are_those_by_two(
+    kernels: CpuKernels, rows: int, dtype: torch.dtype, num_threads: int
+) -> None:
+    torch.manual_seed(rows)
+    k, parts = 520, [90, 30]
+    made = make(kernels, k, parts, RANKS, dtype)
+    weight = kernels.pack_weight(torch.randn(sum(parts), k).to(dtype))
+    x, bias = torch.randn(rows, k), torch.randn(sum(parts))
+    for slots in (torch.arange(rows) % (NUM_SLOTS + 1) - 1, torch.full((rows,), -1)):
+        with threads(num_threads):
+            found = kernels.adapted_linear(x, weight, bias, sum(parts), slots, made.updates)
+            wanted = kernels.linear(x, weight, bias, sum(parts))
+            kernels.add_updates(x, wanted, slots, made.updates)
+        assert torch.equal(found, wanted)
+
+
 def test_an_update_that_is_taken_away(kernels: CpuKernels) -> None:
     torch.manual_seed(0)
     made = make(kernels, 8, [10], {0: 4, 1: 4})
@@ -159,7 +178,9 @@ def test_an_update_that_is_taken_away(kernels: CpuKernels) -> None:
 
 def test_a_slot_that_is_not_there(kernels: CpuKernels) -> None:
     made = make(kernels, 8, [10], {0: 1})
+    x, slots = torch.zeros(1, 8), torch.tensor([NUM_SLOTS])
     with pytest.raises(IndexError):
-        kernels.add_updates(
-            torch.zeros(1, 8), torch.zeros(1, 10), torch.tensor([NUM_SLOTS]), made.updates
-        )
+        kernels.add_updates(x, torch.zeros(1, 10), slots, made.updates)
+    with pytest.raises(IndexError):
+        weight = kernels.pack_weight(torch.zeros(10, 8))
+        kernels.adapted_linear(x, weight, None, 10, slots, made.updates)
