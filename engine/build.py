@@ -290,6 +290,7 @@ def _adapters(config: EngineConfig, loaded: LoadedModel) -> AdapterBank | None:
         num_slots,
         native_kernels(config, loaded),
         is_segmented=_has_segmented_updates(config, loaded),
+        rounds_to=None if config.lora_dtype is None else getattr(torch, config.lora_dtype),
     )
     max_loaded = config.max_cpu_loras or max(_NUM_LOADED, num_slots)
     bank = AdapterBank(layers, max_loaded, AdapterLoader(layers, config.adapter_directory))

@@ -71,6 +71,7 @@ class AdaptedLayers:
         num_slots: how many adapters can be on the device at a time.
         kernels: compute the updates on a CPU, if given.
         is_segmented: whether the Triton kernel computes them.
+        rounds_to: a format that updates are rounded to first, if given.
 
     Attributes:
         step: what the layers read in each step.
@@ -84,6 +85,7 @@ class AdaptedLayers:
         kernels: CpuKernels | None = None,
         *,
         is_segmented: bool = False,
+        rounds_to: torch.dtype | None = None,
     ) -> None:
         self.step = Step()
         self.num_slots = num_slots
@@ -92,6 +94,7 @@ class AdaptedLayers:
         self.needs_all_rows = kernels is not None or is_segmented
         self._loaded = loaded
         self._kernels = kernels
+        self._rounds_to = rounds_to
         self._parts: dict[str, Part] = {}
         self._refused: dict[str, str] = {}
         self._slots: dict[int, FittedAdapter] = {}
@@ -172,10 +175,13 @@ class AdaptedLayers:
                 f"adapter {adapter}: its update of {name} is for a weight {shape}, and the model's "
                 f"is {[part.out_features, part.in_features]}"
             )
+        if self._rounds_to is not None:
+            update = update.rounded(self._rounds_to)
         packed = part.pack(update)
         if not all(torch.isfinite(matrix).all() for matrix in packed[:2]):
             raise ModelLoadError(
-                f"adapter {adapter}: its update of {name} is too large for {self._loaded.dtype}"
+                f"adapter {adapter}: its update of {name} is too large for "
+                f"{self._rounds_to or self._loaded.dtype}"
             )
         return part, packed
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -16,6 +17,10 @@ class LowRankUpdate(NamedTuple):
 
     down: Tensor
     up: Tensor
+
+    def rounded(self, dtype: torch.dtype) -> LowRankUpdate:
+        """The same with each number rounded to a format, still in float32."""
+        return LowRankUpdate(self.down.to(dtype).float(), self.up.to(dtype).float())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -58,6 +58,8 @@ class EngineConfig:
         max_loras: adapters on the device at a time, in one step; those that are used least recently
             give way. None takes 8, or as many as are loaded at the start.
         max_cpu_loras: adapters that can be loaded; None takes 32, or as many as at the start.
+        lora_dtype: "bfloat16" or "float16", to which adapters are rounded; None rounds nothing on a
+            CPU, and to the model's own dtype on a GPU.
         num_shards: the ranks among which the model is divided, each a process with a device of its
             own, or with its share of the processors.
         image_cache_bytes: of embeddings of images, which are kept for prompts with the same image.
@@ -94,6 +96,7 @@ class EngineConfig:
     adapter_directory: Path | None = None
     max_loras: int | None = None
     max_cpu_loras: int | None = None
+    lora_dtype: str | None = None
     num_shards: int = 1
     image_cache_bytes: int = 256 * 1024**2
     max_step_image_tokens: int = 1024

@@ -29,6 +29,7 @@ Quantization = Literal[
     "awq", "bitsandbytes", "bitsandbytes-fp4", "bitsandbytes-nf4", "compressed-tensors", "eetq",
     "exl2", "gptq", "marlin",
 ]  # fmt: skip
+LoraDtype = Literal["bfloat16", "float16"]
 KvCacheDtype = Literal["fp8_e4m3fn", "fp8_e5m2"]
 Device = Literal["cpu", "cuda"]
 UnknownAdapter = Literal["refuse", "base"]
@@ -103,6 +104,10 @@ class Settings:
         About(
             "adapters that can be loaded; otherwise 32, or as many as at start", ours=True, low=1
         ),
+    ] = None
+    lora_dtype: Annotated[
+        LoraDtype | None,
+        About("number format that adapters are rounded to; otherwise as the model's", ours=True),
     ] = None
     trust_remote_code: Annotated[bool, About("let code that comes with the model run")] = False
     tokenizer_config_path: Annotated[
@@ -692,6 +697,7 @@ class Settings:
             adapter_directory=self.lora_adapter_directory,
             max_loras=self.max_loras,
             max_cpu_loras=self.max_cpu_loras,
+            lora_dtype=self.lora_dtype,
             num_shards=self.num_shards,
             trust_remote_code=self.trust_remote_code,
             block_size=self.block_size,

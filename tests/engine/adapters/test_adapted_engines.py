@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 from transformers import Gemma2Config, GPT2Config, LlamaConfig, Phi3Config
 
 from engine import build
-from engine.adapters.peft_directory import read_adapter
+from engine.adapters.peft_directory import WEIGHTS_NAME, read_adapter
 from engine.adapters.segmented_updates import Capacity
 from engine.batch import TableWidths
 from engine.build import build_engine
@@ -19,7 +21,7 @@ from engine.model import prepare
 from engine.model.loaded import LoadedModel
 from engine.model.passes import merge_projections
 from engine.protocol.config import EngineConfig, EngineInfo
-from engine.protocol.request import Request
+from engine.protocol.request import Request, SequenceOutput
 from engine.replay.cpu_recorder import CpuGraph
 from engine.replay.cuda_graphs import CudaGraphs, Replay
 from engine.replay.shapes import decode_shapes
@@ -256,6 +258,23 @@ def test_rows_of_the_base_model_are_the_same_bit_for_bit(made: Made) -> None:
     mixed, _ = engine_for(made)
     wanted = run(alone, request("", 3))[" 3"]
     assert run(mixed, request("everything", 2), request("", 3))[" 3"] == wanted
+
+
+def test_adapters_are_rounded_if_asked(made: Made, tmp_path: Path) -> None:
+    """They answer as files do that were rounded before, and not as the files that are there."""
+    name = "attention"  # whose scale is a power of two
+    given, rounded = made.adapters[name], tmp_path / name
+    shutil.copytree(given, rounded)
+    tensors = load_file(given / WEIGHTS_NAME)
+    save_file({key: one.bfloat16() for key, one in tensors.items()}, rounded / WEIGHTS_NAME)
+
+    def outputs(path: Path, lora_dtype: str | None) -> list[SequenceOutput]:
+        engine, _ = engine_for(Made(made.model, {name: path}), lora_dtype=lora_dtype)
+        return run(engine, request(name, 1))[f"{name} 1"]
+
+    wanted = outputs(rounded, None)
+    assert outputs(given, "bfloat16") == wanted
+    assert outputs(given, None) != wanted
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -252,6 +252,13 @@ def test_more_adapters_may_come_from_a_directory() -> None:
     assert (config.adapter_directory, config.max_loras, config.max_cpu_loras) == (Path("/a"), 2, 3)
 
 
+def test_adapters_are_rounded_only_if_asked() -> None:
+    assert parse().engine_config(Path("s")).lora_dtype is None
+    assert parse("--lora-dtype=float16").engine_config(Path("s")).lora_dtype == "float16"
+    with pytest.raises(SettingsError, match="--lora-dtype must be one of bfloat16, float16"):
+        parse("--lora-dtype=int8")
+
+
 @pytest.mark.parametrize("flags", [("--max-loras=3",), ("--lora-adapters=a=/a,b=/b,c=/c",)])
 def test_no_more_adapters_are_loaded_or_on_the_device_than_there_can_be(
     flags: tuple[str, ...],
