@@ -69,7 +69,11 @@
 #endif
 #define NV 2          /* vectors (columns) of a register tile */
 #define NR (NV * W)   /* columns of a weight panel */
-#define KC 512        /* depth of one K block: KC x NR weights stay in the inner caches */
+#if W == 8
+#define KC 256        /* depth of one K block: KC x NR weights and a tile's rows stay in the first cache */
+#else
+#define KC 512        /* likewise, in the inner caches */
+#endif
 #define KLD (KC + 16) /* row stride of packed activations: off powers of two, for the cache sets */
 #define MC 192        /* activation rows packed at a time: MC x KC of them fit the L2 cache */
 #define PANELS 4      /* panels that share a pass over the activations */
@@ -104,6 +108,13 @@
 #define EXPORT __attribute__((visibility("default")))
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
+#if defined(__AVX2__) && W == 8
+/* Keeps a vector in its register: with 16 of them compilers read weights again for each row of a tile,
+ * or move sums to memory, to have a register for what is needed later. */
+#define HOLD(vector) __asm__("" : "+x"(vector))
+#else
+#define HOLD(vector) (void)0
+#endif
 
 typedef float vf __attribute__((vector_size(W * 4)));
 typedef int32_t vi __attribute__((vector_size(W * 4)));
@@ -636,8 +647,13 @@ INLINE Fetch fetch_later(Later *later, const char *after, int64_t depth, int64_t
     return part;
 }
 
+/* Where a first cache holds the next weights as well (W == 8), three tiles or more prefetch into it:
+ * they touch each line several times, and each time would miss that cache otherwise. */
 INLINE void fetch_step(Fetch *fetch) {
-    __builtin_prefetch(fetch->next, 0, 2);
+    if (W == 8 && fetch->stride < CACHE_LINE / 2)
+        __builtin_prefetch(fetch->next, 0, 3);
+    else
+        __builtin_prefetch(fetch->next, 0, 2);
     if (NR * 4 > CACHE_LINE && fetch->stride > CACHE_LINE) /* only of a lone tile */
         __builtin_prefetch(fetch->next + CACHE_LINE, 0, 2);
     fetch->next += fetch->stride;
@@ -663,6 +679,7 @@ INLINE void linear_tile(const int rows, const Format format, const float *x, int
     for (int64_t k = 0; k < depth; k++, panel += step) {
         vf b[NV];
         read_step(format, panel, b);
+        UNROLL for (int v = 0; v < NV; v++) HOLD(b[v]);
         fetch_step(&fetch);
         UNROLL for (int r = 0; r < rows; r++) {
             vf a = splat(x[r * KLD + k]);
@@ -1021,11 +1038,16 @@ INLINE void dot4(const int rows, const Level *x, int64_t groups, const int8_t *p
             vs b[NV];
             UNROLL for (int v = 0; v < NV; v++) {
                 b[v] = *(const vs *)(panel + (g * NR + v * W) * 4);
+                HOLD(b[v]);
                 b[v] = (odd ? b[v] : b[v] << 8) >> 8;
+                HOLD(b[v]);
             }
             UNROLL for (int r = 0; r < rows; r++) {
                 vi a = splat_bytes(x + r * QLD + g * 4 + odd * 2);
-                UNROLL for (int v = 0; v < NV; v++) sums[r][v] += MADD_WORDS(a, b[v]);
+                UNROLL for (int v = 0; v < NV; v++) {
+                    sums[r][v] += MADD_WORDS(a, b[v]);
+                    HOLD(sums[r][v]);
+                }
             }
         }
     }
@@ -1257,8 +1279,12 @@ INLINE void dot8(const int rows, const SmallLevel *x, const uint8_t *panel, Fetc
         fetch_step(fetch);
         UNROLL for (int upper = 0; upper < 2; upper++) {
             vi b[NV];
-            UNROLL for (int v = 0; v < NV; v++)
-                b[v] = *(const vi *)(panel + (g * NR + v * W) * 4) >> 4 * upper & 0x0f0f0f0f;
+            UNROLL for (int v = 0; v < NV; v++) {
+                b[v] = *(const vi *)(panel + (g * NR + v * W) * 4);
+                HOLD(b[v]);
+                b[v] = b[v] >> 4 * upper & 0x0f0f0f0f;
+                HOLD(b[v]);
+            }
             UNROLL for (int r = 0; r < rows; r++) {
                 vi a = splat_bytes(x + r * QLD + g * 8 + upper * 4);
                 UNROLL for (int v = 0; v < NV; v++) {
@@ -1266,6 +1292,7 @@ INLINE void dot8(const int rows, const SmallLevel *x, const uint8_t *panel, Fetc
                     sums[r][v] = DOT(sums[r][v], b[v], a);
 #else
                     acc[r][v] += MADD_BYTES(b[v], a);
+                    HOLD(acc[r][v]);
 #endif
                 }
             }
