@@ -58,17 +58,20 @@ class Stream:
     def push(self, output: SequenceOutput) -> None:
         """Queues a step's output, without log-probabilities that an earlier engine sent already."""
         if output.prompt_logprobs:
-            fresh = output.prompt_logprobs[self.num_repeated_logprobs :]
-            self.num_repeated_logprobs -= len(output.prompt_logprobs) - len(fresh)
-            self.num_prompt_logprobs += len(fresh)
-            tops = output.prompt_tops[len(output.prompt_logprobs) - len(fresh) :]
-            output = output._replace(prompt_logprobs=fresh, prompt_tops=tops)
+            output = self._without_repeated(output)
         if output.token is not None:
             self.token_ids.append(output.token.token_id)
         if output.is_last and not self.ended:
             self.ended = True
             self.on_end()
         self.put(output)
+
+    def _without_repeated(self, output: SequenceOutput) -> SequenceOutput:
+        fresh = output.prompt_logprobs[self.num_repeated_logprobs :]
+        self.num_repeated_logprobs -= len(output.prompt_logprobs) - len(fresh)
+        self.num_prompt_logprobs += len(fresh)
+        tops = output.prompt_tops[len(output.prompt_logprobs) - len(fresh) :]
+        return output._replace(prompt_logprobs=fresh, prompt_tops=tops)
 
     def put(self, item: SequenceOutput | ServiceError) -> None:
         """Adds an item and wakes the caller, once for all that come before it runs."""

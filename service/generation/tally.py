@@ -6,6 +6,7 @@ is observed once for all of them.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, field
 
 from engine.protocol.request import SequenceOutput
@@ -38,7 +39,6 @@ class Tally:
 
     Attributes:
         now: when the step's outputs arrived, in seconds of the monotonic clock.
-        num_tokens: generated tokens.
         num_prompt_tokens: prompt tokens of the requests that the step has begun.
         num_cached_tokens: of these, tokens that the KV cache had already.
         first: those requests that got their first token.
@@ -48,11 +48,10 @@ class Tally:
     """
 
     now: float
-    num_tokens: int = 0
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
     first: list[Pace] = field(default_factory=list)
-    previous: dict[float, int] = field(default_factory=dict)
+    previous: defaultdict[float, int] = field(default_factory=lambda: defaultdict(int))
     drafted: dict[int, int] = field(default_factory=dict)
     num_forced: int = 0
 
@@ -61,6 +60,11 @@ class Tally:
         """Requests that got tokens."""
         return len(self.first) + sum(self.previous.values())
 
+    @property
+    def num_tokens(self) -> int:
+        """Generated tokens."""
+        return self.num_sequences + self.num_forced + sum(self.drafted.values())
+
     def add(self, pace: Pace, output: SequenceOutput) -> None:
         """Counts an output; those of one request come one after the other."""
         if output.first_scheduled:
@@ -68,14 +72,13 @@ class Tally:
             self.num_cached_tokens += min(output.num_cached_tokens, pace.num_prompt_tokens)
         if output.token is None:
             return
-        self.num_tokens += 1
-        last = pace.last
-        if last == self.now:
+        last, now = pace.last, self.now
+        if last == now:
             self._add_further(pace)
             return
-        pace.last = self.now
+        pace.last = now
         if last:
-            self.previous[last] = self.previous.get(last, 0) + 1
+            self.previous[last] += 1
         else:
             self.first.append(pace)
 

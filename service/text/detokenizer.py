@@ -46,7 +46,7 @@ class Detokenizer:
         if self._is_whole:
             assert self._text_after is not None
             added = self._text_after(token_id)
-            if _is_whole(added):
+            if added and added[-1] != _REPLACEMENT:  # `_is_whole`, without a call for each token
                 self._window = [token_id]
                 self._num_read = 1
                 self._is_stale = True

@@ -73,7 +73,7 @@ class TextTokenizer:
         self._bos_id = tokenizer.bos_token_id
         self._texts: dict[int, str] = {}
         self._anchor = _anchor(self._backend)
-        self._texts_after: dict[int, str] = {}
+        self._texts_after = _TextsAfter(self._backend, self._anchor)
         self._added = {
             token.content: token_id for token_id, token in tokenizer.added_tokens_decoder.items()
         }
@@ -218,16 +218,7 @@ class TextTokenizer:
     @property
     def text_after(self) -> Callable[[int], str] | None:
         """What a token adds to any text of whole characters; None if that depends on the text."""
-        return None if self._anchor is None else self._text_after
-
-    def _text_after(self, token_id: int) -> str:
-        text = self._texts_after.get(token_id)
-        if text is None:
-            assert self._anchor is not None
-            whole = self.decode([self._anchor, token_id])
-            text = whole.removeprefix(self.decode([self._anchor]))
-            self._texts_after[token_id] = text
-        return text
+        return None if self._anchor is None else self._texts_after.__getitem__
 
     def too_long(self, text: str, max_tokens: int) -> bool:
         """Whether a text must have more tokens than this, as far as its length alone tells."""
@@ -323,6 +314,29 @@ class TextTokenizer:
     def _end(self, text: str, truncate: int) -> str:
         """What the last tokens are made of: they are not longer than twice as many longest ones."""
         return text[-2 * truncate * self._max_token_chars :]
+
+
+class _TextsAfter(dict[int, str]):
+    """What each token adds to a text of whole characters, decoded when it is first asked for.
+
+    Args:
+        backend: decodes.
+        anchor: a token of one letter, which stands for the text.
+    """
+
+    def __init__(self, backend: Tokenizer, anchor: int | None) -> None:
+        super().__init__()
+        self._backend = backend
+        self._anchor = anchor
+
+    def __missing__(self, token_id: int) -> str:
+        assert self._anchor is not None
+        before = self._decode([self._anchor])
+        text = self[token_id] = self._decode([self._anchor, token_id]).removeprefix(before)
+        return text
+
+    def _decode(self, token_ids: list[int]) -> str:
+        return str(self._backend.decode(token_ids, skip_special_tokens=False))
 
 
 def _load(
