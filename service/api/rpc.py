@@ -36,9 +36,9 @@ from ..workers.lanes import Lanes
 from . import health
 from .call import Call
 
-# Of requests that are parsed on the event loop, which takes some milliseconds: betterproto2 takes
-# 2 us per byte of JSON values in a message, and a body of many small values 0.1 us per byte.
-_MAX_LOOP_BYTES = 4 * 1024
+# Of requests that are parsed on the event loop, which takes up to 4 ms: betterproto2 takes 2 us per
+# byte of JSON values in a message, and a body of many small values 0.1 us per byte.
+_MAX_LOOP_BYTES = 2 * 1024
 _MAX_LOOP_BODY_BYTES = 32 * 1024
 
 # Takes a message's bytes, and whether a REST caller sent it.

@@ -71,6 +71,7 @@ from ..workers.lanes import Lanes
 from . import docs
 from .call import Call
 from .image_prompts import ImagePrompts
+from .whole_replies import WholeReplies
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +81,8 @@ KEEP_ALIVE_S = 15.0  # TGI's interval: axum's KeepAlive
 _MAX_WATCHERS = 128  # of the load
 # Of a list of tokens in one message: more than clients of gRPC take unless they are told to.
 _MAX_UNARY_LIST_BYTES = 4 * 1024**2
-_SMALL_BYTES = 16 * 1024  # of a conversation that is prepared on the event loop, in milliseconds
+# Of a conversation that is prepared on the event loop: tools take most, 0.8 ms per KiB.
+_SMALL_BYTES = 6 * 1024
 
 
 class TextGenerationServicer:
@@ -111,6 +113,7 @@ class TextGenerationServicer:
         self._dialect = dialect_of(tokenizer, server)
         self._adapter_changes = AdapterChanges(client, server.adapters)
         self._scraper = ThreadPoolExecutor(1, "metrics")
+        self._replies = WholeReplies()
 
     @property
     def limits(self) -> Limits:
@@ -120,7 +123,8 @@ class TextGenerationServicer:
     async def generate(self, request: TextRequest, call: Call) -> Reply:
         """Generates a whole text."""
         inputs = await self._image_prompts.of_text(request.inputs, request.images)
-        return call.presenter.generate(await self._run(inputs, request.parameters, call))
+        result = await self._run(inputs, request.parameters, call)
+        return await self._replies.made([result], partial(call.presenter.generate, result))
 
     async def generate_stream(self, request: TextRequest, call: Call) -> AsyncGenerator[Reply]:
         """Generates a text as one message per token."""
@@ -139,7 +143,8 @@ class TextGenerationServicer:
             parameters = replace(parameters, return_full_text=True)
         if not request.stream:
             result = await self._run(inputs, parameters, call)
-            return _alone(call.presenter.compat_generate(result))
+            present = partial(call.presenter.compat_generate, result)
+            return _alone(await self._replies.made([result], present))
         self._pipeline.check_adapter(parameters)
         events = self._stream(inputs, parameters, call)
         return self._presented(events, [inputs], call, call.presenter.compat_generate_stream)
@@ -151,8 +156,8 @@ class TextGenerationServicer:
         head = self._head("chatcmpl-", wanted)
         with fields_named(wanted.field_names):
             if not wanted.stream:
-                answers = await self._answers(wanted, prompt, head, call)
-                return _alone(call.presenter.chat(answers))
+                present = call.presenter.chat
+                return _alone(await self._answer(wanted, prompt, head, call, present))
             self._pipeline.check_adapter(wanted.parameters)
         messages = self._chat_deltas(wanted, prompt, head, call)
         return self._presented(messages, [prompt], call, _as_it_is, openai=True)
@@ -164,8 +169,8 @@ class TextGenerationServicer:
         with fields_named(completions.FIELD_NAMES):
             wanted = await self._pictured(wanted)
             if not wanted.stream:
-                answer = await self._complete(wanted, head, call)
-                return _alone(call.presenter.completions(answer))
+                present = call.presenter.completions
+                return _alone(await self._complete(wanted, head, call, present))
             self._pipeline.check_adapter(wanted.parameters)
         messages = self._completion_deltas(wanted, head, call)
         return self._presented(messages, wanted.prompts, call, _as_it_is, openai=True)
@@ -181,7 +186,10 @@ class TextGenerationServicer:
         with responses_fields(wanted):
             if not chat_request.stream:
                 result = await self._run(prompt, chat_request.parameters, call)
-                return _alone(call.presenter.response(answer(wanted, result, head)))
+                reply = await self._replies.made(
+                    [result], lambda: call.presenter.response(answer(wanted, result, head))
+                )
+                return _alone(reply)
             self._pipeline.check_adapter(chat_request.parameters)
         stream = ResponseStream(wanted, head)
         messages = self._response_events(wanted, prompt, stream, call)
@@ -195,8 +203,8 @@ class TextGenerationServicer:
         wanted = conversation.request
         with fields_named(wanted.field_names):
             head = self._head("chatcmpl-", wanted)
-            answers = await self._answers(wanted, conversation.prompt, head, call)
-        return convert.chat_completion(answers)
+            present = convert.chat_completion
+            return await self._answer(wanted, conversation.prompt, head, call, present)
 
     async def completions_unary(self, wanted: CompletionsRequest, call: Call) -> Reply:
         """Completions for callers that want a unary method: typed only."""
@@ -204,9 +212,8 @@ class TextGenerationServicer:
         wanted.check(self._server.limits)
         with fields_named(completions.FIELD_NAMES):
             wanted = await self._pictured(wanted)
-            return convert.completion(
-                await self._complete(wanted, self._head("cmpl-", wanted), call)
-            )
+            head = self._head("cmpl-", wanted)
+            return await self._complete(wanted, head, call, convert.completion)
 
     async def invocations(
         self, request: TextRequest | ChatRequest | CompletionsRequest, call: Call
@@ -458,25 +465,38 @@ class TextGenerationServicer:
     ) -> AsyncGenerator[TokenEvent]:
         return self._pipeline.stream(prompt, parameters, call.received)
 
-    async def _answers(
-        self, wanted: ChatRequest, prompt: str, head: Head, call: Call
-    ) -> list[ChatAnswer]:
+    async def _answer(
+        self,
+        wanted: ChatRequest,
+        prompt: str,
+        head: Head,
+        call: Call,
+        present: Callable[[Sequence[ChatAnswer]], Reply],
+    ) -> Reply:
         results = await self._pipeline.run_choices(
             prompt, wanted.parameters, wanted.num_choices, call.received
         )
         await call.send_headers(headers.of_choices(results, self._server.compute_type))
-        return [chat.answer(wanted, result, head) for result in results]
+        return await self._replies.made(
+            results, lambda: present([chat.answer(wanted, result, head) for result in results])
+        )
 
     async def _complete(
-        self, wanted: CompletionsRequest, head: Head, call: Call
-    ) -> CompletionAnswer:
+        self,
+        wanted: CompletionsRequest,
+        head: Head,
+        call: Call,
+        present: Callable[[CompletionAnswer], Reply],
+    ) -> Reply:
         results = await gather(
             self._pipeline.run_choices(prompt, wanted.parameters, wanted.num_choices, call.received)
             for prompt in wanted.prompts
         )
-        answer = wanted.answer(head, results, self._tokenizer.decode)
+        done = [result for choices in results for result in choices]
+        decode = self._tokenizer.decode
+        answer = await self._replies.run(done, lambda: wanted.answer(head, results, decode))
         await call.send_headers(headers.of_generations(answer.choices, self._server.compute_type))
-        return answer
+        return await self._replies.made(done, partial(present, answer))
 
     def _choices(
         self, prompt: Prompt, wanted: ChatRequest | CompletionsRequest, call: Call

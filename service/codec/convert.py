@@ -57,7 +57,7 @@ def generate_response(result: Generation) -> pb.GenerateResponse:
     response = pb.GenerateResponse(
         generated_text=result.generated_text,
         token_ids=[token.id for token in result.tokens],
-        **_end(result),
+        **end(result),
     )
     if result.request.wants_details:
         response.details = pb.Details(
@@ -74,7 +74,7 @@ def stream_response(event: TokenEvent) -> pb.GenerateStreamResponse:
     )
     result = event.generation
     if result is not None:
-        for name, value in _end(result).items():
+        for name, value in end(result).items():
             setattr(response, name, value)
         response.generated_text = result.generated_text
         if result.request.details:
@@ -276,12 +276,19 @@ def _best_of_sequence(result: Generation) -> pb.BestOfSequence:
     return pb.BestOfSequence(generated_text=result.generated_text, **_summary(result))
 
 
-def _summary(result: Generation) -> dict[str, Any]:
-    """The fields that Details and BestOfSequence share."""
+def head(result: Generation) -> dict[str, Any]:
+    """The fields of Details and of BestOfSequence that are no lists."""
     return {
         "finish_reason": _FINISH_REASONS[result.finish_reason],
         "generated_tokens": len(result.tokens),
         "seed": result.seed,
+    }
+
+
+def _summary(result: Generation) -> dict[str, Any]:
+    """The fields that Details and BestOfSequence share."""
+    return {
+        **head(result),
         "prefill": _prefill(result.prefill),
         "tokens": _tokens(result.tokens),
         "top_tokens": _token_lists(result.top_tokens),
@@ -303,7 +310,7 @@ def _finish(reason: str | None) -> dict[str, Any]:
     return {"finish_reason": finish_word(reason), "reason": _FINISH_REASONS[reason]}
 
 
-def _end(result: Generation) -> dict[str, Any]:
+def end(result: Generation) -> dict[str, Any]:
     """What both forms of an answer to `/generate` have at their end."""
     num_generated = sum(len(item.tokens) for item in (result, *result.best_of_sequences))
     usage = Usage(result.num_prompt_tokens, num_generated, result.num_cached_tokens)

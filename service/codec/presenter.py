@@ -26,7 +26,7 @@ from ..openai.usage import StreamUsage
 from ..pb.google.api import HttpBody
 from ..pb.tokenwire import v1 as pb
 from ..text.tokenizer import TokenSpan
-from . import convert, framing, render
+from . import convert, framing, render, whole
 from .responses import convert as convert_responses
 from .responses import render as render_responses
 
@@ -122,7 +122,7 @@ class TypedPresenter:
 
     def generate(self, result: Generation) -> Reply:
         """See Presenter."""
-        return convert.generate_response(result)
+        return whole.generate_response(result)
 
     def generate_stream(self, event: TokenEvent) -> Reply:
         """See Presenter."""
@@ -132,7 +132,7 @@ class TypedPresenter:
 
     def compat_generate(self, result: Generation) -> Reply:
         """See Presenter."""
-        return pb.CompatGenerateResponse(response=convert.generate_response(result))
+        return framing.sized(b"\x0a", whole.generate_response(result))
 
     def compat_generate_stream(self, event: TokenEvent) -> Reply:
         """See Presenter."""

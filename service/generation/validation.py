@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 
 from engine.protocol.images import Image
@@ -27,6 +28,8 @@ from .limits import (
     check_vocabulary,
 )
 from .parameters import GenerationRequest, Parameters, Prompt
+
+_LONG = 32 * 1024  # tokens of a prompt
 
 
 def random_seed() -> int:
@@ -82,6 +85,8 @@ class Validator:
         with stage("validate", from_begin=True):
             adapter = self.check_adapter(parameters)
             token_ids, images, max_new_tokens = await self._checked(prompt, parameters)
+        if len(token_ids) > _LONG:  # which takes milliseconds to check, and to send to the engine
+            await asyncio.sleep(0)
         source = ""
         if parameters.grammar is not None:
             with stage("grammar"):

@@ -47,7 +47,9 @@ def of_generation(
     return scored
 
 
-def _of_prompt(prefill: list[PrefillToken], prompt: str, decode: Decode) -> Iterable[ScoredToken]:
+def _of_prompt(
+    prefill: Sequence[PrefillToken], prompt: str, decode: Decode
+) -> Iterable[ScoredToken]:
     detokenizer, offset = Detokenizer(decode, ()), 0
     for index, token in enumerate(prefill):
         tops = _tops(token.id, token.text, token.logprob, token.top_tokens) if index else None

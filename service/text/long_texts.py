@@ -7,6 +7,7 @@ request waits for it.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from array import array
 from collections import deque
@@ -32,6 +33,8 @@ LONG_MESSAGES = 256
 _WORKER_BYTES = 4 * 1024**3  # address space of a process
 MAX_LIST_BYTES = 60 * 1024**2  # of a list of tokens
 _MAX_LISTED_BYTES = 4 * MAX_LIST_BYTES  # of all lists that their callers have not read yet
+
+_SLICE = 32 * 1024  # tokens: a millisecond's work
 
 # Who reads a list of tokens: REST callers or gRPC callers.
 Form = Literal["rest", "typed"]
@@ -94,7 +97,7 @@ class LongTexts:
         )
         if "count" in answer:
             raise TooManyTokensError(answer["count"])
-        return tuple(array("I", answer["ids"]))
+        return await _token_ids(array("I", answer["ids"]))
 
     async def render(
         self,
@@ -108,8 +111,7 @@ class LongTexts:
         Raises:
             ServiceError: the template refuses it, or the same as for `encode`.
         """
-        # As JSON, because its integers have any size.
-        conversation = json.dumps([messages, tools, variables], ensure_ascii=False)
+        conversation = await asyncio.to_thread(_json, messages, tools, variables)
         answer = await self._ask(
             {"do": "render", "conversation": conversation}, num_bytes, "messages"
         )
@@ -177,6 +179,27 @@ class LongTexts:
             raise _invalid(field, reason) from None
         except DeadError:
             raise _invalid(field, "needs too much memory to tokenise") from None
+
+
+async def _token_ids(values: array[int]) -> tuple[int, ...]:
+    """A list of tokens as a tuple, made slice by slice: a long one takes milliseconds."""
+    made: list[int] = []
+    for start in range(0, len(values), _SLICE):
+        made += values[start : start + _SLICE]
+        await asyncio.sleep(0)
+    return tuple(made)
+
+
+def _json(
+    messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, variables: Mapping[str, Any]
+) -> str:
+    """A conversation as JSON, because its integers have any size.
+
+    Message by message, since each call holds the interpreter's lock.
+    """
+    texts = (json.dumps(message, ensure_ascii=False) for message in messages)
+    others = (json.dumps(other, ensure_ascii=False) for other in (tools, variables))
+    return "[" + ", ".join(("[" + ", ".join(texts) + "]", *others)) + "]"
 
 
 def _sent(text: str) -> dict[str, Any]:

@@ -230,7 +230,7 @@ async def test_deep_nesting_is_an_invalid_argument(channel: aio.Channel) -> None
 
 def _field(number: int, content: bytes) -> bytes:
     """A length-delimited field."""
-    return framing._sized(framing._varint(number << 3 | 2), content)
+    return framing.sized(framing._varint(number << 3 | 2), content)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
+import orjson
 import pytest
 
 from service.codec import render
@@ -145,6 +146,19 @@ def test_the_last_token_of_a_stream_with_details(seed: int | None, text: bytes) 
 def test_numbers_are_printed_as_rust_prints_them(logprob: float, text: bytes) -> None:
     event = TokenEvent(Token(1, "x", shortest_float32(logprob), False), [])
     assert b'"logprob":' + text + b"," in render.token_event(event)
+
+
+@pytest.mark.parametrize("count", [2048, 2049, 5000])
+def test_long_lists_are_the_same_in_slices(count: int) -> None:
+    tokens = [Token(index, f"é{index}", -0.5, index % 2 == 0) for index in range(count)]
+    tops = [[token, token] for token in tokens]
+    request = generation_request(details=True)
+    result = generation(request=request, tokens=tokens, top_tokens=tops)
+    body = render.generation(result)
+    assert body == orjson.dumps(orjson.loads(body))
+    details = orjson.loads(body)["details"]
+    assert details["tokens"] == [token._asdict() for token in tokens]
+    assert details["top_tokens"] == [[token._asdict()] * 2 for token in tokens]
 
 
 def test_text_is_utf8_and_escaped_only_where_json_requires_it() -> None:

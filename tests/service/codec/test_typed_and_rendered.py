@@ -8,12 +8,13 @@ from functools import partial
 from typing import Any
 
 import betterproto2
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.protocol.config import RankMemory
-from service.codec import convert, framing, render
+from service.codec import convert, framing, render, whole
 from service.generation.generator import (
     Generation,
     PrefillToken,
@@ -221,3 +222,19 @@ def test_info_has_what_each_rank_keeps_if_there_are_several() -> None:
     rendered = json.loads(render.info(divided))["ranks"]
     assert rendered == [rank._asdict() for rank in ranks]
     assert "ranks" not in json.loads(render.info(alone))
+
+
+@given(generations())
+def test_hand_framed_answers_equal_those_of_the_generated_classes(result: Generation) -> None:
+    assert whole.generate_response(result) == bytes(convert.generate_response(result))
+
+
+@given(st.integers(1, 2**32), TOKENS)
+def test_hand_written_events_equal_those_of_a_dict(number: int, token: Token) -> None:
+    body = {
+        "index": number,
+        "token": token._asdict(),
+        "generated_text": None,
+        "details": None,
+    }
+    assert render.token_event(TokenEvent(token, [], number=number)) == orjson.dumps(body)

@@ -22,6 +22,7 @@ from service.generation.generator import (
     Token,
     TokenEvent,
     shortest_float32,
+    shortest_float32s,
 )
 from service.generation.parameters import GenerationRequest
 from tests.service.fakes import (
@@ -243,7 +244,7 @@ async def test_prefill_pairs_the_prompt_with_its_logprobs() -> None:
     generator, client = make(engine_script)
     result = await generator.run(request, 1.0, 2.0)
     assert client.requests[0].prompt_logprobs
-    assert result.prefill == [
+    assert list(result.prefill) == [
         PrefillToken(BOS, "<bos>", None),
         PrefillToken(ONCE, "Once", -1.5),
         PrefillToken(UPON, " upon", -2.5),
@@ -407,6 +408,11 @@ def test_logprobs_print_as_the_shortest_decimal_of_a_float32(value: float) -> No
         assert np.float32(short) == np.float32(value)
         digits = repr(short).lstrip("-0.").split("e")[0].replace(".", "").rstrip("0")
         assert len(digits) <= 9
+
+
+@given(st.lists(st.none() | st.floats(width=32)))
+def test_many_logprobs_are_the_same_as_each(values: list[float | None]) -> None:
+    assert shortest_float32s(values) == list(map(shortest_float32, values))
 
 
 def test_no_logprob_stays_none() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from array import array
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from service.errors import ErrorKind, ServiceError
+from service.text import long_texts
 from service.text.long_texts import LongTexts, TooManyTokensError
 
 NEVER_S = 600.0
@@ -164,3 +167,14 @@ async def test_lists_that_nobody_reads_do_not_fill_the_memory(
             assert refused.value.kind is ErrorKind.OVERLOADED
         async with listed("third", "rest", is_prompt=False) as messages:
             assert len(messages) == 3
+
+
+async def test_a_list_of_tokens_is_the_same_in_slices() -> None:
+    ids = array("I", range(long_texts._SLICE * 2 + 1))
+    assert await long_texts._token_ids(ids) == tuple(ids)
+
+
+def test_a_conversation_is_the_same_message_by_message() -> None:
+    messages = [{"role": "user", "content": "é"}, {"role": "tool", "n": 2**80}]
+    for parts in ((messages, None, {}), ([], [{"a": [1]}], {"b": "c"})):
+        assert long_texts._json(*parts) == json.dumps(list(parts), ensure_ascii=False)
