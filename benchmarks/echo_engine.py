@@ -27,6 +27,8 @@ from engine.protocol.request import (
 )
 
 _MAX_TOKENS = 1 << 20
+_MANY = 64  # tokens in a step
+_CHUNK = 4096  # of a prompt that is computed
 _FIRST_ID, _NUM_IDS = 1000, 2000  # of a vocabulary, where there are pieces of words
 
 
@@ -45,7 +47,7 @@ class Connection:
                 kind, fields = wire.parse(await reader.readexactly(size))
                 if kind is wire.Kind.SUBMIT:
                     request = wire.parse_request(fields)
-                    self.running[request.request_id] = (request, 0)
+                    self.running[request.request_id] = (request, -_num_chunks(request))
                 elif kind is wire.Kind.ABORT:
                     self.running.pop(fields[0], None)
 
@@ -53,26 +55,55 @@ class Connection:
         """Sends each of its requests a token."""
         moments = tuple(
             Moment(request_id, MomentKind.STARTED, now)
-            for request_id, (_, count) in self.running.items()
-            if count == 0
+            for request_id, (request, count) in self.running.items()
+            if count == -_num_chunks(request)
         )
-        outputs = tuple(self._output(*item) for item in tuple(self.running.items()))
+        outputs = tuple(
+            output for request_id in tuple(self.running) for output in self._outputs(request_id)
+        )
         stats = EngineStats(num_running=num_running, num_blocks=1, num_free_blocks=1)
         self.writer.write(wire.step(StepOutput(outputs=outputs, stats=stats, moments=moments)))
 
-    def _output(self, request_id: str, state: tuple[Request, int]) -> SequenceOutput:
-        request, count = state
+    def _outputs(self, request_id: str) -> list[SequenceOutput]:
+        """A token; those whose likeliest are asked for come many at a time, to be long soon."""
+        request, _ = self.running[request_id]
+        found = []
+        for _ in range(_MANY if request.sampling.top_n_tokens else 1):
+            if request_id in self.running:
+                found.append(self._output(request_id, *self.running[request_id]))
+        return found
+
+    def _output(self, request_id: str, request: Request, count: int) -> SequenceOutput:
+        is_first = count == -_num_chunks(request)
+        if count < 0:
+            self.running[request_id] = (request, count + 1)
+            return SequenceOutput(
+                request_id, prompt_logprobs=_chunk(request, count), first_scheduled=is_first
+            )
         is_last = count + 1 >= request.max_new_tokens
         if is_last:
             del self.running[request_id]
         else:
             self.running[request_id] = (request, count + 1)
+        top = tuple((_FIRST_ID + at, -1.0 - at) for at in range(request.sampling.top_n_tokens))
         return SequenceOutput(
             request_id,
-            token=Token(_FIRST_ID + count * 7 % _NUM_IDS, -0.5),
+            token=Token(_FIRST_ID + count * 7 % _NUM_IDS, -0.5, top),
             finish_reason=FinishReason.LENGTH if is_last else None,
-            first_scheduled=count == 0,
+            first_scheduled=is_first,
         )
+
+
+def _num_chunks(request: Request) -> int:
+    """Steps that compute the prompt, as far as there is something to say of it."""
+    return -(-len(request.prompt_token_ids) // _CHUNK) if request.prompt_logprobs else 0
+
+
+def _chunk(request: Request, count: int) -> tuple[float | None, ...]:
+    """The prompt's log-probabilities of a step; `count` more follow, as a negative number."""
+    begin = (count + _num_chunks(request)) * _CHUNK
+    places = range(begin, min(begin + _CHUNK, len(request.prompt_token_ids)))
+    return tuple(-0.001 * at if at else None for at in places)
 
 
 async def serve(path: Path, interval_s: float, vocab_size: int) -> None:

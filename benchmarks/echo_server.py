@@ -25,7 +25,10 @@ def main() -> None:
     interval, *flags = sys.argv[1:]
     parser = Parser(prog="echo_server")
     add_arguments(parser)
-    settings = load(vars(parser.parse_args(flags)), {})
+    parser.add_argument("--watch", help="a file for what `watched_service` says of event loops")
+    arguments = vars(parser.parse_args(flags))
+    watch: str | None = arguments.pop("watch")
+    settings = load(arguments, {})
     set_up_logging(settings.log_level, json_output=False)
 
     def plan(settings: Settings, runtime: Path) -> Plan:
@@ -35,9 +38,20 @@ def main() -> None:
             one.name: [*command, str(one.settings.engine_socket), interval, str(_VOCAB_SIZE)]
             for one in make_replicas(replace(settings, engine_socket=runtime / "engine.sock"))
         }
-        return replace(whole, commands={**whole.commands, **engines})
+        commands = {**whole.commands, **engines}
+        if watch is not None:
+            commands = {name: _watched(command, watch) for name, command in commands.items()}
+        return replace(whole, commands=commands)
 
     sys.exit(asyncio.run(Supervisor(settings, plan=plan).run()))
+
+
+def _watched(command: list[str], path: str) -> list[str]:
+    """A command with the watched service in place of the service."""
+    if "service.cli" not in command or "service" not in command:
+        return command
+    at = command.index("service.cli")
+    return [*command[:at], "benchmarks.watched_service", path, *command[at + 1 :]]
 
 
 if __name__ == "__main__":

@@ -169,6 +169,12 @@ def test_servers_with_and_without_traces_take_turns() -> None:
 
 
 @on_demand
+def test_loop_measures_what_stands_in_the_way_of_streams() -> None:
+    (row,) = last_line("benchmarks.loop")["rows"]
+    assert row["seconds"] > 0
+
+
+@on_demand
 def test_what_a_service_process_carries_is_measured_over_every_face() -> None:
     figures = last_line("benchmarks.workers")["figures"]
     faces = [figure["face"] for figure in figures]
