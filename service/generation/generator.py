@@ -299,7 +299,7 @@ class _Progress:
         # Those of `Token`; plain tuples, which the garbage collector need not visit again.
         self._tokens: list[tuple[int, str, float | None, bool]] = []
         self._texts: list[str] = []  # of those that are not special
-        self._top_tokens: list[list[Token]] = []
+        self._tops: list[tuple[tuple[int, float], ...]] = []
         self._prompt_logprobs: list[float | None] = []
         self._prompt_tops: list[tuple[tuple[int, float], ...]] = []
         self._tail = ""  # the end of all text so far, special tokens included, for stop sequences
@@ -341,7 +341,7 @@ class _Progress:
             self._texts.append(text)
         top_tokens = self._likeliest(top) if top else []
         if self._top_n_tokens:
-            self._top_tokens.append(top_tokens)
+            self._tops.append(top)
         return _made(Token, values), top_tokens
 
     def _reason(self, engine_reason: engine.FinishReason | None, text: str) -> str:
@@ -382,7 +382,7 @@ class _Progress:
             text="".join(self._texts),
             finish_reason=reason,
             tokens=Lazy(Token._make, self._tokens),
-            top_tokens=self._top_tokens,
+            top_tokens=Lazy(self._likeliest, self._tops),
             prefill=self._prefill(),
             seed=sampling.seed if sampling.do_sample else None,
             timings=Timings(
