@@ -13,6 +13,7 @@ from .adapters.adapted_forward import AdaptedForward, SlottedForward
 from .adapters.adapted_layers import AdaptedLayers
 from .adapters.bank import AdapterBank
 from .adapters.loader import AdapterLoader
+from .adapters.other_ranks import OtherRanks
 from .adapters.peft_directory import read_adapter
 from .adapters.segmented_updates import Capacity, segmented_agrees
 from .attention.kv_cache import KVCache, bytes_per_block
@@ -73,10 +74,12 @@ class Ranks:
     Attributes:
         group: through which layers exchange results.
         lead: makes of this rank's forward pass one that all ranks compute.
+        others: are told which adapters to have.
     """
 
     group: Group
     lead: Callable[[Forward], Forward]
+    others: OtherRanks
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +87,7 @@ class Computation:
     """What computes the steps of an engine; each rank has one.
 
     `config` is what the model allows of the engine's; `ranks` is what each rank keeps in memory.
+    `forward` takes steps whose rows have slots of adapters.
     """
 
     config: EngineConfig
@@ -118,8 +122,11 @@ def build_engine(
     config = built.config
     device, max_total_tokens = built.model.loaded.device, built.model.max_total_tokens
     encoder = _encoder(config, built.model.loaded, ranks)
+    forward = built.forward if ranks is None else ranks.lead(built.forward)
+    if ranks is not None and built.adapters is not None:
+        built.adapters.lead(ranks.others)
     engine = Engine(
-        built.forward if ranks is None else ranks.lead(built.forward),
+        _slotted(forward, built.adapters),
         _scheduler(built, encoder),
         device,
         vocab_size=built.vocab_size,
@@ -166,8 +173,6 @@ def build_computation(
     """
     torch.set_num_threads(config.num_threads or _processors_of_rank(config))
     if group is not None:
-        if config.adapters or config.adapter_directory is not None:
-            raise ModelLoadError("adapters are not served by a model that is divided (num_shard)")
         load = partial(load_model, group=group)
     model = prepare(config, load)
     if model.loaded.recurrence is not None:
@@ -179,7 +184,7 @@ def build_computation(
     watermark = Watermark(
         vocab_size, device, gamma=config.watermark_gamma, delta=config.watermark_delta
     )
-    adapters = _adapters(config, model.loaded)
+    adapters = _adapters(config, model.loaded, group)
     bounds = _bounds(config, model, adapters)
     runner = _runner(config, model, bounds, watermark, adapters, group)
     forward = _adapted(runner.forward, adapters)
@@ -190,7 +195,7 @@ def build_computation(
         config,
         model,
         runner,
-        _slotted(forward, adapters),
+        forward,
         bounds,
         vocab_size,
         watermark,
@@ -276,11 +281,11 @@ def _form(config: EngineConfig, model: PreparedModel) -> BlockForm | None:
     return form
 
 
-def _adapters(config: EngineConfig, loaded: LoadedModel) -> AdapterBank | None:
+def _adapters(config: EngineConfig, loaded: LoadedModel, group: Group | None) -> AdapterBank | None:
     """The adapters, and places for more; None where there are none and will be none.
 
     Raises:
-        ModelLoadError: an adapter does not fit the model.
+        ModelLoadError: an adapter does not fit the model, or ranks have read different ones.
     """
     if not config.adapters and config.adapter_directory is None:
         return None
@@ -299,6 +304,8 @@ def _adapters(config: EngineConfig, loaded: LoadedModel) -> AdapterBank | None:
             bank.add(name, source, layers.fit(read_adapter(name, source)))
         except AdapterError as error:
             raise ModelLoadError(str(error)) from error
+        if group is not None and not group.agrees(bytes.fromhex(bank.digest(name))):
+            raise ModelLoadError(f"adapter {name}: its files change while they are read")
         layers.check(name, bank.slots((bank.digest(name),))[0])
     return bank
 

@@ -21,6 +21,8 @@ from ..model.loaded import LoadedModel, first_line
 from ..model.projections import ProjectionPart
 from ..model.self_check import SELF_CHECK_TOKENS, one_step_logits
 from ..protocol.errors import ModelLoadError
+from ..shards.cut import Cut
+from ..shards.layers import plain
 from .adapter import Adapter, LowRankUpdate
 from .low_rank import (
     AdaptedLinear,
@@ -64,7 +66,8 @@ class AdaptedLayers:
     """A model's linear layers, each with slots for updates.
 
     Layers that the model does not call, since it reads their weight itself, or that it gives other
-    rows than a step's tokens, as experts, stay as they are: their updates are refused.
+    rows than a step's tokens, as experts, stay as they are: their updates are refused. A rank has
+    the parts of updates that belong to its parts of the layers.
 
     Args:
         loaded: the model, after all passes.
@@ -169,12 +172,14 @@ class AdaptedLayers:
         part = self._parts.get(name)
         if part is None:
             raise ModelLoadError(f"adapter {adapter}: the model has no linear layer {name}")
-        shape = [update.up.shape[0], update.down.shape[1]]
-        if shape != [part.out_features, part.in_features]:
+        cut = self._loaded.cuts.get(name)
+        shape, wanted = [update.up.shape[0], update.down.shape[1]], _whole_shape(part, cut)
+        if shape != wanted:
             raise ModelLoadError(
                 f"adapter {adapter}: its update of {name} is for a weight {shape}, and the model's "
-                f"is {[part.out_features, part.in_features]}"
+                f"is {wanted}"
             )
+        update = _part_of(update, cut)
         if self._rounds_to is not None:
             update = update.rounded(self._rounds_to)
         packed = part.pack(update)
@@ -188,7 +193,7 @@ class AdaptedLayers:
     @torch.no_grad()
     def _wrap(self) -> None:
         model = self._loaded.model
-        output = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        output = plain(model.get_output_embeddings())  # type: ignore[no-untyped-call]
         parents = parents_of_layers(model)
         sites: defaultdict[nn.Module, list[_Site]] = defaultdict(list)
         for site in _sites(model):
@@ -254,6 +259,23 @@ class AdaptedLayers:
             self.step.adapted = None
 
 
+def _whole_shape(part: Part, cut: Cut | None) -> list[int]:
+    """The outputs and inputs of a layer, of all ranks."""
+    shape = [part.out_features, part.in_features]
+    if cut is not None:
+        shape[cut.dim] = cut.total
+    return shape
+
+
+def _part_of(update: LowRankUpdate, cut: Cut | None) -> LowRankUpdate:
+    """What a rank needs of an update for its part of the layer."""
+    if cut is None:
+        return update
+    if cut.dim == 0:
+        return update._replace(up=update.up.narrow(0, cut.first, cut.size))
+    return update._replace(down=update.down.narrow(1, cut.first, cut.size))
+
+
 def _replace(parents: list[tuple[nn.Module, str]], layer: nn.Module) -> None:
     for parent, attribute in parents:
         setattr(parent, attribute, layer)
@@ -264,7 +286,10 @@ def _sites(model: nn.Module) -> list[_Site]:
     sites: dict[str, _Site] = {}
     merged: dict[str, FusedMLP] = {}
     parts: dict[str, ProjectionPart] = {}
+    names: dict[nn.Module, str] = {}
     for name, module in model.named_modules():
+        names.setdefault(plain(module), name)  # that of the layer around it, where there is one
+    for module, name in names.items():
         if isinstance(module, FusedMLP) and module.merged:
             merged[name] = module
         elif isinstance(module, ProjectionPart):

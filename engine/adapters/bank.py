@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ from ..protocol.adapters import AdapterInfo, LoadAdapter
 from ..protocol.errors import AdapterError, AdapterFault, unknown_adapter
 from .adapted_layers import AdaptedLayers, FittedAdapter
 from .loader import AdapterLoader, Outcome
+from .other_ranks import NoOtherRanks, OtherRanks
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ class AdapterBank:
         self.layers = layers
         self.max_loaded = max_loaded
         self._loader = loader
+        self._others: OtherRanks = NoOtherRanks()
         self._names: dict[str, _Named] = {}
         self._loaded: dict[str, FittedAdapter] = {}  # by digest
         self._num_uses: Counter[str] = Counter()  # by digest: requests that have not ended
@@ -53,6 +55,15 @@ class AdapterBank:
     def max_resident(self) -> int:
         """How many adapters can be on the device, and so in a step."""
         return self.layers.num_slots
+
+    @property
+    def loaded(self) -> Mapping[str, FittedAdapter]:
+        """All that is loaded, by digest."""
+        return self._loaded
+
+    def lead(self, others: OtherRanks) -> None:
+        """From now on other ranks, with the same adapters, get and lose what this one does."""
+        self._others = self._loader.others = others
 
     def listed(self) -> tuple[AdapterInfo, ...]:
         """The adapters that requests can name."""
@@ -117,13 +128,14 @@ class AdapterBank:
         del self._coming[wanted.name]
         waiting, self._waiting = self._waiting, []
         try:
-            if isinstance(outcome, AdapterError):
-                raise outcome
-            if wanted.digest not in ("", outcome.digest):
-                raise AdapterError(
+            if isinstance(outcome, FittedAdapter) and wanted.digest not in ("", outcome.digest):
+                outcome = AdapterError(
                     AdapterFault.INVALID,
                     f"adapter {wanted.name}: its files are not those that were loaded before",
                 )
+            if isinstance(outcome, AdapterError):
+                self._others.discard(wanted.name)
+                raise outcome
             self.add(wanted.name, wanted.source, outcome)
         finally:
             for done in waiting:
@@ -136,8 +148,11 @@ class AdapterBank:
             AdapterError: there is not enough memory for it.
         """
         try:
+            self._others.adopt(name, adapter.digest)
             self.layers.reserve(adapter)
-        except torch.OutOfMemoryError as error:
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            if adapter.digest not in self._loaded:
+                self._others.drop(adapter.digest)
             raise AdapterError(
                 AdapterFault.TOO_MANY, f"adapter {name}: the device has too little memory for it"
             ) from error
@@ -177,6 +192,7 @@ class AdapterBank:
             self._free.append(self._slots.pop(least))
         slot = self._free.pop()
         self.layers.put(slot, self._loaded[digest])
+        self._others.put(slot, digest)
         self._slots[digest] = slot
 
     def _check_room(self, wanted: LoadAdapter) -> None:
@@ -207,4 +223,6 @@ class AdapterBank:
         slot = self._slots.pop(digest, None)
         if slot is not None:
             self.layers.put(slot, None)
+            self._others.put(slot, None)
             self._free.append(slot)
+        self._others.drop(digest)

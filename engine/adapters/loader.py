@@ -13,6 +13,7 @@ from ..protocol.adapters import LoadAdapter
 from ..protocol.errors import AdapterError, AdapterFault, ModelLoadError
 from ..threads import unpin
 from .adapted_layers import AdaptedLayers, FittedAdapter
+from .other_ranks import NoOtherRanks, OtherRanks
 from .peft_directory import read_adapter
 
 logger = logging.getLogger(__name__)
@@ -26,11 +27,15 @@ class AdapterLoader:
     Args:
         layers: the model's.
         directory: where the adapters are; None if none may be loaded.
+
+    Attributes:
+        others: the ranks that read their parts of the same adapters.
     """
 
     def __init__(self, layers: AdaptedLayers, directory: Path | None) -> None:
         self._layers = layers
         self._directory = directory
+        self.others: OtherRanks = NoOtherRanks()
         self._pending: queue.SimpleQueue[tuple[LoadAdapter, Callable[[Outcome], object]]] = (
             queue.SimpleQueue()
         )
@@ -61,17 +66,28 @@ class AdapterLoader:
 
     def _outcome(self, wanted: LoadAdapter) -> Outcome:
         assert self._directory is not None
-        try:
-            source = directory_of(wanted, self._directory)
-            return self._layers.fit(read_adapter(wanted.name, str(source), self._directory))
-        except AdapterError as error:
-            return error
-        except ModelLoadError as error:
-            return AdapterError(AdapterFault.INVALID, str(error))
-        except Exception as error:
-            logger.exception("an adapter cannot be loaded")
-            text = f"adapter {wanted.name}: {first_line(error)}"
-            return AdapterError(AdapterFault.INVALID, text)
+        outcome = read_fitted(self._layers, wanted, self._directory)
+        if isinstance(outcome, FittedAdapter):
+            try:
+                self.others.read(wanted, self._directory, outcome.digest)
+            except AdapterError as error:
+                return error
+        return outcome
+
+
+def read_fitted(layers: AdaptedLayers, wanted: LoadAdapter, root: Path) -> Outcome:
+    """Reads an adapter below a directory as the model's layers take it, or says why it cannot."""
+    try:
+        source = directory_of(wanted, root)
+        return layers.fit(read_adapter(wanted.name, str(source), root))
+    except AdapterError as error:
+        return error
+    except ModelLoadError as error:
+        return AdapterError(AdapterFault.INVALID, str(error))
+    except Exception as error:
+        logger.exception("an adapter cannot be loaded")
+        text = f"adapter {wanted.name}: {first_line(error)}"
+        return AdapterError(AdapterFault.INVALID, text)
 
 
 def directory_of(wanted: LoadAdapter, root: Path) -> Path:

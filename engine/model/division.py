@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from ..shards.cut import Cut
 from ..shards.divide import divide
 from ..shards.group import Group
 from .self_check import relative_difference, stock_logits, tolerance
@@ -26,20 +27,24 @@ def check_divisible(model_config: Any) -> None:
         )
 
 
-def divide_checked(model: PreTrainedModel, group: Group) -> None:
+def divide_checked(model: PreTrainedModel, group: Group) -> dict[str, Cut]:
     """Divides a model on the host among the ranks, and compares its logits with the whole model's.
+
+    Returns:
+        This rank's parts of linear layers, by their names.
 
     Raises:
         ValueError: it cannot be divided, or then computes something else.
     """
     expected = stock_logits(model) if group.rank == 0 else None
-    divide(model, group)
+    cuts = divide(model, group)
     actual = stock_logits(model)
     if expected is None:
-        return
+        return cuts
     difference = relative_difference(actual, expected)
     if not difference <= tolerance(model.dtype):  # also when it is not a number
         raise ValueError(
             f"{type(model).__name__} cannot be divided among ranks: its logits then differ by "
             f"{difference:.2%}"
         )
+    return cuts

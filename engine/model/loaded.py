@@ -15,6 +15,7 @@ from ..attention.paged import AttentionBackend, AttentionStep, attending
 from ..batch import AttentionInput, ImageRows
 from ..recurrent.layer_state import StatePool
 from ..recurrent.recurrence import Recurrence, StepStates
+from ..shards.cut import Cut
 from . import image_part, quantization
 from .step_positions import StepPositions
 
@@ -34,6 +35,7 @@ class LoadedModel:
         windows: the most positions that a token sees, for the layers that see only a part.
         asks_positions: whether its attention asks a cache for the positions of a step's tokens.
         stock_attention: the name of its own attention, by transformers.
+        cuts: which parts of its linear layers this rank has, by the layers' names.
         checked: logits of the self-check's text, as the last check has found them; at most one
             item. `reference_logits` has them.
     """
@@ -48,6 +50,7 @@ class LoadedModel:
     windows: dict[int, int] = field(default_factory=dict)
     asks_positions: bool = False
     stock_attention: str = "eager"
+    cuts: dict[str, Cut] = field(default_factory=dict)
     checked: list[Tensor] = field(default_factory=list, compare=False, repr=False)
 
     def logits(

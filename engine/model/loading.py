@@ -18,6 +18,7 @@ from transformers.utils.quantization_config import GgufConfig
 
 from ..protocol.config import EngineConfig
 from ..protocol.errors import ModelLoadError
+from ..shards.cut import Cut
 from ..shards.group import Group
 from . import quantization
 from .device import choose_device
@@ -46,7 +47,7 @@ def load_model(config: EngineConfig, group: Group | None = None) -> LoadedModel:
     device = choose_device(config.device)
     try:
         with quick_gguf() if is_gguf(config) else nullcontext():
-            model, dtype, scheme = _load(config, device, group)
+            model, dtype, scheme, cuts = _load(config, device, group)
     except ModelLoadError:
         raise
     except torch.OutOfMemoryError as error:
@@ -55,13 +56,13 @@ def load_model(config: EngineConfig, group: Group | None = None) -> LoadedModel:
         raise ModelLoadError(f"not enough memory to load {config.model_id}") from error
     except Exception as error:  # a broken checkpoint may raise anything; the user reads one line
         raise ModelLoadError(f"cannot load {config.model_id}: {_reason(error, config)}") from error
-    return replace(attach_paged_attention(model, device, dtype), scheme=scheme)
+    return replace(attach_paged_attention(model, device, dtype), scheme=scheme, cuts=cuts)
 
 
 def _load(
     config: EngineConfig, device: torch.device, group: Group | None
-) -> tuple[Any, torch.dtype, quantization.Scheme | None]:
-    """A model on its device, the format of its weights, and how to quantise them."""
+) -> tuple[Any, torch.dtype, quantization.Scheme | None, dict[str, Cut]]:
+    """A model on its device, the format of its weights, how to quantise them, and its cuts."""
     model_config = AutoConfig.from_pretrained(**source(config))
     dtype = _choose_dtype(config, device, model_config)
     scheme = quantization.choose(config, model_config, device, dtype)
@@ -70,11 +71,10 @@ def _load(
         check_divisible(model_config)
     check_room(config, dtype, place)
     model = _load_weights(config, model_config, dtype, place)
-    if group is not None:
-        divide_checked(model, group)
+    cuts = {} if group is None else divide_checked(model, group)
     nn.Module.to(model, device)
     nn.Module.eval(model)
-    return model, dtype, scheme
+    return model, dtype, scheme, cuts
 
 
 def _reason(error: Exception, config: EngineConfig) -> str:

@@ -31,6 +31,7 @@ class Place:
         config: of the engine.
         meeting: the file by which the ranks find each other.
         plans: where it is told what to compute.
+        reads: where it is told which adapters to read.
         signs: where it tells that it gets on: seconds without progress, or why it ends.
         log_level: the least that it logs.
         formatter: of its log lines.
@@ -40,6 +41,7 @@ class Place:
     config: EngineConfig
     meeting: Path
     plans: Connection
+    reads: Connection
     signs: Connection
     log_level: int
     formatter: logging.Formatter | None
@@ -74,20 +76,20 @@ def _compute(place: Place, activity: Activity) -> None:
     with lean_imports(is_divided=True):
         from ..build import build_computation  # here: it takes seconds, and the heart beats by now
     from ..shards.group import join, open_store
-    from .plan_channel import PlanReceiver
+    from .part import Part
 
     size = place.config.num_shards
     store = open_store(place.meeting, size)
     group = join(store, place.rank, size, on_gpu=uses_gpu(place.config))
     built = build_computation(place.config, group=group)
     give_back_library_pages()
-    receiver = PlanReceiver(place.plans, built.model.loaded.device)
+    part = Part(built, place.plans, place.reads)
     while True:
         activity.begin(Phase.WAITING_FOR_REQUESTS)
-        batch = receiver.receive(_LOOK_S)
-        if batch is not None:
+        wanted = part.receive(_LOOK_S)
+        if wanted is not None:
             activity.begin(Phase.COMPUTING)
-            built.forward(batch)
+            part.do(wanted)
 
 
 def uses_gpu(config: EngineConfig) -> bool:

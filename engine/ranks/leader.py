@@ -28,6 +28,7 @@ from ..heartbeat import Activity
 from ..protocol.config import EngineConfig
 from ..protocol.errors import ModelLoadError
 from ..shards.group import join, open_store
+from .adapters import AdapterLeader
 from .follower import Place, follow, uses_gpu
 from .plan_channel import PlanSender
 from .watch import Signs, reason_to_end
@@ -66,12 +67,13 @@ class Leader:
         self._quiet = 0.0  # of this rank; written by its heartbeat
         self._others: list[tuple[BaseProcess, Signs]] = []
         meeting = _meeting(config)
+        self._readers: list[Connection] = []
         plans = [self._start(config, rank, meeting) for rank in range(1, size)]
         activity.companions = frozenset(process_id for process_id, _ in plans)
         self._sender = PlanSender(plans)
         threading.Thread(target=self._watch, name="ranks", daemon=True).start()
         group = join(open_store(meeting, size), 0, size, on_gpu=self._on_gpu)
-        self.ranks = Ranks(group, self._led)
+        self.ranks = Ranks(group, self._led, AdapterLeader(self._sender, self._readers))
 
     def begin_serving(self) -> None:
         """From now on a rank that is silent is frozen, and does not only load."""
@@ -99,6 +101,7 @@ class Leader:
         """Starts a rank; returns its process id, and where it is told what to compute."""
         context = multiprocessing.get_context("spawn")  # a fork would have threads' locks
         plans, their_plans = context.Pipe()
+        reads, their_reads = context.Pipe()
         signs, their_signs = context.Pipe(duplex=False)
         root = logging.getLogger()
         place = Place(
@@ -106,14 +109,16 @@ class Leader:
             config=config,
             meeting=meeting,
             plans=their_plans,
+            reads=their_reads,
             signs=their_signs,
             log_level=root.getEffectiveLevel(),
             formatter=next((handler.formatter for handler in root.handlers), None),
         )
         process = context.Process(target=follow, args=(place,), name=f"rank {rank}", daemon=True)
         process.start()
-        their_plans.close()
-        their_signs.close()
+        for theirs in (their_plans, their_reads, their_signs):
+            theirs.close()
+        self._readers.append(reads)
         assert process.pid is not None
         self._others.append((process, Signs(rank, signs)))
         return process.pid, plans

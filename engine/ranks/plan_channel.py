@@ -1,4 +1,4 @@
-"""How the first rank tells the others what to compute: through memory that all of them map.
+"""How the first rank tells the others what to do: mostly through memory that all of them map.
 
 A step's plan is its packed arrays. They are written into the memory one after the other, and their
 sizes go through a socket, for which the others wait: that takes some ten microseconds, and none of
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import pickle
 import struct
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
@@ -20,18 +21,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..batch import AttentionInput, ModelInput, WindowInput, upload_together
+from ..batch import AdapterRows, AttentionInput, ModelInput, WindowInput, upload_together
 
 _FIRST_BYTES = 1 << 20
-_HEADER = struct.Struct("<6q")
-_NEW_MEMORY = b"memory"  # precedes the handle of a larger one
+_HEADER = struct.Struct("<7q")
+_PLAN, _NEW_MEMORY, _ORDER = b"p", b"m", b"o"  # the first byte of a message
+
+
+class Order(NamedTuple):
+    """What another rank is to do between two steps, with what and for whom."""
+
+    verb: str
+    arguments: tuple[str | int | None, ...]
 
 
 class _Sizes(NamedTuple):
     """The sizes that give the shapes of a plan's arrays.
 
     `window` and the width of its block tables are 0 where layers with one have no blocks of their
-    own.
+    own. `num_adapted` tokens have a slot of an adapter; if these are not all, an array says which.
     """
 
     num_tokens: int
@@ -40,6 +48,12 @@ class _Sizes(NamedTuple):
     max_blocks: int
     window: int = 0
     window_blocks: int = 0
+    num_adapted: int = 0
+
+    @property
+    def says_which(self) -> bool:
+        """Whether an array says which tokens have a slot of an adapter."""
+        return 0 < self.num_adapted < self.num_tokens
 
     def views(self, memory: mmap.mmap) -> list[NDArray[np.int64] | NDArray[np.int32]]:
         """The arrays in the memory: those of int64, then those of int32."""
@@ -48,6 +62,8 @@ class _Sizes(NamedTuple):
         if self.window:
             longs.append((self.num_tokens,))
             ints.append((self.num_seqs, self.window_blocks))
+        if self.num_adapted:
+            longs += [(self.num_adapted,)] * (1 + self.says_which)
         views: list[NDArray[np.int64] | NDArray[np.int32]] = []
         offset = 0
         for shape, dtype in [(s, np.int64) for s in longs] + [(s, np.int32) for s in ints]:
@@ -59,6 +75,7 @@ class _Sizes(NamedTuple):
     def num_bytes(self) -> int:
         """What all arrays take."""
         longs = 3 * self.num_tokens + self.num_rows + (self.num_tokens if self.window else 0)
+        longs += self.num_adapted * (1 + self.says_which)
         width = self.max_blocks + self.window_blocks
         return 8 * longs + 4 * (self.num_seqs * (width + 2) + 1)
 
@@ -88,16 +105,39 @@ class PlanSender:
             of_window = (window.window, window.block_tables.shape[1])
             longs.append(window.slot_mapping)
             ints.append(window.block_tables)
+        num_adapted = 0
+        if batch.adapters is not None:
+            num_adapted = len(batch.adapters.owners)
+            longs += [it for it in (batch.adapters.owners, batch.adapters.rows) if it is not None]
         arrays = [tensor.cpu().numpy() for tensor in (*longs, *ints)]
         num_seqs, max_blocks = step.block_tables.shape
         sizes = _Sizes(
-            len(batch.input_ids), len(batch.logits_rows), num_seqs, max_blocks, *of_window
+            len(batch.input_ids),
+            len(batch.logits_rows),
+            num_seqs,
+            max_blocks,
+            *of_window,
+            num_adapted,
         )
         for view, array in zip(sizes.views(self._room(sizes.num_bytes)), arrays, strict=True):
             view[...] = array
-        header = _HEADER.pack(*sizes)
+        self._tell(_PLAN + _HEADER.pack(*sizes))
+
+    def order(self, verb: str, *arguments: str | int | None) -> None:
+        """Tells all ranks to do something before the next batch."""
+        self._tell(_ORDER + pickle.dumps(Order(verb, arguments)))
+
+    def answers(self) -> list[str]:
+        """Waits for what each rank says of an order that is answered.
+
+        Raises:
+            EOFError: a rank has ended.
+        """
+        return [connection.recv_bytes().decode() for _, connection in self._others]
+
+    def _tell(self, message: bytes) -> None:
         for _, connection in self._others:
-            connection.send_bytes(header)
+            connection.send_bytes(message)
 
     def _room(self, num_bytes: int) -> mmap.mmap:
         """Memory of at least this size, which all ranks know."""
@@ -129,8 +169,8 @@ class PlanReceiver:
         self._device = device
         self._memory: mmap.mmap | None = None
 
-    def receive(self, timeout: float) -> ModelInput | None:
-        """The next batch; None if there is none for `timeout` seconds.
+    def receive(self, timeout: float) -> ModelInput | Order | None:
+        """The next batch or order; None if there is none for `timeout` seconds.
 
         Raises:
             EOFError: the first rank has ended.
@@ -143,8 +183,14 @@ class PlanReceiver:
             self._memory = mmap.mmap(handle, 0)
             os.close(handle)
             message = self._connection.recv_bytes()
-        assert self._memory is not None
-        return self._batch(_Sizes(*_HEADER.unpack(message)))
+        if message[:1] == _ORDER:
+            order: Order = pickle.loads(message[1:])  # noqa: S301 - of our own parent
+            return order
+        return self._batch(_Sizes(*_HEADER.unpack(message[1:])))
+
+    def answer(self, text: str) -> None:
+        """Answers an order."""
+        self._connection.send_bytes(text.encode())
 
     def _batch(self, sizes: _Sizes) -> ModelInput:
         assert self._memory is not None
@@ -155,9 +201,10 @@ class PlanReceiver:
             if on_host
             else upload_together(arrays, self._device)
         )
-        ids, positions, slots, rows, *rest = tensors
-        window = WindowInput(sizes.window, rest.pop(0), rest.pop()) if sizes.window else None
-        tables, starts, contexts = rest
+        longs, ints = tensors[: -3 - bool(sizes.window)], tensors[-3 - bool(sizes.window) :]
+        ids, positions, slots, rows, *rest = longs
+        tables, starts, contexts, *of_window = ints
+        window = WindowInput(sizes.window, rest.pop(0), *of_window) if sizes.window else None
         return ModelInput(
             input_ids=ids,
             positions=positions,
@@ -171,4 +218,5 @@ class PlanReceiver:
             logits_rows=rows,
             sampled={},
             prompt_rows=[],
+            adapters=AdapterRows(rest[1] if sizes.says_which else None, rest[0]) if rest else None,
         )

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from .cut import Cut
 from .group import Group
 from .layers import DividedEmbedding, GatheredLinear, SummedLinear
 from .tp_plan import Style, styles_of
@@ -23,8 +24,11 @@ _REPEATED = ("k_proj", "v_proj")  # of which ranks may have the same heads
 
 
 @torch.no_grad()
-def divide(model: PreTrainedModel, group: Group) -> None:
+def divide(model: PreTrainedModel, group: Group) -> dict[str, Cut]:
     """Leaves of a model what this rank computes.
+
+    Returns:
+        Which part of each linear layer that is, by the layer's name; others are whole.
 
     Raises:
         ValueError: the model cannot be divided among so many ranks.
@@ -35,12 +39,18 @@ def divide(model: PreTrainedModel, group: Group) -> None:
         division.apply(name, style)
     whole = sum(parameter.numel() for parameter in model.parameters())
     logger.info("rank %d of %d has %.1f million weights", group.rank, group.size, whole / 1e6)
+    return division.cuts
 
 
 class _Division:
-    """One model while it is divided. Weights that layers share are shared by their parts too."""
+    """One model while it is divided. Weights that layers share are shared by their parts too.
+
+    Attributes:
+        cuts: this rank's parts of linear layers, by their names.
+    """
 
     def __init__(self, model: PreTrainedModel, group: Group) -> None:
+        self.cuts: dict[str, Cut] = {}
         self._model = model
         self._group = group
         parameters = model.named_parameters(remove_duplicate=False)
@@ -78,19 +88,21 @@ class _Division:
             if layer.out_features % self._group.size:
                 return layer  # every rank computes it whole
             first, count = self._share(name, layer.out_features)
-            return GatheredLinear(self._by_outputs(layer, first, count), self._group)
+            return GatheredLinear(self._by_outputs(name, layer, first, count), self._group)
         first, count = self._outputs(name, parent, layer)
-        return self._by_outputs(layer, first, count)
+        return self._by_outputs(name, layer, first, count)
 
     def _by_inputs(self, name: str, layer: nn.Linear, *, splits_input: bool) -> SummedLinear:
         first, count = self._share(name, layer.in_features)
         bias: nn.Parameter | None = layer.bias
+        self.cuts[name] = Cut(1, first, count, layer.in_features)
         layer.weight = self._part(layer.weight, 1, first, count)
         layer.register_parameter("bias", None)
         layer.in_features = count
         return SummedLinear(layer, bias, self._group, splits_input=splits_input)
 
-    def _by_outputs(self, layer: nn.Linear, first: int, count: int) -> nn.Linear:
+    def _by_outputs(self, name: str, layer: nn.Linear, first: int, count: int) -> nn.Linear:
+        self.cuts[name] = Cut(0, first, count, layer.out_features)
         layer.weight = self._part(layer.weight, 0, first, count)
         if layer.bias is not None:
             layer.bias = self._part(layer.bias, 0, first, count)

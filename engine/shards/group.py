@@ -52,6 +52,11 @@ class Group:
         """All ranks' tensors side by side in the last dimension."""
         return torch.cat(self.gather(part).unbind(), dim=-1)
 
+    def agrees(self, value: bytes) -> bool:
+        """Whether all ranks have the same bytes, of which all have as many."""
+        values = self.gather(torch.frombuffer(bytearray(value), dtype=torch.uint8))
+        return bool((values == values[0]).all())
+
     def least(self, value: int) -> int:
         """The smallest of all ranks' numbers."""
         return int(self.gather(torch.tensor([value])).min())

@@ -11,6 +11,11 @@ from torch import Tensor, nn
 from .group import Group
 
 
+def plain(layer: nn.Module) -> nn.Module:
+    """The plain layer of one that gives a whole result; others are plain themselves."""
+    return layer.local if isinstance(layer, SummedLinear | GatheredLinear) else layer
+
+
 class SummedLinear(nn.Module):
     """A linear layer divided by inputs: the sum of the ranks' products is its output.
 

@@ -558,11 +558,6 @@ class Settings:
     def _check_shards(self) -> None:
         if self.sharded and self.num_shards == 1:
             raise SettingsError("`sharded` needs `num_shard`, which must be >= 2 with it")
-        for name in ("lora_adapters", "lora_adapter_directory"):
-            if self.num_shards > 1 and getattr(self, name):
-                raise SettingsError(
-                    f"`{name}` is not served with `num_shard` > 1: adapters are for whole layers"
-                )
 
     def _check_tokens(self) -> None:
         """TGI's start-up checks, as far as they apply to a cache without reservations."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from engine.batch import AttentionInput, ModelInput, WindowInput
-from engine.ranks.plan_channel import PlanReceiver, PlanSender
+from engine.ranks.plan_channel import Order, PlanReceiver, PlanSender
 
 CPU = torch.device("cpu")
 
@@ -45,8 +45,8 @@ def _batch(
     )
 
 
-def _assert_same(actual: ModelInput | None, expected: ModelInput) -> None:
-    assert actual is not None
+def _assert_same(actual: ModelInput | Order | None, expected: ModelInput) -> None:
+    assert isinstance(actual, ModelInput)
     for name in ("input_ids", "positions", "logits_rows"):
         assert torch.equal(getattr(actual, name), getattr(expected, name))
     ours, theirs = actual.attention, expected.attention

@@ -21,7 +21,9 @@ from engine.engine import Engine
 from engine.executor import Forward
 from engine.protocol.config import EngineConfig, EngineInfo
 from engine.protocol.errors import ModelLoadError
-from engine.ranks.plan_channel import PlanReceiver, PlanSender
+from engine.ranks.adapters import AdapterLeader
+from engine.ranks.part import Part
+from engine.ranks.plan_channel import PlanSender
 from engine.shards.group import Group, join, open_store
 
 
@@ -48,9 +50,11 @@ class Team:
     def build_described(self, config: EngineConfig) -> tuple[Engine, EngineInfo]:
         """The same, and what it says of itself."""
         config = replace(config, num_shards=self.group.size, num_threads=1)
-        channels = []
+        channels, reads = [], []
         for rank in self.others:
-            rank.commands.send(config)
+            ours, theirs = multiprocessing.Pipe()
+            rank.commands.send((config, theirs))
+            reads.append(ours)
             assert rank.process.pid is not None
             channels.append((rank.process.pid, rank.plans))
         sender = PlanSender(channels)
@@ -62,7 +66,8 @@ class Team:
 
             return led
 
-        return build_engine(config, ranks=Ranks(self.group, lead))
+        adapters = AdapterLeader(sender, reads)
+        return build_engine(config, ranks=Ranks(self.group, lead, adapters))
 
 
 @contextmanager
@@ -96,11 +101,12 @@ def _compute(
     group = join(open_store(meeting, size), number, size, on_gpu=False)
     while True:
         try:
-            forward = build_computation(commands.recv(), group=group).forward
+            config, reads = commands.recv()
+            built = build_computation(config, group=group)
         except ModelLoadError:  # the first rank says so
             continue
-        receiver = PlanReceiver(plans, torch.device("cpu"))
+        part = Part(built, plans, reads)
         while not commands.poll():
-            batch = receiver.receive(0.02)
-            if batch is not None:
-                forward(batch)
+            wanted = part.receive(0.02)
+            if wanted is not None:
+                part.do(wanted)

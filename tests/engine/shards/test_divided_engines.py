@@ -186,9 +186,3 @@ def test_a_quantised_checkpoint_is_refused(pair: Team, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(described))
     with pytest.raises(ModelLoadError, match=r"quantised already \(fp8\), and such weights"):
         pair.build(config)
-
-
-def test_adapters_are_refused(pair: Team, tmp_path: Path) -> None:
-    config = _config(tmp_path, LlamaConfig(**SMALL), adapters=(("one", "directory"),))
-    with pytest.raises(ModelLoadError, match="adapters are not served by a model that is divided"):
-        pair.build(config)

@@ -165,7 +165,6 @@ def test_kubernetes_service_links_are_not_taken_for_settings() -> None:
         (["--num-shard=0"], "`num_shard` must be >= 1. Given: 0"),
         (["--sharded=true"], "`sharded` needs `num_shard`, which must be >= 2 with it"),
         (["--sharded=true", "--num-shard=1"], "`sharded` needs `num_shard`"),
-        (["--num-shard=2", "--lora-adapters=a=b"], "not served with `num_shard` > 1"),
         (["--rope-factor=2"], "--rope-factor is not supported: "),
         (["--cuda-graphs", "8,few"], "--cuda-graphs must be a whole number. Given: few"),
         (["--cuda-graphs", "8,-1"], "`cuda_graphs` must be >= 0. Given: -1"),
