@@ -188,7 +188,7 @@ def build_computation(
     bounds = _bounds(config, model, adapters)
     runner = _runner(config, model, bounds, watermark, adapters, group)
     forward = _adapted(runner.forward, adapters)
-    if group is None:
+    if group is None or group.exchange is not None:
         capacity = None if adapters is None else adapters.layers.capacity
         forward = _with_recorded_steps(config, runner, forward, bounds, vocab_size, capacity)
     return Computation(
@@ -219,7 +219,7 @@ def _processors_of_rank(config: EngineConfig) -> int:
 def _runs_ahead(config: EngineConfig, device: torch.device, ranks: Ranks | None) -> bool:
     """Whether steps run ahead. Those of several ranks do not: only one of them has the tokens."""
     if ranks is not None:
-        logger.info("with several ranks steps neither run ahead nor are they recorded")
+        logger.info("with several ranks steps do not run ahead")
         return False
     return device.type == "cuda" if config.run_ahead is None else config.run_ahead
 

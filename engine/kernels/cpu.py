@@ -8,6 +8,7 @@ contiguous.
 import ctypes
 import functools
 import math
+import mmap
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -53,6 +54,8 @@ _KERNELS: dict[str, Types] = {
     "truncate": (POINTER, SIZE, SIZE, SIZE, *[POINTER] * 4, INT),
     "take_rows": (POINTER, SIZE, SIZE, POINTER, POINTER, SIZE, SIZE, INT),
     "add": (POINTER, POINTER, POINTER, SIZE, INT),
+    "exchange_sum": (POINTER, POINTER, POINTER, SIZE),
+    "exchange_gather": (POINTER, POINTER, POINTER, SIZE, SIZE),
     "rms_norm": (POINTER, POINTER, POINTER, SIZE, SIZE, FLOAT, FLOAT, INT),
     "silu_and_mul": (POINTER, SIZE, POINTER, SIZE, POINTER, SIZE, SIZE, INT),
     "gelu_and_mul": (POINTER, SIZE, POINTER, SIZE, POINTER, SIZE, SIZE, INT),
@@ -72,6 +75,8 @@ _OTHERS: dict[str, tuple[type[Any] | None, Types]] = {
     "tw_max_head_size": (INT, ()),
     "tw_panel_width": (INT, ()),
     "tw_vector_width": (INT, ()),
+    "tw_exchange_bytes": (SIZE, (SIZE,)),
+    "tw_exchange_open": (POINTER, (POINTER, SIZE, SIZE)),
     "tw_advise_huge": (None, (POINTER, SIZE)),
     "tw_pack_weight": (None, (POINTER, SIZE, SIZE, SIZE, POINTER, INT, INT)),
     "tw_replay": (INT, (POINTER, SIZE)),
@@ -108,6 +113,8 @@ class CpuKernels:
         self._rotate_write_kv = kernels["rotate_write_kv"]
         self._take_rows = kernels["take_rows"]
         self._add = kernels["add"]
+        self._exchange_sum = kernels["exchange_sum"]
+        self._exchange_gather = kernels["exchange_gather"]
         self._rms_norm = kernels["rms_norm"]
         self._silu_and_mul = kernels["silu_and_mul"]
         self._gelu_and_mul = kernels["gelu_and_mul"]
@@ -288,6 +295,38 @@ class CpuKernels:
             a.numel(),
             torch.get_num_threads(),
         )
+
+    def exchange_bytes(self, size: int) -> int:
+        """Return the bytes of memory, all of them zero, that exchanges among so many ranks take."""
+        return int(self._library.tw_exchange_bytes(size))
+
+    def open_exchange(self, memory: Tensor, rank: int, size: int) -> int:
+        """Return the address by which a rank makes exchanges in memory that all ranks have.
+
+        Raises:
+            MemoryError: there is no room for some numbers of its own.
+        """
+        if memory.nbytes < self.exchange_bytes(size) or memory.data_ptr() % mmap.PAGESIZE:
+            raise ValueError("expected enough memory, from the beginning of a page")
+        address: int | None = self._library.tw_exchange_open(memory.data_ptr(), rank, size)
+        if address is None:
+            raise MemoryError("no room for an exchange")
+        return address
+
+    def exchange_sum(self, exchange: int, x: Tensor, output: Tensor) -> None:
+        """Write the sum of all ranks' x into output; fp32 of one shape, contiguous."""
+        if x.shape != output.shape:
+            raise ValueError("x and output differ in shape")
+        pointers = _flat(x, torch.float32), _flat(output, torch.float32)
+        self._exchange_sum(exchange, *pointers, x.numel())
+
+    def exchange_gather(self, exchange: int, x: Tensor, output: Tensor, size: int) -> None:
+        """Write all ranks' rows x [N, width] side by side into output [N, size * width]."""
+        rows, width = x.shape
+        if output.shape != (rows, size * width):
+            raise ValueError("expected room for the rows of all ranks")
+        pointers = _flat(x, x.dtype), _flat(output, x.dtype)
+        self._exchange_gather(exchange, *pointers, rows, width * x.itemsize)
 
     def program(self, calls: Iterable[Call]) -> Program:
         """Return a program that makes these calls."""

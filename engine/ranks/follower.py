@@ -8,6 +8,7 @@ import signal
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..heartbeat import Activity, Heartbeat, Phase
 from ..lean_imports import lean_imports
@@ -16,6 +17,9 @@ from ..protocol.c_heap import limit_arenas
 from ..protocol.config import EngineConfig
 from ..protocol.errors import ModelLoadError
 from ..protocol.notify import VARIABLE as NOTIFY_SOCKET
+
+if TYPE_CHECKING:
+    from ..kernels.cpu import CpuKernels
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +84,8 @@ def _compute(place: Place, activity: Activity) -> None:
 
     size = place.config.num_shards
     store = open_store(place.meeting, size)
-    group = join(store, place.rank, size, on_gpu=uses_gpu(place.config))
+    kernels = exchange_kernels(place.config)
+    group = join(store, place.rank, size, on_gpu=uses_gpu(place.config), kernels=kernels)
     built = build_computation(place.config, group=group)
     give_back_library_pages()
     part = Part(built, place.plans, place.reads)
@@ -97,6 +102,15 @@ def uses_gpu(config: EngineConfig) -> bool:
     import torch
 
     return config.device == "cuda" or (config.device is None and torch.cuda.is_available())
+
+
+def exchange_kernels(config: EngineConfig) -> CpuKernels | None:
+    """What ranks exchange results by on the host; None for GPUs, or where it is switched off."""
+    from ..kernels import cpu
+
+    if not config.enable_native_kernels or uses_gpu(config):
+        return None
+    return cpu.load()
 
 
 def _tell(signs: Connection, sign: float | str) -> None:

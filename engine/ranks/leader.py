@@ -29,7 +29,7 @@ from ..protocol.config import EngineConfig
 from ..protocol.errors import ModelLoadError
 from ..shards.group import join, open_store
 from .adapters import AdapterLeader
-from .follower import Place, follow, uses_gpu
+from .follower import Place, exchange_kernels, follow, uses_gpu
 from .plan_channel import PlanSender
 from .watch import Signs, reason_to_end
 
@@ -72,7 +72,8 @@ class Leader:
         activity.companions = frozenset(process_id for process_id, _ in plans)
         self._sender = PlanSender(plans)
         threading.Thread(target=self._watch, name="ranks", daemon=True).start()
-        group = join(open_store(meeting, size), 0, size, on_gpu=self._on_gpu)
+        kernels = exchange_kernels(config)
+        group = join(open_store(meeting, size), 0, size, on_gpu=self._on_gpu, kernels=kernels)
         self.ranks = Ranks(group, self._led, AdapterLeader(self._sender, self._readers))
 
     def begin_serving(self) -> None:

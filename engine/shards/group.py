@@ -1,9 +1,9 @@
 """The ranks that compute one model together, and what they exchange.
 
-There is one exchange: every rank gets the tensors of all. Sums are made of that in the order of the
-ranks, not by the library's own reduction: that adds parts of a tensor in different orders, so that
-a token's result would depend on the tokens with it. All ranks then have the same numbers bit for
-bit, and so take the same decisions wherever they depend on logits.
+There is one kind of exchange: every rank gets the tensors of all. Sums are made of that in the
+order of the ranks, not by the library's own reduction: that adds parts of a tensor in different
+orders, so that a token's result would depend on the tokens with it. All ranks then have the same
+numbers bit for bit, and so take the same decisions wherever they depend on logits.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import FileStore, Store
+
+from ..kernels.cpu import CpuKernels
+from .exchange import Exchange, SharedMemory
 
 Gather = Callable[[Tensor], Tensor]  # of [...], the same shape on all ranks, to [size, ...]
 
@@ -34,14 +37,18 @@ class Group:
         rank: from 0.
         size: the number of ranks.
         gather: gives every rank the tensors of all, in the order of the ranks.
+        exchange: does that on the host, quicker, and in recorded steps too; None without it.
     """
 
     rank: int
     size: int
     gather: Gather
+    exchange: Exchange | None = None
 
     def sum(self, partial: Tensor) -> Tensor:
         """The sum of all ranks' tensors, rounded once."""
+        if self.exchange is not None and partial.dtype is torch.float32:
+            return self.exchange.sum(partial)
         parts = self.gather(partial)
         total = parts[0].float()
         for part in parts[1:]:
@@ -50,6 +57,8 @@ class Group:
 
     def concatenate(self, part: Tensor) -> Tensor:
         """All ranks' tensors side by side in the last dimension."""
+        if self.exchange is not None:
+            return self.exchange.concatenate(part)
         return torch.cat(self.gather(part).unbind(), dim=-1)
 
     def agrees(self, value: bytes) -> bool:
@@ -67,7 +76,9 @@ def open_store(path: Path, size: int) -> Store:
     return FileStore(str(path), size)
 
 
-def join(store: Store, rank: int, size: int, *, on_gpu: bool) -> Group:
+def join(
+    store: Store, rank: int, size: int, *, on_gpu: bool, kernels: CpuKernels | None = None
+) -> Group:
     """Waits for the other ranks and becomes one of the group.
 
     Args:
@@ -75,6 +86,7 @@ def join(store: Store, rank: int, size: int, *, on_gpu: bool) -> Group:
         rank: of this process; on a GPU it has the device of this number.
         size: the number of ranks.
         on_gpu: whether the model is computed on GPUs, by NCCL; the host's tensors go by gloo.
+        kernels: by which ranks that compute on the host exchange results, if all have them.
     """
     for name, value in _LOOPBACK.items():
         os.environ.setdefault(name, value)
@@ -88,4 +100,19 @@ def join(store: Store, rank: int, size: int, *, on_gpu: bool) -> Group:
         dist.all_gather_single(gathered, tensor.contiguous().view(-1))
         return gathered.view(size, *tensor.shape)
 
-    return Group(rank, size, gather)
+    sockets = Group(rank, size, gather)
+    exchange = None if on_gpu else _exchange(store, sockets, kernels)
+    return sockets if exchange is None else Group(rank, size, exchange.gather, exchange)
+
+
+def _exchange(store: Store, group: Group, kernels: CpuKernels | None) -> Exchange | None:
+    """An exchange through memory, if all ranks can."""
+    if not group.least(kernels is not None):
+        return None
+    assert kernels is not None
+    memory = SharedMemory(store, group.rank, kernels.exchange_bytes(group.size))
+    can_all = group.least(memory.tensor is not None)
+    memory.forget_handle()
+    if not can_all or memory.tensor is None:
+        return None
+    return Exchange(kernels, memory.tensor, group.rank, group.size)

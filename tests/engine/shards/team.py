@@ -19,6 +19,7 @@ from engine.batch import ModelInput
 from engine.build import Ranks, build_computation, build_engine
 from engine.engine import Engine
 from engine.executor import Forward
+from engine.kernels import cpu as cpu_kernels
 from engine.protocol.config import EngineConfig, EngineInfo
 from engine.protocol.errors import ModelLoadError
 from engine.ranks.adapters import AdapterLeader
@@ -75,7 +76,7 @@ def team(meeting: Path, size: int) -> Iterator[Team]:
     """Starts the other ranks, which meet in a file; ends them afterwards."""
     others = [_start(meeting, number, size) for number in range(1, size)]
     try:
-        yield Team(join(open_store(meeting, size), 0, size, on_gpu=False), others)
+        yield Team(_join(meeting, 0, size), others)
     finally:
         for rank in others:
             rank.process.kill()
@@ -93,12 +94,16 @@ def _start(meeting: Path, number: int, size: int) -> Rank:
     return Rank(process, commands, plans)
 
 
+def _join(meeting: Path, number: int, size: int) -> Group:
+    return join(open_store(meeting, size), number, size, on_gpu=False, kernels=cpu_kernels.load())
+
+
 def _compute(
     meeting: Path, number: int, size: int, commands: Connection, plans: Connection
 ) -> None:
     os.environ["TQDM_DISABLE"] = "1"
     torch.set_num_threads(1)
-    group = join(open_store(meeting, size), number, size, on_gpu=False)
+    group = _join(meeting, number, size)
     while True:
         try:
             config, reads = commands.recv()
