@@ -15,16 +15,25 @@ from .self_check import relative_difference, stock_logits, tolerance
 def check_divisible(model_config: Any) -> None:
     """Checks that a checkpoint has weights that can be divided.
 
+    Those of compressed-tensors are dequantised while they are loaded, on GPUs too. So there are no
+    groups that a division could cut; `model_config` is changed accordingly.
+
     Raises:
-        ValueError: it is quantised, in a format that is made for whole layers.
+        ValueError: it is quantised, and its weights stay packed.
     """
     described = getattr(model_config, "quantization_config", None)
-    if described is not None:
-        described = described if isinstance(described, dict) else described.to_dict()
+    if described is None:
+        return
+    described = described if isinstance(described, dict) else described.to_dict()
+    method = described.get("quant_method")
+    if method != "compressed-tensors":
         raise ValueError(
-            f"the checkpoint is quantised already ({described.get('quant_method')}), and such "
-            "weights are not divided among ranks: take one in full precision, with --quantize"
+            f"the checkpoint is quantised already ({method}), and its packed weights are not "
+            "divided among ranks: take one of compressed-tensors, a GGUF file, or one in full "
+            "precision, with --quantize"
         )
+    others = {name: it for name, it in described.items() if name != "use_optimized_inference"}
+    model_config.quantization_config = others | {"dequantize": True}
 
 
 def divide_checked(model: PreTrainedModel, group: Group) -> dict[str, Cut]:

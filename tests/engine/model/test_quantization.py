@@ -11,7 +11,6 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import GPT2Config, MixtralConfig
 from transformers.pytorch_utils import Conv1D
@@ -32,7 +31,7 @@ from service.launch.settings import Quantization
 from service.launch.sources import load as load_settings
 from tests.engine.fakes import run, token_ids
 from tests.engine.model.architectures import ARCHITECTURES, SMALL, build_model
-from tests.engine.model.quantized import config, relative_error
+from tests.engine.model.quantized import compress, config, relative_error
 from tests.engine.native import kernels_for, threads
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -325,7 +324,7 @@ class TestLoading:
     def test_reads_compressed_tensors(self, checkpoint: Path, quantize: str | None) -> None:
         pytest.importorskip("compressed_tensors", reason="the extra `quantized`")
         exact = load_model(config(checkpoint, None)).model
-        self.compress(checkpoint)
+        compress(checkpoint)
         loaded = load_model(config(checkpoint, quantize))
         assert loaded.scheme is None
         ids = torch.arange(3, 60).unsqueeze(0)
@@ -339,25 +338,3 @@ class TestLoading:
         with torch.inference_mode():
             error = relative_error(loaded.model(ids).logits, exact(ids).logits)
         assert 0 < error < 0.2
-
-    def compress(self, path: Path) -> None:
-        """Rewrites a checkpoint in int8, in the format of compressed-tensors."""
-        weights = path / "model.safetensors"
-        tensors: dict[str, Tensor] = {}
-        for name, tensor in load_file(weights).items():
-            if not name.endswith("proj.weight"):
-                tensors[name] = tensor
-                continue
-            scales = tensor.abs().amax(dim=1, keepdim=True) / 127
-            tensors[name] = (tensor / scales).round().to(torch.int8)
-            tensors[f"{name}_scale"] = scales
-        save_file(tensors, weights, metadata={"format": "pt"})
-        group = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
-        described = {
-            "quant_method": "compressed-tensors",
-            "format": "int-quantized",
-            "quantization_status": "compressed",
-            "ignore": ["lm_head"],
-            "config_groups": {"group_0": {"targets": ["Linear"], "weights": group}},
-        }
-        self.describe(path, described)
