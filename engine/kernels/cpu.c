@@ -875,18 +875,27 @@ typedef struct {
     float *group_sums; /* [rows, num_groups] */
 } Rounded;
 
+/* Where the outputs of some rows go, of one panel. */
+typedef struct {
+    float *y;
+    int64_t stride, columns;
+} Target;
+
 /* A layer: how it rounds a row and returns its scale, and how it computes some rows, from one on, of a
- * panel's outputs. */
+ * panel's outputs. Or the same layer of several experts, whose panels follow each other, and whose
+ * rows do: expert e has those before ends[e] that the experts before it do not have. */
 typedef struct RoundingLinear {
     const void *layer;
     const char *packed; /* its panels */
     int64_t n, k, panel_bytes;
+    const int64_t *ends; /* NULL for a layer without experts */
+    int64_t num_experts; /* 1 for such */
     int64_t num_groups; /* of K, whose sums of levels it needs */
     int64_t level_bytes;
     float (*round_row)(const struct RoundingLinear *l, const float *x, char *to, int64_t block_bytes,
                        float *group_sums);
     void (*tile)(const void *layer, int64_t p, const Rounded *x, int64_t from, int rows, Fetch fetch,
-                 float *y);
+                 Target to);
 } RoundingLinear;
 
 /* The scale of a row's levels; NaN if the row has infinities or NaN, and so is the row of the
@@ -921,14 +930,37 @@ static void round_rows(const RoundingLinear *l, const float *x, Rounded *to, int
                                      to->rows * row_bytes, to->group_sums + r * l->num_groups);
 }
 
-/* All rows of one panel, divided evenly among as few tiles as possible. */
-static void rounded_panel(const RoundingLinear *l, int64_t p, const Rounded *x, float *y) {
-    int64_t tiles = ceil_div(x->rows, MR), bytes = l->panel_bytes;
-    const char *panel = l->packed + p * bytes;
+/* The rows of a chunk that one expert has. */
+typedef struct {
+    int64_t expert, from, to;
+} Segment;
+
+/* Finds the segments of the `rows` rows from m0 on, and returns their number. */
+static int64_t find_segments(const RoundingLinear *l, int64_t m0, int64_t rows, Segment *segments) {
+    if (!l->ends) {
+        segments[0] = (Segment){0, 0, rows};
+        return 1;
+    }
+    int64_t count = 0, from = 0;
+    for (int64_t e = 0; e < l->num_experts && from < rows; e++) {
+        int64_t to = min64(l->ends[e] - m0, rows);
+        if (to <= from) continue;
+        segments[count++] = (Segment){e, from, to};
+        from = to;
+    }
+    return count;
+}
+
+/* One panel of a segment's rows, divided evenly among as few tiles as possible. */
+static void rounded_panel(const RoundingLinear *l, Segment of, int64_t p, const Rounded *x, float *y) {
+    int64_t count = of.to - of.from, tiles = ceil_div(count, MR), bytes = l->panel_bytes;
+    int64_t place = of.expert * ceil_div(l->n, NR) + p;
+    const char *panel = l->packed + place * bytes;
     for (int64_t t = 0; t < tiles; t++) {
-        int64_t from = x->rows * t / tiles, to = x->rows * (t + 1) / tiles;
-        l->tile(l->layer, p, x, from, (int)(to - from),
-                fetch_part(panel, panel + bytes, bytes, NR * 4, t, tiles), y + from * l->n);
+        int64_t from = of.from + count * t / tiles, to = of.from + count * (t + 1) / tiles;
+        const Target target = {y + from * l->n + p * NR, l->n, min64(NR, l->n - p * NR)};
+        l->tile(l->layer, place, x, from, (int)(to - from),
+                fetch_part(panel, panel + bytes, bytes, NR * 4, t, tiles), target);
     }
 }
 
@@ -944,15 +976,16 @@ static int multiply_rounded(const RoundingLinear *l, const float *x, float *y, i
     if (m * l->n * l->k < 4 * SERIAL_WORK) num_threads = 1;
     for (int64_t m0 = 0; m0 < m; m0 += chunk) {
         Share shares[num_threads];
-        deal(shares, num_threads, panels);
+        Segment segments[MC];
         Rounded rows = {min64(chunk, m - m0), (float *)memory, memory + scale_bytes + sum_bytes,
                         (float *)(memory + scale_bytes)};
+        deal(shares, num_threads, panels * find_segments(l, m0, rows.rows, segments));
         PARALLEL {
             Range r;
             round_rows(l, x + m0 * l->k, &rows, thread_id(), num_workers());
             BARRIER
             while ((r = claim(shares, num_threads, thread_id(), 1)).to)
-                rounded_panel(l, r.from, &rows, y + m0 * l->n);
+                rounded_panel(l, segments[r.from / panels], r.from % panels, &rows, y + m0 * l->n);
         }
     }
     return 0;
@@ -995,7 +1028,7 @@ typedef struct {
     const float *scales;    /* [panels * NR], as the next two */
     const int32_t *columns; /* sums of the columns' weights */
     const float *bias;
-    int64_t n, k;
+    int64_t k;
 } Int8Linear;
 
 /* Writes one row as levels, K block after K block, and returns its scale. */
@@ -1084,22 +1117,21 @@ INLINE void dot4(const int rows, const Level *x, int64_t groups, const int8_t *p
 /* y = sums * (row scale * column scale) + bias. Not inlined, so that all tiles round alike. */
 static __attribute__((noinline)) void write_scaled(const Int8Linear *l, int64_t p, int rows,
                                                    const vi *sums, const float *row_scales,
-                                                   float *y) {
+                                                   Target to) {
     const vi *columns = (const vi *)(l->columns + p * NR);
     const vf *scales = (const vf *)(l->scales + p * NR), *bias = (const vf *)(l->bias + p * NR);
-    size_t bytes = (size_t)min64(NR, l->n - p * NR) * sizeof(float);
-    for (int r = 0; r < rows; r++, sums += NV, y += l->n) {
+    for (int r = 0; r < rows; r++, sums += NV, to.y += to.stride) {
         vf out[NV];
         for (int v = 0; v < NV; v++) {
             vf whole = __builtin_convertvector(sums[v] - LEVEL_OFFSET * columns[v], vf);
             out[v] = whole * (row_scales[r] * scales[v]) + bias[v];
         }
-        memcpy(y + p * NR, out, bytes);
+        memcpy(to.y, out, (size_t)to.columns * sizeof(float));
     }
 }
 
 INLINE void int8_tile(const int rows, const Int8Linear *l, int64_t p, const Level *x,
-                      int64_t block_stride, const float *row_scales, Fetch fetch, float *y) {
+                      int64_t block_stride, const float *row_scales, Fetch fetch, Target to) {
     vi sums[MR][NV];
     UNROLL for (int r = 0; r < rows; r++)
         UNROLL for (int v = 0; v < NV; v++) sums[r][v] = (vi){};
@@ -1110,24 +1142,26 @@ INLINE void int8_tile(const int rows, const Int8Linear *l, int64_t p, const Leve
     vi flat[MR * NV];
     UNROLL for (int r = 0; r < rows; r++)
         UNROLL for (int v = 0; v < NV; v++) flat[r * NV + v] = sums[r][v];
-    write_scaled(l, p, rows, flat, row_scales, y);
+    write_scaled(l, p, rows, flat, row_scales, to);
 }
 
 static void int8_rows(const void *layer, int64_t p, const Rounded *x, int64_t from, int rows,
-                      Fetch fetch, float *y) {
+                      Fetch fetch, Target to) {
     const Level *levels = (const Level *)x->levels + from * QLD;
-#define CALL(n) int8_tile(n, layer, p, levels, x->rows * QLD, x->scales + from, fetch, y)
+#define CALL(n) int8_tile(n, layer, p, levels, x->rows * QLD, x->scales + from, fetch, to)
     switch (rows) { ROW_CASES(CALL) }
 #undef CALL
 }
 
-/* y[M, N] = x[M, K] @ W^T + bias, x rounded to 8 bits row by row. 0, or -1 if out of memory. */
+/* y[M, N] = x[M, K] @ W^T + bias, x rounded to 8 bits row by row. 0, or -1 if out of memory. `ends` is
+ * NULL, or has the ends of the rows of experts (see RoundingLinear); here and below. */
 EXPORT int tw_int8_linear(const float *x, const int8_t *packed, const float *scales,
                           const int32_t *columns, const float *bias, float *y, int64_t m,
-                          int64_t n, int64_t k, int num_threads) {
-    const Int8Linear layer = {packed, scales, columns, bias, n, k};
-    const RoundingLinear l = {&layer, (const char *)packed, n, k, ceil_div(k, 4) * NR * 4, 0,
-                              sizeof(Level), round_int8, int8_rows};
+                          int64_t n, int64_t k, const int64_t *ends, int64_t num_experts,
+                          int num_threads) {
+    const Int8Linear layer = {packed, scales, columns, bias, k};
+    const RoundingLinear l = {&layer, (const char *)packed, n, k, ceil_div(k, 4) * NR * 4, ends,
+                              num_experts, 0, sizeof(Level), round_int8, int8_rows};
     return multiply_rounded(&l, x, y, m, num_threads);
 }
 
@@ -1153,7 +1187,7 @@ typedef struct {
     const int8_t *packed; /* [panels, K / 4, NR, 4] */
     const char *scales;   /* [panels, K / GROUP_K, NR] */
     const float *bias;    /* [panels * NR] */
-    int64_t n, k;
+    int64_t k;
 } GroupedInt8Linear;
 
 /* Subtracts from sums over a group what the offset of its levels has added. */
@@ -1171,20 +1205,19 @@ INLINE void take_offset(const int rows, const int8_t *panel, vi sums[MR][NV]) {
 #endif
 }
 
-/* y = sums over groups * row scale + bias. */
+/* y = sums over groups * row scale + bias, which is the panel's. */
 INLINE void write_grouped(const int rows, vf sums[MR][NV], const float *row_scales, const float *bias,
-                          int64_t p, int64_t n, float *y) {
-    size_t bytes = (size_t)min64(NR, n - p * NR) * sizeof(float);
-    for (int r = 0; r < rows; r++) {
+                          Target to) {
+    for (int r = 0; r < rows; r++, to.y += to.stride) {
         vf out[NV];
         for (int v = 0; v < NV; v++)
-            out[v] = madd(sums[r][v], splat(row_scales[r]), load(bias + p * NR + v * W));
-        memcpy(y + r * n + p * NR, out, bytes);
+            out[v] = madd(sums[r][v], splat(row_scales[r]), load(bias + v * W));
+        memcpy(to.y, out, (size_t)to.columns * sizeof(float));
     }
 }
 
 INLINE void grouped_int8_tile(const int rows, const GroupedInt8Linear *l, int64_t p, const Level *x,
-                              int64_t block_stride, const float *row_scales, Fetch fetch, float *y) {
+                              int64_t block_stride, const float *row_scales, Fetch fetch, Target to) {
     const int64_t num_groups = l->k / GROUP_K, scale_bytes = NR * weight_bytes(SCALE_FORMAT);
     const int8_t *panel = l->packed + p * l->k * NR;
     const char *scales = l->scales + p * num_groups * scale_bytes;
@@ -1203,13 +1236,13 @@ INLINE void grouped_int8_tile(const int rows, const GroupedInt8Linear *l, int64_
                 acc[r][v] = madd(__builtin_convertvector(sums[r][v], vf), scale, acc[r][v]);
         }
     }
-    write_grouped(rows, acc, row_scales, l->bias, p, l->n, y);
+    write_grouped(rows, acc, row_scales, l->bias + p * NR, to);
 }
 
 static void grouped_int8_rows(const void *layer, int64_t p, const Rounded *x, int64_t from, int rows,
-                              Fetch fetch, float *y) {
+                              Fetch fetch, Target to) {
     const Level *levels = (const Level *)x->levels + from * QLD;
-#define CALL(n) grouped_int8_tile(n, layer, p, levels, x->rows * QLD, x->scales + from, fetch, y)
+#define CALL(n) grouped_int8_tile(n, layer, p, levels, x->rows * QLD, x->scales + from, fetch, to)
     switch (rows) { ROW_CASES(CALL) }
 #undef CALL
 }
@@ -1218,9 +1251,9 @@ static void grouped_int8_rows(const void *layer, int64_t p, const Rounded *x, in
  * divides QK. 0, or -1 if out of memory. */
 EXPORT int tw_grouped_int8_linear(const float *x, const int8_t *packed, const char *scales,
                                   const float *bias, float *y, int64_t m, int64_t n, int64_t k,
-                                  int num_threads) {
-    const GroupedInt8Linear layer = {packed, scales, bias, n, k};
-    const RoundingLinear l = {&layer, (const char *)packed, n, k, k * NR, 0,
+                                  const int64_t *ends, int64_t num_experts, int num_threads) {
+    const GroupedInt8Linear layer = {packed, scales, bias, k};
+    const RoundingLinear l = {&layer, (const char *)packed, n, k, k * NR, ends, num_experts, 0,
                               sizeof(Level), round_int8, grouped_int8_rows};
     return multiply_rounded(&l, x, y, m, num_threads);
 }
@@ -1245,7 +1278,7 @@ typedef struct {
     const uint8_t *packed; /* [panels, K / 8, NR, 4] */
     const int32_t *groups; /* [panels, K / group, NR]: bfloat16 scales, and least values above them */
     const float *bias;     /* [panels * NR] */
-    int64_t n, k, group;
+    int64_t k, group;
 } Int4Linear;
 
 /* Writes one row as levels, and the sums of its groups; returns its scale. */
@@ -1321,7 +1354,7 @@ INLINE void dot8(const int rows, const SmallLevel *x, const uint8_t *panel, Fetc
 
 INLINE void int4_tile(const int rows, const Int4Linear *l, int64_t p, const SmallLevel *x,
                       int64_t block_stride, const float *group_sums, const float *row_scales,
-                      Fetch fetch, float *y) {
+                      Fetch fetch, Target to) {
     const int64_t num_groups = l->k / l->group;
     const uint8_t *panel = l->packed + p * l->k / 2 * NR;
     const int32_t *groups = l->groups + p * num_groups * NR;
@@ -1346,15 +1379,15 @@ INLINE void int4_tile(const int rows, const Int4Linear *l, int64_t p, const Smal
             }
         }
     }
-    write_grouped(rows, acc, row_scales, l->bias, p, l->n, y);
+    write_grouped(rows, acc, row_scales, l->bias + p * NR, to);
 }
 
 static void int4_rows(const void *layer, int64_t p, const Rounded *x, int64_t from, int rows,
-                      Fetch fetch, float *y) {
+                      Fetch fetch, Target to) {
     const Int4Linear *l = layer;
     const SmallLevel *levels = (const SmallLevel *)x->levels + from * QLD;
     const float *sums = x->group_sums + from * (l->k / l->group);
-#define CALL(n) int4_tile(n, l, p, levels, x->rows * QLD, sums, x->scales + from, fetch, y)
+#define CALL(n) int4_tile(n, l, p, levels, x->rows * QLD, sums, x->scales + from, fetch, to)
     switch (rows) { ROW_CASES(CALL) }
 #undef CALL
 }
@@ -1363,10 +1396,11 @@ static void int4_rows(const void *layer, int64_t p, const Rounded *x, int64_t fr
  * which is a multiple of GROUP_K and divides QK. 0, or -1 if out of memory. */
 EXPORT int tw_int4_linear(const float *x, const uint8_t *packed, const int32_t *groups,
                           const float *bias, float *y, int64_t m, int64_t n, int64_t k,
-                          int64_t group, int num_threads) {
-    const Int4Linear layer = {packed, groups, bias, n, k, group};
-    const RoundingLinear l = {&layer, (const char *)packed, n, k, k / 2 * NR, k / group,
-                              sizeof(SmallLevel), round_int4, int4_rows};
+                          int64_t group, const int64_t *ends, int64_t num_experts,
+                          int num_threads) {
+    const Int4Linear layer = {packed, groups, bias, k, group};
+    const RoundingLinear l = {&layer, (const char *)packed, n, k, k / 2 * NR, ends, num_experts,
+                              k / group, sizeof(SmallLevel), round_int4, int4_rows};
     return multiply_rounded(&l, x, y, m, num_threads);
 }
 
@@ -3074,9 +3108,9 @@ typedef struct {
     EXPORT int tw_replay_##name(const Argument *a) { return tw_##name(__VA_ARGS__); }
 
 REPLAY(linear, P(0), P(1), P(2), P(3), I(4), I(5), I(6), I(7), I(8))
-REPLAY(int8_linear, P(0), P(1), P(2), P(3), P(4), P(5), I(6), I(7), I(8), I(9))
-REPLAY(grouped_int8_linear, P(0), P(1), P(2), P(3), P(4), I(5), I(6), I(7), I(8))
-REPLAY(int4_linear, P(0), P(1), P(2), P(3), P(4), I(5), I(6), I(7), I(8), I(9))
+REPLAY(int8_linear, P(0), P(1), P(2), P(3), P(4), P(5), I(6), I(7), I(8), P(9), I(10), I(11))
+REPLAY(grouped_int8_linear, P(0), P(1), P(2), P(3), P(4), I(5), I(6), I(7), P(8), I(9), I(10))
+REPLAY(int4_linear, P(0), P(1), P(2), P(3), P(4), I(5), I(6), I(7), I(8), P(9), I(10), I(11))
 REPLAY(add_updates, P(0), P(1), I(2), P(3), P(4), P(5), I(6), I(7), I(8), I(9), I(10), I(11))
 REPLAY(adapted_linear, P(0), P(1), P(2), P(3), P(4), P(5), P(6), I(7), I(8), I(9), I(10), I(11), I(12),
        I(13))

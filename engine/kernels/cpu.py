@@ -46,9 +46,9 @@ _KERNELS: dict[str, Types] = {
     ),
     "linear": (POINTER, POINTER, POINTER, POINTER, SIZE, SIZE, SIZE, INT, INT),
     "adapted_linear": (*[POINTER] * 7, *[SIZE] * 5, INT, INT),
-    "int8_linear": (*[POINTER] * 6, SIZE, SIZE, SIZE, INT),
-    "grouped_int8_linear": (*[POINTER] * 5, SIZE, SIZE, SIZE, INT),
-    "int4_linear": (*[POINTER] * 5, SIZE, SIZE, SIZE, SIZE, INT),
+    "int8_linear": (*[POINTER] * 6, SIZE, SIZE, SIZE, POINTER, SIZE, INT),
+    "grouped_int8_linear": (*[POINTER] * 5, SIZE, SIZE, SIZE, POINTER, SIZE, INT),
+    "int4_linear": (*[POINTER] * 5, SIZE, SIZE, SIZE, SIZE, POINTER, SIZE, INT),
     "add_updates": (POINTER, POINTER, SIZE, *[POINTER] * 3, *[SIZE] * 5, INT),
     "choose": (POINTER, SIZE, SIZE, SIZE, *[POINTER] * 5, INT),
     "truncate": (POINTER, SIZE, SIZE, SIZE, *[POINTER] * 4, INT),
@@ -496,11 +496,20 @@ class CpuKernels:
         )
         return output
 
-    def int8_linear(self, x: Tensor, weight: "Int8Weight", out_features: int) -> Tensor:
+    def int8_linear(
+        self, x: Tensor, weight: "Int8Weight", out_features: int, ends: Tensor | None = None
+    ) -> Tensor:
         """Return x [..., K] times the weight, plus its bias: fp32 [..., N].
 
         A row of x is rounded to 8 bits, scaled by its own largest magnitude. A row of the result
         does not depend on the other rows, bit for bit; it is NaN if the row of x is not finite.
+
+        Args:
+            x: fp32.
+            weight: of a layer, or of the same layer of several experts, one after the other.
+            out_features: N.
+            ends: of experts, int64 [num_experts]: the rows of x before each that the experts
+                before have not are this one's. The last is the number of rows.
         """
         in_features = x.shape[-1]
         if x.dtype != torch.float32 or -(-in_features // 4) != weight.packed.shape[1]:
@@ -517,18 +526,15 @@ class CpuKernels:
             x.numel() // in_features,
             out_features,
             in_features,
+            *_experts(ends),
             torch.get_num_threads(),
         )
         return output
 
     def grouped_int8_linear(
-        self, x: Tensor, weight: "GroupedInt8Weight", out_features: int
+        self, x: Tensor, weight: "GroupedInt8Weight", out_features: int, ends: Tensor | None = None
     ) -> Tensor:
-        """Return x [..., K] times the weight, plus its bias: fp32 [..., N].
-
-        A row of x is rounded to 8 bits, scaled by its own largest magnitude. A row of the result
-        does not depend on the other rows, bit for bit; it is NaN if the row of x is not finite.
-        """
+        """As `int8_linear`."""
         in_features = 4 * weight.packed.shape[1]
         if x.dtype != torch.float32 or x.shape[-1] != in_features:
             raise ValueError(f"expected fp32 input of width {in_features}")
@@ -543,16 +549,15 @@ class CpuKernels:
             x.numel() // in_features,
             out_features,
             in_features,
+            *_experts(ends),
             torch.get_num_threads(),
         )
         return output
 
-    def int4_linear(self, x: Tensor, weight: "Int4Weight", out_features: int) -> Tensor:
-        """Return x [..., K] times the weight, plus its bias: fp32 [..., N].
-
-        A row of x is rounded to 8 bits, scaled by its own largest magnitude. A row of the result
-        does not depend on the other rows, bit for bit; it is NaN if the row of x is not finite.
-        """
+    def int4_linear(
+        self, x: Tensor, weight: "Int4Weight", out_features: int, ends: Tensor | None = None
+    ) -> Tensor:
+        """As `int8_linear`."""
         in_features = 8 * weight.packed.shape[1]
         if x.dtype != torch.float32 or x.shape[-1] != in_features:
             raise ValueError(f"expected fp32 input of width {in_features}")
@@ -568,6 +573,7 @@ class CpuKernels:
             out_features,
             in_features,
             in_features // weight.groups.shape[1],
+            *_experts(ends),
             torch.get_num_threads(),
         )
         return output
@@ -852,6 +858,11 @@ def _panels(matrix: Tensor, width: int) -> Tensor:
     missing = -len(matrix) % width
     padded = torch.nn.functional.pad(matrix, (0, 0, 0, missing))
     return padded.view(-1, width, matrix.shape[1]).transpose(1, 2).contiguous()
+
+
+def _experts(ends: Tensor | None) -> tuple[int | None, int]:
+    """The address of the ends of experts' rows, and the number of experts."""
+    return (None, 1) if ends is None else (_flat(ends, torch.int64), ends.numel())
 
 
 def _rotation(cos: Tensor, sin: Tensor, num_tokens: int, head_size: int) -> _Rotation:

@@ -51,9 +51,9 @@ class GroupedInt8Linear(QuantizedLinear[GroupedInt8Weight]):
             raise ValueError("the weight is not of integers and float16 scales")
         return pack_groups(groups, bias, kernels)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, ends: Tensor | None = None) -> Tensor:
         """Return x @ weight.T + bias, with x rounded to 8 bits."""
-        return self._kernels.grouped_int8_linear(x, self.quantized, self.out_features)
+        return self._kernels.grouped_int8_linear(x, self.quantized, self.out_features, ends)
 
 
 def int8_linear(layer: nn.Module, kernels: CpuKernels) -> GroupedInt8Linear | PackedInt8Linear:

@@ -45,9 +45,9 @@ class PackedInt4Linear(QuantizedLinear[Int4Weight]):
         """Whether a weight [N, K] of this shape has whole groups."""
         return weight.shape[1] % GROUP_SIZE == 0
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, ends: Tensor | None = None) -> Tensor:
         """Return x @ weight.T + bias, with x rounded to 8 bits and weight to 4."""
-        return self._kernels.int4_linear(x, self.quantized, self.out_features)
+        return self._kernels.int4_linear(x, self.quantized, self.out_features, ends)
 
 
 def pack_int4(groups: Groups, bias: Tensor | None, kernels: CpuKernels) -> Int4Weight:

@@ -35,9 +35,9 @@ class PackedInt8Linear(QuantizedLinear[Int8Weight]):
         """See `pack_int8`."""
         return pack_int8(weight, bias, kernels)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, ends: Tensor | None = None) -> Tensor:
         """Return x @ weight.T + bias, with x and weight rounded to 8 bits."""
-        return self._kernels.int8_linear(x, self.quantized, self.out_features)
+        return self._kernels.int8_linear(x, self.quantized, self.out_features, ends)
 
 
 def pack_int8(weight: Tensor, bias: Tensor | None, kernels: CpuKernels) -> Int8Weight:

@@ -288,6 +288,13 @@ def _gate_with(activation: nn.Module, gates: Iterable[Gate], device: torch.devic
         assert isinstance(result, Tensor)
         return result
 
+    return gate_like(expected, gates, device)
+
+
+def gate_like(
+    expected: Callable[[Tensor], object], gates: Iterable[Gate], device: torch.device
+) -> Gate | None:
+    """The gate that computes the same of fp32 [..., 2 * width], if one does."""
     slope = torch.linspace(-4.0, 4.0, 64, device=device)
     return _closest(expected, gates, torch.cat([slope, 1.0 - slope]).unsqueeze(0))
 

@@ -26,6 +26,7 @@ from ..kernels.int4 import PackedInt4Linear
 from ..kernels.int8 import MAX_IN_FEATURES
 from ..kernels.packed_linear import is_linear, output_rows
 from ..protocol.config import EngineConfig
+from .experts import matrices_of, quantize_experts, rows_of
 from .layers import parents_of_layers
 from .quantized_linear import Fp8Linear, Int4Linear, Int8Linear
 
@@ -65,12 +66,14 @@ class Scheme:
         make: makes the quantised layer that replaces a layer.
         fits: whether a weight [N, K] can be multiplied in this format.
         output: the scheme of the output layer; None to leave it. Embeddings are always left.
+        kernels: on a CPU, kernels whose layers multiply experts of mixtures; None to leave these.
     """
 
     name: str
     make: Callable[[nn.Module], nn.Module]
     fits: Callable[[Tensor], bool]
     output: Scheme | None = None
+    kernels: cpu_kernels.CpuKernels | None = None
 
     @property
     def setting(self) -> str:
@@ -81,6 +84,14 @@ class Scheme:
         """The scheme for a layer, if it is quantised."""
         scheme = self.output if is_output else self
         return scheme if scheme and is_linear(layer) and scheme.fits(output_rows(layer)) else None
+
+    def takes_experts(self, layer: nn.Module) -> bool:
+        """Whether the matrices of a module of experts are quantised."""
+        matrices = matrices_of(layer) if self.kernels else {}
+        return bool(matrices) and all(
+            matrix.dtype is torch.float32 and self.fits(rows_of(layer, matrix)[0])
+            for matrix in matrices.values()
+        )
 
 
 def choose(
@@ -119,8 +130,7 @@ def choose(
 def apply(model: PreTrainedModel, scheme: Scheme, left: Collection[nn.Module] = ()) -> float:
     """Replaces a model's linear layers in place, freeing weights as it goes.
 
-    If another module holds a weight too (tied embeddings), it keeps the original. Experts of
-    mixtures are not linear layers in transformers, and stay as they are.
+    If another module holds a weight too (tied embeddings), it keeps the original.
 
     Args:
         model: the model.
@@ -142,14 +152,21 @@ def apply(model: PreTrainedModel, scheme: Scheme, left: Collection[nn.Module] = 
         if layer not in left
         and (found := scheme.of_layer(layer, is_output=layer is output)) is not None
     ]
-    if not chosen:
+    mixtures = [layer for layer in layers if scheme.takes_experts(layer)]
+    if not chosen and not mixtures:
         raise ValueError(f"{type(model).__name__} has no layer that fits {scheme.name}")
     num_weights = sum(output_rows(layer).numel() for layer, _ in chosen)
+    num_weights += sum(m.numel() for layer in mixtures for m in matrices_of(layer).values())
     while chosen:
         layer, found = chosen.pop()
         replacement = found.make(layer).train(layer.training)
         for parent, name in layers.pop(layer):
             setattr(parent, name, replacement)
+    for layer in mixtures:
+        assert scheme.kernels is not None
+        experts = quantize_experts(layer, scheme.make, scheme.kernels).train(layer.training)
+        for parent, name in layers[layer]:
+            setattr(parent, name, experts)
     num_others = sum(parameter.numel() for parameter in model.parameters())
     logger.info(
         "quantised to %s: %.1f million weights; others: %.1f million",
@@ -191,7 +208,7 @@ def _int8(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> Sch
     def fits(weight: Tensor) -> bool:
         return weight.shape[1] <= MAX_IN_FEATURES
 
-    native = Scheme("int8", make, fits)
+    native = Scheme("int8", make, fits, kernels=kernels)
     return replace(native, output=native)
 
 
@@ -204,7 +221,8 @@ def _int4(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> Sch
     def make(layer: nn.Module) -> nn.Module:
         return PackedInt4Linear.from_linear(layer, kernels)
 
-    return Scheme("int4", make, PackedInt4Linear.fits, output=_int8(config, device, dtype).output)
+    output = _int8(config, device, dtype).output
+    return Scheme("int4", make, PackedInt4Linear.fits, output, kernels)
 
 
 def multiplies_pairs(config: EngineConfig, model_config: Any, device: torch.device) -> bool:

@@ -139,10 +139,21 @@ def test_each_rank_says_what_it_keeps_in_memory(pair: Team, tmp_path: Path) -> N
     assert engine.stats().num_blocks == 1024 // config.block_size
 
 
-@pytest.mark.parametrize("quantize", ["int8", "int4"])
-def test_the_parts_are_quantised(quantize: str, pair: Team, tmp_path: Path) -> None:
+_WIDE = SMALL | {"hidden_size": 128, "intermediate_size": 256}
+
+
+@pytest.mark.parametrize(
+    ("quantize", "model"),
+    [
+        ("int8", LlamaConfig(**_WIDE)),
+        ("int4", LlamaConfig(**_WIDE)),
+        ("int8", Qwen3MoeConfig(**_WIDE, **_HEADS, **_EXPERTS, num_experts=4)),
+    ],
+)
+def test_the_parts_are_quantised(
+    quantize: str, model: PretrainedConfig, pair: Team, tmp_path: Path
+) -> None:
     """Scales are those of each rank's part, so that only most tokens are those of one rank."""
-    model = LlamaConfig(**SMALL | {"hidden_size": 128, "intermediate_size": 256})
     config = _config(tmp_path, model, quantize=quantize)
     requests = _requests()
     together = _tokens(pair.build(config), requests)

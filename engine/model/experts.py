@@ -1,0 +1,126 @@
+"""Quantises the experts of mixtures on the CPU.
+
+transformers keeps a matrix of all experts of a layer in one parameter [num_experts, N, K], which no
+linear layer holds. Here the matrices become one quantised layer, and rows are sorted by expert, so
+that a kernel multiplies those of all experts in one call. Nothing reads the routing on the host: a
+step can be recorded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..kernels.cpu import CpuKernels
+from .fusion import gate_like, kernels_for_fusion
+
+_MARKS = ("has_gate", "has_bias", "has_post_expert_norm", "is_transposed", "num_experts")
+Make = Callable[[nn.Module], nn.Module]  # of a linear layer a quantised one
+
+
+class QuantizedExperts(nn.Module):
+    """Stands for the experts of a layer.
+
+    Args:
+        stock: of transformers, whose weights are freed; what is between the products is still its.
+        up: the first products of all experts, a layer that takes the ends of their rows.
+        down: the second ones.
+    """
+
+    numbers: Tensor
+
+    def __init__(self, stock: nn.Module, up: nn.Module, down: nn.Module) -> None:
+        super().__init__()
+        self.stock: Any = stock
+        self.up = up
+        self.down = down
+        self._gate = _gate_of(stock)
+        numbers = torch.arange(self.stock.num_experts)
+        self.register_buffer("numbers", numbers, persistent=False)
+        self._forward_hooks.update(stock._forward_hooks)  # such as a sum over ranks
+
+    def forward(self, hidden_states: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+        """Return the weighted sums of the chosen experts' results, [num_tokens, width].
+
+        Args:
+            hidden_states: fp32 [num_tokens, width].
+            index: int64 [num_tokens, top_k], the experts of each token.
+            weights: of the same shape.
+        """
+        experts, order = index.flatten().sort(stable=True)
+        ends = torch.searchsorted(experts, self.numbers, right=True)
+        rows = hidden_states.index_select(0, order // index.shape[1])
+        results = self.down(self._gate(self.up(rows, ends)), ends)
+        if self.stock.has_post_expert_norm:
+            results = self.stock.post_expert_norm(results)
+        results = results.index_copy(0, order, results)  # back to the order of tokens
+        weighted = results.view(*index.shape, -1) * weights.unsqueeze(-1)
+        return weighted.sum(dim=1).to(hidden_states.dtype)
+
+
+def matrices_of(module: nn.Module) -> dict[str, Tensor]:
+    """The two matrices of experts [num_experts, N, K], or [num_experts, K, N], by their names.
+
+    Empty for other modules, and for experts that have more parameters than transformers' interface
+    of experts knows.
+    """
+    stock: Any = module
+    if not all(hasattr(stock, mark) for mark in _MARKS) or stock._is_expert_parallel:
+        return {}
+    names = ("gate_up_proj" if stock.has_gate else "up_proj", "down_proj")
+    wanted = {*names, *(f"{name}_bias" for name in names if stock.has_bias)}
+    own = dict(module.named_parameters(recurse=False))
+    if own.keys() != wanted or any(own[name].dim() != 3 for name in names):
+        return {}
+    return {name: own[name].detach() for name in names}
+
+
+def rows_of(stock: Any, matrices: Tensor) -> Tensor:
+    """Matrices of experts as [num_experts, N, K]."""
+    return matrices.transpose(1, 2) if stock.is_transposed else matrices
+
+
+def quantize_experts(stock: nn.Module, make: Make, kernels: CpuKernels) -> QuantizedExperts:
+    """Quantises the matrices of experts, and frees them.
+
+    Args:
+        stock: of which `matrices_of` knows the matrices.
+        make: quantises a linear layer for the kernels.
+        kernels: whose panels hold the outputs of one expert each.
+    """
+    layers = [_layer_of(stock, name, make, kernels) for name in matrices_of(stock)]
+    return QuantizedExperts(stock, *layers)
+
+
+def _layer_of(stock: Any, name: str, make: Make, kernels: CpuKernels) -> nn.Module:
+    """A layer of one matrix of all experts, one after the other, padded to whole panels."""
+    rows = rows_of(stock, getattr(stock, name).detach())
+    missing = -rows.shape[1] % kernels.panel_width
+    bias = getattr(stock, f"{name}_bias").detach() if stock.has_bias else None
+    linear = nn.Linear(1, 1, bias=bias is not None, device="meta")
+    weight = F.pad(rows, (0, 0, 0, missing)) if missing else rows
+    linear.weight = nn.Parameter(weight.flatten(0, 1), requires_grad=False)
+    if bias is not None:
+        linear.bias = nn.Parameter(F.pad(bias, (0, missing)).flatten(), requires_grad=False)
+        delattr(stock, f"{name}_bias")
+    layer: Any = make(linear)
+    layer.out_features = rows.shape[1]  # of one expert
+    delattr(stock, name)
+    assert isinstance(layer, nn.Module)
+    return layer
+
+
+def _gate_of(stock: Any) -> Callable[[Tensor], Tensor]:
+    """What is between the products: a kernel where one computes the same, otherwise the stock's.
+
+    Torch's activations compute a row otherwise than others at the end of a thread's share.
+    """
+    gate: Callable[[Tensor], Tensor] = stock._apply_gate if stock.has_gate else stock.act_fn
+    fused = kernels_for_fusion(torch.device("cpu"), torch.float32) if stock.has_gate else None
+    if fused is None:
+        return gate
+    return gate_like(gate, fused.gates, torch.device("cpu")) or gate
