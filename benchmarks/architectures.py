@@ -408,7 +408,11 @@ ARCHITECTURES: tuple[Architecture, ...] = (
     Architecture(
         "Falcon 40B, 180B, 2", "Falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}
     ),
-    Architecture("Falcon RW", "Falcon", {"alibi": True}),
+    Architecture(
+        "Falcon RW",
+        "Falcon",
+        {"alibi": True, "multi_query": False, "parallel_attn": False, "bias": True},
+    ),
     Architecture("BLOOM", "Bloom", {"n_layer": 2, "n_head": 4}),
     Architecture("MPT", "Mpt", {"d_model": 64, "n_layers": 2, "n_heads": 4}),
     Architecture("GPT-J", "GPTJ", {"n_embd": 64, "n_layer": 2, "n_head": 4, "rotary_dim": 8}),

@@ -44,6 +44,7 @@ SAMPLE = (
     "Nemotron 3, Minitron",
     "StableLM",
     "Falcon 7B",
+    "BLOOM",
     "LFM 2",
     "Kimi K2.5 with images",
     "LLaVA",
