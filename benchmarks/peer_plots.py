@@ -36,7 +36,6 @@ def panels(results: Iterable[dict[str, Any]]) -> list[Panel]:
             y_label="ms",
             lines=_best(between, lambda pair, at=at: pair[at], min),
             log_x=True,
-            log_y=True,
         )
         for at, name in enumerate(("p50", "p99"))
     ]
