@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.contenders import CTRANSLATE2, CTRANSLATE2_INT8, LLAMA, Contenders
 from benchmarks.llama_build import PeerAbsentError
 from benchmarks.load import Item
 from benchmarks.peer_plots import panels
@@ -86,3 +87,13 @@ def test_the_better_figures_of_several_runs_are_drawn() -> None:
     assert median.lines == {"ours": [(1.0, 20.0)]}
     assert tail.lines == {"ours": [(1.0, 30.0)]}
     assert "tokens per second" in svg([rates, median, tail])
+
+
+def test_what_is_left_out_is_absent_and_nothing_else() -> None:
+    found = Contenders()
+    for name in (LLAMA, CTRANSLATE2, CTRANSLATE2_INT8):
+        with found.may_lack(name, ["server", "int8"]) as wanted:
+            assert wanted == (name != CTRANSLATE2_INT8)
+    with found.may_lack(LLAMA, []):
+        raise PeerAbsentError("no compiler")
+    assert found.absent == {CTRANSLATE2_INT8: "switched off", LLAMA: "no compiler"}
