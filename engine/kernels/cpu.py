@@ -587,20 +587,18 @@ class CpuKernels:
         if down.dtype != torch.float32 or up.dtype != torch.float32:
             raise ValueError("expected fp32 matrices")
         dtype = exact_dtype((down, up))
-        groups = _panels(up.to(dtype), self.panel_width), self._rank_groups(down.to(dtype))
-        if dtype == torch.bfloat16:  # in the order of `pack_weight`
-            pairs = [group.unflatten(-1, (2, -1)).transpose(-1, -2) for group in groups]
-            groups = pairs[0].flatten(-2), pairs[1].flatten(-2)
-        up_panels, down_groups = (group.contiguous() for group in groups)
+        up_panels = _panels(up.to(dtype), self.panel_width)
+        down_groups = self._rank_groups(down.to(dtype))
+        if dtype == torch.bfloat16:
+            up_panels, down_groups = _paired(up_panels), _paired(down_groups)
         return PackedUpdate(down_groups, up_panels, len(down))
 
     def _rank_groups(self, down: Tensor) -> Tensor:
         """A matrix [rank, K] as [rank / 4, K / width, 4, width], padded with zeros."""
         missing = -down.shape[1] % self.panel_width, -len(down) % self.vector_width
         padded = torch.nn.functional.pad(down, (0, missing[0], 0, missing[1]))
-        return (
-            padded.unflatten(0, (-1, _RANKS)).unflatten(-1, (-1, self.panel_width)).transpose(1, 2)
-        )
+        blocks = padded.view(-1, _RANKS, padded.shape[1] // self.panel_width, self.panel_width)
+        return blocks.transpose(1, 2).contiguous()
 
     def together(self, updates: Sequence["PackedUpdate"]) -> list["PackedUpdate"]:
         """Copy updates next to each other, on huge pages where they are large enough for these.
@@ -863,6 +861,12 @@ def _panels(matrix: Tensor, width: int) -> Tensor:
 def _experts(ends: Tensor | None) -> tuple[int | None, int]:
     """The address of the ends of experts' rows, and the number of experts."""
     return (None, 1) if ends is None else (_flat(ends, torch.int64), ends.numel())
+
+
+def _paired(panels: Tensor) -> Tensor:
+    """Panels [..., width] of bfloat16 in the order of `pack_weight`: their halves, interleaved."""
+    halves = panels.view(*panels.shape[:-1], 2, -1)
+    return halves.transpose(-1, -2).reshape(panels.shape)
 
 
 def _rotation(cos: Tensor, sin: Tensor, num_tokens: int, head_size: int) -> _Rotation:
