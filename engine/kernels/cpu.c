@@ -2,7 +2,7 @@
  * int8 and int4, low-rank updates of them, sampling, exchanges between processes; and the replay of recorded calls.
  *
  * Plain C11 with GCC/Clang vector extensions; the vector width follows the compile target. Only
- * madd, read_step, dot4 and dot8 are written for instruction sets, and have portable versions. Built and loaded by
+ * madd, HOLD, read_step, dot4 and dot8 are written for instruction sets, and have portable versions. Built and loaded by
  * build.py, called through cpu.py.
  *
  * A row's result is the same, bit for bit, in any batch, with any number of threads, and however
