@@ -24,10 +24,12 @@ _NUM_TOKENS = 16_384  # whose fields are kept: the most frequent of a large voca
 
 def http_reply(content_type: str, data: bytes) -> bytes:
     """A reply with only `http` set, which is field 15 of every reply."""
-    body = _content_type(content_type)
-    if data:
-        body += sized(b"\x12", data)
-    return sized(b"\x7a", body)
+    kind = _content_type(content_type)
+    if not data:
+        return sized(b"\x7a", kind)
+    head = b"\x12" + _varint(len(data))
+    whole = _varint(len(kind) + len(head) + len(data))
+    return b"".join((b"\x7a", whole, kind, head, data))  # one copy: an answer may have megabytes
 
 
 @lru_cache

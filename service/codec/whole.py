@@ -14,11 +14,13 @@ from . import convert, framing
 def generate_response(result: Generation) -> bytes:
     """GenerateResponse, whose fields come in the order of their numbers."""
     details = framing.sized(b"\x12", _details(result)) if result.request.wants_details else b""
-    return (
-        bytes(pb.GenerateResponse(generated_text=result.generated_text))
-        + details
-        + framing.numbers(b"\x1a", (token.id for token in result.tokens))
-        + bytes(pb.GenerateResponse(**convert.end(result)))
+    return b"".join(
+        (
+            bytes(pb.GenerateResponse(generated_text=result.generated_text)),
+            details,
+            framing.numbers(b"\x1a", (token.id for token in result.tokens)),
+            bytes(pb.GenerateResponse(**convert.end(result))),
+        )
     )
 
 

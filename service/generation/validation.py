@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 
 from engine.protocol.images import Image
@@ -14,6 +13,7 @@ from ..grammar.checker import GrammarChecker
 from ..images.pictured import PicturedText
 from ..text.long_texts import TooManyTokensError
 from ..text.tokenizer import TextTokenizer
+from ..workers.pause import pause
 from .adapters import Adapters
 from .limits import (
     BEST_OF_RULES,
@@ -86,7 +86,7 @@ class Validator:
             adapter = self.check_adapter(parameters)
             token_ids, images, max_new_tokens = await self._checked(prompt, parameters)
         if len(token_ids) > _LONG:  # which takes milliseconds to check, and to send to the engine
-            await asyncio.sleep(0)
+            await pause()
         source = ""
         if parameters.grammar is not None:
             with stage("grammar"):

@@ -21,6 +21,7 @@ from ..errors import ErrorKind, ServiceError, overloaded
 from ..workers.budget import ByteBudget
 from ..workers.crew import Crew
 from ..workers.heap import Later
+from ..workers.pause import pause
 from ..workers.process import DeadError, LateError
 from .escaping import EscapedText
 
@@ -186,7 +187,7 @@ async def _token_ids(values: array[int]) -> tuple[int, ...]:
     made: list[int] = []
     for start in range(0, len(values), _SLICE):
         made += values[start : start + _SLICE]
-        await asyncio.sleep(0)
+        await pause()
     return tuple(made)
 
 

@@ -148,7 +148,7 @@ def test_numbers_are_printed_as_rust_prints_them(logprob: float, text: bytes) ->
     assert b'"logprob":' + text + b"," in render.token_event(event)
 
 
-@pytest.mark.parametrize("count", [2048, 2049, 5000])
+@pytest.mark.parametrize("count", [512, 513, 2000])
 def test_long_lists_are_the_same_in_slices(count: int) -> None:
     tokens = [Token(index, f"é{index}", -0.5, index % 2 == 0) for index in range(count)]
     tops = [[token, token] for token in tokens]
