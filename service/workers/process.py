@@ -100,13 +100,14 @@ class WorkerProcess:
             DeadError: it died, twice.
         """
         self._trying.clear()
+        message = await asyncio.to_thread(framed, request)  # which copies megabytes several times
         for _ in range(_NUM_TRIALS):
             try:
                 process = self._process or await self._start()
                 before = _processor_s(process.pid)
                 self._trying.set()
                 async with asyncio.timeout(deadline_s):
-                    return await _exchange(process, framed(request))
+                    return await _exchange(process, message)
             except TimeoutError:
                 spent = _processor_s(process.pid) - before
                 await self.stop()
