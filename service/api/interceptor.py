@@ -13,6 +13,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import contextmanager
+from traceback import clear_frames
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -130,7 +131,12 @@ class CallInterceptor(aio.ServerInterceptor):  # type: ignore[misc]
                     context.set_trailing_metadata(((REQUEST_ID_HEADER, record.request_id),))
                     return reply
                 except Exception as error:
-                    await self._abort(context, path, error)
+                    try:
+                        await self._abort(context, path, error)
+                    finally:
+                        # It and the frames that it went through hold each other, and with them
+                        # the request, which may have megabytes, until garbage is looked for.
+                        clear_frames(error.__traceback__)
 
         return call
 

@@ -29,8 +29,8 @@ def give_back_large_blocks() -> None:
 def collect_and_trim() -> None:
     """The same, also with what only the garbage collector finds.
 
-    An error and the frames that it went through hold each other, and with them the body of the
-    request: refused requests of megabytes would stay until enough small objects are made.
+    Errors hold frames, and frames errors and bodies of requests. Those of calls are cleared
+    (`api/interceptor.py`); others would stay until enough small objects are made.
     """
     gc.collect(1)  # a second after: no object of it is old, and those that are take 10 to 25 ms
     trim()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
+import weakref
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -302,3 +304,28 @@ async def test_a_message_of_emoji_is_cut_in_the_body(
     body = trailers(await failure(channel, UNARY, rest=True))["x-error-body"]
     assert len(body) <= 4096
     assert json.loads(body)["error_type"] == "suffix not supported"
+
+
+class Held:
+    """Something that a request brings."""
+
+
+async def test_what_a_failed_call_held_is_free_at_once(
+    channel: aio.Channel, outcome: Outcome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[weakref.ref[Held]] = []
+
+    async def fail() -> None:
+        body = Held()
+        held.append(weakref.ref(body))
+        error = missing_field("inputs")  # which its own frame holds
+        raise error
+
+    monkeypatch.setattr(outcome, "_decide", fail)
+    gc.disable()
+    try:
+        with pytest.raises(aio.AioRpcError):
+            await channel.unary_unary(UNARY)(b"x")
+        await eventually(lambda: held[0]() is None)
+    finally:
+        gc.enable()
