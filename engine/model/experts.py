@@ -31,16 +31,16 @@ class QuantizedExperts(nn.Module):
         down: the second ones.
     """
 
+    stock: Any
     numbers: Tensor
 
     def __init__(self, stock: nn.Module, up: nn.Module, down: nn.Module) -> None:
         super().__init__()
-        self.stock: Any = stock
+        self.stock = stock
         self.up = up
         self.down = down
         self._gate = _gate_of(stock)
-        numbers = torch.arange(self.stock.num_experts)
-        self.register_buffer("numbers", numbers, persistent=False)
+        self.register_buffer("numbers", torch.arange(self.stock.num_experts), persistent=False)
         self._forward_hooks.update(stock._forward_hooks)  # such as a sum over ranks
 
     def forward(self, hidden_states: Tensor, index: Tensor, weights: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ class QuantizedExperts(nn.Module):
         experts, order = index.flatten().sort(stable=True)
         ends = torch.searchsorted(experts, self.numbers, right=True)
         rows = hidden_states.index_select(0, order // index.shape[1])
-        results = self.down(self._gate(self.up(rows, ends)), ends)
+        results: Tensor = self.down(self._gate(self.up(rows, ends)), ends)
         if self.stock.has_post_expert_norm:
             results = self.stock.post_expert_norm(results)
         results = results.index_copy(0, order, results)  # back to the order of tokens
