@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 from array import array
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -156,6 +156,8 @@ class ModelInput:
     logits are wanted. `sampled` says which rows of the logits a sequence's next tokens are sampled
     from: one row, and one more for each draft token. `adapters` is None if no sequence has one,
     `states` if the model has no state beside the KV cache, and `images` in a step without any.
+    `previous` int64 [sampled rows of the previous step] is on the device: the tokens that ids below
+    0 stand for, if there are such; see `filled`.
     """
 
     input_ids: Tensor
@@ -167,6 +169,13 @@ class ModelInput:
     adapters: AdapterRows | None = None
     states: StateRows | None = None
     images: ImageRows | None = None
+    previous: Tensor | None = None
+
+    def filled(self, previous: Tensor) -> ModelInput:
+        """The same with the previous step's tokens in place of ids that stand for them."""
+        return replace(
+            self, input_ids=_without_placeholders(self.input_ids, previous), previous=None
+        )
 
 
 def pack(
@@ -465,6 +474,39 @@ def _state(sequence: Sequence, slot: int, num_tokens: int) -> SequenceState:
         sequence.state_source,
         tuple(copy for copy in copies if 0 < copy[0] <= num_tokens),
         tuple(sequence.draft_slots),
+    )
+
+
+def uploaded(batch: ModelInput, device: torch.device) -> ModelInput:
+    """A batch on the host, copied to a device in one transfer; without states and images."""
+    if device.type == "cpu":
+        return batch
+    step, window, adapters = batch.attention, batch.attention.window, batch.adapters
+    tensors = [batch.input_ids, batch.positions, batch.logits_rows, step.slot_mapping]
+    tensors += [step.block_tables, step.query_start_loc, step.context_lens]
+    tensors += [] if window is None else [window.slot_mapping, window.block_tables]
+    if adapters is not None:
+        tensors += [it for it in (adapters.owners, adapters.rows) if it is not None]
+    moved = upload_together([tensor.numpy() for tensor in tensors], device)
+    ids, positions, rows, slots, tables, starts, contexts, *rest = moved
+    if window is not None:
+        window = WindowInput(window.window, rest.pop(0), rest.pop(0))
+    if adapters is not None:
+        owners, *which = rest
+        adapters = AdapterRows(which[0] if which else None, owners, adapters.names)
+    return replace(
+        batch,
+        input_ids=ids,
+        positions=positions,
+        attention=AttentionInput(
+            slot_mapping=slots,
+            block_tables=tables,
+            query_start_loc=starts,
+            context_lens=contexts,
+            window=window,
+        ),
+        logits_rows=rows,
+        adapters=adapters,
     )
 
 

@@ -54,6 +54,7 @@ from .scheduling.state_blocks import StateBlockManager, copy_interval
 from .scheduling.state_slots import StateSlots
 from .scheduling.window_blocks import WindowBlockManager
 from .shards.group import Group
+from .shards.shared_forward import SharedForward
 
 logger = logging.getLogger(__name__)
 
@@ -122,20 +123,23 @@ def build_engine(
     config = built.config
     device, max_total_tokens = built.model.loaded.device, built.model.max_total_tokens
     encoder = _encoder(config, built.model.loaded, ranks)
-    forward = built.forward if ranks is None else ranks.lead(built.forward)
+    forward = built.forward
+    if ranks is not None:
+        forward = ranks.lead(SharedForward(forward, ranks.group, device))
     if ranks is not None and built.adapters is not None:
         built.adapters.lead(ranks.others)
     engine = Engine(
         _slotted(forward, built.adapters),
         _scheduler(built, encoder),
-        device,
+        device if ranks is None else torch.device("cpu"),
         vocab_size=built.vocab_size,
         max_total_tokens=max_total_tokens,
         watermark=built.watermark,
         constraints=_constraints(config, built.model.loaded, built.vocab_size),
         adapters=built.adapters,
         images=None if encoder is None else _step_images(encoder, built.model.loaded),
-        runs_ahead=_runs_ahead(config, device, ranks),
+        runs_ahead=device.type == "cuda" if config.run_ahead is None else config.run_ahead,
+        leads_ranks=ranks is not None,
         activity=activity,
     )
     if device.type == "cuda":
@@ -214,14 +218,6 @@ def _held(model: PreparedModel, runner: ModelRunner, group: Group | None) -> tup
 
 def _processors_of_rank(config: EngineConfig) -> int:
     return max(1, num_processors() // config.num_shards)
-
-
-def _runs_ahead(config: EngineConfig, device: torch.device, ranks: Ranks | None) -> bool:
-    """Whether steps run ahead. Those of several ranks do not: only one of them has the tokens."""
-    if ranks is not None:
-        logger.info("with several ranks steps do not run ahead")
-        return False
-    return device.type == "cuda" if config.run_ahead is None else config.run_ahead
 
 
 def _for_states(config: EngineConfig, loaded: LoadedModel, recurrence: Recurrence) -> EngineConfig:

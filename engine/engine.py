@@ -42,6 +42,8 @@ class Engine:
         runs_ahead: whether a step is launched before the tokens of the previous one are read. The
             device then never waits for the host; one token too many is computed for a sequence that
             ends, and is dropped.
+        leads_ranks: whether `forward` is one of several ranks', which takes its input on the host
+            and puts the tokens of the previous step into it.
         activity: where a step notes that it waits for the device.
     """
 
@@ -58,6 +60,7 @@ class Engine:
         adapters: AdapterBank | None = None,
         images: StepImages | None = None,
         runs_ahead: bool = False,
+        leads_ranks: bool = False,
         activity: Activity | None = None,
     ) -> None:
         self._executor = Executor(
@@ -68,6 +71,7 @@ class Engine:
             constraints,
             scheduler.blocks.form,
             images,
+            leaves_placeholders=leads_ranks,
         )
         self._scheduler = scheduler
         self._runs_ahead = runs_ahead

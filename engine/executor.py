@@ -108,6 +108,7 @@ class Executor:
         constraints: for requests with a grammar.
         form: of the cache's blocks, where layers with a window have their own.
         images: for requests with images.
+        leaves_placeholders: whether `forward` puts the previous step's tokens into their places.
     """
 
     def __init__(
@@ -119,7 +120,10 @@ class Executor:
         constraints: Constraints | None = None,
         form: BlockForm | None = None,
         images: StepImages | None = None,
+        *,
+        leaves_placeholders: bool = False,
     ) -> None:
+        self._leaves_placeholders = leaves_placeholders
         self._form = form
         self._forward = forward
         self._device = device
@@ -169,7 +173,11 @@ class Executor:
     def _launch(self, batch: ScheduledBatch, previous: LaunchedStep | None) -> LaunchedStep:
         num_prefill_tokens = batch.num_prefill_tokens
         sampled_ids = None if previous is None or previous.tokens is None else previous.tokens.ids
-        model_input = pack(batch, self._block_size, self._device, sampled_ids, self._form)
+        model_input = pack(batch, self._block_size, self._device, form=self._form)
+        if sampled_ids is not None:
+            model_input = replace(model_input, previous=sampled_ids)
+            if not self._leaves_placeholders:
+                model_input = model_input.filled(sampled_ids)
         if self._images is not None:
             images = self._images.rows(batch, model_input.positions)
             model_input = replace(model_input, images=images)
@@ -185,7 +193,7 @@ class Executor:
             chosen = logits if len(rows) == len(logits) else _rows_of(logits, model_input)
             tokens = sample(chosen, rows, self._watermark, masks, sampled_ids)
         else:  # only chunks of prompts: without a wait, steps would queue up on the device
-            end = Download(model_input.input_ids[:1])
+            end = Download(logits[:1, :1])
         return LaunchedStep(
             batch=batch,
             num_prefill_tokens=num_prefill_tokens,

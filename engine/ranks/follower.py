@@ -88,7 +88,7 @@ def _compute(place: Place, activity: Activity) -> None:
     group = join(store, place.rank, size, on_gpu=uses_gpu(place.config), kernels=kernels)
     built = build_computation(place.config, group=group)
     give_back_library_pages()
-    part = Part(built, place.plans, place.reads)
+    part = Part(built, group, place.plans, place.reads)
     while True:
         activity.begin(Phase.WAITING_FOR_REQUESTS)
         wanted = part.receive(_LOOK_S)

@@ -6,6 +6,8 @@ from multiprocessing.connection import Connection
 
 from ..batch import ModelInput
 from ..build import Computation
+from ..shards.group import Group
+from ..shards.shared_forward import SharedForward
 from .adapters import AdapterFollower
 from .plan_channel import Order, PlanReceiver
 
@@ -15,13 +17,17 @@ class Part:
 
     Args:
         built: computes it.
+        group: the ranks.
         plans: where it is told what to compute.
         reads: where it is told which adapters to read.
     """
 
-    def __init__(self, built: Computation, plans: Connection, reads: Connection) -> None:
-        self._forward = built.forward
-        self._receiver = PlanReceiver(plans, built.model.loaded.device)
+    def __init__(
+        self, built: Computation, group: Group, plans: Connection, reads: Connection
+    ) -> None:
+        device = built.model.loaded.device
+        self._forward = SharedForward(built.forward, group, device)
+        self._receiver = PlanReceiver(plans)
         self._adapters: AdapterFollower | None = None
         if built.adapters is not None:
             self._adapters = AdapterFollower(built.adapters, self._receiver, reads)

@@ -2,8 +2,8 @@
 
 A step's plan is its packed arrays. They are written into the memory one after the other, and their
 sizes go through a socket, for which the others wait: that takes some ten microseconds, and none of
-them keeps a processor busy. There is one plan at a time: a step ends with an exchange of logits, by
-which time every rank has long copied its plan.
+them keeps a processor busy. There is one plan at a time: ranks say when they have copied it, which
+is long before the next one.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ..batch import AdapterRows, AttentionInput, ModelInput, WindowInput, upload_together
+from ..batch import AdapterRows, AttentionInput, ModelInput, WindowInput
 
 _FIRST_BYTES = 1 << 20
-_HEADER = struct.Struct("<7q")
+_HEADER = struct.Struct("<8q")
 _PLAN, _NEW_MEMORY, _ORDER = b"p", b"m", b"o"  # the first byte of a message
 
 
@@ -40,6 +40,7 @@ class _Sizes(NamedTuple):
 
     `window` and the width of its block tables are 0 where layers with one have no blocks of their
     own. `num_adapted` tokens have a slot of an adapter; if these are not all, an array says which.
+    `num_previous` is 0 unless ids below 0 stand for as many tokens of the step before.
     """
 
     num_tokens: int
@@ -49,6 +50,7 @@ class _Sizes(NamedTuple):
     window: int = 0
     window_blocks: int = 0
     num_adapted: int = 0
+    num_previous: int = 0
 
     @property
     def says_which(self) -> bool:
@@ -90,9 +92,10 @@ class PlanSender:
     def __init__(self, others: Sequence[tuple[int, Connection]]) -> None:
         self._others = others
         self._memory: mmap.mmap | None = None
+        self._is_being_copied = False
 
     def send(self, batch: ModelInput) -> None:
-        """Tells all ranks to compute a batch.
+        """Tells all ranks to compute a batch, which is on the host but for `previous`.
 
         Raises:
             OSError: a rank has ended.
@@ -109,7 +112,7 @@ class PlanSender:
         if batch.adapters is not None:
             num_adapted = len(batch.adapters.owners)
             longs += [it for it in (batch.adapters.owners, batch.adapters.rows) if it is not None]
-        arrays = [tensor.cpu().numpy() for tensor in (*longs, *ints)]
+        arrays = [tensor.numpy() for tensor in (*longs, *ints)]
         num_seqs, max_blocks = step.block_tables.shape
         sizes = _Sizes(
             len(batch.input_ids),
@@ -118,10 +121,13 @@ class PlanSender:
             max_blocks,
             *of_window,
             num_adapted,
+            0 if batch.previous is None else len(batch.previous),
         )
+        self._await_copies()
         for view, array in zip(sizes.views(self._room(sizes.num_bytes)), arrays, strict=True):
             view[...] = array
         self._tell(_PLAN + _HEADER.pack(*sizes))
+        self._is_being_copied = True
 
     def order(self, verb: str, *arguments: str | int | None) -> None:
         """Tells all ranks to do something before the next batch."""
@@ -133,6 +139,16 @@ class PlanSender:
         Raises:
             EOFError: a rank has ended.
         """
+        self._await_copies()
+        return self._received()
+
+    def _await_copies(self) -> None:
+        """Waits until all ranks have copied the last batch out of the memory."""
+        if self._is_being_copied:
+            self._is_being_copied = False
+            self._received()
+
+    def _received(self) -> list[str]:
         return [connection.recv_bytes().decode() for _, connection in self._others]
 
     def _tell(self, message: bytes) -> None:
@@ -161,16 +177,14 @@ class PlanReceiver:
 
     Args:
         connection: to the first rank.
-        device: where the batches go.
     """
 
-    def __init__(self, connection: Connection, device: torch.device) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._device = device
         self._memory: mmap.mmap | None = None
 
     def receive(self, timeout: float) -> ModelInput | Order | None:
-        """The next batch or order; None if there is none for `timeout` seconds.
+        """The next batch, on the host, or order; None if there is none for `timeout` seconds.
 
         Raises:
             EOFError: the first rank has ended.
@@ -186,7 +200,9 @@ class PlanReceiver:
         if message[:1] == _ORDER:
             order: Order = pickle.loads(message[1:])  # noqa: S301 - of our own parent
             return order
-        return self._batch(_Sizes(*_HEADER.unpack(message[1:])))
+        batch = self._batch(_Sizes(*_HEADER.unpack(message[1:])))
+        self.answer("")
+        return batch
 
     def answer(self, text: str) -> None:
         """Answers an order."""
@@ -194,13 +210,7 @@ class PlanReceiver:
 
     def _batch(self, sizes: _Sizes) -> ModelInput:
         assert self._memory is not None
-        arrays = [view.copy() for view in sizes.views(self._memory)]
-        on_host = self._device.type == "cpu"
-        tensors = (
-            [torch.from_numpy(array) for array in arrays]
-            if on_host
-            else upload_together(arrays, self._device)
-        )
+        tensors = [torch.from_numpy(view.copy()) for view in sizes.views(self._memory)]
         longs, ints = tensors[: -3 - bool(sizes.window)], tensors[-3 - bool(sizes.window) :]
         ids, positions, slots, rows, *rest = longs
         tables, starts, contexts, *of_window = ints
@@ -219,4 +229,7 @@ class PlanReceiver:
             sampled={},
             prompt_rows=[],
             adapters=AdapterRows(rest[1] if sizes.says_which else None, rest[0]) if rest else None,
+            previous=torch.zeros(sizes.num_previous, dtype=torch.int64)
+            if sizes.num_previous
+            else None,
         )

@@ -61,6 +61,10 @@ class Group:
             return self.exchange.concatenate(part)
         return torch.cat(self.gather(part).unbind(), dim=-1)
 
+    def first(self, tensor: Tensor) -> Tensor:
+        """The first rank's tensor, on all ranks; others give one of the same shape."""
+        return self.gather(tensor)[0]
+
     def agrees(self, value: bytes) -> bool:
         """Whether all ranks have the same bytes, of which all have as many."""
         values = self.gather(torch.frombuffer(bytearray(value), dtype=torch.uint8))

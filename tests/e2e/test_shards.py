@@ -10,6 +10,8 @@ import pytest
 
 from tests.e2e.stack import ENDLESS, Stack, run_to_end, running, wait_until
 from tests.e2e.test_healing import Streams, body, ended, is_gone
+from tests.engine.adapters.made import make_adapter
+from tests.paths import DEMO_MODEL
 
 NUM_TOKENS = 150
 BODIES = [body(NUM_TOKENS), body(**ENDLESS | {"max_new_tokens": NUM_TOKENS})]  # greedy, sampled
@@ -18,8 +20,11 @@ BODIES = [body(NUM_TOKENS), body(**ENDLESS | {"max_new_tokens": NUM_TOKENS})]  #
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Two ranks; the supervisor leaves frozen processes alone for longer than a test takes."""
-    flags = ("--num-shard=2", "--engine-stall-seconds=900")
-    with running(tmp_path_factory.mktemp("sharded") / "log", *flags) as stack:
+    path = tmp_path_factory.mktemp("sharded")
+    settings = {"r": 4, "lora_alpha": 1, "target_modules": "all-linear"}
+    adapter = make_adapter(DEMO_MODEL, path / "poet", 1, **settings)
+    flags = ("--num-shard=2", "--engine-stall-seconds=900", f"--lora-adapters=poet={adapter}")
+    with running(path / "log", *flags) as stack:
         yield stack
 
 
@@ -43,6 +48,14 @@ def test_two_ranks_give_the_text_of_one(sharded: Stack, stack: Stack) -> None:
     ]
     assert ended(answers[0]) == ended(answers[1])
     assert "rank 0 of 2" in sharded.log()
+
+
+def test_adapters_are_served(sharded: Stack) -> None:
+    texts = [
+        sharded.generate("Where is Oslo?", max_new_tokens=12, adapter_id=name)["generated_text"]
+        for name in (None, "poet")
+    ]
+    assert texts[0] != texts[1]
 
 
 def test_the_memory_of_each_rank_is_shown(sharded: Stack) -> None:

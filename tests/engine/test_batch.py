@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.batch import ALIGNMENT, pack, upload_together
+from engine.batch import ALIGNMENT, AdapterRows, TableWidths, blank, pack, upload_together, uploaded
 from engine.protocol.request import Request
 from engine.scheduling.scheduler import ScheduledBatch
 from engine.scheduling.sequence import Sequence
@@ -177,3 +177,27 @@ def test_arrays_that_are_copied_together_keep_their_values(
         assert copy.numpy().dtype == values.dtype
         assert copy.tolist() == values.tolist()
         assert copy.storage_offset() * copy.itemsize % ALIGNMENT == 0
+
+
+def test_a_batch_on_the_host_is_uploaded_in_its_shapes() -> None:
+    """To a device without memory, which stands for one with another."""
+    names = ("input_ids", "positions", "logits_rows")
+    attention = ("slot_mapping", "block_tables", "query_start_loc", "context_lens")
+    for rows in (None, torch.tensor([1, 2])):
+        adapters = AdapterRows(rows, torch.zeros(3 if rows is None else 2, dtype=torch.int64))
+        host = replace(
+            blank(3, 2, 1, TableWidths(5, 4, 16), torch.device("cpu")), adapters=adapters
+        )
+        moved = uploaded(host, torch.device("meta"))
+        pairs = [(getattr(moved, name), getattr(host, name)) for name in names]
+        pairs += [(getattr(moved.attention, it), getattr(host.attention, it)) for it in attention]
+        assert moved.attention.window is not None
+        assert host.attention.window is not None
+        pairs += zip(moved.attention.window[1:], host.attention.window[1:], strict=True)
+        assert moved.adapters is not None
+        pairs.append((moved.adapters.owners, adapters.owners))
+        assert (moved.adapters.rows is None) == (rows is None)
+        assert moved.attention.window.window == 16
+        for there, here in pairs:
+            assert there.device.type == "meta"
+            assert (there.shape, there.dtype) == (here.shape, here.dtype)

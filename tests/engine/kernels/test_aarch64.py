@@ -85,6 +85,7 @@ def test_attention_equals_the_reference(
         chunk_size=None,
         softcap=None,
         has_sinks=sliding_window is not None,
+        bias_scale=None if sliding_window is None else 0.3,
         head_major=True,
         seed=3,
     )

@@ -19,7 +19,6 @@ from engine.protocol.adapters import LoadAdapter
 from engine.protocol.errors import AdapterError, AdapterFault
 from engine.ranks.adapters import AdapterFollower, AdapterLeader
 from engine.ranks.plan_channel import Order, PlanReceiver, PlanSender
-from tests.engine.fakes import CPU
 
 ONE = FittedAdapter("d1", 4, ())
 
@@ -50,7 +49,7 @@ class Ranks:
         self.own, self.other = Layers(), Layers()
         self.bank = _bank(self.own)
         self.bank.lead(AdapterLeader(PlanSender([(os.getpid(), plans)]), [reads]))
-        self.receiver = PlanReceiver(their_plans, CPU)
+        self.receiver = PlanReceiver(their_plans)
         self.follower = AdapterFollower(_bank(self.other), self.receiver, their_reads)
         self.kept = self.follower._kept
         Thread(target=self._obey, daemon=True).start()

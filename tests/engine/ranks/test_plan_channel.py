@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from multiprocessing import Pipe
 
 import pytest
 import torch
 
-from engine.batch import AttentionInput, ModelInput, WindowInput
+from engine.batch import AdapterRows, AttentionInput, ModelInput, WindowInput
 from engine.ranks.plan_channel import Order, PlanReceiver, PlanSender
-
-CPU = torch.device("cpu")
 
 
 def _batch(
-    num_tokens: int, num_seqs: int, num_rows: int, max_blocks: int, window_blocks: int = 0
+    num_tokens: int,
+    num_seqs: int,
+    num_rows: int,
+    max_blocks: int,
+    window_blocks: int = 0,
+    num_adapted: int = 0,
+    num_previous: int = 0,
 ) -> ModelInput:
     """Random numbers of the largest values that there can be."""
 
@@ -42,6 +47,13 @@ def _batch(
         logits_rows=random(num_rows, dtype=torch.int64),
         sampled={},
         prompt_rows=[],
+        adapters=AdapterRows(
+            random(num_adapted, dtype=torch.int64) if num_adapted < num_tokens else None,
+            random(num_adapted, dtype=torch.int64),
+        )
+        if num_adapted
+        else None,
+        previous=random(num_previous, dtype=torch.int64) if num_previous else None,
     )
 
 
@@ -56,6 +68,15 @@ def _assert_same(actual: ModelInput | Order | None, expected: ModelInput) -> Non
     if ours.window is not None and theirs.window is not None:
         assert ours.window.window == theirs.window.window
         pairs += zip(ours.window[1:], theirs.window[1:], strict=True)
+    assert (actual.previous is None) == (expected.previous is None)
+    if actual.previous is not None and expected.previous is not None:
+        assert actual.previous.shape == expected.previous.shape  # their numbers come otherwise
+    assert (actual.adapters is None) == (expected.adapters is None)
+    if actual.adapters is not None and expected.adapters is not None:
+        assert (actual.adapters.rows is None) == (expected.adapters.rows is None)
+        pairs.append((actual.adapters.owners, expected.adapters.owners))
+        if actual.adapters.rows is not None and expected.adapters.rows is not None:
+            pairs.append((actual.adapters.rows, expected.adapters.rows))
     for mine, other in pairs:
         assert mine.dtype == other.dtype
         assert torch.equal(mine, other)
@@ -64,13 +85,15 @@ def _assert_same(actual: ModelInput | Order | None, expected: ModelInput) -> Non
 def test_batches_of_any_size_arrive_at_all_ranks() -> None:
     ours, theirs = zip(*(Pipe() for _ in range(2)), strict=True)
     sender = PlanSender([(os.getpid(), connection) for connection in ours])
-    receivers = [PlanReceiver(connection, CPU) for connection in theirs]
+    receivers = [PlanReceiver(connection) for connection in theirs]
     # The fifth needs more memory than there was for the first.
     for sizes in (
         (1, 1, 1, 1),
         (7, 3, 0, 5),
         (7, 3, 2, 5, 9),
         (8, 8, 8, 1),
+        (7, 3, 2, 5, 0, 7),
+        (7, 3, 2, 5, 9, 4, 6),
         (2048, 256, 2048, 2048, 4096),
         (1, 1, 1, 1),
     ):
@@ -82,7 +105,7 @@ def test_batches_of_any_size_arrive_at_all_ranks() -> None:
 
 def test_a_batch_stays_as_it_is_when_the_next_is_sent() -> None:
     ours, theirs = Pipe()
-    sender, receiver = PlanSender([(os.getpid(), ours)]), PlanReceiver(theirs, CPU)
+    sender, receiver = PlanSender([(os.getpid(), ours)]), PlanReceiver(theirs)
     first = _batch(4, 2, 2, 3)
     sender.send(first)
     received = receiver.receive(60.0)
@@ -90,9 +113,35 @@ def test_a_batch_stays_as_it_is_when_the_next_is_sent() -> None:
     _assert_same(received, first)
 
 
+def test_a_batch_is_not_overwritten_before_it_is_copied() -> None:
+    ours, theirs = Pipe()
+    sender, receiver = PlanSender([(os.getpid(), ours)]), PlanReceiver(theirs)
+    first, second = _batch(4, 2, 2, 3), _batch(4, 2, 2, 3)
+    sender.send(first)
+    with ThreadPoolExecutor() as threads:
+        sent = threads.submit(sender.send, second)
+        _assert_same(receiver.receive(60.0), first)
+        sent.result(timeout=60)
+    _assert_same(receiver.receive(60.0), second)
+
+
+def test_an_order_arrives_between_two_batches_and_is_answered() -> None:
+    ours, theirs = Pipe()
+    sender, receiver = PlanSender([(os.getpid(), ours)]), PlanReceiver(theirs)
+    first, second = _batch(4, 2, 2, 3), _batch(3, 3, 3, 1)
+    sender.send(first)
+    sender.order("put", 3, None)
+    _assert_same(receiver.receive(60.0), first)
+    assert receiver.receive(60.0) == Order("put", (3, None))
+    receiver.answer("done")
+    assert sender.answers() == ["done"]
+    sender.send(second)
+    _assert_same(receiver.receive(60.0), second)
+
+
 def test_without_a_batch_there_is_none_and_the_senders_end_is_one() -> None:
     ours, theirs = Pipe()
-    receiver = PlanReceiver(theirs, CPU)
+    receiver = PlanReceiver(theirs)
     assert receiver.receive(0.0) is None
     ours.close()
     with pytest.raises(EOFError):

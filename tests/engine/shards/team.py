@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
@@ -30,11 +30,10 @@ from engine.shards.group import Group, join, open_store
 
 @dataclass(frozen=True)
 class Rank:
-    """Another rank than the first, and the connections to it."""
+    """Another rank than the first, and the connection to it."""
 
     process: SpawnProcess
     commands: Connection
-    plans: Connection
 
 
 @dataclass(frozen=True)
@@ -53,11 +52,12 @@ class Team:
         config = replace(config, num_shards=self.group.size, num_threads=1)
         channels, reads = [], []
         for rank in self.others:
-            ours, theirs = multiprocessing.Pipe()
-            rank.commands.send((config, theirs))
-            reads.append(ours)
+            plans, their_plans = multiprocessing.Pipe()
+            own_reads, their_reads = multiprocessing.Pipe()
+            rank.commands.send((config, their_plans, their_reads))
             assert rank.process.pid is not None
-            channels.append((rank.process.pid, rank.plans))
+            channels.append((rank.process.pid, plans))
+            reads.append(own_reads)
         sender = PlanSender(channels)
 
         def lead(forward: Forward) -> Forward:
@@ -87,31 +87,29 @@ def team(meeting: Path, size: int) -> Iterator[Team]:
 def _start(meeting: Path, number: int, size: int) -> Rank:
     context = multiprocessing.get_context("spawn")
     commands, their_commands = context.Pipe()
-    plans, their_plans = context.Pipe()
-    arguments = (meeting, number, size, their_commands, their_plans)
+    arguments = (meeting, number, size, their_commands)
     process = context.Process(target=_compute, args=arguments)
     process.start()
-    return Rank(process, commands, plans)
+    return Rank(process, commands)
 
 
 def _join(meeting: Path, number: int, size: int) -> Group:
     return join(open_store(meeting, size), number, size, on_gpu=False, kernels=cpu_kernels.load())
 
 
-def _compute(
-    meeting: Path, number: int, size: int, commands: Connection, plans: Connection
-) -> None:
+def _compute(meeting: Path, number: int, size: int, commands: Connection) -> None:
     os.environ["TQDM_DISABLE"] = "1"
     torch.set_num_threads(1)
     group = _join(meeting, number, size)
     while True:
         try:
-            config, reads = commands.recv()
+            config, plans, reads = commands.recv()
             built = build_computation(config, group=group)
         except ModelLoadError:  # the first rank says so
             continue
-        part = Part(built, plans, reads)
-        while not commands.poll():
-            wanted = part.receive(0.02)
-            if wanted is not None:
-                part.do(wanted)
+        part = Part(built, group, plans, reads)
+        with suppress(EOFError, ConnectionError):  # the engine is no more
+            while not commands.poll():
+                wanted = part.receive(0.02)
+                if wanted is not None:
+                    part.do(wanted)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from gguf import GGMLQuantizationType
 from transformers import (
     Gemma2Config,
     Gemma3TextConfig,
@@ -22,15 +24,20 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
+from engine.batch import ModelInput
 from engine.build import build_engine
 from engine.engine import Engine
 from engine.protocol.config import EngineConfig
 from engine.protocol.errors import ModelLoadError
 from engine.protocol.request import Request, SamplingParams, Token
+from engine.ranks.plan_channel import PlanSender
+from engine.replay.cpu_recorder import CpuGraph
 from tests.engine.fakes import run, token_ids
 from tests.engine.model.architectures import SMALL, build_model, make_prompts
+from tests.engine.model.quantized import compress
 from tests.engine.native import needs_compiler, threads
 from tests.engine.shards.team import Team, team
+from tests.gguf_models import write_gguf
 
 _HEADS: dict[str, Any] = {"head_dim": 16}
 _WINDOW: dict[str, Any] = {"sliding_window": 9}
@@ -101,6 +108,47 @@ def test_two_ranks_give_the_tokens_of_one(name: str, pair: Team, tmp_path: Path)
     together = pair.build(config)
     requests = _requests()
     assert _tokens(together, requests) == _tokens(alone, requests)
+
+
+@needs_compiler
+def test_small_steps_are_recorded_and_replayed(
+    pair: Team, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replayed: list[CpuGraph] = []
+    replay = CpuGraph.replay
+    monkeypatch.setattr(CpuGraph, "replay", lambda graph: replayed.append(graph) or replay(graph))
+    config = _config(tmp_path, MODELS["qwen3 moe"], graph_sizes=(8,))
+    together = pair.build(config)
+    replayed.clear()
+    requests = _requests()[:3]
+    tokens = _tokens(together, requests)
+    assert _tokens(together, requests) == tokens
+    assert len(replayed) >= 6, "of 14 steps that follow the prompts"
+    assert tokens == _tokens(build_engine(replace(config, graph_sizes=(0,)))[0], requests)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param({}, marks=needs_compiler), {"enable_native_kernels": False}],
+    ids=["recorded steps", "torch"],
+)
+def test_steps_run_ahead_of_their_tokens(
+    options: dict[str, Any], pair: Team, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plan has ids that stand for tokens, and each rank gets these from the first."""
+    plans: list[ModelInput] = []
+    send = PlanSender.send
+    monkeypatch.setattr(
+        PlanSender, "send", lambda sender, batch: plans.append(batch) or send(sender, batch)
+    )
+    config = _config(tmp_path, MODELS["llama, biases, tied embeddings"], run_ahead=True, **options)
+    together = pair.build(config)
+    requests = _requests(do_sample=True, seed=7, temperature=1.2)
+    tokens = _tokens(together, requests)
+    ahead = [plan for plan in plans if plan.previous is not None]
+    assert len(ahead) > len(plans) / 2
+    assert all(int(plan.input_ids.min()) < 0 for plan in ahead)
+    assert tokens == _tokens(build_engine(replace(config, run_ahead=False))[0], requests)
 
 
 def _log_probabilities(engine: Engine, requests: list[Request]) -> dict[str, list[Token]]:
@@ -190,10 +238,32 @@ def test_a_model_that_cannot_be_divided_is_refused(
         pair.build(_config(tmp_path, model))
 
 
-def test_a_quantised_checkpoint_is_refused(pair: Team, tmp_path: Path) -> None:
+def test_a_checkpoint_of_compressed_tensors_is_divided(pair: Team, tmp_path: Path) -> None:
+    pytest.importorskip("compressed_tensors", reason="the extra `quantized`")
+    config = _config(tmp_path, LlamaConfig(**SMALL))
+    whole = _tokens(build_engine(config)[0], _requests())
+    compress(tmp_path)
+    alone = _tokens(build_engine(config)[0], _requests())
+    assert alone != whole
+    assert _tokens(pair.build(config), _requests()) == alone
+
+
+def test_a_gguf_file_is_divided(pair: Team, tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "model.gguf", GGMLQuantizationType.Q4_0)
+    config = EngineConfig(
+        model_id=str(path),
+        socket_path=tmp_path / "socket",
+        device="cpu",
+        num_threads=1,
+        max_batch_total_tokens=1024,
+    )
+    assert _tokens(pair.build(config), _requests()) == _tokens(build_engine(config)[0], _requests())
+
+
+def test_a_checkpoint_whose_weights_stay_packed_is_refused(pair: Team, tmp_path: Path) -> None:
     config = _config(tmp_path, LlamaConfig(**SMALL))
     described = json.loads((tmp_path / "config.json").read_text())
     described["quantization_config"] = {"quant_method": "fp8"}
     (tmp_path / "config.json").write_text(json.dumps(described))
-    with pytest.raises(ModelLoadError, match=r"quantised already \(fp8\), and such weights"):
+    with pytest.raises(ModelLoadError, match=r"quantised already \(fp8\), and its packed"):
         pair.build(config)
