@@ -512,67 +512,49 @@ class CpuKernels:
                 before have not are this one's. The last is the number of rows.
         """
         in_features = x.shape[-1]
-        if x.dtype != torch.float32 or -(-in_features // 4) != weight.packed.shape[1]:
+        if -(-in_features // 4) != weight.packed.shape[1]:
             raise ValueError(f"expected fp32 input of width {4 * weight.packed.shape[1]}")
-        x = x.contiguous()
-        output = self._empty_rows(x, out_features)
-        self._int8_linear(
-            x.data_ptr(),
-            weight.packed.data_ptr(),
-            weight.scales.data_ptr(),
-            weight.columns.data_ptr(),
-            weight.bias.data_ptr(),
-            output.data_ptr(),
-            x.numel() // in_features,
-            out_features,
-            in_features,
-            *_experts(ends),
-            torch.get_num_threads(),
-        )
-        return output
+        return self._rounded(self._int8_linear, x, weight, (out_features, in_features), ends)
 
     def grouped_int8_linear(
         self, x: Tensor, weight: "GroupedInt8Weight", out_features: int, ends: Tensor | None = None
     ) -> Tensor:
         """As `int8_linear`."""
-        in_features = 4 * weight.packed.shape[1]
-        if x.dtype != torch.float32 or x.shape[-1] != in_features:
-            raise ValueError(f"expected fp32 input of width {in_features}")
-        x = x.contiguous()
-        output = x.new_empty(*x.shape[:-1], out_features)
-        self._grouped_int8_linear(
-            x.data_ptr(),
-            weight.packed.data_ptr(),
-            weight.scales.data_ptr(),
-            weight.bias.data_ptr(),
-            output.data_ptr(),
-            x.numel() // in_features,
-            out_features,
-            in_features,
-            *_experts(ends),
-            torch.get_num_threads(),
-        )
-        return output
+        shape = out_features, 4 * weight.packed.shape[1]
+        return self._rounded(self._grouped_int8_linear, x, weight, shape, ends)
 
     def int4_linear(
         self, x: Tensor, weight: "Int4Weight", out_features: int, ends: Tensor | None = None
     ) -> Tensor:
         """As `int8_linear`."""
         in_features = 8 * weight.packed.shape[1]
+        group_size = in_features // weight.groups.shape[1]
+        shape = out_features, in_features
+        return self._rounded(self._int4_linear, x, weight, shape, ends, group_size)
+
+    def _rounded(
+        self,
+        kernel: Kernel,
+        x: Tensor,
+        weight: tuple[Tensor, ...],
+        shape: tuple[int, int],
+        ends: Tensor | None,
+        *group_size: int,
+    ) -> Tensor:
+        """Call a kernel that rounds rows of x to 8 bits, for a weight of `shape`, N and K."""
+        out_features, in_features = shape
         if x.dtype != torch.float32 or x.shape[-1] != in_features:
             raise ValueError(f"expected fp32 input of width {in_features}")
         x = x.contiguous()
         output = self._empty_rows(x, out_features)
-        self._int4_linear(
+        kernel(
             x.data_ptr(),
-            weight.packed.data_ptr(),
-            weight.groups.data_ptr(),
-            weight.bias.data_ptr(),
+            *(part.data_ptr() for part in weight),
             output.data_ptr(),
             x.numel() // in_features,
             out_features,
             in_features,
-            in_features // weight.groups.shape[1],
+            *group_size,
             *_experts(ends),
             torch.get_num_threads(),
         )

@@ -168,7 +168,7 @@ def test_bytes_that_are_not_a_message_raise_value_error(body: bytes) -> None:
     except ValueError:
         return
     assert isinstance(kind, wire.Kind)
-    assert isinstance(fields, list)
+    assert isinstance(fields, tuple)
 
 
 @given(st.lists(values, max_size=8))
