@@ -237,7 +237,7 @@ class EngineServer:
             if kind is wire.Kind.SUBMIT:
                 self._prepare(connection, wire.parse_request(fields))
             elif kind is wire.Kind.ABORT:
-                self._abort(connection, fields[0])
+                self._abort(connection, wire.parse_abort(fields))
             elif kind is wire.Kind.LOAD:
                 self._load(connection, *wire.parse_load(fields))
             elif kind is wire.Kind.UNLOAD:

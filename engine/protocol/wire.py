@@ -149,6 +149,23 @@ def _token_ids(values: bytes | tuple[Any, ...]) -> tuple[int, ...]:
     return tuple(array("I", values))
 
 
+def abort(request_id: str) -> bytes:
+    """A frame that ends a request."""
+    return frame(Kind.ABORT, request_id)
+
+
+def parse_abort(fields: tuple[Any, ...]) -> str:
+    """The id in an `ABORT`.
+
+    Raises:
+        ValueError: the fields are not an id.
+    """
+    (request_id,) = fields
+    if not isinstance(request_id, str):
+        raise ValueError("an id must be text")
+    return request_id
+
+
 def ready(info: EngineInfo) -> bytes:
     """A frame that describes the engine."""
     return frame(Kind.READY, info.to_dict())

@@ -152,7 +152,7 @@ class EngineClient:
         """Takes a request from the engine."""
         del self._streams[stream.request_id]
         if not stream.ended:
-            self._send(wire.frame(wire.Kind.ABORT, stream.request_id))
+            self._send(wire.abort(stream.request_id))
 
     def unfinished(self) -> list[Stream]:
         """The requests that the engine has not ended."""

@@ -52,7 +52,8 @@ def frame(body: bytes) -> bytes:
         wire.frame(wire.Kind.SUBMIT, "too", "few"),
         wire.frame(wire.Kind.SUBMIT, *[None] * 7),
         wire.frame(wire.Kind.ABORT),
-        wire.frame(wire.Kind.ABORT, ["unhashable"]),
+        wire.frame(wire.Kind.ABORT, ["no text"]),
+        wire.frame(wire.Kind.ABORT, "one", "too many"),
         wire.HEADER.pack(wire.MAX_FRAME_BYTES + 1),
     ],
 )
