@@ -182,14 +182,12 @@ def pack(
     batch: ScheduledBatch,
     block_size: int,
     device: torch.device,
-    sampled_ids: Tensor | None = None,
     form: BlockForm | None = None,
 ) -> ModelInput:
     """Packs the tokens of a scheduled batch into tensors on `device`.
 
-    `sampled_ids` int64 [sampled rows of the previous step], on the device: the tokens that
-    placeholders stand for, which the host does not know yet. `form` is that of the cache's blocks,
-    where layers with a window have their own.
+    Placeholders stay; see `ModelInput.filled`. `form` is that of the cache's blocks, where layers
+    with a window have their own.
     """
     places, windowed = _places(batch, block_size, form)
     tokens = _concatenated(batch, places)
@@ -215,8 +213,6 @@ def pack(
     window = None
     if windowed is not None and form is not None:
         window = WindowInput(form.window, *rest[-2:])
-    if sampled_ids is not None:
-        input_ids = _without_placeholders(input_ids, sampled_ids)
     return ModelInput(
         input_ids=input_ids,
         positions=positions,

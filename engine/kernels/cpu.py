@@ -651,7 +651,7 @@ class CpuKernels:
         rows = x.numel() // x.shape[-1]
         if slots.numel() != rows:
             raise ValueError("expected a slot for each row")
-        output = x.new_empty(*x.shape[:-1], out_features)
+        output = self._empty_rows(x, out_features)
         self._adapted_linear(
             x.data_ptr(),
             packed.data_ptr(),

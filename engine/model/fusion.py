@@ -236,7 +236,7 @@ def _fused_norm(layer: nn.Module, norms: Iterable[Norm]) -> FusedRMSNorm | None:
     if len(list(layer.parameters())) > 1 or any(True for _ in layer.buffers()):
         return None
     epsilons = [value for value in vars(layer).values() if isinstance(value, float)]
-    x, exact = _random_rows(weight, _NORM_SCALES), deepcopy(layer).float()
+    x, exact = random_rows(weight, _NORM_SCALES), deepcopy(layer).float()
     candidates = [
         FusedRMSNorm(norm, weight, epsilon)
         for norm, epsilon in itertools.product(norms, epsilons)
@@ -262,7 +262,7 @@ def _fused_mlp(layer: nn.Module, gates: Iterable[Gate]) -> FusedMLP | None:
     gate_up_proj = _gate_up_proj(products)
     if gate_up_proj is None:
         return None
-    x = _random_rows(gate_up_proj.weight, _MLP_SCALES)
+    x = random_rows(gate_up_proj.weight, _MLP_SCALES)
     merged = ("gate_proj", "up_proj") if products.keys() == _SEPARATE else ()
     return _closest(layer, [FusedMLP(gate_up_proj, parts["down_proj"], gate, merged)], x)
 
@@ -337,7 +337,7 @@ def _closest(
     least = max(_TOLERANCE, 2 * torch.finfo(x.dtype).eps)
     for candidate in candidates:
         try:
-            error = _error(candidate(x.clone()), expected)
+            error = error_of_rows(candidate(x.clone()), expected)
         except Exception:  # for example no working compiler: the model is served without it
             logger.debug("no kernel for %s", layer, exc_info=True)
             continue
@@ -355,14 +355,14 @@ def _result(layer: Callable[[Tensor], object], x: Tensor) -> Tensor | None:
     return result if isinstance(result, Tensor) else None
 
 
-def _random_rows(weight: Tensor, scales: tuple[float, ...]) -> Tensor:
+def random_rows(weight: Tensor, scales: tuple[float, ...]) -> Tensor:
     """Random rows [1, len(scales), width] for a weight [..., width]; their means are not 0."""
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(1, len(scales), weight.shape[-1], generator=generator) + 0.5
     return (rows * torch.tensor(scales).unsqueeze(1)).to(weight)
 
 
-def _error(actual: Tensor, expected: Tensor) -> float:
+def error_of_rows(actual: Tensor, expected: Tensor) -> float:
     """The largest error of a row: the norm of its difference, as a share of the row's norm."""
     if actual.dtype != expected.dtype or actual.shape != expected.shape:
         return float("inf")

@@ -26,6 +26,7 @@ from ..kernels.int4 import PackedInt4Linear
 from ..kernels.int8 import MAX_IN_FEATURES
 from ..kernels.packed_linear import is_linear, output_rows
 from ..protocol.config import EngineConfig
+from ..shards.layers import plain
 from .experts import matrices_of, quantize_experts, rows_of
 from .layers import parents_of_layers
 from .quantized_linear import Fp8Linear, Int4Linear, Int8Linear
@@ -144,8 +145,7 @@ def apply(model: PreTrainedModel, scheme: Scheme, left: Collection[nn.Module] = 
         ValueError: no layer can be quantised.
     """
     layers = parents_of_layers(model)
-    output = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    output = getattr(output, "local", output)  # this rank's part of one that is divided
+    output = plain(model.get_output_embeddings())  # type: ignore[no-untyped-call]
     chosen = [
         (layer, found)
         for layer in layers

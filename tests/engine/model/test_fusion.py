@@ -188,7 +188,7 @@ class TestModels:
         loaded = attach_paged_attention(build_model(ARCHITECTURES["llama"]()), CPU, torch.float32)
         expected = logits_of(loaded)
         monkeypatch.setattr(FusedMLP, "forward", lambda self, x: x)
-        monkeypatch.setattr(fusion, "_error", lambda *_: 0.0)
+        monkeypatch.setattr(fusion, "error_of_rows", lambda *_: 0.0)
         fuse_layers(loaded)
         assert "stay as they are" in caplog.text
         assert torch.equal(logits_of(loaded), expected)
