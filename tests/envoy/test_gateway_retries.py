@@ -1,4 +1,4 @@
-"""A call that a service did not answer with a single byte is made again; others fail."""
+"""A call of which its caller has seen nothing is made again; others fail."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from service.routes import SERVICE
 from tests.envoy.gateway import StartGateway
 
 ANSWER = b"\x08\x01"  # a HealthCheckResponse that says SERVING, and a message of any other type
+Headers = list[tuple[str, str]]
 HEAD = [(":status", "200"), ("content-type", "application/grpc")]
+HEAD_OF_WHOLE_REPLY = [*HEAD, ("x-total-time", "0.1")]
+MESSAGE = len(ANSWER).to_bytes(5, "big") + ANSWER
 
 
 class DyingService:
@@ -24,10 +27,10 @@ class DyingService:
 
     Args:
         num_deaths: how many calls it dies of.
-        begins: whether it has begun to answer by then.
+        begins: what it has sent of an answer by then: headers, and some bytes.
     """
 
-    def __init__(self, num_deaths: int, *, begins: bool = False) -> None:
+    def __init__(self, num_deaths: int, begins: tuple[Headers, bytes] | None = None) -> None:
         self.num_calls = 0
         self._num_deaths = num_deaths
         self._begins = begins
@@ -58,14 +61,16 @@ class DyingService:
         self.num_calls += 1
         if self.num_calls > self._num_deaths:
             return False
-        if self._begins:
-            connection.send_headers(stream_id, HEAD)
+        if self._begins is not None:
+            headers, data = self._begins
+            connection.send_headers(stream_id, headers)
+            connection.send_data(stream_id, data)
         return True
 
 
 def _answer(connection: h2.connection.H2Connection, stream_id: int) -> None:
     connection.send_headers(stream_id, HEAD)
-    connection.send_data(stream_id, len(ANSWER).to_bytes(5, "big") + ANSWER)
+    connection.send_data(stream_id, MESSAGE)
     connection.send_headers(stream_id, [("grpc-status", "0")], end_stream=True)
 
 
@@ -103,13 +108,25 @@ async def test_stream_that_has_not_begun_is_made_again(start_gateway: StartGatew
     assert service.num_calls == 2
 
 
-async def test_call_that_has_been_answered_in_part_is_not_made_again(
-    start_gateway: StartGateway,
+@pytest.mark.parametrize("size", [0, 3, len(MESSAGE)], ids=["headers", "part", "message"])
+async def test_whole_reply_of_which_a_part_has_come_is_asked_for_again(
+    start_gateway: StartGateway, size: int
 ) -> None:
-    service = DyingService(num_deaths=1, begins=True)
+    """Headers and message are two writes, and a process may die between them."""
+    service = DyingService(1, begins=(HEAD_OF_WHOLE_REPLY, MESSAGE[:size]))
     async with calls_of(service, start_gateway) as channel:
+        assert await generate(channel) == ANSWER
+    assert service.num_calls == 2
+
+
+async def test_stream_that_has_begun_is_not_made_again(start_gateway: StartGateway) -> None:
+    service = DyingService(1, begins=(HEAD, MESSAGE))
+    async with calls_of(service, start_gateway) as channel:
+        stream = channel.unary_stream(f"/{SERVICE}/GenerateStream")(b"", timeout=60)
+        messages = []
         with pytest.raises(grpc.RpcError):
-            await generate(channel)
+            await asyncio.to_thread(messages.extend, stream)
+    assert messages == [ANSWER]
     assert service.num_calls == 1
 
 
