@@ -34,7 +34,7 @@ from benchmarks.local_engine import LocalEngine, median_seconds
 from benchmarks.model_costs import ModelCosts, costs
 from benchmarks.random_model import llama_125m, prompt, save, shrunk
 from benchmarks.report import last_line, table
-from engine.batch import ModelInput
+from engine.batch.model_input import ModelInput
 from engine.build import Computation, build_computation
 from engine.engine import Engine
 from engine.executor import Forward

@@ -18,7 +18,7 @@ from .adapters.peft_directory import read_adapter
 from .adapters.segmented_updates import Capacity, segmented_agrees
 from .attention.kv_cache import KVCache, bytes_per_block
 from .attention.paged import ReferenceAttention
-from .batch import TableWidths
+from .batch.recorded_rows import TableWidths
 from .block_form import BlockForm, choose_form
 from .engine import Engine
 from .executor import Executor, Forward

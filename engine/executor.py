@@ -18,7 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .batch import ModelInput, PromptRows, pack
+from .batch.model_input import ModelInput, PromptRows
+from .batch.packing import pack
 from .block_form import BlockForm
 from .grammar.constraints import Constraints
 from .images.step_images import StepImages

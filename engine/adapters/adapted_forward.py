@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..batch import AdapterRows, ModelInput
+from ..batch.model_input import AdapterRows, ModelInput
 from ..transfer import upload
 from .bank import AdapterBank
 from .low_rank import NO_SLOT, AdaptedRows, Step

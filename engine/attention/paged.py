@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from ..batch import AttentionInput, Span
+from ..batch.model_input import AttentionInput, Span
 from .deferred_rope import pending_rotation
 from .kv_cache import to_cache_format
 from .latent import latent_attention

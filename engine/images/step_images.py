@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..batch import ImageRows, Span
+from ..batch.model_input import ImageRows, Span
 from ..protocol.images import Image
 from ..scheduling.scheduler import ScheduledBatch
 from ..scheduling.sequence import Sequence

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..batch import ImageRows
+from ..batch.model_input import ImageRows
 
 # By transformers' names: models whose tokens were compared with those of transformers' generate.
 # Others answer texts alone.

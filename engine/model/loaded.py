@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from ..attention.kv_cache import LayerShape
 from ..attention.paged import AttentionBackend, AttentionStep, attending
-from ..batch import AttentionInput, ImageRows
+from ..batch.model_input import AttentionInput, ImageRows
 from ..recurrent.layer_state import StatePool
 from ..recurrent.recurrence import Recurrence, StepStates
 from ..shards.cut import Cut

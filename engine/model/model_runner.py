@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..attention.kv_cache import KVCache
 from ..attention.paged import AttentionBackend
-from ..batch import ModelInput
+from ..batch.model_input import ModelInput
 from ..recurrent.layer_state import StatePool
 from ..recurrent.recurrence import StepStates
 from .loaded import LoadedModel

@@ -16,7 +16,7 @@ from ..attention.paged import (
     ReferenceAttention,
     RotaryBackend,
 )
-from ..batch import AttentionInput
+from ..batch.model_input import AttentionInput
 from ..kernels.cpu import CpuKernels
 from ..kernels.packed_linear import pack_model
 from ..protocol.errors import ModelLoadError

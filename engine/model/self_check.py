@@ -21,7 +21,7 @@ from ..attention.paged import (
     ReferenceAttention,
     install,
 )
-from ..batch import AttentionInput, SequenceState, StateRows
+from ..batch.model_input import AttentionInput, SequenceState, StateRows
 from ..protocol.errors import ModelLoadError
 from ..recurrent.find import FoundLayers, watching
 from ..recurrent.recurrence import Recurrence, StepStates

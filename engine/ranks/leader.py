@@ -21,7 +21,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from ..batch import ModelInput
+from ..batch.model_input import ModelInput
 from ..build import Ranks
 from ..executor import Forward
 from ..heartbeat import Activity

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from multiprocessing.connection import Connection
 
-from ..batch import ModelInput
+from ..batch.model_input import ModelInput
 from ..build import Computation
 from ..shards.group import Group
 from ..shards.shared_forward import SharedForward

@@ -13,15 +13,16 @@ import os
 import pickle
 import struct
 from collections.abc import Sequence
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle, send_handle
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from ..batch import AdapterRows, AttentionInput, ModelInput, WindowInput
+from ..batch.integers import Integers, NumberArray, integers_of, model_input
+from ..batch.model_input import ModelInput
 
 _FIRST_BYTES = 1 << 20
 _HEADER = struct.Struct("<8q")
@@ -57,29 +58,32 @@ class _Sizes(NamedTuple):
         """Whether an array says which tokens have a slot of an adapter."""
         return 0 < self.num_adapted < self.num_tokens
 
-    def views(self, memory: mmap.mmap) -> list[NDArray[np.int64] | NDArray[np.int32]]:
-        """The arrays in the memory: those of int64, then those of int32."""
-        longs = [(self.num_tokens,)] * 3 + [(self.num_rows,)]
-        ints = [(self.num_seqs, self.max_blocks), (self.num_seqs + 1,), (self.num_seqs,)]
-        if self.window:
-            longs.append((self.num_tokens,))
-            ints.append((self.num_seqs, self.window_blocks))
-        if self.num_adapted:
-            longs += [(self.num_adapted,)] * (1 + self.says_which)
-        views: list[NDArray[np.int64] | NDArray[np.int32]] = []
-        offset = 0
-        for shape, dtype in [(s, np.int64) for s in longs] + [(s, np.int32) for s in ints]:
-            views.append(np.ndarray(shape, dtype, memory, offset))
-            offset += views[-1].nbytes
-        return views
+    def shapes(self) -> Integers[tuple[int, ...]]:
+        """The shapes of the arrays."""
+        tokens, adapted = (self.num_tokens,), (self.num_adapted,)
+        return Integers(
+            input_ids=tokens,
+            positions=tokens,
+            slots=tokens,
+            logits_rows=(self.num_rows,),
+            window_slots=tokens if self.window else None,
+            owners=adapted if self.num_adapted else None,
+            adapted=adapted if self.says_which else None,
+            block_tables=(self.num_seqs, self.max_blocks),
+            starts=(self.num_seqs + 1,),
+            contexts=(self.num_seqs,),
+            window_tables=(self.num_seqs, self.window_blocks) if self.window else None,
+        )
 
-    @property
-    def num_bytes(self) -> int:
-        """What all arrays take."""
-        longs = 3 * self.num_tokens + self.num_rows + (self.num_tokens if self.window else 0)
-        longs += self.num_adapted * (1 + self.says_which)
-        width = self.max_blocks + self.window_blocks
-        return 8 * longs + 4 * (self.num_seqs * (width + 2) + 1)
+
+def _views(shapes: Integers[tuple[int, ...]], memory: mmap.mmap) -> list[NumberArray]:
+    """Arrays of these shapes in the memory, one after the other."""
+    views: list[NumberArray] = []
+    offset = 0
+    for shape, dtype in zip(shapes.present(), shapes.dtypes(), strict=True):
+        views.append(np.ndarray(shape, dtype, memory, offset))
+        offset += views[-1].nbytes
+    return views
 
 
 class PlanSender:
@@ -101,30 +105,20 @@ class PlanSender:
             OSError: a rank has ended.
         """
         step, window = batch.attention, batch.attention.window
-        longs = [batch.input_ids, batch.positions, step.slot_mapping, batch.logits_rows]
-        ints = [step.block_tables, step.query_start_loc, step.context_lens]
-        of_window = (0, 0)
-        if window is not None:
-            of_window = (window.window, window.block_tables.shape[1])
-            longs.append(window.slot_mapping)
-            ints.append(window.block_tables)
-        num_adapted = 0
-        if batch.adapters is not None:
-            num_adapted = len(batch.adapters.owners)
-            longs += [it for it in (batch.adapters.owners, batch.adapters.rows) if it is not None]
-        arrays = [tensor.numpy() for tensor in (*longs, *ints)]
+        arrays = [tensor.numpy() for tensor in integers_of(batch).present()]
         num_seqs, max_blocks = step.block_tables.shape
         sizes = _Sizes(
             len(batch.input_ids),
             len(batch.logits_rows),
             num_seqs,
             max_blocks,
-            *of_window,
-            num_adapted,
+            *((0, 0) if window is None else (window.window, window.block_tables.shape[1])),
+            0 if batch.adapters is None else len(batch.adapters.owners),
             0 if batch.previous is None else len(batch.previous),
         )
+        memory = self._room(sum(array.nbytes for array in arrays))
         self._await_copies()
-        for view, array in zip(sizes.views(self._room(sizes.num_bytes)), arrays, strict=True):
+        for view, array in zip(_views(sizes.shapes(), memory), arrays, strict=True):
             view[...] = array
         self._tell(_PLAN + _HEADER.pack(*sizes))
         self._is_being_copied = True
@@ -210,26 +204,9 @@ class PlanReceiver:
 
     def _batch(self, sizes: _Sizes) -> ModelInput:
         assert self._memory is not None
-        tensors = [torch.from_numpy(view.copy()) for view in sizes.views(self._memory)]
-        longs, ints = tensors[: -3 - bool(sizes.window)], tensors[-3 - bool(sizes.window) :]
-        ids, positions, slots, rows, *rest = longs
-        tables, starts, contexts, *of_window = ints
-        window = WindowInput(sizes.window, rest.pop(0), *of_window) if sizes.window else None
-        return ModelInput(
-            input_ids=ids,
-            positions=positions,
-            attention=AttentionInput(
-                slot_mapping=slots,
-                block_tables=tables,
-                query_start_loc=starts,
-                context_lens=contexts,
-                window=window,
-            ),
-            logits_rows=rows,
-            sampled={},
-            prompt_rows=[],
-            adapters=AdapterRows(rest[1] if sizes.says_which else None, rest[0]) if rest else None,
-            previous=torch.zeros(sizes.num_previous, dtype=torch.int64)
-            if sizes.num_previous
-            else None,
-        )
+        shapes = sizes.shapes()
+        copies = [torch.from_numpy(view.copy()) for view in _views(shapes, self._memory)]
+        batch = model_input(shapes.replaced(copies), sizes.window)
+        if not sizes.num_previous:
+            return batch
+        return replace(batch, previous=torch.zeros(sizes.num_previous, dtype=torch.int64))

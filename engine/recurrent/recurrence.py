@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache, LinearAttentionLayer
 
-from ..batch import SequenceState, StateRows
+from ..batch.model_input import SequenceState, StateRows
 from .layer_state import LayerState, LayerStates, StatePool
 
 

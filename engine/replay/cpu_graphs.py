@@ -18,7 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..batch import AdapterRows, ModelInput, StateRows, TableWidths, blank, copy_rows
+from ..batch.model_input import AdapterRows, ModelInput, StateRows
+from ..batch.recorded_rows import TableWidths, blank, copy_rows
 from ..block_form import BlockForm
 from ..kernels.cpu import CpuKernels
 from ..kernels.kernel import listening

@@ -26,15 +26,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..batch import (
-    AdapterRows,
-    AttentionInput,
-    ModelInput,
-    TableWidths,
-    WindowInput,
-    blank,
-    copy_rows,
-)
+from ..batch.model_input import AdapterRows, AttentionInput, ModelInput, WindowInput
+from ..batch.recorded_rows import TableWidths, blank, copy_rows
 from .shapes import Shape, largest_by_kind
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..batch import ModelInput, uploaded
+from ..batch.integers import uploaded
+from ..batch.model_input import ModelInput
 from .group import Group
 
 

@@ -12,7 +12,7 @@ from benchmarks import engine_gpu
 from benchmarks.engine_gpu import BLOCK_SIZE, Bench, Sizes
 from benchmarks.local_engine import LocalEngine
 from benchmarks.model_costs import costs
-from engine.batch import ModelInput
+from engine.batch.model_input import ModelInput
 from engine.engine import Engine
 from engine.scheduling.block_manager import BlockManager
 from engine.scheduling.scheduler import Scheduler

@@ -13,7 +13,7 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-from engine.batch import ModelInput
+from engine.batch.model_input import ModelInput
 from engine.engine import Engine
 from engine.executor import Forward
 from engine.protocol.request import Request, SamplingParams, SequenceOutput

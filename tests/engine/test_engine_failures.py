@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.batch import ModelInput
+from engine.batch.model_input import ModelInput
 from engine.engine import Engine
 from engine.executor import LaunchedStep
 from engine.protocol.request import Request

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from engine.batch import ModelInput
+from engine.batch.model_input import ModelInput
 from engine.engine import Engine
 from engine.executor import Forward
 from engine.protocol.request import Request

@@ -14,7 +14,7 @@ from transformers import Gemma2Config, GPT2Config, LlamaConfig, Phi3Config
 from engine import build
 from engine.adapters.peft_directory import WEIGHTS_NAME, read_adapter
 from engine.adapters.segmented_updates import Capacity
-from engine.batch import TableWidths
+from engine.batch.recorded_rows import TableWidths
 from engine.build import build_engine
 from engine.engine import Engine
 from engine.model import prepare

@@ -16,7 +16,7 @@ from engine.attention.paged import (
     attending,
     paged_attention_forward,
 )
-from engine.batch import AttentionInput
+from engine.batch.model_input import AttentionInput
 
 BLOCK_SIZE = 4
 NUM_BLOCKS = 32

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.batch import ModelInput
+from engine.batch.model_input import ModelInput
 from engine.block_form import BlockForm
 from engine.executor import Executor
 from engine.memory.cache_size import (

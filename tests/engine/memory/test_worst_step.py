@@ -10,7 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.batch import ModelInput, pack
+from engine.batch.model_input import ModelInput
+from engine.batch.packing import pack
 from engine.block_form import BlockForm
 from engine.executor import Executor
 from engine.memory.worst_step import StepBounds, compute

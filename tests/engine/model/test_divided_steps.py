@@ -16,7 +16,7 @@ from torch import Tensor
 
 from engine.attention.kv_cache import KVCache
 from engine.attention.paged import ReferenceAttention
-from engine.batch import AttentionInput, ModelInput
+from engine.batch.model_input import AttentionInput, ModelInput
 from engine.kernels import cpu as cpu_kernels
 from engine.model import quantization
 from engine.model.loaded import LoadedModel

@@ -21,7 +21,8 @@ from transformers import (
 from benchmarks.architectures import ARCHITECTURES as TRIED
 from engine.attention.kv_cache import KVCache, LayerShape
 from engine.attention.paged import AttentionBackend, ReferenceAttention
-from engine.batch import AttentionInput, TableWidths
+from engine.batch.model_input import AttentionInput
+from engine.batch.recorded_rows import TableWidths
 from engine.engine import Engine
 from engine.executor import Forward
 from engine.kernels import cpu as cpu_kernels

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import Cohere2Config, Gemma3TextConfig, GptOssConfig, Qwen2Config
 
-from engine.batch import TableWidths
+from engine.batch.recorded_rows import TableWidths
 from engine.build import build_engine
 from engine.engine import Engine
 from engine.model.self_check import attach_paged_attention

@@ -10,7 +10,7 @@ from multiprocessing import Pipe
 import pytest
 import torch
 
-from engine.batch import AdapterRows, AttentionInput, ModelInput, WindowInput
+from engine.batch.model_input import AdapterRows, AttentionInput, ModelInput, WindowInput
 from engine.ranks.plan_channel import Order, PlanReceiver, PlanSender
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from engine.batch import ModelInput, SequenceState
+from engine.batch.model_input import ModelInput, SequenceState
 from engine.engine import Engine
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.state_blocks import StateBlockManager

@@ -15,7 +15,8 @@ from torch import Tensor
 from transformers import LlamaConfig
 
 from engine.attention.kv_cache import KVCache
-from engine.batch import ModelInput, TableWidths, blank, copy_rows
+from engine.batch.model_input import ModelInput
+from engine.batch.recorded_rows import TableWidths, blank, copy_rows
 from engine.engine import Engine
 from engine.executor import Forward
 from engine.kernels import cpu as cpu_kernels

@@ -21,7 +21,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from engine.attention.kv_cache import KVCache
 from engine.attention.paged import AttentionBackend, ReferenceAttention
-from engine.batch import ModelInput, TableWidths
+from engine.batch.model_input import ModelInput
+from engine.batch.recorded_rows import TableWidths
 from engine.engine import Engine
 from engine.executor import Forward
 from engine.model.model_runner import ModelRunner

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from engine.batch import ModelInput
+from engine.batch.model_input import ModelInput
 from engine.build import Ranks, build_computation, build_engine
 from engine.engine import Engine
 from engine.executor import Forward

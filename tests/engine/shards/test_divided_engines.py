@@ -24,7 +24,7 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from engine.batch import ModelInput
+from engine.batch.model_input import ModelInput
 from engine.build import build_engine
 from engine.engine import Engine
 from engine.protocol.config import EngineConfig

@@ -10,7 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.batch import ALIGNMENT, AdapterRows, TableWidths, blank, pack, upload_together, uploaded
+from engine.batch.integers import ALIGNMENT, upload_together, uploaded
+from engine.batch.model_input import AdapterRows
+from engine.batch.packing import pack
+from engine.batch.recorded_rows import TableWidths, blank
 from engine.protocol.request import Request
 from engine.scheduling.scheduler import ScheduledBatch
 from engine.scheduling.sequence import Sequence
