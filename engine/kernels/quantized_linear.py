@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .cpu import CpuKernels, load
 from .packed_linear import output_rows
 
-Weight = TypeVar("Weight")
+Weight = TypeVar("Weight", bound=tuple[Tensor | None, ...])
 
 
 class QuantizedLinear(nn.Module, Generic[Weight]):
@@ -30,6 +30,8 @@ class QuantizedLinear(nn.Module, Generic[Weight]):
         self.in_features = in_features
         self.out_features = out_features
         self.quantized = quantized
+        for number, tensor in enumerate(quantized):  # so that they are found as weights
+            self.register_buffer(f"quantized_{number}", tensor, persistent=False)
         self._kernels = kernels
 
     @classmethod
