@@ -22,7 +22,7 @@ from ..parent import die_with_parent
 logger = logging.getLogger(__name__)
 
 _TAIL_LINES = 20
-_LAST_WORDS_S = 2.0  # before its end; older lines are about something else
+_LAST_WORDS_S = 2.0  # before its end; older lines are about something else, errors excepted
 _CHUNK_BYTES = 64 * 1024
 
 
@@ -127,8 +127,10 @@ class Child:
         """The line in which a command of ours gives its error, or else the last line, if recent."""
         own = f"tokenwire {self.role}: "
         since = (self._ended or time.monotonic()) - _LAST_WORDS_S
-        recent = [message_of(line) for written, line in self._tail if written >= since]
-        errors = [line.removeprefix(own) for line in recent if line.startswith(own)]
+        said = [(written, message_of(line)) for written, line in self._tail]
+        # Of any age: a process may take seconds to end after it.
+        errors = [line.removeprefix(own) for _, line in said if line.startswith(own)]
+        recent = [line for written, line in said if written >= since]
         return (errors or recent or [""])[-1]
 
     async def _relay_stderr(

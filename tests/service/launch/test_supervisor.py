@@ -407,13 +407,18 @@ def test_last_words_are_the_error_of_our_own_command_and_not_what_came_after_it(
         scene.run()
 
 
-def test_a_line_from_long_before_the_end_is_not_the_reason(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [("GET /health OK", ""), ("tokenwire engine: the disk is full", ": the disk is full")],
+    ids=["of something else", "the error of our own command"],
+)
+def test_of_lines_from_long_before_the_end_only_an_error_is_the_reason(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, line: str, reason: str
 ) -> None:
     monkeypatch.setattr(child_module, "_LAST_WORDS_S", -DEADLINE)
     scene.stages = (Stage("never ready", never),)
-    scene.scripts["engine"] = "print('GET /health OK', file=sys.stderr)\nsys.exit(3)"
-    with pytest.raises(SupervisorError, match=r"^engine ended with status 3$"):
+    scene.scripts["engine"] = f"print({line!r}, file=sys.stderr)\nsys.exit(3)"
+    with pytest.raises(SupervisorError, match=rf"^engine ended with status 3{reason}$"):
         scene.run()
 
 
