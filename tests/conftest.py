@@ -33,11 +33,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Ends the run at once if the GPU that is asked for cannot be used.
+    """Shares the processors out; ends the run at once if a GPU that is asked for cannot be used.
 
     Raises:
         pytest.UsageError: it cannot.
     """
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        import torch
+
+        # Threads of two processes would spin for each other's processors.
+        torch.set_num_threads(max(torch.get_num_threads() // 2, 1))
     if config.getoption("--device") != "cuda":
         return
     from engine.model.device import choose_device

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from benchmarks import models
 from benchmarks.architectures import ARCHITECTURES, Architecture
 from benchmarks.models import Result, make_prompts, served, try_out, write
 from tests.engine.native import threads
+from tests.on_demand import ALL_MODELS
 from tests.paths import REPOSITORY
 
 
@@ -66,7 +66,7 @@ def test_the_table_has_every_architecture_and_none_answers_otherwise() -> None:
     assert not [row for row in rows().values() if "other tokens" in row]
 
 
-@pytest.mark.parametrize("name", BY_NAME if os.environ.get("ALL_MODELS") else SAMPLE)
+@pytest.mark.parametrize("name", BY_NAME if ALL_MODELS else SAMPLE)
 def test_a_row_says_what_happens(name: str) -> None:
     result = try_out(BY_NAME[name])
     assert result.row == rows()[name]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -13,8 +12,9 @@ from tests.e2e.family_checkpoints import RECIPES, generated, make
 from tests.e2e.image_checkpoint import picture, png
 from tests.e2e.stack import Stack
 from tests.e2e.test_images import NUM_TOKENS, body, for_template, image, text, user
+from tests.on_demand import ALL_MODELS
 
-TRIED = RECIPES if os.environ.get("ALL_MODELS") else ("gemma3",)
+TRIED = RECIPES if ALL_MODELS else ("gemma3",)
 PICTURES = [picture(1, 60, 90), picture(2, 150, 64)]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from engine.protocol.config import EngineConfig
 from engine.protocol.request import Request
 from tests.engine.images.models import FAMILIES, Family, Prompt, prompt
 from tests.engine.native import needs_compiler
+from tests.on_demand import ALL_MODELS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -31,7 +31,7 @@ MORE = [*range(60, 81)]
 
 # One position per token, three, layers added to, and attention in both directions.
 SAMPLE = ("llava", "qwen2_5_vl", "qwen3_vl", "gemma3")
-TRIED = FAMILIES if os.environ.get("ALL_MODELS") else SAMPLE
+TRIED = FAMILIES if ALL_MODELS else SAMPLE
 
 
 @pytest.fixture(scope="module", params=TRIED)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ from tests.engine.model.architectures import (
     generate,
     make_prompts,
 )
+from tests.on_demand import on_demand
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -80,6 +81,13 @@ UNSUPPORTED: dict[str, Callable[[], Any]] = {
 }
 
 
+SAMPLES: dict[str, Collection[str]] = {
+    "reference": {"llama", "gemma3", "gptj", "bloom"},
+    "native": {"llama", "gemma3", "llama4"},
+    "cpu_graphs": {*ARCHITECTURES, *PECULIAR},
+}
+
+
 def make_engine(
     name: str, backend: str, *, num_blocks: int, max_step_tokens: int = MAX_STEP_TOKENS
 ) -> Engine:
@@ -110,8 +118,16 @@ def make_engine(
     return Engine(forward, scheduler, CPU)
 
 
-@pytest.mark.parametrize("backend", ["reference", "native", "cpu_graphs"])
-@pytest.mark.parametrize("name", [*ARCHITECTURES, *PECULIAR])
+def combinations() -> list[Any]:
+    """Every architecture with recorded steps of our kernels; with the others a few, or all."""
+    return [
+        pytest.param(name, backend, marks=() if name in sample else on_demand)
+        for name in (*ARCHITECTURES, *PECULIAR)
+        for backend, sample in SAMPLES.items()
+    ]
+
+
+@pytest.mark.parametrize(("name", "backend"), combinations())
 def test_greedy_tokens_are_those_of_transformers(name: str, backend: str) -> None:
     prompts, expected = make_prompts(), generate(name)
     assert len({token_id for tokens in expected for token_id in tokens}) > 5, "tokens differ"

@@ -33,6 +33,7 @@ from tests.engine.model.architectures import (
     continuation,
     make_prompts,
 )
+from tests.on_demand import on_demand
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -48,6 +49,7 @@ WINDOWED: dict[str, Callable[[], Any]] = {
         **{**_FOUR, "num_hidden_layers": 8}, sliding_window_pattern=6
     ),
 }
+SAMPLE = ("mistral", "gemma3", "llama4", "gpt_oss")
 LONG = tuple(range(3, 103))
 
 
@@ -89,7 +91,11 @@ def generated(name: str, prompt: tuple[int, ...], num_tokens: int = NUM_NEW_TOKE
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [*((name, {}) for name in WINDOWED), ("gemma3", {"enable_native_kernels": False})],
+    [
+        *((name, {}) for name in SAMPLE),
+        ("gemma3", {"enable_native_kernels": False}),
+        *(pytest.param(name, {}, marks=on_demand) for name in WINDOWED if name not in SAMPLE),
+    ],
     ids=str,
 )
 def test_greedy_tokens_are_those_of_transformers(

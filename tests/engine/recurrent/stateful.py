@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection
 from functools import cache
 from typing import Any
@@ -29,6 +28,7 @@ from transformers import (
 )
 
 from tests.engine.model.architectures import build_model, continuation
+from tests.on_demand import on_demand
 
 _TOKENS: dict[str, Any] = {
     "vocab_size": 128,
@@ -130,7 +130,6 @@ TOKEN_BY_TOKEN = {"mamba", "falcon_mamba", "jamba"}  # their scan begins with an
 
 def names(sample: Collection[str] = SAMPLE) -> list[object]:
     """All architectures as parameters of a test; the others than the sample only on demand."""
-    on_demand = pytest.mark.skipif(not os.environ.get("ALL_MODELS"), reason="`make models` runs it")
     return [pytest.param(name, marks=() if name in sample else on_demand) for name in STATEFUL]
 
 

@@ -20,6 +20,7 @@ from tests.engine.adapters.made import make, merged_tokens
 from tests.engine.fakes import CPU, run, token_ids
 from tests.engine.model.architectures import NUM_NEW_TOKENS, make_prompts
 from tests.engine.recurrent.stateful import (
+    SAMPLE,
     STATEFUL,
     TOKEN_BY_TOKEN,
     generated,
@@ -50,10 +51,10 @@ def request_of(number: int | str, prompt: tuple[int, ...], **options: Any) -> Re
     return Request(request_id=str(number), prompt_token_ids=prompt, **given)
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", names(sample=SAMPLE - {"granite_hybrid"}))
 def test_greedy_tokens_are_those_of_transformers(name: str, tmp_path: Path) -> None:
     """In batches of prompts and decoding sequences, in chunks, and after preemptions."""
-    prompts = [*make_prompts()[:5], LONG]
+    prompts = [*make_prompts()[:5], LONG[:40] if name in TOKEN_BY_TOKEN else LONG]
     engine = engine_of(name, tmp_path, max_batch_total_tokens=256, max_num_seqs=8)
     outputs = run(engine, *(request_of(i, prompt) for i, prompt in enumerate(prompts)))
     expected = [generated(name, prompt, NUM_NEW_TOKENS) for prompt in prompts]
@@ -72,7 +73,7 @@ def test_texts_are_computed_again_after_a_preemption(name: str, tmp_path: Path) 
         assert token_ids(outputs[str(number)]) == generated(name, prompt, NUM_NEW_TOKENS)
 
 
-@pytest.mark.parametrize("name", ["lfm2", "jamba"])
+@pytest.mark.parametrize("name", names(sample={"lfm2"}))
 def test_a_slot_that_is_used_again_has_no_trace_of_the_sequence_before(
     name: str, tmp_path: Path
 ) -> None:
@@ -117,7 +118,7 @@ def test_a_conversation_goes_on_from_its_answer(tmp_path: Path) -> None:
     assert outputs[0].num_cached_tokens == (len(prompt) + NUM_NEW_TOKENS - 1) // 4 * 4
 
 
-@pytest.mark.parametrize("name", names(sample={"lfm2", "qwen3_5", "granite_hybrid"}))
+@pytest.mark.parametrize("name", names(sample={"lfm2", "qwen3_5"}))
 def test_recorded_steps_give_the_same_bits(name: str, tmp_path: Path) -> None:
     prompts = [*make_prompts()[:3], LONG[:40]]
     answers = []
@@ -132,7 +133,7 @@ def test_recorded_steps_give_the_same_bits(name: str, tmp_path: Path) -> None:
     assert is_recorded == (name not in TOKEN_BY_TOKEN)
 
 
-@pytest.mark.parametrize("name", names(sample={"lfm2", "qwen3_5", "jamba"}))
+@pytest.mark.parametrize("name", names(sample={"lfm2", "qwen3_5"}))
 def test_draft_tokens_that_are_refused_leave_no_trace(name: str, tmp_path: Path) -> None:
     """Texts that repeat themselves, so that some are accepted; beside others, and with copies."""
     engine = engine_of(name, tmp_path, speculate=3, max_num_seqs=4)
@@ -160,7 +161,7 @@ def test_layers_that_cannot_go_on_with_several_tokens_get_one_at_a_time(name: st
     assert loaded.recurrence.token_by_token == (name in TOKEN_BY_TOKEN)
 
 
-@pytest.mark.parametrize("name", names(sample={"qwen3_5", "granite_hybrid"}))
+@pytest.mark.parametrize("name", names(sample={"granite_hybrid"}))
 def test_rows_with_adapters_have_the_tokens_of_merged_models(name: str, tmp_path: Path) -> None:
     """Of all linear layers; two adapters and none, in one batch, with prefixes and drafts."""
     everything = {"r": 3, "lora_alpha": 2, "target_modules": _linear_layers(name)}

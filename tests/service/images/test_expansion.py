@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +19,10 @@ from service.images.pictured import Picture, PicturedText, Pictures
 from tests.e2e.family_checkpoints import RECIPES, make, prepared
 from tests.e2e.image_checkpoint import picture, png
 from tests.engine.images.models import together
+from tests.on_demand import ALL_MODELS
 
 SAMPLE = ("gemma3", "mistral3", "smolvlm")
-TRIED = RECIPES if os.environ.get("ALL_MODELS") else SAMPLE
+TRIED = RECIPES if ALL_MODELS else SAMPLE
 PICTURES = [picture(1, 60, 90), picture(2, 150, 64)]
 
 
