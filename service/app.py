@@ -43,7 +43,7 @@ from .generation.validation import Validator
 from .grammar.checker import GrammarChecker
 from .images.image_workers import ImageWorkers
 from .images.images import Images
-from .launch.edge import MAX_METADATA_BYTES
+from .launch.edge import MAX_METADATA_BYTES, MAX_REPLY_BYTES
 from .launch.place import Place, own_place
 from .launch.settings import Settings
 from .metrics.resource import own_attributes
@@ -68,7 +68,6 @@ _BEAT_S = 0.5  # between two signs of life of the event loop
 _LAST_WORDS_S = 2.0  # for streams to end with an error, before the calls are cut
 _KEEPALIVE_MS = 30_000
 _MAX_AGE_MS = 2**31 - 1  # gRPC takes 32 bits
-_MAX_MESSAGE_BYTES = 64 * 1024 * 1024  # of replies; requests are bounded by the settings
 # After this time a thread that computes lets the event loop run, if that waits. Python's default,
 # 5 ms, is much for a loop that takes the lock several times for each token it sends: with 0.5 ms a
 # turn for eight streams took 5 to 10 ms beside such a thread.
@@ -508,7 +507,7 @@ def _grpc_options(
 ) -> list[tuple[str, int]]:
     return [
         ("grpc.max_receive_message_length", settings.max_request_bytes * 2),
-        ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+        ("grpc.max_send_message_length", MAX_REPLY_BYTES),
         # Equal, because between them gRPC refuses calls at random.
         ("grpc.max_metadata_size", MAX_METADATA_BYTES),
         ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),

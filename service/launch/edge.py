@@ -13,6 +13,9 @@ MAX_HEADERS = 256
 # service with a lower limit than the gateway would refuse calls in its own way.
 MAX_METADATA_BYTES = 2 * 1024 * MAX_HEADERS_KB
 
+# Bytes of a reply's message: what the service sends, and what Envoy holds of a whole reply.
+MAX_REPLY_BYTES = 64 << 20
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Edge:

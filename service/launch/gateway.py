@@ -23,7 +23,7 @@ from ..bundled import affinity_script, envoy_template
 from ..error_bodies import FORMAT_HEADER, OPENAI_PATHS, SDK_HEADERS, openai_body, tgi_body
 from ..page.document import ACCEPTS_HTML, document
 from ..routes import GRPC_SERVICES, QUIET_PATHS, REST_ROUTES, SERVICE
-from .edge import Edge
+from .edge import MAX_REPLY_BYTES, Edge
 from .endpoints import CLUSTER, write_endpoints
 from .otlp import TraceExport
 from .servers import Address, Servers
@@ -221,6 +221,7 @@ def render(config: GatewayConfig) -> str:
         service_statuses=SERVICE_STATUSES,
         grpc_statuses=_GRPC_STATUSES,
         cluster=CLUSTER,
+        max_reply_bytes=MAX_REPLY_BYTES,
         affinity_script=_affinity_script(config.servers),
         trusted_ca=_trusted_ca(config),
         page=document(),

@@ -39,6 +39,21 @@ def test_unary_call_is_typed_both_ways(gateway: Gateway) -> None:
     assert dict(call.trailing_metadata())["x-total-time"] == "12"
 
 
+def test_whole_reply_may_be_large(gateway: Gateway) -> None:
+    """Envoy holds it until all of it is here, and may hold less of other things."""
+    reply = gateway.messages.new("GenerateResponse", generated_text="x" * (12 << 20))
+
+    async def unary(_request: Any, context: Any) -> Any:
+        await context.send_initial_metadata((("x-total-time", "1"),))
+        return reply
+
+    gateway.service.behave("Generate", unary)
+    request = gateway.messages.new("GenerateRequest", inputs="a")
+    options = [("grpc.max_receive_message_length", -1)]
+    with grpc.insecure_channel(gateway.target, options=options) as channel:
+        assert gateway.stub(channel, "Generate")(request, timeout=DEADLINE) == reply
+
+
 def test_each_message_of_a_stream_arrives_before_the_next_is_made(gateway: Gateway) -> None:
     gates = [gateway.service.gate() for _ in range(3)]
 
