@@ -420,6 +420,8 @@ class TextGenerationServicer:
                 messages = await memory.enter_async_context(
                     self._listed(text, call, is_prompt=is_prompt, max_bytes=max_bytes)
                 )
+            if len(messages) == 1:
+                await call.send_headers(headers.of_whole())
             while messages:
                 yield messages.popleft()
 

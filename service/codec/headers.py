@@ -36,6 +36,11 @@ def of_generations(prompts: list[list[Generation]], compute_type: str) -> Header
     return {"x-compute-type": compute_type, **_summed(results), **_of_prompts(firsts)}
 
 
+def of_whole() -> Headers:
+    """Headers of a whole reply without figures: whoever passes it on may hold it until its end."""
+    return {"x-accel-buffering": "yes"}
+
+
 def of_stream(prompts: Sequence[Prompt], compute_type: str) -> Headers:
     """Headers of a stream."""
     num_characters = sum(len(prompt) for prompt in prompts if isinstance(prompt, str))

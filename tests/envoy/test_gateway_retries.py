@@ -18,7 +18,10 @@ from tests.envoy.gateway import StartGateway
 ANSWER = b"\x08\x01"  # a HealthCheckResponse that says SERVING, and a message of any other type
 Headers = list[tuple[str, str]]
 HEAD = [(":status", "200"), ("content-type", "application/grpc")]
-HEAD_OF_WHOLE_REPLY = [*HEAD, ("x-total-time", "0.1")]
+HEADS_OF_WHOLE_REPLIES = [
+    [*HEAD, ("x-total-time", "0.1")],
+    [*HEAD, ("x-accel-buffering", "yes")],  # a list of tokens
+]
 MESSAGE = len(ANSWER).to_bytes(5, "big") + ANSWER
 
 
@@ -108,12 +111,13 @@ async def test_stream_that_has_not_begun_is_made_again(start_gateway: StartGatew
     assert service.num_calls == 2
 
 
+@pytest.mark.parametrize("head", HEADS_OF_WHOLE_REPLIES, ids=["figures", "list"])
 @pytest.mark.parametrize("size", [0, 3, len(MESSAGE)], ids=["headers", "part", "message"])
 async def test_whole_reply_of_which_a_part_has_come_is_asked_for_again(
-    start_gateway: StartGateway, size: int
+    start_gateway: StartGateway, size: int, head: Headers
 ) -> None:
     """Headers and message are two writes, and a process may die between them."""
-    service = DyingService(1, begins=(HEAD_OF_WHOLE_REPLY, MESSAGE[:size]))
+    service = DyingService(1, begins=(head, MESSAGE[:size]))
     async with calls_of(service, start_gateway) as channel:
         assert await generate(channel) == ANSWER
     assert service.num_calls == 2

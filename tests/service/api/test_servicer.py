@@ -208,6 +208,8 @@ async def test_tokens_are_the_same_for_both(service: Service) -> None:
     for token in rest.json:
         assert text.encode()[token["start"] : token["stop"]].decode() == token["text"]
     assert [token["id"] for token in rest.json if token["text"]] == demo_ids(text)
+    for answer in (native, rest):
+        assert answer.headers["x-accel-buffering"] == "yes"
 
 
 async def test_an_empty_text_may_be_tokenised(service: Service) -> None:
