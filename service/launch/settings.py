@@ -244,7 +244,10 @@ class Settings:
     # The device.
     device: Annotated[Device | None, About("otherwise a GPU if there is one", ours=True)] = None
     num_shard: Annotated[
-        int, About("GPUs, or groups of cores, among which the model's layers are divided", low=1)
+        int,
+        About(
+            "GPUs, or groups of cores, among which the model's layers are divided", low=1, high=64
+        ),
     ] = 1
     sharded: Annotated[
         bool | None, About("false: the model is whole whatever num_shard is; true needs num_shard")

@@ -162,7 +162,8 @@ def test_kubernetes_service_links_are_not_taken_for_settings() -> None:
         (["--api-key=secret"], "use --api-key-file, which `tokenwire key` fills"),
         (["--engine-socket", "/" + "x" * 107], "`engine_socket` must be <= 107 bytes"),
         (["--quantize", "int3"], "--quantize must be one of "),
-        (["--num-shard=0"], "`num_shard` must be >= 1. Given: 0"),
+        (["--num-shard=0"], "`num_shard` must be 1 to 64. Given: 0"),
+        (["--num-shard=9999"], "`num_shard` must be 1 to 64. Given: 9999"),  # processes
         (["--sharded=true"], "`sharded` needs `num_shard`, which must be >= 2 with it"),
         (["--sharded=true", "--num-shard=1"], "`sharded` needs `num_shard`"),
         (["--rope-factor=2"], "--rope-factor is not supported: "),
