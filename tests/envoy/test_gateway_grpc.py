@@ -54,6 +54,19 @@ def test_whole_reply_may_be_large(gateway: Gateway) -> None:
         assert gateway.stub(channel, "Generate")(request, timeout=DEADLINE) == reply
 
 
+def test_what_tells_that_a_reply_is_whole_is_not_passed_on(gateway: Gateway) -> None:
+    async def unary(_request: Any, context: Any) -> Any:
+        await context.send_initial_metadata((("x-accel-buffering", "yes"),))
+        return gateway.messages.new("TokenizeResponse")
+
+    gateway.service.behave("Tokenize", unary)
+    with gateway.channel() as channel:
+        request = gateway.messages.new("TokenizeRequest", inputs="a")
+        _, call = gateway.stub(channel, "Tokenize").with_call(request, timeout=DEADLINE)
+    assert "x-accel-buffering" not in dict(call.initial_metadata())
+    assert "outside of proper scope" not in (gateway.directory / "envoy.log").read_text()
+
+
 def test_each_message_of_a_stream_arrives_before_the_next_is_made(gateway: Gateway) -> None:
     gates = [gateway.service.gate() for _ in range(3)]
 
