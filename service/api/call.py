@@ -72,6 +72,7 @@ class Call:
         self._is_writing = False
         self._watch: asyncio.TimerHandle | None = None
         self._keep_alive: KeepAlive | None = None
+        self._headers: dict[str, str] | None = None  # that go before the first message
         self.presenter: Presenter = TypedPresenter() if path is None else self._rest_presenter(path)
 
     def _rest_presenter(self, path: str) -> RestPresenter:
@@ -106,6 +107,8 @@ class Call:
         try:
             if self._keep_alive is not None and self._keep_alive.sending is not None:
                 await self._keep_alive.sending
+            if self._headers is not None:
+                await self._begin(self._headers)
             await self._context.write(reply)
         finally:
             self._is_writing = False
@@ -123,6 +126,8 @@ class Call:
 
     async def _fill(self, filler: Reply) -> None:
         self._last_write = self._loop.time()
+        if self._headers is not None:
+            await self._begin(self._headers)
         await self._context.write(filler)
 
     async def aclose(self) -> None:
@@ -146,6 +151,21 @@ class Call:
         if self._end is not None and self.failure is None:
             self.failure = slow_reader(MAX_UNREAD_S)
             self._ending = asyncio.create_task(self._end())
+
+    async def begin_stream(self, headers: dict[str, str]) -> None:
+        """Sends the headers of a stream; over REST only with the first message.
+
+        REST callers do not see them before that, and a call that was not answered with a byte can
+        be made again elsewhere if this process ends.
+        """
+        if self.is_rest:
+            self._headers = headers
+        else:
+            await self.send_headers(headers)
+
+    async def _begin(self, headers: dict[str, str]) -> None:
+        self._headers = None
+        await self.send_headers(headers)
 
     async def send_headers(self, headers: dict[str, str]) -> None:
         """Sends response headers (gRPC: initial metadata).

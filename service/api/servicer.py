@@ -584,7 +584,7 @@ class TextGenerationServicer:
     ) -> AsyncGenerator[Reply]:
         """Sends a stream's headers; yields its messages, failure and end mark."""
         failed = failed or call.presenter.stream_failure
-        await call.send_headers(headers.of_stream(prompts, self._server.compute_type))
+        await call.begin_stream(headers.of_stream(prompts, self._server.compute_type))
         filler = call.presenter.keep_alive()
         if filler is not None:
             call.keep_alive(filler, KEEP_ALIVE_S)

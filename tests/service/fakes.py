@@ -298,6 +298,9 @@ class FakeContext:
         """What the caller sent."""
         return self.metadata
 
+    async def write(self, message: bytes) -> None:
+        """Takes a message of a stream."""
+
     async def send_initial_metadata(self, headers: Iterable[tuple[str, str]]) -> None:
         """Records the headers."""
         self.headers.append(dict(headers))

@@ -358,6 +358,21 @@ async def test_headers_are_sent_as_initial_metadata() -> None:
     assert context.headers == [{"x-a": "1"}]
 
 
+@pytest.mark.parametrize(("metadata", "num_before"), [(REST, 0), ((), 1)], ids=["rest", "grpc"])
+async def test_headers_of_a_stream_go_with_its_first_message_over_rest(
+    metadata: tuple[tuple[str, str], ...], num_before: int
+) -> None:
+    """Before that a call can be made again elsewhere, since its caller has seen nothing."""
+    context = FakeContext(metadata)
+    call = Call(context, from_gateway=True)
+    await call.begin_stream({"x-a": "1"})
+    assert len(context.headers) == num_before
+    for _ in range(2):
+        await call.write(b"")
+    await call.aclose()
+    assert context.headers == [{"x-a": "1"}]
+
+
 def test_the_descriptor_pool_has_our_files() -> None:
     file = descriptor_pb2.FileDescriptorProto()
     POOL.FindServiceByName(SERVICE).file.CopyToProto(file)
