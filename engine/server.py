@@ -24,7 +24,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from .heartbeat import Activity, Heartbeat, Phase
-from .kernels.build import build_ahead
+from .kernels.build import SWITCH, build_ahead
 from .lean_imports import lean_imports
 from .library_pages import give_back_library_pages
 from .protocol import wire
@@ -394,7 +394,9 @@ def serve(config: EngineConfig) -> None:
     activity = Activity()
     heartbeat = Heartbeat(activity)
     heartbeat.start()
-    if config.enable_native_kernels and config.device != "cuda":
+    # Whoever asks for kernels without a configuration, and ranks, shall find what this one says.
+    os.environ[SWITCH] = "1" if config.enable_native_kernels else "0"
+    if config.device != "cuda":
         build_ahead()
     if config.num_shards == 1:
         _serve(config, activity, heartbeat, None)

@@ -40,6 +40,8 @@ FLAGS = (
     "-fPIC",
 )
 NATIVE = ("-march=native",)  # for this machine alone
+_ROOM_BYTES = 32 << 20  # that a compiler's files may take
+_SEAL_BYTES = hashlib.sha256().digest_size
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +51,9 @@ _building = threading.Lock()
 
 class BuildError(Exception):
     """The kernels cannot be built or loaded here; the message says why."""
+
+
+_failures: dict[Path, BuildError] = {}  # of this process: a compiler is not asked twice
 
 
 @functools.cache
@@ -80,6 +85,7 @@ def build_library(extra_flags: Sequence[str] = ()) -> ctypes.CDLL:
 
     Raises:
         BuildError: there is no compiler, or it fails.
+        OSError: the library cannot be loaded.
     """
     return ctypes.CDLL(str(_built(extra_flags)))
 
@@ -97,9 +103,15 @@ def prebuild(level: Level, directory: Path) -> Path:
 
 
 def find_prebuilt() -> Path | None:
-    """Return the best library for this processor that was compiled beforehand of this source."""
+    """Return the best library for this processor that was compiled beforehand of this source.
+
+    None where $CC has options: they ask for another one.
+    """
+    wanted = _wanted_compiler()
+    if len(wanted) > 1 and shutil.which(wanted[0]):
+        return None
     paths = (PREBUILT / _prebuilt_name(level) for level in usable_levels())
-    return next((path for path in paths if path.exists()), None)
+    return next(filter(_is_whole, paths), None)
 
 
 def _prebuilt_name(level: Level) -> str:
@@ -120,10 +132,43 @@ def _built(extra_flags: Sequence[str] = ()) -> Path:
     flags = [*FLAGS, *NATIVE, *extra_flags]
     with _building:
         runtime = find_openmp_runtime()
-        path = cache_directory() / f"cpu-{_cache_key(compiler, flags, runtime)}.so"
-        if not path.exists():
-            _compile(compiler, flags, runtime, path)
+        path = _place(f"cpu-{_cache_key(compiler, flags, runtime)}.so")
+        if path in _failures:
+            raise _failures[path]
+        try:
+            if not _is_whole(path):
+                _compile(compiler, flags, runtime, path)
+        except BuildError as error:
+            _failures[path] = error
+            raise
     return path
+
+
+def _place(name: str) -> Path:
+    """Where a library is, or is to be built: where there is room for what its compiler writes."""
+    path = cache_directory() / name
+    if _is_whole(path) or shutil.disk_usage(path.parent).free >= _ROOM_BYTES:
+        return path
+    return _temporary_directory() / name
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a library is there with all that was written: half a one ends a process (SIGBUS).
+
+    Files may lose their end, or all of their content, when a machine loses its power.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return False
+    return hashlib.sha256(content[:-_SEAL_BYTES]).digest() == content[-_SEAL_BYTES:]
+
+
+def _seal(path: Path) -> None:
+    """Put the digest of a library behind its end, where loaders do not look."""
+    digest = hashlib.sha256(path.read_bytes()).digest()
+    with path.open("ab") as file:
+        file.write(digest)
 
 
 def find_compiler() -> list[str]:
@@ -132,15 +177,35 @@ def find_compiler() -> list[str]:
     It may have options: `CC="gcc -mno-avx512f"` compiles for AVX2 where there is AVX-512.
 
     Raises:
-        BuildError: there is none of them.
+        BuildError: there is none of them, or $CC cannot be read.
     """
-    wanted = shlex.split(os.environ.get("CC", ""))
+    wanted = _wanted_compiler()
     if wanted and shutil.which(wanted[0]):
         return wanted
     for name in ("cc", "gcc", "clang"):
         if found := shutil.which(name):
+            if wanted:
+                _warn_of_absent(wanted[0], found)
             return [found]
     raise BuildError("no C compiler found (set CC, or install gcc)")
+
+
+def _wanted_compiler() -> list[str]:
+    """What $CC says, in words; none if it says nothing.
+
+    Raises:
+        BuildError: a quotation has no end.
+    """
+    command = os.environ.get("CC", "")
+    try:
+        return shlex.split(command)
+    except ValueError as error:
+        raise BuildError(f"CC cannot be read: {error}. Given: {command}") from error
+
+
+@functools.cache
+def _warn_of_absent(wanted: str, found: str) -> None:
+    logger.warning("CC is %s, which is not there: the kernels are compiled by %s", wanted, found)
 
 
 def find_openmp_runtime() -> Path | None:
@@ -165,13 +230,21 @@ def cache_directory() -> Path:
         BuildError: there is no directory that only the user can write to.
     """
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    temporary = Path(tempfile.gettempdir()) / f"tokenwire.{os.getuid()}"
     try:
         return _private((Path(base).expanduser() / "tokenwire").resolve())
     except (OSError, RuntimeError) as error:  # RuntimeError: the user has no home
-        logger.debug("kernels are kept in %s: %s", temporary, error)
+        logger.debug("kernels are kept beside temporary files: %s", error)
+    return _temporary_directory()
+
+
+def _temporary_directory() -> Path:
+    """Return the one beside other temporary files.
+
+    Raises:
+        BuildError: only the user must be able to write to it, and that is not so.
+    """
     try:
-        return _private(temporary)
+        return _private(Path(tempfile.gettempdir()) / f"tokenwire.{os.getuid()}")
     except OSError as error:
         raise BuildError(f"no usable cache directory: {error}") from error
 
@@ -237,9 +310,10 @@ def _compile(compiler: Sequence[str], flags: Sequence[str], runtime: Path | None
         try:
             _compile_with_openmp(compiler, flags, runtime, built)
         except BuildError as error:
-            logger.warning("native CPU kernels run on one thread: %s", error)
             whole = [*compiler, *flags, "-shared", str(SOURCE), "-o", str(built)]
             _run([*whole, "-lpthread", "-lm"], built.parent)
+            logger.warning("native CPU kernels run on one thread: %s", error)
+        _seal(built)
         built.replace(to)
 
 

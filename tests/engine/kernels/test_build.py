@@ -12,11 +12,14 @@ import tempfile
 import threading
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
+from engine import server
 from engine.kernels import build
 from engine.kernels.cpu import CpuKernels
+from engine.protocol.config import EngineConfig
 from tests.engine.kernels.linear_checks import check_linear
 from tests.engine.native import needs_compiler
 from tests.paths import REPOSITORY
@@ -148,6 +151,85 @@ def test_build_without_a_shared_runtime_runs_on_one_thread(
     check_linear(kernels, 5, 64, 70, True, 0)
 
 
+@pytest.fixture
+def small_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A source that takes no time, and an empty cache; returns the cache's directory."""
+    source = tmp_path / "cpu.c"
+    source.write_text('__attribute__((visibility("default"))) int answer(void) { return 42; }\n')
+    monkeypatch.setattr(build, "SOURCE", source)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "tokenwire"
+
+
+@needs_compiler
+@pytest.mark.parametrize("share", [0, 0.5, 0.999])
+def test_a_library_that_lost_its_end_is_compiled_again(small_source: Path, share: float) -> None:
+    """To load it would end the process."""
+    path = build._built(["-O0"])
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    assert build.build_library(["-O0"]).answer() == 42
+    assert path.stat().st_size == len(whole)
+    assert list(small_source.iterdir()) == [path]
+
+
+@needs_compiler
+def test_a_library_of_something_else_is_compiled_again(small_source: Path) -> None:
+    path = build._built(["-O0"])
+    path.write_bytes(Path(sys.executable).read_bytes())
+    assert build.build_library(["-O0"]).answer() == 42
+
+
+@needs_compiler
+def test_a_full_cache_is_left_for_temporary_files(
+    small_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage, full = build.shutil.disk_usage, small_source.parent
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def disk_usage(path: Path) -> Any:
+        return usage(path)._replace(free=0) if full in path.parents else usage(path)
+
+    kept = build._built(["-O0"])
+    monkeypatch.setattr(build.shutil, "disk_usage", disk_usage)
+    assert build._built(["-O0"]) == kept
+    assert build._built(["-O1"]).parent == tmp_path / f"tokenwire.{os.getuid()}"
+
+
+def test_a_compiler_that_fails_is_not_asked_again(
+    small_source: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    calls = small_source.parent.parent / "calls"
+    compiler = calls.with_name("broken-cc")
+    compiler.write_text(f"#!/bin/sh\n[ $1 = --version ] && exit 0\necho called >>{calls}\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    with pytest.raises(build.BuildError, match="broken-cc failed"):
+        build.build_library()
+    before = calls.read_text()
+    with pytest.raises(build.BuildError, match="broken-cc failed"):
+        build.build_library()
+    assert calls.read_text() == before
+    assert "one thread" not in caplog.text
+
+
+def test_a_compiler_with_an_open_quotation_is_an_error_of_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CC", 'gcc "-mno-avx512f')
+    with pytest.raises(build.BuildError, match=r'^CC cannot be read: [^\n]*: gcc "-mno-avx512f$'):
+        build.build_library()
+
+
+@needs_compiler
+def test_a_compiler_that_is_not_there_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("CC", "gxx -mno-avx512f")
+    assert build.find_compiler() == build.find_compiler()
+    assert caplog.text.count("CC is gxx, which is not there") == 1
+
+
 def test_missing_compiler_gives_none_and_one_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -192,3 +274,20 @@ def test_switch_turns_the_kernels_off() -> None:
         check=True,
     )
     assert done.stdout.strip() == "None"
+
+
+@pytest.mark.parametrize("is_on", [False, True])
+def test_an_engines_settings_outweigh_the_switch(
+    is_on: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sampling and threads ask for the kernels without a configuration."""
+    switches = []
+    monkeypatch.setenv(build.SWITCH, str(int(not is_on)))
+    monkeypatch.setattr(server, "Heartbeat", MagicMock())
+    monkeypatch.setattr(server, "limit_arenas", lambda: None)
+    monkeypatch.setattr(server, "build_ahead", lambda: None)
+    monkeypatch.setattr(server, "_serve", lambda *_: switches.append(os.environ[build.SWITCH]))
+    server.serve(
+        EngineConfig(model_id="any", socket_path=tmp_path / "s", enable_native_kernels=is_on)
+    )
+    assert switches == [str(int(is_on))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,23 @@ def test_the_best_level_of_the_processor_is_used(
         assert found is not None
         assert found.name.startswith(f"cpu-{usable[0].name}-")
     monkeypatch.setattr(build, "usable_levels", list)
+    assert build.find_prebuilt() is None
+
+
+@needs_compiler
+@needs_a_level
+def test_a_compiler_with_options_is_preferred_and_half_a_library_is_not(
+    directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (whole,) = directory.glob(f"cpu-{usable_levels()[0].name}-*.so")
+    copy = Path(shutil.copy(whole, tmp_path))
+    monkeypatch.setattr(build, "PREBUILT", tmp_path)
+    assert build.find_prebuilt() == copy
+    monkeypatch.setenv("CC", "cc -mno-avx512f")
+    assert build.find_prebuilt() is None
+    monkeypatch.setenv("CC", "absent -mno-avx512f")
+    assert build.find_prebuilt() == copy
+    copy.write_bytes(copy.read_bytes()[:-100])
     assert build.find_prebuilt() is None
 
 
