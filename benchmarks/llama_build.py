@@ -9,6 +9,7 @@ minutes on two cores.
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -101,4 +102,5 @@ def _run(home: Path, *command: str) -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     print(server_binary())

@@ -13,6 +13,7 @@ The last line is one JSON document: microseconds, the median of many rounds.
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import sys
@@ -129,6 +130,7 @@ def measure(name: str) -> dict[str, float]:
 
 def main() -> None:
     """Measures all cases, and prints a table and the JSON line."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     results = {name: measure(name) for name in CASES}
     rows = [
         [

@@ -10,6 +10,7 @@ The last line is one JSON document.
 
 from __future__ import annotations
 
+import argparse
 import json
 from dataclasses import dataclass
 
@@ -63,6 +64,7 @@ MODELS = (
 
 def main() -> None:
     """Prints a table, and the same as JSON."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     print(
         "| model | texts of | tokens per GiB before | with windows | times |\n|---|---|---|---|---|"
     )
