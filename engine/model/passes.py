@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import nn
@@ -195,10 +195,10 @@ def quantize_model(loaded: LoadedModel, left: Collection[nn.Module] = ()) -> str
     """
     if loaded.scheme is None:
         return None
-    name, setting = loaded.scheme.name, loaded.scheme.setting
+    setting = loaded.scheme.setting
     expected = reference_logits(loaded)
     try:
-        share = quantization.apply(loaded.model, loaded.scheme, left)
+        shares = quantization.apply(loaded.model, loaded.scheme, left)
         actual = paged_logits(loaded, ReferenceAttention())
     except torch.OutOfMemoryError as error:
         raise ModelLoadError(f"not enough memory for {setting}: {error}") from error
@@ -210,14 +210,20 @@ def quantize_model(loaded: LoadedModel, left: Collection[nn.Module] = ()) -> str
         raise ModelLoadError(f"{setting} spoils this model: its logits change by {change:.0%}")
     logger.info("logits change by %.1f %% of their spread", 100 * change)
     _free_unused_memory(loaded)
-    note = (
-        f"{share:.0%} of the weights are quantised to {name}, {1 - share:.0%} stay {loaded.dtype}"
-    )
+    note = _shares_note(shares, loaded.dtype)
     if experts := _num_in_experts(loaded.model):
         note += f" ({experts / 1e6:,.1f} million of them in experts of mixtures)"
-    if share < _MOST_WEIGHTS:
+    if sum(shares.values()) < _MOST_WEIGHTS:
         logger.warning("%s", note)
     return note
+
+
+def _shares_note(shares: Mapping[str, float], rest: torch.dtype) -> str:
+    """How much of the weights is in which format; the output layer may have another."""
+    (first, share), *others = sorted(shares.items(), key=lambda item: item[1], reverse=True)
+    note = f"{share:.0%} of the weights are quantised to {first}"
+    note += "".join(f", {part:.0%} to {name}" for name, part in others)
+    return f"{note}, {1 - sum(shares.values()):.0%} stay {rest}"
 
 
 def _num_in_experts(model: nn.Module) -> int:

@@ -9,6 +9,7 @@ already; transformers loads those. The reasons: docs/decisions/2026-11-23-quanti
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -128,7 +129,9 @@ def choose(
     return _scheme(name, config, device, dtype)
 
 
-def apply(model: PreTrainedModel, scheme: Scheme, left: Collection[nn.Module] = ()) -> float:
+def apply(
+    model: PreTrainedModel, scheme: Scheme, left: Collection[nn.Module] = ()
+) -> dict[str, float]:
     """Replaces a model's linear layers in place, freeing weights as it goes.
 
     If another module holds a weight too (tied embeddings), it keeps the original.
@@ -139,7 +142,7 @@ def apply(model: PreTrainedModel, scheme: Scheme, left: Collection[nn.Module] = 
         left: layers that stay as they are.
 
     Returns:
-        The share of the weights that are quantised, 0 … 1.
+        The share of the weights that are quantised, 0 … 1, by the name of the format.
 
     Raises:
         ValueError: no layer can be quantised.
@@ -155,8 +158,11 @@ def apply(model: PreTrainedModel, scheme: Scheme, left: Collection[nn.Module] = 
     mixtures = [layer for layer in layers if scheme.takes_experts(layer)]
     if not chosen and not mixtures:
         raise ValueError(f"{type(model).__name__} has no layer that fits {scheme.name}")
-    num_weights = sum(output_rows(layer).numel() for layer, _ in chosen)
-    num_weights += sum(m.numel() for layer in mixtures for m in matrices_of(layer).values())
+    counts: Counter[str] = Counter()
+    for layer, found in chosen:
+        counts[found.name] += output_rows(layer).numel()
+    if mixtures:
+        counts[scheme.name] += sum(m.numel() for one in mixtures for m in matrices_of(one).values())
     while chosen:
         layer, found = chosen.pop()
         replacement = found.make(layer).train(layer.training)
@@ -168,15 +174,13 @@ def apply(model: PreTrainedModel, scheme: Scheme, left: Collection[nn.Module] = 
         for parent, name in layers[layer]:
             setattr(parent, name, experts)
     num_others = sum(parameter.numel() for parameter in model.parameters())
-    logger.info(
-        "quantised to %s: %.1f million weights; others: %.1f million",
-        scheme.name,
-        num_weights / 1e6,
-        num_others / 1e6,
-    )
+    for name, num_weights in counts.items():
+        logger.info("quantised to %s: %.1f million weights", name, num_weights / 1e6)
+    logger.info("not quantised: %.1f million weights", num_others / 1e6)
     if num_kept := sum(isinstance(module, GroupedInt8Linear) for module in model.modules()):
         logger.info("%d layers keep the 8 bits and the scales that they were stored in", num_kept)
-    return num_weights / (num_weights + num_others)
+    total = counts.total() + num_others
+    return {name: num_weights / total for name, num_weights in counts.items()}
 
 
 def _scheme(name: str, config: EngineConfig, device: torch.device, dtype: torch.dtype) -> Scheme:

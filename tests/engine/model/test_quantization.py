@@ -12,7 +12,7 @@ from typing import Any, get_args
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import GPT2Config, MixtralConfig
+from transformers import GPT2Config, LlamaConfig, MixtralConfig
 from transformers.pytorch_utils import Conv1D
 
 from engine.build import build_engine
@@ -217,13 +217,21 @@ class TestModels:
         loaded = self.loaded("llama", choose("int4"))  # down_proj has 96 inputs: no whole groups
         note = quantize_model(loaded)
         assert note is not None
-        assert re.fullmatch(
-            r"\d+% of the weights are quantised to int4, \d+% stay torch\.float32", note
-        )
+        parts = r"\d+% of the weights are quantised to int4, \d+% to int8, \d+% stay torch\.float32"
+        assert re.fullmatch(parts, note)
         model: Any = loaded.model
         assert type(model.lm_head) is PackedInt8Linear
         assert type(model.model.layers[0].mlp.down_proj) is nn.Linear
         assert type(model.model.layers[0].mlp.up_proj) is PackedInt4Linear
+
+    def test_int4_that_fits_the_output_layer_alone_is_called_int8(self) -> None:
+        kernels_for("whole")
+        config = LlamaConfig(**{**SMALL, "hidden_size": 80})  # no whole groups anywhere
+        model = build_model(config, scale=1.0)
+        loaded = attach_paged_attention(model, CPU, torch.float32)
+        note = quantize_model(replace(loaded, scheme=choose("int4")))
+        assert note is not None
+        assert re.fullmatch(r"\d+% of the weights are quantised to int8, \d+% stay .*", note)
 
     def test_int4_of_torch_leaves_the_output_layer(self) -> None:
         loaded = self.loaded("llama", choose("int4", enable_native_kernels=False))
