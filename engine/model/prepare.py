@@ -175,7 +175,24 @@ def _choose_backend(
         if config.enable_fused_rotation:
             fuse_rotation(loaded, kernels)
         return kernels, "native CPU kernels"
+    if loaded.device.type == "cpu" and config.enable_native_kernels:
+        _warn_of_reference(config, loaded, cache_dtype)
     return ReferenceAttention(), "reference attention"
+
+
+def _warn_of_reference(config: EngineConfig, loaded: LoadedModel, cache_dtype: torch.dtype) -> None:
+    """Says which setting keeps a CPU from its kernels, if one does."""
+    if loaded.dtype is not torch.float32:
+        logger.warning(
+            "the kernels for CPUs compute in float32: with dtype=%s torch computes, many times "
+            "slower; without it, weights stored in 16 bits stay so in memory",
+            config.dtype,
+        )
+    elif cache_dtype is not torch.float32:
+        logger.warning(
+            "attention on this CPU is the reference, many times slower, with kv_cache_dtype=%s",
+            config.kv_cache_dtype,
+        )
 
 
 def _fits(loaded: LoadedModel, kernels: cpu_kernels.CpuKernels) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -95,13 +96,27 @@ def test_only_8_bit_formats_saturate() -> None:
     [(torch.float32, "native CPU kernels"), (torch.float8_e4m3fn, "reference attention")],
 )
 def test_cpu_kernels_are_used_only_with_a_cache_they_can_read(
-    cache_dtype: torch.dtype, name: str
+    cache_dtype: torch.dtype, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     loaded = attach_paged_attention(build_model(ARCHITECTURES["llama"]()), CPU, torch.float32)
     backend, actual = _choose_backend(config_with(None), loaded, cache_dtype)
     if name == "native CPU kernels" and isinstance(backend, ReferenceAttention):
         pytest.skip("no native kernels here")
     assert actual == name
+    assert ("with kv_cache_dtype=" in caplog.text) == (name == "reference attention")
+
+
+def test_a_dtype_that_cpu_kernels_do_not_compute_in_is_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model = build_model(ARCHITECTURES["llama"]()).to(torch.float16)
+    loaded = attach_paged_attention(model, CPU, torch.float16)
+    asked = replace(config_with(None), dtype="float16")
+    assert _choose_backend(asked, loaded, torch.float16)[1] == "reference attention"
+    assert "with dtype=float16 torch computes" in caplog.text
+    caplog.clear()
+    _choose_backend(replace(asked, enable_native_kernels=False), loaded, torch.float16)
+    assert not caplog.text
 
 
 def test_a_model_generates_with_an_8_bit_cache() -> None:
