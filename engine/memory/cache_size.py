@@ -162,6 +162,12 @@ def num_blocks(
         num_tokens = max(_CPU_TOKENS, max_total_tokens)
         blocks = min(blocks_of(num_tokens, num_tokens), int(fitting * _CPU_FRACTION))
     needed = blocks_of(max_total_tokens, config.max_step_tokens)
+    if config.max_batch_total_tokens is not None and blocks < needed:
+        raise ModelLoadError(
+            f"`max_batch_total_tokens={config.max_batch_total_tokens}` is less than one text may "
+            f"take: the KV cache would have {blocks} blocks of {config.block_size} tokens, and "
+            f"`max_total_tokens={max_total_tokens}` takes {needed}; change one of them"
+        )
     if blocks < needed or blocks > fitting:
         raise ModelLoadError(
             f"Not enough memory to handle `max_total_tokens={max_total_tokens}`: the KV cache "

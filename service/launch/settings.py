@@ -45,6 +45,7 @@ LogLevel = Literal["debug", "info", "warning", "error", "critical"]
 
 _MAX_SOCKET_PATH = 107  # bytes; Linux has 108 for the path of a Unix socket and its final zero
 _MAX_PORT = 65535
+_MAX_THREADS = 1024  # systems refuse to start many more in a process
 # Text takes a small part of the work, and each process has a tokenizer and grammars of its own.
 _CORES_PER_WORKER = 8
 _MAX_DEFAULT_WORKERS = 4
@@ -256,7 +257,10 @@ class Settings:
         float, About("share of the GPU's memory to use", low=0.01, high=1)
     ] = 0.9
     num_threads: Annotated[
-        int | None, About("CPU threads of the model; otherwise one per core", ours=True, low=1)
+        int | None,
+        About(
+            "CPU threads of the model; otherwise one per core", ours=True, low=1, high=_MAX_THREADS
+        ),
     ] = None
     block_size: Annotated[int, About("tokens in a block of the KV cache", ours=True, low=1)] = 16
     prefix_caching: Annotated[bool, About("share the KV cache of equal beginnings", ours=True)] = (

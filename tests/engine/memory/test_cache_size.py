@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,8 @@ def test_all_blocks_fit_and_the_longest_sequence_fits_into_them(
     try:
         blocks = num_blocks(wanted, room, bytes_per_token * block_size, limit, device)
     except ModelLoadError as error:
-        assert "Not enough memory" in str(error)  # noqa: PT017 - both outcomes are right
+        reasons = "Not enough memory|`max_batch_total_tokens="
+        assert re.match(reasons, str(error))  # noqa: PT017 - both outcomes are right
         fitting = room // bytes_per_token
         assert (
             fitting < 4 * (limit + block_size)
@@ -138,6 +140,13 @@ def test_kept_states_leave_the_cache_what_it_needs(
         assert needed * per_block <= left
     tokens = room // per_block * 16 if per_block and device is GPU else max(16_384, needed * 16)
     assert copies <= -(-tokens // 256)
+
+
+def test_a_cache_that_was_asked_to_be_too_small_is_not_called_a_want_of_memory() -> None:
+    wanted = config(max_batch_total_tokens=100)
+    names = "`max_batch_total_tokens=100` is less than .* `max_total_tokens=400` takes 25"
+    with pytest.raises(ModelLoadError, match=names):
+        num_blocks(wanted, 64 * MIB, 1024, 400, CPU)
 
 
 def test_a_gpu_does_not_count_endless_blocks_of_a_model_without_a_kv_cache() -> None:

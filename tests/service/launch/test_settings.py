@@ -160,6 +160,7 @@ def test_kubernetes_service_links_are_not_taken_for_settings() -> None:
         (["--api-key-exempt=info"], "--api-key-exempt must be one of none, health, metrics, "),
         (["--grpc-tls-cert=c", "--grpc-tls-key=k"], "--gateway-socket or --gateway-port is needed"),
         (["--api-key=secret"], "use --api-key-file, which `tokenwire key` fills"),
+        (["--num-threads", "100000"], "`num_threads` must be 1 to 1024. Given: 100000"),
         (["--engine-socket", "/" + "x" * 107], "`engine_socket` must be <= 107 bytes"),
         (["--quantize", "int3"], "--quantize must be one of "),
         (["--num-shard=0"], "`num_shard` must be 1 to 64. Given: 0"),
