@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from .file_state import read_object
+from .file_state import check_text, read_object
 from .path import GGUF, gguf_file, is_path
 from .tokenizer_files import last_ordinary_id
 from .weights import check_weights, embedding_rows
+
+# What transformers reads as well where it is there. Some it leaves out without a word if they are
+# broken, and the model ends its texts elsewhere, or in every chat reads something else.
+_GENERATION = "generation_config.json"
+_OBJECTS = (
+    _GENERATION, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "preprocessor_config.json", "processor_config.json", "chat_template.json",
+)  # fmt: skip
+_TEMPLATES = ("chat_template.jinja", "additional_chat_templates/*.jinja")
 
 
 def check_checkpoint(model_id: str) -> None:
@@ -42,12 +52,36 @@ def _check_directory(path: Path) -> None:
     if not (path / "config.json").is_file():
         raise FileNotFoundError(f"there is no config.json in {path}")
     config = read_object(path / "config.json")
+    _check_ends(path / "config.json", config)
+    _check_others(path)
     files = check_weights(path)
     if "auto_map" in config:  # its code may load any tokenizer
         return
+    if not isinstance(config.get("model_type"), str):
+        raise ValueError(f"{path / 'config.json'} has no model_type, the name of an architecture")
     last, rows = last_ordinary_id(path), embedding_rows(files)
     if rows is not None and last is not None and last >= rows:
         raise ValueError(
             f"the tokenizer in {path} does not belong to this model: it has ids up to {last}, and "
             f"the embedding has {rows} rows"
         )
+
+
+def _check_others(path: Path) -> None:
+    for name in _OBJECTS:
+        file = path / name
+        if file.is_file():
+            content = read_object(file)
+            if name == _GENERATION:
+                _check_ends(file, content)
+    for pattern in _TEMPLATES:
+        for file in sorted(path.glob(pattern)):
+            check_text(file)
+
+
+def _check_ends(file: Path, content: dict[str, Any]) -> None:
+    """Checks the tokens that end a text."""
+    ends = content.get("eos_token_id")
+    listed = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    if not all(type(index) is int for index in listed):
+        raise ValueError(f"{file}: eos_token_id is {ends!r}, which is no id of a token, nor a list")

@@ -22,6 +22,19 @@ def check_not_pointer(path: Path) -> None:
             )
 
 
+def check_text(path: Path) -> None:
+    """Refuses what is no text.
+
+    Raises:
+        ValueError: it is not in UTF-8, or a pointer of git-lfs.
+    """
+    check_not_pointer(path)
+    try:
+        path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a text in UTF-8: {error}") from error
+
+
 def read_object(path: Path) -> dict[str, Any]:
     """A JSON object that a file has.
 
@@ -30,7 +43,7 @@ def read_object(path: Path) -> dict[str, Any]:
     """
     check_not_pointer(path)
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(path.read_text("utf-8"))  # bytes might be in UTF-16, or have a mark
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     except RecursionError as error:

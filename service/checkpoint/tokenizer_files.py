@@ -33,13 +33,19 @@ def last_ordinary_id(directory: Path) -> int | None:
         return None
     content = read_object(directory / _FAST)
     model, added = content.get("model"), content.get("added_tokens")
-    vocabulary: Any = model.get("vocab") if isinstance(model, dict) else None
-    added_ids = {item["id"] for item in added or () if isinstance(item, dict) and "id" in item}
+    if not isinstance(model, dict):
+        raise ValueError(f"{directory / _FAST} is no tokenizer: it has no model")
+    vocabulary: Any = model.get("vocab")
     if isinstance(vocabulary, list):  # of a unigram model: words and scores
         vocabulary = {index: index for index in range(len(vocabulary))}
     if not isinstance(vocabulary, dict):
         return None
-    return max((index for index in vocabulary.values() if index not in added_ids), default=None)
+    items = added if isinstance(added, list) else ()
+    ids = [*vocabulary.values()]
+    added_ids = [item.get("id") for item in items if isinstance(item, dict)]
+    if not all(type(index) is int for index in ids + added_ids):
+        raise ValueError(f"{directory / _FAST}: an id of its vocabulary is not an integer")
+    return max(set(ids) - set(added_ids), default=None)
 
 
 def _check_others(directory: Path) -> None:

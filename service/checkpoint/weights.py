@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -49,7 +50,10 @@ def _files(directory: Path) -> list[Path]:
     shards = read_object(directory / _INDEX).get("weight_map")
     if not isinstance(shards, dict) or not shards:
         raise ValueError(f"{directory / _INDEX} has no weight_map")
-    names = sorted({str(name) for name in shards.values()})
+    if wrong := [name for name in shards.values() if not _is_shard(name)]:
+        text = f"{directory / _INDEX} names {wrong[0]!r}, which is no file of safetensors beside it"
+        raise ValueError(text)
+    names = sorted(set(shards.values()))
     missing = [name for name in names if not (directory / name).is_file()]
     if missing:
         raise ValueError(
@@ -57,6 +61,11 @@ def _files(directory: Path) -> list[Path]:
             f"{_INDEX} names"
         )
     return [directory / name for name in names]
+
+
+def _is_shard(name: Any) -> bool:
+    """Whether this can be the name of a file of weights in the same directory."""
+    return isinstance(name, str) and name.endswith(".safetensors") and "/" not in name
 
 
 def _what_there_is_instead(directory: Path) -> str:

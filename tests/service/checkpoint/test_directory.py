@@ -89,8 +89,11 @@ def test_an_empty_directory(tmp_path: Path) -> None:
         ("[]", "{}/config.json is not a JSON object"),
         (POINTER, "{}/config.json is a pointer of git-lfs .*"),
         ("[" * 100_000, "{}/config.json is (nested too deeply|not JSON.*)"),
+        ('\ufeff{"model_type": "llama"}', "{}/config.json is not JSON: Unexpected UTF-8 BOM .*"),
+        ("{}", "{}/config.json has no model_type, the name of an architecture"),
+        ('{"model_type": 7}', "{}/config.json has no model_type, the name of an architecture"),
     ],
-    ids=["missing", "empty", "broken", "a list", "a pointer", "deep"],
+    ids=["missing", "empty", "broken", "a list", "a pointer", "deep", "mark", "no type", "number"],
 )
 def test_no_configuration(model: Path, content: str | None, error: str) -> None:
     (model / "config.json").unlink()
@@ -180,6 +183,67 @@ def test_a_missing_part(sharded: Path) -> None:
 def test_an_index_of_nothing(sharded: Path, content: str) -> None:
     (sharded / INDEX).write_text(content)
     assert refusal(sharded) == f"{sharded / INDEX} has no weight_map"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [1, None, ["model.safetensors"], "/etc/model.safetensors", "../x.safetensors", "model.bin"],
+)
+def test_an_index_that_names_no_safetensors(sharded: Path, name: object) -> None:
+    (sharded / INDEX).write_text(json.dumps({"weight_map": {"a": name}}))
+    assert refusal(sharded) == (
+        f"{sharded / INDEX} names {name!r}, which is no file of safetensors beside it"
+    )
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["generation_config.json", "tokenizer_config.json", "special_tokens_map.json",
+     "added_tokens.json", "preprocessor_config.json", "processor_config.json"],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [("{", "not JSON: .*"), ("[]", "not a JSON object"), (POINTER, "a pointer of git-lfs .*")],
+    ids=["broken", "a list", "a pointer"],
+)
+def test_other_files_that_are_broken(model: Path, name: str, content: str, error: str) -> None:
+    (model / name).write_text(content)
+    assert re.fullmatch(f"{re.escape(str(model / name))} is {error}", refusal(model))
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "additional_chat_templates/tools.jinja"])
+def test_a_chat_template_that_is_no_text(model: Path, name: str) -> None:
+    file = model / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(POINTER)
+    assert refusal(model).startswith(f"{file} is a pointer of git-lfs")
+    file.write_bytes(b"\xff\xfe{")
+    assert refusal(model).startswith(f"{file} is not a text in UTF-8: ")
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("ends", ["two", [1, "two"], 1.5, {}, True])
+def test_ends_that_are_no_tokens(model: Path, name: str, ends: object) -> None:
+    content = json.loads((model / name).read_text())
+    (model / name).write_text(json.dumps(content | {"eos_token_id": ends}))
+    assert refusal(model) == (
+        f"{model / name}: eos_token_id is {ends!r}, which is no id of a token, nor a list"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"model": None}, " is no tokenizer: it has no model"),
+        ({"model": {"vocab": {"a": "1"}}}, ": an id of its vocabulary is not an integer"),
+        ({"model": {"vocab": {"a": [1]}}}, ": an id of its vocabulary is not an integer"),
+        ({"added_tokens": [{"id": {}}]}, ": an id of its vocabulary is not an integer"),
+    ],
+)
+def test_a_tokenizer_of_another_form(model: Path, change: dict[str, object], error: str) -> None:
+    file = model / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    assert refusal(model) == f"{file}{error}"
 
 
 @pytest.mark.parametrize(
