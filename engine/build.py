@@ -521,7 +521,7 @@ def _constraints(config: EngineConfig, loaded: LoadedModel, vocab_size: int) -> 
     """
     try:
         tokenizer = load_tokenizer(config)
-    except (OSError, ValueError):
+    except Exception:  # a broken one can fail in any way; the service, which needs it, says why
         tokenizer = None
     if tokenizer is None or not tokenizer.is_fast:
         logger.warning("%s has no fast tokenizer: no grammars", config.model_id)
@@ -538,4 +538,4 @@ def _eos_token_ids(loaded: LoadedModel, own: int | None, vocab_size: int) -> fro
     """The tokens that end a text, as the service finds them: a list of the model's, or both."""
     listed = getattr(loaded.model.generation_config, "eos_token_id", None)
     known = listed if isinstance(listed, list) else [listed, own]
-    return frozenset(index for index in known if index is not None and index < vocab_size)
+    return frozenset(index for index in known if isinstance(index, int) and index < vocab_size)

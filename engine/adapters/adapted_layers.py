@@ -17,10 +17,10 @@ from ..kernels.cpu import CpuKernels, PackedUpdate
 from ..kernels.packed_linear import output_rows
 from ..model.fusion import FusedMLP
 from ..model.layers import parents_of_layers
-from ..model.loaded import LoadedModel, first_line
+from ..model.loaded import LoadedModel
 from ..model.projections import ProjectionPart
 from ..model.self_check import SELF_CHECK_TOKENS, one_step_logits
-from ..protocol.errors import ModelLoadError
+from ..protocol.errors import ModelLoadError, first_line
 from ..shards.cut import Cut
 from ..shards.layers import plain
 from .adapter import Adapter, LowRankUpdate

@@ -8,9 +8,8 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from ..model.loaded import first_line
 from ..protocol.adapters import LoadAdapter
-from ..protocol.errors import AdapterError, AdapterFault, ModelLoadError
+from ..protocol.errors import AdapterError, AdapterFault, ModelLoadError, first_line
 from ..threads import unpin
 from .adapted_layers import AdaptedLayers, FittedAdapter
 from .other_ranks import NoOtherRanks, OtherRanks

@@ -23,13 +23,14 @@ from safetensors.torch import load as load_safetensors
 from torch import Tensor
 from transformers.utils.hub import cached_file
 
-from ..protocol.errors import ModelLoadError
+from ..protocol.errors import ModelLoadError, first_line
 from .adapter import Adapter, LowRankUpdate
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 _PICKLE_NAME = "adapter_model.bin"
 _PREFIX = "base_model.model."
+_POINTER = b"version https://git-lfs.github.com/spec/"
 _MAX_CONFIG_BYTES = 1 << 20
 _MAX_WEIGHTS_BYTES = 4 << 30  # rank 256 of a model of 70 billion weights takes 3 GiB in 16 bits
 _MAX_KEYS = 1024  # of a pattern, and characters of each
@@ -93,8 +94,7 @@ def _named(name: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, MemoryError) as error:
-        text = str(error).strip() or type(error).__name__
-        raise ModelLoadError(f"adapter {name}: {text.splitlines()[0]}") from error
+        raise ModelLoadError(f"adapter {name}: {first_line(error)}") from error
 
 
 def _read_files(source: str, root: Path | None) -> tuple[bytes, bytes]:
@@ -133,13 +133,17 @@ def _read(path: Path, max_bytes: int) -> bytes:
     """What is in a file.
 
     Raises:
-        ValueError: it is too large.
+        ValueError: it is too large, or a pointer to a file that was not fetched.
     """
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size > max_bytes:
             raise ValueError(f"{path.name} has {size} bytes, more than {max_bytes}")
-        return file.read(size)
+        content = file.read(size)
+    if content.startswith(_POINTER):
+        what = "a pointer of git-lfs and not the file itself"
+        raise ValueError(f"{path.name} is {what}; `git lfs pull` fetches it")
+    return content
 
 
 def _check_directory(directory: Path) -> None:
@@ -182,6 +186,8 @@ def _parse_config(text: bytes) -> dict[str, Any]:
     for name in ("r", "lora_alpha"):
         if not _is_positive(config.get(name, 8)):  # PEFT's default of both
             raise ValueError(f"{CONFIG_NAME}: {name} is not a number above 0")
+    if not isinstance(config.get("use_rslora"), bool | None):
+        raise ValueError(f"{CONFIG_NAME}: use_rslora is neither true nor false")
     return config
 
 
@@ -273,6 +279,8 @@ def _update(
         _check_matrix(f"{layer}.lora_{part}", parts[part])
     down, up = parts["A"].float(), parts["B"].float()
     rank = _of_layer(config.get("rank_pattern"), layer, config.get("r", 8), deadline)
+    if not _is_positive(rank):
+        raise ValueError(f"the rank of {layer} is not a number above 0")
     if down.shape[0] != rank or up.shape[1] != rank:
         raise ValueError(
             f"{layer} has lora_A {[*down.shape]} and lora_B {[*up.shape]}, but its rank is {rank}"

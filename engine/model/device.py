@@ -14,8 +14,7 @@ from pathlib import Path
 
 import torch
 
-from ..protocol.errors import ModelLoadError
-from .loaded import first_line
+from ..protocol.errors import ModelLoadError, first_line
 
 logger = logging.getLogger(__name__)
 

@@ -112,9 +112,3 @@ class LoadedModel:
         if self.recurrence is None:
             return None
         return StatePool(self.recurrence.states, num_slots, self.device)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its type's name where it has none."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0]

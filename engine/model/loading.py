@@ -17,14 +17,15 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils.quantization_config import GgufConfig
 
 from ..protocol.config import EngineConfig
-from ..protocol.errors import ModelLoadError
+from ..protocol.errors import ModelLoadError, first_line
 from ..shards.cut import Cut
 from ..shards.group import Group
 from . import quantization
 from .device import choose_device
 from .division import check_divisible, divide_checked
 from .gguf_reading import quick_gguf
-from .loaded import LoadedModel, first_line
+from .load_report import check_report
+from .loaded import LoadedModel
 from .self_check import attach_paged_attention
 from .source import is_gguf, source
 from .weight_size import check_room
@@ -93,7 +94,7 @@ def _load_weights(
     Onto a GPU they go one by one: the host never has to hold more than a few of them.
 
     Raises:
-        ValueError: the checkpoint lacks some of them, or their shapes are wrong.
+        ValueError: the checkpoint lacks some of them, has others, or their shapes are wrong.
     """
     loaded: Any = auto_class(model_config).from_pretrained(
         **source(config),
@@ -106,14 +107,8 @@ def _load_weights(
         device_map=None if device.type == "cpu" else {"": device},
     )
     model, report = loaded
-    if report["mismatched_keys"]:
-        name, found, wanted = min(report["mismatched_keys"])
-        raise ValueError(
-            f"{name} has shape {list(found)}, and by its configuration {list(wanted)}; "
-            f"wrong shapes: {len(report['mismatched_keys'])}"
-        )
-    if report["missing_keys"]:  # transformers initialises them randomly and only warns
-        raise ValueError(f"the checkpoint lacks {', '.join(sorted(report['missing_keys']))}")
+    is_quantized = getattr(model_config, "quantization_config", None) is not None
+    check_report(report, model, is_quantized=is_quantized or is_gguf(config))
     return model
 
 
@@ -121,13 +116,17 @@ def auto_class(model_config: Any) -> Any:
     """The class of transformers that makes a model of a configuration.
 
     Many models that take images exist only with their image part. It is loaded, and not used.
+
+    Raises:
+        ValueError: models of this kind do not continue texts.
     """
     kind = type(model_config)
     names = getattr(model_config, "auto_map", None) or {}
-    has_text = kind in MODEL_FOR_CAUSAL_LM_MAPPING or AutoModelForCausalLM.__name__ in names
-    if not has_text and kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+    if kind in MODEL_FOR_CAUSAL_LM_MAPPING or AutoModelForCausalLM.__name__ in names:
+        return AutoModelForCausalLM
+    if kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         return AutoModelForImageTextToText
-    return AutoModelForCausalLM
+    raise ValueError(f"models of type {model_config.model_type} do not continue texts")
 
 
 def _dequantized(config: EngineConfig, dtype: torch.dtype) -> dict[str, Any]:

@@ -19,10 +19,10 @@ from ..attention.paged import (
 from ..batch.model_input import AttentionInput
 from ..kernels.cpu import CpuKernels
 from ..kernels.packed_linear import pack_model
-from ..protocol.errors import ModelLoadError
+from ..protocol.errors import ModelLoadError, first_line
 from . import fusion, projections, quantization, residual_norms, rope_tables
 from .layers import layers_read_by
-from .loaded import LoadedModel, first_line
+from .loaded import LoadedModel
 from .self_check import (
     SELF_CHECK_TOKENS,
     objection,

@@ -238,6 +238,8 @@ def _triton_attention(
 
 def _max_total_tokens(config: EngineConfig, loaded: LoadedModel) -> int:
     trained = num_positions(loaded.model, _DEFAULT_MAX_TOTAL_TOKENS)
+    if trained < 2:  # a token, and one that continues it
+        raise ModelLoadError(f"{config.model_id} has {trained} positions (max_position_embeddings)")
     wanted = config.max_total_tokens or min(trained, _DEFAULT_MAX_TOTAL_TOKENS)
     if wanted > trained:
         raise ModelLoadError(

@@ -22,11 +22,11 @@ from ..attention.paged import (
     install,
 )
 from ..batch.model_input import AttentionInput, SequenceState, StateRows
-from ..protocol.errors import ModelLoadError
+from ..protocol.errors import ModelLoadError, first_line
 from ..recurrent.find import FoundLayers, watching
 from ..recurrent.recurrence import Recurrence, StepStates
 from . import architecture
-from .loaded import LoadedModel, first_line
+from .loaded import LoadedModel
 from .older.interface import use_interface
 from .step_positions import asks_positions
 
@@ -58,6 +58,8 @@ def attach_paged_attention(
     use_interface(model)
     with _running(name), watching(model) as found:
         expected = stock_logits(model, use_cache=True)
+    if not torch.isfinite(expected).all():
+        raise ModelLoadError(f"{name} computes logits that are not finite{_cause(model)}")
     reason = architecture.refusal(model, found.stateful)
     if reason is not None:
         raise ModelLoadError(f"{name} is not supported: {reason}")
@@ -73,6 +75,14 @@ def attach_paged_attention(
             f"{name} is not supported: its logits on paged attention differ by {difference:.2%}"
         )
     return loaded
+
+
+def _cause(model: nn.Module) -> str:
+    """Which weights are not finite, if any are."""
+    for name, weights in model.named_parameters():
+        if not torch.isfinite(weights.float()).all():
+            return f": {name} has values that are not"
+    return f" in {str(next(model.parameters()).dtype)[6:]}, though all its weights are"
 
 
 @contextmanager

@@ -16,8 +16,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..protocol.errors import ModelLoadError
-from .loaded import LoadedModel, first_line
+from ..protocol.errors import ModelLoadError, first_line
+from .loaded import LoadedModel
 from .self_check import SELF_CHECK_TOKENS, difference_of_last, tolerance
 
 logger = logging.getLogger(__name__)

@@ -55,3 +55,15 @@ class GrammarError(EngineError):
 def unknown_adapter(name: str) -> AdapterError:
     """The error for a name that no adapter has."""
     return AdapterError(AdapterFault.UNKNOWN, f"The adapter `{name}` does not exist")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text that says something.
+
+    Its type's name where it has no text, and before the text of a KeyError, which is only the key.
+    A line that ends in a colon has the next one with it.
+    """
+    name = type(error).__name__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [name]
+    text = " ".join(lines[: 1 + lines[0].endswith(":")])
+    return f"{name}: {text}" if isinstance(error, KeyError) else text

@@ -20,6 +20,8 @@ from jinja2 import Environment, TemplateError, UndefinedError, meta
 from tokenizers import Encoding, Tokenizer
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
+from engine.protocol.errors import first_line
+
 from ..checkpoint.path import GGUF
 from ..errors import ErrorKind, ServiceError
 from ..workers.turns import Turns
@@ -358,7 +360,7 @@ def _reason(error: Exception, *, trusted: bool) -> str:
     """One line on why a tokenizer cannot be loaded."""
     if not trusted and "trust_remote_code" in str(error):
         return "it is code that comes with the model, which runs only with --trust-remote-code"
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return first_line(error)
 
 
 def _without_developers(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:

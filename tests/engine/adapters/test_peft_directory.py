@@ -102,6 +102,8 @@ def test_adapters_have_equal_digests_only_if_they_are_equal(tmp_path: Path) -> N
             "it was started with init_lora_weights=pissa_niter_4, which changes the weights of the "
             "base model; save it with PEFT's path_initial_model_for_weight_conversion",
         ),
+        ({"use_rslora": "no"}, f"{CONFIG_NAME}: use_rslora is neither true nor false"),
+        ({"rank_pattern": {"q_proj": "2"}}, f"the rank of {_LAYER} is not a number above 0"),
         ({"r": 0}, f"{CONFIG_NAME}: r is not a number above 0"),
         ({"lora_alpha": "16"}, f"{CONFIG_NAME}: lora_alpha is not a number above 0"),
         ({"rank_pattern": [1]}, f"{CONFIG_NAME}: rank_pattern is not an object"),
@@ -191,7 +193,14 @@ def test_tensors_that_cannot_be_applied(
         ),
         (lambda path: (path / CONFIG_NAME).write_text("{"), f"{CONFIG_NAME} is not JSON"),
         (lambda path: (path / CONFIG_NAME).write_text("[]"), f"{CONFIG_NAME} is not an object"),
-        (lambda path: (path / WEIGHTS_NAME).write_text(LFS_POINTER), f"{WEIGHTS_NAME} is broken"),
+        (
+            lambda path: (path / CONFIG_NAME).write_text(LFS_POINTER),
+            f"{CONFIG_NAME} is a pointer of git-lfs and not the file itself; `git lfs pull`",
+        ),
+        (
+            lambda path: (path / WEIGHTS_NAME).write_text(LFS_POINTER),
+            f"{WEIGHTS_NAME} is a pointer of git-lfs and not the file itself; `git lfs pull`",
+        ),
         (
             lambda path: (path / WEIGHTS_NAME).write_bytes(
                 (path / WEIGHTS_NAME).read_bytes()[:-20]
@@ -199,7 +208,16 @@ def test_tensors_that_cannot_be_applied(
             f"{WEIGHTS_NAME} is broken",
         ),
     ],
-    ids=["no config", "no weights", "pickle", "no json", "a list", "lfs pointer", "cut off"],
+    ids=[
+        "no config",
+        "no weights",
+        "pickle",
+        "no json",
+        "a list",
+        "pointer",
+        "pointers",
+        "cut off",
+    ],
 )
 def test_files_that_cannot_be_read(
     break_it: Callable[[Path], object], reason: str, tmp_path: Path

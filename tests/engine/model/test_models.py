@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+import re
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -23,12 +26,14 @@ from engine.attention.kv_cache import KVCache, LayerShape
 from engine.attention.paged import AttentionBackend, ReferenceAttention
 from engine.batch.model_input import AttentionInput
 from engine.batch.recorded_rows import TableWidths
+from engine.build import build_engine
 from engine.engine import Engine
 from engine.executor import Forward
 from engine.kernels import cpu as cpu_kernels
 from engine.model.loading import _load_weights, load_model
 from engine.model.model_runner import ModelRunner
 from engine.model.passes import fuse_rotation, layers_in_use, pack_layers
+from engine.model.prepare import prepare
 from engine.model.self_check import attach_paged_attention
 from engine.protocol.config import EngineConfig
 from engine.protocol.errors import ModelLoadError
@@ -320,6 +325,92 @@ class TestLoad:
         tensors["model.norm.weight"] = torch.zeros(3)
         save_file(tensors, weights, metadata={"format": "pt"})
         self.load_error(checkpoint)
+
+    def test_of_hardly_any_weights_names_a_few(self, checkpoint: Path) -> None:
+        save_file({"x": torch.ones(1)}, checkpoint / "model.safetensors", {"format": "pt"})
+        assert re.search(
+            r"the checkpoint lacks (\S+, ){2}\S+ and \d+ more$", self.load_error(checkpoint)
+        )
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "model.layers.1.mlp.up_proj.weight_scale",
+            "model.layers.1.self_attn.q_proj.bias",
+            "model.layers.3.mlp.up_proj.weight",
+            "lm_head.bias",
+        ],
+    )
+    def test_of_tensors_that_would_be_left_out(self, checkpoint: Path, name: str) -> None:
+        self.add(checkpoint, name)
+        message = self.load_error(checkpoint)
+        assert message.endswith(f"the model that it describes leaves out {name}")
+
+    def test_of_more_layers_than_the_configuration_has(self, checkpoint: Path) -> None:
+        config = json.loads((checkpoint / "config.json").read_text())
+        (checkpoint / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
+        assert "leaves out model.layers.2.input_layernorm.weight, " in self.load_error(checkpoint)
+
+    def test_of_parts_that_models_go_without(self, checkpoint: Path) -> None:
+        """For images, to predict several tokens, or from before transformers computed them."""
+        self.add(
+            checkpoint,
+            "vision_tower.layers.0.self_attn.q_proj.weight",
+            "model.layers.3.eh_proj.weight",
+            "model.layers.3.mlp.up_proj.weight",
+            "model.layers.0.self_attn.rotary_emb.inv_freq",
+            "model.layers.0.self_attn.k_scale",
+        )
+        load_model(EngineConfig(model_id=str(checkpoint), socket_path=checkpoint / "s"))
+
+    @staticmethod
+    def add(checkpoint: Path, *names: str) -> None:
+        """Puts tensors into a checkpoint."""
+        weights = checkpoint / "model.safetensors"
+        tensors = load_file(weights) | {name: torch.ones(2) for name in names}
+        save_file(tensors, weights, metadata={"format": "pt"})
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf])
+    def test_of_weights_that_are_not_finite(self, checkpoint: Path, value: float) -> None:
+        weights = checkpoint / "model.safetensors"
+        tensors = load_file(weights)
+        name = "model.layers.1.mlp.up_proj.weight"
+        tensors[name][3, 5] = value
+        save_file(tensors, weights, metadata={"format": "pt"})
+        with pytest.raises(ModelLoadError) as caught:
+            load_model(EngineConfig(model_id=str(checkpoint), socket_path=checkpoint / "s"))
+        assert str(caught.value) == (
+            f"LlamaForCausalLM computes logits that are not finite: {name} has values that are not"
+        )
+
+    def test_of_a_model_that_continues_no_texts(self, checkpoint: Path) -> None:
+        (checkpoint / "config.json").write_text('{"model_type": "clip"}')
+        assert self.load_error(checkpoint).endswith("models of type clip do not continue texts")
+
+    def test_of_a_wrong_field_says_what_is_wrong_with_it(self, checkpoint: Path) -> None:
+        config = json.loads((checkpoint / "config.json").read_text())
+        (checkpoint / "config.json").write_text(json.dumps(config | {"hidden_size": "64"}))
+        assert "'hidden_size' expected int, got str" in self.load_error(checkpoint)
+        (checkpoint / "config.json").write_text(json.dumps(config | {"hidden_act": "odd"}))
+        assert self.load_error(checkpoint).endswith("KeyError: 'odd'")
+
+    def test_of_a_model_without_positions(self, checkpoint: Path) -> None:
+        config = json.loads((checkpoint / "config.json").read_text())
+        changed = config | {"max_position_embeddings": 0}
+        (checkpoint / "config.json").write_text(json.dumps(changed))
+        with pytest.raises(ModelLoadError, match=r"has 0 positions \(max_position_embeddings\)"):
+            prepare(EngineConfig(model_id=str(checkpoint), socket_path=checkpoint / "s"))
+
+    @pytest.mark.parametrize("name", ["tokenizer.json", "tekken.json"])
+    def test_with_a_broken_tokenizer_is_up_to_the_service(
+        self, checkpoint: Path, name: str
+    ) -> None:
+        (checkpoint / name).write_text("{}")
+        (checkpoint / "generation_config.json").write_text('{"eos_token_id": "two"}')
+        config = EngineConfig(
+            model_id=str(checkpoint), socket_path=checkpoint / "s", max_batch_total_tokens=512
+        )
+        assert build_engine(config)[1].vocab_size == 128
 
     def test_with_an_unknown_dtype(self, checkpoint: Path) -> None:
         self.load_error(checkpoint, dtype="float33")
