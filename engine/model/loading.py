@@ -79,7 +79,7 @@ def _load(
 
 
 def _reason(error: Exception, config: EngineConfig) -> str:
-    if is_gguf(config) and "architecture" in str(error):
+    if is_gguf(config) and "is not supported" in str(error):
         return f"{first_line(error)} Load the checkpoint that the file was made of, in safetensors"
     if not config.trust_remote_code and "trust_remote_code" in str(error):
         return "it needs code that comes with it, which runs only with --trust-remote-code"
@@ -108,7 +108,7 @@ def _load_weights(
     )
     model, report = loaded
     is_quantized = getattr(model_config, "quantization_config", None) is not None
-    check_report(report, model, is_quantized=is_quantized or is_gguf(config))
+    check_report(report, model, is_quantized=is_quantized)
     return model
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .file_state import check_text, read_object
-from .path import GGUF, gguf_file, is_path
+from .path import GGUF, gguf_file, has_magic, is_path
 from .tokenizer_files import last_ordinary_id
 from .weights import check_weights, embedding_rows
 
@@ -42,6 +42,10 @@ def check_checkpoint(model_id: str) -> None:
         read_gguf(file).check()
     elif path.is_dir():
         _check_directory(path)
+    elif has_magic(path):
+        raise ValueError(
+            f"{path} is a GGUF file; its name, or that of a link, has to end in {GGUF}"
+        )
     else:
         raise NotADirectoryError(f"{path} is neither a model's directory nor a GGUF file")
 

@@ -7,6 +7,7 @@ makes an array of every word of a vocabulary: that takes seconds.
 from __future__ import annotations
 
 import mmap
+import re
 import struct
 from dataclasses import dataclass
 from functools import cache
@@ -18,13 +19,17 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 
 from .file_state import check_not_pointer
+from .path import MAGIC
 
-_MAGIC, _VERSIONS, _ALIGNMENT = b"GGUF", (2, 3), 32
+_VERSIONS, _ALIGNMENT = (2, 3), 32
 # Types of metadata: a letter of `struct` for each, but for two.
 _LETTERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q"}
 _LETTERS[12] = "d"
 _STRING, _ARRAY = 8, 9
 _EMBEDDING = "token_embd.weight"
+_LAYER = re.compile(r"blk\.([0-9]{1,9})\.")
+# Of special tokens, those that the tokenizer is made with.
+_SPECIAL = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("bos", "eos", "unknown", "padding"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,11 +85,31 @@ class GgufFile:
             )
         if not isinstance(self.metadata.get("general.architecture"), str) or not self.tensors:
             raise ValueError(f"{self.path} is no model: it has no architecture or no tensors")
+        self._check_layers()
         self._check_kinds()
         self._check_size()
         if not self.tokens:
             raise ValueError(f"there is no tokenizer in {self.path}: tokenizer.ggml is missing")
+        self._check_special_tokens()
         self._check_embedding()
+
+    def _check_layers(self) -> None:
+        """Layers above the number of them would be left out in silence."""
+        key = f"{self.metadata['general.architecture']}.block_count"
+        num_layers = self.metadata.get(key)
+        if not isinstance(num_layers, int):
+            raise ValueError(f"{self.path} lacks {key}")
+        for tensor in self.tensors:
+            layer = _LAYER.match(tensor.name)
+            if layer and int(layer[1]) >= num_layers:
+                raise ValueError(f"{self.path} has {tensor.name}, and {key} is {num_layers}")
+
+    def _check_special_tokens(self) -> None:
+        last = len(self.tokens) - 1
+        for key in _SPECIAL:
+            index = self.metadata.get(key, 0)
+            if not (type(index) is int and 0 <= index <= last):
+                raise ValueError(f"{self.path}: {key} must be an id <= {last}. Given: {index}")
 
     def _check_kinds(self) -> None:
         for tensor in self.tensors:
@@ -120,11 +145,11 @@ def read_gguf(path: Path) -> GgufFile:
     """
     check_not_pointer(path)
     size = path.stat().st_size
-    if size < len(_MAGIC):
+    if size < len(MAGIC):
         raise ValueError(f"{path} is no GGUF file: it has {size} bytes")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        if data[: len(_MAGIC)] != _MAGIC:
-            raise ValueError(f"{path} is no GGUF file: it does not begin with {_MAGIC.decode()}")
+        if data[: len(MAGIC)] != MAGIC:
+            raise ValueError(f"{path} is no GGUF file: it does not begin with {MAGIC.decode()}")
         try:
             metadata, tensors, end = _Reader(data).header()
         except (EOFError, struct.error, UnicodeDecodeError, OverflowError) as error:
@@ -142,7 +167,7 @@ class _Reader:
 
     def __init__(self, data: mmap.mmap) -> None:
         self._data = data
-        self._at = len(_MAGIC)
+        self._at = len(MAGIC)
 
     def header(self) -> tuple[dict[str, Any], tuple[Tensor, ...], int]:
         """Metadata, tensors, and where these end."""

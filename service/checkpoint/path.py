@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 GGUF = ".gguf"
+MAGIC = b"GGUF"
 
 
 def is_path(model_id: str) -> bool:
@@ -29,6 +30,14 @@ def gguf_file(path: Path) -> Path | None:
         names = ", ".join(file.name for file in files)
         raise ValueError(f"there are several GGUF files in {path}; give the path of one: {names}")
     return files[0]
+
+
+def has_magic(path: Path) -> bool:
+    """Whether a file begins as GGUF files do, whatever its name."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(MAGIC)) == MAGIC
 
 
 def resolve(model_id: str) -> str:

@@ -134,6 +134,36 @@ def test_a_file_without_a_tokenizer(tmp_path: Path) -> None:
     assert refusal(path) == f"there is no tokenizer in {path}: tokenizer.ggml is missing"
 
 
+@pytest.mark.parametrize("name", ["bos", "eos", "unknown", "padding"])
+@pytest.mark.parametrize("index", [4096, "x"])
+def test_a_special_token_that_there_is_not(tmp_path: Path, name: str, index: object) -> None:
+    key = f"tokenizer.ggml.{name}_token_id"
+    path = write_gguf(tmp_path / "model.gguf", vocabulary={key: index})
+    assert refusal(path) == f"{path}: {key} must be an id <= 4095. Given: {index}"
+
+
+def test_more_layers_than_the_file_says_that_it_has(whole: Path, tmp_path: Path) -> None:
+    data = bytearray(whole.read_bytes())
+    key = b"llama.block_count"
+    value_at = data.index(key) + len(key) + 4
+    data[value_at : value_at + 4] = struct.pack("<I", 1)
+    path = tmp_path / "model.gguf"
+    path.write_bytes(data)
+    assert re.search(r" has blk\.1\.\S+, and llama\.block_count is 1$", refusal(path))
+    data[data.index(key)] ^= 1  # another name
+    path.write_bytes(data)
+    assert refusal(path) == f"{path} lacks llama.block_count"
+
+
+@pytest.mark.parametrize("name", ["sha256-4d7a", "model.GGUF"])
+def test_a_file_of_another_name(whole: Path, tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(whole.read_bytes())
+    assert refusal(path).endswith(
+        "is a GGUF file; its name, or that of a link, has to end in .gguf"
+    )
+
+
 def test_tokens_that_the_embedding_lacks(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "model.gguf", embedding_rows=4000)
     assert refusal(path) == (
