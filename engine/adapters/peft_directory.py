@@ -104,7 +104,8 @@ def _read_files(source: str, root: Path | None) -> tuple[bytes, bytes]:
         ValueError: the directory lacks one, or one is too large or elsewhere.
         OSError: a file cannot be read, or is not on the hub.
     """
-    directory = Path(source)
+    # A shell leaves `~` after `=` as it is. Path.expanduser fails where there is no such user.
+    directory = Path(os.path.expanduser(source))  # noqa: PTH111
     if directory.is_dir():
         paths = _files_of(directory, root)
     elif directory.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1:

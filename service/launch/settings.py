@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
@@ -551,9 +552,11 @@ class Settings:
                 raise SettingsError(
                     f"`lora_adapters`: a name must be <= {MAX_NAME} characters. Given: {len(name)}"
                 )
+            if any(unicodedata.category(character) == "Cc" for character in name):
+                raise SettingsError(f"`lora_adapters`: a name has control characters: {name!r}")
             if names.count(name) > 1:
                 raise SettingsError(f"`lora_adapters` has {name} more than once")
-            if name in ("tgi", self.model_id):
+            if name == "tgi" or name.removeprefix("/") == self.model_id.removeprefix("/"):
                 raise SettingsError(f"`lora_adapters`: {name} is a name of the model itself")
         most = self.max_cpu_loras
         if most is not None and max(len(names), self.max_loras or 0) > most:
@@ -652,7 +655,7 @@ class Settings:
 
         Without a name, this is its name.
         """
-        split = (entry.partition("=") for entry in self.lora_adapters)
+        split = ([part.strip() for part in entry.partition("=")] for entry in self.lora_adapters)
         return tuple((name, source if sign else name) for name, sign, source in split)
 
     @property

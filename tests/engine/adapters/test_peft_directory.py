@@ -279,6 +279,16 @@ def test_an_adapter_for_another_model(
     assert str(caught.value).startswith(f"adapter mine: {reason}")
 
 
+def test_a_directory_below_the_home_of_whoever_starts_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write(tmp_path / "mine")
+    assert read_adapter("mine", "~/mine").name == "mine"
+    with pytest.raises(ModelLoadError, match="adapter mine: there is no directory ~/none"):
+        read_adapter("mine", "~/none")
+
+
 def test_files_may_lie_below_a_directory_only(tmp_path: Path) -> None:
     path, root = write(tmp_path / "elsewhere"), tmp_path / "root"
     root.mkdir()

@@ -226,6 +226,7 @@ def test_adapters_have_names_of_their_own_or_are_named_by_where_they_are() -> No
     expected = (("a", "/x=y"), ("org/b", "org/b"))
     assert parse("--lora-adapters=a=/x=y", "--lora-adapters=org/b").adapters == expected
     assert parse(LORA_ADAPTERS="a=/x=y, org/b").adapters == expected
+    assert parse(LORA_ADAPTERS=" a = /x=y , org/b ").adapters == expected
     assert parse(LORA_ADAPTERS="").adapters == ()
     assert parse(LORA_ADAPTERS="a=/x").engine_config(Path("s")).adapters == (("a", "/x"),)
 
@@ -238,6 +239,8 @@ def test_adapters_have_names_of_their_own_or_are_named_by_where_they_are() -> No
         ("a=/x,a=/y", "`lora_adapters` has a more than once"),
         ("tgi=/x", "`lora_adapters`: tgi is a name of the model itself"),
         ("tokenwire/demo=/x", "`lora_adapters`: tokenwire/demo is a name of the model itself"),
+        ("/tokenwire/demo=/x", "`lora_adapters`: /tokenwire/demo is a name of the model itself"),
+        ("a\nb=/x", "`lora_adapters`: a name has control characters: 'a\\nb'"),
         ("x" * 257, "`lora_adapters`: a name must be <= 256 characters. Given: 257"),
     ],
 )
