@@ -9,6 +9,7 @@ from typing import Any
 from .file_state import check_not_pointer, read_object
 
 _FAST = "tokenizer.json"
+_MERGES = "merges.txt"  # beside a vocab.json
 # What transformers makes a fast tokenizer of, and the package that it needs for that.
 _CONVERTED = {
     "tokenizer.model": "sentencepiece",
@@ -48,12 +49,20 @@ def last_ordinary_id(directory: Path) -> int | None:
     return max(set(ids) - set(added_ids), default=None)
 
 
+def converted_files(directory: Path) -> list[str]:
+    """What a fast tokenizer has to be made of; nothing where there is one, or no such directory."""
+    if (directory / _FAST).is_file():
+        return []
+    return [name for name in _CONVERTED if (directory / name).is_file()]
+
+
 def _check_others(directory: Path) -> None:
-    present = [name for name in _CONVERTED if (directory / name).is_file()]
+    present = converted_files(directory)
     if not present:
         raise ValueError(f"there is no tokenizer in {directory}: {_FAST} is missing")
-    for name in present:
-        check_not_pointer(directory / name)
+    for name in (*present, _MERGES):
+        if (directory / name).is_file():
+            check_not_pointer(directory / name)
     missing = [package for name in present if (package := _CONVERTED[name]) is not None]
     if len(missing) == len(present) and all(find_spec(package) is None for package in missing):
         raise ValueError(

@@ -23,6 +23,7 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBas
 from engine.protocol.errors import first_line
 
 from ..checkpoint.path import GGUF
+from ..checkpoint.tokenizer_files import converted_files
 from ..errors import ErrorKind, ServiceError
 from ..workers.turns import Turns
 from .escaping import EscapedText, SpecialTokens
@@ -108,6 +109,11 @@ class TextTokenizer:
                 tokenizer.chat_template = json.loads(config_path.read_bytes()).get("chat_template")
         except Exception as error:  # a broken checkpoint can fail in any way
             reason = _reason(error, trusted=trust_remote_code)
+            if files := converted_files(Path(model_id)):
+                what = (
+                    f"it has no tokenizer.json, and transformers makes none of {', '.join(files)}"
+                )
+                reason = f"{what}: {reason}"
             raise ValueError(f"cannot load the tokenizer of {model_id}: {reason}") from error
         if not tokenizer.is_fast:
             raise ValueError(f"No fast tokenizer or tokenizer.json for {model_id}")

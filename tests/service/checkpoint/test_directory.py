@@ -262,6 +262,13 @@ def test_no_tokenizer(model: Path, file: tuple[str, str] | None, error: str) -> 
     assert re.fullmatch(error.format(re.escape(str(model))), refusal(model))
 
 
+def test_merges_that_are_a_pointer(model: Path) -> None:
+    (model / "tokenizer.json").unlink()
+    (model / "vocab.json").write_text("{}")
+    (model / "merges.txt").write_text(POINTER)
+    assert refusal(model).startswith(f"{model}/merges.txt is a pointer of git-lfs")
+
+
 def test_a_tokenizer_that_needs_a_package(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (model / "tokenizer.json").rename(model / "tokenizer.model")
     check_checkpoint(str(model))  # with the package, it is tried

@@ -66,3 +66,16 @@ def test_a_text_comes_back_as_it_is(tmp_path: Path, make: object, model_type: st
     assert len(ids) < len(TEXT.encode())
     assert tokenizer.decode(ids).removeprefix("<s>").strip() == TEXT
     assert tokenizer.eos_token_ids == {2}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("tokenizer.model", b"no model"), ("tekken.json", b"{}")]
+)
+def test_what_none_can_be_made_of_is_named(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match="cannot load the tokenizer of") as caught:
+        TextTokenizer.load(str(tmp_path))
+    start = f"it has no tokenizer.json, and transformers makes none of {name}: "
+    assert start in str(caught.value)
+    assert "\n" not in str(caught.value)
