@@ -141,6 +141,7 @@ class EngineServer:
         self._engine = engine
         self._info = info
         self._listed = info.adapters  # replaced, never changed: another thread reads it
+        self._joined: list[tuple[_Connection, int, LoadAdapter]] = []  # loads that others began
         self._activity = activity or Activity()
         self._inbox: queue.SimpleQueue[_Delivery] = queue.SimpleQueue()
         # As they came, the longest connected first; read by other threads.
@@ -247,13 +248,19 @@ class EngineServer:
             connection.close()
 
     def _load(self, connection: _Connection, number: int, wanted: LoadAdapter) -> None:
-        """Starts to load an adapter; the answer comes when it is there."""
+        """Starts to load an adapter; the answer comes when it is there.
+
+        After a crash every service asks for those that there were: it is loaded for all at once.
+        """
 
         def done(outcome: Outcome) -> None:
             self._inbox.put((connection, _Read(number, wanted, outcome)))
 
         try:
-            self._adapters().begin(wanted, done)
+            if self._adapters().is_coming(wanted):
+                self._joined.append((connection, number, wanted))
+            else:
+                self._adapters().begin(wanted, done)
         except AdapterError as error:
             connection.send(wire.settled(number, error))
 
@@ -264,7 +271,10 @@ class EngineServer:
         except AdapterError as refused:
             error = refused
         self._announce()
-        connection.send(wire.settled(read.number, error))
+        joined = [one for one in self._joined if one[2] == read.wanted]
+        self._joined = [one for one in self._joined if one not in joined]
+        for waiting, number, _ in [(connection, read.number, read.wanted), *joined]:
+            waiting.send(wire.settled(number, error))
 
     def _unload(self, connection: _Connection, number: int, name: str) -> None:
         error = None

@@ -84,6 +84,10 @@ class AdapterBank:
         """Whether requests can use the adapter."""
         return digest in self._loaded
 
+    def is_coming(self, wanted: LoadAdapter) -> bool:
+        """Whether just these files are being loaded by this name, as was asked before."""
+        return bool(wanted.digest) and self._coming.get(wanted.name) == wanted
+
     def wait(self, digest: str, done: Callable[[], object]) -> bool:
         """Whether an adapter is on its way; `done` is called when it is there, or will not come."""
         is_coming = any(one.digest == digest for one in self._coming.values())

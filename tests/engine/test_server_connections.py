@@ -5,13 +5,16 @@ from __future__ import annotations
 import socket
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import msgpack
 import pytest
 
 from engine.protocol import wire
+from engine.protocol.adapters import LoadAdapter
+from engine.protocol.errors import AdapterError, AdapterFault
 from engine.protocol.request import FinishReason, StepOutput
 from tests.engine.fakes import greedy_tokens, make_engine, token_ids
 from tests.engine.sockets import (
@@ -219,3 +222,56 @@ def _start_and_wait_a_turn(thread: threading.Thread) -> None:
     """Starts a thread and gives it 1 ms, in which one with little to do ends."""
     _start(thread)
     thread.join(0.001)
+
+
+class SlowBank:
+    """Adapters of which one is read until the test says that it is there."""
+
+    def __init__(self) -> None:
+        self.begun: list[tuple[LoadAdapter, Callable[[Any], object]]] = []
+        self.has_begun, self.asked_again = threading.Event(), threading.Event()
+
+    def listed(self) -> tuple[()]:
+        return ()
+
+    def is_coming(self, wanted: LoadAdapter) -> bool:
+        found = any(one == wanted for one, _ in self.begun)
+        if found:
+            self.asked_again.set()
+        return found
+
+    def begin(self, wanted: LoadAdapter, done: Callable[[Any], object]) -> None:
+        self.begun.append((wanted, done))
+        self.has_begun.set()
+
+    def finish(self, wanted: LoadAdapter, outcome: AdapterError | None) -> None:
+        if outcome is not None:
+            raise outcome
+
+
+@pytest.mark.parametrize("error", [None, AdapterError(AdapterFault.MISSING, "it is gone")])
+def test_an_adapter_that_two_services_want_back_is_loaded_once_for_both(
+    serve: Serve, path: Path, error: AdapterError | None
+) -> None:
+    engine, bank = make_engine(), SlowBank()
+    engine.adapters = cast("Any", bank)
+    serve(engine)
+    wanted = LoadAdapter(name="a", source="b", replaces=True, digest="0")
+    with Client(path) as first, Client(path) as second:
+        first.send(wire.load(1, wanted))
+        assert bank.has_begun.wait(TIMEOUT_S)
+        second.send(wire.load(7, wanted))
+        assert bank.asked_again.wait(TIMEOUT_S)
+        ((_, done),) = bank.begun
+        done(error)
+        for client, number in ((first, 1), (second, 7)):
+            assert str(settlement(client)) == str((number, error))
+
+
+def settlement(client: Client) -> tuple[int, AdapterError | None]:
+    """How a client's request for an adapter ended."""
+    while True:
+        (size,) = wire.HEADER.unpack(client.stream.read(wire.HEADER.size))
+        kind, fields = wire.parse(client.stream.read(size))
+        if kind is wire.Kind.SETTLED:
+            return wire.parse_settled(fields)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -179,6 +180,8 @@ def test_a_request_waits_for_an_adapter_that_comes_back(made: Made) -> None:
     woken: list[str] = []
     assert engine.adapters is not None
     engine.adapters.begin(wanted, read.put)
+    assert engine.adapters.is_coming(wanted)
+    assert not engine.adapters.is_coming(replace(wanted, digest="0" * 64))
     assert engine.prepare(request(made, "", 0), lambda: woken.append("base"))
     assert not engine.prepare(request(made, "stable", 0), lambda: woken.append("stable"))
     engine.adapters.finish(wanted, read.get(timeout=60))
