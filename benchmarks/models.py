@@ -27,10 +27,9 @@ from benchmarks.architectures import ARCHITECTURES, VOCAB_SIZE, Architecture
 from benchmarks.load import Item
 from benchmarks.local_engine import LocalEngine
 from engine.build import build_engine
-from engine.model.loaded import first_line
 from engine.model.self_check import attach_paged_attention
 from engine.protocol.config import EngineConfig, EngineInfo
-from engine.protocol.errors import ModelLoadError
+from engine.protocol.errors import ModelLoadError, first_line
 
 NUM_NEW_TOKENS = 24
 _PROMPTS = (40, 47)  # tokens
