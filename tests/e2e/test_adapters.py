@@ -130,6 +130,20 @@ def test_an_unknown_model_is_not_found(
     assert refused.value.code() is grpc.StatusCode.NOT_FOUND
 
 
+def test_the_prompt_of_an_unknown_model_has_no_tokens(
+    served: Stack, typed: ReflectionClient
+) -> None:
+    body = {"messages": CHAT["messages"]}
+    for name in (MODEL, *NAMES, "tgi", ""):
+        assert served.http.post("/chat_tokenize", json={**body, "model": name}).status_code == 200
+    reply = served.http.post("/chat_tokenize", json={**body, "model": "nobody"})
+    assert reply.status_code == 404
+    assert "The adapter `nobody` does not exist" in reply.text
+    with pytest.raises(grpc.RpcError) as refused:
+        typed.call("ChatTokenize", {**body, "model": "nobody"})
+    assert refused.value.code() is grpc.StatusCode.NOT_FOUND
+
+
 def test_a_text_goes_on_with_its_adapter_after_the_engine_died(served: Stack) -> None:
     parameters = {**GREEDY, "adapter_id": NAMES[0], "max_new_tokens": 400}
     body = {"inputs": PROMPT, "parameters": parameters}
