@@ -45,6 +45,7 @@ Exemption = Literal["none", "health", "metrics", "reflection", "docs"]
 LogLevel = Literal["debug", "info", "warning", "error", "critical"]
 
 _MAX_SOCKET_PATH = 107  # bytes; Linux has 108 for the path of a Unix socket and its final zero
+_AFFINITY_LOAD = 1.5
 _MAX_PORT = 65535
 _MAX_THREADS = 1024  # systems refuse to start many more in a process
 # Text takes a small part of the work, and each process has a tokenizer and grammars of its own.
@@ -349,7 +350,7 @@ class Settings:
             low=1,
             high=100,
         ),
-    ] = 1.5
+    ] = _AFFINITY_LOAD
     cors_allow_origin: Annotated[
         tuple[str, ...],
         About("an origin that browsers may call from; otherwise all may, with API keys none"),
@@ -531,6 +532,10 @@ class Settings:
         for resolver in resolvers:
             if resolver.is_name:
                 raise SettingsError(f"`service_resolvers`: {resolver} is not an IP address")
+        if self.service_addresses and self.gateway_port is not None:
+            raise SettingsError("`service_addresses` and `gateway_port` cannot both be given")
+        if not self.server_affinity and self.server_affinity_load != _AFFINITY_LOAD:
+            raise SettingsError("`server_affinity_load` needs `server_affinity`")
         if resolvers and not any(address.is_name for address in addresses):
             raise SettingsError("`service_resolvers` needs a name in `service_addresses`")
         if len(set(self.server_affinity)) < len(self.server_affinity):
@@ -741,7 +746,12 @@ class Settings:
             SettingsError: it is not said where the service takes Envoy's calls, or where several
                 servers do so cannot be read.
         """
-        servers = None if sockets else self._servers()
+        if sockets and (self.service_addresses or self.service_endpoints_file is not None):
+            raise SettingsError(
+                "`service_addresses` and `service_endpoints_file` are for `tokenwire envoy`; "
+                "`tokenwire serve` has services of its own"
+            )
+        servers = self._servers()
         if servers is None and self.gateway_socket is None and self.gateway_port is None:
             raise SettingsError(
                 "--gateway-socket, --gateway-port, --service-addresses or --service-endpoints-file "

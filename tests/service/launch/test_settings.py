@@ -398,11 +398,19 @@ def test_servers_are_what_envoy_alone_spreads_requests_over(tmp_path: Path) -> N
     assert (config.servers.endpoints_file, config.servers.affinity) == (path, ())
 
 
-def test_a_server_of_its_own_processes_spreads_requests_over_these_alone() -> None:
-    settings = parse("--service-addresses=10.0.0.1:1", "--gateway-port=5")
-    config = settings.gateway_config(Path("x"), sockets=(Path("/run/a.sock"),))
-    assert config.servers is None
-    assert config.upstream_sockets == (Path("/run/a.sock"),)
+@pytest.mark.parametrize(
+    ("flag", "complaint"),
+    [
+        ("--service-addresses=10.0.0.1:1", "are for `tokenwire envoy`"),
+        ("--service-endpoints-file=/servers", "are for `tokenwire envoy`"),
+        ("--server-affinity=session", "`server_affinity` needs"),
+    ],
+)
+def test_a_server_of_its_own_processes_spreads_requests_over_no_others(
+    flag: str, complaint: str
+) -> None:
+    with pytest.raises(SettingsError, match=complaint):
+        parse(flag).gateway_config(Path("x"), sockets=(Path("/run/a.sock"),))
 
 
 @pytest.mark.parametrize(
@@ -413,6 +421,8 @@ def test_a_server_of_its_own_processes_spreads_requests_over_these_alone() -> No
         (["--server-affinity=tenant"], "one of session, caller, beginning. Given: tenant"),
         (["--server-affinity=session,session"], "`server_affinity` has something more than once"),
         (["--server-affinity-load=0.9"], "`server_affinity_load` must be 1 to 100"),
+        (["--server-affinity-load=2", "--gateway-port=1"], "needs `server_affinity`"),
+        (["--service-addresses=a:1", "--gateway-port=1"], "cannot both be given"),
         (["--server-affinity=session", "--gateway-port=1"], "`server_affinity` needs"),
         (["--service-endpoints-file=/nowhere"], "--service-endpoints-file: [Errno 2]"),
         (["--service-addresses=a:1", "--service-endpoints-file=x"], "cannot both be given"),
