@@ -29,7 +29,7 @@ tokenizers: $(VENV)/tokenizers/installed  ## Test servers with the tokenizers of
 	ALL_TOKENIZERS=1 $(BIN)/python -m pytest tests/e2e/test_real_tokenizers.py $(ARGS)
 
 models: $(VENV)/installed  ## Test every architecture, of which `make test` tries a sample.
-	ALL_MODELS=1 $(BIN)/python -m pytest tests/engine/images tests/service/images tests/e2e/test_image_families.py tests/engine/recurrent tests/engine/model tests/benchmarks/test_models.py $(ARGS)
+	ALL_MODELS=1 $(BIN)/python -m pytest tests/engine/images tests/service/images tests/e2e/test_image_families.py tests/engine/recurrent tests/engine/attention tests/engine/model tests/benchmarks/test_models.py $(ARGS)
 
 scripts: $(VENV)/installed  ## Try every benchmark script, of which `make test` tries a sample.
 	ALL_SCRIPTS=1 $(BIN)/python -m pytest tests/benchmarks $(ARGS)

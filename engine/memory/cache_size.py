@@ -165,7 +165,7 @@ def num_blocks(
     if config.max_batch_total_tokens is not None and blocks < needed:
         raise ModelLoadError(
             f"`max_batch_total_tokens={config.max_batch_total_tokens}` is less than one text may "
-            f"take: the KV cache would have {blocks} blocks of {config.block_size} tokens, and "
+            f"take: the KV cache would have {blocks} blocks, and "
             f"`max_total_tokens={max_total_tokens}` takes {needed}; change one of them"
         )
     if blocks < needed or blocks > fitting:

@@ -149,11 +149,9 @@ def test_info_over_grpc_says_the_limits(stack: Stack) -> None:
     "text",
     [
         "a\u0301" * 20_000 + "\u0301" * 40_000,
-        "\u200d" * 60_000,
         "x" * 200_000,
-        "word " * 40_000,
     ],
-    ids=["combining accents", "joiners", "one word", "words"],
+    ids=["combining accents", "one word"],
 )
 def test_others_are_served_while_odd_long_texts_are_tokenised(stack: Stack, text: str) -> None:
     """Six at a time, for two processes: a request that comes later is answered before they are."""

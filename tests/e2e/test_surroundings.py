@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -36,11 +37,18 @@ def test_without_any_environment(tmp_path: Path) -> None:
     assert "engine ready" in works(tmp_path, [], bare())
 
 
-def test_without_a_home_that_can_be_written(tmp_path: Path) -> None:
-    log = works(tmp_path, [], bare(HOME="/proc/nothing", TMPDIR=str(tmp_path)))
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """An empty directory for temporary files, of a short name: sockets are in it."""
+    with TemporaryDirectory() as path:
+        yield Path(path)
+
+
+def test_without_a_home_that_can_be_written(tmp_path: Path, temporary: Path) -> None:
+    log = works(tmp_path, [], bare(HOME="/proc/nothing", TMPDIR=str(temporary)))
     if shutil.which("cc"):
         assert "native CPU kernels" in log
-        assert (tmp_path / f"tokenwire.{os.getuid()}").is_dir()
+        assert (temporary / f"tokenwire.{os.getuid()}").is_dir()
 
 
 @pytest.mark.skipif(not shutil.which("gcc"), reason="gcc has the option that is used here")
@@ -52,15 +60,14 @@ def test_without_avx_512(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not IS_ROOT, reason="only root can become another user")
 def test_as_a_user_without_name_and_home_in_a_directory_that_is_not_its_own(
-    tmp_path: Path,
+    tmp_path: Path, temporary: Path
 ) -> None:
     user = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
     # It may read what only root may, since this Python may be installed there; and not write.
     user += ["--inh-caps=-all,+dac_read_search", "--ambient-caps=+dac_read_search"]
     _skip_unless_possible([*user, sys.executable, "-c", "import os; assert os.getuid()"])
-    with TemporaryDirectory() as temporary:  # a short name: sockets are in it
-        os.chown(temporary, NOBODY, NOBODY)
-        works(tmp_path, ["env", "--chdir=/", *user], bare(TMPDIR=temporary))
+    os.chown(temporary, NOBODY, NOBODY)
+    works(tmp_path, ["env", "--chdir=/", *user], bare(TMPDIR=str(temporary)))
 
 
 def test_with_few_open_files(tmp_path: Path) -> None:
@@ -118,18 +125,18 @@ def _skip_unless_possible(words: list[str]) -> None:
 
 
 def test_killed_supervisor_leaves_nothing_that_the_next_one_does_not_remove(
-    tmp_path: Path,
+    tmp_path: Path, temporary: Path
 ) -> None:
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    environment = {**os.environ, "TMPDIR": str(temporary)}
     with running(tmp_path / "log", environment=environment) as stack:
         children = stack.children()
         stack.process.send_signal(signal.SIGKILL)
         stack.process.wait()
         wait_until(lambda: not any(map(_is_alive, children)), "the end of its children")
-    assert len(_directories(tmp_path)) == 1
+    assert len(_directories(temporary)) == 1
     with running(tmp_path / "log2", environment=environment) as stack:
-        assert len(_directories(tmp_path)) == 1
-    assert not _directories(tmp_path)
+        assert len(_directories(temporary)) == 1
+    assert not _directories(temporary)
 
 
 def _directories(parent: Path) -> list[Path]:

@@ -26,6 +26,7 @@ from engine.model.self_check import attach_paged_attention, recomputes_exactly
 from engine.protocol.config import EngineConfig
 from tests.engine.model.architectures import ARCHITECTURES, CPU, build_model
 from tests.engine.native import needs_compiler, threads
+from tests.on_demand import on_demand
 
 BLOCK_SIZE = 16
 NUM_TOKENS = 600  # more than a split of attention
@@ -33,6 +34,7 @@ MAX_BLOCKS = 40  # of a sequence
 COMPANY = 3  # sequences that may be in the same step
 QUANTIZED = [("llama", "int8"), ("llama", "int4"), ("gemma2", "int8"), ("phi", "int4")]
 MODELS = [*((name, None) for name in ARCHITECTURES), *QUANTIZED]
+SAMPLE = [MODELS[0], ("gemma3", None), *QUANTIZED]
 Part = tuple[int, list[int], int]  # a sequence's number, tokens, and the position of the first
 
 
@@ -114,7 +116,10 @@ def random_ends(seed: int) -> list[int]:
 
 
 @needs_compiler
-@pytest.mark.parametrize(("name", "quantize"), MODELS)
+@pytest.mark.parametrize(
+    ("name", "quantize"),
+    [pytest.param(*m, marks=() if m in SAMPLE else on_demand) for m in MODELS],
+)
 def test_every_division_gives_the_same_bits(name: str, quantize: str | None) -> None:
     model = prepared(name, quantize)
     with threads(1):

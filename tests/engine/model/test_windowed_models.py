@@ -251,6 +251,6 @@ def test_windows_are_those_that_attention_is_computed_with() -> None:
 
 def test_too_little_memory_for_the_longest_text_is_said_in_blocks(tmp_path: Path) -> None:
     with pytest.raises(
-        ModelLoadError, match="would have 7 blocks of 2048 bytes, such a text takes 24"
+        ModelLoadError, match="would have 7 blocks, and `max_total_tokens=128` takes 24"
     ):
         served("gemma3", tmp_path, max_batch_total_tokens=16)
