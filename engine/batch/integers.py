@@ -58,6 +58,34 @@ class Integers(NamedTuple, Generic[T]):
         return [dtype for dtype, it in zip(types, self, strict=True) if it is not None]
 
 
+def shapes_of(
+    num_tokens: int,
+    num_rows: int,
+    num_seqs: int,
+    max_blocks: int,
+    window_blocks: int | None = None,
+) -> Integers[tuple[int, ...]]:
+    """The shapes of a step's arrays, without adapters.
+
+    `window_blocks` is the width of the tables of layers with a window; None if they have no blocks
+    of their own.
+    """
+    tokens = (num_tokens,)
+    return Integers(
+        input_ids=tokens,
+        positions=tokens,
+        slots=tokens,
+        logits_rows=(num_rows,),
+        window_slots=None if window_blocks is None else tokens,
+        owners=None,
+        adapted=None,
+        block_tables=(num_seqs, max_blocks),
+        starts=(num_seqs + 1,),
+        contexts=(num_seqs,),
+        window_tables=None if window_blocks is None else (num_seqs, window_blocks),
+    )
+
+
 def integers_of(batch: ModelInput) -> Integers[Tensor]:
     """Those of a batch."""
     step, window, adapters = batch.attention, batch.attention.window, batch.adapters
@@ -102,6 +130,15 @@ def model_input(
         sampled={},
         prompt_rows=[],
         adapters=adapters,
+    )
+
+
+def zeros(shapes: Integers[tuple[int, ...]], device: torch.device) -> Integers[Tensor]:
+    """Zeros of these shapes."""
+    formats = (_FORMATS[np.dtype(dtype)] for dtype in shapes.dtypes())
+    return shapes.replaced(
+        torch.zeros(shape, dtype=dtype, device=device)
+        for shape, dtype in zip(shapes.present(), formats, strict=True)
     )
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from ..block_form import BlockForm
-from .model_input import AttentionInput, ModelInput, WindowInput
+from .integers import model_input, shapes_of, zeros
+from .model_input import AttentionInput, ModelInput
 
 
 class TableWidths(NamedTuple):
@@ -42,29 +42,8 @@ def blank(
     num_tokens: int, num_seqs: int, num_rows: int, widths: TableWidths, device: torch.device
 ) -> ModelInput:
     """Zeros, into which batches are copied for recorded steps, which read fixed addresses."""
-
-    def zeros(*shape: int, dtype: torch.dtype) -> Tensor:
-        return torch.zeros(shape, dtype=dtype, device=device)
-
-    window = None
-    if widths.windowed is not None:
-        slots = zeros(num_tokens, dtype=torch.int64)
-        tables = zeros(num_seqs, widths.windowed, dtype=torch.int32)
-        window = WindowInput(widths.window, slots, tables)
-    return ModelInput(
-        input_ids=zeros(num_tokens, dtype=torch.int64),
-        positions=zeros(num_tokens, dtype=torch.int64),
-        attention=AttentionInput(
-            slot_mapping=zeros(num_tokens, dtype=torch.int64),
-            block_tables=zeros(num_seqs, widths.whole, dtype=torch.int32),
-            query_start_loc=zeros(num_seqs + 1, dtype=torch.int32),
-            context_lens=zeros(num_seqs, dtype=torch.int32),
-            window=window,
-        ),
-        logits_rows=zeros(num_rows, dtype=torch.int64),
-        sampled={},
-        prompt_rows=[],
-    )
+    shapes = shapes_of(num_tokens, num_rows, num_seqs, widths.whole, widths.windowed)
+    return model_input(zeros(shapes, device), widths.window)
 
 
 def copy_rows(rows: ModelInput, batch: ModelInput) -> None:

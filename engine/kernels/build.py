@@ -132,7 +132,10 @@ def _built(extra_flags: Sequence[str] = ()) -> Path:
     flags = [*FLAGS, *NATIVE, *extra_flags]
     with _building:
         runtime = find_openmp_runtime()
-        path = _place(f"cpu-{_cache_key(compiler, flags, runtime)}.so")
+        path = cache_directory() / f"cpu-{_cache_key(compiler, flags, runtime)}.so"
+        if _is_whole(path):
+            return path
+        path = _with_room(path)
         if path in _failures:
             raise _failures[path]
         try:
@@ -144,12 +147,11 @@ def _built(extra_flags: Sequence[str] = ()) -> Path:
     return path
 
 
-def _place(name: str) -> Path:
-    """Where a library is, or is to be built: where there is room for what its compiler writes."""
-    path = cache_directory() / name
-    if _is_whole(path) or shutil.disk_usage(path.parent).free >= _ROOM_BYTES:
+def _with_room(path: Path) -> Path:
+    """Where a library is built: there, or else where there is room for what its compiler writes."""
+    if shutil.disk_usage(path.parent).free >= _ROOM_BYTES:
         return path
-    return _temporary_directory() / name
+    return _temporary_directory() / path.name
 
 
 def _is_whole(path: Path) -> bool:

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 from typing import NamedTuple
 
 MAX_NAME = 256  # characters of an adapter's name, as answers repeat it
 MAX_PATH_BYTES = 4096  # of a directory of one that is loaded while the engine runs
+
+
+def same_name(name: str, served: str) -> bool:
+    """Whether a caller's name is that of something served.
+
+    A directory's leading slash may be missing: in a path it stands next to another one, and the
+    gateway merges the two.
+    """
+    return bool(name) and name.removeprefix("/") == served.removeprefix("/")
+
+
+def has_control_characters(name: str) -> bool:
+    """Whether a name has some, which no adapter's may: it stands in headers and log lines."""
+    return any(unicodedata.category(character) == "Cc" for character in name)
 
 
 class AdapterInfo(NamedTuple):

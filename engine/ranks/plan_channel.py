@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ..batch.integers import Integers, NumberArray, integers_of, model_input
+from ..batch.integers import Integers, NumberArray, integers_of, model_input, shapes_of
 from ..batch.model_input import ModelInput
 
 _FIRST_BYTES = 1 << 20
@@ -60,19 +60,17 @@ class _Sizes(NamedTuple):
 
     def shapes(self) -> Integers[tuple[int, ...]]:
         """The shapes of the arrays."""
-        tokens, adapted = (self.num_tokens,), (self.num_adapted,)
-        return Integers(
-            input_ids=tokens,
-            positions=tokens,
-            slots=tokens,
-            logits_rows=(self.num_rows,),
-            window_slots=tokens if self.window else None,
+        shapes = shapes_of(
+            self.num_tokens,
+            self.num_rows,
+            self.num_seqs,
+            self.max_blocks,
+            self.window_blocks if self.window else None,
+        )
+        adapted = (self.num_adapted,)
+        return shapes._replace(
             owners=adapted if self.num_adapted else None,
             adapted=adapted if self.says_which else None,
-            block_tables=(self.num_seqs, self.max_blocks),
-            starts=(self.num_seqs + 1,),
-            contexts=(self.num_seqs,),
-            window_tables=(self.num_seqs, self.window_blocks) if self.window else None,
         )
 
 
@@ -116,8 +114,8 @@ class PlanSender:
             0 if batch.adapters is None else len(batch.adapters.owners),
             0 if batch.previous is None else len(batch.previous),
         )
-        memory = self._room(sum(array.nbytes for array in arrays))
         self._await_copies()
+        memory = self._room(sum(array.nbytes for array in arrays))
         for view, array in zip(_views(sizes.shapes(), memory), arrays, strict=True):
             view[...] = array
         self._tell(_PLAN + _HEADER.pack(*sizes))

@@ -412,8 +412,7 @@ class TextGenerationServicer:
         """Messages that list the tokens of a text or of a conversation's prompt."""
         is_prompt = isinstance(wanted, ChatRequest)
         if isinstance(wanted, ChatRequest):
-            chosen = wanted.parameters
-            self._server.adapters.find(chosen.adapter_id, is_model=chosen.names_model)
+            self._server.adapters.chosen(wanted.parameters)
         with self._pipeline.permit():
             pass  # a full server refuses at once; no permit is held while images are awaited
         text = await self._spelled(wanted, call)

@@ -5,21 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from engine.protocol.adapters import AdapterInfo
+from engine.protocol.adapters import AdapterInfo, same_name
 
 from ..errors import unknown_adapter
+from .parameters import Parameters
 
 # What clients write where TGI wants no name.
 PLACEHOLDERS = ("", "tgi")
-
-
-def same_name(name: str, served: str) -> bool:
-    """Whether a caller's name is that of something served.
-
-    A directory's leading slash may be missing: in a path it stands next to another one, and the
-    gateway merges the two.
-    """
-    return bool(name) and name.removeprefix("/") == served.removeprefix("/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +56,14 @@ class Adapters:
         if self.unknown_is_base:
             return ""
         raise unknown_adapter(name)
+
+    def chosen(self, parameters: Parameters) -> str:
+        """The same for a request's parameters.
+
+        Raises:
+            ServiceError: there is no such adapter.
+        """
+        return self.find(parameters.adapter_id, is_model=parameters.names_model)
 
     def is_base(self, name: str) -> bool:
         """Whether it is a name of the model itself."""

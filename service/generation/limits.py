@@ -7,11 +7,10 @@ in `service/grammar`.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from engine.protocol.adapters import MAX_NAME, MAX_PATH_BYTES
+from engine.protocol.adapters import MAX_NAME, MAX_PATH_BYTES, has_control_characters
 
 from ..errors import ErrorKind, ServiceError
 from .parameters import Parameters
@@ -333,7 +332,7 @@ def check_adapter_name(name: str, *, is_base: bool) -> None:
     """
     if not 0 < len(name) <= MAX_NAME:
         text = f"`lora_name` must have 1 to {MAX_NAME} characters. Given: {len(name)}"
-    elif any(unicodedata.category(character) == "Cc" for character in name):
+    elif has_control_characters(name):
         text = "`lora_name` must have no control characters"
     elif is_base:
         text = f"`lora_name` must not be a name of the model itself. Given: {name}"

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from engine.protocol.adapters import same_name
 from engine.protocol.config import EngineInfo, RankMemory
 
-from .adapters import Adapters, same_name
+from .adapters import Adapters
 from .limits import Limits
 
 ROUTER = "text-generation-router"  # what TGI's clients look for

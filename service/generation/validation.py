@@ -74,7 +74,7 @@ class Validator:
         Raises:
             ServiceError: there is no such adapter.
         """
-        return self._adapters.find(parameters.adapter_id, is_model=parameters.names_model)
+        return self._adapters.chosen(parameters)
 
     async def validate(self, prompt: Prompt, parameters: Parameters) -> GenerationRequest:
         """Checks everything, in TGI's order, and fills in every default.

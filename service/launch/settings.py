@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import types
-import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from engine.protocol.adapters import MAX_NAME
+from engine.protocol.adapters import MAX_NAME, has_control_characters, same_name
 from engine.protocol.config import GRAPH_SIZES, EngineConfig
 from engine.protocol.processors import num_processors
 
@@ -557,11 +556,11 @@ class Settings:
                 raise SettingsError(
                     f"`lora_adapters`: a name must be <= {MAX_NAME} characters. Given: {len(name)}"
                 )
-            if any(unicodedata.category(character) == "Cc" for character in name):
+            if has_control_characters(name):
                 raise SettingsError(f"`lora_adapters`: a name has control characters: {name!r}")
             if names.count(name) > 1:
                 raise SettingsError(f"`lora_adapters` has {name} more than once")
-            if name == "tgi" or name.removeprefix("/") == self.model_id.removeprefix("/"):
+            if name == "tgi" or same_name(name, self.model_id):
                 raise SettingsError(f"`lora_adapters`: {name} is a name of the model itself")
         most = self.max_cpu_loras
         if most is not None and max(len(names), self.max_loras or 0) > most:
