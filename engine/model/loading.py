@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,7 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils.quantization_config import GgufConfig
 
+from ..attention.kv_cache import free_memory
 from ..protocol.config import EngineConfig
 from ..protocol.errors import ModelLoadError, first_line
 from ..shards.cut import Cut
@@ -28,7 +30,7 @@ from .load_report import check_report
 from .loaded import LoadedModel
 from .self_check import attach_paged_attention
 from .source import is_gguf, source
-from .weight_size import check_room
+from .weight_size import check_room, weight_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +74,8 @@ def _load(
         check_divisible(model_config)
     check_room(config, dtype, place)
     model = _load_weights(config, model_config, dtype, place)
+    if config.dtype is not None and _dtype_of(config.dtype) is not dtype:
+        _round_weights(model, _dtype_of(config.dtype))
     cuts = {} if group is None else divide_checked(model, group)
     nn.Module.to(model, device)
     nn.Module.eval(model)
@@ -139,13 +143,42 @@ def _dequantized(config: EngineConfig, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def _choose_dtype(config: EngineConfig, device: torch.device, model_config: Any) -> torch.dtype:
-    if quantization.multiplies_pairs(config, model_config, device):
-        return torch.float32  # of all but the linear layers
+    """In which the model computes.
+
+    The kernels for CPUs compute in float32, whatever the weights are rounded to: torch is many
+    times slower in 16 bits. It is left to where there are no kernels, or where the weights do not
+    fit in float32, which they have to until the layers are packed.
+    """
+    if device.type == "cpu" and (config.dtype is None or _has_kernels_and_room(config, device)):
+        return torch.float32
     if config.dtype is not None:
-        dtype = getattr(torch, config.dtype)
-        assert isinstance(dtype, torch.dtype)
-        return dtype
-    if device.type == "cpu":
-        return torch.float32  # most CPUs emulate fp16 and bf16, which is slower
+        return _dtype_of(config.dtype)
     dtype = getattr(model_config, "dtype", None)
     return dtype if isinstance(dtype, torch.dtype) else torch.float16
+
+
+def _has_kernels_and_room(config: EngineConfig, device: torch.device) -> bool:
+    has_kernels = quantization.kernels_of(config, device, torch.float32) is not None
+    return has_kernels and weight_bytes(config, torch.float32) <= free_memory(device)
+
+
+def _dtype_of(name: str) -> torch.dtype:
+    dtype = getattr(torch, name)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
+
+
+@torch.no_grad()
+def _round_weights(model: nn.Module, dtype: torch.dtype) -> None:
+    """Rounds all weights to what a dtype can hold; their own dtype stays.
+
+    Raises:
+        ValueError: a weight is too large for the dtype.
+    """
+    for name, weight in model.named_parameters():
+        if not weight.is_floating_point() or not weight.numel():
+            continue
+        least, greatest = (float(value) for value in weight.aminmax())
+        if torch.finfo(dtype).max < max(-least, greatest) < math.inf:
+            raise ValueError(f"{name} has values that dtype={str(dtype)[6:]} cannot hold")
+        weight.copy_(weight.to(dtype))

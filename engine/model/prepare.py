@@ -183,9 +183,11 @@ def _choose_backend(
 def _warn_of_reference(config: EngineConfig, loaded: LoadedModel, cache_dtype: torch.dtype) -> None:
     """Says which setting keeps a CPU from its kernels, if one does."""
     if loaded.dtype is not torch.float32:
+        if cpu_kernels.load() is None:
+            return  # what keeps them from being built has been said
         logger.warning(
-            "the kernels for CPUs compute in float32: with dtype=%s torch computes, many times "
-            "slower; without it, weights stored in 16 bits stay so in memory",
+            "the kernels for CPUs compute in float32, for which these weights are too large: with "
+            "dtype=%s torch computes, many times slower",
             config.dtype,
         )
     elif cache_dtype is not torch.float32:

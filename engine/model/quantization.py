@@ -114,7 +114,7 @@ def choose(
     if getattr(model_config, "quantization_config", None) is not None:
         _prepare_checkpoint(config.quantize, model_config, device)
         return None
-    if multiplies_pairs(config, model_config, device):
+    if _multiplies_pairs(config, device, dtype):
         return _bfloat16()
     if config.quantize is None:
         return None
@@ -201,7 +201,7 @@ def _int8(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> Sch
     Only the former keeps weights that have 8 bits already: torch's product adds up whole rows, so
     it takes no scale for each 32 weights.
     """
-    kernels = _kernels(config, device, dtype)
+    kernels = kernels_of(config, device, dtype)
     if kernels is None:
         plain = Scheme("int8", Int8Linear.from_linear, Int8Linear.fits)
         return replace(plain, output=plain)
@@ -218,7 +218,7 @@ def _int8(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> Sch
 
 def _int4(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> Scheme:
     """The layer in compiled C where it runs, whose output layer has 8 bits; otherwise torch's."""
-    kernels = _kernels(config, device, dtype)
+    kernels = kernels_of(config, device, dtype)
     if kernels is None:
         return Scheme("int4", Int4Linear.from_linear, Int4Linear.fits)
 
@@ -229,16 +229,14 @@ def _int4(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> Sch
     return Scheme("int4", make, PackedInt4Linear.fits, output, kernels)
 
 
-def multiplies_pairs(config: EngineConfig, model_config: Any, device: torch.device) -> bool:
+def _multiplies_pairs(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether a model in bfloat16 runs on a CPU that multiplies it.
 
-    Only its linear layers are rounded then; the others compute in fp32. Without such a CPU torch
-    computes in bfloat16, all layers.
+    Its linear layers round what they multiply then, too; all else is as on other CPUs.
     """
-    is_quantized = getattr(model_config, "quantization_config", None) is not None
-    if config.dtype != _PAIRS or config.quantize is not None or is_quantized:
+    if config.dtype != _PAIRS or config.quantize is not None:
         return False
-    kernels = _kernels(config, device, torch.float32)
+    kernels = kernels_of(config, device, dtype)
     return kernels is not None and kernels.multiplies_pairs
 
 
@@ -247,7 +245,7 @@ def _bfloat16() -> Scheme:
     return replace(scheme, output=scheme)
 
 
-def _kernels(
+def kernels_of(
     config: EngineConfig, device: torch.device, dtype: torch.dtype
 ) -> cpu_kernels.CpuKernels | None:
     """The compiled kernels, where a model's layers can use them."""

@@ -22,8 +22,9 @@ class EngineConfig:
     Args:
         model_id: a local directory, a GGUF file, or a hub id.
         revision: the hub revision.
-        dtype: "float32", "bfloat16", "float16", or None for float32 on the CPU and the checkpoint's
-            own dtype on a GPU.
+        dtype: "float32", "bfloat16" or "float16", to which the weights are rounded; None rounds
+            nothing on a CPU, and is the checkpoint's own dtype on a GPU. GPUs compute in it, CPUs
+            in float32 if they can.
         quantize: "int8", "int4", "fp8", or one of TGI's names; see `model/quantization.py`. None
             for the weights as they are.
         kv_cache_dtype: "fp8_e4m3fn", "fp8_e5m2", or None for the model's own dtype.

@@ -71,8 +71,8 @@ class Settings:
     dtype: Annotated[
         Dtype | None,
         About(
-            "number format of the weights; otherwise float32 on a CPU, the model's own on a GPU; "
-            "on CPUs with AVX-512 BF16, bfloat16 is that of linear layers alone"
+            "number format to which weights are rounded; none on a CPU, the model's own on a GPU; "
+            "a CPU computes in float32 with them, and multiplies bfloat16 if it has AVX-512 BF16"
         ),
     ] = None
     quantize: Annotated[

@@ -64,12 +64,3 @@ def test_a_text_is_the_same_beside_others_and_the_format_is_told() -> None:
         ids = (*prompt[:index], *prompt)
         engine.add(Request(request_id=name, prompt_token_ids=ids, max_new_tokens=20))
     assert token_ids(run(engine)["a"]) == alone
-
-
-def test_a_processor_that_does_not_multiply_it_leaves_it_to_torch(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(kernels_for("whole"), "multiplies_pairs", False)
-    loaded = load("bfloat16")
-    assert loaded.dtype is torch.bfloat16
-    assert loaded.scheme is None
