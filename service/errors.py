@@ -160,15 +160,23 @@ def unhealthy() -> ServiceError:
 
 def unknown_model(name: str) -> ServiceError:
     """The error for a model that is not served."""
-    text = f"The model `{name}` does not exist"
+    text = f"The model `{_quoted(name)}` does not exist"
     return ServiceError(ErrorKind.NOT_FOUND, text, field="id", code="model_not_found")
 
 
 def unknown_adapter(name: str) -> ServiceError:
     """The error for a request that names an adapter that is not served."""
-    text = f"The adapter `{name[:_MAX_QUOTED]}` does not exist"
+    text = f"The adapter `{_quoted(name)}` does not exist"
     return ServiceError(
         ErrorKind.NOT_FOUND, text, field="parameters.adapter_id", code="model_not_found"
+    )
+
+
+def _quoted(name: str) -> str:
+    """A caller's name as messages repeat it: in one line, and no longer than they may be."""
+    shown = name[:_MAX_QUOTED]
+    return "".join(
+        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in shown
     )
 
 
