@@ -92,6 +92,12 @@ def test_every_file_that_comes_with_the_package_is_in_it(
     assert [file for file in files if installed not in Path(file).parents] == []
 
 
+def test_all_of_the_kernels_source_is_there(installed: Path) -> None:
+    """One file includes the others, by name."""
+    there = {file.name for file in (installed / "tokenwire" / "engine" / "kernels" / "c").iterdir()}
+    assert there == {file.name for file in (REPOSITORY / "engine" / "kernels" / "c").iterdir()}
+
+
 def test_one_name_is_all_that_it_occupies(installed: Path) -> None:
     names = {path.name for path in installed.iterdir() if path.suffix != ".dist-info"}
     assert names == {"bin", "tokenwire"}

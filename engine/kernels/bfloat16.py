@@ -1,6 +1,6 @@
 """A linear layer whose weights and activations are rounded to bfloat16, and multiplied in pairs.
 
-Sums, and all that is not such a layer, stay in float32. The product itself is in `cpu.c`.
+Sums, and all that is not such a layer, stay in float32. The product itself is in `c/linear.h`.
 """
 
 from typing import NamedTuple

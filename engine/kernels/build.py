@@ -23,7 +23,7 @@ from pathlib import Path
 
 from .levels import Level, usable_levels
 
-SOURCE = Path(__file__).with_name("cpu.c")
+SOURCE = Path(__file__).with_name("c") / "cpu.c"  # includes the files beside it
 PREBUILT = Path(__file__).with_name("prebuilt")  # libraries that `prebuild.py` has made
 SWITCH = "TOKENWIRE_NATIVE_KERNELS"
 COMPILE_TIMEOUT_S = 300
@@ -116,8 +116,13 @@ def find_prebuilt() -> Path | None:
 
 def _prebuilt_name(level: Level) -> str:
     """A file's name, which is another one when the source is."""
-    source = "\0".join([SOURCE.read_text(), *FLAGS, *level.options])
+    source = "\0".join([*_source(), *FLAGS, *level.options])
     return f"cpu-{level.name}-{hashlib.sha256(source.encode()).hexdigest()[:16]}.so"
+
+
+def _source() -> list[str]:
+    """The text of all that is compiled."""
+    return [path.read_text() for path in sorted(SOURCE.parent.glob("*.[ch]"))]
 
 
 def _built(extra_flags: Sequence[str] = ()) -> Path:
@@ -289,7 +294,7 @@ def _bundled_libraries() -> list[Path]:
 
 def _cache_key(compiler: Sequence[str], flags: Sequence[str], runtime: Path | None) -> str:
     version = _run([*compiler, "--version"])
-    parts = [SOURCE.read_text(), *compiler, *flags, version, _cpu_flags(), str(runtime)]
+    parts = [*_source(), *compiler, *flags, version, _cpu_flags(), str(runtime)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
 
 

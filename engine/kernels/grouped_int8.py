@@ -2,7 +2,7 @@
 
 That is how GGUF's Q8_0 stores weights: 32 integers of 8 bits and a float16 scale. transformers
 hands out their products, in which both are found again. Q5_0 and Q4_0 are whole multiples of such
-scales as well. Activations have one scale per row. The product itself is in `cpu.c`.
+scales as well. Activations have one scale per row. The product itself is in `c/grouped_int8.h`.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 The weights of a group share a scale and a least value; activations have one scale per row, computed
 from the row. This module knows how weights are rounded and laid out; the product itself is in
-`cpu.c`.
+`c/int4.h`.
 """
 
 from typing import NamedTuple

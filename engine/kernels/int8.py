@@ -1,7 +1,7 @@
 """A linear layer with int8 weights and activations, whose products are exact.
 
 Weights have one scale per output channel, activations one per row, computed from the row. This
-module knows how weights are rounded and laid out; the product itself is in `cpu.c`.
+module knows how weights are rounded and laid out; the product itself is in `c/int8.h`.
 """
 
 import torch
@@ -12,7 +12,7 @@ from .quantized_linear import QuantizedLinear
 
 MAX_LEVEL = 127  # -128 is not used, so that levels are symmetric
 MAX_IN_FEATURES = 2**17  # sums of more products than this could overflow int32
-_LEAST_SCALE = 1e-30  # smaller scales are raised to this; `cpu.c` has the same constant
+_LEAST_SCALE = 1e-30  # smaller scales are raised to this; `c/rounded_rows.h` has the same constant
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:

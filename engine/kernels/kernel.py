@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 POINTER, SIZE, INT, FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
 _FIELDS: dict[type[Any], str] = {POINTER: "p", SIZE: "i", INT: "i", FLOAT: "f"}
-_MAX_ARGUMENTS = 26  # as in cpu.c
-_NO_MEMORY = -1  # as in cpu.c
+_MAX_ARGUMENTS = 26  # as in c/replay.h
+_NO_MEMORY = -1  # which all functions of c/ return then
 
 Types = tuple[type[Any], ...]
 

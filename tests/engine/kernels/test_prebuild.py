@@ -97,12 +97,14 @@ def test_no_compiler_is_needed(prebuilt: Path) -> None:
 
 
 @needs_compiler
+@pytest.mark.parametrize("name", ["cpu.c", "linear.h", "replay.h"])
 def test_libraries_of_another_source_are_not_used(
-    prebuilt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prebuilt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    changed = tmp_path / "cpu.c"
-    changed.write_text(build.SOURCE.read_text() + "\n")
-    monkeypatch.setattr(build, "SOURCE", changed)
+    source = Path(shutil.copytree(build.SOURCE.parent, tmp_path / "c"))
+    monkeypatch.setattr(build, "SOURCE", source / build.SOURCE.name)
+    assert build.find_prebuilt() is not None
+    (source / name).write_text((source / name).read_text() + "\n")
     assert build.find_prebuilt() is None
 
 
