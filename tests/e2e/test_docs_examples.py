@@ -107,8 +107,9 @@ def page(stack: Stack) -> Iterator[Page]:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium")
-@pytest.mark.parametrize(("method", "path"), OPEN)
+@pytest.mark.parametrize(("method", "path"), OPEN[::4])
 def test_try_it_out_gets_200(page: Page, method: str, path: str) -> None:
+    """Of a few operations: what the page sends is their example, of which all are sent above."""
     found = operation(method, path)
     name = f"{found['tags'][0].replace(' ', '_')}-{found['operationId']}"
     assert page.value(EXECUTE % json.dumps(name)) == "200"
