@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..kernels.cpu import CpuKernels
 from .fusion import gate_like, kernels_for_fusion
 
-_MARKS = ("has_gate", "has_bias", "has_post_expert_norm", "is_transposed", "num_experts")
+_MARKS = ("has_gate", "has_bias", "is_transposed", "num_experts")
 Make = Callable[[nn.Module], nn.Module]  # of a linear layer a quantised one
 
 
@@ -40,6 +40,7 @@ class QuantizedExperts(nn.Module):
         self.up = up
         self.down = down
         self._gate = _gate_of(stock)
+        self._has_norm = getattr(stock, "has_post_expert_norm", False)  # which older versions lack
         self.register_buffer("numbers", torch.arange(self.stock.num_experts), persistent=False)
         self._forward_hooks.update(stock._forward_hooks)  # such as a sum over ranks
 
@@ -55,7 +56,7 @@ class QuantizedExperts(nn.Module):
         ends = torch.searchsorted(experts, self.numbers, right=True)
         rows = hidden_states.index_select(0, order // index.shape[1])
         results: Tensor = self.down(self._gate(self.up(rows, ends)), ends)
-        if self.stock.has_post_expert_norm:
+        if self._has_norm:
             results = self.stock.post_expert_norm(results)
         results = results.index_copy(0, order, results)  # back to the order of tokens
         weighted = results.view(*index.shape, -1) * weights.unsqueeze(-1)
@@ -69,7 +70,8 @@ def matrices_of(module: nn.Module) -> dict[str, Tensor]:
     of experts knows.
     """
     stock: Any = module
-    if not all(hasattr(stock, mark) for mark in _MARKS) or stock._is_expert_parallel:
+    is_divided = getattr(stock, "_is_expert_parallel", False)  # older versions do not divide them
+    if is_divided or not all(hasattr(stock, mark) for mark in _MARKS):
         return {}
     names = ("gate_up_proj" if stock.has_gate else "up_proj", "down_proj")
     wanted = {*names, *(f"{name}_bias" for name in names if stock.has_bias)}

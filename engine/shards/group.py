@@ -26,6 +26,8 @@ Gather = Callable[[Tensor], Tensor]  # of [...], the same shape on all ranks, to
 
 # One rank may wait for another that loads or compiles; whether all get on is watched elsewhere.
 _TIMEOUT = timedelta(hours=1)
+# The second is the name that it had before torch 2.13.
+_gather_into = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}  # all ranks are on one host
 
 
@@ -101,7 +103,7 @@ def join(
 
     def gather(tensor: Tensor) -> Tensor:
         gathered = tensor.new_empty(size * tensor.numel())
-        dist.all_gather_single(gathered, tensor.contiguous().view(-1))
+        _gather_into(gathered, tensor.contiguous().view(-1))
         return gathered.view(size, *tensor.shape)
 
     sockets = Group(rank, size, gather)
