@@ -122,7 +122,8 @@ def build_engine(
     built = build_computation(config, load, None if ranks is None else ranks.group)
     config = built.config
     device, max_total_tokens = built.model.loaded.device, built.model.max_total_tokens
-    encoder = _encoder(config, built.model.loaded, ranks)
+    steps_begin_on = device if ranks is None else torch.device("cpu")
+    encoder = _encoder(config, built.model.loaded)
     forward = built.forward
     if ranks is not None:
         forward = ranks.lead(SharedForward(forward, ranks.group, device))
@@ -131,13 +132,13 @@ def build_engine(
     engine = Engine(
         _slotted(forward, built.adapters),
         _scheduler(built, encoder),
-        device if ranks is None else torch.device("cpu"),
+        steps_begin_on,
         vocab_size=built.vocab_size,
         max_total_tokens=max_total_tokens,
         watermark=built.watermark,
         constraints=_constraints(config, built.model.loaded, built.vocab_size),
         adapters=built.adapters,
-        images=None if encoder is None else _step_images(encoder, built.model.loaded),
+        images=_step_images(encoder, built.model.loaded, steps_begin_on),
         runs_ahead=device.type == "cuda" if config.run_ahead is None else config.run_ahead,
         leads_ranks=ranks is not None,
         activity=activity,
@@ -151,15 +152,19 @@ def build_engine(
     return engine, replace(info, takes_images=encoder is not None, ranks=built.ranks)
 
 
-def _encoder(config: EngineConfig, loaded: LoadedModel, ranks: Ranks | None) -> ImageEncoder | None:
-    """What encodes images; None for models that take none, and for several ranks."""
-    if ranks is not None or not takes_images(loaded.model):
+def _encoder(config: EngineConfig, loaded: LoadedModel) -> ImageEncoder | None:
+    """What encodes images; None for models that take none."""
+    if not takes_images(loaded.model):
         return None
     return ImageEncoder(loaded.model, config.image_cache_bytes)
 
 
-def _step_images(encoder: ImageEncoder, loaded: LoadedModel) -> StepImages:
-    return StepImages(encoder, loaded.device, are_whole=sees_whole_images(loaded.model))
+def _step_images(
+    encoder: ImageEncoder | None, loaded: LoadedModel, device: torch.device
+) -> StepImages | None:
+    if encoder is None:
+        return None
+    return StepImages(encoder, device, are_whole=sees_whole_images(loaded.model))
 
 
 def build_computation(

@@ -143,7 +143,7 @@ def zeros(shapes: Integers[tuple[int, ...]], device: torch.device) -> Integers[T
 
 
 def uploaded(batch: ModelInput, device: torch.device) -> ModelInput:
-    """A batch on the host, copied to a device in one transfer; without states and images."""
+    """A batch on the host, copied to a device, its integers in one transfer; without states."""
     if device.type == "cpu":
         return batch
     integers, window = integers_of(batch), batch.attention.window
@@ -154,7 +154,11 @@ def uploaded(batch: ModelInput, device: torch.device) -> ModelInput:
         () if batch.adapters is None else batch.adapters.names,
     )
     return replace(
-        copy, sampled=batch.sampled, prompt_rows=batch.prompt_rows, previous=batch.previous
+        copy,
+        sampled=batch.sampled,
+        prompt_rows=batch.prompt_rows,
+        images=None if batch.images is None else batch.images.mapped(lambda it: it.to(device)),
+        previous=batch.previous,
     )
 
 

@@ -12,13 +12,17 @@ The tokens of all sequences are concatenated, whether a sequence prefills or dec
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..scheduling.sequence import Sequence
+
+T = TypeVar("T")
+U = TypeVar("U")
 
 
 class WindowInput(NamedTuple):
@@ -119,8 +123,8 @@ class Span(NamedTuple):
     end: int
 
 
-class ImageRows(NamedTuple):
-    """The tokens of a step whose embeddings come from images.
+class ImageRows(NamedTuple, Generic[T]):
+    """The tokens of a step whose embeddings come from images: tensors, or something for each.
 
     `rows` int64 [num_rows]: which of the step's tokens. `embeddings` [num_rows, hidden_size] are
     theirs; `deepstack` has what some models add to their hidden states after the first layers.
@@ -129,11 +133,21 @@ class ImageRows(NamedTuple):
     models whose attention over an image goes in both directions.
     """
 
-    rows: Tensor
-    embeddings: Tensor
-    deepstack: tuple[Tensor, ...] = ()
-    positions: Tensor | None = None
+    rows: T
+    embeddings: T
+    deepstack: tuple[T, ...] = ()
+    positions: T | None = None
     spans: tuple[Span, ...] = ()
+
+    def mapped(self, function: Callable[[T], U]) -> ImageRows[U]:
+        """The same with what a function makes of each of them, which it gets in their order."""
+        return ImageRows(
+            function(self.rows),
+            function(self.embeddings),
+            tuple(map(function, self.deepstack)),
+            None if self.positions is None else function(self.positions),
+            self.spans,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +170,7 @@ class ModelInput:
     prompt_rows: list[PromptRows]
     adapters: AdapterRows | None = None
     states: StateRows | None = None
-    images: ImageRows | None = None
+    images: ImageRows[Tensor] | None = None
     previous: Tensor | None = None
 
     def filled(self, previous: Tensor) -> ModelInput:

@@ -31,7 +31,7 @@ class StepImages:
 
     Args:
         encoder: the model's.
-        device: where the model is.
+        device: where a step's tensors are when the model gets them.
         are_whole: whether the tokens of an image see the later ones.
     """
 
@@ -63,7 +63,7 @@ class StepImages:
                 failed[sequence] = f"an image cannot be encoded: {error}"
         return failed
 
-    def rows(self, batch: ScheduledBatch, positions: Tensor) -> ImageRows | None:
+    def rows(self, batch: ScheduledBatch, positions: Tensor) -> ImageRows[Tensor] | None:
         """The rows of a step that get embeddings of images; None if there is nothing of a prompt.
 
         Args:

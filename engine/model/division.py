@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from ..shards.cut import Cut
 from ..shards.divide import divide
 from ..shards.group import Group
+from . import image_part
 from .self_check import relative_difference, stock_logits, tolerance
 
 
@@ -39,6 +40,8 @@ def check_divisible(model_config: Any) -> None:
 def divide_checked(model: PreTrainedModel, group: Group) -> dict[str, Cut]:
     """Divides a model on the host among the ranks, and compares its logits with the whole model's.
 
+    The first rank keeps the image part of a model that takes images whole, the others have none.
+
     Returns:
         This rank's parts of linear layers, by their names.
 
@@ -46,7 +49,10 @@ def divide_checked(model: PreTrainedModel, group: Group) -> dict[str, Cut]:
         ValueError: it cannot be divided, or then computes something else.
     """
     expected = stock_logits(model) if group.rank == 0 else None
-    cuts = divide(model, group)
+    with image_part.set_aside(model):
+        cuts = divide(model, group)
+    if group.rank > 0:
+        image_part.leave_out(model)
     actual = stock_logits(model)
     if expected is None:
         return cuts

@@ -66,7 +66,7 @@ def _decoder_name(model: PreTrainedModel) -> str | None:
 
 
 def arguments(
-    model: PreTrainedModel, input_ids: Tensor, positions: Tensor, images: ImageRows
+    model: PreTrainedModel, input_ids: Tensor, positions: Tensor, images: ImageRows[Tensor]
 ) -> dict[str, Tensor]:
     """What a model gets in place of token ids: their embeddings, some of which are of images."""
     embeddings = model.get_input_embeddings()(input_ids)
@@ -80,7 +80,7 @@ def arguments(
 
 
 @contextmanager
-def adding(model: PreTrainedModel, images: ImageRows | None) -> Iterator[None]:
+def adding(model: PreTrainedModel, images: ImageRows[Tensor] | None) -> Iterator[None]:
     """While it is open, a model adds to its hidden states what images have for its first layers."""
     if images is None or not images.deepstack:
         yield
@@ -104,27 +104,37 @@ def adding(model: PreTrainedModel, images: ImageRows | None) -> Iterator[None]:
 
 
 @contextmanager
-def set_aside(model: PreTrainedModel, attention: str) -> Iterator[None]:
+def set_aside(model: PreTrainedModel, attention: str | None = None) -> Iterator[None]:
     """While it is open, the image part of a model that is served is not there.
 
     What makes the model faster leaves it as it is: the checks compare texts alone.
 
     Args:
         model: any.
-        attention: what the image part's attention is computed by afterwards: it is not paged.
+        attention: what the image part's attention is computed by afterwards: it is not paged. None
+            to leave that as it is.
     """
-    if not takes_images(model):
-        yield
-        return
-    base, decoder = model.base_model, _decoder_name(model)
-    parts = {name: part for name, part in base.named_children() if name != decoder}
-    for name, part in parts.items():
-        setattr(base, name, nn.Identity())
-        for module in part.modules():
-            if isinstance(module, PreTrainedModel):
-                module.config._attn_implementation = attention
+    parts = leave_out(model)
+    for module in (module for part in parts.values() for module in part.modules()):
+        if attention is not None and isinstance(module, PreTrainedModel):
+            module.config._attn_implementation = attention
     try:
         yield
     finally:
         for name, part in parts.items():
-            setattr(base, name, part)
+            setattr(model.base_model, name, part)
+
+
+def leave_out(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """Removes the image part of a model that is served; others have none.
+
+    Returns:
+        What was removed, by its names in the base model.
+    """
+    if not takes_images(model):
+        return {}
+    base, decoder = model.base_model, _decoder_name(model)
+    parts = {name: part for name, part in base.named_children() if name != decoder}
+    for name in parts:
+        setattr(base, name, nn.Identity())
+    return parts

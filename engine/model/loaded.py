@@ -62,7 +62,7 @@ class LoadedModel:
         backend: AttentionBackend,
         rows: Tensor | None = None,
         states: StepStates | None = None,
-        images: ImageRows | None = None,
+        images: ImageRows[Tensor] | None = None,
     ) -> Tensor:
         """Computes the tokens of a step.
 

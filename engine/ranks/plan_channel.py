@@ -1,9 +1,9 @@
 """How the first rank tells the others what to do: mostly through memory that all of them map.
 
-A step's plan is its packed arrays. They are written into the memory one after the other, and their
-sizes go through a socket, for which the others wait: that takes some ten microseconds, and none of
-them keeps a processor busy. There is one plan at a time: ranks say when they have copied it, which
-is long before the next one.
+A step's plan is its arrays (`plan.py`). They are written into the memory one after the other, and
+their sizes go through a socket, for which the others wait: that takes some ten microseconds, and
+none of them keeps a processor busy. There is one plan at a time: ranks say when they have copied
+it, which is long before the next one.
 """
 
 from __future__ import annotations
@@ -11,21 +11,15 @@ from __future__ import annotations
 import mmap
 import os
 import pickle
-import struct
 from collections.abc import Sequence
-from dataclasses import replace
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle, send_handle
 from typing import NamedTuple
 
-import numpy as np
-import torch
-
-from ..batch.integers import Integers, NumberArray, integers_of, model_input, shapes_of
 from ..batch.model_input import ModelInput
+from .plan import planned, read, write
 
 _FIRST_BYTES = 1 << 20
-_HEADER = struct.Struct("<8q")
 _PLAN, _NEW_MEMORY, _ORDER = b"p", b"m", b"o"  # the first byte of a message
 
 
@@ -34,54 +28,6 @@ class Order(NamedTuple):
 
     verb: str
     arguments: tuple[str | int | None, ...]
-
-
-class _Sizes(NamedTuple):
-    """The sizes that give the shapes of a plan's arrays.
-
-    `window` and the width of its block tables are 0 where layers with one have no blocks of their
-    own. `num_adapted` tokens have a slot of an adapter; if these are not all, an array says which.
-    `num_previous` is 0 unless ids below 0 stand for as many tokens of the step before.
-    """
-
-    num_tokens: int
-    num_rows: int
-    num_seqs: int
-    max_blocks: int
-    window: int = 0
-    window_blocks: int = 0
-    num_adapted: int = 0
-    num_previous: int = 0
-
-    @property
-    def says_which(self) -> bool:
-        """Whether an array says which tokens have a slot of an adapter."""
-        return 0 < self.num_adapted < self.num_tokens
-
-    def shapes(self) -> Integers[tuple[int, ...]]:
-        """The shapes of the arrays."""
-        shapes = shapes_of(
-            self.num_tokens,
-            self.num_rows,
-            self.num_seqs,
-            self.max_blocks,
-            self.window_blocks if self.window else None,
-        )
-        adapted = (self.num_adapted,)
-        return shapes._replace(
-            owners=adapted if self.num_adapted else None,
-            adapted=adapted if self.says_which else None,
-        )
-
-
-def _views(shapes: Integers[tuple[int, ...]], memory: mmap.mmap) -> list[NumberArray]:
-    """Arrays of these shapes in the memory, one after the other."""
-    views: list[NumberArray] = []
-    offset = 0
-    for shape, dtype in zip(shapes.present(), shapes.dtypes(), strict=True):
-        views.append(np.ndarray(shape, dtype, memory, offset))
-        offset += views[-1].nbytes
-    return views
 
 
 class PlanSender:
@@ -102,23 +48,10 @@ class PlanSender:
         Raises:
             OSError: a rank has ended.
         """
-        step, window = batch.attention, batch.attention.window
-        arrays = [tensor.numpy() for tensor in integers_of(batch).present()]
-        num_seqs, max_blocks = step.block_tables.shape
-        sizes = _Sizes(
-            len(batch.input_ids),
-            len(batch.logits_rows),
-            num_seqs,
-            max_blocks,
-            *((0, 0) if window is None else (window.window, window.block_tables.shape[1])),
-            0 if batch.adapters is None else len(batch.adapters.owners),
-            0 if batch.previous is None else len(batch.previous),
-        )
+        message, arrays = planned(batch)
         self._await_copies()
-        memory = self._room(sum(array.nbytes for array in arrays))
-        for view, array in zip(_views(sizes.shapes(), memory), arrays, strict=True):
-            view[...] = array
-        self._tell(_PLAN + _HEADER.pack(*sizes))
+        write(arrays, self._room(sum(array.nbytes for array in arrays)))
+        self._tell(_PLAN + message)
         self._is_being_copied = True
 
     def order(self, verb: str, *arguments: str | int | None) -> None:
@@ -192,19 +125,11 @@ class PlanReceiver:
         if message[:1] == _ORDER:
             order: Order = pickle.loads(message[1:])  # noqa: S301 - of our own parent
             return order
-        batch = self._batch(_Sizes(*_HEADER.unpack(message[1:])))
+        assert self._memory is not None
+        batch = read(message[1:], self._memory)
         self.answer("")
         return batch
 
     def answer(self, text: str) -> None:
         """Answers an order."""
         self._connection.send_bytes(text.encode())
-
-    def _batch(self, sizes: _Sizes) -> ModelInput:
-        assert self._memory is not None
-        shapes = sizes.shapes()
-        copies = [torch.from_numpy(view.copy()) for view in _views(shapes, self._memory)]
-        batch = model_input(shapes.replaced(copies), sizes.window)
-        if not sizes.num_previous:
-            return batch
-        return replace(batch, previous=torch.zeros(sizes.num_previous, dtype=torch.int64))

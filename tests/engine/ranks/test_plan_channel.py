@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
+from dataclasses import fields, replace
 from multiprocessing import Pipe
 
 import pytest
 import torch
 
-from engine.batch.model_input import AdapterRows, AttentionInput, ModelInput, WindowInput
+from engine.batch.model_input import (
+    AdapterRows,
+    AttentionInput,
+    ImageRows,
+    ModelInput,
+    Span,
+    WindowInput,
+)
 from engine.ranks.plan_channel import Order, PlanReceiver, PlanSender
 
 
@@ -101,6 +108,40 @@ def test_batches_of_any_size_arrive_at_all_ranks() -> None:
         sender.send(batch)
         for receiver in receivers:
             _assert_same(receiver.receive(60.0), batch)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        ImageRows(torch.arange(5), torch.randn(5, 7), spans=(Span(1, 2, 3, 9),)),
+        ImageRows(
+            torch.arange(3),
+            torch.randn(3, 5, dtype=torch.bfloat16),
+            (torch.randn(3, 5).half(), torch.randn(3, 5).half()),
+            torch.arange(21).view(7, 3).T,
+        ),
+        ImageRows(torch.arange(0), torch.empty(0), positions=torch.arange(21).view(3, 7)),
+    ],
+    ids=["tokens that see each other", "other formats", "positions alone"],
+)
+def test_images_arrive_as_they_are(images: ImageRows[torch.Tensor]) -> None:
+    ours, theirs = Pipe()
+    sender, receiver = PlanSender([(os.getpid(), ours)]), PlanReceiver(theirs)
+    # An odd number of integers of four bytes before them.
+    batch = replace(_batch(7, 2, 2, 5, 0, 7), images=images)
+    sender.send(batch)
+    received = receiver.receive(60.0)
+    _assert_same(received, batch)
+    assert isinstance(received, ModelInput)
+    assert received.images is not None
+    assert received.images.spans == images.spans
+    pairs = [(received.images.rows, images.rows), (received.images.embeddings, images.embeddings)]
+    pairs += zip(received.images.deepstack, images.deepstack, strict=True)
+    if images.positions is not None:
+        assert received.images.positions is not None
+        pairs.append((received.images.positions, images.positions))
+    assert received.images.mapped(lambda it: it.dtype) == images.mapped(lambda it: it.dtype)
+    assert all(torch.equal(mine, other) for mine, other in pairs)
 
 
 def test_a_batch_stays_as_it_is_when_the_next_is_sent() -> None:
