@@ -185,8 +185,6 @@ def build_computation(
         load = partial(load_model, group=group)
     model = prepare(config, load)
     if model.loaded.recurrence is not None:
-        if group is not None:
-            raise ModelLoadError("a model with states is not served divided (num_shard)")
         config = _for_states(config, model.loaded, model.loaded.recurrence)
     device = model.loaded.device
     vocab_size = int(model.loaded.model.config.get_text_config().vocab_size)

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..transfer import upload
-from .model_input import AdapterRows, AttentionInput, ModelInput, WindowInput
+from .model_input import AdapterRows, AttentionInput, ModelInput, StateRows, WindowInput
 
 ALIGNMENT = 64  # bytes
 NumberArray = NDArray[np.int64] | NDArray[np.int32]
 _FORMATS = {np.dtype(np.int64): torch.int64, np.dtype(np.int32): torch.int32}
-_NUM_LONGS = 7  # of the fields below
+_NUM_LONGS = 8  # of the fields below
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -28,7 +28,8 @@ class Integers(NamedTuple, Generic[T]):
     """Something for each of a step's arrays of integers; None for one that the step does not have.
 
     First those of int64, then those of int32. What they are, and their shapes, say `ModelInput`,
-    `AttentionInput`, `WindowInput` and `AdapterRows`, whose `rows` are `adapted` here.
+    `AttentionInput`, `WindowInput`, `AdapterRows`, whose `rows` are `adapted` here, and
+    `StateRows`, whose `decoding` are `states`.
     """
 
     input_ids: T
@@ -38,6 +39,7 @@ class Integers(NamedTuple, Generic[T]):
     window_slots: T | None
     owners: T | None
     adapted: T | None
+    states: T | None
     block_tables: T
     starts: T
     contexts: T
@@ -65,7 +67,7 @@ def shapes_of(
     max_blocks: int,
     window_blocks: int | None = None,
 ) -> Integers[tuple[int, ...]]:
-    """The shapes of a step's arrays, without adapters.
+    """The shapes of a step's arrays, without adapters and states.
 
     `window_blocks` is the width of the tables of layers with a window; None if they have no blocks
     of their own.
@@ -79,6 +81,7 @@ def shapes_of(
         window_slots=None if window_blocks is None else tokens,
         owners=None,
         adapted=None,
+        states=None,
         block_tables=(num_seqs, max_blocks),
         starts=(num_seqs + 1,),
         contexts=(num_seqs,),
@@ -97,6 +100,7 @@ def integers_of(batch: ModelInput) -> Integers[Tensor]:
         window_slots=None if window is None else window.slot_mapping,
         owners=None if adapters is None else adapters.owners,
         adapted=None if adapters is None else adapters.rows,
+        states=None if batch.states is None else batch.states.decoding,
         block_tables=step.block_tables,
         starts=step.query_start_loc,
         contexts=step.context_lens,
@@ -130,6 +134,7 @@ def model_input(
         sampled={},
         prompt_rows=[],
         adapters=adapters,
+        states=None if integers.states is None else StateRows.decode(integers.states),
     )
 
 
@@ -143,7 +148,7 @@ def zeros(shapes: Integers[tuple[int, ...]], device: torch.device) -> Integers[T
 
 
 def uploaded(batch: ModelInput, device: torch.device) -> ModelInput:
-    """A batch on the host, copied to a device, its integers in one transfer; without states."""
+    """A batch on the host, copied to a device, its integers in one transfer."""
     if device.type == "cpu":
         return batch
     integers, window = integers_of(batch), batch.attention.window
@@ -153,8 +158,12 @@ def uploaded(batch: ModelInput, device: torch.device) -> ModelInput:
         0 if window is None else window.window,
         () if batch.adapters is None else batch.adapters.names,
     )
+    states = copy.states
+    if states is None and batch.states is not None:
+        states = batch.states._replace(device=device)
     return replace(
         copy,
+        states=states,
         sampled=batch.sampled,
         prompt_rows=batch.prompt_rows,
         images=None if batch.images is None else batch.images.mapped(lambda it: it.to(device)),

@@ -100,14 +100,19 @@ class StateRows(NamedTuple):
     """The sequences of a step, for layers that compute each with its own state; on the host.
 
     `starts` [num_seqs + 1]: where each sequence's tokens start. `sequences` [num_seqs]. `device` is
-    that of the step's tensors. `decoding` int64 [num_seqs], on that device, are the slots in a step
-    in which every sequence has one token, and nothing else becomes of its state.
+    that of the step's tensors. In a step in which every sequence has one token, and nothing else
+    becomes of its state, there is `decoding` alone, int64 [num_seqs] on that device: its slots.
     """
 
     starts: list[int]
     sequences: list[SequenceState]
     device: torch.device
     decoding: Tensor | None = None
+
+    @classmethod
+    def decode(cls, slots: Tensor) -> StateRows:
+        """Those of a step with one token of each sequence."""
+        return cls([], [], slots.device, slots)
 
 
 class Span(NamedTuple):

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from ..block_form import BlockForm
 from ..scheduling.scheduler import ScheduledBatch
 from ..scheduling.sequence import Sequence
-from ..transfer import upload
 from .integers import Integers, NumberArray, model_input, upload_together
 from .model_input import ModelInput, PromptRows, SequenceState, StateRows
 
@@ -35,6 +34,7 @@ def pack(
     tokens = _concatenated(batch, places)
     rows, sampled, prompt_rows = _logits_rows(batch, tokens.starts)
     names, adapted, owners = _adapter_rows(batch, tokens.starts)
+    states = _states(batch)
     arrays: Integers[NumberArray] = Integers(
         input_ids=np.array(tokens.input_ids, dtype=np.int64),
         positions=np.array(tokens.positions, dtype=np.int64),
@@ -43,6 +43,7 @@ def pack(
         window_slots=None if windowed is None else _all_slots(batch, windowed),
         owners=np.array(owners, dtype=np.int64) if names else None,
         adapted=np.array(adapted, dtype=np.int64) if names else None,
+        states=_decoding_slots(states, len(tokens.input_ids)),
         block_tables=_block_tables(places),
         starts=np.array(tokens.starts, dtype=np.int32),
         contexts=np.array(tokens.contexts, dtype=np.int32),
@@ -51,12 +52,10 @@ def pack(
     present = arrays.present()
     on_host = device.type == "cpu"
     tensors = map(torch.from_numpy, present) if on_host else upload_together(present, device)
-    return replace(
-        model_input(arrays.replaced(tensors), 0 if form is None else form.window, names),
-        sampled=sampled,
-        prompt_rows=prompt_rows,
-        states=_state_rows(batch, tokens.starts, device),
-    )
+    packed = model_input(arrays.replaced(tensors), 0 if form is None else form.window, names)
+    if states and packed.states is None:
+        packed = replace(packed, states=StateRows(tokens.starts, states, device))
+    return replace(packed, sampled=sampled, prompt_rows=prompt_rows)
 
 
 class _Tokens(NamedTuple):
@@ -193,20 +192,22 @@ def _adapter_rows(
     return (*names,), rows, owners
 
 
-def _state_rows(batch: ScheduledBatch, starts: list[int], device: torch.device) -> StateRows | None:
-    states = [
+def _states(batch: ScheduledBatch) -> list[SequenceState]:
+    """The states of all sequences of a batch; none of a model without such."""
+    return [
         _state(sequence, sequence.state_slot, num_tokens)
         for sequence, num_tokens in batch.num_tokens.items()
         if sequence.state_slot is not None
     ]
-    if not states:  # all have one, or none has
+
+
+def _decoding_slots(states: list[SequenceState], num_tokens: int) -> NDArray[np.int64] | None:
+    """The slots in a step with one token of each sequence, if nothing else becomes of states."""
+    if not states or len(states) != num_tokens:
         return None
-    decoding = None
-    if len(states) == starts[-1] and all(
-        state == SequenceState(state.slot, begins=False) for state in states
-    ):
-        decoding = upload([state.slot for state in states], device)
-    return StateRows(starts, states, device, decoding)
+    if any(state != SequenceState(state.slot, begins=False) for state in states):
+        return None
+    return np.array([state.slot for state in states], dtype=np.int64)
 
 
 def _state(sequence: Sequence, slot: int, num_tokens: int) -> SequenceState:

@@ -18,9 +18,9 @@ from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
 from ..batch.integers import Integers, integers_of, model_input, shapes_of
-from ..batch.model_input import ImageRows, ModelInput
+from ..batch.model_input import ImageRows, ModelInput, SequenceState, StateRows
 
-_HEADER = struct.Struct("<8q")
+_HEADER = struct.Struct("<9q")
 
 Arrays = list[NDArray[Any]]
 
@@ -30,7 +30,8 @@ class _Sizes(NamedTuple):
 
     `window` and the width of its block tables are 0 where layers with one have no blocks of their
     own. `num_adapted` tokens have a slot of an adapter; if these are not all, an array says which.
-    `num_previous` is 0 unless ids below 0 stand for as many tokens of the step before.
+    `num_previous` is 0 unless ids below 0 stand for as many tokens of the step before. `num_states`
+    is that of sequences in a decode step of a model with states, and 0 otherwise.
     """
 
     num_tokens: int
@@ -41,6 +42,7 @@ class _Sizes(NamedTuple):
     window_blocks: int = 0
     num_adapted: int = 0
     num_previous: int = 0
+    num_states: int = 0
 
     @classmethod
     def of(cls, batch: ModelInput) -> Self:
@@ -55,6 +57,7 @@ class _Sizes(NamedTuple):
             *((0, 0) if window is None else (window.window, window.block_tables.shape[1])),
             0 if batch.adapters is None else len(batch.adapters.owners),
             0 if batch.previous is None else len(batch.previous),
+            0 if batch.states is None or batch.states.decoding is None else num_seqs,
         )
 
     @property
@@ -75,6 +78,7 @@ class _Sizes(NamedTuple):
         return shapes._replace(
             owners=adapted if self.num_adapted else None,
             adapted=adapted if self.says_which else None,
+            states=(self.num_states,) if self.num_states else None,
         )
 
 
@@ -86,8 +90,12 @@ class _Form(NamedTuple):
 
 
 class _Rest(NamedTuple):
-    """What only some steps have: the forms of tensors that images become."""
+    """What only some steps have: states of other steps than those that decode, and images.
 
+    The latter are the forms of their tensors.
+    """
+
+    states: tuple[SequenceState, ...] | None = None
     images: ImageRows[_Form] | None = None
 
 
@@ -99,9 +107,16 @@ def planned(batch: ModelInput) -> tuple[bytes, Arrays]:
         arrays.append(tensor.contiguous().flatten().view(torch.uint8).numpy())  # of any format
         return _Form(tuple(tensor.shape), tensor.dtype)
 
-    rest = _Rest(images=None if batch.images is None else batch.images.mapped(add))
+    rest = _Rest(
+        states=_sequences(batch.states),
+        images=None if batch.images is None else batch.images.mapped(add),
+    )
     header = _HEADER.pack(*_Sizes.of(batch))
     return header if rest == _Rest() else header + pickle.dumps(rest), arrays
+
+
+def _sequences(states: StateRows | None) -> tuple[SequenceState, ...] | None:
+    return None if states is None or states.decoding is not None else (*states.sequences,)
 
 
 def write(arrays: Sequence[NDArray[Any]], memory: mmap.mmap) -> None:
@@ -129,7 +144,13 @@ def read(message: bytes, memory: mmap.mmap) -> ModelInput:
     if len(message) == _HEADER.size:
         return batch
     rest: _Rest = pickle.loads(message[_HEADER.size :])  # noqa: S301 - of our own parent
-    return replace(batch, images=None if rest.images is None else rest.images.mapped(reader.tensor))
+    if rest.states is not None:
+        starts = batch.attention.query_start_loc
+        states = StateRows(starts.tolist(), [*rest.states], starts.device)
+        batch = replace(batch, states=states)
+    if rest.images is not None:
+        batch = replace(batch, images=rest.images.mapped(reader.tensor))
+    return batch
 
 
 class _Reader:

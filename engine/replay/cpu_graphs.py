@@ -137,7 +137,9 @@ class CpuGraphs:
             owners = torch.full((shape.num_tokens,), -1)
             rows = replace(rows, adapters=AdapterRows(None, owners))
         if shape.has_states:
-            rows = replace(rows, states=_decoding(torch.zeros(shape.num_seqs, dtype=torch.int64)))
+            rows = replace(
+                rows, states=StateRows.decode(torch.zeros(shape.num_seqs, dtype=torch.int64))
+            )
         _fill(rows, batch)
         recorder = CpuGraphRecorder(self._arena, self._kernels)
         try:
@@ -163,7 +165,7 @@ class CpuGraphs:
         rows = _one_token(token_id, position, block_size, form, self._widths)
         if self._clear_state is None:
             return rows
-        return replace(rows, states=_decoding(torch.zeros(1, dtype=torch.int64)))
+        return replace(rows, states=StateRows.decode(torch.zeros(1, dtype=torch.int64)))
 
     def _disable(self) -> None:
         self._max_tokens = 0
@@ -178,11 +180,6 @@ def _shape(batch: ModelInput) -> _Shape:
         batch.adapters is not None,
         batch.states is not None,
     )
-
-
-def _decoding(slots: Tensor) -> StateRows:
-    """The states of a step with one token of each sequence: no more than its slots is read."""
-    return StateRows([], [], _CPU, slots)
 
 
 def _one_token(

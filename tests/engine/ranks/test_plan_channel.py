@@ -15,7 +15,9 @@ from engine.batch.model_input import (
     AttentionInput,
     ImageRows,
     ModelInput,
+    SequenceState,
     Span,
+    StateRows,
     WindowInput,
 )
 from engine.ranks.plan_channel import Order, PlanReceiver, PlanSender
@@ -142,6 +144,38 @@ def test_images_arrive_as_they_are(images: ImageRows[torch.Tensor]) -> None:
         pairs.append((received.images.positions, images.positions))
     assert received.images.mapped(lambda it: it.dtype) == images.mapped(lambda it: it.dtype)
     assert all(torch.equal(mine, other) for mine, other in pairs)
+
+
+@pytest.mark.parametrize(
+    "states",
+    [
+        StateRows.decode(torch.tensor([3, 1])),
+        StateRows(
+            [0, 4, 7],
+            [SequenceState(2, True), SequenceState(5, False, 6, ((2, 8), (3, 9)), (1, 0))],
+            torch.device("cpu"),
+        ),
+    ],
+    ids=["slots of a decode step", "sequences"],
+)
+def test_states_arrive_as_they_are(states: StateRows) -> None:
+    ours, theirs = Pipe()
+    sender, receiver = PlanSender([(os.getpid(), ours)]), PlanReceiver(theirs)
+    batch = _batch(7, 2, 2, 5, 9, 4)
+    starts = torch.tensor([0, 4, 7], dtype=torch.int32)
+    batch = replace(
+        batch, attention=replace(batch.attention, query_start_loc=starts), states=states
+    )
+    sender.send(batch)
+    received = receiver.receive(60.0)
+    _assert_same(received, batch)
+    assert isinstance(received, ModelInput)
+    assert received.states is not None
+    assert received.states[:3] == states[:3]
+    mine, other = received.states.decoding, states.decoding
+    assert (mine is None) == (other is None)
+    if mine is not None and other is not None:
+        assert torch.equal(mine, other)
 
 
 def test_a_batch_stays_as_it_is_when_the_next_is_sent() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from engine.batch.model_input import ModelInput, SequenceState
+from engine.batch.model_input import ModelInput, SequenceState, StateRows
 from engine.engine import Engine
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.state_blocks import StateBlockManager
@@ -17,6 +17,14 @@ from tests.engine.fakes import BLOCK_SIZE, CPU, next_logits
 
 State = tuple[int, ...]  # the tokens of a text so far
 _WRONG: State = (0,) * 50  # of no text
+
+
+def _spelled_out(rows: StateRows) -> tuple[list[int], list[SequenceState]]:
+    """Where each sequence's tokens start, and its state, in decode steps as well."""
+    if rows.decoding is None:
+        return rows.starts, rows.sequences
+    sequences = [SequenceState(slot, begins=False) for slot in rows.decoding.tolist()]
+    return [*range(len(sequences) + 1)], sequences
 
 
 class FakeStates:
@@ -30,17 +38,16 @@ class FakeStates:
     def __call__(self, batch: ModelInput) -> Tensor:
         """The logits of the wanted rows."""
         assert batch.states is not None
+        starts, sequences = _spelled_out(batch.states)
         restored = [
             (state.slot, self.slots[state.source])
-            for state in batch.states.sequences
+            for state in sequences
             if state.source is not None
         ]
         for slot, content in restored:
             self.slots[slot] = content
         rows: list[Tensor] = []
-        for state, (start, end) in zip(
-            batch.states.sequences, itertools.pairwise(batch.states.starts), strict=True
-        ):
+        for state, (start, end) in zip(sequences, itertools.pairwise(starts), strict=True):
             rows += self._compute(state, batch.input_ids[start:end].tolist())
         return torch.stack(rows)[batch.logits_rows]
 
