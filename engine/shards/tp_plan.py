@@ -1,9 +1,10 @@
-"""What transformers says of how a model's layers are divided among ranks."""
+"""How a model's layers are divided among ranks: as transformers says, or as is usual."""
 
 from __future__ import annotations
 
 import re
 from enum import Enum
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -39,6 +40,17 @@ _STYLES = {
     "local_params": Style.WHOLE,
     "mla_kv_a_proj": Style.WHOLE,
 }
+# Models that transformers has no plan for, by the names of their parts for texts, and whose layers
+# have the usual names. Only those that were compared; what is not named here stays whole.
+_UNPLANNED = frozenset({"bamba", "falcon_h1", "lfm2", "qwen3_vl_text"})
+_ATTENTION = {"colwise": ("q_proj", "k_proj", "v_proj"), "rowwise": ("o_proj", "out_proj")}
+_MLP = {"colwise": ("gate_proj", "up_proj", "w1", "w3"), "rowwise": ("down_proj", "w2")}
+_USUAL = {"embed_tokens": "embedding_rowwise"} | {
+    f"layers.*.{part}.{name}": style
+    for part, layers in (("self_attn", _ATTENTION), ("mlp", _MLP), ("feed_forward", _MLP))
+    for style, names in layers.items()
+    for name in names
+}
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
@@ -48,7 +60,7 @@ def styles_of(model: PreTrainedModel) -> dict[str, Style]:
     Raises:
         ValueError: there is no plan for this model, or one with a style that is not known here.
     """
-    plan = model.tp_plan
+    plan = _plan_of(model)
     unknown = sorted({style for style in plan.values() if style not in _STYLES})
     if unknown:
         raise ValueError(f"its layers are divided in a way not known here: {', '.join(unknown)}")
@@ -60,6 +72,17 @@ def styles_of(model: PreTrainedModel) -> dict[str, Style]:
     if not {Style.INPUTS, Style.SPLIT_INPUTS} & set(styles.values()):
         raise ValueError("transformers has no plan of how its layers are divided")
     return styles
+
+
+def _plan_of(model: PreTrainedModel) -> dict[str, str]:
+    """The names of transformers' styles, by those of layers with `*` in place of numbers."""
+    plan = dict(model.tp_plan)
+    if model.config.get_text_config().model_type in _UNPLANNED:
+        stock: Any = model
+        decoder = stock.get_decoder()
+        (path,) = (name for name, module in model.named_modules() if module is decoder)
+        plan |= {f"{path}.{name}": style for name, style in _USUAL.items()}
+    return plan
 
 
 def _names(model: nn.Module) -> list[str]:
