@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +21,12 @@ from engine.protocol.request import Request, SamplingParams, SequenceOutput
 from tests.engine.adapters.made import SETTINGS, Made, make, merged_tokens
 from tests.engine.fakes import run, token_ids
 from tests.engine.model.architectures import SMALL, build_model, make_prompts
-from tests.engine.native import needs_compiler, threads
-from tests.engine.shards.team import Team, team
+from tests.engine.native import needs_compiler
+from tests.engine.shards.team import Team
 
 NUM_TOKENS = 8
 PROMPTS = make_prompts()[1:4]
 NAMES = ("", *SETTINGS)
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
-    """Two ranks, each with one thread."""
-    with threads(1), team(tmp_path_factory.mktemp("ranks") / "meeting", 2) as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

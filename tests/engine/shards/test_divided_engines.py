@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,8 +34,8 @@ from engine.replay.cpu_recorder import CpuGraph
 from tests.engine.fakes import run, token_ids
 from tests.engine.model.architectures import SMALL, build_model, make_prompts
 from tests.engine.model.quantized import compress
-from tests.engine.native import needs_compiler, threads
-from tests.engine.shards.team import Team, team
+from tests.engine.native import needs_compiler
+from tests.engine.shards.team import Team
 from tests.gguf_models import write_gguf
 
 _HEADS: dict[str, Any] = {"head_dim": 16}
@@ -63,13 +62,6 @@ MODELS: dict[str, PretrainedConfig] = {
     "qwen3 moe": Qwen3MoeConfig(**SMALL, **_HEADS, **_EXPERTS, num_experts=4),
     "mixtral": MixtralConfig(**SMALL, num_local_experts=4, num_experts_per_tok=2),
 }
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
-    """Two ranks, each with one thread."""
-    with threads(1), team(tmp_path_factory.mktemp("ranks") / "meeting", 2) as found:
-        yield found
 
 
 def _config(directory: Path, model: PretrainedConfig, **options: Any) -> EngineConfig:

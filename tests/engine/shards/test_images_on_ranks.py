@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,19 +22,12 @@ from tests.engine.images.test_images import (
     conversations,
     with_adapter,
 )
-from tests.engine.native import needs_compiler, threads
-from tests.engine.shards.team import Team, team
+from tests.engine.native import needs_compiler
+from tests.engine.shards.team import Team
 from tests.on_demand import ALL_MODELS
 
 # Three positions per token and layers added to, and attention in both directions.
 SAMPLE = ("qwen3_vl", "gemma3")
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
-    """Two ranks, each with one thread."""
-    with threads(1), team(tmp_path_factory.mktemp("ranks") / "meeting", 2) as found:
-        yield found
 
 
 @pytest.fixture(params=FAMILIES if ALL_MODELS else SAMPLE)

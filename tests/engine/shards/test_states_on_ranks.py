@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,22 +16,15 @@ from engine.replay.cpu_recorder import CpuGraph
 from tests.engine.adapters.made import make, merged_tokens
 from tests.engine.fakes import run, token_ids
 from tests.engine.model.architectures import NUM_NEW_TOKENS, make_prompts
-from tests.engine.native import needs_compiler, threads
+from tests.engine.native import needs_compiler
 from tests.engine.recurrent.stateful import STATEFUL, generated, stateful_model
 from tests.engine.recurrent.test_stateful_models import LONG, request_of
-from tests.engine.shards.team import Team, team
+from tests.engine.shards.team import Team
 from tests.on_demand import ALL_MODELS
 
 SAMPLE = ("qwen3_5", "kimi_linear", "falcon_h1")
 REFUSED = {"granite_hybrid", "nemotron_h", "mamba", "mamba2", "falcon_mamba"}
 DIVIDED = sorted(STATEFUL.keys() - REFUSED)
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
-    """Two ranks, each with one thread."""
-    with threads(1), team(tmp_path_factory.mktemp("ranks") / "meeting", 2) as found:
-        yield found
 
 
 def configured(name: str, folder: Path, **options: Any) -> EngineConfig:

@@ -1,0 +1,17 @@
+"""Ranks as tests of several files need them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.engine.native import threads
+from tests.engine.shards.team import Team, team
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
+    """Two ranks, each with one thread."""
+    with threads(1), team(tmp_path_factory.mktemp("ranks") / "meeting", 2) as found:
+        yield found
