@@ -47,6 +47,7 @@ class Connection:
                 kind, fields = wire.parse(await reader.readexactly(size))
                 if kind is wire.Kind.SUBMIT:
                     request = wire.parse_request(fields)
+                    self.writer.write(wire.taken(request.request_id))
                     self.running[request.request_id] = (request, -_num_chunks(request))
                 elif kind is wire.Kind.ABORT:
                     self.running.pop(fields[0], None)

@@ -236,9 +236,9 @@ class EngineServer:
         try:
             kind, fields = wire.parse(body)
             if kind is wire.Kind.SUBMIT:
-                self._prepare(connection, wire.parse_request(fields))
+                self._take(connection, wire.parse_request(fields))
             elif kind is wire.Kind.ABORT:
-                self._abort(connection, wire.parse_abort(fields))
+                self._abort(connection, wire.parse_id(fields))
             elif kind is wire.Kind.LOAD:
                 self._load(connection, *wire.parse_load(fields))
             elif kind is wire.Kind.UNLOAD:
@@ -310,6 +310,11 @@ class EngineServer:
             self._listed = listed
             for connection in self._connections:
                 connection.send(wire.adapters(listed))
+
+    def _take(self, connection: _Connection, request: Request) -> None:
+        """Says first that the request is here: if it ends this process, that shall be known."""
+        connection.send(wire.taken(request.request_id))
+        self._prepare(connection, request)
 
     def _prepare(self, connection: _Connection, request: Request) -> None:
         """Submits a request, at once or as soon as its grammar is compiled."""

@@ -47,6 +47,7 @@ class Kind(IntEnum):
     UNLOAD = 7  # to the engine: a number, and the name of an adapter
     SETTLED = 8  # from the engine, once for each of these: its number, and what was wrong
     ADAPTERS = 9  # from the engine, whenever they change: a list of AdapterInfo
+    TAKEN = 10  # from the engine, before it does anything with a request: its id
 
 
 def framed(message: Any) -> bytes:
@@ -154,8 +155,13 @@ def abort(request_id: str) -> bytes:
     return frame(Kind.ABORT, request_id)
 
 
-def parse_abort(fields: tuple[Any, ...]) -> str:
-    """The id in an `ABORT`.
+def taken(request_id: str) -> bytes:
+    """A frame that says that the engine has a request, and may end because of it from now on."""
+    return frame(Kind.TAKEN, request_id)
+
+
+def parse_id(fields: tuple[Any, ...]) -> str:
+    """The id in an `ABORT` or a `TAKEN`.
 
     Raises:
         ValueError: the fields are not an id.

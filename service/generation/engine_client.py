@@ -37,7 +37,7 @@ TallyListener = Callable[[Tally], None]
 
 _RECONNECT_S = 0.1
 _NOTICE_S = 1.5  # without progress of the engine; callers of Health see it half a second later
-_MAX_RESTARTS = 3  # engine deaths at which a request fails: it may be their cause
+_MAX_RESTARTS = 3  # engine deaths of which a request may be the cause, and then fails
 
 
 class EngineClient:
@@ -58,7 +58,8 @@ class EngineClient:
         self._writer: asyncio.StreamWriter | None = None
         self._task: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
-        self._progress = -math.inf  # when the engine last got on, as far as is known
+        self._greeted = -math.inf  # when an engine last said that it is ready
+        self.progress = -math.inf  # when the engine last got on, as far as is known
         self._numbers = itertools.count(1)  # of requests to load or unload adapters
         self._settling: dict[int, asyncio.Future[None]] = {}
         self._restoring: set[int] = set()  # of those that a new engine was sent
@@ -82,12 +83,12 @@ class EngineClient:
     @property
     def has_greeted(self) -> bool:
         """Whether an engine has said on the open connection that it is ready."""
-        return self.is_connected and self._progress > -math.inf
+        return self.is_connected and self.progress > -math.inf
 
     @property
     def is_healthy(self) -> bool:
         """Whether an engine is connected and gets on: idle or busy, it says so all the time."""
-        return self.is_connected and time.monotonic() - self._progress < _NOTICE_S
+        return self.is_connected and time.monotonic() - self.progress < _NOTICE_S
 
     def start(self) -> None:
         """Starts the task that connects and reads."""
@@ -146,7 +147,8 @@ class EngineClient:
             raise unhealthy()
         self._streams[stream.request_id] = stream
         stream.owner = self
-        self._send(wire.submit(stream.to_engine()))
+        if self.has_greeted:  # else it is sent when the engine does
+            self._send(wire.submit(stream.to_engine()))
 
     def release(self, stream: Stream) -> None:
         """Takes a request from the engine."""
@@ -217,15 +219,14 @@ class EngineClient:
                 had_engine = self.has_greeted
                 self._writer.close()
                 self._writer = None
-                self._progress = -math.inf
+                self.progress = -math.inf
                 self._restoring.clear()
                 for future in self._settling.values():
                     if not future.done():
                         future.set_exception(unhealthy())
-            for stream in self._streams.values():
-                # A process that is ending may still accept a connection: that is no second death.
-                stream.num_restarts += had_engine or not stream.num_restarts
-                stream.timeline.lose_engine()
+            if had_engine:  # a process that is ending may still accept a connection
+                for stream in self._streams.values():
+                    stream.num_restarts += stream.lose_engine(self._greeted)
             self._fail_streams("the engine died too often", min_restarts=_MAX_RESTARTS)
             for lost in self.on_loss:
                 lost()
@@ -235,11 +236,14 @@ class EngineClient:
             (size,) = wire.HEADER.unpack(await reader.readexactly(wire.HEADER.size))
             kind, fields = wire.parse(await reader.readexactly(size))
             quiet_s = wire.parse_beat(fields) if kind is wire.Kind.BEAT else 0.0
-            self._progress = time.monotonic() - quiet_s
+            self.progress = time.monotonic() - quiet_s
             if kind is wire.Kind.READY:
+                self._greeted = self.progress
                 self._resume(wire.parse_info(fields))
             elif kind is wire.Kind.STEP:
                 self._deliver(wire.parse_step(fields))
+            elif kind is wire.Kind.TAKEN:
+                self._note_taken(wire.parse_id(fields))
             elif kind is wire.Kind.ADAPTERS:
                 self._list(wire.parse_adapters(fields))
             elif kind is wire.Kind.SETTLED:
@@ -259,9 +263,8 @@ class EngineClient:
         if wanted is not None:  # first, since the requests below may have these adapters
             self.restore_adapters(wanted)
         self._list(info.adapters)
-        for stream in self._streams.values():
-            if stream.num_restarts and not stream.ended:
-                self._send(wire.submit(stream.to_engine()))
+        for stream in self.unfinished():
+            self._send(wire.submit(stream.to_engine()))
 
     def restore_adapters(self, wanted: Mapping[str, AdapterInfo]) -> None:
         """Has the engine load and unload adapters, until it has those that are wanted, by name."""
@@ -299,6 +302,10 @@ class EngineClient:
         self.listed = listed
         if not self._restoring:
             self.adapters = {one.name: one for one in listed}
+
+    def _note_taken(self, request_id: str) -> None:
+        if (stream := self._streams.get(request_id)) is not None:
+            stream.is_taken = True
 
     def _deliver(self, step: StepOutput) -> None:
         self.last_step = step

@@ -317,8 +317,7 @@ class EnginePool:
             if replica is None:
                 return
             if is_stall:
-                stream.num_stalls += 1
-                stream.timeline.lose_engine()
+                stream.num_stalls += stream.lose_engine(lost.client.progress)
             lost.client.release(stream)
             stream.request_id = replica.client.new_request_id()
             replica.client.submit(stream)

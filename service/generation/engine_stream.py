@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
@@ -34,8 +35,10 @@ class Stream:
         request_id: by which its engine knows it; each further engine gets another one, so that
             nothing is taken from one that it was taken away from.
         owner: of the engine that computes it.
-        num_restarts: how often its engine died.
-        num_stalls: how often it was taken away from an engine that did not get on.
+        is_taken: whether that engine has said that it has it.
+        lost_at: when it was last taken for a possible cause, by the monotonic clock.
+        num_restarts: how often an engine died of which it may be the cause.
+        num_stalls: how often it was taken away from one that did not get on, likewise.
         ended: the last output was received; the caller may not have read it yet.
     """
 
@@ -50,6 +53,8 @@ class Stream:
     token_ids: list[int] = field(default_factory=list)
     num_prompt_logprobs: int = 0
     num_repeated_logprobs: int = 0  # of the prompt, that a new engine will send again
+    is_taken: bool = False
+    lost_at: float = -math.inf
     num_restarts: int = 0
     num_stalls: int = 0
     on_end: Callable[[], object] = lambda: None
@@ -92,6 +97,25 @@ class Stream:
         if isinstance(output, ServiceError):
             raise output
         return output
+
+    def lose_engine(self, alive_at: float) -> bool:
+        """Its engine is gone, or does not get on.
+
+        Several engines may end at once, by a cause of their own. One that had not said that it has
+        the request, and was there before the last loss that counted, says nothing of it.
+
+        Args:
+            alive_at: when that engine was alive for certain, by the monotonic clock.
+
+        Returns:
+            Whether the request may be the cause.
+        """
+        may_be_cause = self.is_taken or alive_at > self.lost_at
+        self.is_taken = False
+        if may_be_cause:
+            self.lost_at = time.monotonic()
+        self.timeline.lose_engine()
+        return may_be_cause
 
     @property
     def computed_token_ids(self) -> tuple[int, ...]:

@@ -49,6 +49,17 @@ def test_the_first_message_describes_the_engine(serve: Serve, path: Path) -> Non
         assert client.read() == INFO
 
 
+def test_a_request_is_taken_before_anything_is_computed(serve: Serve, path: Path) -> None:
+    gate = threading.Semaphore(0)
+    serve(make_engine(gate=gate))
+    with Client(path) as client:
+        client.send(wire.submit(make_request()))
+        while (message := client.read()) is not wire.Kind.TAKEN:
+            assert not isinstance(message, StepOutput) or not message.stats.num_steps
+        gate.release(100)
+        assert token_ids(client.until_ended("r")["r"]) == greedy_tokens((1, 2, 3), 5)
+
+
 def test_a_request_is_answered_with_steps_until_it_ends(serve: Serve, path: Path) -> None:
     serve(make_engine())
     with Client(path) as client:

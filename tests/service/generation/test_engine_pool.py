@@ -167,12 +167,29 @@ async def test_a_request_fails_with_the_third_engine_that_it_may_have_killed(fle
     for _ in range(3):
         await eventually(lambda: len(fleet.busy()) == 1)
         assert not task.done()
-        client = fleet.clients[fleet.busy()[0]]
-        fleet.kill(fleet.busy()[0])
+        (number,) = fleet.busy()
+        client = fleet.clients[number]
+        await eventually(lambda client=client: client.unfinished()[0].is_taken)
+        fleet.kill(number)
         await eventually(lambda client=client: client.num_active == 0)
     async with asyncio.timeout(TIMEOUT_S):
         assert (await task).error == "the engine died too often"
     await stream.aclose()
+
+
+async def test_streams_of_engines_that_die_in_one_moment_go_on(fleet: Fleet) -> None:
+    """Each is given to engines whose deaths are not noticed yet: more of them than it may kill."""
+    pool = await fleet.open(*(Gate(2) for _ in range(4)))
+    requests = [make_request(str(number), SAMPLED) for number in range(4)]
+    streams = [pool.generate(request) for request in requests]
+    got = [await take(stream, 2) for stream in streams]
+    assert fleet.busy() == [0, 1, 2, 3]
+    for number in range(4):
+        fleet.kill(number)
+    await eventually(lambda: not any(client.is_connected for client in fleet.clients))
+    await fleet.revive(2)
+    for stream, begun, request in zip(streams, got, requests, strict=True):
+        assert token_ids(begun + await rest(stream)) == token_ids(alone(request))
 
 
 async def test_a_call_is_aborted_in_whichever_engine_it_is(fleet: Fleet) -> None:
