@@ -66,6 +66,7 @@ logger = logging.getLogger(__name__)
 _HEALTH_INTERVAL_S = 0.2
 _BEAT_S = 0.5  # between two signs of life of the event loop
 _LAST_WORDS_S = 2.0  # for streams to end with an error, before the calls are cut
+_LAST_WORDS = "the server is shutting down"
 _KEEPALIVE_MS = 30_000
 _MAX_AGE_MS = 2**31 - 1  # gRPC takes 32 bits
 # After this time a thread that computes lets the event loop run, if that waits. Python's default,
@@ -220,13 +221,15 @@ class App:
         last_words = loop.call_later(
             max(grace - _LAST_WORDS_S, grace / 2),
             self._engines.end_streams,
-            "the server is shutting down",
+            _LAST_WORDS,
         )
         await asyncio.gather(*(server.stop(grace) for server in self._servers))
         last_words.cancel()
 
     def stop(self) -> None:
-        """Asks `run` to drain and return."""
+        """Asks `run` to drain and return; asked again, generations end at once with an error."""
+        if self._stopping.is_set():
+            self._engines.end_streams(_LAST_WORDS)
         self._stopping.set()
 
     async def stopped(self) -> None:

@@ -51,6 +51,7 @@ class Call:
         metadata: the caller's metadata, without binary values.
         is_rest: whether Envoy made it from a REST request.
         failure: why its stream has ended early, if the caller did not read it.
+        has_begun: whether its headers are sent.
         presenter: makes replies in the form that this caller expects.
     """
 
@@ -58,6 +59,7 @@ class Call:
         self, context: aio.ServicerContext[Any, Any], *, from_gateway: bool, num_bytes: int = 0
     ) -> None:
         self._context = context
+        self.has_begun = False
         self._loop = asyncio.get_running_loop()
         self.num_bytes = num_bytes
         self.received = time.monotonic()
@@ -173,6 +175,7 @@ class Call:
         To be called only before a successful reply: once they are sent, an error cannot have a REST
         status of its own.
         """
+        self.has_begun = True
         record = current_record()
         request_id = {} if record is None else {REQUEST_ID_HEADER: record.request_id}
         await self._context.send_initial_metadata(tuple((headers | request_id).items()))

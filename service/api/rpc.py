@@ -22,6 +22,7 @@ from grpc import aio
 
 from ..bundled import DESCRIPTORS
 from ..call_record import rename_call
+from ..codec import headers
 from ..codec.counts import check_body, check_counts, check_message
 from ..codec.presenter import Reply
 from ..codec.requests import NOTHING, READERS, Reader, Request
@@ -40,6 +41,8 @@ from .call import Call
 # byte of JSON values in a message, and a body of many small values 0.1 us per byte.
 _MAX_LOOP_BYTES = 2 * 1024
 _MAX_LOOP_BODY_BYTES = 32 * 1024
+# Of a reply that may go out in one write: this process may end between two.
+_MAX_WRITE_BYTES = 32 * 1024
 
 # Takes a message's bytes, and whether a REST caller sent it.
 Decoder = Callable[[bytes, bool], Request]
@@ -105,12 +108,14 @@ def _handler(
 
         return grpc.unary_stream_rpc_method_handler(stream, None, serialise)
 
-    async def unary(raw: bytes, context: aio.ServicerContext[Any, Any]) -> Reply:
+    async def unary(raw: bytes, context: aio.ServicerContext[Any, Any]) -> bytes:
         call = Call(context, from_gateway=from_gateway, num_bytes=len(raw))
-        reply: Reply = await function(await _decoded(decode, raw, call.is_rest, lanes), call)
+        reply = serialise(await function(await _decoded(decode, raw, call.is_rest, lanes), call))
+        if len(reply) > _MAX_WRITE_BYTES and not call.has_begun:
+            await call.send_headers(headers.of_whole())
         return reply
 
-    return grpc.unary_unary_rpc_method_handler(unary, None, serialise)
+    return grpc.unary_unary_rpc_method_handler(unary, None, None)
 
 
 def serialise(reply: Reply) -> bytes:

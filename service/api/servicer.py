@@ -81,6 +81,8 @@ KEEP_ALIVE_S = 15.0  # TGI's interval: axum's KeepAlive
 _MAX_WATCHERS = 128  # of the load
 # Of a list of tokens in one message: more than clients of gRPC take unless they are told to.
 _MAX_UNARY_LIST_BYTES = 4 * 1024**2
+# Of one that Envoy holds until it has all of it: as much as it buffers of any connection.
+_MAX_HELD_BYTES = 1024**2
 # Of a conversation that is prepared on the event loop: tools take most, 0.8 ms per KiB.
 _SMALL_BYTES = 6 * 1024
 
@@ -422,7 +424,7 @@ class TextGenerationServicer:
                 messages = await memory.enter_async_context(
                     self._listed(text, call, is_prompt=is_prompt, max_bytes=max_bytes)
                 )
-            if len(messages) == 1:
+            if sum(map(len, messages)) <= _MAX_HELD_BYTES:
                 await call.send_headers(headers.of_whole())
             while messages:
                 yield messages.popleft()

@@ -88,12 +88,17 @@ class Child:
             self._ended = time.monotonic()
         await asyncio.wait([self._relay], timeout=1)
 
-    async def stop(self, patience: float) -> None:
-        """Asks the process to end; kills it and those it started after `patience` seconds."""
+    async def stop(self, patience: float, *, at_once: bool = False) -> None:
+        """Asks the process to end; kills it and those it started after `patience` seconds.
+
+        At once: it is asked twice, by which a service ends its calls with an error.
+        """
         if self._process is None:
             return
         with contextlib.suppress(ProcessLookupError):
             self._process.terminate()
+            if at_once:  # two signals of one number may arrive as one
+                self._process.send_signal(signal.SIGINT)
         try:
             await asyncio.wait_for(self._process.wait(), patience)
         except TimeoutError:

@@ -116,9 +116,10 @@ class Supervisor:
             if (warning := raise_limit(plan.max_connections)) is not None:
                 logger.warning("%s", warning)
             self._plan, self._children = plan, _children(plan)
-            patience = 0.0
+            patience, may_have_calls = 0.0, False
             try:
                 await self._start(plan)
+                may_have_calls = True
                 watching = [] if plan.watch is None else [plan.watch()]
                 keeping = map(self._keep_alive, self._children)
                 await first(self._stopping.wait(), *keeping, *watching)
@@ -126,7 +127,7 @@ class Supervisor:
             finally:
                 if patience and plan.drain is not None:
                     await _drain(plan.drain)
-                await self._stop(patience)
+                await self._stop(patience, at_once=may_have_calls and not patience)
         return 0 if self._num_signals < 2 else 1
 
     async def _start(self, plan: Plan) -> None:
@@ -195,11 +196,21 @@ class Supervisor:
         assert self._plan is not None
         return self._plan.signs_of_life.get(child.name)
 
-    async def _stop(self, patience: float) -> None:
-        """Ends the children, role by role; services have `patience` for their calls."""
+    async def _stop(self, patience: float, *, at_once: bool) -> None:
+        """Ends the children, role by role.
+
+        Args:
+            patience: that services have for their calls.
+            at_once: whether they are to end their calls with an error.
+        """
         for role in dict.fromkeys((*_STOP_ORDER, *(child.role for child in self._children))):
-            seconds = _STOP_S + (patience if role == _STOP_ORDER[0] else 0)
-            ending = [child.stop(seconds) for child in self._children if child.role == role]
+            has_calls = role == _STOP_ORDER[0]
+            seconds = _STOP_S + (patience if has_calls else 0)
+            ending = [
+                child.stop(seconds, at_once=at_once and has_calls)
+                for child in self._children
+                if child.role == role
+            ]
             await asyncio.gather(*ending)
 
     @contextlib.contextmanager

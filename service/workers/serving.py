@@ -35,8 +35,11 @@ def serve(start: Callable[[Any], Answer]) -> None:
     _limit_memory(int(sys.argv[1]))
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     answer = start(_read(source))
-    _write(sink, None)  # ready
-    _answer_all(source, sink, answer)
+    try:
+        _write(sink, None)  # ready
+        _answer_all(source, sink, answer)
+    except BrokenPipeError:  # the parent has ended, and wants no answer
+        os._exit(0)  # else Python tries once more to write what is left, and says so
 
 
 def serve_forks(start: Callable[[Any], tuple[Any, Callable[[], Answer]]]) -> None:

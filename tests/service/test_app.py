@@ -33,11 +33,19 @@ from tests.service.fakes import INFO, LIMITS, MODEL, TIMEOUT_S
 
 
 @pytest.fixture
-async def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[App]:
+def gate() -> threading.Semaphore | None:
+    """What the engine's steps wait for."""
+    return None
+
+
+@pytest.fixture
+async def app(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gate: threading.Semaphore | None
+) -> AsyncGenerator[App]:
     monkeypatch.setattr("engine.server._IDLE_STEP_S", 0.01)
     monkeypatch.setattr("service.app._HEALTH_INTERVAL_S", 0.01)
     path = tmp_path / "engine.sock"
-    server = EngineServer(make_engine(), INFO, path)
+    server = EngineServer(make_engine(gate=gate), INFO, path)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     app = App(
@@ -45,7 +53,7 @@ async def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator
             model_id=str(MODEL),
             engine_socket=path,
             grpc_port=0,
-            drain_seconds=TIMEOUT_S,
+            drain_seconds=600,  # no test waits for it
             build_sha="c0ffee",
             build_label="a-label",
         )
@@ -165,6 +173,27 @@ async def test_a_stopping_server_refuses_calls(
     async with asyncio.timeout(TIMEOUT_S):
         while not await refused():
             pass
+
+
+@pytest.mark.parametrize("gate", [threading.Semaphore(0)])
+async def test_generations_end_with_an_error_when_a_server_is_told_to_end_twice(
+    app: App, channel: aio.Channel, gate: threading.Semaphore
+) -> None:
+    """As by a supervisor that gives up: nobody would let them finish."""
+    request = pb.GenerateRequest(inputs="!")
+    call = channel.unary_unary(f"/{SERVICE}/Generate", bytes)(request)
+    waiting = asyncio.ensure_future(call)
+    async with asyncio.timeout(TIMEOUT_S):
+        while not app._admission.num_active:  # noqa: ASYNC110 - another connection
+            await asyncio.sleep(0.01)
+        app.stop()
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        app.stop()
+        with pytest.raises(aio.AioRpcError, match="the server is shutting down") as ended:
+            await waiting
+    gate.release(1000)
+    assert ended.value.code() is grpc.StatusCode.ABORTED
 
 
 def test_limits_follow_the_engine() -> None:

@@ -35,6 +35,7 @@ class Servicer:
         self.requests: list[Any] = []
         self.calls: list[Call] = []
         self.num_closed = 0
+        self.document: HttpBody | bytes = HttpBody()
 
     async def _one(self, reply: Any, request: Any, call: Call) -> Any:
         self.requests.append(request)
@@ -54,7 +55,7 @@ class Servicer:
         return await self._one(framing.http_reply("text/plain", b"ready made"), request, call)
 
     async def metrics(self, request: Any, call: Call) -> Any:
-        return await self._one(HttpBody(), request, call)
+        return await self._one(self.document, request, call)
 
     open_api = docs = metrics
 
@@ -184,6 +185,16 @@ async def test_reply_bytes_are_sent_unchanged(channel: aio.Channel) -> None:
     assert pb.HealthResponse.parse(raw).http == HttpBody(
         content_type="text/plain", data=b"ready made"
     )
+
+
+@pytest.mark.parametrize(("num_bytes", "expected"), [(32 * 1024, None), (33 * 1024, "yes")])
+async def test_whole_replies_of_several_writes_may_be_held_until_their_end(
+    channel: aio.Channel, servicer: Servicer, num_bytes: int, expected: str | None
+) -> None:
+    servicer.document = bytes(num_bytes)
+    called = channel.unary_unary(f"/{SERVICE}/Metrics")(b"")
+    assert await called == bytes(num_bytes)
+    assert dict(await called.initial_metadata()).get("x-accel-buffering") == expected
 
 
 def test_a_missing_method_fails_at_start_up() -> None:

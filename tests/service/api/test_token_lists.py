@@ -37,6 +37,12 @@ def call() -> Any:
     """A gRPC caller's call; `end` is what ends it when the caller does not read."""
     made = SimpleNamespace(is_rest=False, presenter=TypedPresenter(), failure=None, end=None)
     made.end_unread_by = lambda end: setattr(made, "end", end)
+    made.headers = {}
+
+    async def send_headers(headers: dict[str, str]) -> None:
+        made.headers |= headers
+
+    made.send_headers = send_headers
     return made
 
 
@@ -44,7 +50,17 @@ async def test_a_stream_has_a_message_for_each_part(long_texts: LongTexts, call:
     service = Service()
     replies = [reply async for reply in service.servicer.tokenize_stream(LONG, call)]
     assert replies == [b"a", b"bc", b"def"]
+    assert call.headers == {"x-accel-buffering": "yes"}
     assert long_texts._lists.num_held == 0
+
+
+async def test_a_list_that_is_too_large_to_be_held_passes_as_it_is_read(
+    long_texts: LongTexts, call: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.api.servicer._MAX_HELD_BYTES", 5)
+    replies = [reply async for reply in Service().servicer.tokenize_stream(LONG, call)]
+    assert b"".join(replies) == b"abcdef"
+    assert call.headers == {}
 
 
 async def test_a_unary_reply_has_all_parts(long_texts: LongTexts, call: Any) -> None:

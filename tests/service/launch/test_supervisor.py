@@ -204,6 +204,28 @@ def test_sigterm_drains_service_then_envoy_then_engine(scene: Scene) -> None:
     assert scene.lines()[-3:] == ["service stopped", "envoy stopped", "engine stopped"]
 
 
+@pytest.mark.parametrize("is_hopeless", [False, True])
+def test_services_are_told_to_end_at_once_where_there_is_no_hope(
+    scene: Scene, is_hopeless: bool
+) -> None:
+    async def kill_engine() -> None:
+        os.kill(scene.pids("engine")[-1], signal.SIGKILL)
+
+    scene.scripts["service"] = (
+        "signal.signal(signal.SIGINT, lambda *_: note('hurried'))\n"
+        "def stop(*_):\n"
+        "    time.sleep(0.1)\n"
+        "    sys.exit(0)\n"
+        "signal.signal(signal.SIGTERM, stop)\n" + STEADY
+    )
+    if is_hopeless:
+        with pytest.raises(SupervisorError, match="giving up after 1 deaths"):
+            scene.run(kill_engine, policy=RestartPolicy(max_deaths=1))
+    else:
+        assert scene.run(interrupt) == 0
+    assert ("service hurried" in scene.lines()) == is_hopeless
+
+
 def test_several_services_drain_at_the_same_time(scene: Scene) -> None:
     """Each waits until the other has been told to end."""
     scene.scripts.pop("service")
