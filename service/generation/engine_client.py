@@ -52,6 +52,7 @@ class EngineClient:
         self._socket_path = socket_path
         self._max_waiting_s = max_waiting_s
         self._streams: dict[str, Stream] = {}
+        self.num_active = 0  # requests that the engine computes for this client, or will
         # In containers every service may have the same process id.
         prefix = f"{os.getpid()}-{secrets.token_hex(4)}"
         self._ids = (f"{prefix}-{number}" for number in itertools.count())
@@ -116,11 +117,6 @@ class EngineClient:
         """An id that no other request has."""
         return next(self._ids)
 
-    @property
-    def num_active(self) -> int:
-        """Requests that the engine computes for this client, or will."""
-        return sum(not stream.ended for stream in self._streams.values())
-
     def generate(
         self, request: Request, on_end: Callable[[], object] = lambda: None
     ) -> AsyncGenerator[SequenceOutput]:
@@ -146,6 +142,7 @@ class EngineClient:
         if self._writer is None:
             raise unhealthy()
         self._streams[stream.request_id] = stream
+        self.num_active += 1
         stream.owner = self
         if self.has_greeted:  # else it is sent when the engine does
             self._send(wire.submit(stream.to_engine()))
@@ -154,7 +151,12 @@ class EngineClient:
         """Takes a request from the engine."""
         del self._streams[stream.request_id]
         if not stream.ended:
+            self.num_active -= 1
             self._send(wire.abort(stream.request_id))
+
+    def ended(self) -> None:
+        """The engine has ended a request, or it has failed."""
+        self.num_active -= 1
 
     def unfinished(self) -> list[Stream]:
         """The requests that the engine has not ended."""

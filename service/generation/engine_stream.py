@@ -24,6 +24,9 @@ class StreamOwner(Protocol):
     def release(self, stream: Stream) -> None:
         """Ends the work on a request, if it has not ended."""
 
+    def ended(self) -> None:
+        """One of its requests has ended."""
+
 
 @dataclass(slots=True, eq=False)
 class Stream:
@@ -68,6 +71,8 @@ class Stream:
             self.token_ids.append(output.token.token_id)
         if output.is_last and not self.ended:
             self.ended = True
+            if self.owner is not None:
+                self.owner.ended()
             self.on_end()
         self.put(output)
 
