@@ -149,6 +149,7 @@ class EngineServer:
         self._owners: dict[str, _Connection] = {}
         self._preparing: set[tuple[_Connection, str]] = set()  # whose grammar is being compiled
         self._stopping = threading.Event()
+        self._is_leaving = False  # all services know that it is stopping
         self._socket_path = socket_path
         self._listener = _listen(socket_path)
 
@@ -177,6 +178,9 @@ class EngineServer:
         self._stopping.set()
 
     def _finish(self) -> None:
+        self._is_leaving = True
+        for connection in self._connections:
+            connection.send(wire.frame(wire.Kind.LEAVING))
         deadline = time.monotonic() + _DRAIN_S
         while (self._engine.has_work or self._preparing) and time.monotonic() < deadline:
             self._activity.begin(Phase.WAITING_FOR_REQUESTS)
@@ -229,6 +233,8 @@ class EngineServer:
             self._handle(connection, body)
         else:
             self._connections += (connection,)
+            if self._is_leaving:
+                connection.send(wire.frame(wire.Kind.LEAVING))
             if connection.told != self._listed:
                 connection.send(wire.adapters(self._listed))
 
@@ -312,7 +318,12 @@ class EngineServer:
                 connection.send(wire.adapters(listed))
 
     def _take(self, connection: _Connection, request: Request) -> None:
-        """Says first that the request is here: if it ends this process, that shall be known."""
+        """Says first that the request is here: if it ends this process, that shall be known.
+
+        What comes after the service was told that this engine leaves, its service gives to another.
+        """
+        if self._is_leaving:
+            return
         connection.send(wire.taken(request.request_id))
         self._prepare(connection, request)
 
@@ -328,13 +339,7 @@ class EngineServer:
             self._preparing.add((connection, request.request_id))
 
     def _submit(self, connection: _Connection, request: Request) -> None:
-        if self._stopping.is_set():
-            reason = "the engine is stopping"
-            refused: SequenceOutput | None = SequenceOutput(
-                request_id=request.request_id, error=reason
-            )
-        else:
-            refused = self._engine.add(request)
+        refused = self._engine.add(request)
         if refused is None:
             self._owners[request.request_id] = connection
         else:

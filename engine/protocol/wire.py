@@ -48,6 +48,7 @@ class Kind(IntEnum):
     SETTLED = 8  # from the engine, once for each of these: its number, and what was wrong
     ADAPTERS = 9  # from the engine, whenever they change: a list of AdapterInfo
     TAKEN = 10  # from the engine, before it does anything with a request: its id
+    LEAVING = 11  # from the engine, once: it will end, and takes no more requests
 
 
 def framed(message: Any) -> bytes:

@@ -57,6 +57,7 @@ class EngineClient:
         prefix = f"{os.getpid()}-{secrets.token_hex(4)}"
         self._ids = (f"{prefix}-{number}" for number in itertools.count())
         self._writer: asyncio.StreamWriter | None = None
+        self.is_leaving = False  # the engine finishes what it has, and takes no more
         self._task: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
         self._greeted = -math.inf  # when an engine last said that it is ready
@@ -89,7 +90,8 @@ class EngineClient:
     @property
     def is_healthy(self) -> bool:
         """Whether an engine is connected and gets on: idle or busy, it says so all the time."""
-        return self.is_connected and time.monotonic() - self.progress < _NOTICE_S
+        gets_on = time.monotonic() - self.progress < _NOTICE_S
+        return self.is_connected and gets_on and not self.is_leaving
 
     def start(self) -> None:
         """Starts the task that connects and reads."""
@@ -139,7 +141,7 @@ class EngineClient:
         Raises:
             ServiceError: no engine is connected.
         """
-        if self._writer is None:
+        if self._writer is None or self.is_leaving:
             raise unhealthy()
         self._streams[stream.request_id] = stream
         self.num_active += 1
@@ -218,15 +220,16 @@ class EngineClient:
             except (ValueError, TypeError):
                 logger.exception("the engine sent a message that cannot be read")
             finally:
-                had_engine = self.has_greeted
+                has_died = self.has_greeted and not self.is_leaving
                 self._writer.close()
                 self._writer = None
+                self.is_leaving = False
                 self.progress = -math.inf
                 self._restoring.clear()
                 for future in self._settling.values():
                     if not future.done():
                         future.set_exception(unhealthy())
-            if had_engine:  # a process that is ending may still accept a connection
+            if has_died:  # a process that is ending may still accept a connection
                 for stream in self._streams.values():
                     stream.num_restarts += stream.lose_engine(self._greeted)
             self._fail_streams("the engine died too often", min_restarts=_MAX_RESTARTS)
@@ -246,6 +249,8 @@ class EngineClient:
                 self._deliver(wire.parse_step(fields))
             elif kind is wire.Kind.TAKEN:
                 self._note_taken(wire.parse_id(fields))
+            elif kind is wire.Kind.LEAVING:
+                self.is_leaving = True
             elif kind is wire.Kind.ADAPTERS:
                 self._list(wire.parse_adapters(fields))
             elif kind is wire.Kind.SETTLED:

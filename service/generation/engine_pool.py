@@ -294,7 +294,7 @@ class EnginePool:
         self._move(replica)
 
     async def _watch(self) -> None:
-        """Moves the requests of engines that are gone or do not get on."""
+        """Moves the requests of engines that are gone, leave or do not get on."""
         looked = time.monotonic()
         while True:
             await asyncio.sleep(_LOOK_S)
@@ -309,8 +309,11 @@ class EnginePool:
 
     def _move(self, lost: _Replica) -> None:
         """Lets the requests of an engine go on in others, as far as there are any."""
+        is_leaving = lost.client.is_leaving
+        is_stall = lost.client.is_connected and not is_leaving
         for stream in lost.client.unfinished():
-            is_stall = lost.client.is_connected
+            if is_leaving and stream.is_taken:  # it still ends those
+                continue
             if is_stall and stream.num_stalls >= _MAX_STALLS:
                 continue
             replica = self._choose(stream, lost)

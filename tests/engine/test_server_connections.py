@@ -170,6 +170,27 @@ def test_stop_lets_running_requests_finish(serve: Serve, path: Path) -> None:
     assert outputs[-1].finish_reason is FinishReason.LENGTH
 
 
+def test_what_comes_after_an_engine_has_said_that_it_leaves_is_left_to_others(
+    serve: Serve, path: Path
+) -> None:
+    gate = threading.Semaphore(0)
+    server = serve(make_engine(gate=gate))
+    with Client(path) as client:
+        client.send(wire.submit(make_request("before")))
+        gate.release()
+        while not client.step().outputs:
+            pass
+        server.stop()
+        gate.release()
+        while client.read() is not wire.Kind.LEAVING:
+            pass
+        client.send(wire.submit(make_request("after")))
+        gate.release(100)
+        outputs = [output for step in client.until_closed() for output in step.outputs]
+    assert {output.request_id for output in outputs} == {"before"}
+    assert outputs[-1].finish_reason is FinishReason.LENGTH
+
+
 def test_stop_sends_computed_outputs_before_it_closes(serve: Serve, path: Path) -> None:
     engine = BigEngine()
     server = serve(engine)

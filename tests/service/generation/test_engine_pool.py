@@ -192,6 +192,44 @@ async def test_streams_of_engines_that_die_in_one_moment_go_on(fleet: Fleet) -> 
         assert token_ids(begun + await rest(stream)) == token_ids(alone(request))
 
 
+async def test_an_engine_that_leaves_ends_its_streams_and_gets_no_more(fleet: Fleet) -> None:
+    gates = [Gate(2), Gate(2)]
+    pool = await fleet.open(*gates)
+    request = make_request(sampling=SAMPLED)
+    async with aclosing(pool.generate(request)) as outputs:
+        got = await take(outputs, 2)
+        (first,) = fleet.busy()
+        fleet.clients[first].is_leaving = True
+        assert pool.is_healthy
+        async with aclosing(pool.generate(make_request("next"))) as others:
+            await take(others, 2)
+            assert [client.num_active for client in fleet.clients] == [1, 1]
+        gates[first].release(1000)
+        got += await rest(outputs)
+    assert token_ids(got) == token_ids(alone(request))
+
+
+async def test_a_request_that_an_engine_did_not_take_before_it_left_goes_on_in_another(
+    fleet: Fleet,
+) -> None:
+    gates = [Gate(0), Gate(0)]
+    pool = await fleet.open(*gates)
+    request = make_request(sampling=SAMPLED)
+    async with aclosing(pool.generate(request)) as outputs:
+        reading = asyncio.create_task(anext(outputs))
+        await eventually(lambda: len(fleet.busy()) == 1)
+        (first,) = fleet.busy()
+        (stream,) = fleet.clients[first].unfinished()
+        await eventually(lambda: stream.is_taken)
+        stream.is_taken = False
+        fleet.clients[first].is_leaving = True
+        await eventually(lambda: fleet.busy() == [1 - first])
+        gates[1 - first].release(1000)
+        got = [await reading, *await rest(outputs)]
+    assert token_ids(got) == token_ids(alone(request))
+    assert (stream.num_restarts, stream.num_stalls) == (0, 0)
+
+
 async def test_a_call_is_aborted_in_whichever_engine_it_is(fleet: Fleet) -> None:
     pool = await fleet.open(Gate(1), Gate(1))
     call = begin_record("id")
