@@ -19,13 +19,14 @@ from transformers.utils.quantization_config import GgufConfig
 
 from ..attention.kv_cache import free_memory
 from ..protocol.config import EngineConfig
-from ..protocol.errors import ModelLoadError, first_line
+from ..protocol.errors import ModelLoadError
 from ..shards.cut import Cut
 from ..shards.group import Group
 from . import quantization
 from .device import choose_device
 from .division import check_divisible, divide_checked
 from .gguf_reading import quick_gguf
+from .load_failure import load_failure
 from .load_report import check_report
 from .loaded import LoadedModel
 from .self_check import attach_paged_attention
@@ -58,7 +59,9 @@ def load_model(config: EngineConfig, group: Group | None = None) -> LoadedModel:
     except MemoryError as error:
         raise ModelLoadError(f"not enough memory to load {config.model_id}") from error
     except Exception as error:  # a broken checkpoint may raise anything; the user reads one line
-        raise ModelLoadError(f"cannot load {config.model_id}: {_reason(error, config)}") from error
+        raise ModelLoadError(
+            f"cannot load {config.model_id}: {load_failure(error, config)}"
+        ) from error
     return replace(attach_paged_attention(model, device, dtype), scheme=scheme, cuts=cuts)
 
 
@@ -67,6 +70,8 @@ def _load(
 ) -> tuple[Any, torch.dtype, quantization.Scheme | None, dict[str, Cut]]:
     """A model on its device, the format of its weights, how to quantise them, and its cuts."""
     model_config = AutoConfig.from_pretrained(**source(config))
+    # What suited the machine that saved it; transformers chooses for this one.
+    model_config._attn_implementation = model_config._experts_implementation = None
     dtype = _choose_dtype(config, device, model_config)
     scheme = quantization.choose(config, model_config, device, dtype)
     place = device if group is None else torch.device("cpu")
@@ -80,14 +85,6 @@ def _load(
     nn.Module.to(model, device)
     nn.Module.eval(model)
     return model, dtype, scheme, cuts
-
-
-def _reason(error: Exception, config: EngineConfig) -> str:
-    if is_gguf(config) and "is not supported" in str(error):
-        return f"{first_line(error)} Load the checkpoint that the file was made of, in safetensors"
-    if not config.trust_remote_code and "trust_remote_code" in str(error):
-        return "it needs code that comes with it, which runs only with --trust-remote-code"
-    return first_line(error)
 
 
 def _load_weights(

@@ -26,6 +26,7 @@ from ..protocol.errors import ModelLoadError, first_line
 from ..recurrent.find import FoundLayers, watching
 from ..recurrent.recurrence import Recurrence, StepStates
 from . import architecture
+from .load_failure import with_fields
 from .loaded import LoadedModel
 from .older.interface import use_interface
 from .step_positions import asks_positions
@@ -56,14 +57,14 @@ def attach_paged_attention(
     name = type(model).__name__
     install()
     use_interface(model)
-    with _running(name), watching(model) as found:
+    with _running(model), watching(model) as found:
         expected = stock_logits(model, use_cache=True)
     if not torch.isfinite(expected).all():
         raise ModelLoadError(f"{name} computes logits that are not finite{_cause(model)}")
     reason = architecture.refusal(model, found.stateful)
     if reason is not None:
         raise ModelLoadError(f"{name} is not supported: {reason}")
-    with _running(name):
+    with _running(model):
         loaded = _attached(model, found, device, dtype)
         difference = relative_difference(reference_logits(loaded), expected)
         if loaded.recurrence is not None and not difference <= tolerance(dtype):
@@ -86,15 +87,16 @@ def _cause(model: nn.Module) -> str:
 
 
 @contextmanager
-def _running(name: str) -> Iterator[None]:
+def _running(model: PreTrainedModel) -> Iterator[None]:
     """Within it any error of a model's code means that the model cannot be served."""
     try:
         yield
     except ModelLoadError:
         raise
     except Exception as error:
+        reason = with_fields(error, model.config.to_dict())
         raise ModelLoadError(
-            f"{name} does not run on paged attention: {first_line(error)}"
+            f"{type(model).__name__} does not run on paged attention: {reason}"
         ) from error
 
 

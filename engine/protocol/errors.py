@@ -9,7 +9,10 @@ EngineError
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
+
+_COUNTS_ERRORS = re.compile(r"\d+ validation errors? for ")  # pydantic's first line
 
 
 class EngineError(Exception):
@@ -60,10 +63,14 @@ def unknown_adapter(name: str) -> AdapterError:
 def first_line(error: BaseException) -> str:
     """The first line of an error's text that says something.
 
-    Its type's name where it has no text, and before the text of a KeyError, which is only the key.
-    A line that ends in a colon has the next one with it.
+    Its type's name where it has no text, and before the text of a KeyError that is only a key. A
+    line that ends in a colon, or only counts errors, has the next ones with it.
     """
     name = type(error).__name__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [name]
-    text = " ".join(lines[: 1 + lines[0].endswith(":")])
-    return f"{name}: {text}" if isinstance(error, KeyError) else text
+    counts = _COUNTS_ERRORS.match(lines[0]) is not None
+    text = " ".join(lines[: 1 + lines[0].endswith(":") + 2 * counts])
+    if not isinstance(error, KeyError):
+        return text
+    key = error.args[0] if error.args else None
+    return key if isinstance(key, str) and " " in key else f"{name}: {text}"

@@ -391,8 +391,63 @@ class TestLoad:
         config = json.loads((checkpoint / "config.json").read_text())
         (checkpoint / "config.json").write_text(json.dumps(config | {"hidden_size": "64"}))
         assert "'hidden_size' expected int, got str" in self.load_error(checkpoint)
-        (checkpoint / "config.json").write_text(json.dumps(config | {"hidden_act": "odd"}))
-        assert self.load_error(checkpoint).endswith("KeyError: 'odd'")
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            (
+                {"hidden_act": "odd"},
+                "its configuration has 'odd' in hidden_act, which is not known",
+            ),
+            (
+                {"rope_parameters": {"rope_type": "odd", "rope_theta": 1e4}},
+                "its configuration has 'odd' in rope_parameters.rope_type, which is not known",
+            ),
+            ({"dtype": "odd"}, "its configuration has 'odd' in dtype, which is not known"),
+            (
+                {"num_key_value_heads": 0},
+                "integer division or modulo by zero (its configuration: num_key_value_heads is 0)",
+            ),
+            (
+                {"rope_parameters": {"rope_type": "linear", "factor": "2", "rope_theta": 1e4}},
+                "(its configuration: rope_parameters.factor is '2')",
+            ),
+            (
+                {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4}},
+                ": Missing required keys in `rope_parameters` for 'rope_type'='linear': {'factor'}",
+            ),
+        ],
+    )
+    def test_of_values_that_are_not_known_names_the_field(
+        self, checkpoint: Path, changes: dict[str, Any], message: str
+    ) -> None:
+        self.change(checkpoint, changes)
+        assert self.load_error(checkpoint).endswith(message)
+
+    def test_of_a_layer_that_the_model_does_not_have_names_the_field(self, tmp_path: Path) -> None:
+        build_model(ARCHITECTURES["qwen2"]()).save_pretrained(tmp_path)
+        types = json.loads((tmp_path / "config.json").read_text())["layer_types"]
+        self.change(tmp_path, {"layer_types": ["linear_attention", *types[1:]]})
+        with pytest.raises(ModelLoadError) as caught:
+            load_model(EngineConfig(model_id=str(tmp_path), socket_path=tmp_path / "s"))
+        assert str(caught.value) == (
+            "Qwen2ForCausalLM does not run on paged attention: its configuration has "
+            "'linear_attention' in layer_types, which is not known"
+        )
+
+    @pytest.mark.parametrize("name", ["flash_attention_2", "odd", "paged|eager"])
+    @pytest.mark.parametrize("field", ["attn_implementation", "_attn_implementation"])
+    def test_does_without_the_attention_of_the_machine_that_saved_it(
+        self, checkpoint: Path, field: str, name: str
+    ) -> None:
+        self.change(checkpoint, {field: name})
+        load_model(EngineConfig(model_id=str(checkpoint), socket_path=checkpoint / "s"))
+
+    @staticmethod
+    def change(checkpoint: Path, changes: dict[str, Any]) -> None:
+        """Changes fields of config.json."""
+        config = json.loads((checkpoint / "config.json").read_text())
+        (checkpoint / "config.json").write_text(json.dumps(config | changes))
 
     def test_of_a_model_without_positions(self, checkpoint: Path) -> None:
         config = json.loads((checkpoint / "config.json").read_text())
