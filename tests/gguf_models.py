@@ -23,6 +23,7 @@ def write_gguf(
     architecture: str = "llama",
     embedding_rows: int | None = None,
     vocabulary: dict[str, Any] | None = None,
+    tensors: dict[str, Any] | None = None,
 ) -> Path:
     """Writes a Llama whose linear layers are in a format.
 
@@ -32,6 +33,7 @@ def write_gguf(
         architecture: what the file says that it is.
         embedding_rows: token ids of the embedding; by default, all that the vocabulary has.
         vocabulary: metadata to add or, where a value is None, to leave out.
+        tensors: to add, in float32.
     """
     writer = gguf.GGUFWriter(path, architecture)
     _add_sizes(writer)
@@ -42,6 +44,8 @@ def write_gguf(
             writer.add_tensor(name, weights)
         else:
             writer.add_tensor(name, gguf.quantize(weights, kind), raw_dtype=kind)
+    for name, weights in (tensors or {}).items():
+        writer.add_tensor(name, weights)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -84,6 +88,8 @@ def _add_vocabulary(writer: gguf.GGUFWriter, changes: dict[str, Any]) -> int:
             writer.add_bool(key, value)
         elif isinstance(value, int):
             writer.add_uint32(key, value)
+        elif isinstance(value, float):
+            writer.add_float32(key, value)
         elif isinstance(value, str):
             writer.add_string(key, value)
         elif value is not None:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Collection
 from typing import Any
 
+import gguf
 from torch import nn
 
 _MAX_LISTED = 3
@@ -42,6 +43,25 @@ def check_report(report: dict[str, Any], model: nn.Module, *, is_quantized: bool
             "config.json does not fit the weights: the model that it describes leaves out "
             f"{_listed(left_out)}"
         )
+
+
+def check_gguf_biases(path: str, model: nn.Module) -> None:
+    """Checks that a model has as many biases as the GGUF file that it was made of.
+
+    Of tensors that it leaves out of such a file, transformers reports nothing. A Llama's file may
+    have biases, for example, of which its configuration says nothing.
+
+    Raises:
+        ValueError: the file has more; the text names the first.
+    """
+    found = {
+        tensor.name: int(tensor.n_elements)
+        for tensor in gguf.GGUFReader(path).tensors
+        if tensor.name.endswith(".bias")
+    }
+    held = [*model.named_parameters(), *model.named_buffers()]
+    if sum(found.values()) > sum(part.numel() for name, part in held if name.endswith("bias")):
+        raise ValueError(f"the model leaves out biases of the file, which has {_listed(found)}")
 
 
 def _left_out(unexpected: Collection[str], model: nn.Module) -> list[str]:

@@ -26,8 +26,9 @@ from . import quantization
 from .device import choose_device
 from .division import check_divisible, divide_checked
 from .gguf_reading import quick_gguf
+from .gguf_rope import scale_configuration, scale_frequencies
 from .load_failure import load_failure
-from .load_report import check_report
+from .load_report import check_gguf_biases, check_report
 from .loaded import LoadedModel
 from .self_check import attach_paged_attention
 from .source import is_gguf, source
@@ -72,6 +73,8 @@ def _load(
     model_config = AutoConfig.from_pretrained(**source(config))
     # What suited the machine that saved it; transformers chooses for this one.
     model_config._attn_implementation = model_config._experts_implementation = None
+    if is_gguf(config):
+        scale_configuration(config, model_config)
     dtype = _choose_dtype(config, device, model_config)
     scheme = quantization.choose(config, model_config, device, dtype)
     place = device if group is None else torch.device("cpu")
@@ -81,6 +84,9 @@ def _load(
     model = _load_weights(config, model_config, dtype, place)
     if config.dtype is not None and _dtype_of(config.dtype) is not dtype:
         _round_weights(model, _dtype_of(config.dtype))
+    if is_gguf(config):
+        check_gguf_biases(config.model_id, model)
+        scale_frequencies(config, model)
     cuts = {} if group is None else divide_checked(model, group)
     nn.Module.to(model, device)
     nn.Module.eval(model)

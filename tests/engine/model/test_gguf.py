@@ -72,6 +72,14 @@ def test_an_architecture_that_is_not_read_is_named(tmp_path: Path) -> None:
     )
 
 
+def test_biases_that_the_model_leaves_out_are_named(tmp_path: Path) -> None:
+    path = write_gguf(
+        tmp_path / "model.gguf", tensors={"blk.1.attn_q.bias": np.ones(128, np.float32)}
+    )
+    with pytest.raises(ModelLoadError, match=r"leaves out biases .* has blk\.1\.attn_q\.bias$"):
+        load_model(config(path, None))
+
+
 def linear_error(layer: torch.nn.Linear) -> float:
     """How far a layer of 4 bits is from the weight that it is made of."""
     quantized = Int4Linear.from_linear(layer)
