@@ -24,13 +24,14 @@ from torch import Tensor
 from transformers.utils.hub import cached_file
 
 from ..protocol.errors import ModelLoadError, first_line
+from ..protocol.git_lfs import POINTER
 from .adapter import Adapter, LowRankUpdate
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
+_SHARDS = "adapter_model-*.safetensors"
 _PICKLE_NAME = "adapter_model.bin"
 _PREFIX = "base_model.model."
-_POINTER = b"version https://git-lfs.github.com/spec/"
 _MAX_CONFIG_BYTES = 1 << 20
 _MAX_WEIGHTS_BYTES = 4 << 30  # rank 256 of a model of 70 billion weights takes 3 GiB in 16 bits
 _MAX_KEYS = 1024  # of a pattern, and characters of each
@@ -141,7 +142,7 @@ def _read(path: Path, max_bytes: int) -> bytes:
         if size > max_bytes:
             raise ValueError(f"{path.name} has {size} bytes, more than {max_bytes}")
         content = file.read(size)
-    if content.startswith(_POINTER):
+    if content.startswith(POINTER):
         what = "a pointer of git-lfs and not the file itself"
         raise ValueError(f"{path.name} is {what}; `git lfs pull` fetches it")
     return content
@@ -161,6 +162,11 @@ def _check_directory(directory: Path) -> None:
         raise ValueError(
             f"{directory} has only {_PICKLE_NAME}, a format that can run code: save it as "
             "safetensors"
+        )
+    if any(directory.glob(_SHARDS)):
+        raise ValueError(
+            f"the weights in {directory} are in shards, and {WEIGHTS_NAME} is missing: save it as "
+            "one file"
         )
     raise ValueError(f"{directory} has no {WEIGHTS_NAME}")
 

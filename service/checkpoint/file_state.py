@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-_POINTER = b"version https://git-lfs.github.com/spec/"
+from engine.protocol.git_lfs import POINTER
 
 
 def check_not_pointer(path: Path) -> None:
@@ -16,7 +16,7 @@ def check_not_pointer(path: Path) -> None:
         ValueError: it is such a pointer.
     """
     with path.open("rb") as file:
-        if file.read(len(_POINTER)) == _POINTER:
+        if file.read(len(POINTER)) == POINTER:
             raise ValueError(
                 f"{path} is a pointer of git-lfs and not the file itself; `git lfs pull` fetches it"
             )

@@ -188,6 +188,12 @@ def test_tensors_that_cannot_be_applied(
         (lambda path: (path / CONFIG_NAME).unlink(), f"has no {CONFIG_NAME}, so it is not an"),
         (lambda path: (path / WEIGHTS_NAME).unlink(), f"has no {WEIGHTS_NAME}"),
         (
+            lambda path: (path / WEIGHTS_NAME).rename(
+                path / "adapter_model-00001-of-00002.safetensors"
+            ),
+            "are in shards, and adapter_model.safetensors is missing: save it as one file",
+        ),
+        (
             lambda path: (path / WEIGHTS_NAME).rename(path / "adapter_model.bin"),
             "has only adapter_model.bin, a format that can run code: save it as safetensors",
         ),
@@ -211,6 +217,7 @@ def test_tensors_that_cannot_be_applied(
     ids=[
         "no config",
         "no weights",
+        "shards",
         "pickle",
         "no json",
         "a list",
