@@ -6,11 +6,11 @@ import itertools
 from collections.abc import Collection
 from dataclasses import dataclass
 
-import psutil
 import torch
 from torch import Tensor
 
 from ..block_form import BlockForm
+from ..protocol.host_memory import available_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,4 +146,4 @@ def free_memory(device: torch.device) -> int:
     """Bytes that can still be allocated on the device."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
+    return available_memory()
