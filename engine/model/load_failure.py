@@ -78,7 +78,7 @@ def _fields_of(value: str, described: Mapping[str, Any]) -> list[str]:
 
 
 def _implausible(described: Mapping[str, Any]) -> list[str]:
-    """Fields that may be the reason of an error: sizes below 1, rotary values of wrong types."""
+    """Fields that may be the reason of an error: sizes below 1, values of wrong types."""
     return [f"{name} is {value!r}" for name, value in _leaves(described) if _is_odd(name, value)]
 
 
@@ -86,6 +86,8 @@ def _is_odd(name: str, value: Any) -> bool:
     last = name.rpartition(".")[2]
     if any(part in name for part in _ROPE) and value is not None:
         return isinstance(value, str) != (last in _ROPE_NAMES)
+    if name == "quantization_config":  # no object
+        return value is not None
     return last in _SIZES and isinstance(value, int) and value < 1
 
 

@@ -23,8 +23,7 @@ def check_report(report: dict[str, Any], model: nn.Module, *, is_quantized: bool
     Args:
         report: what transformers gives for `output_loading_info`.
         model: what it has loaded.
-        is_quantized: whether the checkpoint is, by its configuration, so that layers have tensors
-            of their own.
+        is_quantized: whether the model is, so that its layers have tensors of their own.
 
     Raises:
         ValueError: a tensor is missing, left out or of a wrong shape; the text names it.

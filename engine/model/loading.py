@@ -32,6 +32,7 @@ from .load_report import check_gguf_biases, check_report
 from .loaded import LoadedModel
 from .self_check import attach_paged_attention
 from .source import is_gguf, source
+from .weight_files import check_scales
 from .weight_size import check_room, weight_bytes
 
 logger = logging.getLogger(__name__)
@@ -80,10 +81,14 @@ def _load(
     place = device if group is None else torch.device("cpu")
     if group is not None:
         check_divisible(model_config)
-    check_room(config, dtype, place)
+    bits = quantization.stored_bits(model_config, device)
+    check_room(config, dtype, place, bits)
     model = _load_weights(config, model_config, dtype, place)
     if config.dtype is not None and _dtype_of(config.dtype) is not dtype:
         _round_weights(model, _dtype_of(config.dtype))
+    if bits is not None:
+        check_scales(config)
+        _log_dequantized(f"quantised weights of {bits} bits", config, dtype)
     if is_gguf(config):
         check_gguf_biases(config.model_id, model)
         scale_frequencies(config, model)
@@ -114,8 +119,9 @@ def _load_weights(
         device_map=None if device.type == "cpu" else {"": device},
     )
     model, report = loaded
-    is_quantized = getattr(model_config, "quantization_config", None) is not None
-    check_report(report, model, is_quantized=is_quantized)
+    described = getattr(model_config, "quantization_config", None)
+    stays = described is not None and quantization.stored_bits(model_config, device) is None
+    check_report(report, model, is_quantized=stays)
     return model
 
 
@@ -140,9 +146,13 @@ def _dequantized(config: EngineConfig, dtype: torch.dtype) -> dict[str, Any]:
     """Arguments with which transformers makes plain weights of a GGUF file's."""
     if not is_gguf(config):
         return {}
-    advice = "" if config.quantize else "; --quantize int8 or int4 makes them small again"
-    logger.info("weights of a GGUF file are dequantised to %s%s", str(dtype)[6:], advice)
+    _log_dequantized("weights of a GGUF file", config, dtype)
     return {"quantization_config": GgufConfig(dequantize=True)}
+
+
+def _log_dequantized(what: str, config: EngineConfig, dtype: torch.dtype) -> None:
+    advice = "" if config.quantize else "; --quantize int8 or int4 makes them small again"
+    logger.info("%s are dequantised to %s%s", what, str(dtype)[6:], advice)
 
 
 def _choose_dtype(config: EngineConfig, device: torch.device, model_config: Any) -> torch.dtype:
@@ -152,17 +162,16 @@ def _choose_dtype(config: EngineConfig, device: torch.device, model_config: Any)
     times slower in 16 bits. It is left to where there are no kernels, or where the weights do not
     fit in float32, which they have to until the layers are packed.
     """
-    if device.type == "cpu" and (config.dtype is None or _has_kernels_and_room(config, device)):
+    if device.type == "cpu" and config.dtype is None:
         return torch.float32
+    if quantization.kernels_of(config, device, torch.float32) is not None:
+        bits = quantization.stored_bits(model_config, device)
+        if weight_bytes(config, torch.float32, bits) <= free_memory(device):
+            return torch.float32
     if config.dtype is not None:
         return _dtype_of(config.dtype)
     dtype = getattr(model_config, "dtype", None)
     return dtype if isinstance(dtype, torch.dtype) else torch.float16
-
-
-def _has_kernels_and_room(config: EngineConfig, device: torch.device) -> bool:
-    has_kernels = quantization.kernels_of(config, device, torch.float32) is not None
-    return has_kernels and weight_bytes(config, torch.float32) <= free_memory(device)
 
 
 def _dtype_of(name: str) -> torch.dtype:

@@ -228,7 +228,13 @@ def _shares_note(shares: Mapping[str, float], rest: torch.dtype) -> str:
 
 def _num_in_experts(model: nn.Module) -> int:
     """How many weights are in matrices of experts, [num_experts, out, in]."""
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.dim() == 3)
+    return sum(
+        parameter.numel()
+        for module in model.modules()
+        if not isinstance(module, nn.Conv1d)  # of a state space model
+        for parameter in module.parameters(recurse=False)
+        if parameter.dim() == 3
+    )
 
 
 def pack_layers(loaded: LoadedModel, kernels: CpuKernels, left: Collection[nn.Module] = ()) -> None:

@@ -41,6 +41,7 @@ _EQUIVALENTS = {
     "bitsandbytes-nf4": "int4",
     "bitsandbytes-fp4": "int4",
 }
+_ANEW = frozenset({"int8", "int4"})  # also where a checkpoint's own bits are dequantised
 _ON_LOADING = frozenset({"int8", "int4", "fp8", *_EQUIVALENTS})
 # The `quant_method`s of checkpoints that a name accepts; by default the name itself.
 _METHODS = {
@@ -55,6 +56,7 @@ _PACKAGES = {
     "compressed-tensors": ("compressed_tensors",),
     "gptq": ("gptqmodel", "optimum"),
 }
+_DEQUANTIZED = {"fp8": 8, "mxfp4": 4}  # methods that a CPU does not multiply, and their bits
 _PAIRS = "bfloat16"  # the dtype whose products are of pairs
 _FP8_CAPABILITY = (8, 9)  # Ada; Hopper is 9.0
 
@@ -104,7 +106,8 @@ def choose(
     Args:
         config: its `quantize` is the name.
         model_config: of transformers, before the weights are loaded; for a quantised checkpoint it
-            may be changed, so that transformers loads it in the way that suits the device.
+            may be changed, so that transformers loads it in the way that suits the device. Where
+            that dequantises its weights, they may be quantised anew.
         device: where the model will run.
         dtype: of weights that are not quantised.
 
@@ -113,7 +116,8 @@ def choose(
     """
     if getattr(model_config, "quantization_config", None) is not None:
         _prepare_checkpoint(config.quantize, model_config, device)
-        return None
+        if config.quantize not in _ANEW:
+            return None
     if _multiplies_pairs(config, device, dtype):
         return _bfloat16()
     if config.quantize is None:
@@ -265,14 +269,55 @@ def _prepare_checkpoint(name: str | None, model_config: Any, device: torch.devic
     Raises:
         ValueError: it is not in the format of `name`, or cannot be loaded.
     """
-    described = model_config.quantization_config
-    described = described if isinstance(described, dict) else described.to_dict()
+    described = _description(model_config)
     method = _method(described)
-    if name is not None and method not in _METHODS.get(name, {name}):
-        raise ValueError(f"the checkpoint is quantised already ({method}), not with {name}")
-    _check_loadable(method)
     if method == "compressed-tensors":
         model_config.quantization_config = described | _loading_options(described, device)
+    is_anew = name in _ANEW and stored_bits(model_config, device) is not None
+    if name is not None and not is_anew and method not in _METHODS.get(name, {name}):
+        raise ValueError(f"the checkpoint is quantised already ({method}), not with {name}")
+    _check_loadable(method)
+
+
+def stored_bits(model_config: Any, device: torch.device) -> int | None:
+    """Bits of a quantised checkpoint's weights that are dequantised while they are loaded.
+
+    The fewest, where layers differ. None if they stay as they are, or nothing is quantised.
+    """
+    if getattr(model_config, "quantization_config", None) is None:
+        return None
+    described = _description(model_config)
+    method = _method(described)
+    if method == "compressed-tensors" and described.get("dequantize"):
+        return min((int(group.get("num_bits", 8)) for group in _groups(described)), default=8)
+    return _DEQUANTIZED.get(method) if device.type == "cpu" else None
+
+
+def _description(model_config: Any) -> dict[str, Any]:
+    """What a configuration says of how a checkpoint is quantised."""
+    described = model_config.quantization_config
+    plain = described if isinstance(described, dict) else described.to_dict()
+    assert isinstance(plain, dict)
+    return plain
+
+
+def _groups(described: dict[str, Any]) -> list[dict[str, Any]]:
+    """How the weights of each group of layers of compressed-tensors are quantised.
+
+    Raises:
+        ValueError: it does not say so.
+    """
+    groups = described.get("config_groups") or {}
+    if not isinstance(groups, dict) or not all(isinstance(g, dict) for g in groups.values()):
+        raise ValueError(f"quantization_config.config_groups has no objects. Given: {groups!r}")
+    found = [group.get("weights") or {} for group in groups.values()]
+    for weights in found:
+        if not isinstance(weights, dict) or type(weights.get("num_bits", 8)) is not int:
+            raise ValueError(
+                "quantization_config.config_groups: weights.num_bits must be an integer. "
+                f"Given: {weights!r}"
+            )
+    return found
 
 
 def _check_loadable(method: str) -> None:
@@ -286,7 +331,8 @@ def _check_loadable(method: str) -> None:
         known == method or known.startswith(f"{method}_") for known in AUTO_QUANTIZER_MAPPING
     ):
         raise ValueError(
-            f"transformers does not load checkpoints that were quantised with {method}"
+            f"transformers does not load checkpoints that were quantised with {method} "
+            "(quantization_config.quant_method)"
         )
     missing = [package for package in _PACKAGES.get(method, ()) if find_spec(package) is None]
     if missing:
@@ -302,7 +348,7 @@ def _loading_options(described: dict[str, Any], device: torch.device) -> dict[st
     Otherwise they are dequantised while loading. By default, transformers does that in the first
     step. The fp8 path has not been run on a GPU yet.
     """
-    groups = [group.get("weights") or {} for group in described.get("config_groups", {}).values()]
+    groups = _groups(described)
     is_fp8 = all(group.get("type") == "float" and group.get("num_bits") == 8 for group in groups)
     if is_fp8 and multiplies_fp8(device):
         return {"use_optimized_inference": True}

@@ -28,8 +28,8 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
     return float(((actual - expected).std() / expected.std()).detach())
 
 
-def compress(path: Path) -> None:
-    """Rewrites a checkpoint in int8, in the format of compressed-tensors."""
+def compress(path: Path, without: str | None = None) -> None:
+    """Rewrites a checkpoint in int8, in the format of compressed-tensors, without a tensor."""
     weights = path / "model.safetensors"
     tensors: dict[str, Tensor] = {}
     for name, tensor in load_file(weights).items():
@@ -39,6 +39,7 @@ def compress(path: Path) -> None:
         scales = tensor.abs().amax(dim=1, keepdim=True) / 127
         tensors[name] = (tensor / scales).round().to(torch.int8)
         tensors[f"{name}_scale"] = scales
+    tensors.pop(without or "", None)
     save_file(tensors, weights, metadata={"format": "pt"})
     group = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel"}
     described = {

@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import GPT2Config, LlamaConfig, MixtralConfig
 from transformers.pytorch_utils import Conv1D
@@ -33,6 +34,7 @@ from tests.engine.fakes import run, token_ids
 from tests.engine.model.architectures import ARCHITECTURES, SMALL, build_model
 from tests.engine.model.quantized import compress, config, relative_error
 from tests.engine.native import kernels_for, threads
+from tests.engine.recurrent.stateful import STATEFUL
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -261,6 +263,14 @@ class TestModels:
         linear = 3 * (64 * 64 * 2 + 64 * 32 * 2) + 64 * 128
         assert share == pytest.approx(linear / (linear + experts + others), abs=0.006)
 
+    def test_with_states_count_no_convolutions_as_experts(self) -> None:
+        kernels_for("whole")
+        model = build_model(STATEFUL["bamba"](), scale=1.0)
+        loaded = attach_paged_attention(model, CPU, torch.float32)
+        note = quantize_model(replace(loaded, scheme=choose("int8")))
+        assert note is not None
+        assert "experts" not in note
+
     @pytest.mark.parametrize("factor", [0.0, torch.nan])
     def test_whose_logits_change_too_much_are_refused(self, factor: float) -> None:
         class Spoilt(nn.Module):
@@ -310,7 +320,7 @@ class TestLoading:
         return tmp_path / "model"
 
     @staticmethod
-    def describe(path: Path, quantization_config: dict[str, Any]) -> None:
+    def describe(path: Path, quantization_config: Any) -> None:
         file = path / "config.json"
         content = json.loads(file.read_text()) | {"quantization_config": quantization_config}
         file.write_text(json.dumps(content))
@@ -346,3 +356,85 @@ class TestLoading:
         with torch.inference_mode():
             error = relative_error(loaded.model(ids).logits, exact(ids).logits)
         assert 0 < error < 0.2
+
+    @pytest.mark.parametrize(("quantize", "kind"), [("int8", "int8"), ("int4", "int4")])
+    def test_quantises_anew_what_was_dequantised(
+        self, checkpoint: Path, quantize: str, kind: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        pytest.importorskip("compressed_tensors", reason="the extra `quantized`")
+        kernels_for("whole")
+        caplog.set_level(logging.INFO)
+        compress(checkpoint)
+        loaded = load_model(config(checkpoint, quantize))
+        assert "quantised weights of 8 bits are dequantised to float32" in caplog.messages
+        note = quantize_model(loaded)
+        assert note is not None
+        assert f"quantised to {kind}" in note
+
+    def test_tells_how_dequantised_weights_become_small(
+        self, checkpoint: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        pytest.importorskip("compressed_tensors", reason="the extra `quantized`")
+        caplog.set_level(logging.INFO)
+        compress(checkpoint)
+        load_model(config(checkpoint, None))
+        assert (
+            "quantised weights of 8 bits are dequantised to float32; --quantize int8 or int4 makes "
+            "them small again" in caplog.messages
+        )
+
+    def test_refuses_quantised_weights_without_scales(self, checkpoint: Path) -> None:
+        pytest.importorskip("compressed_tensors", reason="the extra `quantized`")
+        name = "model.layers.1.mlp.down_proj.weight"
+        compress(checkpoint, without=f"{name}_scale")
+        with pytest.raises(ModelLoadError) as caught:
+            load_model(config(checkpoint, None))
+        assert str(caught.value).endswith(
+            f": {name} is quantised, and the checkpoint lacks {name}_scale"
+        )
+
+    def test_refuses_scales_of_wrong_shapes(self, checkpoint: Path) -> None:
+        pytest.importorskip("compressed_tensors", reason="the extra `quantized`")
+        compress(checkpoint)
+        weights = checkpoint / "model.safetensors"
+        name = "model.layers.1.mlp.down_proj.weight"
+        tensors = load_file(weights) | {f"{name}_scale": torch.ones(3)}
+        save_file(tensors, weights, metadata={"format": "pt"})
+        with pytest.raises(ModelLoadError, match=f"{re.escape(name)} cannot be made of the"):
+            load_model(config(checkpoint, None))
+
+    def test_refuses_what_a_dequantised_model_leaves_out(self, checkpoint: Path) -> None:
+        pytest.importorskip("compressed_tensors", reason="the extra `quantized`")
+        compress(checkpoint)
+        weights = checkpoint / "model.safetensors"
+        name = "model.layers.0.mlp.up_proj.bias"
+        save_file(load_file(weights) | {name: torch.ones(2)}, weights, metadata={"format": "pt"})
+        with pytest.raises(ModelLoadError, match=f"leaves out {re.escape(name)}$"):
+            load_model(config(checkpoint, None))
+
+    @pytest.mark.parametrize(
+        ("described", "message"),
+        [
+            ("int8", "(its configuration: quantization_config is 'int8')"),
+            ({"config_groups": []}, None),
+            ({"config_groups": ["all"]}, "config_groups has no objects. Given: ['all']"),
+            ({"config_groups": {"g": None}}, "config_groups has no objects. Given: {'g': None}"),
+            (
+                {"config_groups": {"g": {"weights": {"num_bits": "8"}}}},
+                "weights.num_bits must be an integer. Given: {'num_bits': '8'}",
+            ),
+        ],
+    )
+    def test_names_what_is_wrong_in_a_description(
+        self, checkpoint: Path, described: Any, message: str | None
+    ) -> None:
+        pytest.importorskip("compressed_tensors", reason="the extra `quantized`")
+        if isinstance(described, dict):
+            described |= {"quant_method": "compressed-tensors"}
+        self.describe(checkpoint, described)
+        if message is None:  # no layer is quantised
+            load_model(config(checkpoint, None))
+            return
+        with pytest.raises(ModelLoadError) as caught:
+            load_model(config(checkpoint, None))
+        assert str(caught.value).endswith(message)

@@ -58,6 +58,31 @@ def test_numbers_that_are_quantised_stay_as_they_are(tmp_path: Path) -> None:
     assert weight_bytes(config(tmp_path, None), torch.float32) == 5 * 3 * 4 + 7 + 2 * 4
 
 
+def test_weights_that_are_dequantised_are_counted_as_they_will_be(tmp_path: Path) -> None:
+    numbers = {
+        "a.weight": torch.zeros(6, 4, dtype=torch.int8),
+        "a.weight_scale": torch.zeros(6, 1),
+        "b.weight_packed": torch.zeros(6, 2, dtype=torch.int32),  # 16 of 4 bits in a row
+        "c_blocks": torch.zeros(6, 2, dtype=torch.uint8),
+    }
+    save_file(numbers, tmp_path / "model.safetensors")
+    wanted = 4 * (6 * 4 + 6 + 6 * 16 + 6 * 4)
+    assert weight_bytes(config(tmp_path, None), torch.float32, 4) == wanted
+
+
+def test_files_that_the_index_names_are_counted_and_no_others(tmp_path: Path) -> None:
+    build_model(ARCHITECTURES["llama"]()).save_pretrained(tmp_path, max_shard_size="20KB")
+    expected = weight_bytes(config(tmp_path, None), torch.float32)
+    index = tmp_path / "model.safetensors.index.json"
+    text = index.read_text()
+    for part in sorted(tmp_path.glob("model-*.safetensors")):
+        text = text.replace(part.name, f"weights-{part.name}")
+        part.rename(tmp_path / f"weights-{part.name}")
+    index.write_text(text)
+    save_file({"x": torch.zeros(99)}, tmp_path / "model-00001-of-00009.safetensors")
+    assert weight_bytes(config(tmp_path, None), torch.float32) == expected > 0
+
+
 @pytest.mark.parametrize("is_gguf", [False, True])
 def test_what_does_not_fit_is_refused_in_one_line_with_both_sizes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_gguf: bool
