@@ -11,9 +11,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedTokenizerFast,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 VOCAB_SIZE = 32_000
@@ -72,6 +72,27 @@ def qwen3_06b() -> Qwen3Config:
     )
 
 
+def qwen3_moe_192m() -> Qwen3MoeConfig:
+    """192 M parameters, 170 M of them in 6 layers of 32 experts, of which a token takes 4."""
+    return Qwen3MoeConfig(
+        vocab_size=8000,
+        hidden_size=768,
+        intermediate_size=2048,
+        moe_intermediate_size=384,
+        num_experts=32,
+        num_experts_per_tok=4,
+        norm_topk_prob=True,
+        num_hidden_layers=6,
+        num_attention_heads=12,
+        num_key_value_heads=4,
+        head_dim=64,
+        max_position_embeddings=2048,
+        bos_token_id=1,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+
+
 def shrunk(config: Any) -> Any:
     """Shrinks a configuration to a size for tests; it is changed in place."""
     config.vocab_size = 512
@@ -81,6 +102,8 @@ def shrunk(config: Any) -> Any:
     config.num_attention_heads = 4
     config.num_key_value_heads = 2
     config.head_dim = 16
+    if hasattr(config, "moe_intermediate_size"):
+        config.moe_intermediate_size = 64
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[: config.num_hidden_layers]
     return config
@@ -97,10 +120,10 @@ def build(config: Any, device: torch.device, dtype: torch.dtype) -> Any:
     return model
 
 
-def save(config: LlamaConfig, path: Path) -> LlamaForCausalLM:
+def save(config: Any, path: Path) -> Any:
     """Writes a model and a tokenizer in which token i is the word `wi`; returns the model."""
     torch.manual_seed(0)
-    model = LlamaForCausalLM(config).eval()
+    model: Any = AutoModelForCausalLM.from_config(config).eval()
     model.generation_config.eos_token_id = None
     model.save_pretrained(path)
     words = Tokenizer(models.WordLevel({f"w{i}": i for i in range(config.vocab_size)}, "w0"))
