@@ -2,8 +2,9 @@
 
 A timer of the loop looks at the clock every millisecond. A thread looks at the timer, and notes
 what all threads do while it is late: where code held the interpreter's lock in one call, a thread
-is seen right after the call. A block counts as long as the process used a processor in it, so that
-a machine with other work makes none. Collections of garbage are noted by their generation.
+is seen right after the call. A block counts as long as the process used a processor in it, and
+without what the loop's own thread waited for one, so that a machine with other work makes none.
+Collections of garbage are noted by their generation.
 
     python -m benchmarks.watched_service FILE service …
 """
@@ -25,6 +26,7 @@ from service import cli
 
 _BEAT_S = 0.001
 _LATE_S = 0.002  # from which on threads are looked at, and a block is noted
+_SCHEDULE = Path("/proc/thread-self/schedstat")
 _OURS = ("/service/", "/engine/")
 _WAITING = {
     *("wait", "select", "sleep", "_worker", "get", "accept", "acquire", "_do_waitpid"),
@@ -52,12 +54,13 @@ class Watch:
         """The loop's timer."""
         gc.callbacks.append(self._collected)
         threading.Thread(target=self.look, daemon=True).start()
-        used = time.process_time()
+        used, waited = time.process_time(), _waited_s()
         while True:
             await asyncio.sleep(_BEAT_S)
-            now, before = time.monotonic(), used
-            used = time.process_time()
-            late = min(now - self._at - _BEAT_S, used - before)
+            now, used_before, waited_before = time.monotonic(), used, waited
+            used, waited = time.process_time(), _waited_s()
+            passed = now - self._at - _BEAT_S - (waited - waited_before)
+            late = min(passed, used - used_before)
             if late >= _LATE_S:
                 self._note(now, late)
             self._at = now
@@ -85,6 +88,12 @@ class Watch:
             self._collecting = time.monotonic()
         else:
             self._collections.append((info["generation"], time.monotonic() - self._collecting))
+
+
+def _waited_s() -> float:
+    """How long this thread has waited for a processor, ready to run."""
+    _, waited_ns, _ = _SCHEDULE.read_text().split()
+    return int(waited_ns) * 1e-9
 
 
 def _place(frame: FrameType) -> str:

@@ -1,4 +1,4 @@
-"""An event loop that is woken once for many finished operations of gRPC.
+"""An event loop that is woken once for many finished operations of gRPC, and says when it is idle.
 
 A thread of grpc.aio writes a byte into a socket for each operation that is finished, and the loop
 handles all that are finished whenever it reads one byte. After a step of the engine, which is an
@@ -16,13 +16,18 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVarTuple
 
+from ..workers.courtesy import IdleSelector
+
 _Ts = TypeVarTuple("_Ts")
 _COUNT = struct.Struct("i")
 _SOURCE = "PollerCompletionQueue"  # of grpc.aio; were it named otherwise, nothing would change
 
 
 class GrpcEventLoop(asyncio.SelectorEventLoop):
-    """asyncio's own event loop, for a server of grpc.aio."""
+    """asyncio's own event loop, for a server of grpc.aio with threads that compute."""
+
+    def __init__(self) -> None:
+        super().__init__(IdleSelector())
 
     def add_reader(self, fd: Any, callback: Callable[[*_Ts], Any], *args: *_Ts) -> None:
         """See asyncio."""

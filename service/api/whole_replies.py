@@ -22,8 +22,15 @@ class WholeReplies:
         self._thread = ThreadPoolExecutor(1, "replies")
 
     async def made(self, results: Sequence[Generation], make: Callable[[], Reply]) -> Reply:
-        """A reply that is made of generations; a message as its bytes."""
-        return await self.run(results, lambda: bytes(make()))
+        """A reply that is made of generations, the last one; a message as its bytes."""
+
+        def make_last() -> Reply:
+            reply = bytes(make())
+            for result in results:
+                result.release()
+            return reply
+
+        return await self.run(results, make_last)
 
     async def run(self, results: Sequence[Generation], function: Callable[[], _T]) -> _T:
         """Calls a function that reads generations."""

@@ -18,6 +18,7 @@ from ..generation.server_info import ServerInfo
 from ..openai.chat import (
     ChatAnswer,
     ChatDelta,
+    Scored,
 )
 from ..openai.completion_logprobs import ScoredToken
 from ..openai.completions import CompletionAnswer, CompletionDelta
@@ -369,7 +370,7 @@ def _completion_logprobs(scored: list[ScoredToken] | None) -> pb.CompletionLogpr
     )
 
 
-def _chat_logprobs(entries: list[tuple[Token, list[Token]]] | None) -> pb.ChatLogprobs | None:
+def _chat_logprobs(entries: Scored | None) -> pb.ChatLogprobs | None:
     if entries is None:
         return None
     return pb.ChatLogprobs(

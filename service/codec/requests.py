@@ -24,6 +24,7 @@ from ..openai.responses.request import ResponsesRequest
 from ..openai.template_fields import TemplateFields
 from ..openai.tools import Tool
 from ..pb.tokenwire import v1 as pb
+from ..workers.courtesy import giving_way
 from . import bodies
 from .counts import check_counts
 from .image_fields import images_of, parts_of
@@ -115,12 +116,12 @@ def chat_request(wire: bodies.Chat | pb.ChatRequest) -> ChatRequest:
     max_tokens = wire.max_completion_tokens
     turns: Sequence[bodies.Message | pb.Message] = wire.messages
     return ChatRequest(
-        messages=tuple(_message(index, item) for index, item in enumerate(turns)),
+        messages=tuple(_message(index, item) for index, item in enumerate(giving_way(turns))),
         stream=wire.stream,
         logprobs=bool(wire.logprobs),
         n=wire.n,
         include_usage=_include_usage(wire.stream_options),
-        tools=tuple(_tool(item) for item in wire.tools or ()),
+        tools=tuple(giving_way(_tool(item) for item in wire.tools or ())),
         tool_choice=plain(wire.tool_choice),
         parallel_tool_calls=wire.parallel_tool_calls is not False,
         tool_prompt=_tool_prompt(wire),

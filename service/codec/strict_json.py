@@ -16,6 +16,7 @@ from typing import Any, NoReturn, TypeVar
 import msgspec
 
 from ..errors import ErrorKind, ServiceError
+from ..workers.courtesy import give_way
 
 MAX_DEPTH = 128  # of objects and lists; serde_json, which TGI uses, has the same
 
@@ -174,6 +175,7 @@ def _unique(members: list[tuple[str, Any]]) -> dict[str, Any]:
     Raises:
         _FaultError: two have the same name.
     """
+    give_way()
     result = dict(members)
     if len(result) < len(members):
         raise _FaultError

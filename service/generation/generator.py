@@ -128,6 +128,14 @@ class Generation:
             return ""
         return self.request.inputs + self.text if self.request.return_full_text else self.text
 
+    def release(self) -> None:
+        """Frees what its tokens took, once nothing reads them any more; see `Lazy.release`."""
+        for listed in (self.tokens, self.top_tokens):
+            if isinstance(listed, Lazy):
+                listed.release()
+        for other in self.best_of_sequences:
+            other.release()
+
     @property
     def mean_logprob(self) -> float:
         """The mean log-probability of a token, which `best_of` ranks by."""
@@ -141,7 +149,7 @@ class TokenEvent(NamedTuple):
     """
 
     token: Token
-    top_tokens: list[Token]
+    top_tokens: Sequence[Token]
     generation: Generation | None = None
     number: int = 1
     choice: int = 0
@@ -331,7 +339,7 @@ class _Progress:
         # By position and without its own `__new__`: every token makes one.
         return _made(TokenEvent, (token, top_tokens, generation, len(self._tokens), self._choice))
 
-    def _append(self, raw: engine.Token) -> tuple[Token, list[Token]]:
+    def _append(self, raw: engine.Token) -> tuple[Token, Sequence[Token]]:
         token_id, logprob, top = raw
         text = self._detokenizer.push(token_id) if self._detokenize else ""
         special = token_id in self._special_ids
@@ -339,7 +347,7 @@ class _Progress:
         self._tokens.append(values)
         if not special:
             self._texts.append(text)
-        top_tokens = self._likeliest(top) if top else []
+        top_tokens = Lazy(self._likely, top) if top else ()
         if self._top_n_tokens:
             self._tops.append(top)
         return _made(Token, values), top_tokens
@@ -414,15 +422,12 @@ class _Progress:
 
     def _likeliest(self, top: tuple[tuple[int, float], ...]) -> list[Token]:
         """The likeliest tokens at some place."""
-        return [
-            Token(
-                token_id,
-                self._token_text(token_id),
-                shortest_float32(logprob),
-                token_id in self._tokenizer.special_ids,
-            )
-            for token_id, logprob in top
-        ]
+        return list(map(self._likely, top))
+
+    def _likely(self, raw: tuple[int, float]) -> Token:
+        token_id, logprob = raw
+        special = token_id in self._special_ids
+        return Token(token_id, self._token_text(token_id), shortest_float32(logprob), special)
 
     def _token_text(self, token_id: int) -> str:
         return self._tokenizer.token_text(token_id) if self._request.detokenize else ""

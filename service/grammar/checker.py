@@ -19,6 +19,7 @@ from typing import Any, Protocol
 from engine.protocol.wire import framed
 
 from ..errors import ErrorKind, ServiceError, fields_named, overloaded
+from ..workers.courtesy import giving_way
 from ..workers.process import DeadError, LateError, WorkerProcess
 from ..workers.template import Template
 from .depth import MAX_DEPTH, is_deeper
@@ -33,6 +34,7 @@ _MAX_KNOWN = 1024  # of them; a short one takes a kilobyte, and may never be ask
 _TRIAL_BYTES = 3 * 1024**3 // 2  # of memory, beside the vocabulary's table, which is shared
 _SOON_S = 1.0  # for a usual grammar, also on a busy machine; a trial that takes longer is slow
 _MAX_SLOW = 2  # slow trials at a time; when there are more, their requests are refused
+_JSON = json.JSONEncoder(ensure_ascii=False)
 _WORKER = f"{__package__}.worker"
 _FIELD = "parameters.grammar"
 _OTHER_FIELD = f"{_FIELD}.other"  # of what a text may fit instead
@@ -291,13 +293,13 @@ class _Trial:
 
 
 def _packed(request: dict[str, Any]) -> bytes:
-    """A request as JSON, which keeps integers of any size.
+    """A request as JSON, which keeps integers of any size; value by value, as the loop goes first.
 
     Raises:
         ServiceError: one has thousands of digits.
     """
     try:
-        return json.dumps(request, ensure_ascii=False).encode()
+        return "".join(giving_way(_JSON.iterencode(request))).encode()
     except ValueError as error:
         raise _invalid(str(error)) from error
 

@@ -11,12 +11,14 @@ from typing import Any, Literal
 from ..errors import ErrorKind, ServiceError, missing_field
 from ..generation.generator import Generation, Token, TokenEvent
 from ..generation.json_values import count_values
+from ..generation.lazy import Lazy
 from ..generation.limits import Limits, check_choices, check_count
 from ..generation.parameters import Parameters
 from ..generation.server_info import ServerInfo
 from ..images.source import ImageSource
 from ..text.escaping import new_mark
 from ..text.tokenizer import TextTokenizer
+from ..workers.courtesy import giving_way
 from .call_formats import think
 from .call_formats.dialect import Dialect
 from .call_formats.pieces import Content, Parsed, Piece, Reader, Reasoned
@@ -29,6 +31,7 @@ from .usage import Usage
 
 # The form of calls in answers: the contract's, or the one that OpenAI's clients expect.
 ToolCallFormat = Literal["tgi", "openai"]
+Scored = Sequence[tuple[Token, Sequence[Token]]]  # tokens, each with the likeliest at its place
 # What this endpoint calls the fields of `/generate`; the others have the same names.
 _FIELD_NAMES = {
     "inputs": "messages",
@@ -193,7 +196,7 @@ class ChatRequest:
         Raises:
             ServiceError: a message has no role or a content of the wrong shape.
         """
-        messages = enumerate(self.messages)
+        messages = enumerate(giving_way(self.messages))
         return [_template_message(index, item, takes_images) for index, item in messages]
 
 
@@ -408,7 +411,7 @@ class ChatAnswer:
     tool_call_format: ToolCallFormat = "tgi"
     finish_reason: str
     matched_stop: str | int | None = None
-    logprobs: list[tuple[Token, list[Token]]] | None
+    logprobs: Scored | None
     usage: Usage
 
 
@@ -429,12 +432,11 @@ class ChatDelta:
     tool_call_format: ToolCallFormat = "tgi"
     finish_reason: str | None
     generation: Generation | None = None
-    logprobs: list[tuple[Token, list[Token]]] | None
+    logprobs: Scored | None
 
 
 def answer(request: ChatRequest, generation: Generation, head: Head) -> ChatAnswer:
     """The answer that a generation makes."""
-    tops = generation.top_tokens or [[] for _ in generation.tokens]
     parsed = _parsed(request, generation)
     calls = [
         replace(call, id=_new_call_id(request.tool_call_format, index))
@@ -448,9 +450,15 @@ def answer(request: ChatRequest, generation: Generation, head: Head) -> ChatAnsw
         tool_call_format=request.tool_call_format,
         finish_reason="tool_calls" if parsed.is_call else generation.finish_reason,
         matched_stop=generation.matched_stop,
-        logprobs=list(zip(generation.tokens, tops, strict=True)) if request.logprobs else None,
+        logprobs=_scored(generation) if request.logprobs else None,
         usage=Usage.of([generation]),
     )
+
+
+def _scored(generation: Generation) -> Scored:
+    """The tokens of a text, each with the likeliest at its place."""
+    tokens, tops = generation.tokens, generation.top_tokens
+    return Lazy(lambda at: (tokens[at], tops[at] if tops else []), range(len(tokens)))
 
 
 def _parsed(request: ChatRequest, generation: Generation) -> Parsed:
@@ -475,7 +483,7 @@ class ChatStream:
         self._reader = request.reader()
         self._call_ids: list[str] = []
         self._num_complete = 0
-        self._logprobs: list[tuple[Token, list[Token]]] = []
+        self._logprobs: list[tuple[Token, Sequence[Token]]] = []
         self._is_first = True
 
     def push(self, event: TokenEvent) -> list[ChatDelta]:

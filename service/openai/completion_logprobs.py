@@ -29,7 +29,7 @@ class ScoredToken:
     @classmethod
     def of(cls, token: Token, top_tokens: Sequence[Token], offset: int, top_n: int) -> ScoredToken:
         """A generated token. Of `top_tokens`, which may have more that tie, the first `top_n`."""
-        tops = _tops(token.id, token.text, token.logprob, top_tokens[:top_n])
+        tops = _tops(token.id, token.text, token.logprob, tuple(top_tokens[:top_n]))
         return cls(token.text, token.logprob, tops, offset)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from ..errors import ErrorKind, ServiceError
 from ..grammar.depth import MAX_DEPTH, is_deeper
 from ..grammar.spec import Grammar
+from ..workers.courtesy import giving_way
 
 # TGI's default: router/src/lib.rs at v2.1.1, default_tool_prompt.
 DEFAULT_TOOL_PROMPT = (
@@ -112,7 +113,10 @@ class Toolbox:
             ServiceError: a tool's schema cannot be put into the envelope.
         """
         definitions: dict[str, Any] = {}
-        calls = [_call_schema(index, tool, definitions) for index, tool in enumerate(self.tools)]
+        calls = [
+            _call_schema(index, tool, definitions)
+            for index, tool in enumerate(giving_way(self.tools))
+        ]
         envelope: dict[str, Any] = {
             "type": "object",
             "properties": {"function": calls[0] if len(calls) == 1 else {"anyOf": calls}},

@@ -19,6 +19,7 @@ from engine.protocol.c_heap import trim
 
 from ..errors import ErrorKind, ServiceError, overloaded
 from ..workers.budget import ByteBudget
+from ..workers.courtesy import giving_way
 from ..workers.crew import Crew
 from ..workers.heap import Later
 from ..workers.pause import pause
@@ -196,11 +197,15 @@ def _json(
 ) -> str:
     """A conversation as JSON, because its integers have any size.
 
-    Message by message, since each call holds the interpreter's lock.
+    Message by message, and tool by tool, since each call holds the interpreter's lock.
     """
-    texts = (json.dumps(message, ensure_ascii=False) for message in messages)
-    others = (json.dumps(other, ensure_ascii=False) for other in (tools, variables))
-    return "[" + ", ".join(("[" + ", ".join(texts) + "]", *others)) + "]"
+    listed = (_json_list(messages), "null" if tools is None else _json_list(tools))
+    return "[" + ", ".join((*listed, json.dumps(variables, ensure_ascii=False))) + "]"
+
+
+def _json_list(items: list[dict[str, Any]]) -> str:
+    texts = (json.dumps(item, ensure_ascii=False) for item in giving_way(items))
+    return "[" + ", ".join(texts) + "]"
 
 
 def _sent(text: str) -> dict[str, Any]:

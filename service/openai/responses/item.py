@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,7 +10,7 @@ from ...generation.generator import Token
 
 Status = Literal["in_progress", "completed", "incomplete"]
 ItemKind = Literal["reasoning", "message", "function_call"]
-ScoredTokens = tuple[tuple[Token, list[Token]], ...]  # each with the likeliest at its place
+ScoredTokens = tuple[tuple[Token, Sequence[Token]], ...]  # each with the likeliest at its place
 
 _PREFIXES = {"reasoning": "rs_", "message": "msg_", "function_call": "fc_"}
 

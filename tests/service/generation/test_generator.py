@@ -261,7 +261,7 @@ async def test_top_tokens_are_reported_when_asked_for() -> None:
     request = generation_request(sampling=SamplingParams(top_n_tokens=2))
     events = await collect(script(step(A, top=top), step(A, finish=LENGTH)), request)
     expected = [Token(TIME, " time", -0.25, False), Token(EOS, "<eos>", -2.0, True)]
-    assert events[0].top_tokens == expected
+    assert list(events[0].top_tokens) == expected
     assert events[1].generation is not None
     assert list(events[1].generation.top_tokens) == [expected, []]
 

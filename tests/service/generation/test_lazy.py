@@ -18,3 +18,10 @@ def test_no_item_is_made_before_it_is_read() -> None:
     assert not read
     made[7]
     assert read == [7]
+
+
+def test_values_are_freed_where_nothing_reads_them_any_more() -> None:
+    values = list(range(1000))
+    Lazy(str, values).release()
+    assert not values
+    Lazy(str, range(1000)).release()

@@ -290,7 +290,8 @@ def test_an_answer_has_logprobs_if_they_were_asked_for(top_tokens: list[list[Tok
     wanted = request(Message(role="user", content="x"), logprobs=True)
     result = generation(top_tokens=top_tokens)
     answer = chat.answer(wanted, result, ANSWER_HEAD)
-    assert answer.logprobs == list(zip(result.tokens, top_tokens or [[], []], strict=True))
+    assert answer.logprobs is not None
+    assert list(answer.logprobs) == list(zip(result.tokens, top_tokens or [[], []], strict=True))
 
 
 def deltas(wanted: ChatRequest, *events: TokenEvent) -> list[ChatDelta]:

@@ -1,0 +1,65 @@
+"""Threads that compute while the event loop waits, and let it go first when it does not.
+
+All threads of a process share the interpreter's lock. A thread that computes gets it as often as
+the loop does, so beside it a turn of the loop takes twice as long, and waits after each call of
+gRPC.
+"""
+
+from __future__ import annotations
+
+import selectors
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
+_LOOK_S = 0.0001  # between two looks whether the loop is idle
+_MAX_LOOKS = 20  # then the thread gets on all the same: the loop may be busy all the time
+_NUM_ITEMS = 16  # between two turns to give way: some tenths of a millisecond
+
+
+class _Loop:
+    """The process's event loop, as its selector knows it: where there is none, it is idle."""
+
+    is_idle = True
+    thread = 0
+
+
+class IdleSelector(selectors.DefaultSelector):
+    """A selector for an event loop that tells threads when it has nothing to do."""
+
+    def select(self, timeout: float | None = None) -> Any:
+        """See selectors."""
+        if timeout is not None and timeout <= 0:
+            return super().select(timeout)
+        _Loop.thread = threading.get_ident()
+        _Loop.is_idle = True
+        try:
+            return super().select(timeout)
+        finally:
+            _Loop.is_idle = False
+
+    def close(self) -> None:
+        """See selectors."""
+        _Loop.is_idle = True
+        super().close()
+
+
+def give_way() -> None:
+    """Between two parts of a thread's work: waits until the loop is idle, but not for long.
+
+    On the loop itself it does nothing.
+    """
+    for _ in range(_MAX_LOOKS):
+        if _Loop.is_idle or threading.get_ident() == _Loop.thread:
+            return
+        time.sleep(_LOOK_S)
+
+
+def giving_way(items: Iterable[_T]) -> Iterator[_T]:
+    """The same items, and gives way now and then."""
+    for number, item in enumerate(items):
+        if not number % _NUM_ITEMS:
+            give_way()
+        yield item
