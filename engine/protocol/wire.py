@@ -296,10 +296,14 @@ def _parse_outputs(items: tuple[Any, ...]) -> tuple[SequenceOutput, ...]:
                     request_id,
                     None if token is None else _made(Token, token),
                     None if reason is None else FinishReason(reason),
-                    *others,
+                    logprobs,
+                    error,
+                    is_first,
+                    num_cached,
+                    tops,
                 ),
             )
-            for request_id, token, reason, *others in items
+            for request_id, token, reason, logprobs, error, is_first, num_cached, tops in items
         ]
     )
 

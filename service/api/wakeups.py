@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import os
 import socket
 import struct
 import termios
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVarTuple
 
@@ -20,7 +23,8 @@ from ..workers.courtesy import IdleSelector
 
 _Ts = TypeVarTuple("_Ts")
 _COUNT = struct.Struct("i")
-_SOURCE = "PollerCompletionQueue"  # of grpc.aio; were it named otherwise, nothing would change
+# Of grpc.aio; were they named otherwise, nothing would change.
+_SOURCE, _THREAD = "PollerCompletionQueue", "_poll_wrapper"
 
 
 class GrpcEventLoop(asyncio.SelectorEventLoop):
@@ -34,8 +38,20 @@ class GrpcEventLoop(asyncio.SelectorEventLoop):
         function = callback.func if isinstance(callback, partial) else callback
         if type(getattr(function, "__self__", None)).__name__ == _SOURCE:
             super().add_reader(fd, handle_once, fd, partial(callback, *args))
+            _let_loop_go_first()
         else:
             super().add_reader(fd, callback, *args)
+
+
+def _let_loop_go_first() -> None:
+    """Has the system not take the processor from the loop when gRPC's thread may run.
+
+    It may after each message that the loop sends; so it handles those of a step together.
+    """
+    for thread in threading.enumerate():
+        if _THREAD in thread.name and thread.native_id is not None:
+            with suppress(OSError):  # where a sandbox forbids it
+                os.sched_setscheduler(thread.native_id, os.SCHED_BATCH, os.sched_param(0))
 
 
 def handle_once(waking: socket.socket, handle: Callable[[], object]) -> None:

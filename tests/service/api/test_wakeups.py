@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
+import threading
 
 import grpc
 from grpc import aio
@@ -50,3 +52,20 @@ def test_streams_are_complete_and_in_order() -> None:
         got = runner.run(asyncio.wait_for(run(), 60))
     for number, messages in enumerate(got):
         assert messages == [bytes([number, index]) for index in range(NUM_MESSAGES)]
+
+
+def test_the_thread_of_grpc_does_not_take_the_processor_from_the_loop() -> None:
+    async def policies() -> set[int]:
+        server = aio.server()
+        server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        found = {
+            os.sched_getscheduler(thread.native_id)
+            for thread in threading.enumerate()
+            if "_poll_wrapper" in thread.name and thread.native_id is not None
+        }
+        await server.stop(0)
+        return found
+
+    with asyncio.Runner(loop_factory=GrpcEventLoop) as runner:
+        assert os.SCHED_BATCH in runner.run(policies())
