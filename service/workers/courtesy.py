@@ -16,7 +16,16 @@ from typing import Any, TypeVar
 _T = TypeVar("_T")
 _LOOK_S = 0.0001  # between two looks whether the loop is idle
 _MAX_LOOKS = 20  # then the thread gets on all the same: the loop may be busy all the time
-_NUM_ITEMS = 16  # between two turns to give way: some tenths of a millisecond
+_TURN_S = 0.0003  # of work between two waits: else many short parts would wait for each of them
+
+
+class _Turn(threading.local):
+    """A thread's turn: since when it works without having given way."""
+
+    since = 0.0
+
+
+_turn = _Turn()
 
 
 class _Loop:
@@ -49,17 +58,20 @@ class IdleSelector(selectors.DefaultSelector):
 def give_way() -> None:
     """Between two parts of a thread's work: waits until the loop is idle, but not for long.
 
-    On the loop itself it does nothing.
+    A thread whose turn has just begun does not wait, nor does the loop itself. So beside a loop
+    that never rests a thread works an eighth of the time.
     """
+    if time.perf_counter() - _turn.since < _TURN_S:
+        return
     for _ in range(_MAX_LOOKS):
         if _Loop.is_idle or threading.get_ident() == _Loop.thread:
-            return
+            break
         time.sleep(_LOOK_S)
+    _turn.since = time.perf_counter()
 
 
 def giving_way(items: Iterable[_T]) -> Iterator[_T]:
-    """The same items, and gives way now and then."""
-    for number, item in enumerate(items):
-        if not number % _NUM_ITEMS:
-            give_way()
+    """The same items, giving way between them."""
+    for item in items:
+        give_way()
         yield item

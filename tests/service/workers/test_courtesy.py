@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 
 import pytest
@@ -52,6 +53,22 @@ def test_a_loop_that_never_rests_does_not_stop_a_thread() -> None:
 
     with asyncio.Runner(loop_factory=GrpcEventLoop) as runner:
         runner.run(work())
+
+
+def test_many_short_parts_do_not_wait_for_each_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock of which each part takes a tenth of a turn, and a wait nothing."""
+    monkeypatch.setattr(courtesy, "_turn", courtesy._Turn())
+    monkeypatch.setattr(courtesy._Loop, "is_idle", False)
+    monkeypatch.setattr(courtesy._Loop, "thread", 0)
+    readings = itertools.count(1)
+    monkeypatch.setattr(
+        courtesy.time, "perf_counter", lambda: next(readings) * courtesy._TURN_S / 10
+    )
+    sleeps: list[float] = []
+    monkeypatch.setattr(courtesy.time, "sleep", sleeps.append)
+    for _ in giving_way(range(1000)):
+        pass
+    assert 50 <= len(sleeps) / courtesy._MAX_LOOKS <= 110
 
 
 def test_the_loop_does_not_wait_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
