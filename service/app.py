@@ -217,14 +217,16 @@ class App:
         self._lanes.close()
 
     async def _end_calls(self, grace: float) -> None:
-        """Lets calls finish; streams that are left shortly before the end get an error."""
+        """Lets calls finish; streams that are left shortly before the end get an error.
+
+        However short the time is, these have `_LAST_WORDS_S` for it: a call that is cut ends over
+        REST as if it were whole.
+        """
         loop = asyncio.get_running_loop()
-        last_words = loop.call_later(
-            max(grace - _LAST_WORDS_S, grace / 2),
-            self._engines.end_streams,
-            _LAST_WORDS,
-        )
-        await asyncio.gather(*(server.stop(grace) for server in self._servers))
+        until = max(grace - _LAST_WORDS_S, grace / 2)
+        last_words = loop.call_later(until, self._engines.end_streams, _LAST_WORDS)
+        cut = max(grace, until + _LAST_WORDS_S)
+        await asyncio.gather(*(server.stop(cut) for server in self._servers))
         last_words.cancel()
 
     def stop(self) -> None:
