@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from ..protocol.config import EngineConfig
 
-_QUANTIZED = {"I8", "F8_E4M3", "F8_E5M2"}  # in the headers of safetensors
+EIGHT_BITS = {"I8", "F8_E4M3", "F8_E5M2"}  # of a weight each, in the headers of safetensors
 
 
 def weight_files(config: EngineConfig) -> list[Path]:
@@ -48,6 +48,6 @@ def check_scales(config: EngineConfig) -> None:
     """
     formats = {name: kind for name, kind, _ in tensors_of(weight_files(config))}
     for name, kind in sorted(formats.items()):
-        is_weight = kind in _QUANTIZED and name.endswith(".weight")
+        is_weight = kind in EIGHT_BITS and name.endswith(".weight")
         if is_weight and not {f"{name}_scale", f"{name}_scale_inv"} & formats.keys():
             raise ValueError(f"{name} is quantised, and the checkpoint lacks {name}_scale")

@@ -14,11 +14,10 @@ from ..attention.kv_cache import free_memory
 from ..protocol.config import EngineConfig
 from ..protocol.errors import ModelLoadError
 from .source import is_gguf
-from .weight_files import tensors_of, weight_files
+from .weight_files import EIGHT_BITS, tensors_of, weight_files
 
 _FLOATS = {"F64", "F32", "F16", "BF16"}  # in the headers of safetensors: what is converted
 _BYTES = {"I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2}  # the others have one
-_ONE_EACH = {"I8", "F8_E4M3", "F8_E5M2"}  # quantised weights that are not packed
 _QUANTIZED = (".weight", ".weight_packed", "_blocks")  # how the names of quantised weights end
 
 
@@ -65,4 +64,4 @@ def _size(name: str, kind: str, dtype: torch.dtype, stored_bits: int | None) -> 
     stored = _BYTES.get(kind, 1)
     if stored_bits is None or not name.endswith(_QUANTIZED):
         return stored
-    return dtype.itemsize * (1 if kind in _ONE_EACH else 8 * stored // stored_bits)
+    return dtype.itemsize * (1 if kind in EIGHT_BITS else 8 * stored // stored_bits)
