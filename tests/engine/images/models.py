@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,8 +17,10 @@ from transformers import PreTrainedModel
 
 from benchmarks.architectures import ARCHITECTURES, Architecture
 from engine.model.loading import auto_class
+from engine.protocol.config import EngineConfig
 from engine.protocol.images import Image, ImageTensor
 
+BLOCK_SIZE = 8
 IMAGE_TOKEN = 500
 _START, _END, _VIDEO_TOKEN, _BREAK, _TILE = 501, 502, 503, 504, 505
 _MERGE = 2  # patches of some models that make one token, in each direction
@@ -90,6 +93,24 @@ class Family:
                 parameter.data.add_(1)
         model.generation_config.eos_token_id = None
         return model.eval()
+
+    def engine_config(self, folder: Path) -> EngineConfig:
+        """Settings for a checkpoint of it, whose images are computed in several steps if they may.
+
+        Args:
+            folder: of the checkpoint.
+        """
+        return EngineConfig(
+            model_id=str(folder),
+            socket_path=folder / "unused.sock",
+            device="cpu",
+            block_size=BLOCK_SIZE,
+            max_total_tokens=128,
+            max_batch_total_tokens=512,
+            max_step_tokens=self.step_tokens,
+            max_num_seqs=self.max_num_seqs,
+            num_threads=1,
+        )
 
     @property
     def _row(self) -> Architecture:

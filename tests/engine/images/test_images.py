@@ -15,16 +15,14 @@ from engine.adapters.peft_directory import read_adapter
 from engine.build import build_engine
 from engine.engine import Engine
 from engine.images.encoder import ImageEncoder
-from engine.protocol.config import EngineConfig
 from engine.protocol.request import Request
-from tests.engine.images.models import FAMILIES, Family, Prompt, prompt
+from tests.engine.images.models import BLOCK_SIZE, FAMILIES, Family, Prompt, prompt
 from tests.engine.native import needs_compiler
 from tests.on_demand import ALL_MODELS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 NUM_NEW_TOKENS = 12
-BLOCK_SIZE = 8
 TEXT = [11, 23, 37, 41, 53]
 MORE = [*range(60, 81)]
 
@@ -70,17 +68,7 @@ Build = Callable[..., Engine]
 
 @pytest.fixture
 def build(family: Family, checkpoint: Path, encoders: list[ImageEncoder]) -> Build:
-    config = EngineConfig(
-        model_id=str(checkpoint),
-        socket_path=checkpoint / "unused.sock",
-        device="cpu",
-        block_size=BLOCK_SIZE,
-        max_total_tokens=128,
-        max_batch_total_tokens=512,
-        max_step_tokens=family.step_tokens,
-        max_num_seqs=family.max_num_seqs,
-        num_threads=1,
-    )
+    config = family.engine_config(checkpoint)
     return lambda **changes: build_engine(replace(config, **changes))[0]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from engine.replay.cpu_recorder import CpuGraph
 from tests.engine.native import threads
 from tests.engine.shards.team import Team, team
 
@@ -15,3 +16,12 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
     """Two ranks, each with one thread."""
     with threads(1), team(tmp_path_factory.mktemp("ranks") / "meeting", 2) as found:
         yield found
+
+
+@pytest.fixture
+def replayed(monkeypatch: pytest.MonkeyPatch) -> list[CpuGraph]:
+    """The recorded steps that this process replays, in their order."""
+    graphs: list[CpuGraph] = []
+    replay = CpuGraph.replay
+    monkeypatch.setattr(CpuGraph, "replay", lambda graph: graphs.append(graph) or replay(graph))
+    return graphs

@@ -104,11 +104,8 @@ def test_two_ranks_give_the_tokens_of_one(name: str, pair: Team, tmp_path: Path)
 
 @needs_compiler
 def test_small_steps_are_recorded_and_replayed(
-    pair: Team, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pair: Team, tmp_path: Path, replayed: list[CpuGraph]
 ) -> None:
-    replayed: list[CpuGraph] = []
-    replay = CpuGraph.replay
-    monkeypatch.setattr(CpuGraph, "replay", lambda graph: replayed.append(graph) or replay(graph))
     config = _config(tmp_path, MODELS["qwen3 moe"], graph_sizes=(8,))
     together = pair.build(config)
     replayed.clear()

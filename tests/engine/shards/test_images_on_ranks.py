@@ -16,7 +16,6 @@ from engine.protocol.request import Request, SamplingParams, Token
 from tests.engine.fakes import run
 from tests.engine.images.models import FAMILIES, Family
 from tests.engine.images.test_images import (
-    BLOCK_SIZE,
     answers,
     asked,
     conversations,
@@ -38,18 +37,7 @@ def family(request: pytest.FixtureRequest) -> Family:
 def configured(family: Family, folder: Path, **options: Any) -> EngineConfig:
     """A random checkpoint, whose images are computed in several steps where they may be."""
     family.build().save_pretrained(folder)
-    return EngineConfig(
-        model_id=str(folder),
-        socket_path=folder / "unused.sock",
-        device="cpu",
-        block_size=BLOCK_SIZE,
-        max_total_tokens=128,
-        max_batch_total_tokens=512,
-        max_step_tokens=family.step_tokens,
-        max_num_seqs=family.max_num_seqs,
-        num_threads=1,
-        **options,
-    )
+    return replace(family.engine_config(folder), **options)
 
 
 def log_probabilities(engine: Engine, requests: list[Request]) -> dict[str, list[Token]]:

@@ -70,11 +70,8 @@ def test_draft_tokens_that_are_refused_leave_no_trace(pair: Team, tmp_path: Path
 
 @needs_compiler
 def test_recorded_steps_give_the_same_bits(
-    pair: Team, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pair: Team, tmp_path: Path, replayed: list[CpuGraph]
 ) -> None:
-    replayed: list[CpuGraph] = []
-    replay = CpuGraph.replay
-    monkeypatch.setattr(CpuGraph, "replay", lambda graph: replayed.append(graph) or replay(graph))
     answers = []
     for sizes in ((), GRAPH_SIZES):
         # Without prefixes, since steps that keep a state are not recorded.
