@@ -36,7 +36,8 @@ _MAX_CONFIG_BYTES = 1 << 20
 _MAX_WEIGHTS_BYTES = 4 << 30  # rank 256 of a model of 70 billion weights takes 3 GiB in 16 bits
 _MAX_KEYS = 1024  # of a pattern, and characters of each
 _MAX_KEY = 1024
-_PATTERN_S = 1.0  # for 100 layers; keys are regular expressions, which can take for ever
+# Processor time for 100 layers, in seconds; keys are regular expressions, which can take for ever.
+_PATTERN_S = 1.0
 _WEIGHT = regex.compile(r"(?P<layer>.+)\.lora_(?P<part>[AB])\.weight")
 
 # Settings that change nothing in how a trained adapter is applied.
@@ -255,7 +256,7 @@ def _updates(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[s
         if (match := _WEIGHT.fullmatch(name)) is None:
             raise ValueError(f"{_kind_of(name)} ({name}) is not applied")
         parts.setdefault(match["layer"], {})[match["part"]] = tensor
-    deadline = time.monotonic() + _PATTERN_S * (1 + len(parts) / 100)
+    deadline = time.thread_time() + _PATTERN_S * (1 + len(parts) / 100)
     return {
         layer: _update(config, layer, found, deadline) for layer, found in sorted(parts.items())
     }
@@ -318,12 +319,25 @@ def _of_layer(pattern: Mapping[str, Any] | None, layer: str, default: Any, deadl
         ValueError: a key is not a regular expression, or takes too long.
     """
     for key, value in (pattern or {}).items():
+        if _names(key, layer, deadline):
+            return value
+    return default
+
+
+def _names(key: str, layer: str, deadline: float) -> bool:
+    """Whether a layer's name ends with a key, before this thread has had its processor time.
+
+    The library's own limit counts the time of all threads of the process, which may compute steps.
+
+    Raises:
+        ValueError: the key is not a regular expression, or takes too long.
+    """
+    while (left_s := deadline - time.thread_time()) > 0:
         try:
-            left_s = max(deadline - time.monotonic(), 1e-3)
-            if regex.match(rf"(.*\.)?({key})$", layer, timeout=left_s, concurrent=True):
-                return value
+            match = regex.match(rf"(.*\.)?({key})$", layer, timeout=left_s, concurrent=True)
         except regex.error as error:
             raise ValueError(f"{CONFIG_NAME}: {key} is no regular expression: {error}") from error
-        except TimeoutError as error:
-            raise ValueError(f"{CONFIG_NAME}: {key} takes too long to match") from error
-    return default
+        except TimeoutError:
+            continue
+        return match is not None
+    raise ValueError(f"{CONFIG_NAME}: {key} takes too long to match")

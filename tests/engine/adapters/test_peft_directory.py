@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import regex
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -127,6 +128,26 @@ def test_settings_that_cannot_be_applied(
     with pytest.raises(ModelLoadError) as caught:
         read_adapter("mine", str(write(tmp_path, config)))
     assert str(caught.value).startswith(f"adapter mine: {reason}")
+
+
+def test_time_that_other_threads_take_does_not_count_for_patterns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While steps are computed the library's limit, of the whole process, is soon reached."""
+    match, tries = regex.match, []
+
+    def beside_steps(*args: Any, **options: Any) -> Any:
+        tries.append(args)
+        if len(tries) % 3:
+            raise TimeoutError
+        return match(*args, **options)
+
+    directory = write(tmp_path, {"rank_pattern": {"k_proj": 1, "q_proj": 2}, "r": 3})
+    monkeypatch.setattr(regex, "match", beside_steps)
+    assert {
+        update.down.shape[0] for update in read_adapter("mine", str(directory)).updates.values()
+    } == {2}
+    assert len(tries) == 6
 
 
 @pytest.mark.parametrize(
