@@ -12,9 +12,10 @@ from tests.engine.shards.team import Team, team
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
+def pair(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
     """Two ranks, each with one thread."""
-    with threads(1), team(tmp_path_factory.mktemp("ranks") / "meeting", 2) as found:
+    meeting = tmp_path_factory.mktemp("ranks") / "meeting"
+    with threads(1), team(pytestconfig, meeting, 2) as found:
         yield found
 
 

@@ -1,16 +1,23 @@
-"""Ranks for many tests: this process, and others that compute their parts of each engine."""
+"""Ranks for many tests: this process, and others that compute their parts of each engine.
+
+A rank that others have left waits for them for ever, where no time limit of a test reaches. So this
+process ends with any other, and if another rank alone cannot build an engine.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -27,6 +34,8 @@ from engine.ranks.part import Part
 from engine.ranks.plan_channel import PlanSender
 from engine.shards.group import Group, join, open_store
 
+_ALONE_S = 60.0  # that this rank has to fail to build an engine as another one has
+
 
 @dataclass(frozen=True)
 class Rank:
@@ -34,6 +43,27 @@ class Rank:
 
     process: SpawnProcess
     commands: Connection
+    pytestconfig: pytest.Config  # by whose leave it can be said why this process ends
+
+    def watch(self, is_over: threading.Event) -> None:
+        """Ends this process if the rank's ends before all is over."""
+        wait([self.process.sentinel])
+        self.process.join(1.0)
+        if not is_over.is_set():
+            self._end(f"a rank has ended: {self.process.exitcode}")
+
+    def await_build(self, is_over: threading.Event) -> None:
+        """Ends this process if the rank cannot build an engine, and this one goes on with it."""
+        reason = self.commands.recv()
+        if reason and not is_over.wait(_ALONE_S):
+            self._end(f"a rank alone cannot build the engine: {reason}")
+
+    def _end(self, reason: str) -> None:
+        capture = self.pytestconfig.pluginmanager.getplugin("capturemanager")
+        if capture is not None:
+            capture.suspend_global_capture()
+        print(reason, file=sys.__stderr__, flush=True)
+        os._exit(1)
 
 
 @dataclass(frozen=True)
@@ -68,29 +98,51 @@ class Team:
             return led
 
         adapters = AdapterLeader(sender, reads)
-        return build_engine(config, ranks=Ranks(self.group, lead, adapters))
+        with self._all_build():
+            return build_engine(config, ranks=Ranks(self.group, lead, adapters))
+
+    @contextmanager
+    def _all_build(self) -> Iterator[None]:
+        """In which all ranks build an engine, or none."""
+        is_over = threading.Event()
+        threads = [
+            threading.Thread(target=rank.await_build, args=(is_over,), daemon=True)
+            for rank in self.others
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            is_over.set()
+            for thread in threads:
+                thread.join()
 
 
 @contextmanager
-def team(meeting: Path, size: int) -> Iterator[Team]:
+def team(pytestconfig: pytest.Config, meeting: Path, size: int) -> Iterator[Team]:
     """Starts the other ranks, which meet in a file; ends them afterwards."""
-    others = [_start(meeting, number, size) for number in range(1, size)]
+    others = [_start(pytestconfig, meeting, number, size) for number in range(1, size)]
+    is_over = threading.Event()
+    for rank in others:
+        threading.Thread(target=rank.watch, args=(is_over,), daemon=True).start()
     try:
         yield Team(_join(meeting, 0, size), others)
     finally:
+        is_over.set()
         for rank in others:
             rank.process.kill()
             rank.process.join()
         dist.destroy_process_group()
 
 
-def _start(meeting: Path, number: int, size: int) -> Rank:
+def _start(pytestconfig: pytest.Config, meeting: Path, number: int, size: int) -> Rank:
     context = multiprocessing.get_context("spawn")
     commands, their_commands = context.Pipe()
     arguments = (meeting, number, size, their_commands)
     process = context.Process(target=_compute, args=arguments)
     process.start()
-    return Rank(process, commands)
+    return Rank(process, commands, pytestconfig)
 
 
 def _join(meeting: Path, number: int, size: int) -> Group:
@@ -105,8 +157,10 @@ def _compute(meeting: Path, number: int, size: int, commands: Connection) -> Non
         try:
             config, plans, reads = commands.recv()
             built = build_computation(config, group=group)
-        except ModelLoadError:  # the first rank says so
+        except ModelLoadError as error:  # the first rank says so, too
+            commands.send(str(error))
             continue
+        commands.send("")
         part = Part(built, group, plans, reads)
         with suppress(EOFError, ConnectionError):  # the engine is no more
             while not commands.poll():

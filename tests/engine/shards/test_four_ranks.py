@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from transformers import LlamaConfig, PretrainedConfig, Qwen3MoeConfig
 
 from engine.build import build_engine
@@ -26,12 +27,12 @@ MODELS: dict[str, PretrainedConfig] = {
 }
 
 
-def test_four_ranks_give_the_tokens_of_one(tmp_path: Path) -> None:
+def test_four_ranks_give_the_tokens_of_one(pytestconfig: pytest.Config, tmp_path: Path) -> None:
     requests = [
         Request(request_id=f"{number}", prompt_token_ids=prompt, max_new_tokens=6)
         for number, prompt in enumerate(make_prompts())
     ]
-    with threads(1), team(tmp_path / "meeting", 4) as four:
+    with threads(1), team(pytestconfig, tmp_path / "meeting", 4) as four:
         for name, model in MODELS.items():
             directory = tmp_path / name
             build_model(model).save_pretrained(directory)
