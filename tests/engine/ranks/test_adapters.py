@@ -48,23 +48,29 @@ class Ranks:
         reads, their_reads = Pipe()
         self.own, self.other = Layers(), Layers()
         self.bank = _bank(self.own)
-        self.bank.lead(AdapterLeader(PlanSender([(os.getpid(), plans)]), [reads]))
+        self.leader = AdapterLeader(PlanSender([(os.getpid(), plans)]), [reads])
+        self.bank.lead(self.leader)
         self.receiver = PlanReceiver(their_plans)
         self.follower = AdapterFollower(_bank(self.other), self.receiver, their_reads)
         self.kept = self.follower._kept
         Thread(target=self._obey, daemon=True).start()
 
+    def read(self, name: str, adapter: FittedAdapter) -> None:
+        """Makes the other rank have read an adapter."""
+        number = self.leader._reads[name] = next(self.leader._numbers)
+        self.follower._read[number] = adapter
+
     def add(self, name: str, adapter: FittedAdapter) -> None:
         """Adds an adapter that both ranks have read."""
-        self.follower._read[name] = adapter
+        self.read(name, adapter)
         self.bank.add(name, "source", adapter)
 
     def settle(self) -> None:
         """Waits until the other rank has done everything so far."""
         with pytest.raises(MemoryError, match="nothing is left"):
             was_full, self.other.is_full = self.other.is_full, True
-            self.follower._read["last"] = ONE
-            self.bank._others.adopt("last", "")
+            self.read("last", ONE)
+            self.leader.adopt("last", "")
         self.other.is_full = was_full
 
     def _obey(self) -> None:
@@ -105,10 +111,27 @@ def test_an_adapter_that_is_refused_after_it_was_read_is_forgotten() -> None:
     ranks = Ranks()
     wanted = LoadAdapter(name="one", source="one", digest="another")
     ranks.bank._coming["one"] = wanted
-    ranks.follower._read["one"] = ONE
+    ranks.read("one", ONE)
     with pytest.raises(AdapterError, match="not those that were loaded before"):
         ranks.bank.finish(wanted, ONE)
     ranks.settle()
+    assert ranks.follower._read == {}
+
+
+def test_an_adapter_that_is_read_again_is_not_forgotten_with_the_one_before() -> None:
+    """The rank may be slow to forget that one: its thread has read the next by then."""
+    ranks = Ranks()
+    ranks.read("one", ONE)
+    late: list[Any] = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(PlanSender, "order", lambda _, *order: late.append(order))
+        ranks.leader.discard("one")
+        ranks.leader.discard("one")  # of which the other rank hears nothing
+    ranks.read("one", ONE)
+    for order in late:
+        ranks.leader._sender.order(*order)
+    ranks.bank.add("one", "source", ONE)
+    assert ranks.kept == {"d1": ONE}
     assert ranks.follower._read == {}
 
 
