@@ -88,18 +88,24 @@ class Computation:
     """What computes the steps of an engine; each rank has one.
 
     `config` is what the model allows of the engine's; `ranks` is what each rank keeps in memory.
-    `forward` takes steps whose rows have slots of adapters.
+    `forward` takes steps whose rows have slots of adapters; `graphs` is the part of it that replays
+    recorded steps, None if none are recorded.
     """
 
     config: EngineConfig
     model: PreparedModel
     runner: ModelRunner
     forward: Forward
+    graphs: CpuGraphs | CudaGraphs | None
     bounds: StepBounds
     vocab_size: int
     watermark: Watermark
     adapters: AdapterBank | None
     ranks: tuple[RankMemory, ...]
+
+    def num_replays(self) -> int:
+        """How many steps were replayed so far."""
+        return 0 if self.graphs is None else self.graphs.num_replays
 
 
 def build_engine(
@@ -141,6 +147,7 @@ def build_engine(
         images=_step_images(encoder, built.model.loaded, steps_begin_on),
         runs_ahead=device.type == "cuda" if config.run_ahead is None else config.run_ahead,
         leads_ranks=ranks is not None,
+        num_replays=built.num_replays,
         activity=activity,
     )
     if device.type == "cuda":
@@ -148,7 +155,7 @@ def build_engine(
     num_tokens = cache_size.most_tokens(
         built.runner.cache.num_blocks, config.block_size, max_total_tokens, built.bounds.form
     )
-    info = _info(config, built.model, num_tokens, built.vocab_size, built.adapters)
+    info = _info(built, num_tokens)
     return engine, replace(info, takes_images=encoder is not None, ranks=built.ranks)
 
 
@@ -194,15 +201,16 @@ def build_computation(
     adapters = _adapters(config, model.loaded, group)
     bounds = _bounds(config, model, adapters)
     runner = _runner(config, model, bounds, watermark, adapters, group)
-    forward = _adapted(runner.forward, adapters)
+    forward, graphs = _adapted(runner.forward, adapters), None
     if group is None or group.exchange is not None:
         capacity = None if adapters is None else adapters.layers.capacity
-        forward = _with_recorded_steps(config, runner, forward, bounds, vocab_size, capacity)
+        graphs = _recorded_steps(config, runner, forward, bounds, vocab_size, capacity)
     return Computation(
         config,
         model,
         runner,
-        forward,
+        graphs or forward,
+        graphs,
         bounds,
         vocab_size,
         watermark,
@@ -435,20 +443,15 @@ def _blocks(config: EngineConfig, bounds: StepBounds, runner: ModelRunner) -> Bl
     )
 
 
-def _info(
-    config: EngineConfig,
-    model: PreparedModel,
-    max_batch_total_tokens: int,
-    vocab_size: int,
-    adapters: AdapterBank | None,
-) -> EngineInfo:
+def _info(built: Computation, max_batch_total_tokens: int) -> EngineInfo:
+    config, model, adapters = built.config, built.model, built.adapters
     loaded = model.loaded
     return EngineInfo(
         model_id=config.model_id,
         model_sha=getattr(loaded.model.config, "_commit_hash", None),
         dtype=str(loaded.dtype) if config.dtype is None else f"torch.{config.dtype}",
         device=loaded.device.type,
-        vocab_size=vocab_size,
+        vocab_size=built.vocab_size,
         max_total_tokens=model.max_total_tokens,
         max_batch_total_tokens=max_batch_total_tokens,
         block_size=config.block_size,
@@ -456,36 +459,43 @@ def _info(
         adapters=() if adapters is None else adapters.listed(),
         max_adapters=0 if adapters is None else adapters.max_loaded,
         loads_adapters=config.adapter_directory is not None,
-        notes=model.notes,
+        notes=(*model.notes, *_missing_recordings(built.graphs)),
     )
 
 
-def _with_recorded_steps(
+def _missing_recordings(graphs: CpuGraphs | CudaGraphs | None) -> tuple[str, ...]:
+    """What to tell of steps that were to be recorded and are not: decoding is slower without."""
+    if not isinstance(graphs, CudaGraphs) or not graphs.num_missing:
+        return ()
+    return (f"steps of {graphs.num_missing} sizes could not be recorded: they wait for Python",)
+
+
+def _recorded_steps(
     config: EngineConfig,
     runner: ModelRunner,
     forward: Forward,
     bounds: StepBounds,
     vocab_size: int,
     capacity: Capacity | None,
-) -> Forward:
-    """The model's forward, with small steps replayed from graphs where that is possible."""
+) -> CpuGraphs | CudaGraphs | None:
+    """The model's forward with small steps replayed from graphs, where that is possible."""
     if runner.device.type == "cuda":
-        return _with_cuda_graphs(config, runner, forward, bounds, vocab_size, capacity)
-    return _with_cpu_graphs(config, runner, forward, bounds)
+        return _cuda_graphs(config, runner, forward, bounds, vocab_size, capacity)
+    return _cpu_graphs(config, runner, forward, bounds)
 
 
-def _with_cuda_graphs(
+def _cuda_graphs(
     config: EngineConfig,
     runner: ModelRunner,
     forward: Forward,
     bounds: StepBounds,
     vocab_size: int,
     capacity: Capacity | None,
-) -> Forward:
-    """The model's forward, with small steps recorded; only our own kernels can be recorded."""
+) -> CudaGraphs | None:
+    """The model's forward with small steps recorded; only our own kernels can be recorded."""
     shapes = recorded_shapes(config)
     if not shapes or isinstance(runner.backend, ReferenceAttention):
-        return forward
+        return None
     graphs = CudaGraphs(
         forward,
         shapes,
@@ -498,13 +508,13 @@ def _with_cuda_graphs(
     return graphs
 
 
-def _with_cpu_graphs(
+def _cpu_graphs(
     config: EngineConfig, runner: ModelRunner, forward: Forward, bounds: StepBounds
-) -> Forward:
-    """The model's forward, with small steps replayed if attention uses our own kernels."""
+) -> CpuGraphs | None:
+    """The model's forward with small steps replayed, if attention uses our own kernels."""
     max_tokens = min(max(config.graph_sizes, default=0), _MAX_CPU_GRAPH_TOKENS)
     if not max_tokens or not isinstance(runner.backend, cpu_kernels.CpuKernels):
-        return forward
+        return None
     widths = TableWidths.of(bounds.max_total_tokens, config.block_size, bounds.form)
     graphs = CpuGraphs(
         forward,

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 
 from .adapters.bank import AdapterBank
-from .executor import Executor, Forward, LaunchedStep, PromptResult
+from .executor import Executor, Forward, LaunchedStep, PromptResult, no_replays
 from .grammar.constraints import Constraints
 from .heartbeat import Activity, Phase
 from .images.step_images import StepImages
@@ -44,6 +44,7 @@ class Engine:
             ends, and is dropped.
         leads_ranks: whether `forward` is one of several ranks', which takes its input on the host
             and puts the tokens of the previous step into it.
+        num_replays: how many steps `forward` has replayed from recordings so far.
         activity: where a step notes that it waits for the device.
     """
 
@@ -61,6 +62,7 @@ class Engine:
         images: StepImages | None = None,
         runs_ahead: bool = False,
         leads_ranks: bool = False,
+        num_replays: Callable[[], int] = no_replays,
         activity: Activity | None = None,
     ) -> None:
         self._executor = Executor(
@@ -72,6 +74,7 @@ class Engine:
             scheduler.blocks.form,
             images,
             leaves_placeholders=leads_ranks,
+            num_replays=num_replays,
         )
         self._scheduler = scheduler
         self._runs_ahead = runs_ahead
@@ -85,6 +88,7 @@ class Engine:
         self.adapters = adapters
         self._sequences: dict[str, Sequence] = {}
         self._num_steps = 0
+        self._num_replayed_steps = 0
         self._num_prompt_tokens = 0
         self._num_cached_tokens = 0
         self._num_generated_tokens = 0
@@ -163,6 +167,7 @@ class Engine:
         outputs = self._collect(step)
         ended = time.perf_counter()
         self._num_steps += 1
+        self._num_replayed_steps += step.is_replayed
         if not (was_ahead or self._ahead or step.num_prefill_tokens or self._has_failed):
             self._scheduler.observe(step.batch, ended - started)
         return StepOutput(
@@ -180,6 +185,7 @@ class Engine:
             collect_s=ended - collecting,
             release_s=self._release_s,
             has_failed=self._has_failed,
+            is_replayed=step.is_replayed,
         )
 
     def stats(self) -> EngineStats:
@@ -196,6 +202,7 @@ class Engine:
             num_cached_tokens=self._num_cached_tokens,
             num_generated_tokens=self._num_generated_tokens,
             max_running_tokens=scheduler.max_running_tokens,
+            num_replayed_steps=self._num_replayed_steps,
         )
 
     def check_integrity(self) -> None:

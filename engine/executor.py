@@ -35,6 +35,11 @@ logger = logging.getLogger(__name__)
 Forward = Callable[[ModelInput], Tensor]
 
 
+def no_replays() -> int:
+    """The count of a forward pass of which nothing is recorded."""
+    return 0
+
+
 class PromptResult(NamedTuple):
     """Log-probabilities of a prompt's tokens, and the likeliest tokens at each if asked for."""
 
@@ -64,6 +69,7 @@ class LaunchedStep:
         prompts: the log-probabilities of prompts.
         forward_s: seconds of the host; on a GPU the device computes on afterwards.
         sample_s: likewise.
+        is_replayed: whether the forward pass was replayed from a recording.
         has_failed: whether the launch failed, so that there is nothing to wait for.
         refused: sequences that were taken out of the batch, and why.
     """
@@ -76,6 +82,7 @@ class LaunchedStep:
     prompts: list[_PromptLogprobs] = field(default_factory=list)
     forward_s: float = 0.0
     sample_s: float = 0.0
+    is_replayed: bool = False
     has_failed: bool = False
     refused: dict[Sequence, str] = field(default_factory=dict)
 
@@ -110,6 +117,7 @@ class Executor:
         form: of the cache's blocks, where layers with a window have their own.
         images: for requests with images.
         leaves_placeholders: whether `forward` puts the previous step's tokens into their places.
+        num_replays: how many steps `forward` has replayed from recordings so far.
     """
 
     def __init__(
@@ -123,8 +131,10 @@ class Executor:
         images: StepImages | None = None,
         *,
         leaves_placeholders: bool = False,
+        num_replays: Callable[[], int] = no_replays,
     ) -> None:
         self._leaves_placeholders = leaves_placeholders
+        self._num_replays = num_replays
         self._form = form
         self._forward = forward
         self._device = device
@@ -184,6 +194,7 @@ class Executor:
             model_input = replace(model_input, images=images)
         rows = _sampled_rows(model_input)
         pending = self._constraints.start(rows) if self._constraints is not None else None
+        num_replays = self._num_replays()
         started = time.perf_counter()
         logits = self._forward(model_input).float()
         forwarded = time.perf_counter()
@@ -204,6 +215,7 @@ class Executor:
             prompts=prompts,
             forward_s=forwarded - started,
             sample_s=time.perf_counter() - forwarded,
+            is_replayed=self._num_replays() > num_replays,
         )
 
 

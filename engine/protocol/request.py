@@ -144,7 +144,8 @@ class EngineStats:
     """A snapshot of the engine after a step.
 
     `max_running_tokens` is what the running sequences may come to: their prompts and the most
-    tokens that they may generate.
+    tokens that they may generate. Of the `num_steps` steps, `num_replayed_steps` were replayed from
+    recordings.
     """
 
     num_steps: int = 0
@@ -157,6 +158,7 @@ class EngineStats:
     num_cached_tokens: int = 0
     num_generated_tokens: int = 0
     max_running_tokens: int = 0
+    num_replayed_steps: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,8 +169,8 @@ class StepOutput:
     outputs and moments, and `stats`.
 
     `num_seqs` sequences were computed, of which `num_started_seqs` had waited until then.
-    `has_failed` says that the model failed on all of them. `moments` are those since the last step,
-    mostly none.
+    `has_failed` says that the model failed on all of them, `is_replayed` that its forward pass was
+    replayed from a recording. `moments` are those since the last step, mostly none.
 
     Durations are seconds: `schedule_s` of planning the step, `forward_s` of the model, `sample_s`
     of sampling, `collect_s` of waiting for the tokens and of what they mean for the sequences,
@@ -190,3 +192,4 @@ class StepOutput:
     collect_s: float = 0.0
     release_s: float = 0.0
     has_failed: bool = False
+    is_replayed: bool = False

@@ -251,6 +251,7 @@ def step(output: StepOutput) -> bytes:
         output.collect_s,
         output.release_s,
         output.has_failed,
+        output.is_replayed,
     )
 
 
@@ -267,7 +268,8 @@ def parse_beat(fields: tuple[Any, ...]) -> float:
 def parse_step(fields: tuple[Any, ...]) -> StepOutput:
     """The outcome in a `STEP`."""
     outputs, stats, num_scheduled, num_prefill, forward_s, sample_s, duration_s, *rest = fields
-    moments, num_seqs, num_started_seqs, schedule_s, collect_s, release_s, has_failed = rest
+    moments, num_seqs, num_started_seqs, schedule_s, collect_s, release_s, *flags = rest
+    has_failed, is_replayed = flags
     return StepOutput(
         outputs=_parse_outputs(outputs),
         stats=EngineStats(**dict(zip(EngineStats.__slots__, stats, strict=True))),
@@ -283,6 +285,7 @@ def parse_step(fields: tuple[Any, ...]) -> StepOutput:
         collect_s=collect_s,
         release_s=release_s,
         has_failed=has_failed,
+        is_replayed=is_replayed,
     )
 
 

@@ -76,6 +76,7 @@ class CpuGraphs:
         self._forward = forward
         self._kernels = kernels
         self._max_tokens = max_tokens
+        self.num_replays = 0  # steps that were replayed, those of `verify` included
         self._widths = widths
         self._clear_state = clear_state
         self._arena = Arena()
@@ -129,6 +130,7 @@ class CpuGraphs:
         self._steps.move_to_end(shape)
         _fill(step.rows, batch)
         step.graph.replay()
+        self.num_replays += 1
         return step.logits
 
     def _record(self, shape: _Shape, batch: ModelInput) -> Tensor:

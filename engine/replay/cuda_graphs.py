@@ -141,6 +141,12 @@ class CudaGraphs:
         self._recorded_rank = 0 if adapter_rank is None else adapter_rank()
         self._has_warned = False
         self._recorded: dict[_Key, _Recorded] = {}
+        self.num_replays = 0  # steps that were replayed
+
+    @property
+    def num_missing(self) -> int:
+        """Steps that were to be recorded and are not."""
+        return len(self._keys()) - len(self._recorded)
 
     @torch.inference_mode()
     def record(self, recorder: Recorder) -> None:
@@ -188,6 +194,7 @@ class CudaGraphs:
         recorded = self._recorded[key]
         _fill(recorded.rows, batch, key.shape)
         recorded.replay()
+        self.num_replays += 1
         return recorded.logits[: len(batch.logits_rows)]
 
     def _compute(self, rows: ModelInput, logits: Tensor) -> None:

@@ -296,8 +296,8 @@ class TextGenerationServicer:
         return presenter.document(*docs.file(asset))
 
     async def info(self, _: None, call: Call) -> Reply:
-        """The model and the limits."""
-        return call.presenter.info(self._server)
+        """The model, the limits, and the part of the steps that were replayed from recordings."""
+        return call.presenter.info(self._server, self._meter.load().replayed_share)
 
     async def health(self, _: None, call: Call) -> Reply:
         """Answers while an engine is connected and its step loop runs.

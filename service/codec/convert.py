@@ -180,8 +180,8 @@ def model_response(server: ServerInfo, name: str) -> pb.GetModelResponse:
     return pb.GetModelResponse(model=_model(server, name))
 
 
-def info_response(server: ServerInfo) -> pb.InfoResponse:
-    """The model and the limits."""
+def info_response(server: ServerInfo, replayed_share: float | None) -> pb.InfoResponse:
+    """The model, the limits, and the part of the steps that were replayed from recordings."""
     return pb.InfoResponse(
         **server.to_contract(),
         max_top_n_tokens=server.limits.max_top_n_tokens,
@@ -191,6 +191,7 @@ def info_response(server: ServerInfo) -> pb.InfoResponse:
         notes=list(server.engine.notes),
         ranks=[pb.RankMemory(**rank._asdict()) for rank in server.ranks],
         context_length=server.engine.max_total_tokens,
+        replayed_share=replayed_share,
         **{name: getattr(server.limits, name) for name in _COUNTS},
     )
 

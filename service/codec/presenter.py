@@ -98,7 +98,7 @@ class Presenter(Protocol):
     def invocation(self, kind: InvocationKind, reply: Reply) -> Reply:
         """Invocations: wraps the reply of the RPC that was chosen."""
 
-    def info(self, server: ServerInfo) -> Reply:
+    def info(self, server: ServerInfo, replayed_share: float | None) -> Reply:
         """Info."""
 
     def health(self) -> Reply:
@@ -207,9 +207,9 @@ class TypedPresenter:
         """See Presenter."""
         return framing.invocations_response(kind, bytes(reply))
 
-    def info(self, server: ServerInfo) -> Reply:
+    def info(self, server: ServerInfo, replayed_share: float | None) -> Reply:
         """See Presenter."""
-        return convert.info_response(server)
+        return convert.info_response(server, replayed_share)
 
     def health(self) -> Reply:
         """See Presenter."""
@@ -322,9 +322,9 @@ class RestPresenter:
         """The same bytes: `http` is field 15 of every reply."""
         return reply
 
-    def info(self, server: ServerInfo) -> Reply:
+    def info(self, server: ServerInfo, replayed_share: float | None) -> Reply:
         """See Presenter."""
-        return framing.http_reply(render.JSON, render.info(server))
+        return framing.http_reply(render.JSON, render.info(server, replayed_share))
 
     def health(self) -> Reply:
         """An empty body; it has a content type because HTTP expects one."""

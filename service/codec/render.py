@@ -134,7 +134,7 @@ def model(server: ServerInfo, name: str) -> bytes:
     return orjson.dumps(_model(server, name))
 
 
-def info(server: ServerInfo) -> bytes:
+def info(server: ServerInfo, replayed_share: float | None) -> bytes:
     """Info, nulls included; what TGI lacks there only where it says something."""
     ours = {
         "adapter_ids": server.adapters.names,
@@ -142,7 +142,10 @@ def info(server: ServerInfo) -> bytes:
         "ranks": [rank._asdict() for rank in server.ranks],
         **{name: getattr(server.limits, name) for name in _IMAGE_LIMITS},
     }
-    return orjson.dumps(server.to_contract() | {key: value for key, value in ours.items() if value})
+    told = {key: value for key, value in ours.items() if value}
+    if replayed_share is not None:  # that nothing was replayed says something
+        told["replayed_share"] = replayed_share
+    return orjson.dumps(server.to_contract() | told)
 
 
 def chat_completion(answers: Sequence[ChatAnswer]) -> bytes:

@@ -86,6 +86,10 @@ class EngineSeries:
         self._steps = self._by_method("tgi_batch_inference_count", "Steps")
         self._good_steps = self._by_method("tgi_batch_inference_success", "Steps that succeeded")
         self._bad_steps = self._by_method("tgi_batch_inference_failure", "Steps that failed")
+        self._replayed_steps = self._by_method(
+            "tokenwire_replayed_steps",
+            "Steps whose forward pass was replayed from a recording",
+        )
         self._concats = self._counters(
             "tgi_batch_concat",
             "Steps that take waiting requests into a batch that runs",
@@ -174,6 +178,8 @@ class EngineSeries:
         method = "prefill" if output.num_prefill_tokens else "decode"
         self._steps[method].inc()
         (self._bad_steps if output.has_failed else self._good_steps)[method].inc()
+        if output.is_replayed:
+            self._replayed_steps[method].inc()
         self._step[method].observe(output.duration_s)
         self._forward[method].observe(output.forward_s)
         self._decode[method].observe(output.sample_s + output.collect_s - output.release_s)

@@ -28,12 +28,15 @@ class Load:
         num_waiting: sequences that wait for room.
         kv_cache_use: the part of the cache's blocks that is in use, 0 to 1.
         tokens_per_s: tokens generated per second, over the last `WINDOW_S`.
+        replayed_share: the part of the engines' steps since their start that was replayed from
+            recordings, 0 to 1; None before the first step.
     """
 
     num_running: int
     num_waiting: int
     kv_cache_use: float
     tokens_per_s: float
+    replayed_share: float | None = None
 
 
 def watch_interval(given: float | None) -> float:
@@ -96,6 +99,7 @@ class LoadMeter:
             num_waiting=stats.num_waiting,
             kv_cache_use=num_used / max(stats.num_blocks, 1),
             tokens_per_s=self._num_tokens / WINDOW_S,
+            replayed_share=stats.num_replayed_steps / stats.num_steps if stats.num_steps else None,
         )
 
     def _forget(self) -> None:

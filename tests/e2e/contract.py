@@ -78,7 +78,7 @@ DEVIATIONS = (
     Deviation("2.1", "StreamDetails", {}, ("seed",)),
     Deviation("2.1", "ChatCompletionComplete", {"finish_reason": _FINISH_REASON}, ("logprobs",)),
     Deviation("2.1", "ChatCompletionChoice", {}, ("logprobs", "finish_reason")),
-    Deviation("5.1", "Info", {}, tuple(SCHEMAS["Info"]["properties"])),
+    Deviation("5.1", "Info", {}, tuple(SCHEMAS["Info"]["properties"].keys() - {"replayed_share"})),
     # The paths of OpenAI have OpenAI's finish reasons, which TGI's later versions have, too. In a
     # stream of completions it is empty before the end.
     Deviation("2.5", "ChatCompletionChoice", {"finish_reason": {"enum": [None, *_OPENAI_REASONS]}}),

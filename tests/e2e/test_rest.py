@@ -48,6 +48,7 @@ def test_info_has_the_fields_of_the_contract(stack: Stack) -> None:
     assert reply.headers["content-type"] == "application/json"
     assert custom_headers(reply) == {"x-request-id"}
     info = reply.json()
+    assert 0.0 <= info.pop("replayed_share", 0.0) <= 1.0  # ours, absent before the first step
     assert list(info) == INFO_KEYS
     assert info["model_id"]
     assert info["model_dtype"].startswith("torch.")

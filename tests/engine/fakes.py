@@ -15,7 +15,7 @@ from torch import Tensor
 
 from engine.batch.model_input import ModelInput
 from engine.engine import Engine
-from engine.executor import Forward
+from engine.executor import Forward, no_replays
 from engine.protocol.request import Request, SamplingParams, SequenceOutput
 from engine.sampling.watermark import Watermark
 from engine.scheduling.block_manager import BlockManager
@@ -90,19 +90,27 @@ def make_engine(
     logits_of: Callable[[tuple[int, ...]], Tensor] = next_logits,
     runs_ahead: bool | None = None,
     wrap: Callable[[FakeModel], Forward] = lambda model: model,
+    num_replays: Callable[[], int] = no_replays,
     **limits: int,
 ) -> Engine:
     """An engine over a `FakeModel`; each step takes a permit of `gate`, if there is one.
 
-    `wrap` wraps the model. By default `RUNS_AHEAD` says whether the engine runs ahead. `limits` are
-    those of `Scheduler`.
+    `wrap` wraps the model, and `num_replays` counts what that has replayed. By default `RUNS_AHEAD`
+    says whether the engine runs ahead. `limits` are those of `Scheduler`.
     """
     blocks = BlockManager(num_blocks, BLOCK_SIZE, enable_prefix_caching=enable_prefix_caching)
     scheduler = Scheduler(blocks, **{"max_step_tokens": 64, "max_num_seqs": 40, **limits})
     watermark = Watermark(VOCAB_SIZE, CPU)
     ahead = RUNS_AHEAD.get() if runs_ahead is None else runs_ahead
     model = FakeModel(num_blocks, gate, logits_of)
-    return Engine(wrap(model), scheduler, CPU, watermark=watermark, runs_ahead=ahead)
+    return Engine(
+        wrap(model),
+        scheduler,
+        CPU,
+        watermark=watermark,
+        runs_ahead=ahead,
+        num_replays=num_replays,
+    )
 
 
 def make_request(

@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 
 from engine import executor
+from engine.batch.model_input import ModelInput
+from engine.executor import Forward
 from engine.protocol.request import FinishReason, SequenceOutput
 from engine.transfer import Download
 from tests.engine.fakes import (
     VOCAB_SIZE,
+    FakeModel,
     greedy_tokens,
     make_engine,
     make_request,
@@ -238,6 +241,24 @@ def test_stats_count_what_happened() -> None:
     assert stats.num_steps == 10
     assert stats.num_running == stats.num_waiting == stats.num_preemptions == 0
     assert stats.num_free_blocks == stats.num_blocks == 64
+
+
+def test_steps_that_were_replayed_are_told_and_counted(runs_ahead: bool) -> None:
+    replays: list[ModelInput] = []
+
+    def of_one_token(model: FakeModel) -> Forward:
+        def forward(batch: ModelInput) -> Tensor:
+            if len(batch.input_ids) == 1:
+                replays.append(batch)
+            return model(batch)
+
+        return forward
+
+    engine = make_engine(wrap=of_one_token, num_replays=lambda: len(replays))
+    engine.add(make_request())
+    assert [engine.step().is_replayed for _ in range(5)] == [False, True, True, True, True]
+    stats = engine.stats()
+    assert (stats.num_steps, stats.num_replayed_steps) == (5, 4)
 
 
 def test_a_step_reports_its_load_and_its_time(runs_ahead: bool) -> None:

@@ -180,7 +180,7 @@ def test_steps_as_a_gpu_records_them_serve_any_mix_of_adapters(
         return graphs[0]
 
     monkeypatch.setattr(build, "_has_segmented_updates", lambda *_: True)
-    monkeypatch.setattr(build, "_with_recorded_steps", recorded)
+    monkeypatch.setattr(build, "_recorded_steps", recorded)
     some = Made(made.model, {name: made.adapters[name] for name in ("everything", "patterns")})
     options = {"max_loras": 2, "max_num_seqs": 3, "max_step_tokens": 16}  # so that it takes seconds
     engine, _ = engine_for(

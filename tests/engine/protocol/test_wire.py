@@ -95,6 +95,7 @@ steps = st.builds(
     collect_s=floats,
     release_s=floats,
     has_failed=st.booleans(),
+    is_replayed=st.booleans(),
 )
 values = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | floats | st.text() | st.binary(),

@@ -142,13 +142,15 @@ def test_a_shape_that_occurs_again_is_recorded_and_then_replayed(
 ) -> None:
     model = Counting(make_forward(packed_model(), kernels))
     steps = graphed(model)
-    calls, graphs = [], []
+    calls, graphs, replays = [], [], []
     for token_id in range(5):
         steps(decode(2, token_id))
+        replays.append(steps.num_replays)
         calls.append(model.num_calls)
         graphs.append(steps.num_graphs)
     assert calls == [1, 2, 2, 2, 2]
     assert graphs == [0, 1, 1, 1, 1]
+    assert replays == [0, 0, 1, 2, 3]
 
 
 def test_only_small_steps_are_recorded(kernels: cpu_kernels.CpuKernels) -> None:

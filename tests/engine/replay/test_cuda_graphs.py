@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
+from engine import build
 from engine.attention.kv_cache import KVCache
 from engine.attention.paged import AttentionBackend, ReferenceAttention
 from engine.batch.model_input import ModelInput
@@ -457,6 +458,27 @@ def test_a_step_that_cannot_be_recorded_leaves_the_others_recorded() -> None:
         assert tokens == greedy_tokens(request.prompt_token_ids, 4)
     outputs = run(engine, *requests(5))  # only the largest would do
     assert recorder.num_replays == 3
+
+
+def test_it_counts_its_replays_and_what_could_not_be_recorded() -> None:
+    recorder, made = Recorder(), []
+
+    def refuses_the_largest(step: Callable[[], object]) -> Replay:
+        replay = recorder(step)
+        if recorder.num_recorded == 1:
+            raise torch.OutOfMemoryError("no room")
+        return replay
+
+    def wrap(model: FakeModel) -> CudaGraphs:
+        made.append(graphs(model, refuses_the_largest))
+        return made[0]
+
+    run(make_engine(wrap=wrap), *requests(2))
+    assert (made[0].num_replays, made[0].num_missing) == (3, 1)
+    assert graphs(FakeModel(num_blocks=4), Recorder()).num_missing == 0
+    assert build._missing_recordings(made[0]) == (
+        "steps of 1 sizes could not be recorded: they wait for Python",
+    )
 
 
 def test_a_batch_takes_a_larger_size_where_its_own_was_not_recorded() -> None:

@@ -250,7 +250,7 @@ def test_the_last_completion_chunk_says_why_it_ended(reason: str, word: bytes) -
 
 
 def test_info_has_the_order_and_nulls_of_the_contract() -> None:
-    assert render.info(SERVER) == (
+    assert render.info(SERVER, None) == (
         b'{"model_id":"some/model","model_sha":null,"model_dtype":"torch.float32",'
         b'"model_device_type":"cpu","model_pipeline_tag":null,"max_concurrent_requests":8,'
         b'"max_best_of":2,"max_stop_sequences":4,"max_input_tokens":90,"max_total_tokens":200,'

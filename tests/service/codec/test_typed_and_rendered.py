@@ -191,17 +191,26 @@ def test_an_answer_that_calls_a_function_may_end_for_that_reason() -> None:
 
 
 def test_typed_and_rendered_info_agrees() -> None:
-    typed = over_the_wire(convert.info_response(SERVER))
-    assert_agree(typed, json.loads(render.info(SERVER)))
+    typed = over_the_wire(convert.info_response(SERVER, None))
+    assert_agree(typed, json.loads(render.info(SERVER, None)))
     assert typed.max_top_n_tokens == 5
 
 
 def test_info_has_the_notes_of_the_engine_if_there_are_any() -> None:
     notes = ("40% of the weights are quantised to int8", "texts end early")
     noted = replace(SERVER, engine=replace(SERVER.engine, notes=notes))
-    assert over_the_wire(convert.info_response(noted)).notes == [*notes]
-    assert json.loads(render.info(noted))["notes"] == [*notes]
-    assert "notes" not in json.loads(render.info(SERVER))
+    assert over_the_wire(convert.info_response(noted, None)).notes == [*notes]
+    assert json.loads(render.info(noted, None))["notes"] == [*notes]
+    assert "notes" not in json.loads(render.info(SERVER, None))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.75, 1.0])
+def test_info_has_the_share_of_replayed_steps_as_soon_as_there_are_steps(share: float) -> None:
+    typed = over_the_wire(convert.info_response(SERVER, share))
+    assert typed.replayed_share == share
+    assert json.loads(render.info(SERVER, share))["replayed_share"] == share
+    assert over_the_wire(convert.info_response(SERVER, None)).replayed_share is None
+    assert "replayed_share" not in json.loads(render.info(SERVER, None))
 
 
 @given(
@@ -216,12 +225,12 @@ def test_info_has_what_each_rank_keeps_if_there_are_several() -> None:
     ranks = (RankMemory(2**40, 7), RankMemory(2**39, 5))
     divided = replace(SERVER, engine=replace(SERVER.engine, ranks=ranks))
     alone = replace(SERVER, engine=replace(SERVER.engine, ranks=ranks[:1]))
-    typed = over_the_wire(convert.info_response(divided)).ranks
+    typed = over_the_wire(convert.info_response(divided, None)).ranks
     assert [(rank.weights_bytes, rank.cache_bytes) for rank in typed] == [*ranks]
-    assert over_the_wire(convert.info_response(alone)).ranks == []
-    rendered = json.loads(render.info(divided))["ranks"]
+    assert over_the_wire(convert.info_response(alone, None)).ranks == []
+    rendered = json.loads(render.info(divided, None))["ranks"]
     assert rendered == [rank._asdict() for rank in ranks]
-    assert "ranks" not in json.loads(render.info(alone))
+    assert "ranks" not in json.loads(render.info(alone, None))
 
 
 @given(generations())

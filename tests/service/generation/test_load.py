@@ -53,6 +53,17 @@ def test_load_is_that_of_the_last_step() -> None:
     assert (load.num_running, load.num_waiting, load.kv_cache_use) == (2, 3, 0.25)
 
 
+def test_share_of_replayed_steps_is_that_of_all_engines_since_their_start() -> None:
+    meter = LoadMeter()
+    assert meter.load().replayed_share is None
+    meter.step(step())
+    assert meter.load().replayed_share is None, "an engine that has computed nothing"
+    meter.step(step(num_steps=6), engine=1)
+    assert meter.load().replayed_share == 0.0
+    meter.step(step(num_steps=10, num_replayed_steps=8), engine=2)
+    assert meter.load().replayed_share == 0.5
+
+
 def test_rate_falls_to_nothing_when_nothing_is_generated() -> None:
     engine = Engine()
     engine.step(5)

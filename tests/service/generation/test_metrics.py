@@ -275,6 +275,21 @@ def test_a_step_that_fails_is_counted_as_such() -> None:
     assert sample(text, 'tgi_batch_inference_success{method="decode"}') == 0
 
 
+def test_replayed_steps_are_counted_by_what_they_compute() -> None:
+    metrics = Metrics(LIMITS)
+    for num_prefill_tokens, is_replayed in ((0, True), (0, True), (0, False), (3, True)):
+        metrics.engine.step(
+            StepOutput(
+                num_scheduled_tokens=9,
+                num_prefill_tokens=num_prefill_tokens,
+                is_replayed=is_replayed,
+            )
+        )
+    text = metrics.exposition()
+    assert sample(text, 'tokenwire_replayed_steps_total{method="decode"}') == 2
+    assert sample(text, 'tokenwire_replayed_steps_total{method="prefill"}') == 1
+
+
 def test_counters_of_the_engine_go_on_when_a_new_one_starts_from_zero(metrics: Metrics) -> None:
     for num_preemptions in (7, 0, 2, 2):
         stats = EngineStats(num_preemptions=num_preemptions)

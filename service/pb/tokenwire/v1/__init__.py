@@ -2166,7 +2166,8 @@ class InfoResponse(betterproto2.Message):
     notes: "list[str]" = betterproto2.field(34, betterproto2.TYPE_STRING, repeated=True)
     """
     What is served otherwise than the checkpoint says, in sentences: a context that ends early, a
-    rotary embedding of another length, the share of the weights that is quantised.
+    rotary embedding of another length, the share of the weights that is quantised; and what of a
+    GPU's steps could not be recorded.
     """
 
     max_images: "int" = betterproto2.field(35, betterproto2.TYPE_UINT32)
@@ -2192,6 +2193,12 @@ class InfoResponse(betterproto2.Message):
     ranks: "list[RankMemory]" = betterproto2.field(39, betterproto2.TYPE_MESSAGE, repeated=True)
     """
     What each rank of a model that is divided (`--num-shard`) keeps on its device.
+    """
+
+    replayed_share: "float | None" = betterproto2.field(40, betterproto2.TYPE_FLOAT, optional=True)
+    """
+    Of the engine's steps since its start, the part whose forward pass was replayed from a recording
+    instead of being launched operation by operation, 0.0 to 1.0; absent before the first step.
     """
 
     http: "__google__api__.HttpBody | None" = betterproto2.field(

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.api import httpbody_pb2 as google_dot_api_dot_httpbody__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19tokenwire/v1/server.proto\x12\x0ctokenwire.v1\x1a\x19google/api/httpbody.proto\"\r\n\x0bInfoRequest\"8\n\nRankMemory\x12\x15\n\rweights_bytes\x18\x01 \x01(\x04\x12\x13\n\x0b\x63\x61\x63he_bytes\x18\x02 \x01(\x04\"\xbf\x08\n\x0cInfoResponse\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x16\n\tmodel_sha\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x13\n\x0bmodel_dtype\x18\x03 \x01(\t\x12\x19\n\x11model_device_type\x18\x04 \x01(\t\x12\x1f\n\x12model_pipeline_tag\x18\x05 \x01(\tH\x01\x88\x01\x01\x12\x1f\n\x17max_concurrent_requests\x18\x06 \x01(\r\x12\x13\n\x0bmax_best_of\x18\x07 \x01(\r\x12\x1a\n\x12max_stop_sequences\x18\x08 \x01(\r\x12\x18\n\x10max_input_tokens\x18\t \x01(\r\x12\x18\n\x10max_total_tokens\x18\n \x01(\r\x12\x1c\n\x14waiting_served_ratio\x18\x0b \x01(\x02\x12\x1e\n\x16max_batch_total_tokens\x18\x0c \x01(\r\x12\x1a\n\x12max_waiting_tokens\x18\r \x01(\r\x12\x1b\n\x0emax_batch_size\x18\x0e \x01(\rH\x02\x88\x01\x01\x12\x1a\n\x12validation_workers\x18\x10 \x01(\r\x12\x1d\n\x15max_client_batch_size\x18\x11 \x01(\r\x12\x0e\n\x06router\x18\x12 \x01(\t\x12\x0f\n\x07version\x18\x13 \x01(\t\x12\x10\n\x03sha\x18\x14 \x01(\tH\x03\x88\x01\x01\x12\x19\n\x0c\x64ocker_label\x18\x15 \x01(\tH\x04\x88\x01\x01\x12\x18\n\x10max_top_n_tokens\x18\x16 \x01(\r\x12\x12\n\nvocab_size\x18\x17 \x01(\r\x12\x15\n\reos_token_ids\x18\x18 \x03(\r\x12\x16\n\x0e\x63ontext_length\x18\x19 \x01(\r\x12\x13\n\x0b\x61\x64\x61pter_ids\x18\x1a \x03(\t\x12\x1a\n\x12max_request_values\x18\x1b \x01(\r\x12\x14\n\x0cmax_messages\x18\x1c \x01(\r\x12\x19\n\x11max_message_parts\x18\x1d \x01(\r\x12\x11\n\tmax_tools\x18\x1e \x01(\r\x12\x1f\n\x17max_stop_sequence_bytes\x18\x1f \x01(\r\x12\x1a\n\x12max_tokenize_bytes\x18  \x01(\r\x12\x13\n\x0bmax_choices\x18! \x01(\r\x12\r\n\x05notes\x18\" \x03(\t\x12\x12\n\nmax_images\x18# \x01(\r\x12\x17\n\x0fmax_image_bytes\x18$ \x01(\r\x12\x18\n\x10max_image_pixels\x18% \x01(\r\x12\x16\n\x0e\x66\x65tches_images\x18& \x01(\x08\x12\'\n\x05ranks\x18\' \x03(\x0b\x32\x18.tokenwire.v1.RankMemory\x12\"\n\x04http\x18\x0f \x01(\x0b\x32\x14.google.api.HttpBodyB\x0c\n\n_model_shaB\x15\n\x13_model_pipeline_tagB\x11\n\x0f_max_batch_sizeB\x06\n\x04_shaB\x0f\n\r_docker_label\"\x0f\n\rHealthRequest\"4\n\x0eHealthResponse\x12\"\n\x04http\x18\x0f \x01(\x0b\x32\x14.google.api.HttpBody\"\x10\n\x0eMetricsRequest\"\x10\n\x0eGetLoadRequest\"d\n\x0fGetLoadResponse\x12\x0f\n\x07running\x18\x01 \x01(\r\x12\x0f\n\x07waiting\x18\x02 \x01(\r\x12\x14\n\x0ckv_cache_use\x18\x03 \x01(\x02\x12\x19\n\x11tokens_per_second\x18\x04 \x01(\x02\"F\n\x10WatchLoadRequest\x12\x1d\n\x10interval_seconds\x18\x01 \x01(\x02H\x00\x88\x01\x01\x42\x13\n\x11_interval_seconds\"\"\n\x0c\x41\x62ortRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\" \n\rAbortResponse\x12\x0f\n\x07\x61\x62orted\x18\x01 \x01(\r\"\x13\n\x11ListModelsRequest\"\x1d\n\x0fGetModelRequest\x12\n\n\x02id\x18\x01 \x01(\t\"Z\n\x10GetModelResponse\x12\"\n\x05model\x18\x01 \x01(\x0b\x32\x13.tokenwire.v1.Model\x12\"\n\x04http\x18\x0f \x01(\x0b\x32\x14.google.api.HttpBody\"F\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06object\x18\x02 \x01(\t\x12\x0f\n\x07\x63reated\x18\x03 \x01(\x04\x12\x10\n\x08owned_by\x18\x04 \x01(\t\"k\n\x12ListModelsResponse\x12\x0e\n\x06object\x18\x01 \x01(\t\x12!\n\x04\x64\x61ta\x18\x02 \x03(\x0b\x32\x13.tokenwire.v1.Model\x12\"\n\x04http\x18\x0f \x01(\x0b\x32\x14.google.api.HttpBody\"\x1c\n\x0b\x44ocsRequest\x12\r\n\x05\x61sset\x18\x01 \x01(\t\"\x10\n\x0eOpenApiRequestB9\n\x0ctokenwire.v1P\x01Z\x18tokenwire/v1;tokenwirev1\xaa\x02\x0cTokenwire.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19tokenwire/v1/server.proto\x12\x0ctokenwire.v1\x1a\x19google/api/httpbody.proto\"\r\n\x0bInfoRequest\"8\n\nRankMemory\x12\x15\n\rweights_bytes\x18\x01 \x01(\x04\x12\x13\n\x0b\x63\x61\x63he_bytes\x18\x02 \x01(\x04\"\xef\x08\n\x0cInfoResponse\x12\x10\n\x08model_id\x18\x01 \x01(\t\x12\x16\n\tmodel_sha\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x13\n\x0bmodel_dtype\x18\x03 \x01(\t\x12\x19\n\x11model_device_type\x18\x04 \x01(\t\x12\x1f\n\x12model_pipeline_tag\x18\x05 \x01(\tH\x01\x88\x01\x01\x12\x1f\n\x17max_concurrent_requests\x18\x06 \x01(\r\x12\x13\n\x0bmax_best_of\x18\x07 \x01(\r\x12\x1a\n\x12max_stop_sequences\x18\x08 \x01(\r\x12\x18\n\x10max_input_tokens\x18\t \x01(\r\x12\x18\n\x10max_total_tokens\x18\n \x01(\r\x12\x1c\n\x14waiting_served_ratio\x18\x0b \x01(\x02\x12\x1e\n\x16max_batch_total_tokens\x18\x0c \x01(\r\x12\x1a\n\x12max_waiting_tokens\x18\r \x01(\r\x12\x1b\n\x0emax_batch_size\x18\x0e \x01(\rH\x02\x88\x01\x01\x12\x1a\n\x12validation_workers\x18\x10 \x01(\r\x12\x1d\n\x15max_client_batch_size\x18\x11 \x01(\r\x12\x0e\n\x06router\x18\x12 \x01(\t\x12\x0f\n\x07version\x18\x13 \x01(\t\x12\x10\n\x03sha\x18\x14 \x01(\tH\x03\x88\x01\x01\x12\x19\n\x0c\x64ocker_label\x18\x15 \x01(\tH\x04\x88\x01\x01\x12\x18\n\x10max_top_n_tokens\x18\x16 \x01(\r\x12\x12\n\nvocab_size\x18\x17 \x01(\r\x12\x15\n\reos_token_ids\x18\x18 \x03(\r\x12\x16\n\x0e\x63ontext_length\x18\x19 \x01(\r\x12\x13\n\x0b\x61\x64\x61pter_ids\x18\x1a \x03(\t\x12\x1a\n\x12max_request_values\x18\x1b \x01(\r\x12\x14\n\x0cmax_messages\x18\x1c \x01(\r\x12\x19\n\x11max_message_parts\x18\x1d \x01(\r\x12\x11\n\tmax_tools\x18\x1e \x01(\r\x12\x1f\n\x17max_stop_sequence_bytes\x18\x1f \x01(\r\x12\x1a\n\x12max_tokenize_bytes\x18  \x01(\r\x12\x13\n\x0bmax_choices\x18! \x01(\r\x12\r\n\x05notes\x18\" \x03(\t\x12\x12\n\nmax_images\x18# \x01(\r\x12\x17\n\x0fmax_image_bytes\x18$ \x01(\r\x12\x18\n\x10max_image_pixels\x18% \x01(\r\x12\x16\n\x0e\x66\x65tches_images\x18& \x01(\x08\x12\'\n\x05ranks\x18\' \x03(\x0b\x32\x18.tokenwire.v1.RankMemory\x12\x1b\n\x0ereplayed_share\x18( \x01(\x02H\x05\x88\x01\x01\x12\"\n\x04http\x18\x0f \x01(\x0b\x32\x14.google.api.HttpBodyB\x0c\n\n_model_shaB\x15\n\x13_model_pipeline_tagB\x11\n\x0f_max_batch_sizeB\x06\n\x04_shaB\x0f\n\r_docker_labelB\x11\n\x0f_replayed_share\"\x0f\n\rHealthRequest\"4\n\x0eHealthResponse\x12\"\n\x04http\x18\x0f \x01(\x0b\x32\x14.google.api.HttpBody\"\x10\n\x0eMetricsRequest\"\x10\n\x0eGetLoadRequest\"d\n\x0fGetLoadResponse\x12\x0f\n\x07running\x18\x01 \x01(\r\x12\x0f\n\x07waiting\x18\x02 \x01(\r\x12\x14\n\x0ckv_cache_use\x18\x03 \x01(\x02\x12\x19\n\x11tokens_per_second\x18\x04 \x01(\x02\"F\n\x10WatchLoadRequest\x12\x1d\n\x10interval_seconds\x18\x01 \x01(\x02H\x00\x88\x01\x01\x42\x13\n\x11_interval_seconds\"\"\n\x0c\x41\x62ortRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\" \n\rAbortResponse\x12\x0f\n\x07\x61\x62orted\x18\x01 \x01(\r\"\x13\n\x11ListModelsRequest\"\x1d\n\x0fGetModelRequest\x12\n\n\x02id\x18\x01 \x01(\t\"Z\n\x10GetModelResponse\x12\"\n\x05model\x18\x01 \x01(\x0b\x32\x13.tokenwire.v1.Model\x12\"\n\x04http\x18\x0f \x01(\x0b\x32\x14.google.api.HttpBody\"F\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06object\x18\x02 \x01(\t\x12\x0f\n\x07\x63reated\x18\x03 \x01(\x04\x12\x10\n\x08owned_by\x18\x04 \x01(\t\"k\n\x12ListModelsResponse\x12\x0e\n\x06object\x18\x01 \x01(\t\x12!\n\x04\x64\x61ta\x18\x02 \x03(\x0b\x32\x13.tokenwire.v1.Model\x12\"\n\x04http\x18\x0f \x01(\x0b\x32\x14.google.api.HttpBody\"\x1c\n\x0b\x44ocsRequest\x12\r\n\x05\x61sset\x18\x01 \x01(\t\"\x10\n\x0eOpenApiRequestB9\n\x0ctokenwire.v1P\x01Z\x18tokenwire/v1;tokenwirev1\xaa\x02\x0cTokenwire.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,35 +38,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RANKMEMORY']._serialized_start=85
   _globals['_RANKMEMORY']._serialized_end=141
   _globals['_INFORESPONSE']._serialized_start=144
-  _globals['_INFORESPONSE']._serialized_end=1231
-  _globals['_HEALTHREQUEST']._serialized_start=1233
-  _globals['_HEALTHREQUEST']._serialized_end=1248
-  _globals['_HEALTHRESPONSE']._serialized_start=1250
-  _globals['_HEALTHRESPONSE']._serialized_end=1302
-  _globals['_METRICSREQUEST']._serialized_start=1304
-  _globals['_METRICSREQUEST']._serialized_end=1320
-  _globals['_GETLOADREQUEST']._serialized_start=1322
-  _globals['_GETLOADREQUEST']._serialized_end=1338
-  _globals['_GETLOADRESPONSE']._serialized_start=1340
-  _globals['_GETLOADRESPONSE']._serialized_end=1440
-  _globals['_WATCHLOADREQUEST']._serialized_start=1442
-  _globals['_WATCHLOADREQUEST']._serialized_end=1512
-  _globals['_ABORTREQUEST']._serialized_start=1514
-  _globals['_ABORTREQUEST']._serialized_end=1548
-  _globals['_ABORTRESPONSE']._serialized_start=1550
-  _globals['_ABORTRESPONSE']._serialized_end=1582
-  _globals['_LISTMODELSREQUEST']._serialized_start=1584
-  _globals['_LISTMODELSREQUEST']._serialized_end=1603
-  _globals['_GETMODELREQUEST']._serialized_start=1605
-  _globals['_GETMODELREQUEST']._serialized_end=1634
-  _globals['_GETMODELRESPONSE']._serialized_start=1636
-  _globals['_GETMODELRESPONSE']._serialized_end=1726
-  _globals['_MODEL']._serialized_start=1728
-  _globals['_MODEL']._serialized_end=1798
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1800
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1907
-  _globals['_DOCSREQUEST']._serialized_start=1909
-  _globals['_DOCSREQUEST']._serialized_end=1937
-  _globals['_OPENAPIREQUEST']._serialized_start=1939
-  _globals['_OPENAPIREQUEST']._serialized_end=1955
+  _globals['_INFORESPONSE']._serialized_end=1279
+  _globals['_HEALTHREQUEST']._serialized_start=1281
+  _globals['_HEALTHREQUEST']._serialized_end=1296
+  _globals['_HEALTHRESPONSE']._serialized_start=1298
+  _globals['_HEALTHRESPONSE']._serialized_end=1350
+  _globals['_METRICSREQUEST']._serialized_start=1352
+  _globals['_METRICSREQUEST']._serialized_end=1368
+  _globals['_GETLOADREQUEST']._serialized_start=1370
+  _globals['_GETLOADREQUEST']._serialized_end=1386
+  _globals['_GETLOADRESPONSE']._serialized_start=1388
+  _globals['_GETLOADRESPONSE']._serialized_end=1488
+  _globals['_WATCHLOADREQUEST']._serialized_start=1490
+  _globals['_WATCHLOADREQUEST']._serialized_end=1560
+  _globals['_ABORTREQUEST']._serialized_start=1562
+  _globals['_ABORTREQUEST']._serialized_end=1596
+  _globals['_ABORTRESPONSE']._serialized_start=1598
+  _globals['_ABORTRESPONSE']._serialized_end=1630
+  _globals['_LISTMODELSREQUEST']._serialized_start=1632
+  _globals['_LISTMODELSREQUEST']._serialized_end=1651
+  _globals['_GETMODELREQUEST']._serialized_start=1653
+  _globals['_GETMODELREQUEST']._serialized_end=1682
+  _globals['_GETMODELRESPONSE']._serialized_start=1684
+  _globals['_GETMODELRESPONSE']._serialized_end=1774
+  _globals['_MODEL']._serialized_start=1776
+  _globals['_MODEL']._serialized_end=1846
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1848
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1955
+  _globals['_DOCSREQUEST']._serialized_start=1957
+  _globals['_DOCSREQUEST']._serialized_end=1985
+  _globals['_OPENAPIREQUEST']._serialized_start=1987
+  _globals['_OPENAPIREQUEST']._serialized_end=2003
 # @@protoc_insertion_point(module_scope)
