@@ -8,8 +8,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,6 +24,8 @@ from service.pb.tokenwire.v1 import GenerateParameters, GenerateRequest
 
 METHOD = "/tokenwire.v1.TextGenerationService/GenerateStream"
 _READY_S = 180.0
+_LAST_LINES = 5  # of a server that does not start
+_LAST_WORDS_S = 5.0  # a process that it has left behind may hold the pipe
 
 
 @asynccontextmanager
@@ -42,14 +46,37 @@ async def server(model_path: Path, *flags: str) -> AsyncIterator[tuple[str, str]
 async def process(
     command: list[str], url: str, environment: dict[str, str] | None = None
 ) -> AsyncIterator[str]:
-    """Runs a process for the length of a block, which starts once `url`/health answers."""
-    running = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    """Runs a process for the length of a block, which starts once `url`/health answers.
+
+    Raises:
+        RuntimeError: the process ended; the message has what it said last.
+        TimeoutError: it did not answer in time.
+    """
+    running = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    said: deque[str] = deque(maxlen=_LAST_LINES)
+    reader = threading.Thread(target=_pass_on, args=(running, said), daemon=True)
+    reader.start()
     try:
-        await asyncio.to_thread(wait_until_ready, url, running)
+        try:
+            await asyncio.to_thread(wait_until_ready, url, running)
+        except RuntimeError as error:
+            reader.join(_LAST_WORDS_S)
+            raise RuntimeError(f"{error}: {''.join(said).strip()}") from error
         yield url
     finally:
         running.send_signal(signal.SIGTERM)
         running.wait()
+        reader.join(_LAST_WORDS_S)
+
+
+def _pass_on(running: subprocess.Popen[str], said: deque[str]) -> None:
+    """Shows what a process writes to its standard error, and keeps the last lines."""
+    assert running.stderr is not None
+    for line in running.stderr:
+        sys.stderr.write(line)
+        said.append(line)
 
 
 def free_port() -> int:
@@ -59,7 +86,7 @@ def free_port() -> int:
         return int(sock.getsockname()[1])
 
 
-def wait_until_ready(url: str, running: subprocess.Popen[bytes]) -> None:
+def wait_until_ready(url: str, running: subprocess.Popen[str]) -> None:
     """Polls /health until it answers.
 
     Raises:

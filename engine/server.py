@@ -23,6 +23,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from .cuda_segments import prefer_growing_segments
 from .heartbeat import Activity, Heartbeat, Phase
 from .kernels.build import SWITCH, build_ahead
 from .lean_imports import lean_imports
@@ -416,6 +417,8 @@ def serve(config: EngineConfig) -> None:
     heartbeat.start()
     # Whoever asks for kernels without a configuration, and ranks, shall find what this one says.
     os.environ[SWITCH] = "1" if config.enable_native_kernels else "0"
+    if config.device != "cpu":
+        prefer_growing_segments()
     if config.device != "cuda":
         build_ahead()
     if config.num_shards == 1:

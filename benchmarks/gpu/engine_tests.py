@@ -10,16 +10,15 @@ It needs pytest, pytest-timeout, pytest-asyncio and hypothesis beside what the e
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import tempfile
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu.child import finished
 from benchmarks.gpu.results import Results, arguments
 
-_ROOT = Path(__file__).parents[2]
 GROUPS = {
     "kernels": [
         "tests/engine/kernels/test_triton_attention.py",
@@ -57,14 +56,13 @@ def tested(paths: list[str], device: str, limit_s: float) -> dict[str, Any]:
 
     Raises:
         RuntimeError: pytest did not get as far as to run tests.
+        TimeoutError: they take longer than that; the message ends with the test that ran.
     """
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", f"--device={device}", *paths]
+        command = [sys.executable, "-m", "pytest", "-v", f"--device={device}", *paths]
         command += [f"--junitxml={report}", "-p", "no:cacheprovider"]
-        ended = subprocess.run(
-            command, cwd=_ROOT, capture_output=True, text=True, timeout=limit_s, check=False
-        )
+        ended = finished(command, limit_s)
         print(ended.stdout[-2000:])
         if ended.returncode not in (0, 1) or not report.exists():
             raise RuntimeError((ended.stderr or ended.stdout).strip()[-1000:])

@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import subprocess
+import os
 import sys
 import tempfile
 import time
@@ -30,11 +30,13 @@ import torch
 from benchmarks import transformers_peers
 from benchmarks.ceilings import synchronise
 from benchmarks.gpu import saved_model
+from benchmarks.gpu.child import finished
 from benchmarks.gpu.results import Results, arguments
 from benchmarks.load import Item, generated, uniform
 from benchmarks.random_engine import random_engine
 from benchmarks.random_model import build, llama_8b, shrunk
 from benchmarks.report import table
+from engine.cuda_segments import VARIABLE
 
 _LIMIT_S = 240.0  # of a peer, its start included
 _ALONE = 1  # stream
@@ -208,14 +210,10 @@ def measure(results: Results, path: Path, arm: str, is_smoke: bool) -> None:
         return
     command = [sys.executable, "-m", "benchmarks.gpu.peers", "--arm", arm, "--path", str(path)]
     command += ["--device", results.device.type, *(["--smoke"] if is_smoke else [])]
-    ended = subprocess.run(
-        command,
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=max(10.0, min(_LIMIT_S, results.left_s)),
-        check=False,
-    )
+    # Others run as they are by themselves, without the setting of this engine's process.
+    allocator = {} if arm == "ours" else {VARIABLE: "expandable_segments:False"}
+    limit_s = max(10.0, min(_LIMIT_S, results.left_s))
+    ended = finished(command, limit_s, os.environ | allocator)
     if ended.returncode:
         raise RuntimeError(f"{arm}: {(ended.stderr or ended.stdout).strip()[-800:]}")
     results.note(arm, json.loads(ended.stdout.splitlines()[-1]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ import torch
 
 from benchmarks import machine
 from benchmarks.random_engine import release
+from engine.cuda_segments import VARIABLE
 
 DIRECTORY = Path(__file__).parents[1] / "results"
 _LIMIT_S = 570.0  # of a script: a machine may be lent for ten minutes at a time
@@ -44,6 +46,8 @@ def arguments(description: str, argv: list[str] | None, **choices: list[str]) ->
     found = parser.parse_args(argv)
     if found.device == "cpu" and not found.smoke:
         parser.error("on a CPU there is nothing to measure here: add --smoke to see that it runs")
+    if found.device == "cuda" and os.environ.get("TRITON_INTERPRET", "0") != "0":
+        parser.error("TRITON_INTERPRET is set: no kernel would run on the GPU")
     if found.device == "cuda" and not torch.cuda.is_available():
         parser.error("torch sees no GPU; --smoke --device cpu shows that the script runs")
     return found
@@ -73,6 +77,7 @@ class Results:
             "gpu": _gpu(self.device),
             "machine": machine.describe(self.device),
             "versions": _versions(),
+            "allocator": os.environ.get(VARIABLE),
         }
         slug = "-".join(str(self._head["measured_on"]).lower().split())
         stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import xml.etree.ElementTree as ET
 from argparse import Namespace
@@ -15,7 +16,9 @@ import torch
 
 pytest.importorskip("triton")
 
+from benchmarks import local_server
 from benchmarks.gpu import (
+    child,
     engine,
     engine_tests,
     kernels,
@@ -63,6 +66,26 @@ def test_every_kernel_is_compared_with_torch(tmp_path: Path) -> None:
     assert all(check["difference"] <= check["tolerance"] for check in checks)
 
 
+def test_a_script_by_itself_interprets_kernels_and_has_the_allocator_of_a_server(
+    tmp_path: Path,
+) -> None:
+    names = ("TRITON_INTERPRET", "PYTORCH_ALLOC_CONF")
+    bare = {name: value for name, value in os.environ.items() if name not in names}
+    command = [sys.executable, "-m", "benchmarks.gpu.kernels", "--smoke", "--device=cpu"]
+    ended = child.finished([*command, f"--results={tmp_path}", "--only", "quantize"], 200.0, bare)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    (path,) = tmp_path.glob("*.json")
+    written = json.loads(path.read_text())
+    assert written["errors"] == {}
+    assert written["allocator"] == "expandable_segments:True"
+
+
+def test_a_command_that_takes_too_long_is_ended_with_what_it_has_started() -> None:
+    """Its own child holds the pipe: only when that has ended is everything read."""
+    with pytest.raises(TimeoutError, match="not done after 1 s: it began"):
+        child.finished(["sh", "-c", "echo it began; sleep 900 & wait"], 1.0)
+
+
 def test_a_wrong_kernel_is_an_error_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,6 +126,14 @@ def test_the_server_streams_over_grpc(tmp_path: Path) -> None:
     row = found["parts"]["4 streams"]
     assert row["tokens_per_s"] > 0
     assert set(row["processor_us_per_token"]) == {"engine", "service", "envoy"}
+
+
+async def test_a_server_that_does_not_start_says_why() -> None:
+    command = [sys.executable, "-c", "import sys; print('no GPU'); sys.exit('no GPU at all')"]
+    url = f"http://127.0.0.1:{local_server.free_port()}"
+    with pytest.raises(RuntimeError, match="the server did not start: no GPU at all"):
+        async with local_server.process(command, url):
+            pytest.fail("it is not ready")
 
 
 def test_peers_that_are_not_installed_are_absent(tmp_path: Path) -> None:
@@ -146,6 +177,15 @@ def test_without_a_gpu_nothing_is_measured(words: list[str], capsys: Any) -> Non
     with pytest.raises(SystemExit):
         results.arguments("Measures.", words)
     assert "--smoke" in capsys.readouterr().err
+
+
+def test_kernels_that_would_be_interpreted_are_not_measured(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(SystemExit):
+        results.arguments("Measures.", [])
+    assert "TRITON_INTERPRET is set" in capsys.readouterr().err
 
 
 def test_a_part_that_fails_or_comes_too_late_leaves_the_others(tmp_path: Path) -> None:
