@@ -37,6 +37,8 @@ from .weight_size import check_room, weight_bytes
 
 logger = logging.getLogger(__name__)
 
+_COMPUTED_IN = (torch.bfloat16, torch.float16, torch.float32)
+
 
 def load_model(config: EngineConfig, group: Group | None = None) -> LoadedModel:
     """Loads weights and checks that the model can be served.
@@ -160,7 +162,11 @@ def _choose_dtype(config: EngineConfig, device: torch.device, model_config: Any)
 
     The kernels for CPUs compute in float32, whatever the weights are rounded to: torch is many
     times slower in 16 bits. It is left to where there are no kernels, or where the weights do not
-    fit in float32, which they have to until the layers are packed.
+    fit in float32, which they have to until the layers are packed. A GPU computes in the format
+    that is asked for, or else in the checkpoint's own.
+
+    Raises:
+        ModelLoadError: nothing is computed in the checkpoint's own.
     """
     if device.type == "cpu" and config.dtype is None:
         return torch.float32
@@ -170,8 +176,27 @@ def _choose_dtype(config: EngineConfig, device: torch.device, model_config: Any)
             return torch.float32
     if config.dtype is not None:
         return _dtype_of(config.dtype)
-    dtype = getattr(model_config, "dtype", None)
-    return dtype if isinstance(dtype, torch.dtype) else torch.float16
+    return _own_dtype(model_config)
+
+
+def _own_dtype(model_config: Any) -> torch.dtype:
+    """The format that a checkpoint names for its weights; float16, as in TGI, if it names none.
+
+    Raises:
+        ModelLoadError: no model is computed in it.
+    """
+    parts = (model_config, model_config.get_text_config())
+    named = [part.dtype for part in parts if isinstance(part.dtype, torch.dtype)]
+    dtype = named[0] if named else torch.float16
+    if dtype is torch.float64:
+        logger.info("the checkpoint names float64: it is computed in float32")
+        return torch.float32
+    if dtype not in _COMPUTED_IN:
+        raise ModelLoadError(
+            f"the checkpoint names {str(dtype)[6:]} as its dtype, in which no model is computed; "
+            "--dtype bfloat16, float16 or float32 says in which one it is"
+        )
+    return dtype
 
 
 def _dtype_of(name: str) -> torch.dtype:

@@ -80,6 +80,15 @@ def test_greedy_tokens_are_those_of_transformers(built: Built) -> None:
     assert answers(built.engine, asked()) == generate(built.name)
 
 
+def test_most_steps_that_only_decode_are_replayed(built: Built) -> None:
+    answers(built.engine, asked())  # on a CPU this records them
+    before = built.engine.stats()
+    answers(built.engine, asked())
+    stats = built.engine.stats()
+    num_replayed = stats.num_replayed_steps - before.num_replayed_steps
+    assert num_replayed >= 0.6 * (stats.num_steps - before.num_steps)
+
+
 def test_a_text_is_the_same_alone_and_with_others(built: Built) -> None:
     together = answers(built.engine, asked(do_sample=True, seed=5, top_p=0.9))
     alone = [answers(built.engine, [one])[0] for one in asked(do_sample=True, seed=5, top_p=0.9)]

@@ -113,6 +113,7 @@ def test_small_steps_are_recorded_and_replayed(
     tokens = _tokens(together, requests)
     assert _tokens(together, requests) == tokens
     assert len(replayed) >= 6, "of 14 steps that follow the prompts"
+    assert together.stats().num_replayed_steps == len(replayed)
     assert tokens == _tokens(build_engine(replace(config, graph_sizes=(0,)))[0], requests)
 
 
