@@ -86,9 +86,12 @@ class RotaryTable(nn.Module):
             ValueError: the layer computes something else.
         """
         positions = torch.arange(num_positions, device=self._like.device).unsqueeze(0)
+        # Layers that divide their frequencies among three positions take nothing else in 5.17.
+        is_divided = hasattr(self.stock, "mrope_section")
+        given = positions.expand(_THREE, -1, -1) if is_divided else positions
         tables = {}
         for kind in _layer_types(self.stock):
-            cos, sin = self._stock_rotation(self._like, positions, kind)
+            cos, sin = self._stock_rotation(self._like, given, kind)
             if cos.shape != sin.shape or cos.shape[:-1] != positions.shape:
                 raise ValueError("not the cosines and sines of positions")
             tables[kind] = torch.cat([cos, sin], dim=-1)[0]
