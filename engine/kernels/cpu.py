@@ -44,7 +44,7 @@ _KERNELS: dict[str, Types] = {
         *(POINTER, POINTER, SIZE, SIZE, SIZE),
         *(POINTER, SIZE, SIZE, SIZE, SIZE, INT),
     ),
-    "linear": (POINTER, POINTER, POINTER, POINTER, SIZE, SIZE, SIZE, INT, INT),
+    "linear": (*[POINTER] * 4, SIZE, SIZE, SIZE, INT, POINTER, SIZE, INT),
     "adapted_linear": (*[POINTER] * 7, *[SIZE] * 5, INT, INT),
     "int8_linear": (*[POINTER] * 6, SIZE, SIZE, SIZE, POINTER, SIZE, INT),
     "grouped_int8_linear": (*[POINTER] * 5, SIZE, SIZE, SIZE, POINTER, SIZE, INT),
@@ -464,18 +464,40 @@ class CpuKernels:
             raise ValueError(f"expected input of width {2 * packed.shape[1]}, and pairs")
         return self._multiplied(x, packed, _PAIRS, bias, out_features)
 
-    def linear(self, x: Tensor, packed: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
+    def linear(
+        self,
+        x: Tensor,
+        packed: Tensor,
+        bias: Tensor | None,
+        out_features: int,
+        ends: Tensor | None = None,
+    ) -> Tensor:
         """Return x [..., K] times the packed weight, plus bias: fp32 [..., N].
 
         A row of the result does not depend on the other rows of x, bit for bit, and is the same
         for a weight of 16 bits as for the same weight in fp32.
+
+        Args:
+            x: fp32.
+            packed: of a layer, or of the same layer of several experts, one after the other, each
+                padded to whole panels, as their biases are.
+            bias: fp32.
+            out_features: N.
+            ends: of experts, int64 [num_experts]: the rows of x before each that the experts
+                before have not are this one's. The last is the number of rows.
         """
         if x.shape[-1] != packed.shape[1]:
             raise ValueError(f"expected input of width {packed.shape[1]}")
-        return self._multiplied(x, packed, _FORMATS[packed.dtype], bias, out_features)
+        return self._multiplied(x, packed, _FORMATS[packed.dtype], bias, out_features, ends)
 
     def _multiplied(
-        self, x: Tensor, packed: Tensor, form: int, bias: Tensor | None, out_features: int
+        self,
+        x: Tensor,
+        packed: Tensor,
+        form: int,
+        bias: Tensor | None,
+        out_features: int,
+        ends: Tensor | None = None,
     ) -> Tensor:
         """Input times a packed weight of a format."""
         if x.dtype != torch.float32:
@@ -492,6 +514,7 @@ class CpuKernels:
             out_features,
             in_features,
             form,
+            *_experts(ends),
             torch.get_num_threads(),
         )
         return output
@@ -508,8 +531,7 @@ class CpuKernels:
             x: fp32.
             weight: of a layer, or of the same layer of several experts, one after the other.
             out_features: N.
-            ends: of experts, int64 [num_experts]: the rows of x before each that the experts
-                before have not are this one's. The last is the number of rows.
+            ends: of experts, as of `linear`.
         """
         in_features = x.shape[-1]
         if -(-in_features // 4) != weight.packed.shape[1]:

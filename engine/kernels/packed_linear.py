@@ -42,9 +42,9 @@ class PackedLinear(nn.Module):
         packed = kernels.pack_weight(narrowed(linear.weight, kernels))
         return cls(kernels, packed, bias, linear.out_features)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return x @ weight.T + bias."""
-        return self._kernels.linear(x, self.packed, self.bias, self.out_features)
+    def forward(self, x: Tensor, ends: Tensor | None = None) -> Tensor:
+        """Return x @ weight.T + bias; of experts by the ends of their rows."""
+        return self._kernels.linear(x, self.packed, self.bias, self.out_features, ends)
 
     def adapted(self, x: Tensor, slots: Tensor, updates: Updates) -> Tensor:
         """Return the same with the updates in each row's slot added."""

@@ -1,7 +1,7 @@
-"""Quantises the experts of mixtures on the CPU.
+"""Packs the experts of mixtures for the CPU kernels, quantised or not.
 
 transformers keeps a matrix of all experts of a layer in one parameter [num_experts, N, K], which no
-linear layer holds. Here the matrices become one quantised layer, and rows are sorted by expert, so
+linear layer holds. Here the matrices become one packed layer, and rows are sorted by expert, so
 that a kernel multiplies those of all experts in one call. Nothing reads the routing on the host: a
 step can be recorded.
 """
@@ -16,13 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels.cpu import CpuKernels
+from ..kernels.packed_linear import PackedLinear
 from .fusion import gate_like, kernels_for_fusion
+from .layers import parents_of_layers
 
 _MARKS = ("has_gate", "has_bias", "is_transposed", "num_experts")
-Make = Callable[[nn.Module], nn.Module]  # of a linear layer a quantised one
+Make = Callable[[nn.Module], nn.Module]  # of a linear layer one for the kernels
 
 
-class QuantizedExperts(nn.Module):
+class PackedExperts(nn.Module):
     """Stands for the experts of a layer.
 
     Args:
@@ -81,21 +83,48 @@ def matrices_of(module: nn.Module) -> dict[str, Tensor]:
     return {name: own[name].detach() for name in names}
 
 
+def _are_fp32(stock: nn.Module) -> bool:
+    matrices = matrices_of(stock).values()
+    return bool(matrices) and all(matrix.dtype is torch.float32 for matrix in matrices)
+
+
 def rows_of(stock: Any, matrices: Tensor) -> Tensor:
     """Matrices of experts as [num_experts, N, K]."""
     return matrices.transpose(1, 2) if stock.is_transposed else matrices
 
 
-def quantize_experts(stock: nn.Module, make: Make, kernels: CpuKernels) -> QuantizedExperts:
-    """Quantises the matrices of experts, and frees them.
+def pack_mixtures(model: nn.Module, kernels: CpuKernels) -> int:
+    """Packs the fp32 matrices of all experts of a model, in place, freeing them as it goes.
+
+    Returns:
+        How many layers have experts that are packed now.
+    """
+
+    def make(linear: nn.Module) -> nn.Module:
+        assert isinstance(linear, nn.Linear)
+        return PackedLinear.from_linear(linear, kernels)
+
+    num_packed = 0
+    for stock, places in parents_of_layers(model).items():
+        if not _are_fp32(stock):
+            continue
+        experts = pack_experts(stock, make, kernels).train(stock.training)
+        for parent, name in places:
+            setattr(parent, name, experts)
+        num_packed += 1
+    return num_packed
+
+
+def pack_experts(stock: nn.Module, make: Make, kernels: CpuKernels) -> PackedExperts:
+    """Packs the matrices of experts, and frees them.
 
     Args:
         stock: of which `matrices_of` knows the matrices.
-        make: quantises a linear layer for the kernels.
+        make: packs a linear layer for the kernels, quantised or not.
         kernels: whose panels hold the outputs of one expert each.
     """
     layers = [_layer_of(stock, name, make, kernels) for name in matrices_of(stock)]
-    return QuantizedExperts(stock, *layers)
+    return PackedExperts(stock, *layers)
 
 
 def _layer_of(stock: Any, name: str, make: Make, kernels: CpuKernels) -> nn.Module:

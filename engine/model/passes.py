@@ -21,6 +21,7 @@ from ..kernels.cpu import CpuKernels
 from ..kernels.packed_linear import pack_model
 from ..protocol.errors import ModelLoadError, first_line
 from . import fusion, projections, quantization, residual_norms, rope_tables
+from .experts import pack_mixtures
 from .layers import layers_read_by
 from .loaded import LoadedModel
 from .self_check import (
@@ -238,7 +239,7 @@ def _num_in_experts(model: nn.Module) -> int:
 
 
 def pack_layers(loaded: LoadedModel, kernels: CpuKernels, left: Collection[nn.Module] = ()) -> None:
-    """Packs the linear layers for the CPU kernels, which frees their original weights.
+    """Packs linear layers and experts for the CPU kernels, which frees their original weights.
 
     Args:
         loaded: the model; some of its layers may be quantised already.
@@ -249,6 +250,8 @@ def pack_layers(loaded: LoadedModel, kernels: CpuKernels, left: Collection[nn.Mo
         ModelLoadError: the model does not compute with them what it did before.
     """
     reference_logits(loaded)
+    if num_mixtures := pack_mixtures(loaded.model, kernels):
+        logger.info("packed the experts of %d layers", num_mixtures)
     pack_model(loaded.model, kernels, left)
     reason = objection_to_change(loaded, exact=loaded.scheme is None)
     if reason is not None:

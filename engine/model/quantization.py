@@ -28,7 +28,7 @@ from ..kernels.int8 import MAX_IN_FEATURES
 from ..kernels.packed_linear import is_linear, output_rows
 from ..protocol.config import EngineConfig
 from ..shards.layers import plain
-from .experts import matrices_of, quantize_experts, rows_of
+from .experts import matrices_of, pack_experts, rows_of
 from .layers import parents_of_layers
 from .quantized_linear import Fp8Linear, Int4Linear, Int8Linear
 
@@ -174,7 +174,7 @@ def apply(
             setattr(parent, name, replacement)
     for layer in mixtures:
         assert scheme.kernels is not None
-        experts = quantize_experts(layer, scheme.make, scheme.kernels).train(layer.training)
+        experts = pack_experts(layer, scheme.make, scheme.kernels).train(layer.training)
         for parent, name in layers[layer]:
             setattr(parent, name, experts)
     num_others = sum(parameter.numel() for parameter in model.parameters())

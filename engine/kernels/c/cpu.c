@@ -32,6 +32,7 @@
 #endif
 #include "vectors.h"
 #include "threads.h"
+#include "experts.h"
 #include "cache_write.h"
 #include "linear.h"
 #include "rounded_rows.h"

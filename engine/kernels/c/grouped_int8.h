@@ -86,7 +86,7 @@ EXPORT int tw_grouped_int8_linear(const float *x, const int8_t *packed, const ch
                                   const float *bias, float *y, int64_t m, int64_t n, int64_t k,
                                   const int64_t *ends, int64_t num_experts, int num_threads) {
     const GroupedInt8Linear layer = {packed, scales, bias, k};
-    const RoundingLinear l = {&layer, (const char *)packed, n, k, k * NR, ends, num_experts, 0,
+    const RoundingLinear l = {&layer, (const char *)packed, n, k, k * NR, {ends, num_experts}, 0,
                               sizeof(Level), round_int8, grouped_int8_rows};
     return multiply_rounded(&l, x, y, m, num_threads);
 }

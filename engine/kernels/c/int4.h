@@ -139,7 +139,8 @@ EXPORT int tw_int4_linear(const float *x, const uint8_t *packed, const int32_t *
                           int64_t group, const int64_t *ends, int64_t num_experts,
                           int num_threads) {
     const Int4Linear layer = {packed, groups, bias, k, group};
-    const RoundingLinear l = {&layer, (const char *)packed, n, k, k / 2 * NR, ends, num_experts,
-                              k / group, sizeof(SmallLevel), round_int4, int4_rows};
+    const RoundingLinear l = {&layer, (const char *)packed, n, k, k / 2 * NR,
+                              {ends, num_experts}, k / group, sizeof(SmallLevel), round_int4,
+                              int4_rows};
     return multiply_rounded(&l, x, y, m, num_threads);
 }

@@ -161,13 +161,13 @@ static void int8_rows(const void *layer, int64_t p, const Rounded *x, int64_t fr
 }
 
 /* y[M, N] = x[M, K] @ W^T + bias, x rounded to 8 bits row by row. 0, or -1 if out of memory. `ends` is
- * NULL, or has the ends of the rows of experts (see RoundingLinear); here and below. */
+ * NULL, or has the ends of the rows of experts (see experts.h); here and below. */
 EXPORT int tw_int8_linear(const float *x, const int8_t *packed, const float *scales,
                           const int32_t *columns, const float *bias, float *y, int64_t m,
                           int64_t n, int64_t k, const int64_t *ends, int64_t num_experts,
                           int num_threads) {
     const Int8Linear layer = {packed, scales, columns, bias, k};
-    const RoundingLinear l = {&layer, (const char *)packed, n, k, ceil_div(k, 4) * NR * 4, ends,
-                              num_experts, 0, sizeof(Level), round_int8, int8_rows};
+    const RoundingLinear l = {&layer, (const char *)packed, n, k, ceil_div(k, 4) * NR * 4,
+                              {ends, num_experts}, 0, sizeof(Level), round_int8, int8_rows};
     return multiply_rounded(&l, x, y, m, num_threads);
 }

@@ -309,6 +309,13 @@ INLINE const char *slab_of(const Linear *l, int64_t p, int64_t k0) {
     return l->packed + (p * l->k + k0) * NR * weight_bytes(l->format);
 }
 
+/* The layer of one of several experts. */
+INLINE Linear layer_of(const Linear *l, int64_t expert) {
+    int64_t panel = expert * ceil_div(l->n, NR);
+    const float *bias = l->bias ? l->bias + panel * NR : NULL;
+    return (Linear){slab_of(l, panel, 0), bias, l->n, l->k, l->format};
+}
+
 /* The slab that a thread computes after one of its panels `of`. */
 static const char *next_slab(const Linear *l, Range of, int64_t p, int64_t k0) {
     if (p + 1 < of.to) return slab_of(l, p + 1, k0);
@@ -356,6 +363,8 @@ typedef struct {
     float *packed;  /* room for `packed_bytes` */
     float *y;
     int64_t m, inputs;
+    const Segment *segments; /* of the rows; a layer without experts has one */
+    int64_t num_segments;
     Share *shares;
     int64_t num_threads;
 } Product;
@@ -369,11 +378,22 @@ INLINE size_t packed_bytes(const Linear *l, int64_t m) {
     return rounded((size_t)(ceil_div(l->k, KC) * m * KLD) * sizeof(float));
 }
 
-/* A thread's part of a product; all threads of a region call it. */
+/* Some panels of the outputs of a segment's rows; blocks: the K blocks of all rows, x_block apart. */
+static void multiply_segment(const Product *p, const Segment *s, Range panels, const float *blocks,
+                             int64_t x_block, Later *later) {
+    const Linear l = layer_of(&p->l, s->expert);
+    for (int64_t k0 = 0; k0 < l.k; k0 += KC)
+        for (int64_t panel = panels.from; panel < panels.to; panel++)
+            linear_slab(&l, panels, panel, k0, blocks + k0 / KC * x_block + s->from * KLD,
+                        s->to - s->from, p->y + s->from * l.n, later);
+}
+
+/* A thread's part of a product; all threads of a region call it. Shares are of the panels of all
+ * segments, one segment after the other. */
 static void multiply(const Product *p, Later *later) {
     const Linear *l = &p->l;
     int64_t id = thread_id(), panels = ceil_div(l->n, NR);
-    int64_t step = panels_at_once(p->m, panels, p->num_threads);
+    int64_t step = panels_at_once(p->m / max64(1, p->num_segments), panels, p->num_threads);
     int in_pairs = l->format == IN_PAIRS;
     const float *blocks = p->packed;
     int64_t x_block = p->m * KLD;
@@ -386,14 +406,19 @@ static void multiply(const Product *p, Later *later) {
     }
     Range r;
     while ((r = claim(p->shares, p->num_threads, id, step)).to)
-        for (int64_t k0 = 0; k0 < l->k; k0 += KC)
-            for (int64_t panel = r.from; panel < r.to; panel++)
-                linear_slab(l, r, panel, k0, blocks + k0 / KC * x_block, p->m, p->y, later);
+        while (r.from < r.to) {
+            int64_t first = r.from % panels, count = min64(r.to - r.from, panels - first);
+            multiply_segment(p, p->segments + r.from / panels, (Range){first, first + count}, blocks,
+                             x_block, later);
+            r.from += count;
+        }
 }
 
-/* y[M, N] = x[M, inputs] @ W^T + bias. Returns 0, or -1 if out of memory. */
+/* y[M, N] = x[M, inputs] @ W^T + bias. Returns 0, or -1 if out of memory. `ends` is NULL, or has the
+ * ends of the rows of experts (see experts.h). */
 EXPORT int tw_linear(const float *x, const char *packed, const float *bias, float *y, int64_t m,
-                     int64_t n, int64_t inputs, int format, int num_threads) {
+                     int64_t n, int64_t inputs, int format, const int64_t *ends,
+                     int64_t num_experts, int num_threads) {
     const Linear l = linear_of(packed, bias, n, inputs, (Format)format);
     int64_t chunk = min64(m, MC);
     float *rows = scratch(packed_bytes(&l, chunk));
@@ -401,10 +426,12 @@ EXPORT int tw_linear(const float *x, const char *packed, const float *bias, floa
     if (m * n * l.k < SERIAL_WORK) num_threads = 1;
     for (int64_t m0 = 0; m0 < m; m0 += chunk) {
         Share shares[num_threads];
-        deal(shares, num_threads, ceil_div(n, NR));
-        const Product product = {.l = l, .x = x + m0 * inputs, .packed = rows, .y = y + m0 * n,
-                                 .m = min64(chunk, m - m0), .inputs = inputs, .shares = shares,
-                                 .num_threads = num_threads};
+        Segment segments[MC];
+        Product product = {.l = l, .x = x + m0 * inputs, .packed = rows, .y = y + m0 * n,
+                           .m = min64(chunk, m - m0), .inputs = inputs, .segments = segments,
+                           .shares = shares, .num_threads = num_threads};
+        product.num_segments = find_segments((Experts){ends, num_experts}, m0, product.m, segments);
+        deal(shares, num_threads, ceil_div(n, NR) * product.num_segments);
         PARALLEL {
             Later nothing = {0};
             multiply(&product, &nothing);

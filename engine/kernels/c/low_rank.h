@@ -325,7 +325,7 @@ EXPORT int tw_adapted_linear(const float *x, const char *packed, const float *bi
                              int64_t num_parts, int64_t num_slots, int64_t m, int64_t n,
                              int64_t inputs, int format, int num_threads) {
     if (m > MC) {
-        int status = tw_linear(x, packed, bias, y, m, n, inputs, format, num_threads);
+        int status = tw_linear(x, packed, bias, y, m, n, inputs, format, NULL, 1, num_threads);
         return status ? status : tw_add_updates(x, y, n, slots, updates, parts, num_parts,
                                                 num_slots, m, n, inputs, num_threads);
     }
@@ -343,8 +343,10 @@ EXPORT int tw_adapted_linear(const float *x, const char *packed, const float *bi
     deal(update_shares, num_threads, num_items(&p));
     p.shares = update_shares;
     p.num_threads = num_threads;
+    const Segment all = {0, 0, m};
     const Product product = {.l = l, .x = x, .packed = (float *)memory, .y = y, .m = m,
-                             .inputs = inputs, .shares = shares, .num_threads = num_threads};
+                             .inputs = inputs, .segments = &all, .num_segments = 1,
+                             .shares = shares, .num_threads = num_threads};
     int64_t panels = ceil_div(n, NR) / num_threads; /* of a thread; all tiles but the first prefetch */
     int64_t steps = panels * (ceil_div(m, MR) - 1) * l.k;
     PARALLEL {

@@ -23,7 +23,7 @@ typedef struct {
 #define REPLAY(name, ...) \
     EXPORT int tw_replay_##name(const Argument *a) { return tw_##name(__VA_ARGS__); }
 
-REPLAY(linear, P(0), P(1), P(2), P(3), I(4), I(5), I(6), I(7), I(8))
+REPLAY(linear, P(0), P(1), P(2), P(3), I(4), I(5), I(6), I(7), P(8), I(9), I(10))
 REPLAY(int8_linear, P(0), P(1), P(2), P(3), P(4), P(5), I(6), I(7), I(8), P(9), I(10), I(11))
 REPLAY(grouped_int8_linear, P(0), P(1), P(2), P(3), P(4), I(5), I(6), I(7), P(8), I(9), I(10))
 REPLAY(int4_linear, P(0), P(1), P(2), P(3), P(4), I(5), I(6), I(7), I(8), P(9), I(10), I(11))

@@ -23,14 +23,12 @@ typedef struct {
 } Target;
 
 /* A layer: how it rounds a row and returns its scale, and how it computes some rows, from one on, of a
- * panel's outputs. Or the same layer of several experts, whose panels follow each other, and whose
- * rows do: expert e has those before ends[e] that the experts before it do not have. */
+ * panel's outputs. */
 typedef struct RoundingLinear {
     const void *layer;
     const char *packed; /* its panels */
     int64_t n, k, panel_bytes;
-    const int64_t *ends; /* NULL for a layer without experts */
-    int64_t num_experts; /* 1 for such */
+    Experts experts;
     int64_t num_groups; /* of K, whose sums of levels it needs */
     int64_t level_bytes;
     float (*round_row)(const struct RoundingLinear *l, const float *x, char *to, int64_t block_bytes,
@@ -71,27 +69,6 @@ static void round_rows(const RoundingLinear *l, const float *x, Rounded *to, int
                                      to->rows * row_bytes, to->group_sums + r * l->num_groups);
 }
 
-/* The rows of a chunk that one expert has. */
-typedef struct {
-    int64_t expert, from, to;
-} Segment;
-
-/* Finds the segments of the `rows` rows from m0 on, and returns their number. */
-static int64_t find_segments(const RoundingLinear *l, int64_t m0, int64_t rows, Segment *segments) {
-    if (!l->ends) {
-        segments[0] = (Segment){0, 0, rows};
-        return 1;
-    }
-    int64_t count = 0, from = 0;
-    for (int64_t e = 0; e < l->num_experts && from < rows; e++) {
-        int64_t to = min64(l->ends[e] - m0, rows);
-        if (to <= from) continue;
-        segments[count++] = (Segment){e, from, to};
-        from = to;
-    }
-    return count;
-}
-
 /* One panel of a segment's rows, divided evenly among as few tiles as possible. */
 static void rounded_panel(const RoundingLinear *l, Segment of, int64_t p, const Rounded *x, float *y) {
     int64_t count = of.to - of.from, tiles = ceil_div(count, MR), bytes = l->panel_bytes;
@@ -120,7 +97,7 @@ static int multiply_rounded(const RoundingLinear *l, const float *x, float *y, i
         Segment segments[MC];
         Rounded rows = {min64(chunk, m - m0), (float *)memory, memory + scale_bytes + sum_bytes,
                         (float *)(memory + scale_bytes)};
-        deal(shares, num_threads, panels * find_segments(l, m0, rows.rows, segments));
+        deal(shares, num_threads, panels * find_segments(l->experts, m0, rows.rows, segments));
         PARALLEL {
             Range r;
             round_rows(l, x + m0 * l->k, &rows, thread_id(), num_workers());

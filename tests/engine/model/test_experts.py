@@ -1,4 +1,4 @@
-"""Experts of mixtures, quantised: the same products, whichever other rows are in a step."""
+"""Experts of mixtures, packed: the same products, whichever other rows are in a step."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from engine.build import build_engine
 from engine.kernels.grouped_int8 import GroupedInt8Linear
 from engine.kernels.int4 import PackedInt4Linear
 from engine.kernels.int8 import PackedInt8Linear
+from engine.kernels.packed_linear import PackedLinear
 from engine.model import quantization
-from engine.model.experts import QuantizedExperts, matrices_of, quantize_experts
+from engine.model.experts import PackedExperts, matrices_of, pack_experts, pack_mixtures
 from engine.model.passes import quantize_model
 from engine.model.quantization import Scheme
 from engine.model.self_check import attach_paged_attention
@@ -61,6 +62,17 @@ def scheme(name: str) -> Scheme:
     return found
 
 
+def packed(stock: nn.Module, quantize: str | None) -> Any:
+    """Experts for the kernels, whose weights are quantised if there is a name."""
+    holder = nn.Sequential(stock)
+    if quantize is None:
+        assert pack_mixtures(holder, kernels_for("whole")) == 1
+        return holder[0]
+    found = scheme(quantize)
+    assert found.kernels is not None
+    return pack_experts(stock, found.make, found.kernels)
+
+
 def routed(num_tokens: int, experts: Any, top_k: int = 2) -> tuple[Tensor, Tensor, Tensor]:
     """Hidden states, chosen experts and weights of tokens."""
     width = 64
@@ -69,18 +81,16 @@ def routed(num_tokens: int, experts: Any, top_k: int = 2) -> tuple[Tensor, Tenso
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("quantize", ["int8", "int4"])
-def test_results_are_near_those_of_transformers(name: str, quantize: str) -> None:
+@pytest.mark.parametrize(("quantize", "error"), [(None, 1e-6), ("int8", 0.03), ("int4", 0.25)])
+def test_results_are_near_those_of_transformers(
+    name: str, quantize: str | None, error: float
+) -> None:
     stock: Any = experts_of(build_model(CONFIGS[name](), scale=1.0))
     x, chosen, weights = routed(50, stock)
     with torch.inference_mode():
         expected = stock(x, chosen, weights)
-        found = scheme(quantize)
-        assert found.kernels is not None
-        quantized = quantize_experts(stock, found.make, found.kernels)
-        assert relative_error(quantized(x, chosen, weights), expected) < (
-            0.03 if quantize == "int8" else 0.25
-        )
+        found = packed(stock, quantize)(x, chosen, weights)
+    assert relative_error(found, expected) < error
     assert not list(stock.parameters())  # the weights are freed
 
 
@@ -90,15 +100,27 @@ def test_experts_that_have_8_bits_keep_them() -> None:
         layer = nn.Linear(matrices.shape[2], matrices.shape[0] * matrices.shape[1])
         layer.weight.data = matrices.flatten(0, 1)
         matrices.copy_(stored(layer).weight.data.view_as(matrices))
-    found = scheme("int8")
-    assert found.kernels is not None
-    experts = quantize_experts(stock, found.make, found.kernels)
+    experts = packed(stock, "int8")
     assert isinstance(experts.up, GroupedInt8Linear)
     assert isinstance(experts.down, GroupedInt8Linear)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_experts_that_have_16_bits_keep_them(dtype: torch.dtype) -> None:
+    stock: Any = experts_of(build_model(CONFIGS["gpt_oss"]()).to(dtype).float())
+    x, chosen, weights = routed(9, stock)
+    with torch.inference_mode():
+        expected = stock(x, chosen, weights)
+        experts = packed(stock, None)
+        assert relative_error(experts(x, chosen, weights), expected) < 1e-6
+    if dtype is torch.bfloat16 or kernels_for("whole").has_float16:
+        assert {experts.up.packed.dtype, experts.down.packed.dtype} == {dtype}
+
+
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("kind", [PackedInt8Linear, PackedInt4Linear, GroupedInt8Linear])
+@pytest.mark.parametrize(
+    "kind", [PackedLinear, PackedInt8Linear, PackedInt4Linear, GroupedInt8Linear]
+)
 def test_rows_of_an_expert_are_multiplied_as_by_its_own_layer(kind: Any, target: str) -> None:
     kernels = kernels_for(target)
     width = 2 * kernels.panel_width
@@ -120,12 +142,10 @@ def test_rows_of_an_expert_are_multiplied_as_by_its_own_layer(kind: Any, target:
         assert torch.equal(y[start:end], expected)
 
 
-@pytest.mark.parametrize("quantize", ["int8", "int4"])
-def test_a_token_ignores_the_others_of_its_step(quantize: str) -> None:
+@pytest.mark.parametrize("quantize", [None, "int8", "int4"])
+def test_a_token_ignores_the_others_of_its_step(quantize: str | None) -> None:
     stock: Any = experts_of(build_model(CONFIGS["qwen3_moe"](), scale=1.0))
-    found = scheme(quantize)
-    assert found.kernels is not None
-    experts = quantize_experts(stock, found.make, found.kernels)
+    experts = packed(stock, quantize)
     x, chosen, weights = routed(301, stock)
     with torch.inference_mode():
         whole = experts(x, chosen, weights)
@@ -139,7 +159,7 @@ def test_nothing_of_the_experts_is_left(name: str) -> None:
     note = quantize_model(replace(loaded, scheme=scheme("int4")))
     assert note is not None
     assert "experts" not in note
-    assert sum(isinstance(module, QuantizedExperts) for module in loaded.model.modules()) == 3
+    assert sum(isinstance(module, PackedExperts) for module in loaded.model.modules()) == 3
 
 
 def test_matrices_that_do_not_fit_stay() -> None:
@@ -157,9 +177,9 @@ def test_experts_of_another_make_are_left() -> None:
     assert not matrices_of(nn.Linear(3, 3))
 
 
-@pytest.mark.parametrize("quantize", ["int8", "int4"])
+@pytest.mark.parametrize("quantize", [None, "int8", "int4"])
 def test_engines_record_steps_with_experts_and_answer_alone_as_among_others(
-    tmp_path: Path, quantize: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, quantize: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     kernels_for("whole")
     build_model(CONFIGS["qwen3_moe"](), scale=1.0).save_pretrained(tmp_path)
