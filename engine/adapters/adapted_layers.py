@@ -15,6 +15,7 @@ from torch import nn
 from ..attention.paged import ReferenceAttention
 from ..kernels.cpu import CpuKernels, PackedUpdate
 from ..kernels.packed_linear import output_rows
+from ..model.experts import PackedExperts
 from ..model.fusion import FusedMLP
 from ..model.layers import parents_of_layers
 from ..model.loaded import LoadedModel
@@ -287,6 +288,8 @@ def _sites(model: nn.Module) -> list[_Site]:
     merged: dict[str, FusedMLP] = {}
     parts: dict[str, ProjectionPart] = {}
     names: dict[nn.Module, str] = {}
+    mixtures = (module for module in model.modules() if isinstance(module, PackedExperts))
+    experts = {layer for mixture in mixtures for layer in (mixture.up, mixture.down)}
     for name, module in model.named_modules():
         names.setdefault(plain(module), name)  # that of the layer around it, where there is one
     for module, name in names.items():
@@ -294,7 +297,7 @@ def _sites(model: nn.Module) -> list[_Site]:
             merged[name] = module
         elif isinstance(module, ProjectionPart):
             parts[name] = module
-        elif (shape := _shape(module)) is not None:
+        elif module not in experts and (shape := _shape(module)) is not None:
             sites[name] = _Site(name, module, Place(0, *shape))
     for name, mlp in merged.items():
         whole = sites.pop(f"{name}.gate_up_proj")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
-from transformers import Gemma2Config, GPT2Config, LlamaConfig, Phi3Config
+from transformers import Gemma2Config, GPT2Config, LlamaConfig, Phi3Config, Qwen3MoeConfig
 
 from engine import build
 from engine.adapters.peft_directory import WEIGHTS_NAME, read_adapter
@@ -43,6 +43,9 @@ PROMPTS = make_prompts()[:4]  # of 1 to 50 tokens; some have a common beginning
 NAMES = ("", *SETTINGS)
 DIGESTS = {"": ""}  # of the adapters, by which requests choose them
 _TIED = LlamaConfig(**SMALL, tie_word_embeddings=True)
+_MIXTURE = Qwen3MoeConfig(
+    **SMALL, head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32
+)
 
 
 @pytest.fixture(scope="module")
@@ -224,8 +227,9 @@ def test_preempted_rows_keep_their_adapters(
         (Gemma2Config(**SMALL, head_dim=16), SETTINGS["patterns"]),
         (PECULIAR["bloom"](), {"r": 5, "lora_alpha": 10, "target_modules": "all-linear"}),
         (PECULIAR["falcon, biased"](), {"r": 5, "lora_alpha": 10, "target_modules": "all-linear"}),
+        (_MIXTURE, SETTINGS["attention"]),
     ],
-    ids=["tied llama", "gpt2", "phi3", "gemma2", "bloom", "falcon"],
+    ids=["tied llama", "gpt2", "phi3", "gemma2", "bloom", "falcon", "qwen3 moe"],
 )  # fmt: skip
 def test_other_models_have_their_merged_tokens(
     config: Any, settings: dict[str, Any], tmp_path: Path
@@ -251,6 +255,15 @@ def test_the_base_model_may_be_quantised(made: Made, quantize: str) -> None:
     for name in SETTINGS:
         assert mixed[name] != mixed[""]
         assert tokens_of_all(engine_for(made, quantize=quantize)[0], (name,))[name] == mixed[name]
+
+
+def test_the_experts_of_the_base_model_may_be_quantised(tmp_path: Path) -> None:
+    made = make(build_model(_MIXTURE), tmp_path, {"x": SETTINGS["attention"]})
+    engine, _ = engine_for(made, quantize="int8")
+    plain, _ = engine_for(Made(made.model, {}), quantize="int8")
+    found = tokens_of_all(engine, ("", "x"))
+    assert found[""] == tokens_of_all(plain, ("",))[""]
+    assert found[""] != found["x"]
 
 
 def test_rows_of_the_base_model_are_the_same_bit_for_bit(made: Made) -> None:
