@@ -14,7 +14,9 @@ from .cpu import CpuKernels, Int4Weight
 from .quantized_linear import QuantizedLinear
 
 GROUP_SIZE = 64  # weights that share a scale and a least value: 4.5 bits per weight in total
-EVEN_GROUP_SIZE = 32  # of formats that have 4 bits already: GGUF's Q4_0, Q4_1 and Q4_K
+# Of formats that have 4 bits already (GGUF's Q4_0, Q4_1 and Q4_K), and where 64 do not divide K: 5
+# bits per weight.
+SMALL_GROUP_SIZE = 32
 MAX_LEVEL = 15
 _EVEN_TOLERANCE = 0.1  # of a level; bfloat16 rounds the eighth to 0.03
 _TRIED_ROWS = 8  # of a weight, before all of it is looked at
@@ -43,7 +45,7 @@ class PackedInt4Linear(QuantizedLinear[Int4Weight]):
     @staticmethod
     def fits(weight: Tensor) -> bool:
         """Whether a weight [N, K] of this shape has whole groups."""
-        return weight.shape[1] % GROUP_SIZE == 0
+        return weight.shape[1] % SMALL_GROUP_SIZE == 0
 
     def forward(self, x: Tensor, ends: Tensor | None = None) -> Tensor:
         """Return x @ weight.T + bias, with x rounded to 8 bits and weight to 4."""
@@ -75,13 +77,14 @@ def pack_int4(groups: Groups, bias: Tensor | None, kernels: CpuKernels) -> Int4W
 def group_weight(weight: Tensor) -> Groups:
     """Round a weight [N, K] to 16 evenly spaced values between the extremes of every 64 of a row.
 
-    A weight that consists of groups of 32 with such values keeps them: that is how dequantised
-    weights of four bits look.
+    Of every 32 where K is no multiple of 64. A weight that consists of groups of 32 with such
+    values keeps them: that is how dequantised weights of four bits look.
     """
     even = _even_groups(weight)
     if even is not None:
         return even
-    groups = weight.float().reshape(len(weight), -1, GROUP_SIZE)
+    size = SMALL_GROUP_SIZE if weight.shape[1] % GROUP_SIZE else GROUP_SIZE
+    groups = weight.float().reshape(len(weight), -1, size)
     low, high = groups.aminmax(dim=-1, keepdim=True)
     return _levels(groups, low, ((high - low) / MAX_LEVEL).clamp(min=_LEAST_SCALE))
 
@@ -90,7 +93,7 @@ def _even_groups(weight: Tensor) -> Groups | None:
     """The same of groups of 32, if each has no other than 16 evenly spaced values."""
     if len(weight) > _TRIED_ROWS and _even_groups(weight[:_TRIED_ROWS]) is None:
         return None
-    groups = weight.float().reshape(len(weight), -1, EVEN_GROUP_SIZE)
+    groups = weight.float().reshape(len(weight), -1, SMALL_GROUP_SIZE)
     low, high = groups.aminmax(dim=-1, keepdim=True)
     scales = torch.zeros_like(low)
     for count in range(MAX_LEVEL, 0, -1):  # steps between the extremes

@@ -69,6 +69,7 @@ class Scheme:
         name: int8, int4, fp8 or bfloat16.
         make: makes the quantised layer that replaces a layer.
         fits: whether a weight [N, K] can be multiplied in this format.
+        otherwise: the scheme of weights that cannot; None to leave them.
         output: the scheme of the output layer; None to leave it. Embeddings are always left.
         kernels: on a CPU, kernels whose layers multiply experts of mixtures; None to leave these.
     """
@@ -76,6 +77,7 @@ class Scheme:
     name: str
     make: Callable[[nn.Module], nn.Module]
     fits: Callable[[Tensor], bool]
+    otherwise: Scheme | None = None
     output: Scheme | None = None
     kernels: cpu_kernels.CpuKernels | None = None
 
@@ -87,13 +89,30 @@ class Scheme:
     def of_layer(self, layer: nn.Module, *, is_output: bool) -> Scheme | None:
         """The scheme for a layer, if it is quantised."""
         scheme = self.output if is_output else self
-        return scheme if scheme and is_linear(layer) and scheme.fits(output_rows(layer)) else None
+        return scheme.of_weight(output_rows(layer)) if scheme and is_linear(layer) else None
+
+    def make_fitting(self, layer: nn.Module) -> nn.Module:
+        """Makes the quantised layer that replaces a layer, in the format that its weight fits.
+
+        Raises:
+            ValueError: it fits none.
+        """
+        scheme = self.of_weight(output_rows(layer))
+        if scheme is None:
+            raise ValueError(f"a weight {[*output_rows(layer).shape]} does not fit {self.name}")
+        return scheme.make(layer)
+
+    def of_weight(self, weight: Tensor) -> Scheme | None:
+        """The scheme for a weight [N, K]: this one if it fits, or another one."""
+        if self.fits(weight):
+            return self
+        return self.otherwise and self.otherwise.of_weight(weight)
 
     def takes_experts(self, layer: nn.Module) -> bool:
         """Whether the matrices of a module of experts are quantised."""
         matrices = matrices_of(layer) if self.kernels else {}
         return bool(matrices) and all(
-            matrix.dtype is torch.float32 and self.fits(rows_of(layer, matrix)[0])
+            matrix.dtype is torch.float32 and self.of_weight(rows_of(layer, matrix)[0])
             for matrix in matrices.values()
         )
 
@@ -165,8 +184,8 @@ def apply(
     counts: Counter[str] = Counter()
     for layer, found in chosen:
         counts[found.name] += output_rows(layer).numel()
-    if mixtures:
-        counts[scheme.name] += sum(m.numel() for one in mixtures for m in matrices_of(one).values())
+    for layer in mixtures:
+        counts.update(_counts_of_experts(layer, scheme))
     while chosen:
         layer, found = chosen.pop()
         replacement = found.make(layer).train(layer.training)
@@ -174,7 +193,7 @@ def apply(
             setattr(parent, name, replacement)
     for layer in mixtures:
         assert scheme.kernels is not None
-        experts = pack_experts(layer, scheme.make, scheme.kernels).train(layer.training)
+        experts = pack_experts(layer, scheme.make_fitting, scheme.kernels).train(layer.training)
         for parent, name in layers[layer]:
             setattr(parent, name, experts)
     num_others = sum(parameter.numel() for parameter in model.parameters())
@@ -185,6 +204,16 @@ def apply(
         logger.info("%d layers keep the 8 bits and the scales that they were stored in", num_kept)
     total = counts.total() + num_others
     return {name: num_weights / total for name, num_weights in counts.items()}
+
+
+def _counts_of_experts(layer: nn.Module, scheme: Scheme) -> Counter[str]:
+    """How many weights of a module of experts are quantised, by the name of the format."""
+    counts: Counter[str] = Counter()
+    for matrix in matrices_of(layer).values():
+        found = scheme.of_weight(rows_of(layer, matrix)[0])
+        assert found is not None
+        counts[found.name] += matrix.numel()
+    return counts
 
 
 def _scheme(name: str, config: EngineConfig, device: torch.device, dtype: torch.dtype) -> Scheme:
@@ -221,7 +250,10 @@ def _int8(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> Sch
 
 
 def _int4(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> Scheme:
-    """The layer in compiled C where it runs, whose output layer has 8 bits; otherwise torch's."""
+    """The layer in compiled C where it runs, otherwise torch's.
+
+    With the former the output layer has 8 bits, and so have layers without whole groups.
+    """
     kernels = kernels_of(config, device, dtype)
     if kernels is None:
         return Scheme("int4", Int4Linear.from_linear, Int4Linear.fits)
@@ -229,8 +261,8 @@ def _int4(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> Sch
     def make(layer: nn.Module) -> nn.Module:
         return PackedInt4Linear.from_linear(layer, kernels)
 
-    output = _int8(config, device, dtype).output
-    return Scheme("int4", make, PackedInt4Linear.fits, output, kernels)
+    int8 = _int8(config, device, dtype)
+    return Scheme("int4", make, PackedInt4Linear.fits, int8, int8, kernels)
 
 
 def _multiplies_pairs(config: EngineConfig, device: torch.device, dtype: torch.dtype) -> bool:

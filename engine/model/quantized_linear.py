@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels import has_triton
-from ..kernels.int4 import GROUP_SIZE, group_weight
+from ..kernels.int4 import SMALL_GROUP_SIZE, group_weight
 from ..kernels.int8 import MAX_IN_FEATURES, quantize_rows
 from ..kernels.packed_linear import output_rows
 
@@ -113,7 +113,7 @@ class Int4Linear(QuantizedLinear):
     def fits(weight: Tensor) -> bool:
         """Whether torch multiplies a weight of this shape, on the device it is on."""
         out_features, in_features = weight.shape
-        depth = 16 * _INNER_K_TILES if weight.is_cuda else GROUP_SIZE
+        depth = 16 * _INNER_K_TILES if weight.is_cuda else SMALL_GROUP_SIZE
         return out_features % 16 == 0 and in_features % depth == 0
 
     def _multiply(self, rows: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from engine.kernels.int8 import PackedInt8Linear
 from engine.kernels.packed_linear import PackedLinear
 from engine.model import quantization
 from engine.model.experts import PackedExperts, matrices_of, pack_experts, pack_mixtures
-from engine.model.passes import quantize_model
+from engine.model.passes import pack_layers, quantize_model
 from engine.model.quantization import Scheme
 from engine.model.self_check import attach_paged_attention
 from engine.protocol.request import Request
@@ -162,12 +162,31 @@ def test_nothing_of_the_experts_is_left(name: str) -> None:
     assert sum(isinstance(module, PackedExperts) for module in loaded.model.modules()) == 3
 
 
-def test_matrices_that_do_not_fit_stay() -> None:
-    model = build_model(MixtralConfig(**SMALL, num_local_experts=4), scale=1.0)  # of 96: no groups
+def test_matrices_without_whole_groups_have_8_bits() -> None:
+    model = build_model(
+        MixtralConfig(**{**SMALL, "intermediate_size": 72}, num_local_experts=4), scale=1.0
+    )
+    total = sum(parameter.numel() for parameter in model.parameters())
+    in_8_bits = 128 * 64 + 3 * 4 * 64 * 72  # the output layer, and down_proj of all experts
     loaded = attach_paged_attention(model, CPU, torch.float32)
     note = quantize_model(replace(loaded, scheme=scheme("int4")))
     assert note is not None
+    assert f", {in_8_bits / total:.0%} to int8," in note
+    experts = next(module for module in model.modules() if isinstance(module, PackedExperts))
+    assert isinstance(experts.up, PackedInt4Linear)
+    assert isinstance(experts.down, PackedInt8Linear)
+
+
+def test_matrices_that_do_not_fit_are_packed_as_they_are() -> None:
+    model = build_model(CONFIGS["mixtral"](), scale=1.0)
+    loaded = attach_paged_attention(model, CPU, torch.float32)
+    no_experts = replace(scheme("int8"), kernels=None)
+    note = quantize_model(replace(loaded, scheme=no_experts))
+    assert note is not None
     assert "million of them in experts of mixtures" in note
+    pack_layers(loaded, kernels_for("whole"))
+    experts = next(module for module in model.modules() if isinstance(module, PackedExperts))
+    assert isinstance(experts.up, PackedLinear)
 
 
 def test_experts_of_another_make_are_left() -> None:

@@ -214,26 +214,38 @@ class TestModels:
             assert relative_error(model(ids).logits, expected) < 0.05
         assert not {type(module) for module in model.modules()} & {nn.Linear, Conv1D}
 
-    def test_int4_leaves_what_does_not_fit_and_gives_the_output_layer_8_bits(self) -> None:
+    def test_int4_gives_the_output_layer_and_layers_without_whole_groups_8_bits(self) -> None:
         kernels_for("whole")
-        loaded = self.loaded("llama", choose("int4"))  # down_proj has 96 inputs: no whole groups
-        note = quantize_model(loaded)
+        model: Any = build_model(LlamaConfig(**{**SMALL, "intermediate_size": 72}), scale=1.0)
+        total = sum(parameter.numel() for parameter in model.parameters())
+        in_8_bits = 128 * 64 + 3 * 64 * 72  # the output layer, and down_proj of each layer
+        loaded = attach_paged_attention(model, CPU, torch.float32)
+        note = quantize_model(replace(loaded, scheme=choose("int4")))
         assert note is not None
-        parts = r"\d+% of the weights are quantised to int4, \d+% to int8, \d+% stay torch\.float32"
+        parts = rf"\d+% of the weights are quantised to int4, {in_8_bits / total:.0%} to int8, .*"
         assert re.fullmatch(parts, note)
-        model: Any = loaded.model
         assert type(model.lm_head) is PackedInt8Linear
-        assert type(model.model.layers[0].mlp.down_proj) is nn.Linear
+        assert type(model.model.layers[0].mlp.down_proj) is PackedInt8Linear
         assert type(model.model.layers[0].mlp.up_proj) is PackedInt4Linear
 
-    def test_int4_that_fits_the_output_layer_alone_is_called_int8(self) -> None:
+    def test_int4_has_smaller_groups_where_larger_ones_are_not_whole(self) -> None:
         kernels_for("whole")
-        config = LlamaConfig(**{**SMALL, "hidden_size": 80})  # no whole groups anywhere
+        loaded = self.loaded("llama", choose("int4"))
+        quantize_model(loaded)
+        model: Any = loaded.model
+        mlp = model.model.layers[0].mlp
+        assert mlp.up_proj.quantized.groups.shape[1] == 64 // 64
+        assert mlp.down_proj.quantized.groups.shape[1] == 96 // 32
+
+    def test_int4_without_whole_groups_anywhere_is_called_int8(self) -> None:
+        kernels_for("whole")
+        config = LlamaConfig(**{**SMALL, "hidden_size": 80, "intermediate_size": 72})
         model = build_model(config, scale=1.0)
         loaded = attach_paged_attention(model, CPU, torch.float32)
         note = quantize_model(replace(loaded, scheme=choose("int4")))
         assert note is not None
         assert re.fullmatch(r"\d+% of the weights are quantised to int8, \d+% stay .*", note)
+        assert not any(type(module) is nn.Linear for module in model.modules())
 
     def test_int4_of_torch_leaves_the_output_layer(self) -> None:
         loaded = self.loaded("llama", choose("int4", enable_native_kernels=False))
