@@ -320,7 +320,9 @@ def stored_bits(model_config: Any, device: torch.device) -> int | None:
         return None
     described = _description(model_config)
     method = _method(described)
-    if method == "compressed-tensors" and described.get("dequantize"):
+    if method == "compressed-tensors":
+        if not (described | _loading_options(described, device)).get("dequantize"):
+            return None
         return min((int(group.get("num_bits", 8)) for group in _groups(described)), default=8)
     return _DEQUANTIZED.get(method) if device.type == "cpu" else None
 

@@ -10,13 +10,13 @@ import torch
 
 from engine.attention.paged import ReferenceAttention
 from engine.kernels.packed_linear import PackedLinear
-from engine.model import loading, quantization
+from engine.model import loading, quantization, weight_size
 from engine.model.loading import load_model
 from engine.model.prepare import prepare
 from engine.model.self_check import paged_logits
 from engine.protocol.errors import ModelLoadError
 from tests.engine.model.architectures import ARCHITECTURES, build_model
-from tests.engine.model.quantized import config
+from tests.engine.model.quantized import compress, config
 from tests.engine.native import kernels_for
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -93,6 +93,18 @@ def test_torch_computes_in_16_bits_where_float32_does_not_fit(
     with caplog.at_level(logging.WARNING):
         assert prepare(asked).loaded.dtype is torch.bfloat16
     assert "for which these weights are too large" in caplog.text
+
+
+def test_so_it_does_where_weights_only_fit_until_they_are_dequantised(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compress(save(tmp_path))
+    asked = config(tmp_path, None, dtype="bfloat16")
+    room = loading.weight_bytes(asked, torch.float32, 8) - 1
+    assert loading.weight_bytes(asked, torch.float32) < room
+    for module in (loading, weight_size):
+        monkeypatch.setattr(module, "free_memory", lambda _: room)
+    assert load_model(asked).dtype is torch.bfloat16
 
 
 def test_torch_computes_in_16_bits_where_there_are_no_kernels(tmp_path: Path) -> None:
