@@ -125,9 +125,11 @@ def test_long_contexts_are_measured_for_every_batch_and_prompt() -> None:
 @pytest.mark.parametrize("mixture", [False, True])
 def test_quantised_weights_are_measured_at_every_batch(mixture: bool) -> None:
     options = ["--mixture"] if mixture else []
-    rates = last_line("benchmarks.quantized", "--rounds", "1", *options)["tokens_per_second"]
-    left = {"int8, experts left"} if mixture else set()
-    assert set(rates) == {"float32", "int8", "int4"} | left
+    result = last_line("benchmarks.quantized", "--rounds", "1", *options)
+    rates = result["tokens_per_second"]
+    left = {"float32, experts by torch"} if mixture else set()
+    assert set(rates) == {"float32", "bfloat16", "int8", "int4"} | left
+    assert set(result["first_s"]) == set(rates)
     assert all(set(found) == {"1", "8", "32"} for found in rates.values())
 
 
