@@ -24,6 +24,7 @@ from . import fusion, projections, quantization, residual_norms, rope_tables
 from .experts import pack_mixtures
 from .layers import layers_read_by
 from .loaded import LoadedModel
+from .routers import multiply_by_kernel
 from .self_check import (
     SELF_CHECK_TOKENS,
     objection,
@@ -239,7 +240,7 @@ def _num_in_experts(model: nn.Module) -> int:
 
 
 def pack_layers(loaded: LoadedModel, kernels: CpuKernels, left: Collection[nn.Module] = ()) -> None:
-    """Packs linear layers and experts for the CPU kernels, which frees their original weights.
+    """Packs linear layers and mixtures for the CPU kernels, which frees their original weights.
 
     Args:
         loaded: the model; some of its layers may be quantised already.
@@ -250,8 +251,10 @@ def pack_layers(loaded: LoadedModel, kernels: CpuKernels, left: Collection[nn.Mo
         ModelLoadError: the model does not compute with them what it did before.
     """
     reference_logits(loaded)
-    if num_mixtures := pack_mixtures(loaded.model, kernels):
-        logger.info("packed the experts of %d layers", num_mixtures)
+    num_mixtures = pack_mixtures(loaded.model, kernels)
+    num_routers = multiply_by_kernel(loaded.model, kernels)
+    if num_mixtures or num_routers:
+        logger.info("packed the experts of %d layers, and %d routers", num_mixtures, num_routers)
     pack_model(loaded.model, kernels, left)
     reason = objection_to_change(loaded, exact=loaded.scheme is None)
     if reason is not None:

@@ -25,6 +25,7 @@ from engine.model.prepare import PreparedModel, prepare
 from engine.model.self_check import attach_paged_attention, recomputes_exactly
 from engine.protocol.config import EngineConfig
 from tests.engine.model.architectures import ARCHITECTURES, CPU, build_model
+from tests.engine.model.test_experts import CONFIGS
 from tests.engine.native import needs_compiler, threads
 from tests.on_demand import on_demand
 
@@ -33,8 +34,13 @@ NUM_TOKENS = 600  # more than a split of attention
 MAX_BLOCKS = 40  # of a sequence
 COMPANY = 3  # sequences that may be in the same step
 QUANTIZED = [("llama", "int8"), ("llama", "int4"), ("gemma2", "int8"), ("phi", "int4")]
-MODELS = [*((name, None) for name in ARCHITECTURES), *QUANTIZED]
-SAMPLE = [MODELS[0], ("gemma3", None), *QUANTIZED]
+MIXTURES = {name: CONFIGS[name] for name in ("qwen3_moe", "mixtral", "gpt_oss")}
+MODELS = [
+    *((name, None) for name in ARCHITECTURES | MIXTURES),
+    *QUANTIZED,
+    *((name, "int8") for name in MIXTURES),
+]
+SAMPLE = [MODELS[0], ("gemma3", None), *QUANTIZED, ("qwen3_moe", None)]
 Part = tuple[int, list[int], int]  # a sequence's number, tokens, and the position of the first
 
 
@@ -48,7 +54,7 @@ def load(config: EngineConfig, model_config: Any) -> LoadedModel:
 def prepared(name: str, quantize: str | None) -> PreparedModel:
     """A small model after all passes."""
     assert cpu_kernels.load() is not None
-    model_config = ARCHITECTURES[name]()
+    model_config = (ARCHITECTURES | MIXTURES)[name]()
     model_config.max_position_embeddings = NUM_TOKENS
     config = EngineConfig(
         model_id=name, socket_path=Path("unused"), device="cpu", quantize=quantize

@@ -1,0 +1,81 @@
+"""Has the CPU kernels multiply by the matrices of routers, which choose a token's experts.
+
+A router multiplies by a matrix of its own that no linear layer holds. The last bits of torch's
+product depend on how many rows there are, and so may what a token is routed to, and with what
+weight: a mixture would answer otherwise alone than among others, though its experts do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from ..kernels.cpu import CpuKernels
+
+_HAVE_ONE, _MARK = (nn.Linear, nn.Embedding), "Conv1D"  # whose products are not such ones
+
+
+class _ByKernel(TorchFunctionMode):
+    """Computes products with one matrix by a kernel while it is entered.
+
+    Args:
+        kernels: that compute them.
+        matrix: fp32 [N, K].
+    """
+
+    def __init__(self, kernels: CpuKernels, matrix: Tensor) -> None:
+        super().__init__()
+        self._kernels = kernels
+        self._matrix = matrix
+        self._packed = kernels.pack_weight(matrix)
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Torch calls this in place of its functions."""
+        compute = self._linear if function is F.linear else function
+        return compute(*args, **(kwargs or {}))
+
+    def _linear(self, x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
+        if matrix.data_ptr() != self._matrix.data_ptr() or x.dtype is not torch.float32:
+            return F.linear(x, matrix, bias)
+        return self._kernels.linear(x, self._packed, bias, len(matrix))
+
+
+def multiply_by_kernel(model: nn.Module, kernels: CpuKernels) -> int:
+    """Has the kernels compute the products of a model's routers with their matrices.
+
+    Everything else of a router, and of modules that only look like one, stays as it is.
+
+    Returns:
+        How many modules have such a matrix.
+    """
+    count = 0
+    for module in model.modules():
+        matrix = _own_matrix(module)
+        if matrix is not None:
+            stock = module.forward
+            module.forward = partial(_forward, _ByKernel(kernels, matrix), stock)
+            count += 1
+    return count
+
+
+def _own_matrix(module: nn.Module) -> Tensor | None:
+    """The fp32 matrix of a module that may be a router."""
+    if isinstance(module, _HAVE_ONE) or type(module).__name__ == _MARK:
+        return None
+    matrix = dict(module.named_parameters(recurse=False)).get("weight")
+    if matrix is None or matrix.dim() != 2 or matrix.dtype is not torch.float32:
+        return None
+    return matrix.detach()
+
+
+def _forward(products: _ByKernel, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    with products:
+        return stock(*args, **kwargs)
