@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from service.access.keys import key_line, make_key
-from tests.e2e.stack import ENDLESS, PROMPT, Stack, running, wait_until
+from tests.e2e.stack import DEADLINE_S, ENDLESS, PROMPT, Stack, running, wait_until
 from tests.engine.adapters.made import make_adapter
 from tests.paths import DEMO_MODEL
 
@@ -74,8 +74,8 @@ def up(stack: Stack) -> list[int]:
     return [n for n in NUMBERS if stack.metric(f'tokenwire_replica_up{{engine="{n}"}}') == 1]
 
 
-def streamed(stack: Stack, seed: int, begun: threading.Barrier) -> list[int]:
-    """The tokens of a stream; passes the barrier after the first."""
+def streamed(stack: Stack, seed: int, begun: threading.Semaphore) -> list[int]:
+    """The tokens of a stream; the first one releases the semaphore."""
     tokens = []
     with stack.http.stream("POST", "/generate_stream", json=body(seed)) as reply:
         assert reply.status_code == 200
@@ -83,7 +83,7 @@ def streamed(stack: Stack, seed: int, begun: threading.Barrier) -> list[int]:
             if line.startswith("data:"):
                 tokens.append(json.loads(line.removeprefix("data:"))["token"]["id"])
                 if len(tokens) == 1:
-                    begun.wait()
+                    begun.release()
     return tokens
 
 
@@ -127,10 +127,10 @@ def load(stack: Stack, unbroken: list[list[int]]) -> Iterator[list[tuple[int, st
 
     Afterwards all streams must have ended with the tokens that they have without it.
     """
-    begun = threading.Barrier(NUM_STREAMS + 1)
+    begun = threading.Semaphore(0)
     with ThreadPoolExecutor(NUM_STREAMS) as pool, unary_calls(stack) as seen:
         streams = [pool.submit(streamed, stack, seed, begun) for seed in range(NUM_STREAMS)]
-        begun.wait()
+        assert all(begun.acquire(timeout=DEADLINE_S) for _ in range(NUM_STREAMS))
         yield seen
         assert [stream.result() for stream in streams] == unbroken
     assert {status for status, _ in seen} == {200}

@@ -176,7 +176,7 @@ def test_a_real_thread_that_computes_gets_on_and_one_that_waits_hangs(
         while not end.is_set():
             sum(range(1000))
 
-    thread = threading.Thread(target=steps)
+    thread = threading.Thread(target=steps, daemon=True)
     thread.start()
     ready.wait()
     now = [0.0]

@@ -54,7 +54,10 @@ class Rank:
 
     def await_build(self, is_over: threading.Event) -> None:
         """Ends this process if the rank cannot build an engine, and this one goes on with it."""
-        reason = self.commands.recv()
+        try:
+            reason = self.commands.recv()
+        except EOFError:  # it has ended, which is watched
+            return
         if reason and not is_over.wait(_ALONE_S):
             self._end(f"a rank alone cannot build the engine: {reason}")
 
@@ -72,6 +75,11 @@ class Team:
 
     group: Group
     others: list[Rank]
+    is_over: threading.Event  # from when on the other ranks may end
+
+    def end(self) -> None:
+        """Ends the other ranks."""
+        _end(self.others, self.is_over)
 
     def build(self, config: EngineConfig) -> Engine:
         """An engine over all ranks; the one before it ends."""
@@ -85,6 +93,8 @@ class Team:
             plans, their_plans = multiprocessing.Pipe()
             own_reads, their_reads = multiprocessing.Pipe()
             rank.commands.send((config, their_plans, their_reads))
+            their_plans.close()  # else it would take messages for a rank that has ended
+            their_reads.close()
             assert rank.process.pid is not None
             channels.append((rank.process.pid, plans))
             reads.append(own_reads)
@@ -92,8 +102,12 @@ class Team:
 
         def lead(forward: Forward) -> Forward:
             def led(batch: ModelInput) -> Tensor:
-                sender.send(batch)
-                return forward(batch)
+                try:
+                    sender.send(batch)
+                    return forward(batch)
+                except BaseException:  # the others wait in the midst of a step
+                    self.end()
+                    raise
 
             return led
 
@@ -127,13 +141,17 @@ def team(pytestconfig: pytest.Config, meeting: Path, size: int) -> Iterator[Team
     for rank in others:
         threading.Thread(target=rank.watch, args=(is_over,), daemon=True).start()
     try:
-        yield Team(_join(meeting, 0, size), others)
+        yield Team(_join(meeting, 0, size), others, is_over)
     finally:
-        is_over.set()
-        for rank in others:
-            rank.process.kill()
-            rank.process.join()
+        _end(others, is_over)
         dist.destroy_process_group()
+
+
+def _end(others: list[Rank], is_over: threading.Event) -> None:
+    is_over.set()
+    for rank in others:
+        rank.process.kill()
+        rank.process.join()
 
 
 def _start(pytestconfig: pytest.Config, meeting: Path, number: int, size: int) -> Rank:
@@ -142,6 +160,7 @@ def _start(pytestconfig: pytest.Config, meeting: Path, number: int, size: int) -
     arguments = (meeting, number, size, their_commands)
     process = context.Process(target=_compute, args=arguments)
     process.start()
+    their_commands.close()
     return Rank(process, commands, pytestconfig)
 
 

@@ -298,10 +298,12 @@ def service() -> Iterator[subprocess.Popen[str]]:
         cwd=REPOSITORY,
         env={**os.environ, "PYTHONPATH": "."},
     ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        yield process
-        process.kill()
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            yield process
+        finally:
+            process.kill()
 
 
 async def test_a_process_dies_with_its_service(service: subprocess.Popen[str]) -> None:

@@ -554,8 +554,10 @@ def test_children_die_with_a_supervisor_that_is_killed(scene: Scene, tmp_path: P
         [sys.executable, str(driver), json.dumps(dict(commands))],
         env=os.environ | {"PYTHONPATH": root, "TMPDIR": str(tmp_path)},
     ) as driver_process:
-        asyncio.run(until(lambda: all(scene.pids(name) for name in scene.scripts)))
-        driver_process.kill()
+        try:
+            asyncio.run(until(lambda: all(scene.pids(name) for name in scene.scripts)))
+        finally:
+            driver_process.kill()
     pids = [pid for name in scene.scripts for pid in scene.pids(name)]
     asyncio.run(until(lambda: not any(is_alive(pid) for pid in pids)))
     assert not any("stopped" in line for line in scene.lines())
