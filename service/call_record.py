@@ -44,8 +44,8 @@ class CallRecord:
     Attributes:
         request_id: the caller's, or one made here.
         caller: who asked, as `api/caller.py` names callers; equal for all calls of one caller.
-        num_prompt_tokens: of all prompts, after truncation.
-        num_generated_tokens: of all finished texts.
+        num_prompt_tokens: of all prompts that the engine was given, after truncation.
+        num_generated_tokens: of all texts, also of those that did not come to their end.
         num_cached_tokens: those of the prompts that the KV cache had already.
         trace_id: of the trace that it belongs to, in hex; empty if there is none.
         is_sampled: whether somebody records that trace.
@@ -154,7 +154,7 @@ def note_answer(answer_id: str) -> None:
 
 
 def note_tokens(num_prompt: int, num_generated: int, num_cached: int = 0) -> None:
-    """Adds the tokens of a finished text to the current record."""
+    """Adds the tokens of a text, as far as it came, to the current record."""
     record = _current.get()
     if record is not None:
         record.num_prompt_tokens += num_prompt

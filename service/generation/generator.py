@@ -18,7 +18,7 @@ import orjson
 
 from engine.protocol import request as engine
 
-from ..call_record import CallRecord, current_record
+from ..call_record import CallRecord, current_record, note_tokens
 from ..errors import ErrorKind, ServiceError
 from ..text.detokenizer import Detokenizer
 from ..text.tokenizer import TextTokenizer
@@ -197,13 +197,18 @@ class Generator:
         """
         progress = _Progress(request, self._tokenizer, received, validated, choice)
         outputs = self._client.generate(self._engine_request(request), on_end)
-        async with aclosing(outputs):
-            async for output in outputs:
-                event = progress.push(output)
-                if event is not None:
-                    yield event
-                    if event.generation is not None:
-                        return
+        num_tokens = 0
+        try:
+            async with aclosing(outputs):
+                async for output in outputs:
+                    event = progress.push(output)
+                    if event is not None:
+                        num_tokens = event.number
+                        yield event
+                        if event.generation is not None:
+                            return
+        finally:  # also where it fails, or nobody wants the rest
+            progress.note_tokens(num_tokens)
         raise ServiceError(ErrorKind.INCOMPLETE, "Incomplete generation")
 
     def abort(self, call: CallRecord) -> None:
@@ -338,6 +343,13 @@ class _Progress:
             generation = self._finish(reason) if reason else None
         # By position and without its own `__new__`: every token makes one.
         return _made(TokenEvent, (token, top_tokens, generation, len(self._tokens), self._choice))
+
+    def note_tokens(self, num_generated: int) -> None:
+        """Notes for the call what there was of this text; texts of one prompt share it."""
+        is_first = self._choice == 0
+        num_prompt = len(self._request.prompt_token_ids) if is_first else 0
+        num_cached = self._num_cached_tokens if is_first else 0
+        note_tokens(num_prompt, num_generated, num_cached)
 
     def _append(self, raw: engine.Token) -> tuple[Token, Sequence[Token]]:
         token_id, logprob, top = raw

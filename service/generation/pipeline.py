@@ -17,7 +17,6 @@ from ..call_record import (
     note_prompt,
     note_request,
     note_text,
-    note_tokens,
 )
 from ..errors import ErrorKind, ServiceError
 from .admission import Admission
@@ -159,7 +158,6 @@ class Pipeline:
         num_generated = sum(len(result.tokens) for result in results)
         last = max(results, key=lambda result: result.timings.finished)
         self._metrics.requests.finished(last, num_generated)
-        note_tokens(last.num_prompt_tokens, num_generated, results[0].num_cached_tokens)
         for result in results:
             note_text(result.text, result.finish_reason)
 

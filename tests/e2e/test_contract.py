@@ -17,24 +17,33 @@ from tests.e2e.contract import (
     documented_statuses,
     events,
     meant_path,
+    operations,
     response_schemas,
 )
 from tests.e2e.exchanges import EXCHANGES, GENERATIONS, Exchange
 from tests.e2e.stack import ENDLESS, PROMPT, Stack, running, wait_until
 
 HEALTH_PATHS = ["/", "/health", "/ping"]
+BODIES = [path for method, path, _ in operations() if method == "POST"]
+READABLE = [path for path in BODIES if not path.endswith("_lora_adapter")]  # by everybody
 
 PROVOKED_HERE = {
     *((method, meant_path(path, None), 200) for method, path, _ in EXCHANGES.values()),
     ("GET", "/v1/models/{id}", 404),
     *(("POST", path, status) for path in GENERATIONS for status in (422, 424, 429)),
-    ("POST", "/chat_tokenize", 422),
+    *(("POST", path, status) for path in BODIES for status in (413, 415)),
+    *(("POST", path, 400) for path in READABLE),
+    *(("POST", path, 422) for path in ("/tokenize", "/chat_tokenize")),
     *(("GET", path, 503) for path in HEALTH_PATHS),
 }
-# tests/e2e/test_loading_adapters.py, whose server has keys and a directory of adapters.
+# tests/e2e/test_adapters.py, and test_loading_adapters.py, whose server has keys.
 PROVOKED_WITH_ADAPTERS = {
+    *(("POST", path, 404) for path in (*GENERATIONS, "/chat_tokenize")),
     *(("POST", "/v1/load_lora_adapter", status) for status in (200, 400, 401, 403, 404, 422, 503)),
-    *(("POST", "/v1/unload_lora_adapter", status) for status in (200, 401, 403, 404, 422, 503)),
+    *(
+        ("POST", "/v1/unload_lora_adapter", status)
+        for status in (200, 400, 401, 403, 404, 422, 503)
+    ),
 }
 # A stream of the engine client that ends without its last message, which no real engine causes:
 # see tests/service/api/test_documented_statuses.py.
@@ -110,11 +119,13 @@ def test_every_documented_status_is_provoked() -> None:
     assert documented_statuses() - provoked == CANNOT_OCCUR
 
 
-def check_failure(reply: httpx.Response, path: str, status: int, error_type: str) -> None:
-    """Checks a failed generation; `/generate_stream` always has status 200."""
+def check_failure(
+    reply: httpx.Response, path: str, status: int, error_type: str, *, in_stream: bool = True
+) -> None:
+    """Checks a failure; one `in_stream` of `/generate_stream` has status 200."""
     Checker().check("POST", meant_path(path, {}), reply)
     got, body = failure(reply)
-    assert got == (200 if path == "/generate_stream" else status)
+    assert got == (200 if path == "/generate_stream" and in_stream else status)
     assert body["error_type"] == error_type
 
 
@@ -135,6 +146,28 @@ def test_generation_that_fails_in_a_stream_is_an_event(stack: Stack, path: str) 
     _, body = GENERATIONS[path]
     reply = stack.http.post(path, json={**body, "stream": True})
     check_failure(reply, path, 200, "generation")
+
+
+@pytest.mark.parametrize(
+    ("paths", "content", "kind", "status"),
+    [
+        (READABLE, b'{"inputs"', "application/json", 400),
+        (BODIES, b" " * 2_097_153, "application/json", 413),
+        (BODIES, b"{}", "text/plain", 415),
+    ],
+    ids=["no JSON", "too large", "another type"],
+)
+def test_body_that_cannot_be_read_is_refused(
+    stack: Stack, paths: list[str], content: bytes, kind: str, status: int
+) -> None:
+    for path in paths:
+        reply = stack.http.post(path, content=content, headers={"content-type": kind})
+        check_failure(reply, path, status, "validation", in_stream=False)
+
+
+@pytest.mark.parametrize("body", [{}, {"inputs": 1}])
+def test_text_that_is_not_given_is_a_422(stack: Stack, body: dict[str, Any]) -> None:
+    check_failure(stack.http.post("/tokenize", json=body), "/tokenize", 422, "validation")
 
 
 def test_unknown_model_is_a_404(stack: Stack) -> None:

@@ -348,6 +348,13 @@ def test_what_is_not_named_cannot_be_unloaded(loading: Loading, body: dict[str, 
     assert "lora_name" in reply.json()["error"]
 
 
+@pytest.mark.parametrize("path", [LOAD, UNLOAD])
+def test_an_order_that_is_no_json_is_a_400(loading: Loading, path: str) -> None:
+    headers = loading.admin | {"content-type": "application/json"}
+    reply = loading.stack.http.post(path, content=b'{"lora_name"', headers=headers)
+    assert (reply.status_code, reply.json()["error_type"]) == (400, "validation")
+
+
 def test_only_an_admin_may_unload(loading: Loading) -> None:
     for headers, status in ((loading.caller, 403), ({"x-none": "1"}, 401)):
         assert loading.post(UNLOAD, {"lora_name": FIRST}, **headers).status_code == status

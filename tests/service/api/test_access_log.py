@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
 from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
+from grpc import aio
 
 from service.api import rpc
 from service.call_record import REQUEST_ID_HEADER, CallFilter
+from service.errors import ErrorKind, ServiceError
 from service.log_lines import JsonFormatter, TextFormatter, text_formatter
 from service.pb.google.api import HttpBody
 from service.pb.tokenwire import v1 as pb
 from service.routes import SERVICE
 from tests.service.api.harness import POOL, Service, generate_request
-from tests.service.fakes import LANES, LIMITS, eventually, serving, trailers
+from tests.service.fakes import (
+    LANES,
+    LIMITS,
+    demo_ids,
+    eventually,
+    script,
+    serving,
+    step,
+    trailers,
+)
 
 GENERATE = f"/{SERVICE}/Generate"
 SECRET = "a secret prompt"
@@ -97,6 +110,47 @@ async def test_a_line_says_how_a_call_ended_and_not_what_was_in_it(
     assert (fields["request_id"], fields["caller"]) == ("id", "127.0.0.1")
     assert (fields["path"], fields["status"], fields["generated_tokens"]) == (GENERATE, "OK", 3)
     assert SECRET not in text + json.dumps(fields)
+
+
+@pytest.mark.parametrize(
+    ("end", "expected"),
+    [
+        (step(error="out of blocks"), ("ABORTED", 2, "generation")),
+        (ServiceError(ErrorKind.GENERATION, "the engine is gone"), ("ABORTED", 2, "generation")),
+        (asyncio.Event(), ("CANCELLED", 2, "cancelled")),  # the caller leaves
+    ],
+    ids=["failed", "lost", "left"],
+)
+async def test_tokens_of_a_stream_that_does_not_end_well_are_logged(
+    service: Service, lines: Callable[[], list[logging.LogRecord]], end: Any, expected: Any
+) -> None:
+    token, *_ = demo_ids("x")
+    service.use_script(script(step(token), step(token), end))
+    stream = service.call("GenerateStream", generate_request(), rest=False)
+    with suppress(aio.AioRpcError, asyncio.CancelledError):
+        for _ in range(2):
+            await stream.read()
+        if isinstance(end, asyncio.Event):
+            stream.cancel()
+        await stream.read()
+    await eventually(lambda: bool(lines()))
+    (fields,) = (line.fields for line in lines())  # type: ignore[attr-defined]
+    assert (fields["status"], fields["generated_tokens"], fields["error"]) == expected
+    assert fields["prompt_tokens"] > 0
+
+
+async def test_texts_of_one_prompt_count_it_once(
+    service: Service, lines: Callable[[], list[logging.LogRecord]]
+) -> None:
+    token, *_ = demo_ids("x")
+    await service.ask("Generate", generate_request(), rest=False)
+    service.use_script(script(step(token), step(error="out of blocks")))
+    for parameters in ({}, {"best_of": 2, "do_sample": True}):
+        await service.ask("Generate", generate_request(parameters), rest=False)
+    await eventually(lambda: len(lines()) == 3)
+    noted = [line.fields for line in lines()]  # type: ignore[attr-defined]
+    assert len({fields["prompt_tokens"] for fields in noted}) == 1
+    assert [fields["generated_tokens"] for fields in noted[1:]] == [1, 2]
 
 
 async def test_a_line_of_one_of_several_service_processes_says_which(
