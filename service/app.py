@@ -53,7 +53,7 @@ from .siblings.series import SharedSeries
 from .siblings.siblings import Siblings
 from .text.long_texts import LongTexts
 from .text.tokenizer import TextTokenizer
-from .workers.heap import give_back_large_blocks
+from .workers.heap import keep_pages
 from .workers.lanes import Lanes
 
 if TYPE_CHECKING:  # else libraries would be imported that most servers do not need
@@ -615,7 +615,7 @@ async def serve(settings: Settings) -> None:
         ValueError: the settings do not fit the model.
         OSError: the port is in use.
     """
-    give_back_large_blocks()
+    keep_pages()
     sys.setswitchinterval(_SWITCH_S)
     app = App(settings, own_place())
     loop = asyncio.get_running_loop()

@@ -22,7 +22,7 @@ from grpc import aio
 
 from ..bundled import DESCRIPTORS
 from ..call_record import rename_call
-from ..codec import headers
+from ..codec import headers, ids_apart
 from ..codec.counts import check_body, check_counts, check_message
 from ..codec.presenter import Reply
 from ..codec.requests import NOTHING, READERS, Reader, Request
@@ -33,6 +33,7 @@ from ..pb.google import api as _api  # noqa: F401  importing a package adds it t
 from ..pb.message_pool import default_message_pool
 from ..pb.tokenwire import v1 as _v1  # noqa: F401
 from ..routes import SERVICE
+from ..workers.courtesy import give_way
 from ..workers.lanes import Lanes
 from . import health
 from .call import Call
@@ -166,6 +167,7 @@ def _decoder(descriptor: Descriptor, reader: Reader, limits: Limits) -> Decoder:
             message: Any = checked.FromString(raw)
         except DecodeError as error:
             raise ServiceError(ErrorKind.SHAPE, f"invalid {descriptor.name} bytes") from error
+        give_way()
         if takes_body and is_rest:
             body = message.http.data
             check_body(body, limits)
@@ -184,10 +186,9 @@ def _decoder(descriptor: Descriptor, reader: Reader, limits: Limits) -> Decoder:
         _check_sizes(message)
         size = message.ByteSize()
         message.DiscardUnknownFields()  # known fields of the wrong wire type are among them
-        if message.ByteSize() != size:
-            return reader.from_message(message_class.parse(message.SerializeToString()))
         # The bytes as received: google's parser loses the order of keys, and an answer has the
         # order of keys in its JSON Schema.
-        return reader.from_message(message_class.parse(raw))
+        data = raw if message.ByteSize() == size else message.SerializeToString()
+        return reader.from_message(ids_apart.parse(message_class, data, message))
 
     return decode

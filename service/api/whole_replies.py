@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from ..codec.presenter import Reply
 from ..generation.generator import Generation
+from ..workers.heap import Later, trim_if_grown
 
 _T = TypeVar("_T")
 _SMALL = 512  # tokens, which take a millisecond; those at the same place in a text count, too
@@ -20,6 +21,7 @@ class WholeReplies:
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "replies")
+        self._trimming = Later(trim_if_grown)
 
     async def made(self, results: Sequence[Generation], make: Callable[[], Reply]) -> Reply:
         """A reply that is made of generations, the last one; a message as its bytes."""
@@ -37,7 +39,10 @@ class WholeReplies:
         if sum(map(_num_tokens, results)) <= _SMALL:
             return function()
         run = copy_context().run  # for the call's id
-        return await asyncio.get_running_loop().run_in_executor(self._thread, run, function)
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, run, function)
+        finally:
+            self._trimming.soon()
 
 
 def _num_tokens(result: Generation) -> int:

@@ -1,7 +1,8 @@
-"""How many fields a message has, counted in its bytes, before anything is made of them."""
+"""The fields of a message, found in its bytes, and counted before anything is made of them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 
 from google.protobuf.descriptor import Descriptor
@@ -41,6 +42,24 @@ def check_fields(data: bytes, descriptor: Descriptor, max_fields: int) -> None:
     if top is not None:
         field = descriptor.fields_by_number.get(top >> 3)
         raise TooManyFieldsError(None if field is None else field.name)
+
+
+def top_fields(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Number, begin and end of each field of a message, not of those in it.
+
+    Args:
+        data: what google's parser has taken, and all of whose fields are known.
+    """
+    start = 0
+    while start < len(data):
+        tag, end = _varint(data, start)
+        if tag & 7 in (_VARINT, _BYTES):
+            size, end = _varint(data, end)
+            end += size if tag & 7 == _BYTES else 0
+        else:
+            end += _FIXED_SIZES[tag & 7]
+        yield tag >> 3, start, end
+        start = end
 
 
 def _field_beyond(data: bytes, descriptor: Descriptor, max_fields: int) -> int | None:

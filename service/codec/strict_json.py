@@ -1,8 +1,8 @@
 """JSON as it is defined, and not as it is often meant: typed, with the first fault named.
 
 A good body is read twice and fast: by msgspec, which knows types, and by the standard library,
-which can tell duplicate names. Only a bad one is read again to find its first fault: what is no
-JSON is said before what is no request.
+which can tell duplicate names. Of a large one the long texts are read apart. Only a bad one is read
+again to find its first fault: what is no JSON is said before what is no request.
 """
 
 from __future__ import annotations
@@ -11,14 +11,18 @@ import json
 import math
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, NoReturn, TypeVar
 
 import msgspec
 
 from ..errors import ErrorKind, ServiceError
 from ..workers.courtesy import give_way
+from .texts_apart import cut, restored
 
 MAX_DEPTH = 128  # of objects and lists; serde_json, which TGI uses, has the same
+
+_LARGE_BYTES = 128 * 1024  # each of the calls that read a smaller body takes half a millisecond
 
 _T = TypeVar("_T")
 _NAMES = {
@@ -91,12 +95,28 @@ def parse(data: bytes, kind: type[_T]) -> _T:
             members of the same name or a number that no float64 can hold; only then kind `SHAPE`
             if it is something else than `kind`: the first fault in the text.
     """
+    if len(data) > _LARGE_BYTES:
+        with suppress(ValueError, RecursionError, _FaultError):  # all of it says what is wrong
+            rest, texts = cut(data)
+            return restored(_read(rest, kind), texts)
     try:
-        value = msgspec.json.decode(data, type=kind, dec_hook=_unsigned64)
-        _check_content(data.decode())
+        return _read(data, kind)
     except (ValueError, RecursionError, _FaultError) as error:
         _check_json(data)
         _raise_shape(*_reason_and_path(str(error)))
+
+
+def _read(data: bytes, kind: type[_T]) -> _T:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: it is no JSON, or something else than `kind`.
+        _FaultError: it is nested too deep, has a name twice or too large a number.
+        RecursionError: it is nested far too deep.
+    """
+    value = msgspec.json.decode(data, type=kind, dec_hook=_unsigned64)
+    give_way()
+    _check_content(data.decode())
     return value
 
 

@@ -15,13 +15,11 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Literal
 
-from engine.protocol.c_heap import trim
-
 from ..errors import ErrorKind, ServiceError, overloaded
 from ..workers.budget import ByteBudget
 from ..workers.courtesy import giving_way
 from ..workers.crew import Crew
-from ..workers.heap import Later
+from ..workers.heap import Later, trim_if_grown
 from ..workers.pause import pause
 from ..workers.process import DeadError, LateError
 from .escaping import EscapedText
@@ -73,7 +71,7 @@ class LongTexts:
         self._deadline_s = deadline_s
         self._budget = ByteBudget(max_bytes)
         self._lists = ByteBudget(_MAX_LISTED_BYTES)
-        self._trimming = Later(trim)
+        self._trimming = Later(trim_if_grown)
         self._crew = Crew(module, setup, max_bytes=_WORKER_BYTES, num_workers=num_workers)
 
     async def start(self) -> None:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.generation import json_values
 from service.generation.json_values import count_values, most_values, nesting
 
 TEXTS = st.text(st.sampled_from('a,"\\{}[]:é\n'), max_size=6)
@@ -64,3 +65,24 @@ def test_any_bytes_can_be_counted(data: bytes) -> None:
 )
 def test_the_member_with_most_values_is_named(text: str, name: str | None) -> None:
     assert most_values(text.encode()) == name
+
+
+@given(st.binary(max_size=40), st.binary(max_size=40))
+def test_slices_are_the_text_with_blanks_for_escaped_quotes_and_backslashes(
+    head: bytes, tail: bytes
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_values, "_SLICE", 3)
+        data = head + b'\\\\\\"' + tail
+        blank = data.replace(b"\\\\", b"  ").replace(b'\\"', b"  ")
+        assert b"".join(json_values.slices(data)) == blank
+        assert json_values.count_bytes(data, b',"') == data.count(b",") + data.count(b'"')
+
+
+@given(VALUES, st.booleans())
+def test_slices_change_no_count(value: Any, escapes: bool) -> None:
+    text = json.dumps(value, ensure_ascii=escapes).encode()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_values, "_SLICE", 2)
+        assert count_values(text) == counted(value)
+        assert nesting(text) == depth(value)
