@@ -52,6 +52,8 @@ _KERNELS: dict[str, Types] = {
     "add_updates": (POINTER, POINTER, SIZE, *[POINTER] * 3, *[SIZE] * 5, INT),
     "choose": (POINTER, SIZE, SIZE, SIZE, *[POINTER] * 5, INT),
     "truncate": (POINTER, SIZE, SIZE, SIZE, *[POINTER] * 4, INT),
+    "sort_by_expert": (POINTER, SIZE, SIZE, SIZE, POINTER, POINTER, POINTER),
+    "weigh_rows": (POINTER, POINTER, POINTER, POINTER, SIZE, SIZE, SIZE, INT),
     "take_rows": (POINTER, SIZE, SIZE, POINTER, POINTER, SIZE, SIZE, INT),
     "add": (POINTER, POINTER, POINTER, SIZE, INT),
     "exchange_sum": (POINTER, POINTER, POINTER, SIZE),
@@ -111,6 +113,8 @@ class CpuKernels:
         self._attention = kernels["paged_attention"]
         self._rotate_query = kernels["rotate_query"]
         self._rotate_write_kv = kernels["rotate_write_kv"]
+        self._sort_by_expert = kernels["sort_by_expert"]
+        self._weigh_rows = kernels["weigh_rows"]
         self._take_rows = kernels["take_rows"]
         self._add = kernels["add"]
         self._exchange_sum = kernels["exchange_sum"]
@@ -265,12 +269,61 @@ class CpuKernels:
         )
         return output
 
-    def take_rows(self, x: Tensor, index: Tensor, output: Tensor) -> None:
-        """Write rows of x [N, width], with the indices int64 [n], into output [n, width].
+    def sort_by_expert(self, index: Tensor, num_experts: int) -> "ExpertRows":
+        """Return the rows of tokens, sorted by the experts int64 [num_tokens, top_k] of each.
+
+        Raises:
+            IndexError: there is no such expert.
+        """
+        num_tokens, top_k = index.shape
+        rows = ExpertRows(
+            index.new_empty(num_experts),
+            index.new_empty(num_tokens * top_k),
+            index.new_empty(index.shape),
+        )
+        self._sort_by_expert(
+            _flat(index, torch.int64),
+            num_tokens,
+            top_k,
+            num_experts,
+            *(part.data_ptr() for part in rows),
+        )
+        return rows
+
+    def weigh_rows(self, x: Tensor, places: Tensor, weights: Tensor) -> Tensor:
+        """Return for each token the sum of rows of x, times their weights: [num_tokens, width].
+
+        A row of the result does not depend on the other tokens, bit for bit.
+
+        Args:
+            x: fp32 [num_tokens * top_k, width].
+            places: int64 [num_tokens, top_k], as `ExpertRows` has them.
+            weights: fp32 of the same shape.
+        """
+        if places.shape != weights.shape or len(x) != places.numel():
+            raise ValueError("expected a row, a place and a weight for each choice of a token")
+        (num_tokens, top_k), width = places.shape, x.shape[1]
+        output = self._empty_rows(x.new_empty(num_tokens, 0), width)
+        self._weigh_rows(
+            _flat(x, torch.float32),
+            _flat(places, torch.int64),
+            _flat(weights, torch.float32),
+            output.data_ptr(),
+            num_tokens,
+            top_k,
+            width,
+            torch.get_num_threads(),
+        )
+        return output
+
+    def take_rows(self, x: Tensor, index: Tensor, output: Tensor | None = None) -> Tensor:
+        """Return rows of x [N, width], with the indices int64 [n], in output [n, width] if given.
 
         Raises:
             IndexError: an index is out of range.
         """
+        if output is None:
+            output = self._empty_rows(x.new_empty(len(index), 0), x.shape[1])
         if x.dtype != torch.float32 or x.stride(1) != 1 or output.shape != (len(index), x.shape[1]):
             raise ValueError("expected fp32 rows, and room for as many as there are indices")
         self._take_rows(
@@ -283,6 +336,7 @@ class CpuKernels:
             x.shape[1],
             torch.get_num_threads(),
         )
+        return output
 
     def add(self, a: Tensor, b: Tensor, output: Tensor) -> None:
         """Write a + b into output; all three fp32 of one shape, contiguous."""
@@ -799,6 +853,18 @@ class Int4Weight(NamedTuple):
     packed: Tensor
     groups: Tensor
     bias: Tensor
+
+
+class ExpertRows(NamedTuple):
+    """Rows of tokens, one for each of their experts, sorted by expert.
+
+    `ends` is int64 [num_experts], the ends of the experts' rows; `tokens` int64 [num_rows], whose
+    each row is; `places` int64 [num_tokens, top_k], where a token's rows are.
+    """
+
+    ends: Tensor
+    tokens: Tensor
+    places: Tensor
 
 
 class PackedUpdate(NamedTuple):

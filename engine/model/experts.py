@@ -31,19 +31,21 @@ class PackedExperts(nn.Module):
         stock: of transformers, whose weights are freed; what is between the products is still its.
         up: the first products of all experts, a layer that takes the ends of their rows.
         down: the second ones.
+        kernels: that sort rows and weigh them.
     """
 
     stock: Any
-    numbers: Tensor
 
-    def __init__(self, stock: nn.Module, up: nn.Module, down: nn.Module) -> None:
+    def __init__(
+        self, stock: nn.Module, up: nn.Module, down: nn.Module, kernels: CpuKernels
+    ) -> None:
         super().__init__()
         self.stock = stock
         self.up = up
         self.down = down
         self._gate = _gate_of(stock)
+        self._kernels = kernels
         self._has_norm = getattr(stock, "has_post_expert_norm", False)  # which older versions lack
-        self.register_buffer("numbers", torch.arange(self.stock.num_experts), persistent=False)
         self._forward_hooks.update(stock._forward_hooks)  # such as a sum over ranks
 
     def forward(self, hidden_states: Tensor, index: Tensor, weights: Tensor) -> Tensor:
@@ -54,15 +56,13 @@ class PackedExperts(nn.Module):
             index: int64 [num_tokens, top_k], the experts of each token.
             weights: of the same shape.
         """
-        experts, order = index.flatten().sort(stable=True)
-        ends = torch.searchsorted(experts, self.numbers, right=True)
-        rows = hidden_states.index_select(0, order // index.shape[1])
+        kernels, index = self._kernels, index.long().contiguous()
+        ends, tokens, places = kernels.sort_by_expert(index, self.stock.num_experts)
+        rows = kernels.take_rows(hidden_states.contiguous(), tokens)
         results: Tensor = self.down(self._gate(self.up(rows, ends)), ends)
         if self._has_norm:
             results = self.stock.post_expert_norm(results)
-        results = results.index_copy(0, order, results)  # back to the order of tokens
-        weighted = results.view(*index.shape, -1) * weights.unsqueeze(-1)
-        return weighted.sum(dim=1).to(hidden_states.dtype)
+        return kernels.weigh_rows(results, places, weights.float().contiguous())
 
 
 def matrices_of(module: nn.Module) -> dict[str, Tensor]:
@@ -123,8 +123,8 @@ def pack_experts(stock: nn.Module, make: Make, kernels: CpuKernels) -> PackedExp
         make: packs a linear layer for the kernels, quantised or not.
         kernels: whose panels hold the outputs of one expert each.
     """
-    layers = [_layer_of(stock, name, make, kernels) for name in matrices_of(stock)]
-    return PackedExperts(stock, *layers)
+    up, down = (_layer_of(stock, name, make, kernels) for name in matrices_of(stock))
+    return PackedExperts(stock, up, down, kernels)
 
 
 def _layer_of(stock: Any, name: str, make: Make, kernels: CpuKernels) -> nn.Module:

@@ -30,6 +30,8 @@ REPLAY(int4_linear, P(0), P(1), P(2), P(3), P(4), I(5), I(6), I(7), I(8), P(9), 
 REPLAY(add_updates, P(0), P(1), I(2), P(3), P(4), P(5), I(6), I(7), I(8), I(9), I(10), I(11))
 REPLAY(adapted_linear, P(0), P(1), P(2), P(3), P(4), P(5), P(6), I(7), I(8), I(9), I(10), I(11), I(12),
        I(13))
+REPLAY(sort_by_expert, P(0), I(1), I(2), I(3), P(4), P(5), P(6))
+REPLAY(weigh_rows, P(0), P(1), P(2), P(3), I(4), I(5), I(6), I(7))
 REPLAY(take_rows, P(0), I(1), I(2), P(3), P(4), I(5), I(6), I(7))
 REPLAY(add, P(0), P(1), P(2), I(3), I(4))
 REPLAY(exchange_sum, P(0), P(1), P(2), I(3))
