@@ -198,13 +198,14 @@ def build_computation(
     watermark = Watermark(
         vocab_size, device, gamma=config.watermark_gamma, delta=config.watermark_delta
     )
+    if group is not None and group.exchange is None:  # what torch exchanges by is not recorded
+        config = replace(config, graph_sizes=())
     adapters = _adapters(config, model.loaded, group)
     bounds = _bounds(config, model, adapters)
     runner = _runner(config, model, bounds, watermark, adapters, group)
-    forward, graphs = _adapted(runner.forward, adapters), None
-    if group is None or group.exchange is not None:
-        capacity = None if adapters is None else adapters.layers.capacity
-        graphs = _recorded_steps(config, runner, forward, bounds, vocab_size, capacity)
+    forward = _adapted(runner.forward, adapters)
+    capacity = None if adapters is None else adapters.layers.capacity
+    graphs = _recorded_steps(config, runner, forward, bounds, vocab_size, capacity)
     return Computation(
         config,
         model,

@@ -31,21 +31,36 @@ def main(argv: list[str] | None = None) -> int:
     bench = Bench(results.device, dtype, sizes, tiny=found.smoke)
     parts = {name: engine_gpu.PARTS[name] for name in found.only}
     every = {"ceilings": engine_gpu.ceilings, **parts}
-    results.run({name: partial(figures, bench, part) for name, part in every.items()})
+    results.run(
+        {name: partial(figures, results, bench, name, part) for name, part in every.items()}
+    )
     for name, reason in bench.errors.items():
         results.fail(name, reason)
     return results.finish()
 
 
-def figures(bench: Bench, part: Callable[[Bench], None]) -> dict[str, Any]:
-    """Runs a part; returns the figures it has noted, and the attention it ran on."""
+def figures(
+    results: Results, bench: Bench, name: str, part: Callable[[Bench], None]
+) -> dict[str, Any]:
+    """Runs a part; returns the figures it has noted, and the attention it ran on.
+
+    If it fails, the result has those of before.
+    """
     before = len(bench.figures)
-    part(bench)
-    noted = [
-        {**asdict(figure), "share": figure.value / figure.roof if figure.roof else None}
-        for figure in bench.figures[before:]
-    ]
-    return {"attention": bench.attention, "figures": noted}
+
+    def noted() -> dict[str, Any]:
+        rows = [
+            {**asdict(figure), "share": figure.value / figure.roof if figure.roof else None}
+            for figure in bench.figures[before:]
+        ]
+        return {"attention": bench.attention, "figures": rows}
+
+    try:
+        part(bench)
+    except Exception:
+        results.note(name, noted())
+        raise
+    return noted()
 
 
 if __name__ == "__main__":

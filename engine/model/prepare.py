@@ -113,6 +113,7 @@ def _prepared(
     """Steps 2 to 7 of `prepare`."""
     cache_dtype = _cache_dtype(config, loaded)
     backend, attention = _choose_backend(config, loaded, cache_dtype)
+    notes.append(_slow_attention(loaded.device, backend))
     if config.enable_native_kernels and config.enable_fusion:
         fuse_layers(loaded)
         if loaded.device.type == "cuda":  # on a CPU it is no faster
@@ -166,10 +167,6 @@ def _choose_backend(
         triton = _triton_attention(config, loaded, cache_dtype)
         if triton is not None:
             return triton, "Triton kernels"
-    if loaded.device.type == "cuda":
-        logger.error(
-            "attention on this GPU is the reference: many times slower, and no step is recorded"
-        )
     kernels = native_kernels(config, loaded)
     if kernels is not None and cache_dtype is torch.float32 and _fits(loaded, kernels):
         if config.enable_fused_rotation:
@@ -178,6 +175,15 @@ def _choose_backend(
     if loaded.device.type == "cpu" and config.enable_native_kernels:
         _warn_of_reference(config, loaded, cache_dtype)
     return ReferenceAttention(), "reference attention"
+
+
+def _slow_attention(device: torch.device, backend: AttentionBackend) -> str | None:
+    """What to tell of a GPU whose kernels are not used, whatever keeps it from them."""
+    if device.type != "cuda" or not isinstance(backend, ReferenceAttention):
+        return None
+    note = "attention on this GPU is the reference: many times slower, and no step is recorded"
+    logger.error("%s", note)
+    return note
 
 
 def _warn_of_reference(config: EngineConfig, loaded: LoadedModel, cache_dtype: torch.dtype) -> None:

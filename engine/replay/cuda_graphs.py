@@ -34,7 +34,9 @@ logger = logging.getLogger(__name__)
 
 _PAD_SLOT = -1  # the slot of a padding row: nothing is stored for it
 _NO_ADAPTER = -1  # the slot of a row without one
-_MOST_FAILURES = 2  # of recordings; whatever all of them have in common fails at once
+# Of recordings: whatever all have in common fails at once. Too little memory is nothing that they
+# have in common: the largest are recorded first.
+_MOST_FAILURES = 2
 
 Replay = Callable[[], object]
 Recorder = Callable[[Callable[[], object]], Replay]
@@ -153,7 +155,7 @@ class CudaGraphs:
         """Records all shapes. A shape that cannot be recorded is computed, and the others replayed.
 
         A model that cannot be recorded at all, for example since it reads a value from the device,
-        is not tried again and again.
+        is not tried again and again; smaller steps are, where the device has too little memory.
         """
         largest = max((shape.num_rows for shape in self._shapes), default=0)
         logits = torch.empty(largest, self._vocab_size, device=self._device)
@@ -163,7 +165,7 @@ class CudaGraphs:
         }
         most_tokens = max((shape.num_tokens for shape in self._shapes), default=0)
         slots = torch.full((most_tokens,), _NO_ADAPTER, device=self._device)
-        failed: list[_Key] = []
+        num_failed = 0
         keys = self._keys()
         for key in tqdm(keys, desc="recording"):
             shape = key.shape
@@ -172,14 +174,14 @@ class CudaGraphs:
                 part = replace(part, adapters=AdapterRows(None, slots[: shape.num_tokens]))
             try:
                 replay = recorder(partial(self._compute, part, target))
-            except Exception:
+            except Exception as error:
                 logger.exception("a step of %d tokens cannot be recorded", shape.num_tokens)
-                failed.append(key)
-                if len(failed) == _MOST_FAILURES:
+                num_failed += not _is_out_of_memory(error)
+                if num_failed == _MOST_FAILURES:
                     break
             else:
                 self._recorded[key] = _Recorded(part, target, replay)
-        if failed:
+        if self.num_missing:
             num_recorded = len(self._recorded)
             logger.warning(
                 "%d of %d steps are recorded; the others wait for Python", num_recorded, len(keys)
@@ -240,6 +242,15 @@ class CudaGraphs:
                 self._recorded_rank,
             )
         return rank
+
+
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether memory is what was missing: ending a recording may fail for that, in other words."""
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError):
+            return True
+        error = error.__context__
+    return False
 
 
 def _padding_rows(

@@ -16,7 +16,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from benchmarks import local_server
+from benchmarks import engine_gpu, local_server
 from benchmarks.gpu import (
     child,
     engine,
@@ -104,6 +104,20 @@ def test_the_engine_is_compared_and_measured(tmp_path: Path) -> None:
     assert {"ceilings", "correct_small", "small"} == set(found["parts"])
     (decode, *_) = found["parts"]["small"]["figures"]
     assert decode["share"] == decode["value"] / decode["roof"]
+
+
+def test_figures_from_before_a_failure_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(bench: engine_gpu.Bench) -> None:
+        bench.note(engine_gpu.Figure("8B, decode, 1 row", 5.0, "tokens/s", 10.0))
+        raise RuntimeError("no room for 64 rows")
+
+    monkeypatch.setitem(engine_gpu.PARTS, "large", breaks)
+    found = smoke(engine.main, tmp_path, "--only", "large")
+    assert found["errors"] == {"large": "RuntimeError: no room for 64 rows"}
+    (figure,) = found["parts"]["large"]["figures"]
+    assert (figure["name"], figure["share"]) == ("8B, decode, 1 row", 0.5)
 
 
 def test_sweeps_compare_every_size_with_the_one_in_force(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -15,10 +16,10 @@ from engine.attention.kv_cache import (
     bytes_per_token,
     to_cache_format,
 )
-from engine.attention.paged import ReferenceAttention
+from engine.attention.paged import AttentionBackend, ReferenceAttention
 from engine.block_form import BlockForm
 from engine.build import build_engine
-from engine.model.prepare import _choose_backend
+from engine.model.prepare import _choose_backend, _slow_attention
 from engine.model.self_check import attach_paged_attention
 from engine.protocol.config import EngineConfig
 from engine.protocol.errors import ModelLoadError
@@ -117,6 +118,16 @@ def test_a_dtype_that_cpu_kernels_do_not_compute_in_is_told(
     caplog.clear()
     _choose_backend(replace(asked, enable_native_kernels=False), loaded, torch.float16)
     assert not caplog.text
+
+
+def test_a_gpu_without_its_kernels_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    gpu = torch.device("cuda")
+    note = _slow_attention(gpu, ReferenceAttention())
+    assert note is not None
+    assert "many times slower" in note
+    assert note in caplog.text
+    assert _slow_attention(gpu, cast("AttentionBackend", object())) is None
+    assert _slow_attention(CPU, ReferenceAttention()) is None
 
 
 def test_a_model_generates_with_an_8_bit_cache() -> None:

@@ -481,6 +481,39 @@ def test_it_counts_its_replays_and_what_could_not_be_recorded() -> None:
     )
 
 
+@pytest.mark.parametrize("is_hidden", [False, True])
+def test_too_little_memory_for_the_largest_steps_leaves_all_smaller_ones_recorded(
+    is_hidden: bool,
+) -> None:
+    """Torch may tell of it in other words: a recording that was broken off cannot be ended."""
+    tried: list[int] = []
+
+    def is_short(step: Callable[[], object]) -> Replay:
+        tried.append(1)
+        if len(tried) >= len(SIZES):
+            return Recorder()(step)
+        try:
+            raise torch.OutOfMemoryError("no room")
+        except torch.OutOfMemoryError:
+            if is_hidden:
+                raise RuntimeError("the capture is invalid")  # noqa: B904  as an exit does
+            raise
+
+    recorded = graphs(FakeModel(num_blocks=16), is_short)
+    assert (len(tried), recorded.num_missing) == (len(SIZES), len(SIZES) - 1)
+
+
+def test_a_model_that_cannot_be_recorded_is_not_tried_with_every_size() -> None:
+    tried: list[int] = []
+
+    def refuses(_: Callable[[], object]) -> Replay:
+        tried.append(1)
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    recorded = graphs(FakeModel(num_blocks=16), refuses)
+    assert (len(tried), recorded.num_missing) == (2, len(SIZES))
+
+
 def test_a_batch_takes_a_larger_size_where_its_own_was_not_recorded() -> None:
     recorder = Recorder()
 
