@@ -14,8 +14,10 @@ from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
 from ..pb.tokenwire import v1 as pb
+from ..workers.courtesy import giving_way
 from .message_size import top_fields
 
+_SLICE = 8 * 1024  # ids: a fifth of a millisecond
 _NAME = "tokenwire.v1.TokenIds"
 
 
@@ -51,4 +53,7 @@ def _token_ids(message: Message) -> Iterator[tuple[int, tuple[str, Any]]]:
 
 
 def _made(value: Any) -> pb.TokenIds:
-    return pb.TokenIds(ids=list(value.ids))
+    ids: list[int] = []
+    for start in giving_way(range(0, len(value.ids), _SLICE)):
+        ids += value.ids[start : start + _SLICE]
+    return pb.TokenIds(ids=ids)

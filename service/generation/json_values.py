@@ -46,10 +46,13 @@ def slices(data: bytes) -> Iterator[bytes]:
     start = 0
     while start < len(data):
         give_way()
-        part = data[start : start + _SLICE].replace(b"\\\\", b"  ")
-        if part.endswith(b"\\") and start + len(part) < len(data):
-            part = part[:-1]  # it goes with what it escapes
-        yield part.replace(b'\\"', b"  ")
+        part = data[start : start + _SLICE]
+        if b"\\" in part:
+            part = part.replace(b"\\\\", b"  ")
+            if part.endswith(b"\\") and start + len(part) < len(data):
+                part = part[:-1]  # it goes with what it escapes
+            part = part.replace(b'\\"', b"  ")
+        yield part
         start += len(part)
 
 
