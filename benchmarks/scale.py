@@ -33,7 +33,7 @@ from benchmarks.report import table
 from service.bench.command import measure_all, prepare
 from service.bench.grpc_transport import GrpcTransport
 from service.bench.load import RealClock
-from service.bench.options import BenchOptions
+from service.bench.options import BenchOptions, number, whole_number
 from service.bench.rest_transport import RestTransport
 from service.bench.summary import Percentiles, Summary, summarise
 from service.bench.transport import Task, Transport
@@ -239,20 +239,30 @@ async def run(
     return [*itertools.chain.from_iterable(found)]
 
 
-def main() -> None:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--replicas", type=int, nargs="+", default=[1], help="engines")
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="service processes")
-    parser.add_argument("--rates", type=float, nargs="+", default=[5, 20], help="calls/s")
-    parser.add_argument("--requests", type=int, default=100, help="per point")
-    parser.add_argument("--input-tokens", type=int, default=64)
-    parser.add_argument("--output-tokens", type=int, default=32)
+    count, positive = whole_number(1), number(above=0)
+    parser.add_argument("--replicas", type=count, nargs="+", default=[1], help="engines")
     parser.add_argument(
-        "--echo", metavar="S", help="engines without a model, whose steps take so many seconds"
+        "--workers", type=count, nargs="+", default=[1, 2], help="service processes"
+    )
+    parser.add_argument("--rates", type=positive, nargs="+", default=[5, 20], help="calls/s")
+    parser.add_argument("--requests", type=count, default=100, help="per point")
+    parser.add_argument("--input-tokens", type=count, default=64)
+    parser.add_argument("--output-tokens", type=count, default=32)
+    parser.add_argument(
+        "--echo",
+        type=positive,
+        metavar="S",
+        help="engines without a model, whose steps take so many seconds",
     )
     parser.add_argument("--tiny", action="store_true", help="a try-out that takes seconds")
     parser.add_argument("flags", nargs="*", help="more flags of `tokenwire serve`, after --")
-    given = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    given = _parser().parse_args()
     numbers = [*itertools.product(given.replicas, given.workers)]
     sizes = Sizes(
         rates=given.rates,
@@ -266,7 +276,7 @@ def main() -> None:
             Sizes(rates=[20], requests=6, input_tokens=16, output_tokens=4),
         )
     print(machine.line(machine.describe()))
-    server = ["benchmarks.echo_server", given.echo] if given.echo else ["service.cli", "serve"]
+    server = ["benchmarks.echo_server", str(given.echo)] if given.echo else ["service.cli", "serve"]
     points = asyncio.run(run(numbers, sizes, server, given.flags))
     print(table(HEADER, [cells(point) for point in points]))
     print(as_json(points, sizes))

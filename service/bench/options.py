@@ -67,11 +67,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_load_arguments(parser)
     _add_prompt_arguments(parser)
     parser.add_argument(
-        "--seed", type=_whole(0), default=0, metavar="S", help=_default("decides the arrivals")
+        "--seed",
+        type=whole_number(0),
+        default=0,
+        metavar="S",
+        help=_default("decides the arrivals"),
     )
     parser.add_argument(
         "--timeout",
-        type=_number(above=0),
+        type=number(above=0),
         default=300.0,
         metavar="S",
         help=_default("seconds after which a request has failed"),
@@ -86,23 +90,27 @@ def _add_load_arguments(parser: argparse.ArgumentParser) -> None:
     loop = parser.add_mutually_exclusive_group()
     loop.add_argument(
         "--rate",
-        type=_number(above=0),
+        type=number(above=0),
         metavar="R",
         help="open loop: requests per second on average, whether or not answers come; their "
         "latencies count from when they were due",
     )
     loop.add_argument(
         "--concurrency",
-        type=_whole(1),
+        type=whole_number(1),
         metavar="N",
         help=f"closed loop: requests at a time (default: {_DEFAULT_CONCURRENCY})",
     )
     parser.add_argument(
-        "--requests", type=_whole(1), default=64, metavar="N", help=_default("requests to count")
+        "--requests",
+        type=whole_number(1),
+        default=64,
+        metavar="N",
+        help=_default("requests to count"),
     )
     parser.add_argument(
         "--warm-up",
-        type=_whole(0),
+        type=whole_number(0),
         metavar="N",
         help=f"requests before, not counted (default: --concurrency, at least {_LEAST_WARM_UP})",
     )
@@ -111,14 +119,22 @@ def _add_load_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the sizes of prompts and answers."""
     parser.add_argument(
-        "--input-tokens", type=_whole(1), default=128, metavar="N", help=_default("prompt tokens")
+        "--input-tokens",
+        type=whole_number(1),
+        default=128,
+        metavar="N",
+        help=_default("prompt tokens"),
     )
     parser.add_argument(
-        "--output-tokens", type=_whole(1), default=64, metavar="N", help=_default("new tokens")
+        "--output-tokens",
+        type=whole_number(1),
+        default=64,
+        metavar="N",
+        help=_default("new tokens"),
     )
     parser.add_argument(
         "--shared-prefix",
-        type=_whole(0),
+        type=whole_number(0),
         default=0,
         metavar="N",
         help=_default("tokens that all prompts begin with; otherwise no two begin alike"),
@@ -145,7 +161,9 @@ def _default(text: str) -> str:
     return f"{text} (default: %(default)s)"
 
 
-def _whole(least: int) -> Callable[[str], Any]:
+def whole_number(least: int) -> Callable[[str], Any]:
+    """A parser of whole numbers, for argparse."""
+
     def read(raw: str) -> int:
         if not raw.isascii() or not raw.isdigit() or int(raw) < least:
             raise ValueError(f"must be a whole number >= {least}. Given: {raw}")
@@ -154,7 +172,9 @@ def _whole(least: int) -> Callable[[str], Any]:
     return checked(read)
 
 
-def _number(above: float) -> Callable[[str], Any]:
+def number(above: float) -> Callable[[str], Any]:
+    """A parser of numbers, for argparse."""
+
     def read(raw: str) -> float:
         try:
             value = float(raw)

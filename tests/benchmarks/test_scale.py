@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator
 import pytest
 
 from benchmarks import processes
-from benchmarks.scale import HEADER, Connections, Point, Sizes, cells
+from benchmarks.scale import HEADER, Connections, Point, Sizes, cells, main
 from service.bench.sample import Sample
 from service.bench.summary import summarise
 from service.bench.transport import Task
@@ -92,3 +92,23 @@ def test_a_load_is_an_open_loop() -> None:
     options = sizes.options(parse_target("http://127.0.0.1:80"), 5)
     assert options.rate == 5
     assert options.concurrency is None
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("--replicas", "0"),
+        ("--workers", "x"),
+        ("--rates", "0"),
+        ("--rates", "inf"),
+        ("--requests", "0"),
+        ("--echo", "x"),
+    ],
+)
+def test_numbers_that_no_load_has_are_refused(
+    flag: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["scale", flag, value])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert f"argument {flag}: must be a " in capsys.readouterr().err
