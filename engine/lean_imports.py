@@ -22,6 +22,7 @@ from typing import Any
 _COMPILER = "torch._dynamo"
 _SHAPES = "torch.fx.experimental.symbolic_shapes"
 _ALGEBRA = "sympy"
+_IMAGES = "torchvision"
 
 
 @contextmanager
@@ -37,12 +38,29 @@ def lean_imports(*, is_divided: bool = False) -> Iterator[None]:
     gc.disable()  # modules are no garbage, and would be visited again and again: 0.4 s
     try:
         _defer()
+        _hide_torchvision()
         if not is_divided:
             _hide_distribution()
         yield
     finally:
         if was_collecting:
             gc.enable()
+
+
+def _hide_torchvision() -> None:
+    """Lets transformers remember that torchvision is not installed, whose images are none of ours.
+
+    It takes a second, and ends the start: it imports a part of torch's compiler without the rest.
+    """
+    if _IMAGES in sys.modules:
+        return
+    sys.modules[_IMAGES] = None  # type: ignore[assignment]  what the import system takes for absent
+    try:
+        from transformers.utils.import_utils import is_torchvision_available  # asks, too
+
+        is_torchvision_available()  # keeps its first answer
+    finally:
+        del sys.modules[_IMAGES]
 
 
 def _hide_distribution() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -87,3 +89,33 @@ def test_collections_of_garbage_go_on_afterwards() -> None:
         assert not gc.isenabled()
         raise ValueError("broken")
     assert gc.isenabled()
+
+
+TORCHVISION = """
+import sys
+from engine.lean_imports import lean_imports
+with lean_imports(is_divided=len(sys.argv) > 1):
+    import engine.build
+    from transformers import AutoModelForImageTextToText
+from transformers.utils import is_torchvision_available
+print(is_torchvision_available(), "torchvision" in sys.modules)
+import torchvision
+print(torchvision.is_imported)
+"""
+
+
+@pytest.mark.parametrize("words", [[], ["divided"]], ids=["whole", "divided"])
+def test_torchvision_is_left_to_whoever_imports_it(tmp_path: Path, words: list[str]) -> None:
+    """It imports a part of torch's compiler, which is not there without the whole."""
+    package = tmp_path / "torchvision"
+    package.mkdir()
+    (package / "__init__.py").write_text("is_imported = True")
+    printed = subprocess.run(
+        [sys.executable, "-c", TORCHVISION, *words],
+        cwd=REPOSITORY,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{REPOSITORY}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    assert printed == ["False False", "True"]
