@@ -54,7 +54,8 @@ def _hide_torchvision() -> None:
     """
     if _IMAGES in sys.modules:
         return
-    sys.modules[_IMAGES] = None  # type: ignore[assignment]  what the import system takes for absent
+    # What the import system takes for a module that there is not.
+    sys.modules[_IMAGES] = None  # type: ignore[assignment]
     try:
         from transformers.utils.import_utils import is_torchvision_available  # asks, too
 
