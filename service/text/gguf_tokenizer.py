@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import transformers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
-from transformers.integrations.gguf.gguf_tokenizer_mapping import (
-    GGUF_TOKENIZER_MAPPING,
-    convert_gguf_tokenizer,
-)
 
 from ..checkpoint.gguf import GgufFile, read_gguf
 
@@ -32,9 +30,12 @@ def load_gguf_tokenizer(path: Path) -> tuple[PreTrainedTokenizerBase, frozenset[
         OSError: the file cannot be read.
     """
     file = read_gguf(path)
-    described = _described(file, "tokenizer")
-    backend, more = convert_gguf_tokenizer(file.metadata["general.architecture"], described)
-    arguments = _described(file, "tokenizer_config") | _special_tokens(file) | more
+    conversion = _conversion()
+    groups = conversion.GGUF_TOKENIZER_MAPPING
+    described = _described(file, groups["tokenizer"])
+    architecture = file.metadata["general.architecture"]
+    backend, more = conversion.convert_gguf_tokenizer(architecture, described)
+    arguments = _described(file, groups["tokenizer_config"]) | _special_tokens(file) | more
     if described.get("tokenizer_type") == "llama":  # whose files need not say so
         arguments.setdefault("add_bos_token", True)
     if templates := _chat_templates(file):
@@ -45,9 +46,26 @@ def load_gguf_tokenizer(path: Path) -> tuple[PreTrainedTokenizerBase, frozenset[
     return tokenizer, frozenset(index for index in ends if isinstance(index, int))
 
 
-def _described(file: GgufFile, group: str) -> dict[str, Any]:
+def _conversion() -> Any:
+    """What transformers converts tokenizers by.
+
+    Older versions have another one, which does not read how a file splits texts into words.
+
+    Raises:
+        ValueError: this version is such a one.
+    """
+    found = import_module("transformers.integrations.gguf.gguf_tokenizer_mapping")
+    if not hasattr(found, "convert_gguf_tokenizer"):
+        raise ValueError(
+            f"transformers {transformers.__version__} does not read all of a GGUF file's "
+            "tokenizer: it takes a newer one"
+        )
+    return found
+
+
+def _described(file: GgufFile, names: dict[str, str]) -> dict[str, Any]:
     """What transformers wants to know, by its names."""
-    values = {name: f"tokenizer.{key}" for key, name in GGUF_TOKENIZER_MAPPING[group].items()}
+    values = {name: f"tokenizer.{key}" for key, name in names.items()}
     return {name: file.metadata[key] for name, key in values.items() if key in file.metadata}
 
 

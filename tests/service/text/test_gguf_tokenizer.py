@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
+from transformers.integrations.gguf import gguf_tokenizer_mapping
 
 from service.text.tokenizer import TextTokenizer
 from tests.gguf_models import write_gguf
@@ -90,3 +91,12 @@ def test_it_needs_no_torch(tmp_path: Path) -> None:
         [sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == str(tuple(demo_ids("Hello")))
+
+
+def test_a_transformers_that_reads_files_otherwise_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_gguf(tmp_path / "model.gguf")
+    monkeypatch.delattr(gguf_tokenizer_mapping, "convert_gguf_tokenizer")
+    with pytest.raises(ValueError, match=r"transformers \S+ does not read all .* a newer one$"):
+        TextTokenizer.load(str(path))
