@@ -171,6 +171,8 @@ class Validator:
             raise
         if not token_ids:  # e.g. characters that the tokenizer's normalisation removes
             raise _empty()
+        if len(token_ids) > _LONG:  # which have just been unpacked
+            await pause()
         check_vocabulary(token_ids, limits)
         return token_ids
 
