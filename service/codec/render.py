@@ -16,7 +16,13 @@ import orjson
 
 from ..error_bodies import ErrorFormat, openai_body, tgi_body
 from ..errors import ServiceError
-from ..generation.generator import Generation, PrefillToken, Token, TokenEvent
+from ..generation.generator import (
+    Generation,
+    PrefillToken,
+    Token,
+    TokenEvent,
+    shortest_float32,
+)
 from ..generation.server_info import ServerInfo
 from ..openai.chat import ChatAnswer, ChatDelta, Scored
 from ..openai.completion_logprobs import ScoredToken
@@ -144,7 +150,7 @@ def info(server: ServerInfo, replayed_share: float | None) -> bytes:
     }
     told = {key: value for key, value in ours.items() if value}
     if replayed_share is not None:  # that nothing was replayed says something
-        told["replayed_share"] = replayed_share
+        told["replayed_share"] = shortest_float32(replayed_share)
     return orjson.dumps(server.to_contract() | told)
 
 

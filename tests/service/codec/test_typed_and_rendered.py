@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import betterproto2
+import numpy as np
 import orjson
 import pytest
 from hypothesis import given
@@ -204,11 +205,16 @@ def test_info_has_the_notes_of_the_engine_if_there_are_any() -> None:
     assert "notes" not in json.loads(render.info(SERVER, None))
 
 
-@pytest.mark.parametrize("share", [0.0, 0.75, 1.0])
-def test_info_has_the_share_of_replayed_steps_as_soon_as_there_are_steps(share: float) -> None:
+@pytest.mark.parametrize(
+    ("share", "text"),
+    [(0.0, "0.0"), (0.75, "0.75"), (1.0, "1.0"), (1 / 3, "0.33333334"), (326 / 329, "0.99088144")],
+)
+def test_info_has_the_share_of_replayed_steps_as_soon_as_there_are_steps(
+    share: float, text: str
+) -> None:
     typed = over_the_wire(convert.info_response(SERVER, share))
-    assert typed.replayed_share == share
-    assert json.loads(render.info(SERVER, share))["replayed_share"] == share
+    assert typed.replayed_share == np.float32(share)
+    assert b'"replayed_share":%b}' % text.encode() in render.info(SERVER, share)
     assert over_the_wire(convert.info_response(SERVER, None)).replayed_share is None
     assert "replayed_share" not in json.loads(render.info(SERVER, None))
 
