@@ -21,7 +21,6 @@ from service.grammar import checker as module
 from service.grammar.checker import GrammarChecker
 from service.workers import process as worker_process
 from service.workers.template import ForkedProcess, Template
-from tests.paths import REPOSITORY
 from tests.service.fakes import TIMEOUT_S, eventually
 from tests.service.grammar.checking import (
     ENDLESS,
@@ -33,6 +32,7 @@ from tests.service.grammar.checking import (
     templates,
     workers,
 )
+from tests.service.ready_process import ready_process
 
 LATE = "it takes more than 0.5 s to compile"
 DIED = "it needs too much memory or time to compile"
@@ -291,19 +291,8 @@ asyncio.run(main())
 @pytest.fixture
 def service() -> Iterator[subprocess.Popen[str]]:
     """Another process with a checker that is busy with a grammar."""
-    with subprocess.Popen(
-        [sys.executable, "-c", SERVICE],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=REPOSITORY,
-        env={**os.environ, "PYTHONPATH": "."},
-    ) as process:
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-            yield process
-        finally:
-            process.kill()
+    with ready_process(SERVICE) as process:
+        yield process
 
 
 async def test_a_process_dies_with_its_service(service: subprocess.Popen[str]) -> None:

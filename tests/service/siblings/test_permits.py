@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import sys
 import zlib
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from contextvars import copy_context
 from pathlib import Path
 
@@ -19,7 +17,7 @@ from service.generation.admission import Admission
 from service.launch.place import Place
 from service.siblings import permits as permits_module
 from service.siblings.permits import SharedPermits
-from tests.paths import REPOSITORY
+from tests.service.ready_process import ready_process
 
 # A sibling of its own process: holds permits until it is killed.
 _SIBLING = """
@@ -34,17 +32,9 @@ signal.pause()
 """
 
 
-@contextmanager
-def sibling(directory: Path) -> Iterator[subprocess.Popen[str]]:
+def sibling(directory: Path) -> AbstractContextManager[subprocess.Popen[str]]:
     """A second process, which holds three permits."""
-    command = [sys.executable, "-c", _SIBLING, str(directory)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY) as process:
-        try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-            yield process
-        finally:
-            process.kill()
+    return ready_process(_SIBLING, str(directory))
 
 
 def admissions(directory: Path, limit: int, **bounds: int) -> list[Admission]:
