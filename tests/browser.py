@@ -37,6 +37,10 @@ _FLAGS = (
 )
 
 
+class NavigatedError(Exception):
+    """The tab went to another page while it was asked something."""
+
+
 class Page:
     """A tab. Whatever it reports on its console is kept."""
 
@@ -53,7 +57,11 @@ class Page:
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """Calls a method of the protocol."""
+        """Calls a method of the protocol.
+
+        Raises:
+            NavigatedError: another page was opened meanwhile.
+        """
         self._number += 1
         message: dict[str, Any] = {"id": self._number, "method": method, "params": parameters}
         if self._session is not None:
@@ -62,6 +70,8 @@ class Page:
         while True:
             answer = self._receive()
             if answer.get("id") == self._number:
+                if "navigated" in answer.get("error", {}).get("message", ""):
+                    raise NavigatedError
                 assert "error" not in answer, answer
                 result: dict[str, Any] = answer["result"]
                 return result
@@ -83,9 +93,16 @@ class Page:
     def wait(self, expression: str) -> None:
         """Waits until an expression is true."""
         deadline = time.monotonic() + DEADLINE_S
-        while not self.value(f"Boolean({expression})"):
+        while not self._is_true(expression):
             assert time.monotonic() < deadline, f"{expression}: {self.text()}"
             time.sleep(0.02)
+
+    def _is_true(self, expression: str) -> bool:
+        """Whether it is, of the page that is shown at the end of the question."""
+        try:
+            return bool(self.value(f"Boolean({expression})"))
+        except NavigatedError:
+            return False
 
     def text(self) -> str:
         """What the page shows."""
