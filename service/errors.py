@@ -158,6 +158,13 @@ def unhealthy() -> ServiceError:
     return ServiceError(ErrorKind.UNHEALTHY, "unhealthy")
 
 
+def unanswered() -> ServiceError:
+    """The error for a call to end that may be in a service process which does not answer."""
+    return ServiceError(
+        ErrorKind.UNHEALTHY, "a service process does not answer: the call may run there"
+    )
+
+
 def unknown_model(name: str) -> ServiceError:
     """The error for a model that is not served."""
     text = f"The model `{_quoted(name)}` does not exist"

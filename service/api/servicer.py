@@ -337,7 +337,7 @@ class TextGenerationServicer:
         """Ends the calls of an id: typed only.
 
         Raises:
-            ServiceError: there is no id.
+            ServiceError: there is no id, or the call may run where nobody answers.
         """
         if not request_id:
             raise missing_field("request_id")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
@@ -15,7 +16,20 @@ from ..launch.place import Place
 Answer = Callable[[bytes], Awaitable[bytes]]
 
 _SERVICE = "tokenwire.Siblings"
-_PATIENCE_S = 1.0  # with a process that may be frozen
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What the others answer.
+
+    Attributes:
+        by_number: of the processes that have answered.
+        silent: the numbers of those that run and have not answered in time. The rest is starting
+            or gone: no calls are there.
+    """
+
+    by_number: dict[int, bytes]
+    silent: frozenset[int]
 
 
 class Line:
@@ -49,21 +63,33 @@ class Line:
         """Ends answering."""
         await self._server.stop(None)
 
-    async def ask(self, name: str, question: bytes = b"") -> dict[int, bytes]:
-        """The answers of the others, by their numbers; without those that do not answer in time."""
-        numbers = self._place.others
-        answers = await asyncio.gather(*(self._ask(number, name, question) for number in numbers))
-        pairs = zip(numbers, answers, strict=True)
-        return {number: answer for number, answer in pairs if answer is not None}
+    async def ask(self, name: str, question: bytes = b"", *, patience_s: float) -> Answers:
+        """Asks all others at once.
 
-    async def _ask(self, number: int, name: str, question: bytes) -> bytes | None:
+        Args:
+            name: of the question.
+            question: what it is about.
+            patience_s: with processes that do not answer, since they are frozen or very busy.
+        """
+        numbers = self._place.others
+        asked = (self._ask(number, name, question, patience_s) for number in numbers)
+        replies = dict(zip(numbers, await asyncio.gather(*asked), strict=True))
+        return Answers(
+            {number: reply for number, reply in replies.items() if isinstance(reply, bytes)},
+            frozenset(n for n, r in replies.items() if r is grpc.StatusCode.DEADLINE_EXCEEDED),
+        )
+
+    async def _ask(
+        self, number: int, name: str, question: bytes, patience_s: float
+    ) -> bytes | grpc.StatusCode:
+        """The answer of one of them, or why there is none."""
         async with aio.insecure_channel(f"unix:{_path(self._place, number)}") as channel:
             try:
                 answer: bytes = await channel.unary_unary(f"/{_SERVICE}/{name}")(
-                    question, timeout=_PATIENCE_S
+                    question, timeout=patience_s
                 )
-            except aio.AioRpcError:  # it is starting, frozen, or just gone
-                return None
+            except aio.AioRpcError as error:
+                return error.code()
         return answer
 
 

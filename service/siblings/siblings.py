@@ -8,11 +8,16 @@ from collections.abc import Callable, Iterable
 import msgpack
 from prometheus_client.core import Metric
 
+from ..errors import unanswered
 from ..launch.place import Place
 from .line import Line
 from .series import SharedSeries
 
 _STORE, _ABORT = "Store", "Abort"
+
+# How long a process that does not answer is waited for. What it has counted before is known without
+# it; whether a call runs there is not.
+_STORE_PATIENCE_S, _ABORT_PATIENCE_S = 2.0, 10.0
 
 # Ends the calls of an id as a caller asked for it, and returns how many there were.
 Abort = Callable[[str, str | None], int]
@@ -43,13 +48,22 @@ class Siblings:
         await self._line.close()
 
     async def abort(self, request_id: str, caller: str | None) -> int:
-        """Ends the calls of an id that the others serve; returns how many there were."""
-        answers = await self._line.ask(_ABORT, msgpack.packb((request_id, caller)))
-        return sum(msgpack.unpackb(answer) for answer in answers.values())
+        """Ends the calls of an id that the others serve; returns how many there were.
+
+        Raises:
+            ServiceError: there were none, and one of the others does not answer.
+        """
+        question = msgpack.packb((request_id, caller))
+        answers = await self._line.ask(_ABORT, question, patience_s=_ABORT_PATIENCE_S)
+        count: int = sum(msgpack.unpackb(answer) for answer in answers.by_number.values())
+        if answers.silent and not count:
+            raise unanswered()
+        return count
 
     async def series(self) -> Callable[[], Iterable[Metric]]:
         """What makes the series of all processes, in milliseconds: for another thread."""
-        live = frozenset(await self._line.ask(_STORE))
+        answers = await self._line.ask(_STORE, patience_s=_STORE_PATIENCE_S)
+        live = frozenset(answers.by_number)
         return lambda: self._series.merged(live)
 
     def claims_engine(self, instance: str) -> bool:

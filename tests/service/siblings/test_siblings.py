@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, asynccontextmanager
+import socket
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter, disable_created_metrics
 
+from service.errors import ErrorKind, ServiceError
 from service.launch.place import Place
 from service.siblings.series import SharedSeries
 from service.siblings.siblings import Siblings
@@ -81,6 +83,40 @@ async def test_a_process_can_be_asked_again_after_another_took_its_place(tmp_pat
         assert await first.siblings.abort("id", "me") == 1
         assert await first.num_calls() == 1
         await again.siblings.close()
+
+
+@contextmanager
+def silent(directory: Path, number: int) -> Iterator[None]:
+    """A process that can be reached and never answers: a frozen one."""
+    path = directory / f"sibling-{number}.sock"
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen()
+        yield
+
+
+@pytest.fixture
+def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.siblings.siblings._ABORT_PATIENCE_S", 1.0)
+
+
+@pytest.mark.usefixtures("_hasty")
+async def test_a_call_that_may_be_where_nobody_answers_is_not_said_to_be_nowhere(
+    tmp_path: Path,
+) -> None:
+    async with processes(tmp_path, 2) as (first, _):
+        with silent(tmp_path, 2), pytest.raises(ServiceError, match="not answer") as caught:
+            await first.siblings.abort("id", None)
+        assert caught.value.kind is ErrorKind.UNHEALTHY
+
+
+@pytest.mark.usefixtures("_hasty")
+async def test_a_call_that_was_found_is_ended_whoever_else_is_silent(tmp_path: Path) -> None:
+    async with processes(tmp_path, 3) as (first, _, third):
+        with silent(tmp_path, 2):
+            assert await first.siblings.abort("id", None) == 1
+        assert third.aborted == [("id", None)]
 
 
 @pytest.mark.parametrize("count", [1, 4])
