@@ -115,7 +115,7 @@ async def test_an_unreadable_message_only_closes_the_connection(
     with caplog.at_level(logging.ERROR, "service.generation.engine_client"):
         writer.write(wire.HEADER.pack(len(body)) + body)
         try:
-            async with asyncio.timeout(2):  # reconnecting takes no time
+            async with asyncio.timeout(TIMEOUT_S):
                 _, second = await puppet.connections.get()
             second.write(wire.ready(INFO))
             async with asyncio.timeout(TIMEOUT_S):
