@@ -164,6 +164,7 @@ def test_permits_are_shared(server: Stack) -> None:
 
 def test_a_call_is_ended_by_its_id_wherever_it_runs(server: Stack) -> None:
     api = ReflectionClient(server.through_envoy)
+    assert api.call("Abort", {"request_id": "none"}).aborted == 0  # and it knows the messages
     for number in range(6):
         request_id = f"call-{number}"
         with Streams(server, 1, headers={"x-request-id": request_id}):

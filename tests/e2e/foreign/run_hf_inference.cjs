@@ -4,7 +4,7 @@ const [url, question] = process.argv.slice(2);
 const generate = {
   endpointUrl: url,
   inputs: question,
-  parameters: { max_new_tokens: 100 },
+  parameters: { max_new_tokens: 100, temperature: 0 },
 };
 const chat = {
   endpointUrl: url,
