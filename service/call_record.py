@@ -60,6 +60,7 @@ class CallRecord:
         finish_reasons: of its finished texts.
         answer_id: of the answer, where it has an id of its own.
         content: its texts, where traces shall have them.
+        is_aborted: whether somebody has ended it by its id.
     """
 
     request_id: str
@@ -80,6 +81,7 @@ class CallRecord:
     finish_reasons: list[str] = field(default_factory=list)
     answer_id: str = ""
     content: Content | None = None
+    is_aborted: bool = False
 
     @property
     def recorded_trace(self) -> str:

@@ -26,7 +26,7 @@ from engine.protocol.errors import AdapterError
 from engine.protocol.request import Request, SequenceOutput, StepOutput
 
 from ..call_record import CallRecord
-from ..errors import cancelled, unhealthy
+from ..errors import unhealthy
 from .engine_stream import Stream, open_stream
 from .tally import Tally
 
@@ -201,8 +201,8 @@ class EngineClient:
     def abort(self, call: CallRecord) -> None:
         """Fails the requests of a call."""
         for stream in self._streams.values():
-            if stream.call is call and not stream.ended:
-                stream.put(cancelled())
+            if stream.call is call:
+                stream.abort()
 
     async def _run(self) -> None:
         """Connects, reads until the connection is lost, and connects again."""

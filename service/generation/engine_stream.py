@@ -13,7 +13,7 @@ from typing import Protocol
 from engine.protocol.request import Request, SequenceOutput
 
 from ..call_record import CallRecord, current_record
-from ..errors import ServiceError, overloaded
+from ..errors import ServiceError, cancelled, overloaded
 from ..timeline import SequenceTimeline
 from .tally import Pace
 
@@ -89,6 +89,12 @@ class Stream:
         if self.reader is not None and not self.reader.done():
             self.reader.set_result(None)
 
+    def abort(self) -> None:
+        """Fails it, in place of what its reader has not had yet; not after its last output."""
+        if self.waiting or not self.ended:
+            self.waiting.clear()
+            self.put(cancelled())
+
     async def next(self) -> SequenceOutput:
         """The next output; an `asyncio.Queue` would take three times as long for each.
 
@@ -150,6 +156,8 @@ class Stream:
         Raises:
             ServiceError: `begin` has failed, the call was aborted, or it has waited too long.
         """
+        if self.call is not None and self.call.is_aborted:
+            raise cancelled()
         begin(self)
         if self.call is not None:
             self.call.sequences.append(self.timeline)

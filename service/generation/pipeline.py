@@ -137,6 +137,7 @@ class Pipeline:
                         if event.generation is not None:
                             finished.append(event.generation)
                             if len(finished) == n:
+                                call.is_over = True
                                 self._finish(finished)
                         yield event
 

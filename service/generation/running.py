@@ -14,15 +14,14 @@ class RunningCall:
 
     Args:
         record: the call's, by which all its generations are known.
+
+    Attributes:
+        is_over: whether it is complete, and nothing but the caller's reading is left.
     """
 
     def __init__(self, record: CallRecord) -> None:
         self.record = record
-        self._is_aborted = False
-
-    def abort(self) -> None:
-        """Marks it as aborted."""
-        self._is_aborted = True
+        self.is_over = False
 
     def check(self) -> None:
         """To be called before it goes to the engine.
@@ -30,7 +29,7 @@ class RunningCall:
         Raises:
             ServiceError: it was aborted.
         """
-        if self._is_aborted:
+        if self.record.is_aborted:
             raise cancelled()
 
 
@@ -69,10 +68,10 @@ class RunningCalls:
             call
             for call in self._calls
             if call.record.request_id == request_id
+            and not call.is_over
             and not (self._own_only and caller != call.record.caller)
         ]
-        for call in found:
-            call.abort()
         for record in {id(call.record): call.record for call in found}.values():
+            record.is_aborted = True
             self._abort(record)
         return len(found)

@@ -21,7 +21,7 @@ from engine.protocol.wire import HEADER, framed
 from .priority import lower_priority
 from .template import ForkedProcess, Template
 
-_START_S = 60.0  # for a process to start on a busy machine
+_START_S = 180.0  # for a process of the lowest priority to start on a busy machine
 _MIN_SHARE = 0.25  # of a processor; with less the machine is at fault that an answer is late
 _NUM_TRIALS = 2  # of a request whose process dies, which need not be the request's fault
 

@@ -21,7 +21,7 @@ from engine.protocol.wire import HEADER
 
 from .priority import lower_priority
 
-_START_S = 60.0  # for a process to start on a busy machine
+_START_S = 180.0  # for a process of the lowest priority to start on a busy machine
 
 
 class ForkedProcess:

@@ -244,6 +244,36 @@ async def test_a_call_is_aborted_in_whichever_engine_it_is(fleet: Fleet) -> None
     assert fleet.busy() == []
 
 
+async def test_a_call_is_aborted_whose_tokens_wait_for_their_reader(fleet: Fleet) -> None:
+    """The engine is done with it: what nobody has read yet is not sent any more."""
+    pool = await fleet.open(Gate(1000))
+    call = begin_record("id")
+    ended = asyncio.Event()
+    outputs = pool.generate(make_request(max_new_tokens=40), ended.set)
+    await take(outputs, 1)
+    await ended.wait()
+    pool.abort(call)
+    with pytest.raises(ServiceError, match="ended by Abort"):
+        await anext(outputs)
+
+
+async def test_a_call_that_was_read_to_its_end_cannot_be_aborted(fleet: Fleet) -> None:
+    pool = await fleet.open(Gate(1000))
+    call = begin_record("id")
+    outputs = pool.generate(make_request(max_new_tokens=4))
+    await take(outputs, 4)
+    pool.abort(call)
+    assert await rest(outputs) == []
+
+
+async def test_a_call_that_was_aborted_before_it_came_here_asks_no_engine(fleet: Fleet) -> None:
+    pool = await fleet.open(Gate(1000))
+    begin_record("id").is_aborted = True
+    with pytest.raises(ServiceError, match="ended by Abort"):
+        await rest(pool.generate(make_request(max_new_tokens=4)))
+    assert fleet.busy() == []
+
+
 async def test_prompts_with_a_shared_beginning_share_an_engine(fleet: Fleet) -> None:
     pool = await fleet.open(Gate(1), Gate(1), Gate(1), prefix_affinity=True)
     shared = tuple(range(1, 3 * INFO.block_size + 1))
