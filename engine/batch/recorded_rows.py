@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from ..block_form import BlockForm
-from .integers import model_input, shapes_of, zeros
+from .integers import Integers, integers_of, model_input, shapes_of, zeros
 from .model_input import AttentionInput, ModelInput
 
 
@@ -42,8 +42,25 @@ def blank(
     num_tokens: int, num_seqs: int, num_rows: int, widths: TableWidths, device: torch.device
 ) -> ModelInput:
     """Zeros, into which batches are copied for recorded steps, which read fixed addresses."""
-    shapes = shapes_of(num_tokens, num_rows, num_seqs, widths.whole, widths.windowed)
-    return model_input(zeros(shapes, device), widths.window)
+    return model_input(
+        zeros(_shapes(num_tokens, num_seqs, num_rows, widths), device), widths.window
+    )
+
+
+def first_rows(
+    rows: ModelInput, num_tokens: int, num_seqs: int, num_rows: int, widths: TableWidths
+) -> ModelInput:
+    """The first rows of a `blank` batch of the same widths, in the same memory."""
+    integers, shapes = integers_of(rows), _shapes(num_tokens, num_seqs, num_rows, widths)
+    pairs = zip(integers.present(), shapes.present(), strict=True)
+    firsts = integers.replaced(tensor[: shape[0]] for tensor, shape in pairs)
+    return model_input(firsts, widths.window)
+
+
+def _shapes(
+    num_tokens: int, num_seqs: int, num_rows: int, widths: TableWidths
+) -> Integers[tuple[int, ...]]:
+    return shapes_of(num_tokens, num_rows, num_seqs, widths.whole, widths.windowed)
 
 
 def copy_rows(rows: ModelInput, batch: ModelInput) -> None:

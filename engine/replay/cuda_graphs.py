@@ -26,16 +26,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..batch.model_input import AdapterRows, AttentionInput, ModelInput, WindowInput
-from ..batch.recorded_rows import TableWidths, blank, copy_rows
+from ..batch.model_input import AdapterRows, AttentionInput, ModelInput
+from ..batch.recorded_rows import TableWidths, blank, copy_rows, first_rows
 from .shapes import Shape, largest_by_kind
 
 logger = logging.getLogger(__name__)
 
 _PAD_SLOT = -1  # the slot of a padding row: nothing is stored for it
 _NO_ADAPTER = -1  # the slot of a row without one
-# Of recordings: whatever all have in common fails at once. Too little memory is nothing that they
-# have in common: the largest are recorded first.
+# Failed recordings after which no more are tried: what keeps two steps from being recorded keeps
+# all. Too little memory does not count, since smaller steps come later and may fit.
 _MOST_FAILURES = 2
 
 Replay = Callable[[], object]
@@ -169,7 +169,8 @@ class CudaGraphs:
         keys = self._keys()
         for key in tqdm(keys, desc="recording"):
             shape = key.shape
-            part, target = _first_rows(rows[shape.kind], shape), logits[: shape.num_rows]
+            part = first_rows(rows[shape.kind], *shape, self._widths)
+            target = logits[: shape.num_rows]
             if key.adapter_rank is not None:
                 part = replace(part, adapters=AdapterRows(None, slots[: shape.num_tokens]))
             try:
@@ -265,30 +266,6 @@ def _padding_rows(
     if has_all_rows:
         torch.arange(shape.num_rows, out=rows.logits_rows)
     return rows
-
-
-def _first_rows(rows: ModelInput, shape: Shape) -> ModelInput:
-    """The first rows of a batch, in the same memory."""
-    num_tokens, num_seqs, num_rows = shape
-    attention = rows.attention
-    window = attention.window
-    if window is not None:
-        slots, tables = window.slot_mapping[:num_tokens], window.block_tables[:num_seqs]
-        window = WindowInput(window.window, slots, tables)
-    return ModelInput(
-        input_ids=rows.input_ids[:num_tokens],
-        positions=rows.positions[:num_tokens],
-        attention=AttentionInput(
-            slot_mapping=attention.slot_mapping[:num_tokens],
-            block_tables=attention.block_tables[:num_seqs],
-            query_start_loc=attention.query_start_loc[: num_seqs + 1],
-            context_lens=attention.context_lens[:num_seqs],
-            window=window,
-        ),
-        logits_rows=rows.logits_rows[:num_rows],
-        sampled={},
-        prompt_rows=[],
-    )
 
 
 def _fill(rows: ModelInput, batch: ModelInput, shape: Shape) -> None:
