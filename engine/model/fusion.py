@@ -18,7 +18,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeGuard, TypeVar
 
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from ..kernels import cpu as cpu_kernels
 from ..kernels import has_triton
 from ..shards.layers import SummedLinear
-from .layers import parents_of_layers
+from .layers import Replacements, merged_linear, parents_of_layers
 
 logger = logging.getLogger(__name__)
 
@@ -66,20 +66,11 @@ class FusedKernels:
 
 
 @dataclass(slots=True)
-class Fusion:
-    """What was replaced, to undo it if the model's logits change.
-
-    The original layers are kept, with their weights: these are shared with the new layers.
-    """
+class Fusion(Replacements):
+    """What was replaced; the original layers share their weights with the new ones."""
 
     num_norms: int = 0
     num_mlps: int = 0
-    replaced: list[tuple[nn.Module, str, nn.Module]] = field(default_factory=list)
-
-    def undo(self) -> None:
-        """Puts every original layer back."""
-        for parent, name, layer in self.replaced:
-            setattr(parent, name, layer)
 
 
 class FusedRMSNorm(nn.Module):
@@ -166,8 +157,7 @@ def fuse(model: nn.Module, kernels: FusedKernels) -> Fusion:
             continue
         replacement.train(layer.training)
         for parent, name in parents:
-            setattr(parent, name, replacement)
-            fusion.replaced.append((parent, name, layer))
+            fusion.put(parent, name, replacement)
     return fusion
 
 
@@ -303,27 +293,10 @@ def _gate_up_proj(products: dict[str, nn.Linear]) -> nn.Linear | None:
     """The layer that computes gate and up at once; None if they cannot be merged."""
     if products.keys() == _MERGED:
         return products["gate_up_proj"]
-    return _merge(products["gate_proj"], products["up_proj"])
-
-
-def _merge(gate: nn.Linear, up: nn.Linear) -> nn.Linear | None:
-    """One layer with the outputs of both, which share its weights from then on.
-
-    None if their shapes, dtypes or biases do not fit together.
-    """
-    has_bias = gate.bias is not None
+    gate, up = products["gate_proj"], products["up_proj"]
     if gate.weight.shape != up.weight.shape or gate.weight.dtype != up.weight.dtype:
         return None
-    if has_bias != (up.bias is not None):
-        return None
-    merged = nn.Linear(gate.in_features, 2 * gate.out_features, bias=has_bias, device="meta")
-    for name in ("weight", "bias") if has_bias else ("weight",):
-        parts = [getattr(gate, name), getattr(up, name)]
-        whole = nn.Parameter(torch.cat(parts), requires_grad=parts[0].requires_grad)
-        setattr(merged, name, whole)
-        for part, share in zip(parts, whole.data.chunk(2), strict=True):
-            part.data = share
-    return merged
+    return merged_linear((gate, up)) if (gate.bias is None) == (up.bias is None) else None
 
 
 def _closest(

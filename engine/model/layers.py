@@ -1,4 +1,4 @@
-"""Finds a model's layers: their parents, which it takes to replace one, and those in plain sight.
+"""A model's layers: where they are, by which others they are replaced, which have to stay.
 
 A layer can be replaced by one that computes the same if the model only calls it. Some models also
 read a layer's weight, as a router may that asks for its format: such layers have to stay.
@@ -7,12 +7,54 @@ read a layer's weight, as a router may that asks for its format: such layers hav
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 
 from ..kernels.packed_linear import is_linear
+
+
+@dataclass(slots=True)
+class Replacements:
+    """What was replaced in a model, to undo it if the model's logits change.
+
+    Attributes:
+        replaced: a parent, an attribute of it, and the layer that was there. The layer is kept with
+            its weights, which it may share with the new one.
+    """
+
+    replaced: list[tuple[nn.Module, str, nn.Module]] = field(default_factory=list)
+
+    def put(self, parent: nn.Module, name: str, layer: nn.Module) -> None:
+        """Puts a layer in the place of another one."""
+        self.replaced.append((parent, name, getattr(parent, name)))
+        setattr(parent, name, layer)
+
+    def undo(self) -> None:
+        """Puts every original layer back."""
+        for parent, name, layer in self.replaced:
+            setattr(parent, name, layer)
+
+
+def merged_linear(layers: Sequence[nn.Linear]) -> nn.Linear:
+    """One layer with the outputs of all, whose weights become views of its own.
+
+    Args:
+        layers: they have equally many inputs, one dtype and device, and all or none has a bias.
+    """
+    has_bias = layers[0].bias is not None
+    widths = [layer.out_features for layer in layers]
+    merged = nn.Linear(layers[0].in_features, sum(widths), bias=has_bias, device="meta")
+    for name in ("weight", "bias") if has_bias else ("weight",):
+        parts = [getattr(layer, name) for layer in layers]
+        whole = nn.Parameter(torch.cat(parts), requires_grad=parts[0].requires_grad)
+        setattr(merged, name, whole)
+        for part, share in zip(parts, torch.split(whole.data, widths), strict=True):
+            part.data = share
+    return merged
 
 
 def parents_of_layers(model: nn.Module) -> dict[nn.Module, list[tuple[nn.Module, str]]]:

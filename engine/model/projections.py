@@ -9,10 +9,12 @@ a CPU it was no faster.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from .layers import Replacements, merged_linear
 
 _NAMES = ("q_proj", "k_proj", "v_proj")
 
@@ -67,16 +69,10 @@ class ProjectionPart(nn.Module):
 
 
 @dataclass(slots=True)
-class Merging:
-    """What was replaced, to undo it; the original layers share their weights with the new ones."""
+class Merging(Replacements):
+    """What was replaced; the original layers share their weights with the new ones."""
 
     num_merged: int = 0
-    replaced: list[tuple[nn.Module, str, nn.Module]] = field(default_factory=list)
-
-    def undo(self) -> None:
-        """Puts every original layer back."""
-        for parent, name, layer in self.replaced:
-            setattr(parent, name, layer)
 
 
 @torch.no_grad()
@@ -89,10 +85,9 @@ def merge_projections(model: nn.Module) -> Merging:
         if len(linears) != len(_NAMES) or not _fit_together(linears):
             continue
         widths = [layer.out_features for layer in linears]
-        merged = MergedProjections(_merged(linears), widths).train(parent.training)
+        merged = MergedProjections(merged_linear(linears), widths).train(parent.training)
         for index, (name, layer) in enumerate(zip(_NAMES, linears, strict=True)):
-            setattr(parent, name, ProjectionPart(merged, index).train(layer.training))
-            merging.replaced.append((parent, name, layer))
+            merging.put(parent, name, ProjectionPart(merged, index).train(layer.training))
         merging.num_merged += 1
     return merging
 
@@ -112,17 +107,3 @@ def _fit_together(layers: Sequence[nn.Linear]) -> bool:
     distinct = len({id(layer) for layer in layers}) == len({id(layer.weight) for layer in layers})
     names = kinds.pop()[-1]
     return not kinds and not hooks and distinct and set(names) <= {"weight", "bias"}
-
-
-def _merged(layers: Sequence[nn.Linear]) -> nn.Linear:
-    """A layer with the outputs of all, whose weights become views of its own."""
-    has_bias = layers[0].bias is not None
-    widths = [layer.out_features for layer in layers]
-    whole = nn.Linear(layers[0].in_features, sum(widths), bias=has_bias, device="meta")
-    for name in ("weight", "bias") if has_bias else ("weight",):
-        parts = [getattr(layer, name) for layer in layers]
-        joined = nn.Parameter(torch.cat(parts), requires_grad=parts[0].requires_grad)
-        setattr(whole, name, joined)
-        for part, share in zip(parts, torch.split(joined.data, widths), strict=True):
-            part.data = share
-    return whole

@@ -210,7 +210,7 @@ class TestModels:
         def no_room(*_: object) -> None:
             raise torch.OutOfMemoryError("tried to allocate 2 GiB")
 
-        monkeypatch.setattr(fusion, "_merge", no_room)
+        monkeypatch.setattr(fusion, "merged_linear", no_room)
         with pytest.raises(ModelLoadError, match="not enough memory to merge layers: tried"):
             fuse_layers(loaded)
 
