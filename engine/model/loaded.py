@@ -20,6 +20,22 @@ from . import image_part, quantization
 from .step_positions import StepPositions
 
 
+@dataclass(slots=True)
+class KnownLogits:
+    """Logits of the self-check's text, which one check leaves for the next to compare with.
+
+    Attributes:
+        latest: float32 [num_tokens, vocab_size], as the last check has found them; None where they
+            are to be computed anew.
+    """
+
+    latest: Tensor | None = None
+
+    def forget(self) -> None:
+        """Has them computed anew, or frees them where nothing is compared any more."""
+        self.latest = None
+
+
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
     """A model that runs on the paged attention, and the shapes of its cache by layer.
@@ -36,8 +52,7 @@ class LoadedModel:
         asks_positions: whether its attention asks a cache for the positions of a step's tokens.
         stock_attention: the name of its own attention, by transformers.
         cuts: which parts of its linear layers this rank has, by the layers' names.
-        checked: logits of the self-check's text, as the last check has found them; at most one
-            item. `reference_logits` has them.
+        known: what `reference_logits` has found.
     """
 
     model: PreTrainedModel
@@ -51,7 +66,7 @@ class LoadedModel:
     asks_positions: bool = False
     stock_attention: str = "eager"
     cuts: dict[str, Cut] = field(default_factory=dict)
-    checked: list[Tensor] = field(default_factory=list, compare=False, repr=False)
+    known: KnownLogits = field(default_factory=KnownLogits, compare=False, repr=False)
 
     def logits(
         self,

@@ -207,7 +207,7 @@ def quantize_model(loaded: LoadedModel, left: Collection[nn.Module] = ()) -> str
     except Exception as error:  # the device or this version of torch may lack an operation
         raise ModelLoadError(f"{setting} does not run here: {first_line(error)}") from error
     change = float((actual - expected).std() / expected.std())
-    loaded.checked[:] = [actual]
+    loaded.known.latest = actual
     if not change <= _MAX_QUANTIZATION_ERROR:  # also when it is not a number
         raise ModelLoadError(f"{setting} spoils this model: its logits change by {change:.0%}")
     logger.info("logits change by %.1f %% of their spread", 100 * change)

@@ -125,7 +125,7 @@ def _prepared(
     if (kernels := native_kernels(config, loaded)) is not None:
         pack_layers(loaded, kernels, left)
     _log_exactness(recomputes_exactly(loaded, backend, config.block_size, cache_dtype))
-    loaded.checked.clear()
+    loaded.known.forget()
     if loaded.device.type == "cuda":
         warm_up(loaded, backend, config.block_size, cache_dtype)
     return PreparedModel(

@@ -69,7 +69,7 @@ def attach_paged_attention(
         difference = relative_difference(reference_logits(loaded), expected)
         if loaded.recurrence is not None and not difference <= tolerance(dtype):
             loaded.recurrence.token_by_token = True
-            loaded.checked.clear()
+            loaded.known.forget()
             difference = relative_difference(reference_logits(loaded), expected)
     if not difference <= tolerance(dtype):  # also when it is not a number
         raise ModelLoadError(
@@ -162,9 +162,9 @@ def reference_logits(loaded: LoadedModel) -> Tensor:
     They are those from before the latest change of the model, unless `objection_to_change` had
     none: then they are those that it has computed.
     """
-    if not loaded.checked:
-        loaded.checked.append(paged_logits(loaded, ReferenceAttention()))
-    return loaded.checked[0]
+    if loaded.known.latest is None:
+        loaded.known.latest = paged_logits(loaded, ReferenceAttention())
+    return loaded.known.latest
 
 
 def objection_to_change(loaded: LoadedModel, *, exact: bool = True) -> str | None:
@@ -172,7 +172,9 @@ def objection_to_change(loaded: LoadedModel, *, exact: bool = True) -> str | Non
 
     Logits that are not `exact`, because layers round their input, only have to be similar.
     """
-    return objection(loaded, ReferenceAttention(), loaded.checked[0], exact=exact, is_kept=True)
+    before = loaded.known.latest
+    assert before is not None, "the logits from before the change are to be known"
+    return objection(loaded, ReferenceAttention(), before, exact=exact, is_kept=True)
 
 
 def objection(
@@ -200,7 +202,7 @@ def objection(
     logger.debug("logits differ by %.3f %%, of %.3f %%", 100 * difference, 100 * allowed)
     if difference <= allowed:
         if is_kept:
-            loaded.checked[:] = [actual]
+            loaded.known.latest = actual
         return None
     return f"its logits differ by {difference:.2%}, more than {allowed:.2%}"
 
