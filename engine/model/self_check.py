@@ -7,14 +7,13 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import PreTrainedModel
 
-from ..attention.kv_cache import KVCache, LayerShape
-from ..attention.latent import absorb, latent_attention
+from ..attention.kv_cache import KVCache
+from ..attention.latent import absorb
 from ..attention.paged import (
     IMPLEMENTATION,
     AttentionBackend,
@@ -26,6 +25,7 @@ from ..protocol.errors import ModelLoadError, first_line
 from ..recurrent.find import FoundLayers, watching
 from ..recurrent.recurrence import Recurrence, StepStates
 from . import architecture
+from .attention_probe import probe_layers
 from .load_failure import with_fields
 from .loaded import LoadedModel
 from .older.interface import use_interface
@@ -33,15 +33,12 @@ from .step_positions import asks_positions
 
 logger = logging.getLogger(__name__)
 
-
-_PROBE = "tokenwire_probe"
 _ONE_THREAD = 1e9  # multiply-adds of a text that one thread computes: 50 ms
 SELF_CHECK_TOKENS = 19  # more than a block of 16, so that the check crosses the end of a block
 _LONG_CHECK_TOKENS = 300  # more than one split of a GPU kernel's keys
-# Of logits, as a share of their standard deviation. In fp16 and bf16 it is this many roundings: 32
-# random layers of the 8B shape in bfloat16 differ by 6 (0.05), from transformers' own attention and
-# between kernels.
-_SELF_CHECK_TOLERANCE = {torch.float32: 1e-3}
+_SELF_CHECK_TOLERANCE = {torch.float32: 1e-3}  # of logits: a share of their standard deviation
+# The same in fp16 and bf16, as a number of roundings: 32 random layers of the 8B shape in bfloat16
+# differ by 6 (0.05), from transformers' own attention and between kernels.
 _SELF_CHECK_ROUNDINGS = 20
 _LARGEST_DIFFERENCE = 1.0  # of a model that still computes the same thing; another one has 1.4
 
@@ -107,7 +104,7 @@ def _attached(
     stock = str(model.config.get_text_config()._attn_implementation)
     if absorb(model):
         logger.info("the KV cache holds latents, not the keys and values of every head")
-    layers, windows = _probe_layers(model, found)
+    layers, windows = probe_layers(model, _self_check_ids(model, 1), found)
     chunk_sizes = architecture.chunk_sizes(model)
     loaded = LoadedModel(
         model,
@@ -366,55 +363,3 @@ def _chunk(positions: Tensor, end: int, num_blocks: int) -> AttentionInput:
         query_start_loc=torch.tensor([0, len(positions)], device=device).int(),
         context_lens=torch.tensor([end], device=device).int(),
     )
-
-
-@torch.inference_mode()
-def _probe_layers(
-    model: PreTrainedModel, found: FoundLayers
-) -> tuple[dict[int, LayerShape], dict[int, int]]:
-    """Runs one token to find out which layers have attention, and what they hand to it.
-
-    Returns:
-        The shapes of keys and values, and the windows of those layers that have one.
-
-    Args:
-        model: it.
-        found: what its layers put into a cache of transformers.
-
-    Raises:
-        ValueError: layers share a cache, or some do not use the attention interface.
-    """
-    layers: dict[int, LayerShape] = {}
-    windows: dict[int, int] = {}
-
-    def probe(
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        *_: Any,
-        sliding_window: int | None = None,
-        **__: Any,
-    ) -> tuple[Tensor, None]:
-        index = module.layer_idx
-        assert isinstance(index, int)
-        if index in layers:
-            raise ValueError("layers share a cache")
-        layers[index] = LayerShape(key.shape[1], key.shape[-1], value.shape[-1], value is key)
-        if sliding_window is not None:
-            windows[index] = sliding_window
-        latent = latent_attention(module)
-        size = value.shape[-1] if latent is None else latent.value_up.shape[1]
-        return query.new_zeros(1, query.shape[2], query.shape[1], size), None
-
-    AttentionInterface.register(_PROBE, probe)
-    model.set_attn_implementation(_PROBE)
-    model(input_ids=_self_check_ids(model)[:, :1], use_cache=False)
-    num_layers = int(model.config.get_text_config().num_hidden_layers)
-    if not layers and not found.stateful:
-        raise ValueError(f"none of its {num_layers} layers use the attention interface")
-    if others := found.attending - layers.keys():
-        raise ValueError(
-            f"{len(others)} of its {num_layers} layers do not use the attention interface"
-        )
-    return layers, windows
