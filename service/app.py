@@ -24,7 +24,7 @@ from .access.keys import watch_keys
 from .access.media_hosts import MediaHosts
 from .api import health, rpc
 from .api.authentication import Authenticator
-from .api.interceptor import CallInterceptor
+from .api.grpc_server import bind, make_server
 from .api.reflection import add_reflection
 from .api.servicer import TextGenerationServicer
 from .generation.adapters import Adapters
@@ -43,7 +43,6 @@ from .generation.validation import Validator
 from .grammar.checker import GrammarChecker
 from .images.image_workers import ImageWorkers
 from .images.images import Images
-from .launch.edge import MAX_METADATA_BYTES, MAX_REPLY_BYTES
 from .launch.place import Place, own_place
 from .launch.settings import Settings
 from .metrics.resource import own_attributes
@@ -67,8 +66,6 @@ _HEALTH_INTERVAL_S = 0.2
 _BEAT_S = 0.5  # between two signs of life of the event loop
 _LAST_WORDS_S = 2.0  # for streams to end with an error, before the calls are cut
 _LAST_WORDS = "the server is shutting down"
-_KEEPALIVE_MS = 30_000
-_MAX_AGE_MS = 2**31 - 1  # gRPC takes 32 bits
 # After this time a thread that computes lets the event loop run, if that waits. Python's default,
 # 5 ms, is much for a loop that takes the lock several times for each token it sends: with 0.5 ms a
 # turn for eight streams took 5 to 10 ms beside such a thread.
@@ -295,7 +292,7 @@ class App:
         Raises:
             OSError: the address is in use, or not for us.
         """
-        server = _grpc_server(
+        server = make_server(
             self._settings,
             metrics,
             from_gateway=from_gateway,
@@ -312,7 +309,7 @@ class App:
         add_reflection(server, pool, (SERVICE, health.SERVICE_NAME))
         credentials = None if from_gateway else self._credentials
         try:
-            port = _bind(server, address, credentials)
+            port = bind(server, address, credentials)
         except RuntimeError as error:
             raise OSError(f"cannot listen on {address}: is it in use?") from error
         await server.start()
@@ -470,76 +467,6 @@ def _server_info(
         docker_label=settings.build_label,
         eos_token_ids=tokenizer.eos_token_ids,
         adapters=adapters,
-    )
-
-
-def _grpc_server(
-    settings: Settings,
-    metrics: Metrics,
-    *,
-    from_gateway: bool,
-    authenticator: Authenticator | None = None,
-    tracer: CallTracer | None = None,
-    shares_ports: bool = False,
-) -> aio.Server:
-    interceptor = CallInterceptor(
-        metrics,
-        from_gateway=from_gateway,
-        access_log=settings.access_log,
-        authenticator=authenticator,
-        tracer=tracer,
-    )
-    options = _grpc_options(settings, from_gateway=from_gateway, shares_ports=shares_ports)
-    return aio.server(interceptors=[interceptor], options=options)
-
-
-def _bind(server: aio.Server, address: str, credentials: Any) -> int:
-    """Takes an address, a Unix socket so that only our own user can connect to it.
-
-    Raises:
-        RuntimeError: it is in use.
-    """
-    mask = os.umask(0o177)  # before the socket is there, since afterwards would be too late
-    try:
-        if credentials is not None:
-            return int(server.add_secure_port(address, credentials))
-        return int(server.add_insecure_port(address))
-    finally:
-        os.umask(mask)
-
-
-def _grpc_options(
-    settings: Settings, *, from_gateway: bool, shares_ports: bool = False
-) -> list[tuple[str, int]]:
-    return [
-        ("grpc.max_receive_message_length", settings.max_request_bytes * 2),
-        ("grpc.max_send_message_length", MAX_REPLY_BYTES),
-        # Equal, because between them gRPC refuses calls at random.
-        ("grpc.max_metadata_size", MAX_METADATA_BYTES),
-        ("grpc.absolute_max_metadata_size", MAX_METADATA_BYTES),
-        # Envoy pings silent streams; by default that counts as abuse after a while.
-        ("grpc.http2.max_ping_strikes", 0),
-        # And the server pings callers, so that one that is gone is noticed.
-        ("grpc.keepalive_time_ms", _KEEPALIVE_MS),
-        ("grpc.keepalive_timeout_ms", _KEEPALIVE_MS),
-        # A second server must not share the port; the service processes of one server do, and its
-        # supervisor has seen before that nobody else has it.
-        ("grpc.so_reuseport", int(shares_ports)),
-        *(() if from_gateway else _connection_age(settings.max_connection_seconds)),
-    ]
-
-
-def _connection_age(seconds: int) -> tuple[tuple[str, int], ...]:
-    """Options that tell callers to connect anew, so that a balancer can spread them again.
-
-    Their calls have as long once more to end. Envoy's connections stay: all callers share them.
-    """
-    if not seconds:
-        return ()
-    milliseconds = min(seconds * 1000, _MAX_AGE_MS)
-    return (
-        ("grpc.max_connection_age_ms", milliseconds),
-        ("grpc.max_connection_age_grace_ms", milliseconds),
     )
 
 

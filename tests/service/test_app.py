@@ -22,7 +22,8 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 
 from engine.server import EngineServer
 from service.api import rpc
-from service.app import App, _grpc_server, make_limits
+from service.api.grpc_server import make_server
+from service.app import App, make_limits
 from service.generation.metrics import Metrics
 from service.launch.settings import Settings
 from service.pb.tokenwire import v1 as pb
@@ -85,7 +86,7 @@ async def test_info_has_the_limits_of_the_engine(app: App, channel: aio.Channel)
 
 async def test_an_old_connection_is_told_to_go() -> None:
     settings = Settings(model_id=str(MODEL), max_connection_seconds=1)
-    server = _grpc_server(settings, Metrics(LIMITS), from_gateway=False)
+    server = make_server(settings, Metrics(LIMITS), from_gateway=False)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
