@@ -53,8 +53,6 @@ TOOL = {
     },
 }
 ROLES = ("engine", "service", "envoy")
-# What a caller may be told while a process is away, or while everything is taken.
-EXCUSES = {408, 429, 503, 504}
 AFTERMATH_S = 5.0  # after the recovery of a process, for answers that it had begun
 
 
@@ -75,6 +73,14 @@ class Tally:
     wrong: int = 0
     lost: int = 0
     why: Counter[str] = field(default_factory=Counter)
+
+    def fail(self, error: Exception, *, excused: bool) -> None:
+        """Counts a request without an answer; `excused` says that it may fail just now."""
+        if excused:
+            self.excused += 1
+        else:
+            self.lost += 1
+            self.why[f"{type(error).__name__}: {error}"[:300]] += 1
 
 
 class Disturbances:
@@ -166,11 +172,7 @@ class Soak:
                 tally.wrong += 1
                 tally.why[f"wrong: {error}"[:300]] += 1
             except (CutError, httpx.HTTPError, TimeoutError) as error:
-                excused = self.disturbances.excuse(began) or _is_refusal(error)
-                tally.excused += excused
-                tally.lost += not excused
-                if not excused:
-                    tally.why[f"{type(error).__name__}: {error}"[:300]] += 1
+                tally.fail(error, excused=self.disturbances.excuse(began) or _is_refusal(error))
                 await asyncio.sleep(0.1)
 
     async def _probe(self) -> None:
@@ -183,11 +185,7 @@ class Soak:
                 self.probe_ms.append(1000 * (time.monotonic() - began))
                 tally.right += 1
             except httpx.HTTPError as error:
-                excused = self.disturbances.excuse(began) or _is_refusal(error)
-                tally.excused += excused
-                tally.lost += not excused
-                if not excused:
-                    tally.why[f"{type(error).__name__}: {error}"[:300]] += 1
+                tally.fail(error, excused=self.disturbances.excuse(began) or _is_refusal(error))
             await asyncio.sleep(0.05)
 
     async def _kill_in_turn(self, seconds: float, kill_every_s: float) -> None:
