@@ -33,17 +33,15 @@ def finished(
         text=True,
         start_new_session=True,
     )
+    said = None
     try:
-        stdout, stderr = started.communicate(timeout=limit_s)
+        said = started.communicate(timeout=limit_s)
     except subprocess.TimeoutExpired:
-        _kill_group(started.pid)
-        said = "\n".join(part.strip() for part in started.communicate())
-        raise TimeoutError(f"not done after {limit_s:.0f} s: {said[-_TAIL:].strip()}") from None
+        pass
     finally:
-        _kill_group(started.pid)
-    return subprocess.CompletedProcess(command, started.returncode, stdout, stderr)
-
-
-def _kill_group(group: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(group, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(started.pid, signal.SIGKILL)
+    if said is None:
+        tail = "\n".join(part.strip() for part in started.communicate())[-_TAIL:].strip()
+        raise TimeoutError(f"not done after {limit_s:.0f} s: {tail}")
+    return subprocess.CompletedProcess(command, started.returncode, *said)
