@@ -44,7 +44,8 @@ class _Patience:
 class Phase(Enum):
     """What the step thread can be busy with, and how long that is progress."""
 
-    # A download or a slow disk uses little of a processor. Some other process knows what to expect.
+    # A download or a slow disk uses little of a processor, and a large model loads for long: how
+    # long a start may take is up to whoever started this process.
     LOADING = _Patience(unused=600.0, whole=float("inf"))
     WAITING_FOR_REQUESTS = _Patience(unused=1.0, whole=1.0)  # it looks around all the time
     # Large steps on few processors take minutes, as does compiling kernels for the first time.

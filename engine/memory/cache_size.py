@@ -17,11 +17,11 @@ from .worst_step import StepBounds, compute, peak_bytes, recorded_bytes
 logger = logging.getLogger(__name__)
 
 _CPU_TOKENS = 16_384  # on the CPU by default: TGI's minimum of 16,000, in whole blocks
+_CPU_FRACTION = 0.5  # … but at most this share of the free memory; the rest is for the steps
 _STATES_FRACTION = 0.5  # of the room: what states take at most, where a model has them
 _COPIES_FRACTION = 0.2  # of what these leave: states that are kept for later texts
 _BLOCKS_WITHOUT_CACHE = 1 << 18  # of a model that has states only: they are but counted
 _TOKENS_PER_COPY = 256  # of the cache: with a state for so many, more would hardly be found
-_CPU_FRACTION = 0.5  # … but at most this share of the free memory; the rest is for the steps
 
 
 def room_for_cache(

@@ -16,7 +16,7 @@ def held_by(model: nn.Module, cache: KVCache) -> RankMemory:
     weights = chain(model.parameters(), model.buffers())
     return RankMemory(
         _bytes((tensor.data_ptr(), tensor.nbytes) for tensor in weights),
-        # The layers of a cache may share their memory, see there.
+        # Layers may share their memory (`KVCache`), which is counted once.
         _bytes(
             (tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes())
             for tensor in _of(cache)

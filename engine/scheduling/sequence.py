@@ -72,14 +72,12 @@ class Sequence:
         self.num_left_blocks = 0  # of window_table: how many are behind the window, and gone
         self.block_hashes: list[bytes] = []  # of the full blocks hashed so far, in order
         self.num_committed_blocks = 0  # of block_table: how many can be shared by their hash
-        # Of models that keep a state beside the cache: the slot where it is; that of a kept state
-        # with which the next step begins; slots where it is kept, with the number of tokens after
-        # which; those of the states before each draft token; and to where its prefix was known.
-        self.state_slot: int | None = None
-        self.state_source: int | None = None
-        self.state_copies: list[tuple[int, int]] = []
-        self.draft_slots: list[int] = []
-        self.prefix_end = 0
+        # Of models that keep a state beside the cache, which is in slots of a pool:
+        self.state_slot: int | None = None  # the sequence's own
+        self.state_source: int | None = None  # of a kept state, with which the next step begins
+        self.state_copies: list[tuple[int, int]] = []  # after how many tokens it is kept, and where
+        self.draft_slots: list[int] = []  # of the states before each draft token
+        self.prefix_end = 0  # the tokens of its prefix whose blocks were in the cache
         self.status = SequenceStatus.WAITING
         self.num_prompt_logprobs = 0  # reported so far: not again after a preemption
         self.num_preemptions = 0

@@ -1,7 +1,7 @@
 """Which slots have the states of running sequences, and which keep those of prefixes.
 
-A state that is kept has a name, as a full block has. Its slot is free all the same: it keeps its
-content until it is given away: those that were used last come last.
+A state that is kept has a name, as a full block has. Its slot is free all the same, and keeps its
+content until it is given away. The slots of states that were used least recently go first.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 A sequence has two tables: the blocks of layers that see everything, and those of layers with a
 window, which are freed while it runs, as soon as no later token sees them::
 
-    whole_table    [ 7 0..31 | 9 32..63                       ]    32 tokens per block
-    window_table   [ - | - | - | - | - | 3 | 4 | 8 |          ]     8 tokens per block
+    block_table    [ 7             | 9             ]    32 tokens per block
+    window_table   [ - | - | - | - | - | 3 | 4 | 8 ]     8 tokens per block
                                          ^ num_left_blocks: those before it are gone
 
 Freed blocks keep their content, as all do, until they are allocated again. Of a prefix, all blocks
