@@ -156,18 +156,38 @@ def sequence_lengths(draw: st.DrawFn) -> tuple[int, int]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
-    """What varies between attention calls."""
+class AttentionKind:
+    """What varies between models."""
 
-    sequences: list[tuple[int, int]]
     heads: tuple[int, int]
     head_size: int
-    block_size: int
     sliding_window: int | None
     chunk_size: int | None
     softcap: float | None
     has_sinks: bool
     bias_scale: float | None  # of a rounded bias; 0 for an exact one
+
+    def options(self) -> Options:
+        """With random numbers for each head."""
+        options: Options = {
+            "sliding_window": self.sliding_window,
+            "chunk_size": self.chunk_size,
+            "softcap": self.softcap,
+        }
+        if self.has_sinks:
+            options["sinks"] = torch.randn(self.heads[0])
+        if self.bias_scale is not None:
+            slopes = torch.rand(self.heads[0]).bfloat16().float()
+            options["linear_bias"] = LinearBias(slopes, self.bias_scale or None)
+        return options
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case(AttentionKind):
+    """What varies between attention calls."""
+
+    sequences: list[tuple[int, int]]
+    block_size: int
     head_major: bool
     seed: int
 
@@ -197,17 +217,7 @@ def check_attention(kernels: CpuKernels, case: Case) -> None:
         seed=case.seed,
         head_major=case.head_major,
     )
-    options: Options = {
-        "sliding_window": case.sliding_window,
-        "chunk_size": case.chunk_size,
-        "softcap": case.softcap,
-    }
-    if case.has_sinks:
-        options["sinks"] = torch.randn(case.heads[0])
-    if case.bias_scale is not None:
-        options["linear_bias"] = LinearBias(
-            torch.rand(case.heads[0]).bfloat16().float(), case.bias_scale or None
-        )
+    options = case.options()
     scale = case.head_size**-0.5
     expected = reference_attention(batch, scale, **options)
     torch.testing.assert_close(run(kernels, batch, scale, **options), expected, atol=1e-5, rtol=0)

@@ -11,27 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from engine.attention.linear_bias import LinearBias
 from engine.kernels.cpu import CpuKernels
-from tests.engine.kernels.test_cpu import Batch, Options, make_batch
+from tests.engine.kernels.test_cpu import AttentionKind, Batch, Options, make_batch
 from tests.engine.native import TARGETS, kernels_for, needs_compiler, threads
 
 pytestmark = needs_compiler
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
-    """A sequence of `context` tokens, the steps that compute it, and what varies between models."""
+class Case(AttentionKind):
+    """A sequence of `context` tokens, and the steps that compute it."""
 
     context: int
     cuts: list[int]
-    heads: tuple[int, int]
-    head_size: int
-    sliding_window: int | None
-    chunk_size: int | None
-    softcap: float | None
-    has_sinks: bool
-    bias_scale: float | None  # of a rounded bias; 0 for an exact one
     num_threads: int
     seed: int
 
@@ -88,17 +80,7 @@ def test_attention_does_not_depend_on_the_division_into_steps(target: str, case:
     kernels = kernels_for(target)
     lengths = [(case.context, case.context), (90, 90)]
     batch = make_batch(lengths, *case.heads, case.head_size, 16, seed=case.seed)
-    options: Options = {
-        "sliding_window": case.sliding_window,
-        "chunk_size": case.chunk_size,
-        "softcap": case.softcap,
-    }
-    if case.has_sinks:
-        options["sinks"] = torch.randn(case.heads[0])
-    if case.bias_scale is not None:
-        options["linear_bias"] = LinearBias(
-            torch.rand(case.heads[0]).bfloat16().float(), case.bias_scale or None
-        )
+    options = case.options()
     whole = attend(kernels, batch, [(0, case.context)], options)
     with threads(case.num_threads):
         for number, (low, high) in enumerate(pairwise(case.cuts)):
