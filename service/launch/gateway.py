@@ -1,14 +1,13 @@
 """The Envoy configuration: its parameters, its rendering, its check.
 
-Also the argument list that starts Envoy; `child.py` runs the process, `supervisor.py` watches it.
+Also the argument list that starts Envoy; `child.py` runs the process, `supervisor.py` watches it,
+and `envoy_admin.py` talks to it.
 """
 
 from __future__ import annotations
 
-import asyncio
 import importlib.metadata
 import json
-import re
 import shutil
 import ssl
 import subprocess
@@ -95,11 +94,8 @@ _CLIENT_CA_FILE = "client-ca.json"
 ENDPOINTS_FILE = "servers.json"  # from which Envoy takes the addresses of servers
 _API = "type.googleapis.com/envoy"
 
-_HEALTHY_SERVICES = "cluster.service.membership_healthy"  # one of Envoy's numbers
-_CALLS = "http.gateway.downstream_rq_active"  # another one
 _SYSTEM_CA = "/etc/ssl/certs/ca-certificates.crt"  # where most distributions have it
 _JSON_LOG = '{"timestamp":"%Y-%m-%dT%H:%M:%S.%f%z","level":"%l","message":"%j","target":"envoy.%n"}'
-_ADMIN_S = 2.0  # for an answer of the admin interface
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -352,84 +348,6 @@ def command(
         "200",
         *(("--log-format", _JSON_LOG) if json_output else ()),
     ]
-
-
-async def drain(admin: Path | int) -> None:
-    """Lets Envoy ask its clients to open other connections: they are served until then.
-
-    Args:
-        admin: the socket or the port of its admin interface.
-
-    Raises:
-        OSError: it cannot be reached, or refuses.
-    """
-    await _tell(admin, "/drain_listeners?graceful&skip_exit")
-
-
-async def close_port(admin: Path | int) -> None:
-    """Lets Envoy take no new connections; those that it has stay.
-
-    Raises:
-        OSError: it cannot be reached, or refuses.
-    """
-    await _tell(admin, "/drain_listeners")
-
-
-async def num_calls(admin: Path | int) -> int:
-    """Returns how many calls of clients have not ended.
-
-    Raises:
-        OSError: Envoy cannot be reached.
-    """
-    _, body = await _ask(admin, rf"GET /stats?filter=^{_CALLS}$")
-    found = re.search(rf"{_CALLS}: (\d+)".encode(), body)
-    return int(found[1]) if found else 0
-
-
-async def _tell(admin: Path | int, command: str) -> None:
-    status, _ = await _ask(admin, f"POST {command}")
-    if status != b"200":
-        raise OSError(f"Envoy does not drain: {status!r}")
-
-
-async def num_healthy(admin: Path | int) -> int:
-    """The service processes that Envoy has found well.
-
-    Args:
-        admin: the socket or the port of its admin interface.
-
-    Raises:
-        OSError: that cannot be reached.
-    """
-    _, body = await _ask(admin, rf"GET /stats?filter=^{_HEALTHY_SERVICES}$")
-    found = re.search(rf"{_HEALTHY_SERVICES}: (\d+)".encode(), body)
-    return 0 if found is None else int(found[1])
-
-
-async def is_alive(admin: Path | int) -> bool:
-    """Whether Envoy answers on its admin socket or port, whatever it says.
-
-    Raises:
-        OSError: it does not; a timeout is one, too.
-    """
-    status, _ = await _ask(admin, "GET /ready")
-    return bool(status)
-
-
-async def _ask(admin: Path | int, request: str) -> tuple[bytes, bytes]:
-    """Status and body of an answer of the admin interface."""
-    async with asyncio.timeout(_ADMIN_S):
-        if isinstance(admin, int):
-            reader, writer = await asyncio.open_connection("127.0.0.1", admin)
-        else:
-            reader, writer = await asyncio.open_unix_connection(admin)
-        try:
-            writer.write(f"{request} HTTP/1.1\r\nHost: admin\r\n".encode())
-            writer.write(b"Content-Length: 0\r\nConnection: close\r\n\r\n")
-            head, _, body = (await reader.read()).partition(b"\r\n\r\n")
-        finally:
-            writer.close()
-    return (*head.split(b" ", 2), b"", b"")[1], body
 
 
 def validate(binary: Path, config_path: Path) -> None:

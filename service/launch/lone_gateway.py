@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ..parent import die_with_parent, ignore_hangup
-from . import gateway
+from . import envoy_admin
 from .racing import first
 
 logger = logging.getLogger(__name__)
@@ -87,9 +87,9 @@ async def _drain(admin: Path | int, seconds: float) -> None:
     """Closes the public port, asks connections to close, and waits until no call is left."""
     deadline = time.monotonic() + seconds
     try:
-        await gateway.drain(admin)
-        await gateway.close_port(admin)
-        while calls := await gateway.num_calls(admin):
+        await envoy_admin.drain(admin)
+        await envoy_admin.close_port(admin)
+        while calls := await envoy_admin.num_calls(admin):
             if time.monotonic() > deadline:
                 logger.warning("%d calls have not ended within %g s", calls, seconds)
                 return

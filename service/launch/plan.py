@@ -26,7 +26,7 @@ from typing import Any
 from ..access.certificates import TlsFiles
 from ..bundled import DESCRIPTORS, NAME, PACKAGE
 from ..routes import SERVICE
-from . import gateway
+from . import envoy_admin, gateway
 from .certificates import follow_certificates
 from .endpoints import follow_endpoints
 from .files import check_public_certificates
@@ -161,13 +161,13 @@ def _environments(replicas: list[Replica], workers: list[_Worker]) -> dict[str, 
 
 async def _is_alive(settings: Settings, runtime: Path) -> bool:
     """Whether Envoy answers on its admin address."""
-    return await gateway.is_alive(settings.admin_port or runtime / ADMIN_SOCKET)
+    return await envoy_admin.is_alive(settings.admin_port or runtime / ADMIN_SOCKET)
 
 
 async def _drain_gateway(settings: Settings, runtime: Path) -> None:
     """Lets Envoy drain first; with an admin port it has no admin socket that could be trusted."""
     if settings.admin_port is None:
-        await gateway.drain(runtime / ADMIN_SOCKET)
+        await envoy_admin.drain(runtime / ADMIN_SOCKET)
 
 
 def _own_command() -> list[str]:
@@ -293,7 +293,7 @@ async def _are_serving(sockets: tuple[Path, ...]) -> bool:
 async def _finds(count: int, admin: Path | int) -> bool:
     """Whether Envoy has found so many service processes well: if one dies, it needs another one."""
     try:
-        return count < 2 or await gateway.num_healthy(admin) >= count
+        return count < 2 or await envoy_admin.num_healthy(admin) >= count
     except OSError:
         return False
 
@@ -307,7 +307,7 @@ async def _answers_health(settings: Settings, admin: Path | int) -> bool:
     try:
         async with asyncio.timeout(_PROBE_S), _connection(settings) as (reader, writer):
             if settings.tls_client_ca is not None:
-                return await gateway.num_healthy(admin) > 0
+                return await envoy_admin.num_healthy(admin) > 0
             writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
             status_line = await reader.readline()
     except OSError:  # a timeout and a failed handshake are also of this kind
