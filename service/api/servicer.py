@@ -44,16 +44,15 @@ from ..generation.pipeline import Pipeline
 from ..generation.server_info import ServerInfo
 from ..generation.turns import round_robin
 from ..images.images import Images
-from ..openai import chat, completions
+from ..openai import chat_answer, completions
 from ..openai.chat import (
-    ChatAnswer,
     ChatRequest,
-    ChatStream,
     Conversation,
     Draft,
     dialect_of,
     tool_call_format,
 )
+from ..openai.chat_answer import ChatAnswer, ChatStream
 from ..openai.completions import (
     CompletionAnswer,
     CompletionsRequest,
@@ -137,10 +136,8 @@ class TextGenerationServicer:
 
     async def compat_generate(self, request: TextRequest, call: Call) -> AsyncGenerator[Reply]:
         """Generate or GenerateStream; by default the text includes the prompt."""
-        inputs, parameters = (
-            await self._image_prompts.of_text(request.inputs, request.images),
-            request.parameters,
-        )
+        inputs = await self._image_prompts.of_text(request.inputs, request.images)
+        parameters = request.parameters
         if parameters.return_full_text is None:
             parameters = replace(parameters, return_full_text=True)
         if not request.stream:
@@ -484,7 +481,8 @@ class TextGenerationServicer:
         )
         await call.send_headers(headers.of_choices(results, self._server.compute_type))
         return await self._replies.made(
-            results, lambda: present([chat.answer(wanted, result, head) for result in results])
+            results,
+            lambda: present([chat_answer.answer(wanted, result, head) for result in results]),
         )
 
     async def _complete(

@@ -15,7 +15,7 @@ from ..call_record import current_record
 from ..generation.generator import Generation, PrefillToken, Token, TokenEvent
 from ..generation.load import Load
 from ..generation.server_info import ServerInfo
-from ..openai.chat import (
+from ..openai.chat_answer import (
     ChatAnswer,
     ChatDelta,
     Scored,

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
 from ..generation.generator import PrefillToken, Token
-from ..openai.chat import ChatDelta
+from ..openai.chat_answer import ChatDelta
 from ..text.tokenizer import TokenSpan
 
 # A tag is (field number << 3) | wire type: 0 a varint, 2 a length and its bytes, 5 four bytes.

@@ -17,7 +17,7 @@ from ..error_bodies import ErrorFormat
 from ..errors import ServiceError
 from ..generation.generator import Generation, TokenEvent
 from ..generation.server_info import ServerInfo
-from ..openai.chat import ChatAnswer, ChatDelta
+from ..openai.chat_answer import ChatAnswer, ChatDelta
 from ..openai.completions import CompletionAnswer, CompletionDelta
 from ..openai.responses.event import Event
 from ..openai.responses.response import Response

@@ -24,7 +24,7 @@ from ..generation.generator import (
     shortest_float32,
 )
 from ..generation.server_info import ServerInfo
-from ..openai.chat import ChatAnswer, ChatDelta, Scored
+from ..openai.chat_answer import ChatAnswer, ChatDelta, Scored
 from ..openai.completion_logprobs import ScoredToken
 from ..openai.completions import CompletionAnswer, CompletionDelta
 from ..openai.finish_reasons import finish_word

@@ -7,7 +7,7 @@ from typing import Any
 
 from ...errors import ServiceError
 from ...generation.generator import Generation, TokenEvent
-from ..chat import ChatDelta, ChatStream
+from ..chat_answer import ChatDelta, ChatStream
 from ..head import Head
 from ..usage import Usage
 from .event import Event

@@ -16,8 +16,9 @@ from service.codec import render
 from service.errors import ErrorKind, ServiceError
 from service.generation.generator import Token, TokenEvent
 from service.generation.parameters import Parameters
-from service.openai import chat
-from service.openai.chat import ChatRequest, ChatStream, Message
+from service.openai import chat_answer
+from service.openai.chat import ChatRequest, Message
+from service.openai.chat_answer import ChatStream
 from service.openai.completion_logprobs import ScoredToken
 from service.openai.completions import CompletionAnswer
 from service.openai.tools import Tool
@@ -195,7 +196,7 @@ WANTED = ChatRequest(
 def test_calls_in_the_form_of_openai_are_as_the_document_says() -> None:
     token = Token(9, CALL, -0.5, False)
     result = generation(tokens=[token], top_tokens=[], text=CALL, finish_reason="eos_token")
-    answer = chat.answer(WANTED, result, ANSWER_HEAD)
+    answer = chat_answer.answer(WANTED, result, ANSWER_HEAD)
     (choice,) = orjson.loads(render.chat_completion([answer]))["choices"]
     checked("OpenAiToolCallMessage", choice["message"])
     assert choice["message"]["tool_calls"]

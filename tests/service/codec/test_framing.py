@@ -12,7 +12,7 @@ from service.api.rpc import serialise
 from service.codec import convert, framing
 from service.codec.presenter import TypedPresenter
 from service.generation.generator import Token, TokenEvent, shortest_float32
-from service.openai.chat import ChatDelta
+from service.openai.chat_answer import ChatDelta
 from service.pb.google.api import HttpBody
 from service.pb.tokenwire import v1 as pb
 from tests.service.fakes import ANSWER_HEAD, generation, generation_request

@@ -12,7 +12,7 @@ import pytest
 from service.codec import render
 from service.errors import ErrorKind, ServiceError, overloaded
 from service.generation.generator import PrefillToken, Token, TokenEvent, shortest_float32
-from service.openai.chat import ChatAnswer, ChatDelta
+from service.openai.chat_answer import ChatAnswer, ChatDelta
 from service.openai.completions import CompletionAnswer, CompletionDelta
 from service.openai.usage import Usage
 from service.text.tokenizer import TokenSpan

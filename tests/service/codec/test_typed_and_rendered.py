@@ -23,7 +23,7 @@ from service.generation.generator import (
     TokenEvent,
     shortest_float32,
 )
-from service.openai.chat import ChatAnswer, ChatDelta
+from service.openai.chat_answer import ChatAnswer, ChatDelta
 from service.openai.completions import CompletionAnswer, CompletionDelta
 from service.openai.tool_calls import ToolCall, ToolCallDelta
 from service.openai.usage import Usage

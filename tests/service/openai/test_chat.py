@@ -13,9 +13,10 @@ from service.errors import ErrorKind, ServiceError
 from service.generation.generator import Token, TokenEvent
 from service.generation.parameters import Parameters
 from service.grammar.spec import Grammar
-from service.openai import chat
+from service.openai import chat, chat_answer
 from service.openai.call_formats.dialect import Dialect
-from service.openai.chat import ChatDelta, ChatRequest, ChatStream, Message, ToolCallFormat
+from service.openai.chat import ChatRequest, Message, ToolCallFormat
+from service.openai.chat_answer import ChatDelta, ChatStream
 from service.openai.tools import Tool, Toolbox
 from service.openai.usage import Usage
 from service.text.tokenizer import TextTokenizer
@@ -279,7 +280,7 @@ EOS = Token(2, "<eos>", -0.25, True)
 
 
 def test_an_answer_counts_its_tokens() -> None:
-    answer = chat.answer(user("x"), generation(), ANSWER_HEAD)
+    answer = chat_answer.answer(user("x"), generation(), ANSWER_HEAD)
     assert (answer.text, answer.finish_reason, answer.head) == (" a time", "length", ANSWER_HEAD)
     assert answer.usage == Usage(3, 2)
     assert answer.logprobs is None
@@ -289,7 +290,7 @@ def test_an_answer_counts_its_tokens() -> None:
 def test_an_answer_has_logprobs_if_they_were_asked_for(top_tokens: list[list[Token]]) -> None:
     wanted = request(Message(role="user", content="x"), logprobs=True)
     result = generation(top_tokens=top_tokens)
-    answer = chat.answer(wanted, result, ANSWER_HEAD)
+    answer = chat_answer.answer(wanted, result, ANSWER_HEAD)
     assert answer.logprobs is not None
     assert list(answer.logprobs) == list(zip(result.tokens, top_tokens or [[], []], strict=True))
 
@@ -346,9 +347,9 @@ def cut(text: str, reason: str) -> TokenEvent:
     return TokenEvent(token, [], result)
 
 
-def answered(event: TokenEvent) -> chat.ChatAnswer:
+def answered(event: TokenEvent) -> chat_answer.ChatAnswer:
     assert event.generation is not None
-    return chat.answer(tools_request(), event.generation, ANSWER_HEAD)
+    return chat_answer.answer(tools_request(), event.generation, ANSWER_HEAD)
 
 
 def test_a_call_that_is_cut_off_before_its_name_has_no_content() -> None:
@@ -387,16 +388,16 @@ def test_a_complete_call_is_the_reason_whatever_ended_the_text(
     result = dataclasses.replace(
         generation(), text=text, tokens=[Token(9, text, -0.5, False)], finish_reason=ended_by
     )
-    assert chat.answer(wanted, result, ANSWER_HEAD).finish_reason == expected
+    assert chat_answer.answer(wanted, result, ANSWER_HEAD).finish_reason == expected
 
 
 def test_an_answer_is_a_call_or_a_text() -> None:
     called = dataclasses.replace(generation(), text=CALL, tokens=[Token(9, CALL, -0.5, False)])
-    answer = chat.answer(tools_request(), called, ANSWER_HEAD)
+    answer = chat_answer.answer(tools_request(), called, ANSWER_HEAD)
     (call,) = answer.calls
     assert (call.name, call.arguments) == ("get_weather", '{"location": "Paris"}')
-    assert chat.answer(user("x"), called, ANSWER_HEAD).calls == ()
-    assert chat.answer(tools_request(), generation(), ANSWER_HEAD).calls == ()
+    assert chat_answer.answer(user("x"), called, ANSWER_HEAD).calls == ()
+    assert chat_answer.answer(tools_request(), generation(), ANSWER_HEAD).calls == ()
 
 
 def test_log_probabilities_of_the_envelope_come_with_the_next_part() -> None:
