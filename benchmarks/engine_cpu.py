@@ -84,9 +84,7 @@ class Best:
     read_bandwidth: float = 0.0  # bytes/s
     matmul_rate: float = 0.0  # flop/s
     step_s: dict[int, dict[str, float]] = field(default_factory=dict)  # batch -> part -> seconds
-    shares: dict[int, list[float]] = field(
-        default_factory=dict
-    )  # batch -> share of the roofline, each step
+    shares: dict[int, list[float]] = field(default_factory=dict)  # batch -> each step's of the roof
     prefill_s: dict[int, float] = field(default_factory=dict)  # prompt tokens -> seconds
     prefix_s: dict[str, float] = field(default_factory=dict)  # first and second request
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import psutil
 
+from benchmarks.processes import role_of
+
 _KIB_FIELDS = ("Rss:", "Pss:", "Private_Clean:", "Private_Dirty:")
 
 
@@ -74,11 +76,3 @@ def _of_worker(process: psutil.Process) -> Held:
         return Held.by(process)
     except (psutil.Error, OSError, KeyError):
         return Held()
-
-
-def role_of(process: psutil.Process) -> str:
-    """What a child of a server is: Envoy by its name, ours by the command that they run."""
-    arguments = process.cmdline()
-    if "service.cli" not in arguments:
-        return process.name()
-    return arguments[arguments.index("service.cli") + 1]

@@ -13,11 +13,17 @@ def by_role() -> dict[str, list[psutil.Process]]:
     """All descendants of this process, by `ROLES`."""
     found: dict[str, list[psutil.Process]] = {role: [] for role in ROLES}
     for item in psutil.Process().children(recursive=True):
-        found[_role(item.cmdline())].append(item)
+        found[role_of(item)].append(item)
     return found
 
 
-def _role(command: list[str]) -> str:
+def role_of(process: psutil.Process) -> str:
+    """What a process of a server is, by the command that it runs; `others` for a worker.
+
+    Raises:
+        psutil.Error: it has ended.
+    """
+    command = process.cmdline()
     if command and Path(command[0]).name.startswith("envoy"):
         return "envoy"
     if "benchmarks.echo_engine" in command:

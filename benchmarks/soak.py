@@ -28,8 +28,9 @@ import httpx
 import psutil
 
 from benchmarks import machine
-from benchmarks.held import Held, role_of
+from benchmarks.held import Held
 from benchmarks.local_server import http_client, server
+from benchmarks.processes import role_of
 from benchmarks.report import last_line, percentile, table
 from service.bundled import demo_model
 

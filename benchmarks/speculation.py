@@ -16,17 +16,19 @@ import argparse
 import json
 import tempfile
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
 from benchmarks.random_model import VOCAB_SIZE, llama_125m, prompt, save, shrunk
+from benchmarks.report import table
 from engine.build import build_engine
 from engine.engine import Engine
 from engine.protocol.config import EngineConfig
 from engine.protocol.request import Request, SamplingParams
 
-CONCURRENCY = (1, 8)
+CONCURRENCY = (1, 8)  # streams
 NEW_TOKENS = 128
 REPETITIVE, RANDOM = "repetitive", "random"
 
@@ -73,11 +75,19 @@ def run(engine: Engine, todo: list[Request]) -> tuple[dict[str, list[int]], floa
     return tokens, num_decoded / (time.perf_counter() - started), steps
 
 
-def measure(
-    engines: dict[int, Engine], rounds: int, vocab_size: int, new_tokens: int
-) -> list[dict[str, object]]:
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A kind of text at a number of streams; figures by the number of draft tokens."""
+
+    text: str
+    streams: int
+    tokens_per_s: dict[int, float]  # of the best round
+    steps: dict[int, int]  # of the last round
+
+
+def measure(engines: dict[int, Engine], rounds: int, vocab_size: int, new_tokens: int) -> list[Row]:
     """One row per kind of text and number of streams."""
-    rows: list[dict[str, object]] = []
+    rows: list[Row] = []
     for kind in (REPETITIVE, RANDOM):
         for count in CONCURRENCY:
             best = dict.fromkeys(engines, 0.0)
@@ -91,7 +101,7 @@ def measure(
                     best[size] = max(best[size], rate)
                     seen.append(tokens)
                 assert all(tokens == seen[0] for tokens in seen), "speculation changed a token"
-            rows.append({"text": kind, "streams": count, "tokens_per_s": best, "steps": steps})
+            rows.append(Row(kind, count, best, steps))
     return rows
 
 
@@ -109,19 +119,16 @@ def build_engines(folder: Path, speculate: int) -> dict[int, Engine]:
     return engines
 
 
-def report(rows: list[dict[str, object]]) -> None:
+def report(rows: list[Row]) -> None:
     """Prints a table, and the JSON line."""
-    print(f"{'text':12} {'streams':>7} {'off':>9} {'on':>9} {'ratio':>6} {'steps':>12}")
+    cells = []
     for row in rows:
-        rates, steps = row["tokens_per_s"], row["steps"]
-        assert isinstance(rates, dict)
-        assert isinstance(steps, dict)
-        off, on = rates.values()
-        counts = " / ".join(map(str, steps.values()))
-        print(
-            f"{row['text']:12} {row['streams']:7} {off:9.1f} {on:9.1f} {on / off:6.2f} {counts:>12}"
-        )
-    print(json.dumps(rows))
+        off, on = row.tokens_per_s.values()
+        steps = " / ".join(map(str, row.steps.values()))
+        figures = (f"{off:.1f}", f"{on:.1f}", f"{on / off:.2f}", steps)
+        cells.append([row.text, str(row.streams), *figures])
+    print(table(["text", "streams", "off", "on", "ratio", "steps"], cells))
+    print(json.dumps([asdict(row) for row in rows]))
 
 
 def main() -> None:

@@ -12,8 +12,7 @@ DOCS_ASSETS = (
 )
 
 # Every REST path with its methods; the protos bind them to RPCs. A POST needs a JSON body and has
-# no time limit; a GET has no body and a limit of 5 s. A field
-# with `**` is any further text.
+# no time limit; a GET has no body and a limit of 5 s. A field with `**` is any further text.
 REST_ROUTES: dict[str, tuple[str, ...]] = {
     "/": ("GET", "POST"),
     "/generate": ("POST",),
