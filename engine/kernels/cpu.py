@@ -93,7 +93,11 @@ def load() -> "CpuKernels | None":
 
 
 class CpuKernels:
-    """The functions of one compiled library. Calls release the GIL and follow torch's threads."""
+    """The functions of one compiled library. Calls release the GIL and follow torch's threads.
+
+    All of them raise ValueError for tensors whose shapes or formats do not go together, and
+    MemoryError where there is no memory for their scratch.
+    """
 
     def __init__(self, library: ctypes.CDLL) -> None:
         """Declare the C signatures of a library made by `build.py`."""

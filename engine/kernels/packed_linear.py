@@ -34,7 +34,11 @@ class PackedLinear(nn.Module):
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, kernels: CpuKernels | None = None) -> Self:
-        """Pack the weight of an fp32 layer; the layer itself is left as it is."""
+        """Pack the weight of an fp32 layer; the layer itself is left as it is.
+
+        Raises:
+            RuntimeError: there are no kernels on this machine.
+        """
         kernels = kernels or load()
         if kernels is None:
             raise RuntimeError("native CPU kernels are not available")

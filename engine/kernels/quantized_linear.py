@@ -36,7 +36,11 @@ class QuantizedLinear(nn.Module, Generic[Weight]):
 
     @classmethod
     def from_linear(cls, linear: nn.Module, kernels: CpuKernels | None = None) -> Self:
-        """Quantise the weight of an fp32 layer; the layer itself is left as it is."""
+        """Quantise the weight of an fp32 layer; the layer itself is left as it is.
+
+        Raises:
+            RuntimeError: there are no kernels on this machine.
+        """
         kernels = kernels or load()
         if kernels is None:
             raise RuntimeError("native CPU kernels are not available")

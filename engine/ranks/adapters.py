@@ -90,7 +90,11 @@ class AdapterFollower:
         threading.Thread(target=_read_all, args=arguments, name="adapters", daemon=True).start()
 
     def obey(self, order: Order) -> None:
-        """Does what the first rank says."""
+        """Does what the first rank says.
+
+        Raises:
+            ValueError: it says something that this version does not know.
+        """
         match order:
             case Order("discard", (int(number),)):
                 self._read.pop(number, None)

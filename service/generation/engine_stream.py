@@ -35,14 +35,22 @@ class Stream:
     Attributes:
         request: as it was made.
         pace: how fast it gets its tokens.
+        call: that it is a part of; None outside of calls.
         request_id: by which its engine knows it; each further engine gets another one, so that
             nothing is taken from one that it was taken away from.
         owner: of the engine that computes it.
+        timeline: what happened to it when.
+        waiting: outputs that the caller has not read yet, or the error that ends them.
+        reader: of a caller that waits for an output.
+        token_ids: generated so far, by all engines.
+        num_prompt_logprobs: log-probabilities of the prompt that were received.
+        num_repeated_logprobs: of these, those that a new engine will send again.
         is_taken: whether that engine has said that it has it.
         lost_at: when it was last taken for a possible cause, by the monotonic clock.
         num_restarts: how often an engine died of which it may be the cause.
         num_stalls: how often it was taken away from one that did not get on, likewise.
-        ended: the last output was received; the caller may not have read it yet.
+        on_end: is called when the last output is received.
+        ended: whether it was; the caller may not have read it yet.
     """
 
     request: Request
@@ -52,10 +60,10 @@ class Stream:
     owner: StreamOwner | None = None
     timeline: SequenceTimeline = field(default_factory=SequenceTimeline)
     waiting: deque[SequenceOutput | ServiceError] = field(default_factory=deque)
-    reader: asyncio.Future[None] | None = None  # of a caller that waits for an output
+    reader: asyncio.Future[None] | None = None
     token_ids: list[int] = field(default_factory=list)
     num_prompt_logprobs: int = 0
-    num_repeated_logprobs: int = 0  # of the prompt, that a new engine will send again
+    num_repeated_logprobs: int = 0
     is_taken: bool = False
     lost_at: float = -math.inf
     num_restarts: int = 0

@@ -171,7 +171,11 @@ class TextTokenizer:
         return await self._run(self.encode_now, text, truncate, max_tokens)
 
     def encode_now(self, text: str, truncate: int | None, max_tokens: int) -> tuple[int, ...]:
-        """The same as `encode`, for any text, in the caller's thread."""
+        """The same as `encode`, for any text, in the caller's thread.
+
+        Raises:
+            TooManyTokensError: there are more than `max_tokens`.
+        """
         encoding = self._encode(text, truncate)
         if len(encoding) > max_tokens + 1:  # one may not count
             raise TooManyTokensError(len(encoding))

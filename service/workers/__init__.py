@@ -1,4 +1,5 @@
-"""Processes for work that may hang, grow or crash: how they are asked, ended and started again.
+"""Work that may take long: threads that give way to the event loop, processes that may be killed.
 
-What they work on is not known here.
+Also who has whose turn, how many bytes may be worked on, and what the heap keeps afterwards. What
+the work is, is not known here.
 """
