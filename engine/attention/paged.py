@@ -264,30 +264,29 @@ def paged_attention_forward(
     assert attention_mask is None, (
         "the model builds its own mask; the self-check refuses such models"
     )
-    attention_step = _STEP.get()
-    step, layer = attention_step.batch, _layer_index(module)
-    key_cache, value_cache = attention_step.caches[layer]
+    step, layer = _STEP.get(), _layer_index(module)
+    key_cache, value_cache = step.caches[layer]
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     latent = latent_attention(module)
     if latent is not None:
-        scaling = scaling if scaling is not None else query.shape[-1] ** -0.5
-        query = latent.query(query)
-    slots, block_tables = attention_step.places(layer, sliding_window)
-    rows = _write_step(attention_step.backend, query, key, value, key_cache, value_cache, slots)
-    output = attention_step.backend.paged_attention(
+        query = latent.query(query)  # another width, the same scale
+    slots, block_tables = step.places(layer, sliding_window)
+    rows = _write_step(step.backend, query, key, value, key_cache, value_cache, slots)
+    output = step.backend.paged_attention(
         rows,
         key_cache,
         value_cache,
         block_tables,
-        step.query_start_loc,
-        step.context_lens,
-        scaling if scaling is not None else query.shape[-1] ** -0.5,
+        step.batch.query_start_loc,
+        step.batch.context_lens,
+        scale,
         sliding_window=sliding_window,
-        chunk_size=attention_step.chunk_sizes.get(layer),
+        chunk_size=step.chunk_sizes.get(layer),
         softcap=softcap,
         sinks=s_aux,
         linear_bias=linear_bias,
     )
-    for span in attention_step.spans:
+    for span in step.spans:
         part = slice(span.row, span.row + span.length)
         output[part] = attend_within(
             rows[part],
@@ -295,7 +294,7 @@ def paged_attention_forward(
             value_cache,
             block_tables[span.sequence],
             span.end,
-            scaling if scaling is not None else query.shape[-1] ** -0.5,
+            scale,
             sliding_window=sliding_window,
             softcap=softcap,
         )
