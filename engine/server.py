@@ -17,7 +17,7 @@ import signal
 import socket
 import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -49,6 +49,7 @@ logger = logging.getLogger(__name__)
 _IDLE_STEP_S = 0.5  # an idle engine sends a step without outputs this often
 _DRAIN_S = 90.0  # TGI's time limit for running requests after it is told to stop
 _FLUSH_S = 5.0  # time limit for sending what is queued when the server ends
+_MAX_MADE = 256  # calls that are known to have changed adapters; they are made again within seconds
 _MAX_OUTBOX = 20_000  # messages; at 100 steps a second the peer has not read for minutes
 
 
@@ -143,6 +144,7 @@ class EngineServer:
         self._info = info
         self._listed = info.adapters  # replaced, never changed: another thread reads it
         self._joined: list[tuple[_Connection, int, LoadAdapter]] = []  # loads that others began
+        self._made: deque[str] = deque(maxlen=_MAX_MADE)  # calls whose loads and unloads are done
         self._activity = activity or Activity()
         self._inbox: queue.SimpleQueue[_Delivery] = queue.SimpleQueue()
         # As they came, the longest connected first; read by other threads.
@@ -258,13 +260,16 @@ class EngineServer:
         """Starts to load an adapter; the answer comes when it is there.
 
         After a crash every service asks for those that there were: it is loaded for all at once.
+        A service that ends may leave a call unanswered, which then asks again by way of another.
         """
 
         def done(outcome: Outcome) -> None:
             self._inbox.put((connection, _Read(number, wanted, outcome)))
 
         try:
-            if self._adapters().is_coming(wanted):
+            if wanted.call in self._made:
+                connection.send(wire.settled(number, None))
+            elif self._adapters().is_coming(wanted):
                 self._joined.append((connection, number, wanted))
             else:
                 self._adapters().begin(wanted, done)
@@ -275,6 +280,7 @@ class EngineServer:
         error = None
         try:
             self._adapters().finish(read.wanted, read.outcome)
+            self._note_made(read.wanted.call)
         except AdapterError as refused:
             error = refused
         self._announce()
@@ -283,16 +289,22 @@ class EngineServer:
         for waiting, number, _ in [(connection, read.number, read.wanted), *joined]:
             waiting.send(wire.settled(number, error))
 
-    def _unload(self, connection: _Connection, number: int, name: str) -> None:
+    def _unload(self, connection: _Connection, number: int, name: str, call: str) -> None:
         error = None
         try:
             if self._engine.adapters is None:
                 raise unknown_adapter(name)
-            self._engine.adapters.remove(name)
+            if call not in self._made:
+                self._engine.adapters.remove(name)
+                self._note_made(call)
         except AdapterError as refused:
             error = refused
         self._announce()
         connection.send(wire.settled(number, error))
+
+    def _note_made(self, call: str) -> None:
+        if call:
+            self._made.append(call)
 
     def _adapters(self) -> AdapterBank:
         """The adapters.

@@ -85,8 +85,8 @@ class AdapterBank:
         return digest in self._loaded
 
     def is_coming(self, wanted: LoadAdapter) -> bool:
-        """Whether just these files are being loaded by this name, as was asked before."""
-        return bool(wanted.digest) and self._coming.get(wanted.name) == wanted
+        """Whether just these files are being loaded by this name, or it is the same call's wish."""
+        return bool(wanted.digest or wanted.call) and self._coming.get(wanted.name) == wanted
 
     def wait(self, digest: str, done: Callable[[], object]) -> bool:
         """Whether an adapter is on its way; `done` is called when it is there, or will not come."""

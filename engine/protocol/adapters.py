@@ -44,10 +44,12 @@ class LoadAdapter:
 
     `source` is a path below the directory of `EngineConfig`, absolute or relative to it. With
     `replaces` one of the same name gives way. Unless `digest` is empty, files of any other digest
-    are refused: it is an adapter that an engine had before it ended.
+    are refused: it is an adapter that an engine had before it ended. `call` is who asks: one that
+    is made again, since its service process ended, has the same.
     """
 
     name: str
     source: str
     replaces: bool = False
     digest: str = ""
+    call: str = ""

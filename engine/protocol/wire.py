@@ -44,7 +44,7 @@ class Kind(IntEnum):
     STEP = 4  # from the engine: StepOutput; an idle engine sends empty ones
     BEAT = 5  # from the engine, several times a second: seconds without progress
     LOAD = 6  # to the engine: a number, and LoadAdapter
-    UNLOAD = 7  # to the engine: a number, and the name of an adapter
+    UNLOAD = 7  # to the engine: a number, the name of an adapter, and the call that asks
     SETTLED = 8  # from the engine, once for each of these: its number, and what was wrong
     ADAPTERS = 9  # from the engine, whenever they change: a list of AdapterInfo
     TAKEN = 10  # from the engine, before it does anything with a request: its id
@@ -200,16 +200,18 @@ def parse_load(fields: tuple[Any, ...]) -> tuple[int, LoadAdapter]:
     Raises:
         ValueError: the fields are something else.
     """
-    number, (name, source, replaces, digest) = fields
-    if not all(isinstance(text, str) for text in (name, source, digest)):
-        raise ValueError("name, source and digest must be text")
-    wanted = LoadAdapter(name=name, source=source, replaces=bool(replaces), digest=digest)
+    number, (name, source, replaces, digest, call) = fields
+    if not all(isinstance(text, str) for text in (name, source, digest, call)):
+        raise ValueError("name, source, digest and call must be text")
+    wanted = LoadAdapter(
+        name=name, source=source, replaces=bool(replaces), digest=digest, call=call
+    )
     return int(number), wanted
 
 
-def unload(number: int, name: str) -> bytes:
+def unload(number: int, name: str, call: str = "") -> bytes:
     """A frame that asks for an adapter to be taken away."""
-    return frame(Kind.UNLOAD, number, name)
+    return frame(Kind.UNLOAD, number, name, call)
 
 
 def settled(number: int, error: AdapterError | None) -> bytes:

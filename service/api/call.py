@@ -18,6 +18,9 @@ from .keep_alive import KeepAlive
 # Envoy's transcoder sets it on REST calls; Envoy removes it from gRPC calls.
 _ORIGINAL_PATH = "x-envoy-original-path"
 
+# Envoy sets it on all calls, in place of what a caller has sent.
+_GATEWAY_ID = "x-tokenwire-call"
+
 MAX_UNREAD_S = 30.0  # that a caller may leave a message of a stream unread
 
 Metadata = Iterable[tuple[str, str | bytes]] | None
@@ -50,6 +53,8 @@ class Call:
         received: when it arrived, in seconds of the monotonic clock.
         metadata: the caller's metadata, without binary values.
         is_rest: whether Envoy made it from a REST request.
+        gateway_id: what no other call has, and this one keeps when Envoy makes it again elsewhere;
+            empty if it did not come through Envoy.
         failure: why its stream has ended early, if the caller did not read it.
         has_begun: whether its headers are sent.
         presenter: makes replies in the form that this caller expects.
@@ -67,6 +72,7 @@ class Call:
         self.metadata = {key: value for key, value in metadata if isinstance(value, str)}
         path = rest_path(metadata, from_gateway=from_gateway)
         self.is_rest = path is not None
+        self.gateway_id = self.metadata.get(_GATEWAY_ID, "") if from_gateway else ""
         self.failure: ServiceError | None = None
         self._end: Callable[[], Coroutine[Any, Any, object]] | None = None
         self._ending: asyncio.Task[object] | None = None

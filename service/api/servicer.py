@@ -269,6 +269,7 @@ class TextGenerationServicer:
         Raises:
             ServiceError: it cannot be loaded.
         """
+        wanted = replace(wanted, call=call.gateway_id)
         return call.presenter.adapter_loaded(await self._adapter_changes.load(wanted))
 
     async def unload_adapter(self, name: str, call: Call) -> Reply:
@@ -277,7 +278,7 @@ class TextGenerationServicer:
         Raises:
             ServiceError: there is none of this name.
         """
-        await self._adapter_changes.unload(name)
+        await self._adapter_changes.unload(name, call.gateway_id)
         return call.presenter.adapter_unloaded(name)
 
     async def list_adapters(self, _: None, __: Call) -> Reply:

@@ -51,15 +51,15 @@ class AdapterChanges:
             raise ServiceError(ErrorKind.NOT_FOUND, text, field="lora_name")
         return loaded
 
-    async def unload(self, name: str) -> None:
-        """Takes an adapter away.
+    async def unload(self, name: str, call: str = "") -> None:
+        """Takes an adapter away, for a call.
 
         Raises:
             ServiceError: there is none of this name, or it is no name.
         """
         check_adapter_name(name, is_base=self._adapters.is_base(name))
         with _translated():
-            await self._client.unload_adapter(name)
+            await self._client.unload_adapter(name, call)
 
 
 @contextmanager

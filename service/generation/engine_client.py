@@ -177,14 +177,14 @@ class EngineClient:
         await self._settled(partial(wire.load, wanted=wanted))
         return next((one for one in self.listed if one.name == wanted.name), None)
 
-    async def unload_adapter(self, name: str) -> None:
-        """Takes an adapter away; the requests that use it end first.
+    async def unload_adapter(self, name: str, call: str = "") -> None:
+        """Takes an adapter away, for a call; the requests that use it end first.
 
         Raises:
             AdapterError: there is none of this name.
             ServiceError: no engine is connected, or it ended.
         """
-        await self._settled(partial(wire.unload, name=name))
+        await self._settled(partial(wire.unload, name=name, call=call))
 
     async def _settled(self, message: Callable[[int], bytes]) -> None:
         if self._writer is None:

@@ -173,14 +173,14 @@ class EnginePool:
             before = self.adapters
             loaded = await self._first().load_adapter(wanted)
             if loaded is not None:
-                exact = replace(wanted, replaces=True, digest=loaded.digest)
+                exact = replace(wanted, replaces=True, digest=loaded.digest, call="")
                 if (error := await self._load_everywhere(loaded, exact)) is not None:
                     for client in self._connected():
                         client.restore_adapters(before)
                     raise error
         return loaded
 
-    async def unload_adapter(self, name: str) -> None:
+    async def unload_adapter(self, name: str, call: str = "") -> None:
         """Takes an adapter from all engines.
 
         Raises:
@@ -189,7 +189,7 @@ class EnginePool:
         """
         async with self._changing:
             self._first()
-            unloading = (client.unload_adapter(name) for client in self._connected())
+            unloading = (client.unload_adapter(name, call) for client in self._connected())
             errors = await asyncio.gather(*unloading, return_exceptions=True)
         if None not in errors:
             raise next(error for error in errors if error is not None)

@@ -62,8 +62,8 @@ class Engines(Protocol):
             ServiceError: no engine is connected, or it ended.
         """
 
-    async def unload_adapter(self, name: str) -> None:
-        """Takes an adapter away; the requests that use it end first.
+    async def unload_adapter(self, name: str, call: str = "") -> None:
+        """Takes an adapter away, for a call; the requests that use it end first.
 
         Raises:
             AdapterError: there is none of this name.

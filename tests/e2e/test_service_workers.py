@@ -19,18 +19,37 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from service.access.keys import key_line, make_key
 from tests.e2e.reflection_client import ReflectionClient
-from tests.e2e.stack import ENDLESS, PROMPT, Stack, running, wait_until
+from tests.e2e.stack import ENDLESS, PROMPT, SERVICE, Stack, running, wait_until
+from tests.engine.adapters.made import make_adapter
+from tests.paths import DEMO_MODEL
 
 NUM_WORKERS = 2
+ADMIN_KEY = make_key()
 GREEDY, MODEST = {"x-tenant": "greedy"}, {"x-tenant": "modest"}
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A server with two service processes, which restarts frozen ones soon."""
-    flags = ("--service-workers=2", "--engine-stall-seconds=2", "--max-concurrent-requests=24")
-    with running(tmp_path_factory.mktemp("workers") / "log", *flags) as stack:
+    """A server with two service processes, which restarts frozen ones soon.
+
+    Admins may load the adapters `good` and `slow`; the latter takes a second, and is refused.
+    """
+    path = tmp_path_factory.mktemp("workers")
+    for name, pattern in (("good", {}), ("slow", {r"(?:(.+?)|\3){40}\d": 4})):
+        made = make_adapter(DEMO_MODEL, path / "adapters" / name, 1, r=4, lora_alpha=1)
+        config = json.loads((made / "adapter_config.json").read_text())
+        (made / "adapter_config.json").write_text(json.dumps(config | {"rank_pattern": pattern}))
+    (path / "admins").write_text(key_line("admin", ADMIN_KEY) + "\n")
+    flags = (
+        "--service-workers=2",
+        "--engine-stall-seconds=2",
+        "--max-concurrent-requests=24",
+        f"--lora-adapter-directory={path / 'adapters'}",
+        f"--admin-key-file={path / 'admins'}",
+    )
+    with running(path / "log", *flags) as stack:
         yield stack
 
 
@@ -217,6 +236,37 @@ def test_no_unary_call_is_lost_when_one_process_ends(
     assert set(statuses_during(server, end_one)) == {200}
     assert other.is_running()
     assert server.child("engine").pid == engine.pid
+
+
+def adapter_order(stack: Stack, verb: str, **fields: str) -> httpx.Response:
+    """The answer to an admin who loads or unloads an adapter."""
+    headers = {"authorization": f"Bearer {ADMIN_KEY}"}
+    return stack.http.post(f"/v1/{verb}_lora_adapter", json=fields, headers=headers)
+
+
+def test_adapters_of_a_process_that_dies_are_loaded_once_and_their_calls_answered(
+    server: Stack,
+) -> None:
+    """The engine loads them for calls that are made again meanwhile, of the other process."""
+    names = [*map(str, range(8))]
+    in_progress = f'grpc_server_in_progress{{method="/{SERVICE}/LoadAdapter"}}'
+    with ThreadPoolExecutor(len(names) + 1) as pool:
+        slow = pool.submit(adapter_order, server, "load", lora_name="slow", lora_path="slow")
+        wait_until(lambda: server.metric(in_progress) == 1, "the slow one is read")
+        calls = [
+            pool.submit(adapter_order, server, "load", lora_name=name, lora_path="good")
+            for name in names
+        ]
+        wait_until(lambda: server.metric(in_progress) == 1 + len(names), "others wait for it")
+        server.all_of("service")[0].kill()
+        assert [call.result().text for call in calls] == [
+            f"Success: LoRA adapter '{name}' added successfully." for name in names
+        ]
+        assert slow.result().json()["error_type"] == "adapter"
+    for name in names:
+        reply = adapter_order(server, "load", lora_name=name, lora_path="good")
+        assert (reply.status_code, reply.json()["error_type"]) == (400, "adapter_loaded")
+        assert adapter_order(server, "unload", lora_name=name).status_code == 200
 
 
 def test_only_the_streams_of_a_process_that_dies_break(server: Stack) -> None:

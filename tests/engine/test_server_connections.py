@@ -14,7 +14,7 @@ import pytest
 
 from engine.protocol import wire
 from engine.protocol.adapters import LoadAdapter
-from engine.protocol.errors import AdapterError, AdapterFault
+from engine.protocol.errors import AdapterError, AdapterFault, unknown_adapter
 from engine.protocol.request import FinishReason, StepOutput
 from tests.engine.fakes import greedy_tokens, make_engine, token_ids
 from tests.engine.sockets import (
@@ -249,6 +249,7 @@ class SlowBank:
     """Adapters of which one is read until the test says that it is there."""
 
     def __init__(self) -> None:
+        self.removed: list[str] = []
         self.begun: list[tuple[LoadAdapter, Callable[[Any], object]]] = []
         self.has_begun, self.asked_again = threading.Event(), threading.Event()
 
@@ -269,6 +270,11 @@ class SlowBank:
         if outcome is not None:
             raise outcome
 
+    def remove(self, name: str) -> None:
+        if name in self.removed:
+            raise unknown_adapter(name)
+        self.removed.append(name)
+
 
 @pytest.mark.parametrize("error", [None, AdapterError(AdapterFault.MISSING, "it is gone")])
 def test_an_adapter_that_two_services_want_back_is_loaded_once_for_both(
@@ -287,6 +293,33 @@ def test_an_adapter_that_two_services_want_back_is_loaded_once_for_both(
         done(error)
         for client, number in ((first, 1), (second, 7)):
             assert str(settlement(client)) == str((number, error))
+
+
+def test_a_call_that_asks_again_by_way_of_another_service_is_answered(
+    serve: Serve, path: Path
+) -> None:
+    """While its adapter is loaded, after that, and when it was unloaded; another call is not."""
+    engine, bank = make_engine(), SlowBank()
+    engine.adapters = cast("Any", bank)
+    serve(engine)
+    wanted = LoadAdapter(name="a", source="b", call="its call")
+    with Client(path) as second:
+        with Client(path) as first:
+            first.send(wire.load(1, wanted))
+            assert bank.has_begun.wait(TIMEOUT_S)
+        second.send(wire.load(2, wanted))
+        assert bank.asked_again.wait(TIMEOUT_S)
+        ((_, done),) = bank.begun
+        done(None)
+        assert settlement(second) == (2, None)
+        second.send(wire.load(3, wanted))
+        assert settlement(second) == (3, None)
+        assert len(bank.begun) == 1
+        for number, call in ((4, "to unload"), (5, "to unload"), (6, "another"), (7, "")):
+            second.send(wire.unload(number, "a", call))
+        errors = [error and error.fault for _, error in (settlement(second) for _ in range(4))]
+    assert errors == [None, None, AdapterFault.UNKNOWN, AdapterFault.UNKNOWN]
+    assert bank.removed == ["a"]
 
 
 def settlement(client: Client) -> tuple[int, AdapterError | None]:

@@ -35,6 +35,7 @@ class DyingService:
 
     def __init__(self, num_deaths: int, begins: tuple[Headers, bytes] | None = None) -> None:
         self.num_calls = 0
+        self.ids: list[bytes] = []  # by which Envoy tells a call that it makes again
         self._num_deaths = num_deaths
         self._begins = begins
 
@@ -48,6 +49,7 @@ class DyingService:
                     if isinstance(event, h2.events.RequestReceived):
                         if dict(event.headers)[b":path"].startswith(f"/{SERVICE}/".encode()):
                             calls.add(event.stream_id)
+                            self.ids.append(dict(event.headers)[b"x-tokenwire-call"])
                     elif isinstance(event, h2.events.DataReceived):
                         size = event.flow_controlled_length
                         connection.acknowledge_received_data(size, event.stream_id)
@@ -88,9 +90,13 @@ async def calls_of(service: DyingService, start: StartGateway) -> AsyncIterator[
             server.close()
 
 
-async def generate(channel: grpc.Channel, request: bytes = b"") -> bytes:
+async def generate(
+    channel: grpc.Channel, request: bytes = b"", metadata: tuple[tuple[str, str], ...] = ()
+) -> bytes:
     call = channel.unary_unary(f"/{SERVICE}/Generate")
-    return bytes(await asyncio.to_thread(call, request, timeout=60, wait_for_ready=False))
+    return bytes(
+        await asyncio.to_thread(call, request, timeout=60, metadata=metadata, wait_for_ready=False)
+    )
 
 
 @pytest.mark.parametrize("size", [0, 200_000], ids=["small", "large"])
@@ -101,6 +107,18 @@ async def test_call_of_a_service_that_dies_is_answered_by_the_next(
     async with calls_of(service, start_gateway) as channel:
         assert await generate(channel, b"x" * size) == ANSWER
     assert service.num_calls == 2
+
+
+async def test_call_that_is_made_again_keeps_an_id_that_no_other_call_has(
+    start_gateway: StartGateway,
+) -> None:
+    service = DyingService(num_deaths=1)
+    async with calls_of(service, start_gateway) as channel:
+        for _ in range(2):
+            await generate(channel, metadata=(("x-tokenwire-call", "forged"),))
+    first, again, other = service.ids
+    assert first == again
+    assert len({first, other, b"forged"}) == 3
 
 
 async def test_stream_that_has_not_begun_is_made_again(start_gateway: StartGateway) -> None:

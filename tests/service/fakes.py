@@ -154,7 +154,7 @@ class FakeEngineClient:
         self.adapters[wanted.name] = AdapterInfo(wanted.name, wanted.source, "0" * 64, 4)
         return self.adapters[wanted.name]
 
-    async def unload_adapter(self, name: str) -> None:
+    async def unload_adapter(self, name: str, call: str = "") -> None:
         """Notes it as gone.
 
         Raises:

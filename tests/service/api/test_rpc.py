@@ -384,6 +384,12 @@ async def test_headers_of_a_stream_go_with_its_first_message_over_rest(
     assert context.headers == [{"x-a": "1"}]
 
 
+@pytest.mark.parametrize(("from_gateway", "known"), [(True, "one"), (False, "")])
+async def test_the_gateway_alone_says_which_call_it_is(from_gateway: bool, known: str) -> None:
+    call = Call(FakeContext((("x-tokenwire-call", "one"),)), from_gateway=from_gateway)
+    assert call.gateway_id == known
+
+
 def test_the_descriptor_pool_has_our_files() -> None:
     file = descriptor_pb2.FileDescriptorProto()
     POOL.FindServiceByName(SERVICE).file.CopyToProto(file)
