@@ -40,6 +40,10 @@ REST_ROUTES: dict[str, tuple[str, ...]] = {
 # What probes and scrapers ask every few seconds: they leave no log lines and begin no traces.
 QUIET_PATHS = ("/health", "/ping", "/metrics", "/grpc.health.v1.Health/Check")
 
+# What operators ask also while no engine gets on: how things are, and that a call ends.
+OPERATOR_PATHS = ("/metrics",)
+OPERATOR_METHODS = tuple(f"/{SERVICE}/{name}" for name in ("Metrics", "Abort"))
+
 # What only callers with an admin key may call.
 ADMIN_METHODS = tuple(
     f"/{SERVICE}/{name}" for name in ("LoadAdapter", "UnloadAdapter", "ListAdapters")

@@ -21,7 +21,14 @@ from ..access.certificates import TlsFiles
 from ..bundled import affinity_script, envoy_template
 from ..error_bodies import FORMAT_HEADER, OPENAI_PATHS, SDK_HEADERS, openai_body, tgi_body
 from ..page.document import ACCEPTS_HTML, document
-from ..routes import GRPC_SERVICES, QUIET_PATHS, REST_ROUTES, SERVICE
+from ..routes import (
+    GRPC_SERVICES,
+    OPERATOR_METHODS,
+    OPERATOR_PATHS,
+    QUIET_PATHS,
+    REST_ROUTES,
+    SERVICE,
+)
 from .edge import MAX_REPLY_BYTES, Edge
 from .endpoints import CLUSTER, write_endpoints
 from .otlp import TraceExport
@@ -198,6 +205,8 @@ def render(config: GatewayConfig) -> str:
         config=config,
         service=SERVICE,
         quiet_paths=QUIET_PATHS,
+        operator_paths=OPERATOR_PATHS,
+        operator_methods=OPERATOR_METHODS,
         rest_routes={path: _with_head(methods) for path, methods in REST_ROUTES.items()},
         grpc_services=GRPC_SERVICES,
         exposed_headers=EXPOSED_HEADERS,

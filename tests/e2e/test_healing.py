@@ -14,6 +14,7 @@ import httpx
 import psutil
 import pytest
 
+from tests.e2e.reflection_client import ReflectionClient
 from tests.e2e.stack import ENDLESS, PROMPT, Stack, running, wait_until
 
 NUM_TOKENS = 1000  # enough to be still running when a process is frozen, even on a busy machine
@@ -98,6 +99,32 @@ def test_a_frozen_engine_is_not_healthy_and_goes_on_when_it_thaws(
     wait_until(patient.is_healthy, "a healthy server")
     assert [ended(event) for event in streams.last_events()] == [*map(ended, unbroken)]
     assert patient.child("engine").pid == engine.pid
+
+
+def test_operators_see_that_an_engine_is_frozen_and_can_end_calls(patient: Stack) -> None:
+    """Envoy sends callers nowhere then, but Prometheus is to know, and a call may be the cause."""
+    api = ReflectionClient(patient.through_envoy)
+    assert api.call("Abort", {"request_id": "none"}).aborted == 0
+    engine = patient.child("engine")
+    headers = {"x-request-id": "the-cause"}
+    with patient.http.stream("POST", "/generate_stream", json=body(), headers=headers) as stream:
+        lines = stream.iter_lines()
+        next(lines)
+        engine.suspend()
+        try:
+            wait_until(
+                lambda: patient.http.get("/info").status_code == 503, "that Envoy knows of it"
+            )
+            assert patient.metric("tokenwire_engine_up") == 0
+            assert b"\ntokenwire_engine_up 0.0\n" in api.call("Metrics").data
+            assert api.call("Abort", {"request_id": "the-cause"}).aborted == 1
+            *_, last = (line for line in lines if line)
+            assert json.loads(last.removeprefix("data:"))["error_type"] == "cancelled"
+            assert patient.http.post("/generate", json=body()).status_code == 503
+        finally:
+            engine.resume()
+    wait_until(patient.is_healthy, "a healthy server")
+    patient.wait_until_idle()
 
 
 def test_a_step_of_many_tokens_does_not_make_an_engine_look_frozen(quick: Stack) -> None:

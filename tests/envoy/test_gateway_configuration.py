@@ -150,7 +150,7 @@ def test_processes_of_one_machine_are_asked_again_at_once() -> None:
         rendered = yaml.safe_load(
             gateway.render(dataclasses.replace(PLAIN, upstream_sockets=sockets))
         )
-        (cluster,) = rendered["static_resources"]["clusters"]
+        cluster = rendered["static_resources"]["clusters"][0]
         chain = rendered["static_resources"]["listeners"][0]["filter_chains"][0]
         (host,) = chain["filters"][0]["typed_config"]["route_config"]["virtual_hosts"]
         (endpoints,) = cluster["load_assignment"]["endpoints"]
