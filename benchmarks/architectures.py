@@ -14,7 +14,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-from engine.model.loading import auto_class
+from engine.model.outline import auto_class
 
 VOCAB_SIZE = 512
 _SCALE = 3.0  # of weights, so that the likeliest token leads by far

@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
+from transformers import PreTrainedModel
 
 from .adapters.adapted_forward import AdaptedForward, SlottedForward
-from .adapters.adapted_layers import AdaptedLayers
+from .adapters.adapted_layers import AdaptedLayers, check_updates
 from .adapters.bank import AdapterBank
 from .adapters.loader import AdapterLoader
 from .adapters.other_ranks import OtherRanks
-from .adapters.peft_directory import read_adapter
+from .adapters.peft_directory import describe_adapter, read_adapter
 from .adapters.segmented_updates import Capacity, segmented_agrees
 from .attention.kv_cache import KVCache, bytes_per_block
 from .attention.paged import ReferenceAttention
@@ -110,7 +111,7 @@ class Computation:
 
 def build_engine(
     config: EngineConfig,
-    load: LoadModel = load_model,
+    load: LoadModel | None = None,
     activity: Activity | None = None,
     ranks: Ranks | None = None,
 ) -> tuple[Engine, EngineInfo]:
@@ -118,7 +119,7 @@ def build_engine(
 
     Args:
         config: the engine's configuration.
-        load: loads the model.
+        load: loads a model that is no checkpoint.
         activity: where the engine notes what it does.
         ranks: with which this process computes the model; None to compute it alone.
 
@@ -175,22 +176,21 @@ def _step_images(
 
 
 def build_computation(
-    config: EngineConfig, load: LoadModel = load_model, group: Group | None = None
+    config: EngineConfig, load: LoadModel | None = None, group: Group | None = None
 ) -> Computation:
     """Loads the model and sizes the cache: all that is needed to compute steps.
 
     Args:
         config: the engine's configuration.
-        load: loads the model.
+        load: loads a model that is no checkpoint.
         group: the ranks that compute the model together. All of them call this at the same time.
 
     Raises:
         ModelLoadError: the model cannot be served with this configuration.
     """
     torch.set_num_threads(config.num_threads or _processors_of_rank(config))
-    if group is not None:
-        load = partial(load_model, group=group)
-    model = prepare(config, load)
+    looks = (partial(_check_adapters, config),) if config.adapters else ()
+    model = prepare(config, load or partial(load_model, group=group, looks=looks))
     if model.loaded.recurrence is not None:
         config = _for_states(config, model.loaded, model.loaded.recurrence)
     device = model.loaded.device
@@ -316,6 +316,16 @@ def _adapters(config: EngineConfig, loaded: LoadedModel, group: Group | None) ->
             raise ModelLoadError(f"adapter {name}: its files change while they are read")
         layers.check(name, bank.slots((bank.digest(name),))[0])
     return bank
+
+
+def _check_adapters(config: EngineConfig, model: PreTrainedModel) -> None:
+    """Checks that the adapters of the start fit a model, whose weights may have shapes alone.
+
+    Raises:
+        ModelLoadError: one does not.
+    """
+    for name, source in config.adapters:
+        check_updates(describe_adapter(name, source), model)
 
 
 def _has_segmented_updates(config: EngineConfig, loaded: LoadedModel) -> bool:

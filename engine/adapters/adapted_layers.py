@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from ..attention.paged import ReferenceAttention
 from ..kernels.cpu import CpuKernels, PackedUpdate
@@ -170,16 +171,10 @@ class AdaptedLayers:
         """
         if name in self._refused:
             raise ModelLoadError(f"adapter {adapter}: {self._refused[name]}")
-        part = self._parts.get(name)
+        part, cut = self._parts.get(name), self._loaded.cuts.get(name)
         if part is None:
-            raise ModelLoadError(f"adapter {adapter}: the model has no linear layer {name}")
-        cut = self._loaded.cuts.get(name)
-        shape, wanted = [update.up.shape[0], update.down.shape[1]], _whole_shape(part, cut)
-        if shape != wanted:
-            raise ModelLoadError(
-                f"adapter {adapter}: its update of {name} is for a weight {shape}, and the model's "
-                f"is {wanted}"
-            )
+            raise _unknown_layer(adapter, name)
+        _check_shape(adapter, name, update, _whole_shape(part, cut))
         update = _part_of(update, cut)
         if self._rounds_to is not None:
             update = update.rounded(self._rounds_to)
@@ -198,7 +193,7 @@ class AdaptedLayers:
         parents = parents_of_layers(model)
         sites: defaultdict[nn.Module, list[_Site]] = defaultdict(list)
         for site in _sites(model):
-            if reason := self._reason(site, output):
+            if reason := _reason(site, output):
                 self._refused[site.name] = reason
             else:
                 sites[site.layer].append(site)
@@ -216,12 +211,6 @@ class AdaptedLayers:
                 self._parts |= {
                     site.name: part for site, part in zip(own, adapted.updates.parts, strict=True)
                 }
-
-    def _reason(self, site: _Site, output: nn.Module) -> str | None:
-        """Why a layer is not adapted, without looking at how the model uses it."""
-        if site.layer is output:
-            return f"an update of the output layer ({site.name}) is not applied"
-        return None
 
     def _updates(self, sites: list[_Site]) -> AddUpdates:
         if self._kernels is not None:
@@ -258,6 +247,52 @@ class AdaptedLayers:
             return one_step_logits(self._loaded, ReferenceAttention())
         finally:
             self.step.adapted = None
+
+
+def check_updates(adapter: Adapter, model: PreTrainedModel) -> None:
+    """Checks whether a model has the layers that an adapter changes, before weights are loaded.
+
+    Args:
+        adapter: of its updates only the shapes are looked at.
+        model: as transformers builds it; its weights may have shapes alone.
+
+    Raises:
+        ModelLoadError: there is no such layer, it has another shape, or it is the output layer.
+    """
+    output = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    sites = {site.name: site for site in _sites(model)}
+    for name, update in adapter.updates.items():
+        site = sites.get(name)
+        if site is None:
+            raise _unknown_layer(adapter.name, name)
+        if reason := _reason(site, output):
+            raise ModelLoadError(f"adapter {adapter.name}: {reason}")
+        _check_shape(adapter.name, name, update, [site.place.out_features, site.place.in_features])
+
+
+def _reason(site: _Site, output: nn.Module) -> str | None:
+    """Why a layer is not adapted, without looking at how the model uses it."""
+    if site.layer is output:
+        return f"an update of the output layer ({site.name}) is not applied"
+    return None
+
+
+def _unknown_layer(adapter: str, name: str) -> ModelLoadError:
+    return ModelLoadError(f"adapter {adapter}: the model has no linear layer {name}")
+
+
+def _check_shape(adapter: str, name: str, update: LowRankUpdate, wanted: list[int]) -> None:
+    """Checks that an update is for a layer of this many outputs and inputs.
+
+    Raises:
+        ModelLoadError: it is not.
+    """
+    shape = [update.up.shape[0], update.down.shape[1]]
+    if shape != wanted:
+        raise ModelLoadError(
+            f"adapter {adapter}: its update of {name} is for a weight {shape}, and the model's is "
+            f"{wanted}"
+        )
 
 
 def _whole_shape(part: Part, cut: Cut | None) -> list[int]:

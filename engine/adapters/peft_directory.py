@@ -11,14 +11,15 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import regex
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 from transformers.utils.hub import cached_file
@@ -82,12 +83,35 @@ def read_adapter(name: str, source: str, root: Path | None = None) -> Adapter:
         config_text, weights = _read_files(source, root)
         config = _parse_config(config_text)
         _check_config(config)
-        tensors = _parse_weights(weights)
+        tensors = _parse_weights(partial(load_safetensors, weights))
         return Adapter(
             name=name,
             digest=hashlib.sha256(hashlib.sha256(config_text).digest() + weights).digest(),
             updates=_updates(config, tensors),
         )
+
+
+def describe_adapter(name: str, source: str) -> Adapter:
+    """An adapter whose updates have shapes and no values, from its files' heads.
+
+    Args:
+        name: by which requests will choose it.
+        source: a directory, or a hub id.
+
+    Returns:
+        It, without a digest.
+
+    Raises:
+        ModelLoadError: what these show is missing or broken, or cannot be applied. The message is
+            one line and names the adapter.
+    """
+    with _named(name):
+        config_path, weights_path = _paths(source, None)
+        config = _parse_config(_read(config_path, _MAX_CONFIG_BYTES))
+        _check_config(config)
+        _read(weights_path, _MAX_WEIGHTS_BYTES, len(POINTER))
+        tensors = _parse_weights(partial(_shapes, weights_path))
+        return Adapter(name=name, digest=b"", updates=_updates(config, tensors))
 
 
 @contextmanager
@@ -106,17 +130,25 @@ def _read_files(source: str, root: Path | None) -> tuple[bytes, bytes]:
         ValueError: the directory lacks one, or one is too large or elsewhere.
         OSError: a file cannot be read, or is not on the hub.
     """
+    limits = (_MAX_CONFIG_BYTES, _MAX_WEIGHTS_BYTES)
+    config, weights = map(_read, _paths(source, root), limits)
+    return config, weights
+
+
+def _paths(source: str, root: Path | None) -> list[Path]:
+    """Where the configuration and the weights are.
+
+    Raises:
+        ValueError: the directory lacks one, or one is elsewhere.
+        OSError: a file is not on the hub.
+    """
     # A shell leaves `~` after `=` as it is. Path.expanduser fails where there is no such user.
     directory = Path(os.path.expanduser(source))  # noqa: PTH111
     if directory.is_dir():
-        paths = _files_of(directory, root)
-    elif directory.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1:
+        return _files_of(directory, root)
+    if directory.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1:
         raise ValueError(f"there is no directory {source}")
-    else:
-        paths = [Path(str(cached_file(source, file))) for file in (CONFIG_NAME, WEIGHTS_NAME)]
-    limits = (_MAX_CONFIG_BYTES, _MAX_WEIGHTS_BYTES)
-    config, weights = map(_read, paths, limits)
-    return config, weights
+    return [Path(str(cached_file(source, file))) for file in (CONFIG_NAME, WEIGHTS_NAME)]
 
 
 def _files_of(directory: Path, root: Path | None) -> list[Path]:
@@ -132,8 +164,8 @@ def _files_of(directory: Path, root: Path | None) -> list[Path]:
     return paths
 
 
-def _read(path: Path, max_bytes: int) -> bytes:
-    """What is in a file.
+def _read(path: Path, max_bytes: int, num_bytes: int | None = None) -> bytes:
+    """What is in a file, or in so many bytes at its beginning.
 
     Raises:
         ValueError: it is too large, or a pointer to a file that was not fetched.
@@ -142,7 +174,7 @@ def _read(path: Path, max_bytes: int) -> bytes:
         size = os.fstat(file.fileno()).st_size
         if size > max_bytes:
             raise ValueError(f"{path.name} has {size} bytes, more than {max_bytes}")
-        content = file.read(size)
+        content = file.read(size if num_bytes is None else num_bytes)
     if content.startswith(POINTER):
         what = "a pointer of git-lfs and not the file itself"
         raise ValueError(f"{path.name} is {what}; `git lfs pull` fetches it")
@@ -227,14 +259,26 @@ def _check_config(config: Mapping[str, Any]) -> None:
             raise ValueError(f"it has {_NAMES.get(name, name)}, which is not applied")
 
 
-def _parse_weights(weights: bytes) -> dict[str, Tensor]:
+def _shapes(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file without their values."""
+    tensors = {}
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118 (it is no dictionary)
+            part = file.get_slice(name)
+            shape = part.get_shape()
+            like = part[:0] if shape else file.get_tensor(name)
+            tensors[name] = like.new_empty(shape, device="meta")
+    return tensors
+
+
+def _parse_weights(read: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     """The tensors by their names, without the prefix that all have.
 
     Raises:
         ValueError: the file is broken, or not an adapter's.
     """
     try:
-        tensors = load_safetensors(weights)
+        tensors = read()
     except (SafetensorError, KeyError, ValueError) as error:
         raise ValueError(f"{WEIGHTS_NAME} is broken: {error}") from error
     if not tensors:
@@ -308,7 +352,7 @@ def _check_matrix(name: str, tensor: Tensor) -> None:
     """
     if tensor.dim() != 2 or not tensor.is_floating_point():
         raise ValueError(f"{name} is {tensor.dtype} {[*tensor.shape]}, not a matrix of floats")
-    if not torch.isfinite(tensor.float()).all():
+    if not tensor.is_meta and not torch.isfinite(tensor.float()).all():
         raise ValueError(f"{name} has values that are not finite")
 
 

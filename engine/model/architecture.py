@@ -6,6 +6,11 @@ from collections.abc import Collection
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..protocol.config import EngineConfig
+from ..protocol.errors import ModelLoadError
+
+_DEFAULT_MAX_TOTAL_TOKENS = 4096  # TGI's default takes no more of the model's own positions
+
 _CHUNKED = "chunked_attention"
 _ATTENTION = frozenset({"full_attention", "sliding_attention", _CHUNKED})
 _WITH_STATE = frozenset({"conv", "linear_attention", "recurrent", "hybrid", "hybrid_sliding"})
@@ -32,18 +37,9 @@ def refusal(model: PreTrainedModel, stateful: Collection[int]) -> str | None:
 
     `stateful` are the indexes of layers with a state that the engine can keep.
     """
-    if (reason := _REASONS.get(str(model.config.model_type))) is not None:
+    if (reason := refusal_of_configuration(model.config)) is not None:
         return reason
-    if unheeded := _unheeded(model.config):
-        return f"transformers takes no notice of {', '.join(unheeded)} in its configuration"
-    if getattr(model.config.get_text_config(), "index_topk", None):
-        return "an indexer chooses what its attention sees"
-    kinds = layer_types(model)
-    if sparse := sorted(_SPARSE & set(kinds)):
-        return (
-            f"layers of the type {', '.join(sparse)} choose the tokens that they attend to, with a "
-            "cache of their own"
-        )
+    kinds = layer_types(model.config)
     others = {kind for index, kind in enumerate(kinds) if index not in stateful}
     states = sorted(_WITH_STATE & others)
     is_known = stateful or (kinds and _ATTENTION.issuperset(kinds))
@@ -54,6 +50,22 @@ def refusal(model: PreTrainedModel, stateful: Collection[int]) -> str | None:
         return (
             "its layers compute attention themselves (older code), and not through the attention "
             "interface of transformers"
+        )
+    return None
+
+
+def refusal_of_configuration(config: PreTrainedConfig) -> str | None:
+    """The part of `refusal` that a configuration alone decides."""
+    if (reason := _REASONS.get(str(config.model_type))) is not None:
+        return reason
+    if unheeded := _unheeded(config):
+        return f"transformers takes no notice of {', '.join(unheeded)} in its configuration"
+    if getattr(config.get_text_config(), "index_topk", None):
+        return "an indexer chooses what its attention sees"
+    if sparse := sorted(_SPARSE & set(layer_types(config))):
+        return (
+            f"layers of the type {', '.join(sparse)} choose the tokens that they attend to, with a "
+            "cache of their own"
         )
     return None
 
@@ -71,16 +83,34 @@ def _unheeded(config: PreTrainedConfig) -> list[str]:
     ]
 
 
-def num_positions(model: PreTrainedModel, default: int) -> int:
+def max_total_tokens(config: EngineConfig, model_config: PreTrainedConfig) -> int:
+    """The most tokens that a text may have, as the engine's configuration wants it.
+
+    Raises:
+        ModelLoadError: the model has fewer positions, or none to continue a text.
+    """
+    trained = num_positions(model_config, _DEFAULT_MAX_TOTAL_TOKENS)
+    if trained < 2:  # a token, and one that continues it
+        raise ModelLoadError(f"{config.model_id} has {trained} positions (max_position_embeddings)")
+    wanted = config.max_total_tokens or min(trained, _DEFAULT_MAX_TOTAL_TOKENS)
+    if wanted > trained:
+        raise ModelLoadError(
+            f"max_total_tokens must be <= {trained}, the positions that {config.model_id} has. "
+            f"Given: {wanted}"
+        )
+    return wanted
+
+
+def num_positions(model_config: PreTrainedConfig, default: int) -> int:
     """The most tokens that a text may have, by a model's configuration."""
-    config = model.config.get_text_config()
+    config = model_config.get_text_config()
     names = ("max_position_embeddings", "max_seq_len")
     return int(next((getattr(config, name) for name in names if hasattr(config, name)), default))
 
 
-def layer_types(model: PreTrainedModel) -> list[str]:
+def layer_types(config: PreTrainedConfig) -> list[str]:
     """The type of each layer, by the names of transformers; none if all are of one type."""
-    return list(getattr(model.config.get_text_config(), "layer_types", None) or ())
+    return list(getattr(config.get_text_config(), "layer_types", None) or ())
 
 
 def chunk_sizes(model: PreTrainedModel) -> dict[int, int]:
@@ -90,5 +120,5 @@ def chunk_sizes(model: PreTrainedModel) -> dict[int, int]:
     get.
     """
     size = getattr(model.config.get_text_config(), "attention_chunk_size", None)
-    kinds = enumerate(layer_types(model))
+    kinds = enumerate(layer_types(model.config))
     return {index: int(size) for index, kind in kinds if kind == _CHUNKED and size}

@@ -10,11 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-)
+from transformers import AutoConfig
 from transformers.utils.quantization_config import GgufConfig
 
 from ..attention.kv_cache import free_memory
@@ -28,8 +24,9 @@ from .division import check_divisible, divide_checked
 from .gguf_reading import quick_gguf
 from .gguf_rope import scale_configuration, scale_frequencies
 from .load_failure import load_failure
-from .load_report import check_gguf_biases, check_report
+from .load_report import check_report
 from .loaded import LoadedModel
+from .outline import Look, auto_class, check_outline
 from .self_check import attach_paged_attention
 from .source import is_gguf, source
 from .weight_files import check_scales
@@ -40,12 +37,15 @@ logger = logging.getLogger(__name__)
 _COMPUTED_IN = (torch.bfloat16, torch.float16, torch.float32)
 
 
-def load_model(config: EngineConfig, group: Group | None = None) -> LoadedModel:
+def load_model(
+    config: EngineConfig, group: Group | None = None, looks: tuple[Look, ...] = ()
+) -> LoadedModel:
     """Loads weights and checks that the model can be served.
 
     Args:
         config: the engine's configuration.
         group: the ranks among which the model is divided; None to keep it whole.
+        looks: they see the model without weights first, and may refuse it.
 
     Raises:
         ModelLoadError: the checkpoint is missing or broken, does not fit into memory, or is of an
@@ -55,7 +55,7 @@ def load_model(config: EngineConfig, group: Group | None = None) -> LoadedModel:
     device = choose_device(config.device)
     try:
         with quick_gguf() if is_gguf(config) else nullcontext():
-            model, dtype, scheme, cuts = _load(config, device, group)
+            model, dtype, scheme, cuts = _load(config, device, group, looks)
     except ModelLoadError:
         raise
     except torch.OutOfMemoryError as error:
@@ -70,7 +70,7 @@ def load_model(config: EngineConfig, group: Group | None = None) -> LoadedModel:
 
 
 def _load(
-    config: EngineConfig, device: torch.device, group: Group | None
+    config: EngineConfig, device: torch.device, group: Group | None, looks: tuple[Look, ...]
 ) -> tuple[Any, torch.dtype, quantization.Scheme | None, dict[str, Cut]]:
     """A model on its device, the format of its weights, how to quantise them, and its cuts."""
     model_config = AutoConfig.from_pretrained(**source(config))
@@ -85,14 +85,14 @@ def _load(
         check_divisible(model_config)
     bits = quantization.stored_bits(model_config, device)
     check_room(config, dtype, place, bits)
-    model = _load_weights(config, model_config, dtype, place)
-    if config.dtype is not None and _dtype_of(config.dtype) is not dtype:
-        _round_weights(model, _dtype_of(config.dtype))
+    check_outline(config, model_config, dtype, device, group, looks)
     if bits is not None:
         check_scales(config)
         _log_dequantized(f"quantised weights of {bits} bits", config, dtype)
+    model = _load_weights(config, model_config, dtype, place)
+    if config.dtype is not None and _dtype_of(config.dtype) is not dtype:
+        _round_weights(model, _dtype_of(config.dtype))
     if is_gguf(config):
-        check_gguf_biases(config.model_id, model)
         scale_frequencies(config, model)
     cuts = {} if group is None else divide_checked(model, group)
     nn.Module.to(model, device)
@@ -125,23 +125,6 @@ def _load_weights(
     stays = described is not None and quantization.stored_bits(model_config, device) is None
     check_report(report, model, is_quantized=stays)
     return model
-
-
-def auto_class(model_config: Any) -> Any:
-    """The class of transformers that makes a model of a configuration.
-
-    Many models that take images exist only with their image part. It is loaded, and not used.
-
-    Raises:
-        ValueError: models of this kind do not continue texts.
-    """
-    kind = type(model_config)
-    names = getattr(model_config, "auto_map", None) or {}
-    if kind in MODEL_FOR_CAUSAL_LM_MAPPING or AutoModelForCausalLM.__name__ in names:
-        return AutoModelForCausalLM
-    if kind in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-        return AutoModelForImageTextToText
-    raise ValueError(f"models of type {model_config.model_type} do not continue texts")
 
 
 def _dequantized(config: EngineConfig, dtype: torch.dtype) -> dict[str, Any]:

@@ -17,8 +17,7 @@ from ..kernels import cpu as cpu_kernels
 from ..kernels import has_triton
 from ..protocol.config import EngineConfig
 from ..protocol.errors import ModelLoadError
-from . import image_part
-from .architecture import num_positions
+from . import architecture, image_part
 from .loaded import LoadedModel
 from .loading import load_model
 from .passes import (
@@ -39,7 +38,6 @@ from .thresholds import served_tokens
 logger = logging.getLogger(__name__)
 
 
-_DEFAULT_MAX_TOTAL_TOKENS = 4096  # TGI's default takes no more of the model's own positions
 _CACHE_DTYPES = {"fp8_e4m3fn": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}  # TGI's names
 
 
@@ -97,7 +95,7 @@ def prepare(config: EngineConfig, load: LoadModel = load_model) -> PreparedModel
     loaded = load(config)
     max_total_tokens, limit = served_tokens(
         loaded,
-        _max_total_tokens(config, loaded),
+        architecture.max_total_tokens(config, loaded.model.config),
         is_asked=config.max_total_tokens is not None,
     )
     without_images = image_part.refusal(loaded.model)
@@ -242,16 +240,3 @@ def _triton_attention(
     if config.enable_fused_rotation:
         fuse_rotation(loaded, backend)
     return backend
-
-
-def _max_total_tokens(config: EngineConfig, loaded: LoadedModel) -> int:
-    trained = num_positions(loaded.model, _DEFAULT_MAX_TOTAL_TOKENS)
-    if trained < 2:  # a token, and one that continues it
-        raise ModelLoadError(f"{config.model_id} has {trained} positions (max_position_embeddings)")
-    wanted = config.max_total_tokens or min(trained, _DEFAULT_MAX_TOTAL_TOKENS)
-    if wanted > trained:
-        raise ModelLoadError(
-            f"max_total_tokens must be <= {trained}, the positions that {config.model_id} has. "
-            f"Given: {wanted}"
-        )
-    return wanted

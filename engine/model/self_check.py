@@ -128,7 +128,7 @@ def backend_agrees(
 
     Short and long texts are tried, since a backend may have different kernels for them.
     """
-    longest = architecture.num_positions(loaded.model, _LONG_CHECK_TOKENS)
+    longest = architecture.num_positions(loaded.model.config, _LONG_CHECK_TOKENS)
     for num_tokens in (SELF_CHECK_TOKENS, min(_LONG_CHECK_TOKENS, longest)):
         trial = _Trial(num_tokens, block_size, cache_dtype)
         expected = paged_logits(loaded, ReferenceAttention(), trial)

@@ -6,7 +6,6 @@ exchange something, a layer of `layers.py` is put around them.
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 
 import torch
@@ -17,8 +16,6 @@ from .cut import Cut
 from .group import Group
 from .layers import DividedEmbedding, GatheredLinear, SummedLinear
 from .tp_plan import Style, styles_of
-
-logger = logging.getLogger(__name__)
 
 _REPEATED = ("k_proj", "v_proj")  # of which ranks may have the same heads
 
@@ -37,8 +34,6 @@ def divide(model: PreTrainedModel, group: Group) -> dict[str, Cut]:
     division = _Division(model, group)
     for name, style in styles.items():
         division.apply(name, style)
-    whole = sum(parameter.numel() for parameter in model.parameters())
-    logger.info("rank %d of %d has %.1f million weights", group.rank, group.size, whole / 1e6)
     return division.cuts
 
 

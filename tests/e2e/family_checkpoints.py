@@ -14,7 +14,7 @@ from PIL.Image import Image
 from tokenizers import AddedToken
 from transformers import AutoImageProcessor, AutoProcessor, PreTrainedTokenizerFast
 
-from engine.model.loading import auto_class
+from engine.model.outline import auto_class
 from tests.e2e.image_checkpoint import tokenizer
 from tests.engine.images.models import FAMILIES
 

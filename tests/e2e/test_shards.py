@@ -98,4 +98,6 @@ def test_no_rank_outlives_the_engine(sharded: Stack) -> None:
 def test_a_model_that_cannot_be_divided_is_refused_in_one_line() -> None:
     ended_server = run_to_end("--num-shard=3")
     assert ended_server.returncode != 0
-    assert "cannot be divided among 3 ranks" in ended_server.stderr.splitlines()[-1]
+    last = ended_server.stderr.splitlines()[-1]
+    assert "its 4 heads of model.layers.0.self_attn.q_proj cannot be divided among 3 ranks" in last
+    assert last.endswith("; it can be divided by --num-shard 2 or 4")

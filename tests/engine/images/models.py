@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from benchmarks.architectures import ARCHITECTURES, Architecture
-from engine.model.loading import auto_class
+from engine.model.outline import auto_class
 from engine.protocol.config import EngineConfig
 from engine.protocol.images import Image, ImageTensor
 

@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from engine.build import build_engine
 from engine.kernels.int4 import PackedInt4Linear
 from engine.kernels.int8 import PackedInt8Linear
-from engine.model import quantization
+from engine.model import loading, quantization
 from engine.model.loaded import LoadedModel
 from engine.model.loading import load_model
 from engine.model.passes import quantize_model
@@ -395,8 +395,11 @@ class TestLoading:
             "them small again" in caplog.messages
         )
 
-    def test_refuses_quantised_weights_without_scales(self, checkpoint: Path) -> None:
+    def test_refuses_quantised_weights_without_scales_before_it_loads_them(
+        self, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         pytest.importorskip("compressed_tensors", reason="the extra `quantized`")
+        monkeypatch.delattr(loading, "_load_weights")
         name = "model.layers.1.mlp.down_proj.weight"
         compress(checkpoint, without=f"{name}_scale")
         with pytest.raises(ModelLoadError) as caught:
