@@ -65,6 +65,7 @@ from ..openai.usage import StreamUsage, Usage
 from ..siblings.siblings import Siblings
 from ..text.long_texts import MAX_LIST_BYTES, Form
 from ..text.tokenizer import TextTokenizer
+from ..workers.allowance import Allowance
 from ..workers.gather import gather
 from ..workers.lanes import Lanes
 from . import docs
@@ -80,8 +81,12 @@ KEEP_ALIVE_S = 15.0  # TGI's interval: axum's KeepAlive
 _MAX_WATCHERS = 128  # of the load
 # Of a list of tokens in one message: more than clients of gRPC take unless they are told to.
 _MAX_UNARY_LIST_BYTES = 4 * 1024**2
-# Of one that Envoy holds until it has all of it: as much as it buffers of any connection.
+# Of one that Envoy may always hold until it has all of it: as much as it buffers of any connection.
 _MAX_HELD_BYTES = 1024**2
+# Of longer ones that it holds, in a time, since it keeps them for as long as a caller reads slowly:
+# two of the largest.
+_LONG_HELD_BYTES = 2 * MAX_LIST_BYTES
+_LONG_HELD_S = 60.0
 # Of a conversation that is prepared on the event loop: tools take most, 0.8 ms per KiB.
 _SMALL_BYTES = 6 * 1024
 
@@ -115,6 +120,7 @@ class TextGenerationServicer:
         self._adapter_changes = AdapterChanges(client, server.adapters)
         self._scraper = ThreadPoolExecutor(1, "metrics")
         self._replies = WholeReplies()
+        self._held = Allowance(_LONG_HELD_BYTES, _LONG_HELD_S)
 
     @property
     def limits(self) -> Limits:
@@ -422,7 +428,8 @@ class TextGenerationServicer:
                 messages = await memory.enter_async_context(
                     self._listed(text, call, is_prompt=is_prompt, max_bytes=max_bytes)
                 )
-            if sum(map(len, messages)) <= _MAX_HELD_BYTES:
+            num_bytes = sum(map(len, messages))
+            if num_bytes <= _MAX_HELD_BYTES or self._held.take(num_bytes):
                 await call.send_headers(headers.of_whole())
             while messages:
                 yield messages.popleft()

@@ -22,6 +22,7 @@ HEADS_OF_WHOLE_REPLIES = [
     [*HEAD, ("x-total-time", "0.1")],
     [*HEAD, ("x-accel-buffering", "yes")],  # a list of tokens
 ]
+LONG = 3 << 20  # bytes: more than Envoy buffers of a connection
 MESSAGE = len(ANSWER).to_bytes(5, "big") + ANSWER
 
 
@@ -30,7 +31,7 @@ class DyingService:
 
     Args:
         num_deaths: how many calls it dies of.
-        begins: what it has sent of an answer by then: headers, and some bytes.
+        begins: what it sends of an answer before: headers, and some bytes.
     """
 
     def __init__(self, num_deaths: int, begins: tuple[Headers, bytes] | None = None) -> None:
@@ -38,11 +39,13 @@ class DyingService:
         self.ids: list[bytes] = []  # by which Envoy tells a call that it makes again
         self._num_deaths = num_deaths
         self._begins = begins
+        self.left = b""  # of these bytes, which go as Envoy has room for them
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
         connection.initiate_connection()
         calls: set[int] = set()
+        dying: int | None = None  # the stream that it dies of
         with contextlib.suppress(ConnectionError):
             while data := await reader.read(65536):
                 for event in connection.receive_data(data):
@@ -55,11 +58,13 @@ class DyingService:
                         connection.acknowledge_received_data(size, event.stream_id)
                     elif isinstance(event, h2.events.StreamEnded):
                         if event.stream_id in calls and self._dies(connection, event.stream_id):
-                            writer.write(connection.data_to_send())
-                            writer.close()
-                            return
-                        _answer(connection, event.stream_id)
+                            dying = event.stream_id
+                        else:
+                            _answer(connection, event.stream_id)
+                is_over = dying is not None and self._has_begun(connection, dying)
                 writer.write(connection.data_to_send())
+                if is_over:
+                    break
         writer.close()
 
     def _dies(self, connection: h2.connection.H2Connection, stream_id: int) -> bool:
@@ -67,10 +72,19 @@ class DyingService:
         if self.num_calls > self._num_deaths:
             return False
         if self._begins is not None:
-            headers, data = self._begins
+            headers, self.left = self._begins
             connection.send_headers(stream_id, headers)
-            connection.send_data(stream_id, data)
         return True
+
+    def _has_begun(self, connection: h2.connection.H2Connection, stream_id: int) -> bool:
+        """Sends of an answer what there is room for; whether that was all before its death."""
+        while room := connection.local_flow_control_window(stream_id):
+            part = self.left[: min(room, connection.max_outbound_frame_size)]
+            if not part:
+                break
+            connection.send_data(stream_id, part)
+            self.left = self.left[len(part) :]
+        return not self.left
 
 
 def _answer(connection: h2.connection.H2Connection, stream_id: int) -> None:
@@ -139,6 +153,18 @@ async def test_whole_reply_of_which_a_part_has_come_is_asked_for_again(
     async with calls_of(service, start_gateway) as channel:
         assert await generate(channel) == ANSWER
     assert service.num_calls == 2
+
+
+async def test_long_list_of_which_most_has_come_is_asked_for_again(
+    start_gateway: StartGateway,
+) -> None:
+    part = (LONG + 1).to_bytes(5, "big") + LONG * b"x"
+    service = DyingService(1, begins=(HEADS_OF_WHOLE_REPLIES[1], part))
+    async with calls_of(service, start_gateway) as channel:
+        stream = channel.unary_stream(f"/{SERVICE}/TokenizeStream")(b"", timeout=60)
+        assert await asyncio.to_thread(list, stream) == [ANSWER]
+    assert service.num_calls == 2
+    assert not service.left
 
 
 async def test_stream_that_has_begun_is_not_made_again(start_gateway: StartGateway) -> None:

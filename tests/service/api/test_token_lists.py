@@ -54,13 +54,18 @@ async def test_a_stream_has_a_message_for_each_part(long_texts: LongTexts, call:
     assert long_texts._lists.num_held == 0
 
 
-async def test_a_list_that_is_too_large_to_be_held_passes_as_it_is_read(
+async def test_lists_pass_as_they_are_read_when_enough_long_ones_are_held(
     long_texts: LongTexts, call: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("service.api.servicer._MAX_HELD_BYTES", 5)
-    replies = [reply async for reply in Service().servicer.tokenize_stream(LONG, call)]
-    assert b"".join(replies) == b"abcdef"
-    assert call.headers == {}
+    monkeypatch.setattr("service.api.servicer._LONG_HELD_BYTES", 2 * 6)
+    servicer, heads = Service().servicer, []
+    for _ in range(3):
+        call.headers = {}
+        replies = [reply async for reply in servicer.tokenize_stream(LONG, call)]
+        assert b"".join(replies) == b"abcdef"
+        heads.append(call.headers)
+    assert heads == [{"x-accel-buffering": "yes"}, {"x-accel-buffering": "yes"}, {}]
 
 
 async def test_a_unary_reply_has_all_parts(long_texts: LongTexts, call: Any) -> None:
