@@ -62,13 +62,12 @@ def test_several_service_processes_have_an_address_each(tmp_path: Path) -> None:
     places = [own_place(plan.environments[name]) for name in names]
     assert places == [Place(number, 3, tmp_path) for number in (1, 2, 3)]
     assert set(plan.signs_of_life) == set(plan.commands)
-    (cluster,) = yaml.safe_load((tmp_path / "envoy.yaml").read_text())["static_resources"][
-        "clusters"
-    ]
-    (endpoints,) = cluster["load_assignment"]["endpoints"]
-    found = [item["endpoint"]["address"]["pipe"]["path"] for item in endpoints["lb_endpoints"]]
-    assert found == [*map(str, sockets)]
-    assert cluster["lb_policy"] == "LEAST_REQUEST"
+    envoy = yaml.safe_load((tmp_path / "envoy.yaml").read_text())
+    for cluster in envoy["static_resources"]["clusters"]:
+        (endpoints,) = cluster["load_assignment"]["endpoints"]
+        found = [item["endpoint"]["address"]["pipe"]["path"] for item in endpoints["lb_endpoints"]]
+        assert found == [*map(str, sockets)]
+        assert cluster["lb_policy"] == "LEAST_REQUEST"
 
 
 @pytest.mark.parametrize("name", ["own.sock", "own"])
