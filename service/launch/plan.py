@@ -355,6 +355,7 @@ def _banner(settings: Settings) -> str:
     # Where callers need more, it is asked for in the words of the tools.
     key = "" if settings.api_key_file is None else ' -H "Authorization: Bearer $API_KEY"'
     curl = f"curl -N{_certificate_flags(settings.tls, '--cacert', '--cert', '--key')}"
+    talk = _certificate_flags(settings.tls, "--tls-ca", "--tls-cert", "--tls-key")
     grpcurl = "grpcurl" + (
         _certificate_flags(settings.grpc_tls, "-cacert", "-cert", "-key") or " -plaintext"
     )
@@ -374,7 +375,7 @@ Try it:
   {grpcurl}{key} -d '{json.dumps(generate)}' \\
     {direct} {SERVICE}/Generate
 
-or in Python: python examples/grpc_client.py
+or type: tokenwire chat --target {rest}{talk}
 
 """
 

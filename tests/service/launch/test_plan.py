@@ -194,11 +194,12 @@ def test_banner_has_calls_that_can_be_pasted(tmp_path: Path) -> None:
     banner = make_plan(Settings(hostname="0.0.0.0", port=1, grpc_port=2), tmp_path).banner
     for address in ("http://127.0.0.1:1", "127.0.0.1:2", "http://127.0.0.1:1/metrics"):
         assert address in banner
-    words = shlex.split(banner[banner.index("curl -N") : banner.index("or in Python")])
+    words = shlex.split(banner[banner.index("curl -N") : banner.index("or type")])
     bodies = [json.loads(words[index + 1]) for index, word in enumerate(words) if word == "-d"]
     assert bodies[0]["stream"] is True
     assert bodies[1]["inputs"]
     assert "tokenwire.v1.TextGenerationService/Generate" in words
+    assert banner.rstrip().endswith("tokenwire chat --target http://127.0.0.1:1")
 
 
 def test_banner_says_where_keys_and_certificates_go(tmp_path: Path) -> None:
