@@ -47,15 +47,23 @@ class Siblings:
         await asyncio.to_thread(self._series.store)
         await self._line.close()
 
-    async def abort(self, request_id: str, caller: str | None) -> int:
-        """Ends the calls of an id that the others serve; returns how many there were.
+    async def abort(self, request_id: str, caller: str | None, num_own: int = 0) -> int:
+        """Ends the calls of an id that the others serve.
+
+        Args:
+            request_id: the calls' id.
+            caller: who asks for that, if it is known.
+            num_own: calls of that id that this process has ended.
+
+        Returns:
+            How many were ended, with its own.
 
         Raises:
-            ServiceError: there were none, and one of the others does not answer.
+            ServiceError: none, and one of the others does not answer.
         """
         question = msgpack.packb((request_id, caller))
         answers = await self._line.ask(_ABORT, question, patience_s=_ABORT_PATIENCE_S)
-        count: int = sum(msgpack.unpackb(answer) for answer in answers.by_number.values())
+        count: int = num_own + sum(map(msgpack.unpackb, answers.by_number.values()))
         if answers.silent and not count:
             raise unanswered()
         return count

@@ -116,7 +116,8 @@ async def test_a_call_that_was_found_is_ended_whoever_else_is_silent(tmp_path: P
     async with processes(tmp_path, 3) as (first, _, third):
         with silent(tmp_path, 2):
             assert await first.siblings.abort("id", None) == 1
-        assert third.aborted == [("id", None)]
+            assert await first.siblings.abort("id", None, 3) == 5
+        assert third.aborted == 2 * [("id", None)]
 
 
 @pytest.mark.parametrize("count", [1, 4])
