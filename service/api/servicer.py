@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
-from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Literal, TypeVar
@@ -20,7 +18,7 @@ from urllib.parse import unquote
 
 from engine.protocol.adapters import LoadAdapter
 
-from ..call_record import current_record, note_answer, note_conversation, note_error, note_operation
+from ..call_record import current_record, note_answer, note_error
 from ..codec import convert, headers, presenter
 from ..codec.presenter import InvocationKind, Reply
 from ..errors import (
@@ -36,7 +34,7 @@ from ..errors import (
 from ..generation.adapter_changes import AdapterChanges
 from ..generation.engines import Engines
 from ..generation.generator import Generation, TokenEvent
-from ..generation.limits import Limits, check_text
+from ..generation.limits import Limits
 from ..generation.load import LoadMeter, watch_interval
 from ..generation.metrics import Metrics
 from ..generation.parameters import Parameters, Prompt, TextRequest
@@ -47,10 +45,6 @@ from ..images.images import Images
 from ..openai import chat_answer, completions
 from ..openai.chat import (
     ChatRequest,
-    Conversation,
-    Draft,
-    dialect_of,
-    tool_call_format,
 )
 from ..openai.chat_answer import ChatAnswer, ChatStream
 from ..openai.completions import (
@@ -63,14 +57,14 @@ from ..openai.responses.request import ResponsesRequest, responses_fields
 from ..openai.responses.stream import ResponseStream, answer
 from ..openai.usage import StreamUsage, Usage
 from ..siblings.siblings import Siblings
-from ..text.long_texts import MAX_LIST_BYTES, Form
 from ..text.tokenizer import TextTokenizer
-from ..workers.allowance import Allowance
 from ..workers.gather import gather
 from ..workers.lanes import Lanes
 from . import docs
 from .call import Call
+from .conversations import Conversations
 from .image_prompts import ImagePrompts
+from .token_lists import TokenLists
 from .whole_replies import WholeReplies
 
 logger = logging.getLogger(__name__)
@@ -79,16 +73,6 @@ _T = TypeVar("_T")
 
 KEEP_ALIVE_S = 15.0  # TGI's interval: axum's KeepAlive
 _MAX_WATCHERS = 128  # of the load
-# Of a list of tokens in one message: more than clients of gRPC take unless they are told to.
-_MAX_UNARY_LIST_BYTES = 4 * 1024**2
-# Of one that Envoy may always hold until it has all of it: as much as it buffers of any connection.
-_MAX_HELD_BYTES = 1024**2
-# Of longer ones that it holds, in a time, since it keeps them for as long as a caller reads slowly:
-# two of the largest.
-_LONG_HELD_BYTES = 2 * MAX_LIST_BYTES
-_LONG_HELD_S = 60.0
-# Of a conversation that is prepared on the event loop: tools take most, 0.8 ms per KiB.
-_SMALL_BYTES = 6 * 1024
 
 
 class TextGenerationServicer:
@@ -113,14 +97,15 @@ class TextGenerationServicer:
         self._metrics = metrics
         self._meter = meter
         self._num_watchers = 0
-        self._lanes = lanes
         self._siblings = siblings
         self._image_prompts = ImagePrompts(images, tokenizer, server.limits)
-        self._dialect = dialect_of(tokenizer, server)
+        self._conversations = Conversations(server, tokenizer, lanes, self._image_prompts, metrics)
+        self._token_lists = TokenLists(
+            pipeline, tokenizer, server, self._image_prompts, self._conversations
+        )
         self._adapter_changes = AdapterChanges(client, server.adapters)
         self._scraper = ThreadPoolExecutor(1, "metrics")
         self._replies = WholeReplies()
-        self._held = Allowance(_LONG_HELD_BYTES, _LONG_HELD_S)
 
     @property
     def limits(self) -> Limits:
@@ -156,7 +141,7 @@ class TextGenerationServicer:
 
     async def chat(self, request: ChatRequest, call: Call) -> AsyncGenerator[Reply]:
         """Continues a conversation."""
-        conversation = await self._conversation(request, call)
+        conversation = await self._conversations.of_chat(request, call)
         wanted, prompt = conversation.request, conversation.prompt
         head = self._head("chatcmpl-", wanted)
         with fields_named(wanted.field_names):
@@ -184,7 +169,7 @@ class TextGenerationServicer:
         """Continues a conversation in the shape of OpenAI's Responses API."""
         with responses_fields(wanted):
             wanted.check(self.limits)
-            conversation = await self._prepared(wanted.chat, call)
+            conversation = await self._conversations.of(wanted.chat, call)
             chat_request, prompt = conversation.request, conversation.prompt
         wanted = replace(wanted, chat=chat_request)  # with the tools in force
         head = self._head("resp_", chat_request)
@@ -204,7 +189,7 @@ class TextGenerationServicer:
     async def chat_unary(self, request: ChatRequest, call: Call) -> Reply:
         """Chat for callers that want a unary method: typed only, since no REST path has it."""
         _check_unary(request.stream)
-        conversation = await self._conversation(request, call)
+        conversation = await self._conversations.of_chat(request, call)
         wanted = conversation.request
         with fields_named(wanted.field_names):
             head = self._head("chatcmpl-", wanted)
@@ -238,19 +223,19 @@ class TextGenerationServicer:
 
     async def tokenize(self, inputs: str, call: Call) -> Reply:
         """Splits text into tokens: typed only, since the REST path has the stream."""
-        return await self._token_list(inputs, call)
+        return await self._token_lists.whole(inputs, call)
 
     def tokenize_stream(self, inputs: str, call: Call) -> AsyncGenerator[Reply]:
         """Splits text into tokens, some of which are in each message."""
-        return _read(self._token_messages(inputs, call), call)
+        return _read(self._token_lists.messages(inputs, call), call)
 
     async def chat_tokenize(self, request: ChatRequest, call: Call) -> Reply:
         """The prompt of a conversation, and its tokens: typed only, too."""
-        return await self._token_list(request, call)
+        return await self._token_lists.whole(request, call)
 
     def chat_tokenize_stream(self, request: ChatRequest, call: Call) -> AsyncGenerator[Reply]:
         """The same as a stream."""
-        return _read(self._token_messages(request, call), call)
+        return _read(self._token_lists.messages(request, call), call)
 
     async def list_models(self, _: None, call: Call) -> Reply:
         """The model that is served, and the adapters beside it."""
@@ -349,7 +334,7 @@ class TextGenerationServicer:
         caller = None if record is None else record.caller
         count = self._pipeline.abort(request_id, caller)
         if self._siblings is not None:
-            count += await self._siblings.abort(request_id, caller)
+            count = await self._siblings.abort(request_id, caller, count)
         return convert.abort_response(count)
 
     async def metrics(self, _: None, call: Call) -> Reply:
@@ -363,100 +348,10 @@ class TextGenerationServicer:
         shown = await loop.run_in_executor(self._scraper, self._metrics.render, accept, collect)
         return presenter.document(*shown)
 
-    async def _conversation(self, request: ChatRequest, call: Call) -> Conversation:
-        """The prompt of a conversation.
-
-        Raises:
-            ServiceError: the conversation or the template cannot be used.
-        """
-        try:
-            return await self._rendered(request, call)
-        except ServiceError as error:
-            if error.kind is ErrorKind.TEMPLATE:  # as in TGI, which counts no others before these
-                self._metrics.requests.failed("template", time.monotonic() - call.received)
-            raise
-
-    async def _rendered(self, request: ChatRequest, call: Call) -> Conversation:
-        setting = self._server.tool_call_format
-        call_format = tool_call_format(setting, call.metadata, request.tools)
-        return await self._prepared(replace(request, tool_call_format=call_format), call)
-
-    async def _prepared(self, request: ChatRequest, call: Call) -> Conversation:
-        """The prompt of a conversation, with its images."""
-        return await self._image_prompts.of_conversation(await self._prompted(request, call))
-
     async def _pictured(self, request: CompletionsRequest) -> CompletionsRequest:
         """Prompts with the images that their Markdown shows."""
         prompts = [await self._image_prompts.of_text(prompt) for prompt in request.prompts]
         return replace(request, prompts=tuple(prompts))
-
-    async def _prompted(self, request: ChatRequest, call: Call) -> Conversation:
-        note_operation("chat")
-        note_conversation(request.texts())
-        escapes = request.escape_special_tokens
-        if escapes is None:
-            escapes = self._server.escape_special_tokens
-        request = replace(request, escape_special_tokens=escapes)
-        num_bytes, tokenizer = call.num_bytes, self._tokenizer
-        processes = tokenizer.processes_for_chat(num_bytes, len(request.messages))
-        given = (request, tokenizer, self.limits, self._dialect)
-        if processes is None:
-            return await self._lanes.run_read(num_bytes, _SMALL_BYTES, Conversation.of, *given)
-        draft = await self._lanes.run_read(num_bytes, _SMALL_BYTES, Draft.of, *given)
-        text = await processes.render(draft.messages, draft.tools, draft.variables, num_bytes)
-        return await self._lanes.run_read(
-            num_bytes, _SMALL_BYTES, draft.conversation, text, tokenizer
-        )
-
-    async def _token_list(self, wanted: str | ChatRequest, call: Call) -> Reply:
-        messages = self._token_messages(wanted, call, _MAX_UNARY_LIST_BYTES)
-        return b"".join([message async for message in messages])
-
-    async def _token_messages(
-        self, wanted: str | ChatRequest, call: Call, max_bytes: int = MAX_LIST_BYTES
-    ) -> AsyncGenerator[bytes]:
-        """Messages that list the tokens of a text or of a conversation's prompt."""
-        is_prompt = isinstance(wanted, ChatRequest)
-        if isinstance(wanted, ChatRequest):
-            self._server.adapters.chosen(wanted.parameters)
-        with self._pipeline.permit():
-            pass  # a full server refuses at once; no permit is held while images are awaited
-        text = await self._spelled(wanted, call)
-        async with AsyncExitStack() as memory:
-            with self._pipeline.permit():  # not held while the caller reads
-                check_text("messages" if is_prompt else "inputs", text, self.limits)
-                messages = await memory.enter_async_context(
-                    self._listed(text, call, is_prompt=is_prompt, max_bytes=max_bytes)
-                )
-            num_bytes = sum(map(len, messages))
-            if num_bytes <= _MAX_HELD_BYTES or self._held.take(num_bytes):
-                await call.send_headers(headers.of_whole())
-            while messages:
-                yield messages.popleft()
-
-    async def _spelled(self, wanted: str | ChatRequest, call: Call) -> str:
-        """The text whose tokens are to be listed: of images, it has what stands for them."""
-        if isinstance(wanted, str):
-            prompt = await self._image_prompts.of_text(wanted)
-            assert isinstance(prompt, str)
-        else:
-            prompt = (await self._conversation(wanted, call)).prompt
-        return await self._image_prompts.spelled(prompt)
-
-    @asynccontextmanager
-    async def _listed(
-        self, text: str, call: Call, *, is_prompt: bool, max_bytes: int
-    ) -> AsyncIterator[deque[bytes]]:
-        processes = self._tokenizer.processes_for_list(text)
-        if processes is not None:
-            form: Form = "rest" if call.is_rest else "typed"
-            listed = processes.tokens_listed(text, form, is_prompt=is_prompt, max_bytes=max_bytes)
-            async with listed as messages:
-                yield messages
-            return
-        spans = await self._tokenizer.spans(text, is_prompt=is_prompt)
-        present = call.presenter
-        yield deque([present.chat_tokenize(text, spans) if is_prompt else present.tokenize(spans)])
 
     async def _loads(self, interval_s: float) -> AsyncGenerator[Reply]:
         """The load, until the server shuts down."""

@@ -57,8 +57,8 @@ async def test_a_stream_has_a_message_for_each_part(long_texts: LongTexts, call:
 async def test_lists_pass_as_they_are_read_when_enough_long_ones_are_held(
     long_texts: LongTexts, call: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.api.servicer._MAX_HELD_BYTES", 5)
-    monkeypatch.setattr("service.api.servicer._LONG_HELD_BYTES", 2 * 6)
+    monkeypatch.setattr("service.api.token_lists._MAX_HELD_BYTES", 5)
+    monkeypatch.setattr("service.api.token_lists._LONG_HELD_BYTES", 2 * 6)
     servicer, heads = Service().servicer, []
     for _ in range(3):
         call.headers = {}
