@@ -174,6 +174,17 @@ class Stack:
         except httpx.TransportError:
             return False
 
+    @contextlib.contextmanager
+    def losing_engine(self) -> Iterator[None]:
+        """The engine is lost within it; at the end another one serves.
+
+        The service may not have noticed yet, and say that it is healthy.
+        """
+        series = "tokenwire_engine_restarts_total"
+        before = self.metric(series)
+        yield
+        wait_until(lambda: self.is_healthy() and self.metric(series) > before, "another engine")
+
     def generate(self, inputs: str = PROMPT, **parameters: Any) -> dict[str, Any]:
         """POST /generate with details; 8 tokens unless told otherwise."""
         parameters = {"details": True, "max_new_tokens": 8, **parameters}

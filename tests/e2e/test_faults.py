@@ -63,8 +63,8 @@ def small(replaceable: Replaceable) -> Stack:
 
 
 def payloads(lines: Iterator[str]) -> list[dict[str, Any]]:
-    """The JSON of all events of /generate_stream."""
-    return [json.loads(line.removeprefix("data: ")) for line in lines if line]
+    """The JSON of all events of /generate_stream; a silent stream has comments between them."""
+    return [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: ")]
 
 
 def bounded(num_tokens: int, **more: Any) -> dict[str, Any]:

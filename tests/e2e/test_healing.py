@@ -144,10 +144,10 @@ def test_a_frozen_engine_is_replaced_and_streams_go_on(quick: Stack, is_busy: bo
     unbroken = [quick.http.post("/generate", json=request).json() for request in bodies]
     streams = Streams(quick, bodies)
     engine = quick.child("engine")
-    engine.suspend()
-    wait_until(lambda: is_gone(engine), "the end of the frozen engine")
-    assert [ended(event) for event in streams.last_events()] == [*map(ended, unbroken)]
-    wait_until(quick.is_healthy, "a healthy server")
+    with quick.losing_engine():
+        engine.suspend()
+        wait_until(lambda: is_gone(engine), "the end of the frozen engine")
+        assert [ended(event) for event in streams.last_events()] == [*map(ended, unbroken)]
     assert quick.child("engine").pid != engine.pid
     assert "engine was killed: no sign of life for 2 s; restarting it" in quick.log()
     quick.wait_until_idle()

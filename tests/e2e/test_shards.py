@@ -13,7 +13,7 @@ from tests.e2e.test_healing import Streams, body, ended, is_gone
 from tests.engine.adapters.made import make_adapter
 from tests.paths import DEMO_MODEL
 
-NUM_TOKENS = 150
+NUM_TOKENS = 400  # so many that they are not all there when a rank is lost
 BODIES = [body(NUM_TOKENS), body(**ENDLESS | {"max_new_tokens": NUM_TOKENS})]  # greedy, sampled
 
 
@@ -80,19 +80,19 @@ def test_a_rank_that_is_lost_ends_the_engine_and_streams_go_on(
 ) -> None:
     streams = Streams(sharded, BODIES)
     engine, other = sharded.child("engine"), _other_rank(sharded)
-    other.send_signal(number)
-    wait_until(lambda: is_gone(engine) and is_gone(other), "the end of both ranks")
-    assert [ended(event) for event in streams.last_events()] == unbroken
-    wait_until(sharded.is_healthy, "a healthy server")
+    with sharded.losing_engine():
+        other.send_signal(number)
+        wait_until(lambda: is_gone(engine) and is_gone(other), "the end of both ranks")
+        assert [ended(event) for event in streams.last_events()] == unbroken
     assert f"the engine ends with all its ranks: {reason}" in sharded.log()
     sharded.wait_until_idle()
 
 
 def test_no_rank_outlives_the_engine(sharded: Stack) -> None:
     engine, other = sharded.child("engine"), _other_rank(sharded)
-    engine.kill()
-    wait_until(lambda: is_gone(other), "the end of the other rank")
-    wait_until(lambda: sharded.is_healthy() and not is_gone(sharded.child("engine")), "health")
+    with sharded.losing_engine():
+        engine.kill()
+        wait_until(lambda: is_gone(other), "the end of the other rank")
 
 
 def test_a_model_that_cannot_be_divided_is_refused_in_one_line() -> None:
