@@ -309,12 +309,12 @@ class RestPresenter:
         return framing.http_reply(render.JSON, render.model(server, name))
 
     def adapter_loaded(self, adapter: AdapterInfo) -> Reply:
-        """VLLM's text."""
+        """The text of vLLM."""
         text = f"Success: LoRA adapter '{adapter.name}' added successfully."
         return framing.http_reply(_TEXT, text.encode())
 
     def adapter_unloaded(self, name: str) -> Reply:
-        """VLLM's text."""
+        """The text of vLLM."""
         text = f"Success: LoRA adapter '{name}' removed successfully."
         return framing.http_reply(_TEXT, text.encode())
 

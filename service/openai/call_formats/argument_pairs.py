@@ -28,8 +28,11 @@ class Parameter:
     """One of a tool's arguments.
 
     Attributes:
+        name: of the argument.
         schema: what a value must fit, with references from `root`.
+        root: the schema of all arguments of the tool.
         function: the tool's name.
+        is_required: whether a call must have it.
     """
 
     name: str
@@ -51,6 +54,10 @@ class Parameter:
         if kind is not None and kind in self._read_kinds():
             return written
         return json.dumps(text, ensure_ascii=False)
+
+    def given(self, rule: Any) -> Any:
+        """The rule of a call that has this argument, as `rule` writes it, or may go without it."""
+        return rule if self.is_required else {"optional": rule}
 
     def ended(self, end: Any) -> Any:
         """The rule of a value up to its end, which is a text or a token.

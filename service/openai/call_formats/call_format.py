@@ -51,7 +51,7 @@ class CallFormat(Protocol):
     def beginnings(self, tools: Sequence[Tool]) -> tuple[str, ...]:
         """How calls begin, by which they are told from an answer of a given form.
 
-        None where the form has another place for such an answer.
+        Empty where the form has another place for such an answer.
         """
 
     def reader(self, tools: Sequence[Tool]) -> Reader:

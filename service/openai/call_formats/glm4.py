@@ -59,9 +59,8 @@ class Glm4:
 
 
 def _arguments(index: int, tool: Tool, marker: Marker) -> list[Any]:
-    rules = []
-    for parameter in parameters_of(index, tool):
-        key = [marker(_KEY), parameter.name, marker(_KEY_END), "\n", marker(_VALUE)]
-        rule = [*key, parameter.ended(marker(_VALUE_END)), "\n"]
-        rules.append(rule if parameter.is_required else {"optional": rule})
-    return rules
+    key, key_end, value, value_end = map(marker, (_KEY, _KEY_END, _VALUE, _VALUE_END))
+    return [
+        one.given([key, one.name, key_end, "\n", value, one.ended(value_end), "\n"])
+        for one in parameters_of(index, tool)
+    ]

@@ -62,7 +62,7 @@ class Harmony:
         return [[tool.name, *head, arguments_rule(tool)] for tool in wanted.tools]
 
     def beginnings(self, tools: Sequence[Tool]) -> tuple[str, ...]:
-        """None: an answer has a channel of its own."""
+        """Nothing: an answer has a channel of its own."""
         del tools
         return ()
 

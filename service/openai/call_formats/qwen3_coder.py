@@ -58,8 +58,7 @@ class Qwen3Coder:
 
 
 def _arguments(index: int, tool: Tool) -> list[Any]:
-    rules = []
-    for parameter in parameters_of(index, tool):
-        rule = [f"<parameter={parameter.name}>\n", parameter.ended("\n</parameter>\n")]
-        rules.append(rule if parameter.is_required else {"optional": rule})
-    return rules
+    return [
+        one.given([f"<parameter={one.name}>\n", one.ended("\n</parameter>\n")])
+        for one in parameters_of(index, tool)
+    ]
