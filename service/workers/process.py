@@ -19,7 +19,7 @@ import psutil
 from engine.protocol.wire import HEADER, framed
 
 from .priority import lower_priority
-from .template import ForkedProcess, Template
+from .template import ForkedProcess, SlowStartError, Template
 
 _START_S = 180.0  # for a process of the lowest priority to start on a busy machine
 _MIN_SHARE = 0.25  # of a processor; with less the machine is at fault that an answer is late
@@ -112,6 +112,8 @@ class WorkerProcess:
                 spent = _processor_s(process.pid) - before
                 await self.stop()
                 raise LateError(is_starved=spent < _MIN_SHARE * deadline_s) from None
+            except SlowStartError:  # whatever the request is, it was not looked at
+                raise LateError(is_starved=True) from None
             except (OSError, psutil.Error, asyncio.IncompleteReadError):
                 await self.stop()
             except asyncio.CancelledError:
@@ -163,7 +165,7 @@ async def _started(module: str, max_bytes: int, setup: bytes) -> Process:
             process.kill()
         await process.wait()
         if isinstance(error, TimeoutError):
-            raise OSError("the process does not come up") from error
+            raise SlowStartError("the process does not come up") from error
         raise
     return process
 

@@ -24,6 +24,10 @@ from .priority import lower_priority
 _START_S = 180.0  # for a process of the lowest priority to start on a busy machine
 
 
+class SlowStartError(OSError):
+    """A process does not come up, or fork, in time: the machine is too busy."""
+
+
 class ForkedProcess:
     """A process that was forked, with the interface of asyncio's own."""
 
@@ -138,7 +142,7 @@ class Template:
         except BaseException as error:
             await self._kill()  # an answer that comes later would be taken for the next one's
             if isinstance(error, TimeoutError):
-                raise OSError("the process does not fork") from error
+                raise SlowStartError("the process does not fork") from error
             raise
 
     async def _start(self) -> Any:
@@ -171,7 +175,7 @@ class Template:
         except BaseException as error:
             await self._kill()
             if isinstance(error, TimeoutError):
-                raise OSError("the process does not come up") from error
+                raise SlowStartError("the process does not come up") from error
             raise
 
     async def _kill(self) -> None:
