@@ -27,10 +27,11 @@ _NUM_TRIALS = 2  # of a request whose process dies, which need not be the reques
 
 
 class LateError(Exception):
-    """There was no answer in time, and the process was killed.
+    """There was no answer in time, and the process was killed; or none came up.
 
     Attributes:
-        is_starved: whether it had hardly any processor time, so that the machine is too busy.
+        is_starved: whether the machine is at fault: the process had hardly any processor time, or
+            there was none.
     """
 
     def __init__(self, *, is_starved: bool) -> None:
@@ -39,7 +40,10 @@ class LateError(Exception):
 
 
 class DeadError(Exception):
-    """The process ended instead of answering, and so did the next one."""
+    """The process ended instead of answering, and so did the next one.
+
+    What ends while nobody asks it, or before it is ready, does not count.
+    """
 
 
 Process = asyncio.subprocess.Process | ForkedProcess
@@ -87,7 +91,7 @@ class WorkerProcess:
         """The answer to a request. A process that does not answer in time is killed.
 
         Raises:
-            LateError: it did not.
+            LateError: it did not, or does not come up.
             DeadError: it died, twice.
         """
         return (await self.ask_for_parts(request, deadline_s))[1]
@@ -96,16 +100,19 @@ class WorkerProcess:
         """The bytes that a process sends before its answer, part by part, and the answer.
 
         Raises:
-            LateError: the answer does not come in time. The process is killed.
+            LateError: the answer does not come in time, or no process comes up. It is killed.
             DeadError: it died, twice.
         """
         self._trying.clear()
         message = await asyncio.to_thread(framed, request)  # which copies megabytes several times
+        num_deaths = 0
         for _ in range(_NUM_TRIALS):
+            is_asked = False
             try:
                 process = self._process or await self._start()
                 before = _processor_s(process.pid)
                 self._trying.set()
+                is_asked = True
                 async with asyncio.timeout(deadline_s):
                     return await _exchange(process, message)
             except TimeoutError:
@@ -116,9 +123,12 @@ class WorkerProcess:
                 raise LateError(is_starved=True) from None
             except (OSError, psutil.Error, asyncio.IncompleteReadError):
                 await self.stop()
+                num_deaths += is_asked
             except asyncio.CancelledError:
                 await self.stop()
                 raise
+        if num_deaths < _NUM_TRIALS:
+            raise LateError(is_starved=True)
         raise DeadError
 
     async def start(self) -> None:

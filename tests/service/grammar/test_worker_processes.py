@@ -148,7 +148,9 @@ class TestKilledProcess:
                 await asyncio.sleep(0.001)
 
         killer = asyncio.create_task(kill())
-        assert await reason(checker, regex("a")) == DIED
+        error = await refusal(checker, regex("a"))
+        # Some may have died before they got it, for which it is not at fault.
+        assert error.kind is ErrorKind.OVERLOADED or DIED in error.message
         stop.set()
         await killer
         assert await checker.check(regex("b")) == regex_source("b")

@@ -14,6 +14,7 @@ import pytest
 from service.errors import ErrorKind, ServiceError
 from service.text import long_texts
 from service.text.long_texts import LongTexts, TooManyTokensError
+from service.workers import process
 
 NEVER_S = 600.0
 
@@ -99,6 +100,29 @@ async def test_a_text_that_kills_two_processes_is_refused_and_the_next_one_is_no
         assert texts.num_starts == 2
         assert await texts.encode("fine") == (1, 2, 3)
         assert texts.num_starts == 3
+
+
+async def test_a_process_that_dies_while_nobody_asks_it_costs_no_text_anything(
+    tmp_path: Path,
+) -> None:
+    async with running(tmp_path) as texts:
+        (worker,) = texts.long_texts._crew._all
+        assert worker._process is not None
+        worker._process.kill()
+        await worker._process.wait()
+        assert await texts.encode("fine") == (1, 2, 3)
+        assert texts.num_starts == 2
+
+
+async def test_a_text_whose_process_does_not_come_up_is_told_that_the_machine_is_busy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with running(tmp_path) as texts:
+        assert (await texts.refused("dies")).kind is ErrorKind.VALIDATION
+        monkeypatch.setattr(process, "_START_S", 0.0)
+        assert (await texts.refused("fine")).kind is ErrorKind.OVERLOADED
+        monkeypatch.undo()
+        assert await texts.encode("fine") == (1, 2, 3)
 
 
 async def test_a_text_without_memory_is_refused_by_the_same_process(tmp_path: Path) -> None:
