@@ -2,7 +2,8 @@
 
 A good body is read twice and fast: by msgspec, which knows types, and by the standard library,
 which can tell duplicate names. Of a large one the long texts are read apart. Only a bad one is read
-again to find its first fault: what is no JSON is said before what is no request.
+again to find its first fault: what is no JSON is said before what is no request. A large one is
+read again without its long texts, unless it is no JSON: what is wrong then has a place in it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import msgspec
 
 from ..errors import ErrorKind, ServiceError
 from ..workers.courtesy import give_way
-from .texts_apart import cut, restored
+from .texts_apart import cut, restored, with_texts
 
 MAX_DEPTH = 128  # of objects and lists; serde_json, which TGI uses, has the same
 
@@ -95,15 +96,15 @@ def parse(data: bytes, kind: type[_T]) -> _T:
             members of the same name or a number that no float64 can hold; only then kind `SHAPE`
             if it is something else than `kind`: the first fault in the text.
     """
+    rest, texts = data, dict[str, str]()
     if len(data) > _LARGE_BYTES:
-        with suppress(ValueError, RecursionError, _FaultError):  # all of it says what is wrong
+        with suppress(ValueError):  # of a text that is none: all of the body says where
             rest, texts = cut(data)
-            return restored(_read(rest, kind), texts)
     try:
-        return _read(data, kind)
+        return restored(_read(rest, kind), texts)
     except (ValueError, RecursionError, _FaultError) as error:
-        _check_json(data)
-        _raise_shape(*_reason_and_path(str(error)))
+        _check_json(rest if _can_be_read(rest) else data)
+        _raise_shape(*_reason_and_path(with_texts(str(error), texts)))
 
 
 def _read(data: bytes, kind: type[_T]) -> _T:
@@ -152,6 +153,15 @@ def _check_syntax(data: bytes) -> None:
             raise _malformed(str(error)) from error
     if end < len(data):
         raise _malformed(f"invalid UTF-8 (byte {end})")
+
+
+def _can_be_read(data: bytes) -> bool:
+    """Whether a text is JSON but for what `_check_content` looks for."""
+    try:
+        _check_syntax(data)
+    except (ServiceError, RecursionError):
+        return False
+    return True
 
 
 def _skip(data: bytes) -> None:

@@ -51,6 +51,13 @@ def restored(value: _T, texts: dict[str, str]) -> _T:
     return cast("_T", _restored(value, texts)) if texts else value
 
 
+def with_texts(message: str, texts: dict[str, str]) -> str:
+    """What is said of a value without its texts, with those that it names."""
+    for mark, text in texts.items():
+        message = message.replace(mark, text)
+    return message
+
+
 def _restored(value: Any, texts: dict[str, str]) -> Any:
     if isinstance(value, str):
         return texts.get(value, value)

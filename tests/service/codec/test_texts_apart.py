@@ -84,6 +84,29 @@ def test_the_error_is_that_of_the_whole_body(data: bytes, monkeypatch: pytest.Mo
     assert (apart.value.kind, apart.value.message) == (whole.value.kind, whole.value.message)
 
 
+@pytest.mark.parametrize(
+    "others",
+    [
+        '"parameters": {"seed": "a text"}',
+        '"parameters": {"grammar": {"type": "a kind", "value": 1}}',
+        '"parameters": {"seed": 1, "seed": 2}',
+        f'"other": {"[" * 200}{"]" * 200}',
+        '"other": 1e999',
+    ],
+)
+def test_what_is_wrong_beside_long_texts_is_found_without_them(
+    others: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of the calls that read all of a body holds the interpreter's lock for milliseconds."""
+    data = f'{{"inputs": "{"escape " * 100}", {others}}}'.replace("escape", "\\n").encode()
+    read: list[bytes] = []
+    check = strict_json._check_syntax
+    monkeypatch.setattr(strict_json, "_check_syntax", lambda part: read.append(part) or check(part))
+    with pytest.raises(ServiceError):
+        parse(data, bodies.Generate)
+    assert 0 < max(map(len, read)) < len(data) - 200
+
+
 @given(st.binary(max_size=100))
 def test_any_bytes_are_read_or_refused_as_a_whole(data: bytes) -> None:
     body = b'["' + data + b'"]'
