@@ -16,7 +16,8 @@ Such a layer of transformers 5.23 expands latents in a method of its own, `expan
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from types import MethodType
 from typing import Any
 
@@ -26,30 +27,48 @@ from torch import Tensor, nn
 from .names import uses_ours
 
 _ATTRIBUTE = "tokenwire_latent"  # of an attention layer
+# Of rows [num_heads, num_tokens, K] with a matrix of each head: [num_heads, num_tokens, N].
+Product = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class HeadMatrices:
+    """A matrix of each head, [num_heads, N, K]."""
+
+    weight: Tensor
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Rows times their head's matrix."""
+        return torch.bmm(rows, self.weight.transpose(1, 2))
 
 
 @dataclass(frozen=True, slots=True)
 class LatentAttention:
-    """The matrices that a layer's latents are not multiplied with any more.
+    """The products with latents that a layer leaves to queries, and to what attention gives.
 
     Attributes:
-        key_up: [num_heads, query's part without position, latent].
-        value_up: [num_heads, value's head size, latent].
+        key_up: from a query's part without position to latents.
+        value_up: from latents to values.
+        content_size: of a query's part without position.
+        latent_size: of a latent.
+        value_size: of a head's value.
     """
 
-    key_up: Tensor
-    value_up: Tensor
+    key_up: Product
+    value_up: Product
+    content_size: int
+    latent_size: int
+    value_size: int
 
     def query(self, query: Tensor) -> Tensor:
         """Queries [1, num_heads, num_tokens, …] that meet latents and rotated keys."""
-        width = self.key_up.shape[1]
+        width = self.content_size
         content, position = query[0, ..., :width], query[0, ..., width:]
-        return torch.cat((torch.bmm(content, self.key_up), position), dim=-1).unsqueeze(0)
+        return torch.cat((self.key_up(content), position), dim=-1).unsqueeze(0)
 
     def values(self, latents: Tensor) -> Tensor:
         """Values [num_tokens, num_heads, head size] of weighted sums of a cache's rows."""
-        sums = latents[..., : self.value_up.shape[-1]].transpose(0, 1)
-        return torch.bmm(sums, self.value_up.transpose(1, 2)).transpose(0, 1)
+        return self.value_up(latents[..., : self.latent_size].transpose(0, 1)).transpose(0, 1)
 
 
 def absorb(model: nn.Module) -> int:
@@ -70,6 +89,23 @@ def latent_attention(module: nn.Module) -> LatentAttention | None:
     return found
 
 
+def replace_products(model: nn.Module, make: Callable[[HeadMatrices], Product]) -> int:
+    """Replaces the matrices of heads of all layers with latents; returns how many layers there are.
+
+    Attention of transformers cannot be computed any more then.
+    """
+    count = 0
+    for layer in model.modules():
+        found = latent_attention(layer)
+        if found is not None:
+            assert isinstance(found.key_up, HeadMatrices)
+            assert isinstance(found.value_up, HeadMatrices)
+            key_up, value_up = make(found.key_up), make(found.value_up)
+            setattr(layer, _ATTRIBUTE, replace(found, key_up=key_up, value_up=value_up))
+            count += 1
+    return count
+
+
 def _has_latents(module: Any) -> bool:
     up = getattr(module, "kv_b_proj", None)
     return (
@@ -79,10 +115,11 @@ def _has_latents(module: Any) -> bool:
 
 def _absorb(layer: Any) -> None:
     weight = layer.kv_b_proj.weight.detach()
-    content, value = layer.qk_nope_head_dim, layer.v_head_dim
-    by_head = weight.view(-1, content + value, weight.shape[1])
+    content, value, latent = layer.qk_nope_head_dim, layer.v_head_dim, weight.shape[1]
+    by_head = weight.view(-1, content + value, latent)
     key_up, value_up = (part.contiguous() for part in by_head.split([content, value], dim=1))
-    setattr(layer, _ATTRIBUTE, LatentAttention(key_up, value_up))
+    products = HeadMatrices(key_up.transpose(1, 2)), HeadMatrices(value_up)
+    setattr(layer, _ATTRIBUTE, LatentAttention(*products, content, latent, value))
     layer.expand_kv = MethodType(_keep_latents, layer)
     layer.kv_b_proj = None  # its weight is in the two matrices
 
@@ -97,7 +134,9 @@ def _keep_latents(layer: Any, latents: Tensor, rotated: Tensor) -> tuple[Tensor,
         return rows, rows
     latent = latent_attention(layer)
     assert latent is not None
-    content = torch.matmul(latents, latent.key_up.transpose(1, 2))
+    assert isinstance(latent.key_up, HeadMatrices)
+    assert isinstance(latent.value_up, HeadMatrices)
+    content = torch.matmul(latents, latent.key_up.weight)
     position = rotated.expand(-1, content.shape[1], -1, -1)
-    values = torch.matmul(latents, latent.value_up.transpose(1, 2))
+    values = torch.matmul(latents, latent.value_up.weight.transpose(1, 2))
     return torch.cat((content, position), dim=-1), values

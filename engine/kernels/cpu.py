@@ -10,6 +10,7 @@ import functools
 import math
 import mmap
 from collections.abc import Iterable, Sequence
+from enum import IntEnum
 from typing import Any, NamedTuple
 
 import torch
@@ -61,6 +62,7 @@ _KERNELS: dict[str, Types] = {
     "rms_norm": (POINTER, POINTER, POINTER, SIZE, SIZE, FLOAT, FLOAT, INT),
     "silu_and_mul": (POINTER, SIZE, POINTER, SIZE, POINTER, SIZE, SIZE, INT),
     "gelu_and_mul": (POINTER, SIZE, POINTER, SIZE, POINTER, SIZE, SIZE, INT),
+    "activate": (POINTER, POINTER, SIZE, INT, INT),
     "paged_attention": (
         *(POINTER, POINTER, SIZE, SIZE),
         *(POINTER, POINTER, SIZE, SIZE, SIZE),
@@ -83,6 +85,16 @@ _OTHERS: dict[str, tuple[type[Any] | None, Types]] = {
     "tw_pack_weight": (None, (POINTER, SIZE, SIZE, SIZE, POINTER, INT, INT)),
     "tw_replay": (INT, (POINTER, SIZE)),
 }
+
+
+class Activation(IntEnum):
+    """Functions of a number that a kernel computes, as in c/rows.h; GELU is the one with erf."""
+
+    SIGMOID = 0
+    SILU = 1
+    GELU = 2
+    GELU_TANH = 3
+    SOFTPLUS = 4
 
 
 @functools.cache
@@ -126,6 +138,7 @@ class CpuKernels:
         self._rms_norm = kernels["rms_norm"]
         self._silu_and_mul = kernels["silu_and_mul"]
         self._gelu_and_mul = kernels["gelu_and_mul"]
+        self._activate = kernels["activate"]
         self._weight_arena = torch.empty(0, dtype=torch.uint8)  # for weights
         self.has_openmp = bool(library.tw_has_openmp())
         self.has_float16 = bool(library.tw_has_float16())
@@ -418,6 +431,22 @@ class CpuKernels:
     def gelu_and_mul(self, gate: Tensor, up: Tensor) -> Tensor:
         """As `silu_and_mul`, with GELU as approximated by tanh."""
         return self._gated(self._gelu_and_mul, gate, up)
+
+    def activate(self, x: Tensor, activation: Activation) -> Tensor:
+        """Return an activation of fp32 x, of its shape. A number's does not depend on the others.
+
+        The sigmoid of numbers below -87 is 0.
+        """
+        x = x.contiguous()
+        output = torch.empty_like(x)
+        self._activate(
+            _flat(x, torch.float32),
+            output.data_ptr(),
+            x.numel(),
+            activation,
+            torch.get_num_threads(),
+        )
+        return output
 
     def _gated(self, kernel: Kernel, gate: Tensor, up: Tensor) -> Tensor:
         """Call a kernel for activation(gate) * up."""

@@ -52,7 +52,7 @@ def probe_layers(
         if sliding_window is not None:
             windows[index] = sliding_window
         latent = latent_attention(module)
-        size = value.shape[-1] if latent is None else latent.value_up.shape[1]
+        size = value.shape[-1] if latent is None else latent.value_size
         return query.new_zeros(1, query.shape[2], query.shape[1], size), None
 
     AttentionInterface.register(_PROBE, probe)

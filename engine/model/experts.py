@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..kernels.cpu import CpuKernels
 from ..kernels.packed_linear import PackedLinear
 from .fusion import gate_like, kernels_for_fusion
+from .input_weights import use_interface
 from .layers import parents_of_layers
 
 _MARKS = ("has_gate", "has_bias", "is_transposed", "num_experts")
@@ -104,6 +105,7 @@ def pack_mixtures(model: nn.Module, kernels: CpuKernels) -> int:
         assert isinstance(linear, nn.Linear)
         return PackedLinear.from_linear(linear, kernels)
 
+    use_interface(model)
     num_packed = 0
     for stock, places in parents_of_layers(model).items():
         if not _are_fp32(stock):
@@ -128,19 +130,34 @@ def pack_experts(stock: nn.Module, make: Make, kernels: CpuKernels) -> PackedExp
 
 
 def _layer_of(stock: Any, name: str, make: Make, kernels: CpuKernels) -> nn.Module:
-    """A layer of one matrix of all experts, one after the other, padded to whole panels."""
+    """A layer of one matrix of all experts."""
     rows = rows_of(stock, getattr(stock, name).detach())
-    missing = -rows.shape[1] % kernels.panel_width
     bias = getattr(stock, f"{name}_bias").detach() if stock.has_bias else None
+    layer = layer_of_matrices(rows, bias, make, kernels)
+    for part in (name, f"{name}_bias") if stock.has_bias else (name,):
+        delattr(stock, part)
+    return layer
+
+
+def layer_of_matrices(
+    rows: Tensor, bias: Tensor | None, make: Make, kernels: CpuKernels
+) -> nn.Module:
+    """A layer of several matrices, one after the other, padded to whole panels.
+
+    Args:
+        rows: the matrices [num, N, K].
+        bias: their biases [num, N].
+        make: packs a linear layer for the kernels, quantised or not.
+        kernels: whose panels hold the outputs of one matrix each.
+    """
+    missing = -rows.shape[1] % kernels.panel_width
     linear = nn.Linear(1, 1, bias=bias is not None, device="meta")
     weight = F.pad(rows, (0, 0, 0, missing)) if missing else rows
     linear.weight = nn.Parameter(weight.flatten(0, 1), requires_grad=False)
     if bias is not None:
         linear.bias = nn.Parameter(F.pad(bias, (0, missing)).flatten(), requires_grad=False)
-        delattr(stock, f"{name}_bias")
     layer: Any = make(linear)
-    layer.out_features = rows.shape[1]  # of one expert
-    delattr(stock, name)
+    layer.out_features = rows.shape[1]  # of one matrix
     assert isinstance(layer, nn.Module)
     return layer
 

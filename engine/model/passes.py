@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 
 import torch
 from torch import nn
@@ -21,7 +22,9 @@ from ..kernels.cpu import CpuKernels
 from ..kernels.packed_linear import pack_model
 from ..protocol.errors import ModelLoadError, first_line
 from . import fusion, projections, quantization, residual_norms, rope_tables
+from .activations import activate_by_kernel
 from .experts import pack_mixtures
+from .latents import pack_latents
 from .layers import layers_read_by
 from .loaded import LoadedModel
 from .routers import multiply_by_kernel
@@ -252,9 +255,14 @@ def pack_layers(loaded: LoadedModel, kernels: CpuKernels, left: Collection[nn.Mo
     """
     reference_logits(loaded)
     num_mixtures = pack_mixtures(loaded.model, kernels)
-    num_routers = multiply_by_kernel(loaded.model, kernels)
+    num_routers = multiply_by_kernel(loaded.model, kernels, left)
     if num_mixtures or num_routers:
         logger.info("packed the experts of %d layers, and %d routers", num_mixtures, num_routers)
+    pack_latents(loaded.model, kernels)
+    with suppress(Exception):  # if it does not run any more, the check says why
+        activate_by_kernel(
+            loaded.model, kernels, lambda: paged_logits(loaded, ReferenceAttention())
+        )
     pack_model(loaded.model, kernels, left)
     reason = objection_to_change(loaded, exact=loaded.scheme is None)
     if reason is not None:

@@ -29,6 +29,7 @@ from ..kernels.packed_linear import is_linear, output_rows
 from ..protocol.config import EngineConfig
 from ..shards.layers import plain
 from .experts import matrices_of, pack_experts, rows_of
+from .input_weights import use_interface
 from .layers import parents_of_layers
 from .quantized_linear import Fp8Linear, Int4Linear, Int8Linear
 
@@ -170,6 +171,8 @@ def apply(
     Raises:
         ValueError: no layer can be quantised.
     """
+    if scheme.kernels is not None:
+        use_interface(model)
     layers = parents_of_layers(model)
     output = plain(model.get_output_embeddings())  # type: ignore[no-untyped-call]
     chosen = [

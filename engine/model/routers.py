@@ -7,7 +7,7 @@ weight: a mixture would answer otherwise alone than among others, though its exp
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any
 
@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ..kernels.cpu import CpuKernels
-
-_HAVE_ONE, _MARK = (nn.Linear, nn.Embedding), "Conv1D"  # whose products are not such ones
+from ..kernels.packed_linear import is_linear
 
 
 class _ByKernel(TorchFunctionMode):
@@ -33,7 +32,7 @@ class _ByKernel(TorchFunctionMode):
         super().__init__()
         self._kernels = kernels
         self._matrix = matrix
-        self._packed = kernels.pack_weight(matrix)
+        self._packed: Tensor | None = None  # until it is used: not all are
 
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -45,13 +44,22 @@ class _ByKernel(TorchFunctionMode):
     def _linear(self, x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
         if matrix.data_ptr() != self._matrix.data_ptr() or x.dtype is not torch.float32:
             return F.linear(x, matrix, bias)
+        if self._packed is None:
+            self._packed = self._kernels.pack_weight(self._matrix)
         return self._kernels.linear(x, self._packed, bias, len(matrix))
 
 
-def multiply_by_kernel(model: nn.Module, kernels: CpuKernels) -> int:
+def multiply_by_kernel(
+    model: nn.Module, kernels: CpuKernels, left: Collection[nn.Module] = ()
+) -> int:
     """Has the kernels compute the products of a model's routers with their matrices.
 
     Everything else of a router, and of modules that only look like one, stays as it is.
+
+    Args:
+        model: changed in place.
+        kernels: that compute the products.
+        left: linear layers that are not packed, so that they are as routers are.
 
     Returns:
         How many modules have such a matrix.
@@ -59,7 +67,7 @@ def multiply_by_kernel(model: nn.Module, kernels: CpuKernels) -> int:
     count = 0
     for module in model.modules():
         matrix = _own_matrix(module)
-        if matrix is not None:
+        if matrix is not None and (not is_linear(module) or module in left):
             stock = module.forward
             module.forward = partial(_forward, _ByKernel(kernels, matrix), stock)
             count += 1
@@ -67,13 +75,11 @@ def multiply_by_kernel(model: nn.Module, kernels: CpuKernels) -> int:
 
 
 def _own_matrix(module: nn.Module) -> Tensor | None:
-    """The fp32 matrix of a module that may be a router."""
-    if isinstance(module, _HAVE_ONE) or type(module).__name__ == _MARK:
-        return None
+    """The fp32 matrix of a module that may be a router, or of a linear layer."""
     matrix = dict(module.named_parameters(recurse=False)).get("weight")
-    if matrix is None or matrix.dim() != 2 or matrix.dtype is not torch.float32:
+    if matrix is None or matrix.dim() != 2 or isinstance(module, nn.Embedding):
         return None
-    return matrix.detach()
+    return matrix.detach() if matrix.dtype is torch.float32 else None
 
 
 def _forward(products: _ByKernel, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

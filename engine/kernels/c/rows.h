@@ -96,3 +96,46 @@ EXPORT int tw_gelu_and_mul(const float *gate, int64_t gate_stride, const float *
     gate_rows(gelu_v, gate, gate_stride, up, up_stride, y, rows, width, num_threads);
     return 0;
 }
+
+/* The sigmoid, and 0 where that is no normal number. */
+INLINE vf sigmoid_v(vf x) { return pick(x < -87.0f, splat(0.0f), sigmoid_of(x, splat(1.0f))); }
+
+/* x times the share of a normal distribution below it, of which the part in the nearer tail is computed:
+ * Abramowitz and Stegun, 7.1.26, with x / sqrt(2) for x. */
+INLINE vf gelu_erf_v(vf x) {
+    vf size = pick(x < 0.0f, -x, x), t = 1.0f / (size * 0.2316418882f + 1.0f);
+    vf tail = splat(0.5307027145f);
+    tail = madd(tail, t, splat(-0.7265760135f));
+    tail = madd(tail, t, splat(0.7107068705f));
+    tail = madd(tail, t, splat(-0.1422483680f));
+    tail = madd(tail, t, splat(0.1274147960f)) * t * exp_v(x * x * -0.5f);
+    return x * pick(x < 0.0f, tail, 1.0f - tail);
+}
+
+/* log(1 + exp(x)); above 20 it is x, as torch has it. */
+INLINE float softplus_1(float x) { return x > 20.0f ? x : log1pf(exp_1(x)); }
+
+typedef enum { SIGMOID, SILU, GELU, GELU_TANH, SOFTPLUS } Activation;
+
+/* y = activation(x), numbers from .. to - 1; as in `gate_rows`, each by the same operations. */
+INLINE void activate_share(vf (*activation)(vf), const float *x, float *y, int64_t from, int64_t to) {
+    int64_t i = from;
+    for (; i + W <= to; i += W) store(y + i, activation(load(x + i)));
+    for (; i < to; i++) y[i] = activation(splat(x[i]))[0];
+}
+
+EXPORT int tw_activate(const float *x, float *y, int64_t n, int activation, int num_threads) {
+    if (n < SERIAL_WORK / 8) num_threads = 1;
+    PARALLEL {
+        int64_t workers = num_workers(), id = thread_id();
+        int64_t from = n * id / workers, to = n * (id + 1) / workers;
+        switch ((Activation)activation) {
+            case SIGMOID: activate_share(sigmoid_v, x, y, from, to); break;
+            case SILU: activate_share(silu_v, x, y, from, to); break;
+            case GELU: activate_share(gelu_erf_v, x, y, from, to); break;
+            case GELU_TANH: activate_share(gelu_v, x, y, from, to); break;
+            case SOFTPLUS: for (int64_t i = from; i < to; i++) y[i] = softplus_1(x[i]); break;
+        }
+    }
+    return 0;
+}

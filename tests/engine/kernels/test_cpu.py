@@ -1,6 +1,8 @@
 """The C kernels against plain torch: attention over a paged cache, KV scatter, row-wise kernels."""
 
+import math
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import TypedDict, Unpack
 
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 
 from engine.attention.kv_cache import KVCache, LayerShape
 from engine.attention.linear_bias import LinearBias
-from engine.kernels.cpu import CpuKernels
+from engine.kernels.cpu import Activation, CpuKernels
 from tests.engine.native import needs_compiler, threads
 
 relaxed = settings(
@@ -409,6 +411,30 @@ def test_rms_norms_and_gates_equal_torch(kernels: CpuKernels, rows: int, width: 
     torch.testing.assert_close(kernels.silu_and_mul(gate, up), expected, atol=1e-5, rtol=1e-5)
     expected = (nn.functional.gelu(gate.double(), approximate="tanh") * up.double()).float()
     torch.testing.assert_close(kernels.gelu_and_mul(gate, up), expected, atol=1e-5, rtol=1e-5)
+
+
+@needs_compiler
+@pytest.mark.parametrize("activation", Activation)
+def test_activations_equal_torch(kernels: CpuKernels, activation: Activation) -> None:
+    torch.manual_seed(activation)
+    function = {
+        Activation.SIGMOID: torch.sigmoid,
+        Activation.SILU: nn.functional.silu,
+        Activation.GELU: nn.functional.gelu,
+        Activation.GELU_TANH: partial(nn.functional.gelu, approximate="tanh"),
+        Activation.SOFTPLUS: nn.functional.softplus,
+    }[activation]
+    for x in (torch.randn(400, 515), torch.linspace(-100, 100, 9001), torch.zeros(0, 3)):
+        y = kernels.activate(x, activation)
+        torch.testing.assert_close(y, function(x.double()).float(), atol=1e-6, rtol=1e-6)
+    special = torch.tensor([-math.inf, math.inf, math.nan])
+    if activation is Activation.SIGMOID:
+        found = kernels.activate(special, activation)
+        torch.testing.assert_close(found, torch.tensor([0.0, 1.0, math.nan]), equal_nan=True)
+    assert kernels.activate(special, activation)[2].isnan()
+    assert kernels.activate(torch.ones(4, 6).t(), activation).shape == (6, 4)
+    with pytest.raises(ValueError, match="float32"):
+        kernels.activate(torch.zeros(3).double(), activation)
 
 
 @needs_compiler

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from engine.kernels.cpu import CpuKernels
+from engine.kernels.cpu import Activation, CpuKernels
 from tests.engine.kernels.test_cpu import AttentionKind, Batch, Options, make_batch
 from tests.engine.native import TARGETS, kernels_for, needs_compiler, threads
 
@@ -119,3 +119,19 @@ def test_gates_of_a_row_do_not_depend_on_the_other_rows(target: str, width: int)
             with threads(num_threads):
                 for rows in (3, 17, 100):
                     assert torch.equal(gated(gate[:rows], up[:rows]), alone[:rows])
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("activation", Activation)
+def test_the_activation_of_a_number_does_not_depend_on_its_place(
+    target: str, activation: Activation
+) -> None:
+    kernels = kernels_for(target)
+    x = torch.randn(10_007, generator=torch.Generator().manual_seed(1)) * 5
+    alone = torch.cat([kernels.activate(number, activation) for number in x[:99].split(1)])
+    for num_threads in (1, 2, 3):
+        with threads(num_threads):
+            whole = kernels.activate(x, activation)
+            assert torch.equal(whole[:99], alone)
+            for part in (slice(5, 47), slice(1, 10_000), slice(9_990, None)):
+                assert torch.equal(kernels.activate(x[part], activation), whole[part])

@@ -10,7 +10,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import GptOssConfig, MixtralConfig, NemotronHConfig, Qwen3MoeConfig
+from transformers import (
+    GptOssConfig,
+    Llama4TextConfig,
+    MixtralConfig,
+    NemotronHConfig,
+    Qwen3MoeConfig,
+)
 
 from engine.build import build_engine
 from engine.kernels.grouped_int8 import GroupedInt8Linear
@@ -19,6 +25,7 @@ from engine.kernels.int8 import PackedInt8Linear
 from engine.kernels.packed_linear import PackedLinear
 from engine.model import quantization
 from engine.model.experts import PackedExperts, matrices_of, pack_experts, pack_mixtures
+from engine.model.input_weights import use_interface
 from engine.model.passes import pack_layers, quantize_model
 from engine.model.quantization import Scheme
 from engine.model.self_check import attach_paged_attention
@@ -212,3 +219,38 @@ def test_engines_record_steps_with_experts_and_answer_alone_as_among_others(
     for request in requests[:2]:
         alone = run(engine, request)[request.request_id]
         assert token_ids(alone) == token_ids(together[request.request_id])
+
+
+def mixture_of_weighed_inputs(top_k: int) -> Any:
+    """A mixture of Llama 4, whose experts get tokens times their weights."""
+    options = {"num_local_experts": 4, "num_experts_per_tok": top_k, "intermediate_size_mlp": 96}
+    model = build_model(Llama4TextConfig(**{**SMALL, "head_dim": 16}, **options), scale=1.5)
+    return next(module for module in model.modules() if type(module).__name__ == "Llama4TextMoe")
+
+
+@pytest.mark.parametrize("top_k", [1, 2])
+@pytest.mark.parametrize(("quantize", "error"), [(None, 1e-6), ("int8", 0.03)])
+def test_experts_whose_input_is_weighed_get_the_tokens_that_chose_them(
+    top_k: int, quantize: str | None, error: float
+) -> None:
+    block = mixture_of_weighed_inputs(top_k)
+    x = torch.randn(1, 61, 64)
+    with torch.inference_mode():
+        expected, logits = block(x)
+        use_interface(block)
+        use_interface(block)
+        assert torch.equal(block(x)[0], expected)  # of experts that are not packed
+        block.experts = packed(block.experts, quantize)
+        num_rows: list[int] = []
+        block.experts.up.register_forward_pre_hook(lambda _, given: num_rows.append(len(given[0])))
+        found, same_logits = block(x)
+        assert relative_error(found, expected) < error
+        assert torch.equal(same_logits, logits)
+    assert num_rows == [61 * top_k]
+
+
+def test_other_mixtures_keep_their_code() -> None:
+    for name in ("mixtral", "gpt_oss"):
+        model = build_model(CONFIGS[name]())
+        use_interface(model)
+        assert not any("forward" in vars(module) for module in model.modules())
