@@ -63,6 +63,8 @@ _KERNELS: dict[str, Types] = {
     "silu_and_mul": (POINTER, SIZE, POINTER, SIZE, POINTER, SIZE, SIZE, INT),
     "gelu_and_mul": (POINTER, SIZE, POINTER, SIZE, POINTER, SIZE, SIZE, INT),
     "activate": (POINTER, POINTER, SIZE, INT, INT),
+    "gated_delta_rule": (*[POINTER] * 7, *[SIZE] * 6, INT),
+    "causal_conv": (POINTER, SIZE, *[POINTER] * 3, *[SIZE] * 4, INT, INT),
     "paged_attention": (
         *(POINTER, POINTER, SIZE, SIZE),
         *(POINTER, POINTER, SIZE, SIZE, SIZE),
@@ -139,6 +141,8 @@ class CpuKernels:
         self._silu_and_mul = kernels["silu_and_mul"]
         self._gelu_and_mul = kernels["gelu_and_mul"]
         self._activate = kernels["activate"]
+        self._gated_delta_rule = kernels["gated_delta_rule"]
+        self._causal_conv = kernels["causal_conv"]
         self._weight_arena = torch.empty(0, dtype=torch.uint8)  # for weights
         self.has_openmp = bool(library.tw_has_openmp())
         self.has_float16 = bool(library.tw_has_float16())
@@ -444,6 +448,79 @@ class CpuKernels:
             output.data_ptr(),
             x.numel(),
             activation,
+            torch.get_num_threads(),
+        )
+        return output
+
+    def gated_delta_rule(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        decay: Tensor,
+        beta: Tensor,
+        state: Tensor,
+    ) -> Tensor:
+        """Return what a state gives for each token [B, T, H, V], and change it: token by token.
+
+        A token's result does not depend on how a text is divided among calls, bit for bit.
+
+        Args:
+            query: fp32 [B, T, G, K], for H / G heads each; K is a multiple of 4.
+            key: of the same shape.
+            value: fp32 [B, T, H, V].
+            decay: fp32 [B, T, H], 0 … 1, by which a token multiplies the state.
+            beta: fp32 [B, T, H], how much of what the state lacks a token adds.
+            state: fp32 [B, H, K, V].
+        """
+        (batch, tokens, groups, key_size), (heads, value_size) = key.shape, value.shape[2:]
+        fits = query.shape == key.shape and value.shape[:2] == key.shape[:2]
+        fits &= decay.shape == beta.shape == value.shape[:3] and heads % groups == 0
+        if not fits or key_size % 4 or state.shape != (batch, heads, key_size, value_size):
+            raise ValueError("query, key, value, decay, beta and state do not fit together")
+        inputs = [x.contiguous() for x in (query, key, value, decay, beta)]
+        output = torch.empty_like(inputs[2])
+        self._gated_delta_rule(
+            *(_flat(x, torch.float32) for x in inputs),
+            _flat(state, torch.float32),
+            output.data_ptr(),
+            batch,
+            tokens,
+            groups,
+            heads,
+            key_size,
+            value_size,
+            torch.get_num_threads(),
+        )
+        return output
+
+    def causal_conv(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None = None, *, silu: bool = False
+    ) -> Tensor:
+        """Return sums over windows of x in each channel, or their SiLU: [B, C, T].
+
+        Args:
+            x: fp32 [B, C, T + taps - 1].
+            weight: fp32 [C, taps].
+            bias: fp32 [C].
+            silu: whether the SiLU is asked for.
+        """
+        (channels, taps), (batch, _, width) = weight.shape, x.shape
+        if x.shape[1] != channels or width < taps - 1:
+            raise ValueError("x and weight do not fit together")
+        x, weight = x.contiguous(), weight.contiguous()
+        output = x.new_empty(batch, channels, width - taps + 1)
+        self._causal_conv(
+            _flat(x, torch.float32),
+            width,
+            _flat(weight, torch.float32),
+            None if bias is None else _flat(bias, torch.float32),
+            output.data_ptr(),
+            batch * channels,
+            channels,
+            output.shape[2],
+            taps,
+            silu,
             torch.get_num_threads(),
         )
         return output

@@ -35,6 +35,7 @@ from .self_check import (
     paged_logits,
     reference_logits,
 )
+from .state_kernels import compute_by
 
 logger = logging.getLogger(__name__)
 
@@ -259,6 +260,8 @@ def pack_layers(loaded: LoadedModel, kernels: CpuKernels, left: Collection[nn.Mo
     if num_mixtures or num_routers:
         logger.info("packed the experts of %d layers, and %d routers", num_mixtures, num_routers)
     pack_latents(loaded.model, kernels)
+    if loaded.recurrence is not None:
+        compute_by(loaded.recurrence, kernels)
     with suppress(Exception):  # if it does not run any more, the check says why
         activate_by_kernel(
             loaded.model, kernels, lambda: paged_logits(loaded, ReferenceAttention())

@@ -68,6 +68,9 @@ class StepStates(NamedTuple):
         return None if pool is None or rows is None else cls(pool, rows)
 
 
+_Forward = Callable[..., Any]
+
+
 class Recurrence:
     """The layers with a state of one model.
 
@@ -88,8 +91,22 @@ class Recurrence:
         self.token_by_token = False
         self.selecting: Callable[[Rows], AbstractContextManager[None]] = lambda _: nullcontext()
         self._step: _Step | None = None
+        self._forwards: dict[int, _Forward] = {
+            index: layer.module.forward for index, layer in layers.items()
+        }
         for index, layer in layers.items():
             layer.module.forward = self._packed(index, layer)
+
+    def change(self, make: Callable[[_Forward, LayerState], _Forward | None]) -> int:
+        """Has layers compute single texts otherwise; returns how many do.
+
+        Args:
+            make: gives for a layer's own forward another one, or None to leave it.
+        """
+        found = {index: make(one, self.states[index]) for index, one in self._forwards.items()}
+        changed = {index: forward for index, forward in found.items() if forward is not None}
+        self._forwards |= changed
+        return len(changed)
 
     @contextlib.contextmanager
     def computing(self, states: StepStates) -> Iterator[None]:
@@ -101,9 +118,10 @@ class Recurrence:
             self._step = None
 
     def _packed(self, index: int, layer: StatefulLayer) -> Callable[..., Any]:
-        stock, absent = layer.module.forward, layer.absent()
+        absent = layer.absent()
 
         def forward(*args: Any, **options: Any) -> Any:
+            stock = self._forwards[index]
             if self._step is None:
                 return stock(*args, **options)
             hidden_states = args[0] if args else options["hidden_states"]

@@ -41,6 +41,7 @@
 #include "int4.h"
 #include "low_rank.h"
 #include "rows.h"
+#include "recurrence.h"
 #include "choosing.h"
 #include "truncation.h"
 #include "attention_plan.h"

@@ -47,13 +47,13 @@ REFUSED |= {"PaliGemma"}
 SLOW = {"MiMo V2 Flash"}  # on the reference attention
 STATEFUL = {  # sums in a layer with a state are over chunks, which begin where its call begins
     *("Granite 4 hybrid", "MiniMax Text 01", "Nemotron H", "Falcon H1", "Kimi Linear"),
-    *("Qwen 3 Next", "Qwen 3.5", "Qwen 3.5 MoE", "OLMo hybrid", "LFM 2", "LFM 2 MoE", "LFM 2 VL"),
     *("Mamba", "Mamba 2", "Jamba"),
 }
 # Of what they do beside attention and experts: gates of shared experts, groups of experts, products
 # with latents, experts whose input is weighed, gates of layers.
 OTHERS = [one.name for one in TRIED if one.name not in REFUSED | STATEFUL | SLOW]
 SOME_OTHERS = {"Qwen 2 MoE", "MiniMax M2", "DeepSeek V2", "DeepSeek V3, R1", "Llama 4", "Gemma 4"}
+SOME_OTHERS |= {"Qwen 3 Next"}
 SHORT = 100  # tokens
 SAMPLE = [MODELS[0], ("gemma3", None), *QUANTIZED, ("qwen3_moe", None)]
 Part = tuple[int, list[int], int]  # a sequence's number, tokens, and the position of the first
