@@ -76,7 +76,7 @@ _OLD: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-# In these, some operations are torch's own, whose results depend on the rows with them.
+# Older code, and other forms of attention and of experts.
 PECULIAR: dict[str, Callable[[], Any]] = {
     "llama4": lambda: Llama4TextConfig(
         **SMALL,
