@@ -44,14 +44,14 @@ MODELS = [
 ]
 REFUSED = {"DeepSeek V3.2", "DeepSeek V4", "GLM 5", "RecurrentGemma", "RWKV", "DiffLlama", "Doge"}
 REFUSED |= {"PaliGemma"}
-SLOW = {"MiMo V2 Flash"}  # on the reference attention
+BY_TORCH = {"MiMo V2 Flash", "JetMoE"}  # attention, or experts
 STATEFUL = {  # sums in a layer with a state are over chunks, which begin where its call begins
     *("Granite 4 hybrid", "MiniMax Text 01", "Nemotron H", "Falcon H1", "Kimi Linear"),
     *("Mamba", "Mamba 2", "Jamba"),
 }
 # Of what they do beside attention and experts: gates of shared experts, groups of experts, products
 # with latents, experts whose input is weighed, gates of layers.
-OTHERS = [one.name for one in TRIED if one.name not in REFUSED | STATEFUL | SLOW]
+OTHERS = [one.name for one in TRIED if one.name not in REFUSED | STATEFUL | BY_TORCH]
 SOME_OTHERS = {"Qwen 2 MoE", "MiniMax M2", "DeepSeek V2", "DeepSeek V3, R1", "Llama 4", "Gemma 4"}
 SOME_OTHERS |= {"Qwen 3 Next"}
 SHORT = 100  # tokens
