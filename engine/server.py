@@ -65,9 +65,12 @@ class _Connection:
         self._writer = threading.Thread(target=self._write, daemon=True)
 
     def start(self) -> None:
-        """Starts to read and write; the connection must be announced in the inbox before."""
-        self._reader.start()
+        """Starts to write and read; the connection must be announced in the inbox before.
+
+        In this order: whoever has asked for something gets it before `finish` closes.
+        """
         self._writer.start()
+        self._reader.start()
 
     def send(self, message: bytes) -> None:
         """Queues a message; never waits."""
