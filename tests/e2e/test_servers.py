@@ -260,12 +260,17 @@ def test_a_session_keeps_its_server_and_has_another_one_while_that_is_gone(
 
         before = homes()
         assert set(before.values()) == {server.name for server in servers}
-        assert homes() == before
+        # On a busy machine Envoy may take a server for a lost one, for a moment.
+        wait_until(lambda: homes() == before, "all sessions stay where they are")
         servers[0].kill()
-        meanwhile = homes()
-        moved = {name for name, home in before.items() if home == servers[0].name}
-        assert {name for name in before if meanwhile[name] != before[name]} == moved
-        assert servers[0].name not in meanwhile.values()
+        assert servers[0].name not in homes().values()
+        lost = {name for name, home in before.items() if home == servers[0].name}
+
+        def moved() -> set[str]:
+            now = homes()
+            return {name for name in before if now[name] != before[name]}
+
+        wait_until(lambda: moved() == lost, "another server has its sessions, and no others")
         # Until Envoy knows that it is gone, each call is tried there first, and again elsewhere.
         wait_until(lambda: homes() == homes(), "they stay there")
         servers[0].start()

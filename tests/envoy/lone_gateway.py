@@ -50,6 +50,8 @@ class LoneGateway:
             httpx.get(f"http://127.0.0.1:{self.port}/health", timeout=DEADLINE, trust_env=False)
         except httpx.ConnectError:
             return True
+        except httpx.TransportError:  # it was closed just after it had accepted the connection
+            return False
         return False
 
     def end(self) -> None:
