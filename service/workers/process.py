@@ -19,9 +19,8 @@ import psutil
 from engine.protocol.wire import HEADER, framed
 
 from .priority import lower_priority
-from .template import ForkedProcess, SlowStartError, Template
+from .template import START_S, ForkedProcess, SlowStartError, Template
 
-_START_S = 180.0  # for a process of the lowest priority to start on a busy machine
 _MIN_SHARE = 0.25  # of a processor; with less the machine is at fault that an answer is late
 _NUM_TRIALS = 2  # of a request whose process dies, which need not be the request's fault
 
@@ -168,7 +167,7 @@ async def _started(module: str, max_bytes: int, setup: bytes) -> Process:
     )
     try:
         await lower_priority(process.pid)
-        async with asyncio.timeout(_START_S):
+        async with asyncio.timeout(START_S):
             await _exchange(process, setup)
     except BaseException as error:
         with suppress(ProcessLookupError):

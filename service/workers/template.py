@@ -21,7 +21,7 @@ from engine.protocol.wire import HEADER
 
 from .priority import lower_priority
 
-_START_S = 180.0  # for a process of the lowest priority to start on a busy machine
+START_S = 180.0  # for a process of the lowest priority to start on a busy machine
 
 
 class SlowStartError(OSError):
@@ -137,7 +137,7 @@ class Template:
         assert sock is not None
         try:
             socket.send_fds(sock, [b"f"], [theirs.fileno()])
-            async with asyncio.timeout(_START_S):
+            async with asyncio.timeout(START_S):
                 return int(await _receive(sock))
         except BaseException as error:
             await self._kill()  # an answer that comes later would be taken for the next one's
@@ -169,7 +169,7 @@ class Template:
 
     async def _set_up(self, sock: socket.socket) -> Any:
         try:
-            async with asyncio.timeout(_START_S):
+            async with asyncio.timeout(START_S):
                 await asyncio.get_running_loop().sock_sendall(sock, self._setup)
                 return await _receive(sock)
         except BaseException as error:

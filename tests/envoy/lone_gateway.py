@@ -51,7 +51,7 @@ class LoneGateway:
         except httpx.ConnectError:
             return True
         except httpx.TransportError:  # it was closed just after it had accepted the connection
-            return False
+            pass
         return False
 
     def end(self) -> None:

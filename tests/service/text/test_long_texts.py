@@ -119,7 +119,7 @@ async def test_a_text_whose_process_does_not_come_up_is_told_that_the_machine_is
 ) -> None:
     async with running(tmp_path) as texts:
         assert (await texts.refused("dies")).kind is ErrorKind.VALIDATION
-        monkeypatch.setattr(process, "_START_S", 0.0)
+        monkeypatch.setattr(process, "START_S", 0.0)
         assert (await texts.refused("fine")).kind is ErrorKind.OVERLOADED
         monkeypatch.undo()
         assert await texts.encode("fine") == (1, 2, 3)

@@ -27,7 +27,7 @@ async def test_a_request_is_not_at_fault_when_its_process_does_not_come_up(
     make: Callable[[], WorkerProcess], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (process, template):
-        monkeypatch.setattr(module, "_START_S", 0.01)
+        monkeypatch.setattr(module, "START_S", 0.01)
     worker = make()
     with pytest.raises(LateError) as late:
         await worker.ask("a request", 100)
