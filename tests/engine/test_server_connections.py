@@ -276,13 +276,19 @@ class SlowBank:
         self.removed.append(name)
 
 
-@pytest.mark.parametrize("error", [None, AdapterError(AdapterFault.MISSING, "it is gone")])
-def test_an_adapter_that_two_services_want_back_is_loaded_once_for_both(
-    serve: Serve, path: Path, error: AdapterError | None
-) -> None:
+@pytest.fixture
+def bank(serve: Serve) -> SlowBank:
+    """The adapters of an engine that is served."""
     engine, bank = make_engine(), SlowBank()
     engine.adapters = cast("Any", bank)
     serve(engine)
+    return bank
+
+
+@pytest.mark.parametrize("error", [None, AdapterError(AdapterFault.MISSING, "it is gone")])
+def test_an_adapter_that_two_services_want_back_is_loaded_once_for_both(
+    bank: SlowBank, path: Path, error: AdapterError | None
+) -> None:
     wanted = LoadAdapter(name="a", source="b", replaces=True, digest="0")
     with Client(path) as first, Client(path) as second:
         first.send(wire.load(1, wanted))
@@ -296,12 +302,9 @@ def test_an_adapter_that_two_services_want_back_is_loaded_once_for_both(
 
 
 def test_a_call_that_asks_again_by_way_of_another_service_is_answered(
-    serve: Serve, path: Path
+    bank: SlowBank, path: Path
 ) -> None:
     """While its adapter is loaded, after that, and when it was unloaded; another call is not."""
-    engine, bank = make_engine(), SlowBank()
-    engine.adapters = cast("Any", bank)
-    serve(engine)
     wanted = LoadAdapter(name="a", source="b", call="its call")
     with Client(path) as second:
         with Client(path) as first:
