@@ -89,12 +89,11 @@ def latent_attention(module: nn.Module) -> LatentAttention | None:
     return found
 
 
-def replace_products(model: nn.Module, make: Callable[[HeadMatrices], Product]) -> int:
-    """Replaces the matrices of heads of all layers with latents; returns how many layers there are.
+def replace_products(model: nn.Module, make: Callable[[HeadMatrices], Product]) -> None:
+    """Replaces the matrices of heads of all layers with latents.
 
     Attention of transformers cannot be computed any more then.
     """
-    count = 0
     for layer in model.modules():
         found = latent_attention(layer)
         if found is not None:
@@ -102,8 +101,6 @@ def replace_products(model: nn.Module, make: Callable[[HeadMatrices], Product]) 
             assert isinstance(found.value_up, HeadMatrices)
             key_up, value_up = make(found.key_up), make(found.value_up)
             setattr(layer, _ATTRIBUTE, replace(found, key_up=key_up, value_up=value_up))
-            count += 1
-    return count
 
 
 def _has_latents(module: Any) -> bool:

@@ -40,6 +40,6 @@ class PackedHeads:
         return found.view(num_heads, num_tokens, -1)
 
 
-def pack_latents(model: nn.Module, kernels: CpuKernels) -> int:
-    """Packs the matrices of all such layers of an fp32 model; returns how many layers there are."""
-    return replace_products(model, partial(PackedHeads, kernels=kernels))
+def pack_latents(model: nn.Module, kernels: CpuKernels) -> None:
+    """Packs the matrices of all such layers of an fp32 model."""
+    replace_products(model, partial(PackedHeads, kernels=kernels))
