@@ -52,6 +52,7 @@ class EngineClient:
         self._socket_path = socket_path
         self._max_waiting_s = max_waiting_s
         self._streams: dict[str, Stream] = {}
+        self._last_words = ""  # for all requests, once they are to end
         self.num_active = 0  # requests that the engine computes for this client, or will
         # In containers every service may have the same process id.
         prefix = f"{os.getpid()}-{secrets.token_hex(4)}"
@@ -112,7 +113,8 @@ class EngineClient:
         self.end_streams("the server is shutting down")
 
     def end_streams(self, reason: str) -> None:
-        """Fails all requests that still run."""
+        """Fails all requests that still run, and those that are still to come."""
+        self._last_words = reason
         self._fail_streams(reason, min_restarts=0)
 
     def new_request_id(self) -> str:
@@ -146,7 +148,9 @@ class EngineClient:
         self._streams[stream.request_id] = stream
         self.num_active += 1
         stream.owner = self
-        if self.has_greeted:  # else it is sent when the engine does
+        if self._last_words:
+            _fail(stream, self._last_words)
+        elif self.has_greeted:  # else it is sent when the engine does
             self._send(wire.submit(stream.to_engine()))
 
     def release(self, stream: Stream) -> None:
@@ -338,4 +342,8 @@ class EngineClient:
     def _fail_streams(self, reason: str, *, min_restarts: int) -> None:
         for stream in self._streams.values():
             if stream.num_restarts >= min_restarts and not stream.ended:
-                stream.push(SequenceOutput(request_id=stream.request.request_id, error=reason))
+                _fail(stream, reason)
+
+
+def _fail(stream: Stream, reason: str) -> None:
+    stream.push(SequenceOutput(request_id=stream.request.request_id, error=reason))

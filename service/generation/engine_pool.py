@@ -136,7 +136,7 @@ class EnginePool:
             await replica.client.close()
 
     def end_streams(self, reason: str) -> None:
-        """Fails all requests that still run."""
+        """Fails all requests that still run, and those that are still to come."""
         for replica in self._replicas:
             replica.client.end_streams(reason)
 

@@ -33,7 +33,7 @@ class Engines(Protocol):
         """Ends the connections; requests that still run fail."""
 
     def end_streams(self, reason: str) -> None:
-        """Fails all requests that still run."""
+        """Fails all requests that still run, and those that are still to come."""
 
     def new_request_id(self) -> str:
         """An id that no other request has."""

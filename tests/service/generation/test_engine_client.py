@@ -102,6 +102,17 @@ async def test_closing_fails_running_requests(
     assert not client.is_connected
 
 
+async def test_requests_that_come_after_the_last_words_hear_them_too(
+    client: EngineClient, proxy: SocketProxy, start_engine: StartEngine
+) -> None:
+    """They were admitted before, and had to be tokenized."""
+    await connect(client, proxy, start_engine(make_engine()))
+    client.end_streams("the server is shutting down")
+    outputs = await collect(client, make_request())
+    assert [output.error for output in outputs] == ["the server is shutting down"]
+    assert client.num_active == 0
+
+
 async def test_listeners_are_called_for_every_step(
     client: EngineClient, proxy: SocketProxy, start_engine: StartEngine
 ) -> None:
