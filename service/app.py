@@ -189,7 +189,7 @@ class App:
         watcher.cancel()
         if self._sampling is not None:
             self._sampling.cancel()
-        await self._health.enter_graceful_shutdown()
+        self._health.end()
         self._admission.close()
         logger.info("draining %d requests", self._admission.num_active)
         await self._end_calls(self._settings.drain_seconds)
@@ -327,7 +327,7 @@ class App:
         while True:
             status = _SERVING if self._engines.is_healthy else _NOT_SERVING
             for name in ("", SERVICE):
-                await self._health.set(name, status)
+                self._health.set(name, status)
             await asyncio.sleep(_HEALTH_INTERVAL_S)
 
 

@@ -144,6 +144,32 @@ async def test_health_can_be_watched(app: App, channel: aio.Channel) -> None:
                 break
 
 
+async def test_who_watches_the_health_is_told_of_the_end(app: App, channel: aio.Channel) -> None:
+    watching = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=""))
+    async with asyncio.timeout(TIMEOUT_S):
+        replies = [await watching.read()]
+        app.stop()
+        with pytest.raises(aio.AioRpcError, match="shutting down") as ended:
+            while True:
+                replies.append(await watching.read())
+    assert replies[-1].status == health_pb2.HealthCheckResponse.NOT_SERVING
+    assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_watcher_that_reads_nothing_holds_up_no_change_of_health(
+    app: App, channel: aio.Channel
+) -> None:
+    check = health_pb2_grpc.HealthStub(channel).Check
+    async with asyncio.timeout(TIMEOUT_S), raw_connection(app.port, window=0) as connection:
+        message = health_pb2.HealthCheckRequest().SerializeToString()
+        watching = connection.grpc("/grpc.health.v1.Health/Watch", message)
+        await connection.of(h2.events.ResponseReceived, watching)
+        await asyncio.sleep(0)  # for it to write, which it cannot
+        app._health.set("another", health_pb2.HealthCheckResponse.SERVING)
+        reply = await check(health_pb2.HealthCheckRequest(service="another"))
+        assert reply.status == health_pb2.HealthCheckResponse.SERVING
+
+
 async def test_a_port_in_use_is_reported(app: App, tmp_path: Path) -> None:
     second = App(
         Settings(
