@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -26,6 +28,7 @@ from .api import health, rpc
 from .api.authentication import Authenticator
 from .api.grpc_server import bind, make_server
 from .api.reflection import add_reflection
+from .api.running_calls import RunningCalls
 from .api.servicer import TextGenerationServicer
 from .generation.adapters import Adapters
 from .generation.admission import Admission
@@ -43,6 +46,7 @@ from .generation.validation import Validator
 from .grammar.checker import GrammarChecker
 from .images.image_workers import ImageWorkers
 from .images.images import Images
+from .launch import envoy_admin
 from .launch.place import Place, own_place
 from .launch.settings import Settings
 from .metrics.resource import own_attributes
@@ -113,7 +117,9 @@ class App:
         self._siblings: Siblings | None = None
         self._health = health.HealthServicer()
         self._stopping = asyncio.Event()
-        self._servers: list[aio.Server] = []
+        self._servers: list[aio.Server] = []  # for callers
+        self._gateways: list[aio.Server] = []  # for Envoy
+        self._gateway_calls = RunningCalls()
         self._grammars: GrammarChecker | None = None
         self._authenticator = _authenticator(settings)
         self._credentials = settings.grpc_tls and server_credentials(settings.grpc_tls)
@@ -223,8 +229,23 @@ class App:
         until = max(grace - _LAST_WORDS_S, grace / 2)
         last_words = loop.call_later(until, self._engines.end_streams, _LAST_WORDS)
         cut = max(grace, until + _LAST_WORDS_S)
-        await asyncio.gather(*(server.stop(cut) for server in self._servers))
+        stopping = [server.stop(cut) for server in self._servers]
+        await asyncio.gather(*stopping, self._stop_gateways(cut))
         last_words.cancel()
+
+    async def _stop_gateways(self, grace: float) -> None:
+        """Until the last call of a caller has ended, operators see how things are, and end calls.
+
+        To Envoy this process is not well, so only they are sent here.
+        """
+        deadline = time.monotonic() + grace
+        with contextlib.suppress(OSError):  # a timeout is one, too
+            async with asyncio.timeout(grace):
+                await self._gateway_calls.none()
+                # Envoy drops what it holds of a stream once the connection to here is closed.
+                await envoy_admin.until_idle()
+        left = max(deadline - time.monotonic(), 0)
+        await asyncio.gather(*(server.stop(left) for server in self._gateways))
 
     def stop(self) -> None:
         """Asks `run` to drain and return; asked again, generations end at once with an error."""
@@ -298,6 +319,7 @@ class App:
             from_gateway=from_gateway,
             authenticator=self._authenticator,
             tracer=self._tracer(),
+            running=self._gateway_calls if from_gateway else None,
             shares_ports=self._place is not None,
         )
         pool = rpc.load_pool()
@@ -313,7 +335,7 @@ class App:
         except RuntimeError as error:
             raise OSError(f"cannot listen on {address}: is it in use?") from error
         await server.start()
-        self._servers.append(server)
+        (self._gateways if from_gateway else self._servers).append(server)
         return port
 
     def _tracer(self) -> CallTracer | None:

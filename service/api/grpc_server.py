@@ -12,6 +12,7 @@ from ..launch.edge import MAX_METADATA_BYTES, MAX_REPLY_BYTES
 from ..launch.settings import Settings
 from .authentication import Authenticator
 from .interceptor import CallInterceptor
+from .running_calls import RunningCalls
 
 if TYPE_CHECKING:  # else OpenTelemetry would be imported where there are no traces
     from ..tracing.tracer import CallTracer
@@ -27,6 +28,7 @@ def make_server(
     from_gateway: bool,
     authenticator: Authenticator | None = None,
     tracer: CallTracer | None = None,
+    running: RunningCalls | None = None,
     shares_ports: bool = False,
 ) -> aio.Server:
     """A server without handlers, which listens nowhere yet.
@@ -37,6 +39,7 @@ def make_server(
         from_gateway: whether all its calls come from the gateway.
         authenticator: decides who may call; by default everyone.
         tracer: makes the spans of calls, where there are traces.
+        running: counts callers' calls while they run.
         shares_ports: whether other service processes listen on the same port.
     """
     interceptor = CallInterceptor(
@@ -45,6 +48,7 @@ def make_server(
         access_log=settings.access_log,
         authenticator=authenticator,
         tracer=tracer,
+        running=running,
     )
     options = _options(settings, from_gateway=from_gateway, shares_ports=shares_ports)
     return aio.server(interceptors=[interceptor], options=options)

@@ -12,7 +12,7 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from traceback import clear_frames
 from typing import TYPE_CHECKING, Any
 
@@ -33,11 +33,12 @@ from ..codec.render import error_body
 from ..error_bodies import ErrorFormat, error_format
 from ..errors import ErrorKind, ServiceError, internal
 from ..generation.metrics import Metrics
-from ..routes import SERVICE
+from ..routes import OPERATOR_METHODS, SERVICE
 from .access_log import log_access
 from .authentication import Authenticator
 from .call import rest_path
 from .caller import caller_of
+from .running_calls import RunningCalls
 
 if TYPE_CHECKING:  # else OpenTelemetry would be imported where there are no traces
     from ..tracing.tracer import CallSpan, CallTracer
@@ -65,6 +66,7 @@ class CallInterceptor(aio.ServerInterceptor):  # type: ignore[misc]
 
     Args:
         metrics: where calls are counted.
+        running: counts callers' calls while they run, not those of operators.
         tracer: makes the spans of calls, where there are traces.
         from_gateway: whether the server's calls come from the gateway.
         access_log: whether each call gets a log line at its end.
@@ -79,8 +81,10 @@ class CallInterceptor(aio.ServerInterceptor):  # type: ignore[misc]
         access_log: bool = False,
         authenticator: Authenticator | None = None,
         tracer: CallTracer | None = None,
+        running: RunningCalls | None = None,
     ) -> None:
         self._metrics = metrics
+        self._running = running or RunningCalls()
         self._from_gateway = from_gateway
         self._access_log = access_log
         self._authenticator = authenticator or Authenticator()
@@ -124,7 +128,8 @@ class CallInterceptor(aio.ServerInterceptor):  # type: ignore[misc]
                 _text(metadata.get(REQUEST_ID_HEADER)), caller, _text(metadata.get(_TRACEPARENT))
             )
             context.set_trailing_metadata(((REQUEST_ID_HEADER, record.request_id),))
-            with self._counted(method, path, key_name, context, record):
+            running = nullcontext() if method in OPERATOR_METHODS else self._running.one()
+            with running, self._counted(method, path, key_name, context, record):
                 try:
                     reply = await function(request, context)
                     # Again, since the request may have named the call.

@@ -97,14 +97,20 @@ class Child:
             return
         with contextlib.suppress(ProcessLookupError):
             self._process.terminate()
-            if at_once:  # two signals of one number may arrive as one
-                self._process.send_signal(signal.SIGINT)
+        if at_once:
+            self.hurry()
         try:
             await asyncio.wait_for(self._process.wait(), patience)
         except TimeoutError:
             logger.error("%s did not end within %.0f s; killing it", self.name, patience)
             self.kill()
         await self.wait()
+
+    def hurry(self) -> None:
+        """Asks the process to end, once more: at its second signal a service ends its calls."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.send_signal(signal.SIGINT)  # two of one number may arrive as one
 
     def kill(self, reason: str = "") -> None:
         """Kills the process and those it started, unless `wait` has done so."""

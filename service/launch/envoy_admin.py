@@ -6,12 +6,21 @@ Everywhere `admin` is the path of its socket, or its port on 127.0.0.1.
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 _HEALTHY_SERVICES = "cluster.service.membership_healthy"  # names of Envoy's numbers
 _CALLS = "http.gateway.downstream_rq_active"
 _ANSWER_S = 2.0  # for an answer
+_POLL_S = 0.1
+VARIABLE = "TOKENWIRE_GATEWAY_ADMIN"  # which the supervisor sets: it is nobody's setting
+
+
+def environment(admin: Path | int) -> dict[str, str]:
+    """Tells a service process where the Envoy before it is asked."""
+    return {VARIABLE: str(admin)}
 
 
 async def drain(admin: Path | int) -> None:
@@ -39,6 +48,18 @@ async def num_calls(admin: Path | int) -> int:
         OSError: Envoy cannot be reached.
     """
     return await _number(admin, _CALLS)
+
+
+async def until_idle(environment: Mapping[str, str] = os.environ) -> None:
+    """Returns when the Envoy before this process, if there is one, has handed over all replies.
+
+    Raises:
+        OSError: it cannot be reached.
+    """
+    if text := environment.get(VARIABLE, ""):
+        admin = int(text) if text.isdecimal() else Path(text)
+        while await num_calls(admin):  # noqa: ASYNC110 - another process decides
+            await asyncio.sleep(_POLL_S)
 
 
 async def num_healthy(admin: Path | int) -> int:

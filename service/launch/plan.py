@@ -143,19 +143,23 @@ def make_plan(settings: Settings, runtime: Path) -> Plan:
         addresses=_addresses(settings),
         watch=None if tls is None else lambda: follow_certificates(tls, runtime),
         signs_of_life={**notified, "envoy": Probing(lambda: _is_alive(settings, runtime))},
-        environments=_environments(replicas, workers),
+        environments=_environments(
+            replicas, workers, settings.admin_port or runtime / ADMIN_SOCKET
+        ),
         processors={one.name: one.processors for one in replicas if one.processors},
         max_connections=settings.gateway_config(DESCRIPTORS, sockets=sockets).max_connections,
         drain=lambda: _drain_gateway(settings, runtime),
     )
 
 
-def _environments(replicas: list[Replica], workers: list[_Worker]) -> dict[str, Mapping[str, str]]:
+def _environments(
+    replicas: list[Replica], workers: list[_Worker], admin: Path | int
+) -> dict[str, Mapping[str, str]]:
     """Variables for those children that have any of their own."""
-    of_engines = {one.name: one.environment for one in replicas if one.environment}
-    places = {worker.name: worker.place for worker in workers}
-    return of_engines | {
-        name: place.environment for name, place in places.items() if place is not None
+    return {one.name: one.environment for one in replicas if one.environment} | {
+        worker.name: envoy_admin.environment(admin)
+        | ({} if worker.place is None else worker.place.environment)
+        for worker in workers
     }
 
 

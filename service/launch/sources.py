@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from .config_file import read_config
+from .envoy_admin import VARIABLE as ADMIN_VARIABLE
 from .groups import grouped
 from .options import PREFIX, Option, SettingsError, flag, is_ip_address, spell
 from .place import VARIABLE as PLACE_VARIABLE
@@ -22,6 +23,7 @@ from .settings import OPTIONS, Settings
 from .unsupported import UNSUPPORTED, Refuse
 
 CONFIG = "config"  # the flag and the variable that name the file
+_OF_SUPERVISORS = frozenset({PLACE_VARIABLE, ADMIN_VARIABLE})  # which set them
 _CONFIG_VARIABLE = PREFIX + "CONFIG"
 
 # The file's path, and texts by the names of options.
@@ -134,7 +136,7 @@ def without_settings(environment: Mapping[str, str]) -> dict[str, str]:
     """Returns the environment for a child that gets its settings as flags."""
     known = {variable for option in OPTIONS for variable in option.variables} | {_CONFIG_VARIABLE}
     known |= {name.upper() for name, entry in UNSUPPORTED.items() if entry.warns}
-    known.add(PLACE_VARIABLE)
+    known |= _OF_SUPERVISORS
     return {name: value for name, value in environment.items() if name not in known}
 
 
@@ -162,7 +164,7 @@ def _reject_unknown(environment: Mapping[str, str]) -> None:
     for name, value in environment.items():
         if not name.startswith(PREFIX) or name in known or _is_foreign(name, value):
             continue
-        if name == PLACE_VARIABLE:  # which a supervisor has set
+        if name in _OF_SUPERVISORS:
             continue
         without_prefix = name.removeprefix(PREFIX)
         if without_prefix in known:  # one of TGI's, which have no prefix

@@ -37,6 +37,8 @@ _LOG_AGAIN_S = 10.0  # how often the progress of a stage is logged
 
 # How long each child may take to end, after the service has drained.
 _STOP_S = 10.0
+# How long all may take after a second signal, by which calls are ended with an error.
+_HURRY_S = 3.0
 # In this order: services end their calls while Envoy still carries them and the engine computes.
 _STOP_ORDER = ("service", "envoy", "engine")
 
@@ -105,6 +107,9 @@ class Supervisor:
     async def run(self) -> int:
         """Returns the exit code: 0 after a clean drain, 1 after a second signal.
 
+        After the first signal calls may end within the drain's time; after the second one they end
+        at once, with an error; after a third one, or if that takes long, everything is killed.
+
         Raises:
             SupervisorError: a child failed at the start, or too often later.
             OSError: a port cannot be used, or there is no Envoy.
@@ -116,18 +121,17 @@ class Supervisor:
             if (warning := raise_limit(plan.max_connections)) is not None:
                 logger.warning("%s", warning)
             self._plan, self._children = plan, _children(plan)
-            patience, may_have_calls = 0.0, False
+            may_have_calls = False
             try:
                 await self._start(plan)
                 may_have_calls = True
                 watching = [] if plan.watch is None else [plan.watch()]
                 keeping = map(self._keep_alive, self._children)
                 await first(self._stopping.wait(), *keeping, *watching)
-                patience = settings.drain_seconds
+                await self._drain(plan)
+                may_have_calls = False
             finally:
-                if patience and plan.drain is not None:
-                    await _drain(plan.drain)
-                await self._stop(patience, at_once=may_have_calls and not patience)
+                await self._stop(at_once=may_have_calls)
         return 0 if self._num_signals < 2 else 1
 
     async def _start(self, plan: Plan) -> None:
@@ -196,22 +200,26 @@ class Supervisor:
         assert self._plan is not None
         return self._plan.signs_of_life.get(child.name)
 
-    async def _stop(self, patience: float, *, at_once: bool) -> None:
-        """Ends the children, role by role.
+    async def _drain(self, plan: Plan) -> None:
+        """Lets services end their calls, while engines that die are restarted for these."""
+        if plan.drain is not None:
+            await _tell(plan.drain)
+        seconds = _STOP_S + self._settings.drain_seconds
+        engines = [child for child in self._children if child.role == "engine"]
+        await first(self._stop_all("service", seconds), *map(self._keep_alive, engines))
+
+    async def _stop(self, *, at_once: bool) -> None:
+        """Ends the children that there still are, role by role.
 
         Args:
-            patience: that services have for their calls.
-            at_once: whether they are to end their calls with an error.
+            at_once: whether services are to end their calls with an error.
         """
         for role in dict.fromkeys((*_STOP_ORDER, *(child.role for child in self._children))):
-            has_calls = role == _STOP_ORDER[0]
-            seconds = _STOP_S + (patience if has_calls else 0)
-            ending = [
-                child.stop(seconds, at_once=at_once and has_calls)
-                for child in self._children
-                if child.role == role
-            ]
-            await asyncio.gather(*ending)
+            await self._stop_all(role, _STOP_S, at_once=at_once and role == _STOP_ORDER[0])
+
+    async def _stop_all(self, role: str, seconds: float, *, at_once: bool = False) -> None:
+        children = [child for child in self._children if child.role == role]
+        await asyncio.gather(*(child.stop(seconds, at_once=at_once) for child in children))
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
@@ -231,12 +239,20 @@ class Supervisor:
         self._stopping.set()
         if self._num_signals == 1:
             logger.info("%s: draining; once more to stop at once", number.name)
-            return
+        elif self._num_signals == 2:
+            for child in self._children:
+                if child.role == "service":
+                    child.hurry()
+            asyncio.get_running_loop().call_later(_HURRY_S, self._kill_all)
+        else:
+            self._kill_all()
+
+    def _kill_all(self) -> None:
         for child in self._children:
             child.kill()
 
 
-async def _drain(drain: Callable[[], Awaitable[None]]) -> None:
+async def _tell(drain: Callable[[], Awaitable[None]]) -> None:
     try:
         await drain()
     except OSError as error:

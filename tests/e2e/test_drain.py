@@ -16,11 +16,13 @@ import httpx
 import pytest
 
 from tests.e2e.reflection_client import ReflectionClient
-from tests.e2e.stack import DEADLINE_S, ENDLESS, PROMPT, Stack, running
+from tests.e2e.stack import DEADLINE_S, ENDLESS, PROMPT, Stack, running, wait_until
 from tests.raw_http2 import raw_connection
 
 LONG = {"inputs": PROMPT, "parameters": ENDLESS}
+JSON = [("content-type", "application/json")]
 OPENAI = {"temperature": 1e6, "seed": 2, "max_tokens": 1900, "stream": True}
+ENDED = "service.access: GenerateStream /generate_stream OK"  # a line of the log
 CUT = "Request failed during generation: Server error: the server is shutting down"
 
 
@@ -91,16 +93,68 @@ def test_connections_are_asked_to_close_while_a_stream_goes_on(patient: Stack) -
 
 
 async def test_an_http2_connection_is_told_to_go_away(patient: Stack) -> None:
-    """With the next reply, while another stream goes on."""
-    fields = [("content-type", "application/json")]
+    """With the next reply, while another stream is not read to its end."""
     port = int(patient.address.rpartition(":")[2])
-    async with asyncio.timeout(DEADLINE_S), raw_connection(port) as connection:
-        stream_id = connection.post("/generate_stream", fields, json.dumps(LONG).encode())
+    async with asyncio.timeout(DEADLINE_S), raw_connection(port, window=1000) as connection:
+        stream_id = connection.post("/generate_stream", JSON, json.dumps(LONG).encode())
         await connection.of(h2.events.DataReceived, stream_id)
         patient.process.send_signal(signal.SIGTERM)
         while not any(isinstance(e, h2.events.ConnectionTerminated) for e in connection.events):
-            other_id = connection.post("/tokenize", fields, b'{"inputs": ""}')
+            other_id = connection.post("/tokenize", JSON, b'{"inputs": ""}')
             await connection.until(partial(is_end_of, other_id))
+
+
+async def test_a_stream_that_is_read_slowly_is_whole(patient: Stack) -> None:
+    """All of it is with Envoy, and the service has nothing to do any more, when it is read."""
+    port = int(patient.address.rpartition(":")[2])
+    async with asyncio.timeout(DEADLINE_S), raw_connection(port, window=1000) as connection:
+        stream_id = connection.post("/generate_stream", JSON, json.dumps(LONG).encode())
+        await connection.of(h2.events.DataReceived, stream_id)
+        patient.process.send_signal(signal.SIGTERM)
+        await asyncio.to_thread(wait_until, lambda: ENDED in patient.log(), "the end of the call")
+        connection.read_on(stream_id, 1 << 20)
+        await connection.of(h2.events.StreamEnded, stream_id)
+    *_, last = events(iter(connection.data(stream_id).decode().splitlines()))
+    assert last["generated_text"]
+
+
+def test_a_second_signal_ends_streams_with_an_error(patient: Stack) -> None:
+    with patient.http.stream("POST", "/generate_stream", json=LONG) as reply:
+        received = events(reply.iter_lines())
+        next(received)
+        patient.process.send_signal(signal.SIGTERM)
+        patient.process.send_signal(signal.SIGINT)  # two of one number may arrive as one
+        *_, last = received
+    assert last == {"error": CUT, "error_type": "generation"}
+    assert patient.process.wait(DEADLINE_S) == 1
+
+
+def test_operators_see_a_drain_and_end_streams_that_are_long(patient: Stack) -> None:
+    api, engine = ReflectionClient(patient.through_envoy), patient.child("engine")
+    api.describe()
+    with patient.http.stream("POST", "/generate_stream", json=LONG) as reply:
+        received = events(reply.iter_lines())
+        next(received)
+        engine.suspend()  # so that the stream is long
+        patient.process.send_signal(signal.SIGTERM)
+        while patient.http.get("/health").is_success:
+            pass
+        assert patient.metric("tokenwire_requests_active") == 1
+        assert api.call("Abort", {"request_id": reply.headers["x-request-id"]}).aborted == 1
+        *_, last = received
+        engine.resume()
+    assert last["error_type"] == "cancelled"
+
+
+def test_a_stream_goes_on_though_the_engine_dies_in_the_drain(patient: Stack) -> None:
+    whole = patient.http.post("/generate", json=LONG).json()["generated_text"]
+    with patient.http.stream("POST", "/generate_stream", json=LONG) as reply:
+        received = events(reply.iter_lines())
+        next(received)
+        patient.process.send_signal(signal.SIGTERM)
+        patient.child("engine").kill()
+        *_, last = received
+    assert last["generated_text"] == whole
 
 
 def is_end_of(stream_id: int, event: h2.events.Event) -> bool:

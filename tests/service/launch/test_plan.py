@@ -16,6 +16,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health
 
 from service.access.keys import key_line, make_key
+from service.launch import envoy_admin
 from service.launch import plan as plan_module
 from service.launch.place import Place, own_place
 from service.launch.plan import make_plan
@@ -42,7 +43,7 @@ def test_real_plan_hands_every_child_the_same_settings(tmp_path: Path) -> None:
     settings = Settings(port=1, grpc_port=2, model_id=str(tmp_path), service_workers=1)
     plan = make_plan(settings, tmp_path)
     assert list(plan.commands) == ["engine", "service", "envoy"]
-    assert plan.environments == {}
+    assert plan.environments == {"service": envoy_admin.environment(tmp_path / "admin.sock")}
     for name in ("engine", "service"):
         command = plan.commands[name]
         assert name in command

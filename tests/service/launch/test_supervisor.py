@@ -281,13 +281,57 @@ def test_sigterm_while_starting_stops_cleanly_without_a_banner(scene: Scene) -> 
     assert not scene.is_ready()
 
 
-def test_second_signal_kills_at_once(scene: Scene) -> None:
-    scene.scripts["service"] = STUBBORN
+def test_an_engine_that_dies_while_services_drain_is_restarted(scene: Scene) -> None:
+    scene.scripts["service"] = (
+        "def stop(*_):\n"
+        "    note('asked')\n"
+        f"    while open({str(scene.journal)!r}).read().count('engine started') < 2:\n"
+        "        time.sleep(0.01)\n"
+        "    note('stopped')\n"
+        "    sys.exit(0)\n"
+        "signal.signal(signal.SIGTERM, stop)\n" + STEADY
+    )
+
+    async def during() -> None:
+        await interrupt()
+        await until(lambda: "service asked" in scene.lines())
+        os.kill(scene.pids("engine")[-1], signal.SIGKILL)
+
+    assert scene.run(during) == 0
+    assert scene.lines()[-3:] == ["service stopped", "envoy stopped", "engine stopped"]
+
+
+def test_services_end_their_calls_at_a_second_signal(scene: Scene) -> None:
+    scene.scripts["service"] = (
+        "signal.signal(signal.SIGTERM, lambda *_: note('asked'))\n"
+        "def hurry(*_):\n"
+        "    note('hurried')\n"
+        "    sys.exit(0)\n"
+        "signal.signal(signal.SIGINT, hurry)\n" + STEADY
+    )
 
     async def during() -> None:
         await interrupt()
         await until(lambda: "service asked" in scene.lines())
         await interrupt()
+
+    assert scene.run(during) == 1
+    assert scene.lines()[-3:] == ["service hurried", "envoy stopped", "engine stopped"]
+
+
+@pytest.mark.parametrize("num_signals", [2, 3])
+def test_what_does_not_end_after_a_second_signal_or_gets_a_third_is_killed(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, num_signals: int
+) -> None:
+    monkeypatch.setattr(supervisor_module, "_HURRY_S", 0.1 if num_signals == 2 else 1e6)
+    scene.scripts["service"] = "signal.signal(signal.SIGINT, signal.SIG_IGN)\n" + STUBBORN
+
+    async def during() -> None:
+        await interrupt()
+        await until(lambda: "service asked" in scene.lines())
+        for _ in range(num_signals - 1):
+            await interrupt()
+            await asyncio.sleep(0)  # lets the loop see each signal
 
     assert scene.run(during) == 1
     assert not any(is_alive(pid) for name in scene.scripts for pid in scene.pids(name))
