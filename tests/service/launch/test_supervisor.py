@@ -33,7 +33,7 @@ DEADLINE = 20.0  # seconds that anything may take on a busy machine
 FAST = RestartPolicy(first_delay=0.01, max_delay=0.02)
 SETTINGS = Settings(port=0, grpc_port=0, drain_seconds=DEADLINE)
 
-# Each script has `note`, which appends a line to a journal that all share.
+# Each script has `note`, which appends a line to a journal that all share, and `started`.
 _PRELUDE = """
 import os, signal, sys, time
 def note(text):
@@ -43,19 +43,23 @@ def stop(*_):
     note("stopped")
     sys.exit(0)
 signal.signal(signal.SIGTERM, stop)
-note("started %d" % os.getpid())
+def started():
+    note("started %d" % os.getpid())
 """
-# Says that it is alive, and after its first start that it is ready.
+# Says that it is ready, and then that it is alive.
 BEATING = """
 import socket
 sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 def beat(message):
     sock.sendto(message, os.environ["NOTIFY_SOCKET"])
 beat(b"READY=1")
+started()
 while True: beat(b"WATCHDOG=1"); time.sleep(0.05)
 """
-STEADY = "while True: signal.pause()"
-STUBBORN = "signal.signal(signal.SIGTERM, lambda *_: note('asked'))\nwhile True: signal.pause()"
+# Says that it has started when it is ready for signals. One that came just before `signal.pause`
+# would be handled after the next one.
+STEADY = "started()\nwhile True: time.sleep(1)"
+STUBBORN = "signal.signal(signal.SIGTERM, lambda *_: note('asked'))\n" + STEADY
 
 
 class Scene:
@@ -490,7 +494,8 @@ def test_of_lines_from_long_before_the_end_only_an_error_is_the_reason(
 
 def test_processes_left_by_a_dead_child_are_killed_before_the_restart(scene: Scene) -> None:
     scene.scripts["engine"] = (
-        "worker = os.fork()\nif worker: note('forked %d' % worker)\nwhile True: signal.pause()"
+        "started()\nworker = os.fork()\nif worker: note('forked %d' % worker)\n"
+        "while True: time.sleep(1)"
     )
 
     def workers() -> list[int]:
@@ -500,7 +505,7 @@ def test_processes_left_by_a_dead_child_are_killed_before_the_restart(scene: Sce
         await until(lambda: bool(workers()))
         os.kill(scene.pids("engine")[0], signal.SIGKILL)
         await until(lambda: len(workers()) > 1)
-        assert not is_alive(workers()[0])
+        await until(lambda: not is_alive(workers()[0]))
         await interrupt()
 
     assert scene.run(during) == 0
@@ -513,7 +518,7 @@ def test_child_that_keeps_dying_ends_the_server(scene: Scene, tmp_path: Path) ->
         go.touch()
 
     scene.scripts["envoy"] = (
-        f"while not os.path.exists({str(go)!r}): time.sleep(0.01)\n"
+        f"started()\nwhile not os.path.exists({str(go)!r}): time.sleep(0.01)\n"
         "print('cannot bind', file=sys.stderr)\n"
         "sys.exit(3)"
     )
