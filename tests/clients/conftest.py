@@ -15,7 +15,7 @@ sys.path.insert(0, str(CLIENT / "src"))  # before any client that is installed
 
 from service.api import rpc  # noqa: E402
 from tests.service.api.harness import POOL, Service  # noqa: E402
-from tests.service.fakes import ADMINS, LANES, LIMITS, listening  # noqa: E402
+from tests.service.fakes import ADMINS, LANES, LIMITS, eventually, listening  # noqa: E402
 
 
 @dataclass
@@ -32,5 +32,4 @@ async def served() -> AsyncGenerator[Served]:
     handlers = rpc.handlers(service.servicer, POOL, LIMITS, LANES, from_gateway=False)
     async with listening(handlers, service.metrics, authenticator=ADMINS) as port:
         yield Served(service, f"127.0.0.1:{port}")
-    assert service.client.num_open == 0
-    assert service.admission.num_active == 0
+    await eventually(service.is_idle)

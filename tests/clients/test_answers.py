@@ -113,8 +113,7 @@ async def test_health_is_the_servers(caller: Caller, served: Served) -> None:
 async def test_a_stream_that_is_closed_early_is_aborted(caller: Caller, served: Served) -> None:
     reply = await caller.first("generate_stream", PROMPT)
     assert reply.index == 1
-    await eventually(lambda: served.service.client.num_open == 0)
-    assert served.service.admission.num_active == 0
+    await eventually(served.service.is_idle)
 
 
 async def test_a_call_that_is_cancelled_is_aborted(served: Served) -> None:

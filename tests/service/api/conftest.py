@@ -7,11 +7,11 @@ from collections.abc import AsyncGenerator
 import pytest
 
 from tests.service.api.harness import Service
+from tests.service.fakes import eventually
 
 
 @pytest.fixture
 async def service() -> AsyncGenerator[Service]:
     async with Service().running() as service:
         yield service
-        assert service.client.num_open == 0
-        assert service.admission.num_active == 0
+        await eventually(service.is_idle)

@@ -24,6 +24,7 @@ from tests.service.fakes import (
     FakeEngineClient,
     Script,
     WordTokenizer,
+    eventually,
     script,
     step,
 )
@@ -93,5 +94,5 @@ async def answer(
     async with GoldenService(engine_script).running() as service:
         with service.full() if full else nullcontext():
             result = await service.ask(name, request, rest=True)
-    assert service.client.num_open == service.admission.num_active == 0
+    await eventually(service.is_idle)
     return result

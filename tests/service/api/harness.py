@@ -115,6 +115,10 @@ class Service:
         self.channel: aio.Channel  # of gRPC callers
         self.gateway: aio.Channel
 
+    def is_idle(self) -> bool:
+        """Whether nothing is generated, and all permits are back."""
+        return not self.client.num_open and not self.admission.num_active
+
     def use_script(self, engine_script: Script) -> None:
         self.client.script = engine_script
 

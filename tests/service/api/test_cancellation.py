@@ -24,7 +24,7 @@ async def test_a_cancelled_stream_is_aborted_in_the_engine(
         await call.read()
     assert service.client.num_open == 1
     call.cancel()
-    await eventually(lambda: service.client.num_open == 0 and service.admission.num_active == 0)
+    await eventually(service.is_idle)
     assert service.client.num_aborted == 1
 
 
@@ -34,4 +34,4 @@ async def test_a_deadline_ends_the_work_in_the_engine(service: Service) -> None:
     with pytest.raises(aio.AioRpcError) as failed:
         await call(generate_request({}), timeout=0.2)
     assert failed.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    await eventually(lambda: service.client.num_open == 0 and service.admission.num_active == 0)
+    await eventually(service.is_idle)

@@ -11,6 +11,7 @@ import pytest
 
 from engine.protocol.request import FinishReason
 from service.api import call, rpc
+from service.errors import ServiceError, slow_reader
 from service.pb.google.api import HttpBody
 from service.pb.tokenwire import v1 as pb
 from service.routes import SERVICE
@@ -44,8 +45,20 @@ async def service(monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[Service]:
     steps = [step(word) for _ in range(NUM_TOKENS)]
     service.use_script(script(*steps, step(word, finish=FinishReason.LENGTH)))
     yield service
-    await eventually(lambda: service.client.num_open == 0)
-    assert service.admission.num_active == 0
+    await eventually(service.is_idle)
+
+
+@pytest.fixture
+def given_up(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Whether the service waits no longer for the caller."""
+    event = asyncio.Event()
+
+    def noted(seconds: float) -> ServiceError:
+        event.set()
+        return slow_reader(seconds)
+
+    monkeypatch.setattr(call, "slow_reader", noted)
+    return event
 
 
 @pytest.fixture(params=[False, True], ids=["grpc", "rest"])
@@ -76,13 +89,12 @@ async def test_no_permit_is_held_once_the_engine_is_done(
 
 
 async def test_a_stream_that_is_not_read_never_ends_well(
-    service: Service, is_rest: bool, stalled: tuple[RawConnection, int]
+    given_up: asyncio.Event, is_rest: bool, stalled: tuple[RawConnection, int]
 ) -> None:
     connection, stream_id = stalled
     async with asyncio.timeout(TIMEOUT_S):
         await connection.of(h2.events.DataReceived)
-        await eventually(lambda: service.client.num_open == 0)
-        await asyncio.sleep(2 * LIMIT_S)
+        await given_up.wait()
         connection.read_on(stream_id, 1_000_000)
         trailers = dict((await connection.of(h2.events.TrailersReceived)).headers or ())
     body = connection.data(stream_id)
