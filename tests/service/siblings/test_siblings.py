@@ -7,14 +7,17 @@ import socket
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry, Counter, disable_created_metrics
 
 from service.errors import ErrorKind, ServiceError
 from service.launch.place import Place
+from service.siblings.line import Line
 from service.siblings.series import SharedSeries
 from service.siblings.siblings import Siblings
+from tests.service.fakes import TIMEOUT_S
 
 
 class Process:
@@ -98,7 +101,13 @@ def silent(directory: Path, number: int) -> Iterator[None]:
 
 @pytest.fixture
 def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.siblings.siblings._ABORT_PATIENCE_S", 1.0)
+    """Nobody waits long for the second process, and for the others as long as it takes."""
+    ask = Line._ask
+
+    async def ask_hastily(self: Line, number: int, name: str, question: bytes, _: float) -> Any:
+        return await ask(self, number, name, question, 0.1 if number == 2 else TIMEOUT_S)
+
+    monkeypatch.setattr(Line, "_ask", ask_hastily)
 
 
 @pytest.mark.usefixtures("_hasty")
