@@ -18,11 +18,12 @@ from tests.otlp import Tls, grpc_collector, http_collector
 METHOD = "/tokenwire.v1.TextGenerationService/Info"
 
 
-def make_span(sender: TraceSender) -> str:
-    """Makes the span of a call; returns the id of its trace."""
-    record = begin_record("id")
+def make_spans(sender: TraceSender, count: int = 1) -> str:
+    """Makes the spans of so many calls; returns the id of the last one's trace."""
     tracer = sender.tracer("model", captures_content=False)
-    tracer.begin(METHOD, (), record, from_gateway=False, path=None).end("OK", 0)
+    for _ in range(count):
+        record = begin_record("id")
+        tracer.begin(METHOD, (), record, from_gateway=False, path=None).end("OK", 0)
     return record.trace_id
 
 
@@ -31,7 +32,7 @@ async def test_the_last_spans_are_sent_at_the_end(protocol: str) -> None:
     with grpc_collector() if protocol == "grpc" else http_collector() as collector:
         url = collector.url if protocol == "grpc" else f"{collector.url}/v1/traces"
         sender = TraceSender(TraceExport(url=url, protocol=protocol))  # type: ignore[arg-type]
-        trace_id = make_span(sender)
+        trace_id = make_spans(sender)
         await sender.close()
         (span,) = collector.trace(trace_id, METHOD[1:])
         assert span.attributes["rpc.response.status_code"] == "OK"
@@ -45,8 +46,7 @@ async def test_nobody_waits_for_a_collector_that_is_gone(
     with socket.create_server(("127.0.0.1", 0)) as server:  # nobody accepts
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
         sender = TraceSender(TraceExport(url=url, protocol=protocol))  # type: ignore[arg-type]
-        for _ in range(3000):  # more than the queue takes
-            make_span(sender)
+        make_spans(sender, 3000)  # more than the queue takes
         async with asyncio.timeout(20):
             await sender.close()
 
@@ -56,7 +56,7 @@ async def test_nobody_waits_for_a_collector_that_is_slow(monkeypatch: pytest.Mon
     may_answer = threading.Event()
     with grpc_collector(serves=may_answer.wait) as collector:
         sender = TraceSender(TraceExport(url=collector.url))
-        make_span(sender)
+        make_spans(sender)
         async with asyncio.timeout(20):
             await sender.close()
         assert not collector.spans
@@ -84,7 +84,7 @@ async def test_a_collector_that_shows_somebody_elses_certificate_gets_nothing(
                 key=wrong.key,
             )
             sender = TraceSender(export)
-            make_span(sender)
+            make_spans(sender)
             await sender.close()
         assert not collector.spans
 
