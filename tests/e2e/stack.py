@@ -185,6 +185,18 @@ class Stack:
         yield
         wait_until(lambda: self.is_healthy() and self.metric(series) > before, "another engine")
 
+    @contextlib.contextmanager
+    def without_engine(self) -> Iterator[None]:
+        """The engine is dead within it and callers are told so; none is started before its end."""
+        engine = self.child("engine")
+        self._supervisor.suspend()
+        try:
+            engine.kill()
+            wait_until(lambda: not self.is_healthy(), "an unhealthy server")
+            yield
+        finally:
+            self._supervisor.resume()
+
     def generate(self, inputs: str = PROMPT, **parameters: Any) -> dict[str, Any]:
         """POST /generate with details; 8 tokens unless told otherwise."""
         parameters = {"details": True, "max_new_tokens": 8, **parameters}

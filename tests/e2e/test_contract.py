@@ -21,7 +21,8 @@ from tests.e2e.contract import (
     response_schemas,
 )
 from tests.e2e.exchanges import EXCHANGES, GENERATIONS, Exchange
-from tests.e2e.stack import ENDLESS, PROMPT, Stack, running, wait_until
+from tests.e2e.long_winded import LONG, long_winded
+from tests.e2e.stack import PROMPT, Stack, running, wait_until
 
 HEALTH_PATHS = ["/", "/health", "/ping"]
 BODIES = [path for method, path, _ in operations() if method == "POST"]
@@ -185,8 +186,9 @@ def test_conversation_that_cannot_be_tokenised_is_a_422(stack: Stack) -> None:
 @pytest.fixture(scope="module")
 def small_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """A server that takes one request at a time."""
-    log_path = tmp_path_factory.mktemp("contract") / "log"
-    with running(log_path, "--max-concurrent-requests=1") as stack:
+    directory = tmp_path_factory.mktemp("contract")
+    flags = ("--max-concurrent-requests=1", *long_winded(directory / "model"))
+    with running(directory / "log", *flags) as stack:
         yield stack
 
 
@@ -199,7 +201,7 @@ def small(small_server: Stack) -> Stack:
 
 
 def test_generation_on_a_full_server_is_a_429(small: Stack) -> None:
-    body = {"inputs": PROMPT, "parameters": ENDLESS}
+    body = {"inputs": PROMPT, "parameters": LONG}
     with small.http.stream("POST", "/generate_stream", json=body) as reply:
         lines = reply.iter_lines()  # held, since dropping it would close the connection
         assert next(lines).startswith("data: ")
@@ -210,10 +212,9 @@ def test_generation_on_a_full_server_is_a_429(small: Stack) -> None:
 
 
 def test_health_without_an_engine_is_a_503(small: Stack) -> None:
-    small.child("engine").kill()
-    wait_until(lambda: not small.is_healthy(), "an unhealthy server")
-    for path in HEALTH_PATHS:
-        reply = small.http.get(path)
+    with small.without_engine():
+        replies = {path: small.http.get(path) for path in HEALTH_PATHS}
+    for path, reply in replies.items():
         Checker().check("GET", path, reply)
         expected = {"error": "unhealthy", "error_type": "healthcheck"}
         assert (reply.status_code, reply.json()) == (503, expected)

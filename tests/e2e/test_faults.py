@@ -18,6 +18,7 @@ import httpx
 import psutil
 import pytest
 
+from tests.e2e.long_winded import LONG, long_winded
 from tests.e2e.reflection_client import ReflectionClient, details, retry_seconds
 from tests.e2e.stack import DEADLINE_S, ENDLESS, PROMPT, Stack, run_to_end, running, wait_until
 from tests.paths import REPOSITORY
@@ -40,7 +41,8 @@ class Replaceable:
             self.close()
             self._count += 1
             log_path = self._directory / f"log{self._count}"
-            flags = ("--max-concurrent-requests=2",)
+            model = self._directory / f"model{self._count}"
+            flags = ("--max-concurrent-requests=2", *long_winded(model))
             self._stack = self._contexts.enter_context(running(log_path, *flags))
         return self._stack
 
@@ -193,7 +195,8 @@ def test_request_with_penalties_does_not_disturb_a_running_stream(stack: Stack) 
 
 def test_overload_is_refused_at_once(small: Stack) -> None:
     api = ReflectionClient(small.direct)
-    calls = [api.call("GenerateStream", ENDLESS_BODY) for _ in range(2)]
+    body = {"inputs": PROMPT, "parameters": LONG}
+    calls = [api.call("GenerateStream", body) for _ in range(2)]
     for call in calls:
         next(call)
     body = {"inputs": PROMPT, "parameters": {"max_new_tokens": 1}}
@@ -222,10 +225,11 @@ def test_overload_is_refused_at_once(small: Stack) -> None:
 
 def test_stream_survives_the_death_of_the_engine(small: Stack) -> None:
     # Long enough to be still running when the engine is killed, even on a busy machine.
-    num_tokens = 1000
+    num_tokens = 1900
     usual = {"temperature": 1.0, "seed": 4, "ignore_eos": True, "top_n_tokens": 2}
     requests = [bounded(num_tokens), bounded(num_tokens, **usual)]
     unbroken = [small.http.post("/generate", json=request).json() for request in requests]
+    engine = small.child("engine")
     with ExitStack() as context:
         streams = []
         for request in requests:
@@ -233,10 +237,8 @@ def test_stream_survives_the_death_of_the_engine(small: Stack) -> None:
             streams.append(context.enter_context(stream).iter_lines())
         for lines in streams:
             next(lines)
-        engine = small.child("engine")
-        engine.kill()
-        wait_until(lambda: not small.is_healthy(), "an unhealthy server")
-        reply = small.http.post("/generate", json=requests[0])
+        with small.without_engine():
+            reply = small.http.post("/generate", json=requests[0])
         error = {"error": "unhealthy", "error_type": "healthcheck"}
         assert (reply.status_code, reply.json()) in [(503, error), (429, OVERLOADED)]
         broken = [payloads(lines) for lines in streams]
@@ -252,7 +254,7 @@ def test_stream_survives_the_death_of_the_engine(small: Stack) -> None:
         )
     assert small.child("engine").pid != engine.pid
     wait_until(small.is_healthy, "a healthy server")
-    assert "the engine is gone; 2 requests wait" in small.log()
+    wait_until(lambda: "the engine is gone; 2 requests wait" in small.log(), "a line about them")
     small.wait_until_idle()
 
 
