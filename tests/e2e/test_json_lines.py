@@ -122,5 +122,5 @@ def test_without_traces_nothing_of_opentelemetry_is_imported() -> None:
 def test_people_read_text(stack: Stack) -> None:
     stack.generate(PROMPT)
     wait_until(lambda: "envoy.access: POST /generate 200" in stack.log(), "Envoy's line")
-    assert "service.access: Generate /generate OK" in stack.log()
+    wait_until(lambda: "service.access: Generate /generate OK" in stack.log(), "the service's line")
     assert "Tokenwire is ready." in stack.log()

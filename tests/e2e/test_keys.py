@@ -221,9 +221,11 @@ def test_keys_change_while_the_server_runs(guarded: Guarded) -> None:
     assert (status(new), status(guarded.key)) == (200, 200)
     guarded.file.write_text("not a line of keys\n")
     assert [status(new) for _ in range(3)] == [200] * 3
-    assert stack.log().count("the API keys changed and cannot be used, the old ones stay") == 1
+    complaint = "the API keys changed and cannot be used, the old ones stay"
+    wait_until(lambda: complaint in stack.log(), "a word about it")
     guarded.file.write_text(key_line("alice", guarded.key) + "\n")
     assert (status(new), status(guarded.key)) == (401, 200)
     channel_metadata = tuple(bearer(new).items())
     with pytest.raises(grpc.RpcError):
         stack.direct.unary_unary(f"/{SERVICE}/Info")(b"", metadata=channel_metadata)
+    assert stack.log().count(complaint) == 1

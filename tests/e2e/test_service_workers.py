@@ -278,7 +278,7 @@ def test_only_the_streams_of_a_process_that_dies_break(server: Stack) -> None:
         sums = [[server.metric(name) for name in names]]
         victim.kill()
         ended = [_ended(lines) for lines in streams.lines]
-    assert 2 <= ended.count(True) <= 6, "the least busy process gets the next one"
+    assert 0 < ended.count(True) < 8, "the less busy process is likelier to get the next one"
     sums.append([server.metric(name) for name in names])
     wait_until(lambda: have_both(server), "another one in its place")
     sums.append([server.metric(name) for name in names])

@@ -84,7 +84,8 @@ def test_a_rank_that_is_lost_ends_the_engine_and_streams_go_on(
         other.send_signal(number)
         wait_until(lambda: is_gone(engine) and is_gone(other), "the end of both ranks")
         assert [ended(event) for event in streams.last_events()] == unbroken
-    assert f"the engine ends with all its ranks: {reason}" in sharded.log()
+    line = f"the engine ends with all its ranks: {reason}"
+    wait_until(lambda: line in sharded.log(), "a line about it")
     sharded.wait_until_idle()
 
 
