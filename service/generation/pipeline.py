@@ -137,9 +137,10 @@ class Pipeline:
                         if event.generation is not None:
                             finished.append(event.generation)
                             if len(finished) == n:
-                                call.is_over = True
-                                self._finish(finished)
+                                break
                         yield event
+        self._finish(finished)
+        yield event  # the last: whoever leaves now has not dropped a generation
 
     def abort(self, request_id: str, caller: str | None) -> int:
         """Ends the generations of all calls of this id; returns how many there were.

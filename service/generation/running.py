@@ -14,14 +14,10 @@ class RunningCall:
 
     Args:
         record: the call's, by which all its generations are known.
-
-    Attributes:
-        is_over: whether it is complete, and nothing but the caller's reading is left.
     """
 
     def __init__(self, record: CallRecord) -> None:
         self.record = record
-        self.is_over = False
 
     def check(self) -> None:
         """To be called before it goes to the engine.
@@ -49,7 +45,7 @@ class RunningCalls:
 
     @contextmanager
     def entered(self) -> Iterator[RunningCall]:
-        """Holds a generation of the current call."""
+        """Holds a generation of the current call, until it is complete."""
         call = RunningCall(current_record() or CallRecord(""))
         self._calls.append(call)
         try:
@@ -68,7 +64,6 @@ class RunningCalls:
             call
             for call in self._calls
             if call.record.request_id == request_id
-            and not call.is_over
             and not (self._own_only and caller != call.record.caller)
         ]
         for record in {id(call.record): call.record for call in found}.values():

@@ -23,6 +23,7 @@ class Pace:
         num_prompt_tokens: of its prompt.
         has_grammar: whether a grammar may force tokens of it.
         call: the call that it is for.
+        has_begun: whether a step has begun it; another engine may begin it again.
         last: when it got the token before; 0 if it has none yet.
     """
 
@@ -30,6 +31,7 @@ class Pace:
     num_prompt_tokens: int
     has_grammar: bool = False
     call: CallRecord | None = None
+    has_begun: bool = False
     last: float = 0.0
 
 
@@ -67,7 +69,8 @@ class Tally:
 
     def add(self, pace: Pace, output: SequenceOutput) -> None:
         """Counts an output; those of one request come one after the other."""
-        if output.first_scheduled:
+        if output.first_scheduled and not pace.has_begun:
+            pace.has_begun = True
             self.num_prompt_tokens += pace.num_prompt_tokens
             self.num_cached_tokens += min(output.num_cached_tokens, pace.num_prompt_tokens)
         if output.token is None:

@@ -28,6 +28,7 @@ from engine.protocol.request import Token as RawToken
 from service.access.keys import key_line, make_key, parse_keys
 from service.api.authentication import Authenticator
 from service.api.interceptor import CallInterceptor
+from service.call_record import CallRecord
 from service.generation.generator import Generation, PrefillToken, Timings, Token
 from service.generation.limits import Limits
 from service.generation.metrics import Metrics
@@ -162,6 +163,9 @@ class FakeEngineClient:
         """
         if self.adapters.pop(name, None) is None:
             raise unknown_adapter(name)
+
+    def abort(self, call: CallRecord) -> None:
+        """Leaves all calls alone: scripts end by themselves."""
 
     def new_request_id(self) -> str:
         """Consecutive numbers."""

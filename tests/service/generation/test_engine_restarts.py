@@ -12,6 +12,7 @@ import pytest
 from engine.protocol import wire
 from engine.protocol.request import FinishReason, SamplingParams
 from service.generation.engine_client import EngineClient
+from service.generation.tally import Tally
 from tests.engine.fakes import make_engine, token_ids
 from tests.service.fakes import INFO, TIMEOUT_S, eventually
 from tests.service.generation.engines import (
@@ -69,6 +70,21 @@ async def test_a_stream_survives_two_engines(
         got += await rest(outputs)
     assert token_ids(got) == token_ids(alone(request))
     assert got[-1].finish_reason is FinishReason.LENGTH
+
+
+async def test_a_prompt_counts_once_however_many_engines_compute_it(
+    client: EngineClient, proxy: SocketProxy, start_engine: StartEngine
+) -> None:
+    tallies: list[Tally] = []
+    client.on_tally.append(tallies.append)
+    await connect(client, proxy, start_engine(make_engine(gate=threading.Semaphore(3))))
+    async with aclosing(client.generate(make_request())) as outputs:
+        await take(outputs, 3)
+        proxy.target = start_engine(make_engine())
+        proxy.cut()
+        await rest(outputs)
+    assert sum(tally.num_prompt_tokens for tally in tallies) == len(PROMPT)
+    assert sum(len(tally.first) for tally in tallies) == 1
 
 
 @pytest.mark.parametrize("num_steps", [1, 2, 5])

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from engine.protocol.request import FinishReason
+from service.call_record import begin_record
 from service.errors import ErrorKind, ServiceError
 from service.generation.admission import Admission
 from service.generation.generator import Generator
@@ -156,6 +157,31 @@ async def test_a_stream_that_is_closed_early_counts_as_dropped() -> None:
     await events.aclose()
     assert scripted.count('failure{err="dropped"}') == 1
     scripted.assert_idle()
+
+
+@pytest.mark.parametrize("n", [1, 2])
+async def test_a_stream_that_is_closed_at_its_last_token_is_a_success_and_nothing_else(
+    n: int,
+) -> None:
+    scripted = ScriptedPipeline(script(step(0), ENDED))
+    events = scripted.pipeline.stream("ab", Parameters(), 0.0, n)
+    for _ in range(2 * n):
+        last = await anext(events)
+    assert last.generation is not None
+    scripted.assert_idle()
+    await events.aclose()
+    counts = [scripted.count(name) for name in ("count", "success", 'failure{err="dropped"}')]
+    assert counts == [1, 1, 0]
+
+
+async def test_a_stream_that_only_waits_to_be_read_is_not_ended_by_its_id() -> None:
+    scripted = ScriptedPipeline(script(step(0), ENDED))
+    begin_record("the-call")
+    events = scripted.pipeline.stream("ab", Parameters(), 0.0)
+    counts = []
+    async for _ in events:
+        counts.append(scripted.pipeline.abort("the-call", None))
+    assert counts == [1, 0]
 
 
 @pytest.mark.parametrize("parameters", [Parameters(), BEST_OF_2])

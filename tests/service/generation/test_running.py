@@ -57,14 +57,6 @@ def test_what_is_not_with_the_engine_yet_is_ended_as_well() -> None:
     assert {record.request_id for record in ended.records} == {"a"}
 
 
-def test_generations_that_are_complete_are_left_alone() -> None:
-    ended = Ended()
-    first, second = ended.enter("a"), ended.enter("a")
-    first.is_over = True
-    assert ended.abort("a") == 1
-    assert (is_ended(first), is_ended(second)) == (False, True)
-
-
 def test_generations_that_have_ended_are_forgotten() -> None:
     ended = Ended()
 
