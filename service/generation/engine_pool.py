@@ -86,6 +86,7 @@ class EnginePool:
         self._adapters: Mapping[str, AdapterInfo] = {}
         self._adapters_of: tuple[Mapping[str, AdapterInfo], ...] = ()  # that they were made of
         self._changing = asyncio.Lock()
+        self._loading: set[asyncio.Task[object]] = set()  # for which nobody may wait any more
         self._tasks: list[asyncio.Task[None]] = []
         for replica in self._replicas:
             client = replica.client
@@ -161,7 +162,7 @@ class EnginePool:
             replica.client.abort(call)
 
     async def load_adapter(self, wanted: LoadAdapter) -> AdapterInfo | None:
-        """Loads an adapter in all engines, or in none.
+        """Loads an adapter in all engines, or in none, also if the caller leaves meanwhile.
 
         One engine decides what it is. Those that are down get it when they are back.
 
@@ -169,6 +170,12 @@ class EnginePool:
             AdapterError: an engine cannot load it.
             ServiceError: no engine is connected, or the first one ended.
         """
+        task = asyncio.create_task(self._load(wanted))
+        self._loading.add(task)
+        task.add_done_callback(self._loading.discard)
+        return await asyncio.shield(task)
+
+    async def _load(self, wanted: LoadAdapter) -> AdapterInfo | None:
         async with self._changing:
             before = self.adapters
             loaded = await self._first().load_adapter(wanted)
@@ -207,7 +214,7 @@ class EnginePool:
             not in ((one.name, one.digest) for one in client.listed)
         ]:
             tried += lacking
-            errors = await asyncio.gather(*(_load(client, wanted) for client in lacking))
+            errors = await asyncio.gather(*(_load_one_more(client, wanted) for client in lacking))
             if any(errors):
                 return next(error for error in errors if error is not None)
         return None
@@ -326,7 +333,7 @@ class EnginePool:
             replica.client.submit(stream)
 
 
-async def _load(client: EngineClient, wanted: LoadAdapter) -> AdapterError | None:
+async def _load_one_more(client: EngineClient, wanted: LoadAdapter) -> AdapterError | None:
     """Loads an adapter in one more engine; returns why it cannot.
 
     One that ends will be told to load it when it is back, and one that is just back may be loading
