@@ -28,8 +28,8 @@ from benchmarks import machine
 from benchmarks.report import table
 from engine.protocol.config import EngineInfo
 from service.api import rpc
-from service.app import make_limits
 from service.codec.requests import READERS
+from service.generation.configured_limits import make_limits
 from service.launch.settings import Settings
 from service.pb.google.api import HttpBody
 from service.pb.tokenwire import v1 as pb

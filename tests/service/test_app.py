@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncGenerator
-from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -23,7 +22,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 from engine.server import EngineServer
 from service.api import rpc
 from service.api.grpc_server import make_server
-from service.app import App, make_limits
+from service.app import App
 from service.generation.metrics import Metrics
 from service.launch.settings import Settings
 from service.pb.tokenwire import v1 as pb
@@ -221,30 +220,6 @@ async def test_generations_end_with_an_error_when_a_server_is_told_to_end_twice(
             await waiting
     gate.release(1000)
     assert ended.value.code() is grpc.StatusCode.ABORTED
-
-
-def test_limits_follow_the_engine() -> None:
-    limits = make_limits(Settings(), INFO)
-    assert (limits.max_total_tokens, limits.max_input_tokens) == (200, 199)
-
-
-def test_limits_may_be_lower() -> None:
-    limits = make_limits(Settings(max_total_tokens=100, max_input_tokens=10), INFO)
-    assert (limits.max_total_tokens, limits.max_input_tokens) == (100, 10)
-
-
-@pytest.mark.parametrize(
-    ("settings", "text"),
-    [
-        (Settings(max_total_tokens=201), "max_total_tokens must be <= 200"),
-        (Settings(max_input_tokens=200), "max_input_tokens must be < max_total_tokens"),
-    ],
-    ids=["total", "input"],
-)
-def test_limits_above_those_of_the_engine_are_refused(settings: Settings, text: str) -> None:
-    with pytest.raises(ValueError, match=text):
-        make_limits(settings, INFO)
-    make_limits(settings, replace(INFO, max_total_tokens=300))
 
 
 async def test_reflection_answers_by_its_newer_name(app: App, channel: aio.Channel) -> None:
