@@ -32,7 +32,7 @@ from .protocol import wire
 from .protocol.adapters import AdapterInfo, LoadAdapter
 from .protocol.c_heap import limit_arenas, trim
 from .protocol.config import EngineConfig, EngineInfo
-from .protocol.errors import AdapterError, AdapterFault, unknown_adapter
+from .protocol.errors import AdapterError, no_adapter_directory, unknown_adapter
 from .protocol.notify import READY, notify
 from .protocol.processors import num_processors
 from .protocol.request import Moment, Request, SequenceOutput, StepOutput
@@ -316,11 +316,7 @@ class EngineServer:
             AdapterError: this engine has no places for any.
         """
         if self._engine.adapters is None:
-            raise AdapterError(
-                AdapterFault.FORBIDDEN,
-                "adapters can be loaded only where the server was started with "
-                "--lora-adapter-directory",
-            )
+            raise no_adapter_directory()
         return self._engine.adapters
 
     def _announce(self) -> None:

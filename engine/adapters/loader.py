@@ -9,7 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..protocol.adapters import LoadAdapter
-from ..protocol.errors import AdapterError, AdapterFault, ModelLoadError, first_line
+from ..protocol.errors import (
+    AdapterError,
+    AdapterFault,
+    ModelLoadError,
+    first_line,
+    no_adapter_directory,
+)
 from ..threads import unpin
 from .adapted_layers import AdaptedLayers, FittedAdapter
 from .other_ranks import NoOtherRanks, OtherRanks
@@ -47,11 +53,7 @@ class AdapterLoader:
             AdapterError: none may be loaded.
         """
         if self._directory is None:
-            raise AdapterError(
-                AdapterFault.FORBIDDEN,
-                "adapters can be loaded only where the server was started with "
-                "--lora-adapter-directory",
-            )
+            raise no_adapter_directory()
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="adapters", daemon=True)
             self._thread.start()

@@ -60,6 +60,14 @@ def unknown_adapter(name: str) -> AdapterError:
     return AdapterError(AdapterFault.UNKNOWN, f"The adapter `{name}` does not exist")
 
 
+def no_adapter_directory() -> AdapterError:
+    """The error where no adapter can be loaded: the operator has named no place for them."""
+    return AdapterError(
+        AdapterFault.FORBIDDEN,
+        "adapters can be loaded only where the server was started with --lora-adapter-directory",
+    )
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's text that says something.
 
