@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from ..protocol.token_names import rename_tokens
+
 UNSPEAKABLE = "\ufdd0"  # begins the names of special tokens: Unicode says that no text has it
 
 
@@ -20,14 +22,10 @@ def fitted(tokenizer: str, vocab_size: int) -> str:
     """
     spec = json.loads(tokenizer)
     added = [token for token in spec.get("added_tokens") or () if token["id"] < vocab_size]
-    special = [token for token in added if token["special"]]
-    names = {token["content"]: f"{UNSPEAKABLE}{token['id']}" for token in special}
-    for token in special:
-        token["content"] = names[token["content"]]
+    names = {token["content"]: f"{UNSPEAKABLE}{token['id']}" for token in added if token["special"]}
     spec["added_tokens"] = added
-    model = spec.get("model") or {}
-    _cut(model, vocab_size)
-    _rename_pieces(model, names)
+    _cut(spec.get("model") or {}, vocab_size)
+    rename_tokens(spec, names)
     spec["post_processor"] = None  # it adds special tokens, by name
     return json.dumps(spec)
 
@@ -51,14 +49,3 @@ def _is_possible(merge: str | list[str], vocab: dict[str, int]) -> bool:
     """Whether a pair of pieces and what they become are there; older files have it as one text."""
     left, right = merge.split(" ") if isinstance(merge, str) else merge
     return left in vocab and right in vocab and left + right in vocab
-
-
-def _rename_pieces(model: dict[str, Any], names: dict[str, str]) -> None:
-    """Renames pieces in the vocabulary of a tokenizer's model."""
-    vocab = model.get("vocab")
-    if isinstance(vocab, dict):
-        model["vocab"] = {names.get(piece, piece): token_id for piece, token_id in vocab.items()}
-    elif isinstance(vocab, list):  # Unigram
-        model["vocab"] = [[names.get(piece, piece), score] for piece, score in vocab]
-    if model.get("unk_token") in names:
-        model["unk_token"] = names[model["unk_token"]]

@@ -18,6 +18,8 @@ from typing import Any
 
 from tokenizers import Encoding, Tokenizer
 
+from engine.protocol.token_names import rename_tokens
+
 
 class EscapedText(str):
     """A text in which a special token is meant only at some places.
@@ -121,14 +123,5 @@ def new_mark() -> str:
 def _renamed(backend: Tokenizer, names: dict[str, str]) -> Tokenizer:
     """A copy of a tokenizer that knows tokens by other names."""
     spec = json.loads(backend.to_str())
-    for token in spec["added_tokens"]:
-        token["content"] = names.get(token["content"], token["content"])
-    model = spec["model"]
-    vocab = model.get("vocab")
-    if isinstance(vocab, dict):
-        model["vocab"] = {names.get(piece, piece): token_id for piece, token_id in vocab.items()}
-    elif isinstance(vocab, list):  # Unigram
-        model["vocab"] = [[names.get(piece, piece), score] for piece, score in vocab]
-    if model.get("unk_token") in names:
-        model["unk_token"] = names[model["unk_token"]]
+    rename_tokens(spec, names)
     return Tokenizer.from_str(json.dumps(spec))
