@@ -23,7 +23,7 @@ from .admission import Admission
 from .generator import Generation, Generator, TokenEvent
 from .metrics import Metrics
 from .parameters import GenerationRequest, Parameters, Prompt
-from .running import RunningCall, RunningCalls
+from .running import RunningCalls
 from .turns import round_robin
 from .validation import Validator
 
@@ -89,10 +89,10 @@ class Pipeline:
             ServiceError: the request is refused, or generation failed.
         """
         note_request(parameters, 1, is_stream=False)
-        with self._counted(), self._running.entered() as call:
+        with self._counted(), self._running.entered():
             self._validator.check_best_of(parameters)
             with self._admission.permit(max(parameters.best_of or 1, 1)):
-                request = await self._validate(prompt, parameters, call)
+                request = await self._validate(prompt, parameters)
                 result = await self._generator.run(request, received, time.monotonic())
         self._finish([result])
         return result
@@ -106,8 +106,8 @@ class Pipeline:
             ServiceError: the request is refused, or generation failed.
         """
         note_request(parameters, n, is_stream=False)
-        with self._counted(), self._running.entered() as call, self._admission.permit(n):
-            request = await self._validate(prompt, parameters, call)
+        with self._counted(), self._running.entered(), self._admission.permit(n):
+            request = await self._validate(prompt, parameters)
             results = await self._generator.run_choices(request, n, received, time.monotonic())
         self._finish(results)
         return results
@@ -126,7 +126,7 @@ class Pipeline:
         with self._counted(), self._running.entered() as call:
             self._validator.check_stream(parameters)
             with self._admission.permit(n) as permit:
-                request = await self._validate(prompt, parameters, call)
+                request = await self._validate(prompt, parameters)
                 streams = self._generator.choices(
                     request, n, received, time.monotonic(), permit.release_one
                 )
@@ -168,13 +168,10 @@ class Pipeline:
         received = begun if record is None else record.began
         self._metrics.requests.failed(reason, time.monotonic() - received)
 
-    async def _validate(
-        self, prompt: Prompt, parameters: Parameters, call: RunningCall
-    ) -> GenerationRequest:
+    async def _validate(self, prompt: Prompt, parameters: Parameters) -> GenerationRequest:
         if isinstance(prompt, str):
             note_prompt(prompt)
         request = await self._validator.validate(prompt, parameters)
-        call.check()
         self._metrics.requests.validated(len(request.prompt_token_ids), request.max_new_tokens)
         return request
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ..call_record import CallRecord, current_record
-from ..errors import cancelled
 
 
 class RunningCall:
@@ -18,15 +17,6 @@ class RunningCall:
 
     def __init__(self, record: CallRecord) -> None:
         self.record = record
-
-    def check(self) -> None:
-        """To be called before it goes to the engine.
-
-        Raises:
-            ServiceError: it was aborted.
-        """
-        if self.record.is_aborted:
-            raise cancelled()
 
 
 class RunningCalls:
