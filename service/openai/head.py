@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import Literal, Self
 
+from ..call_record import note_answer
 from ..generation.adapters import PLACEHOLDERS
 from ..generation.server_info import ServerInfo
 
@@ -36,13 +37,15 @@ class Head:
         asked_model: str | None,
         server: ServerInfo,
     ) -> Self:
-        """The head of a new answer to a request that names a model, or none."""
-        return cls(
+        """The head of a new answer to a request that names a model, or none; its call notes it."""
+        head = cls(
             id=f"{prefix}{secrets.token_hex(16)}",
             created=int(time.time()),
             model=_echoed(asked_model) or server.model_id,
             system_fingerprint=server.system_fingerprint,
         )
+        note_answer(head.id)
+        return head
 
 
 def _echoed(name: str | None) -> str:

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from engine.protocol.request import FinishReason
-from service.api import servicer
+from service.api import generations
 from service.pb.tokenwire import v1 as pb
 from tests.service.api.harness import Service
 from tests.service.fakes import demo_ids, eventually, script, step
@@ -23,7 +23,7 @@ SHORT_S = 0.001
 async def test_a_silent_stream_sends_comments_to_rest_callers_only(
     service: Service, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(servicer, "KEEP_ALIVE_S", SHORT_S)
+    monkeypatch.setattr(generations, "KEEP_ALIVE_S", SHORT_S)
     request = {
         "GenerateStream": pb.GenerateRequest(inputs="a", parameters=pb.GenerateParameters()),
         "CompatGenerate": pb.CompatGenerateRequest(inputs="a", stream=True),
