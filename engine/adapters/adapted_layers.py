@@ -14,7 +14,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..attention.paged import ReferenceAttention
-from ..kernels.cpu import CpuKernels, PackedUpdate
+from ..kernels.cpu import CpuKernels
+from ..kernels.cpu_low_rank import PackedUpdate
 from ..kernels.packed_linear import output_rows
 from ..model.experts import PackedExperts
 from ..model.fusion import FusedMLP

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from ..kernels.cpu import CpuKernels, PackedUpdate, Updates
+from ..kernels.cpu import CpuKernels
+from ..kernels.cpu_low_rank import PackedUpdate, Updates
 from ..kernels.packed_linear import PackedLinear
 from ..kernels.row_tiles import RowTiles
 from .adapter import LowRankUpdate

@@ -1,7 +1,7 @@
 """Compiles the C kernels at first use and loads them, or loads those that were compiled beforehand.
 
 Owns the compiler call, the per-user cache of built libraries and the choice of OpenMP runtime.
-It does not know what the functions do; their signatures are in `cpu.py`.
+It does not know what the functions do; their signatures are in `cpu_*.py`.
 """
 
 import ctypes

@@ -12,7 +12,8 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from .cpu import CpuKernels, GroupedInt8Weight
+from .cpu import CpuKernels
+from .cpu_quantized import GroupedInt8Weight
 from .int8 import MAX_LEVEL, PackedInt8Linear
 from .packed_linear import output_rows
 from .quantized_linear import QuantizedLinear

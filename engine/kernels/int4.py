@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .cpu import CpuKernels, Int4Weight
+from .cpu import CpuKernels
+from .cpu_quantized import Int4Weight
 from .quantized_linear import QuantizedLinear
 
 GROUP_SIZE = 64  # weights that share a scale and a least value: 4.5 bits per weight in total

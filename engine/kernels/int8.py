@@ -7,7 +7,8 @@ module knows how weights are rounded and laid out; the product itself is in `c/i
 import torch
 from torch import Tensor
 
-from .cpu import CpuKernels, Int8Weight
+from .cpu import CpuKernels
+from .cpu_quantized import Int8Weight
 from .quantized_linear import QuantizedLinear
 
 MAX_LEVEL = 127  # -128 is not used, so that levels are symmetric

@@ -7,7 +7,9 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from .cpu import CpuKernels, Updates, exact_dtype, load
+from .cpu import CpuKernels, load
+from .cpu_low_rank import Updates
+from .formats import exact_dtype
 
 _ROWS_AT_ONCE = 64  # of a weight that are looked at before the next: most that do not fit show it
 

@@ -147,5 +147,7 @@ def emulated_library(directory: Path, *options: str) -> Iterator[EmulatedLibrary
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setattr(torch.Tensor, "data_ptr", noted)
-        patch.setattr("engine.kernels.cpu._ARENA_BYTES", 1)  # each weight has memory of its own
+        patch.setattr(
+            "engine.kernels.cpu_library._ARENA_BYTES", 1
+        )  # each weight has memory of its own
         yield EmulatedLibrary(process, memory)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from engine.kernels import cpu
-from engine.kernels.cpu import CpuKernels, Updates
+from engine.kernels.cpu import CpuKernels
+from engine.kernels.cpu_low_rank import Updates
 from tests.engine.native import needs_compiler, threads
 
 pytestmark = needs_compiler
