@@ -25,9 +25,9 @@ from .access.keys import watch_keys
 from .access.media_hosts import MediaHosts
 from .api import health, rpc
 from .api.authentication import Authenticator
+from .api.calls_in_progress import CallsInProgress
 from .api.grpc_server import bind, make_server
 from .api.reflection import add_reflection
-from .api.running_calls import RunningCalls
 from .api.servicer import TextGenerationServicer
 from .generation.adapters import Adapters
 from .generation.admission import Admission
@@ -117,7 +117,7 @@ class App:
         self._stopping = asyncio.Event()
         self._servers: list[aio.Server] = []  # for callers
         self._gateways: list[aio.Server] = []  # for Envoy
-        self._gateway_calls = RunningCalls()
+        self._gateway_calls = CallsInProgress()
         self._grammars: GrammarChecker | None = None
         self._authenticator = _authenticator(settings)
         self._credentials = settings.grpc_tls and server_credentials(settings.grpc_tls)

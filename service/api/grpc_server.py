@@ -11,8 +11,8 @@ from ..generation.metrics import Metrics
 from ..launch.edge import MAX_METADATA_BYTES, MAX_REPLY_BYTES
 from ..launch.settings import Settings
 from .authentication import Authenticator
+from .calls_in_progress import CallsInProgress
 from .interceptor import CallInterceptor
-from .running_calls import RunningCalls
 
 if TYPE_CHECKING:  # else OpenTelemetry would be imported where there are no traces
     from ..tracing.tracer import CallTracer
@@ -28,7 +28,7 @@ def make_server(
     from_gateway: bool,
     authenticator: Authenticator | None = None,
     tracer: CallTracer | None = None,
-    running: RunningCalls | None = None,
+    running: CallsInProgress | None = None,
     shares_ports: bool = False,
 ) -> aio.Server:
     """A server without handlers, which listens nowhere yet.

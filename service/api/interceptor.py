@@ -38,7 +38,7 @@ from .access_log import log_access
 from .authentication import Authenticator
 from .call import rest_path
 from .caller import caller_of
-from .running_calls import RunningCalls
+from .calls_in_progress import CallsInProgress
 
 if TYPE_CHECKING:  # else OpenTelemetry would be imported where there are no traces
     from ..tracing.tracer import CallSpan, CallTracer
@@ -81,10 +81,10 @@ class CallInterceptor(aio.ServerInterceptor):  # type: ignore[misc]
         access_log: bool = False,
         authenticator: Authenticator | None = None,
         tracer: CallTracer | None = None,
-        running: RunningCalls | None = None,
+        running: CallsInProgress | None = None,
     ) -> None:
         self._metrics = metrics
-        self._running = running or RunningCalls()
+        self._running = running or CallsInProgress()
         self._from_gateway = from_gateway
         self._access_log = access_log
         self._authenticator = authenticator or Authenticator()

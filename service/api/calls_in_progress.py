@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class RunningCalls:
+class CallsInProgress:
     """Counts calls; used from one event loop only, so it needs no lock."""
 
     def __init__(self) -> None:
