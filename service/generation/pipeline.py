@@ -123,7 +123,7 @@ class Pipeline:
             ServiceError: the request is refused, or a generation failed, which ends the others.
         """
         note_request(parameters, n, is_stream=True)
-        with self._counted(), self._running.entered() as call:
+        with self._counted(), self._running.entered():
             self._validator.check_stream(parameters)
             with self._admission.permit(n) as permit:
                 request = await self._validate(prompt, parameters)
