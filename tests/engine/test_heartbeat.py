@@ -210,7 +210,7 @@ def test_a_process_below_that_does_not_work_for_the_thread_is_no_progress() -> N
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         child.stdout.readline()
+        others = heartbeat._of_children(frozenset({child.pid}))  # which may compute meanwhile
         everything = heartbeat._of_children(frozenset())
-        others = heartbeat._of_children(frozenset({child.pid}))
         child.communicate(b"\n")
     assert everything > others
