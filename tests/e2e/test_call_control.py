@@ -10,7 +10,7 @@ import grpc
 import pytest
 
 from tests.e2e.reflection_client import ReflectionClient, details
-from tests.e2e.stack import ENDLESS, PROMPT, Stack, running, wait_until
+from tests.e2e.stack import DEADLINE_S, ENDLESS, PROMPT, Stack, running, wait_until
 
 LONG = {"inputs": PROMPT, "parameters": ENDLESS}
 CONVERSATION = [{"role": "user", "content": PROMPT}]
@@ -277,7 +277,7 @@ class TestWatchLoad:
         assert details(failed.value) == ("validation", "interval_seconds")
 
     def test_watching_does_not_hold_a_server_that_ends(self, tmp_path: Path) -> None:
-        with running(tmp_path / "log") as server:
+        with running(tmp_path / "log", "--drain-seconds=600") as server:
             watches = [
                 ReflectionClient(channel).call("WatchLoad", {"interval_seconds": 3600.0})
                 for channel in (server.direct, server.through_envoy)
@@ -289,7 +289,7 @@ class TestWatchLoad:
                 with pytest.raises(grpc.RpcError) as ended:
                     next(watch)
                 assert ended.value.code() is grpc.StatusCode.UNAVAILABLE
-            server.process.wait(20)  # of a grace of 30
+            server.process.wait(DEADLINE_S)  # of a grace of 600
 
 
 def test_adapters_are_listed(api: ReflectionClient) -> None:
