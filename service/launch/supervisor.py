@@ -161,16 +161,29 @@ class Supervisor:
             if child.age() >= self._policy.healthy_after:
                 deaths.clear()
                 self._hopeless.discard(child)
-            deaths.append(time.monotonic())
-            delay = self._policy.delay(len(deaths))
-            if self._policy.is_hopeless(deaths):
-                if not self._has_substitute(child):
-                    raise SupervisorError(f"giving up after {len(deaths)} deaths: {child.ending()}")
-                self._hopeless.add(child)
-                delay = self._policy.window
-            logger.error("%s; restarting it in %.1f s", child.ending(), delay)
-            await asyncio.sleep(delay)
+            ending: str | None = child.ending()
+            while ending is not None:
+                ending = await self._restart(child, deaths, ending)
+
+    async def _restart(self, child: Child, deaths: list[float], ending: str) -> str | None:
+        """Starts a child again after one more death; returns why it cannot be started.
+
+        The machine may have no memory for it just now, or no place for a process: as another death.
+        """
+        deaths.append(time.monotonic())
+        delay = self._policy.delay(len(deaths))
+        if self._policy.is_hopeless(deaths):
+            if not self._has_substitute(child):
+                raise SupervisorError(f"giving up after {len(deaths)} deaths: {ending}")
+            self._hopeless.add(child)
+            delay = self._policy.window
+        logger.error("%s; restarting it in %.1f s", ending, delay)
+        await asyncio.sleep(delay)
+        try:
             await self._start_child(child)
+        except OSError as error:
+            return f"{child.name} cannot be started: {error}"
+        return None
 
     def _has_substitute(self, child: Child) -> bool:
         """Whether another child does the same work, and does not die all the time as well."""

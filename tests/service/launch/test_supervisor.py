@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import io
 import json
 import logging
@@ -24,6 +25,7 @@ from service.bundled import PACKAGE
 from service.launch import child as child_module
 from service.launch import supervisor as supervisor_module
 from service.launch import watch as watch_module
+from service.launch.child import Child
 from service.launch.plan import Plan, Stage
 from service.launch.settings import Settings
 from service.launch.supervisor import RestartPolicy, Supervisor, SupervisorError
@@ -402,6 +404,43 @@ def test_dead_child_is_restarted_and_the_others_stay(
         "engine was killed (out of memory?); restarting it in 0.0 s",
         "engine was killed (out of memory?); restarting it in 0.0 s",
     ]
+
+
+@pytest.mark.parametrize(("num_failures", "is_hopeless"), [(2, False), (4, True)])
+def test_a_machine_that_cannot_start_a_process_just_now_is_asked_again(
+    scene: Scene,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    num_failures: int,
+    is_hopeless: bool,
+) -> None:
+    """It counts as a death, of which five in a row end the server."""
+    start, failures = Child.start, [BlockingIOError(errno.EAGAIN, "no process")] * num_failures
+
+    async def start_or_fail(child: Child) -> None:
+        if scene.is_ready() and failures:
+            raise failures.pop()
+        await start(child)
+
+    async def during() -> None:
+        monkeypatch.setattr(Child, "start", start_or_fail)
+        os.kill(scene.pids("engine")[-1], signal.SIGKILL)
+        if not is_hopeless:
+            await until(partial(scene.has_started, "engine", 2))
+            await interrupt()
+
+    if is_hopeless:
+        with pytest.raises(SupervisorError, match="after 5 deaths: engine cannot"):
+            scene.run(during)
+    else:
+        assert scene.run(during) == 0
+        assert len(scene.pids("service")) == len(scene.pids("envoy")) == 1
+    died, *others = (line for line in caplog.messages if "restarting" in line)
+    assert died == "engine was killed (out of memory?); restarting it in 0.0 s"
+    assert set(others) == {
+        "engine cannot be started: [Errno 11] no process; restarting it in 0.0 s"
+    }
+    assert len(others) == (3 if is_hopeless else 2)
 
 
 def test_frozen_child_is_killed_and_restarted_and_the_others_stay(
