@@ -50,6 +50,8 @@ class Child:
         self._processors = processors
         self._process: asyncio.subprocess.Process | None = None
         self._relay: asyncio.Task[None] | None = None
+        # Also of processes that have ended: one that they left may hold their pipe a while longer.
+        self._relays: set[asyncio.Task[None]] = set()
         self._tail: deque[tuple[float, str]] = deque(maxlen=_TAIL_LINES)  # with their times
         self._started = 0.0
         self._ended: float | None = None
@@ -77,6 +79,8 @@ class Child:
         self._tail.clear()
         self._reason = ""
         self._relay = asyncio.create_task(self._relay_stderr(reader, transport))
+        self._relays.add(self._relay)
+        self._relay.add_done_callback(self._relays.discard)
 
     async def wait(self) -> None:
         """Returns when the process has ended and its last lines were read."""

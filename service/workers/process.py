@@ -7,6 +7,7 @@ standard output: each is msgpack after its length. Its side of this is `serving.
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -161,6 +162,7 @@ async def _started(module: str, max_bytes: int, setup: bytes) -> Process:
         "-m",
         module,
         str(max_bytes),
+        str(os.getpid()),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         start_new_session=True,

@@ -26,12 +26,15 @@ _LARGE_BYTES = 1 << 20  # of an answer, after which memory is given back
 
 
 def serve(start: Callable[[Any], Answer]) -> None:
-    """Serves standard input until it ends. The one argument is a memory limit, in bytes.
+    """Serves standard input until it ends.
+
+    Its arguments are a memory limit, in bytes, and the number of the parent: it may have ended, and
+    another process taken its place, while this one was still importing.
 
     Args:
         start: takes the setup; returns what answers a request.
     """
-    _bind(os.getppid())
+    _bind(int(sys.argv[2]))
     _limit_memory(int(sys.argv[1]))
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     answer = start(_read(source))
@@ -45,13 +48,14 @@ def serve(start: Callable[[Any], Answer]) -> None:
 def serve_forks(start: Callable[[Any], tuple[Any, Callable[[], Answer]]]) -> None:
     """Forks for each socket that comes over standard input, itself a socket, until that ends.
 
-    The one argument is how many bytes of memory a forked process may add to what it is born with.
+    Its arguments are how many bytes of memory a forked process may add to what it is born with, and
+    the number of the parent.
 
     Args:
         start: takes the setup; returns a report, and what makes a forked process's answers. Until
             the fork it must start no threads.
     """
-    _bind(os.getppid())
+    _bind(int(sys.argv[2]))
     own = os.getpid()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the system forgets those that have ended
     with socket.socket(fileno=sys.stdin.fileno()) as listener:

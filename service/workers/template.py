@@ -156,6 +156,7 @@ class Template:
                 "-m",
                 self._module,
                 str(self._max_bytes),
+                str(os.getpid()),
                 stdin=theirs.fileno(),
                 # Threads of numpy would not survive a fork, and nothing here needs them.
                 env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import gc
 import io
 import json
 import logging
@@ -663,6 +664,33 @@ def test_output_of_a_child_is_passed_on_in_whole_lines(
     with pytest.raises(SupervisorError, match="engine ended with status 7: no end"):
         scene.run()
     assert capsys.readouterr().err.endswith("x\n10%\r20%\rträge\n\nno end")
+
+
+def test_what_a_process_says_that_a_dead_child_left_is_passed_on_after_the_restart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """It has a session of its own, so that it is not killed with the child."""
+    said, gate = tmp_path / "said", tmp_path / "gate"
+    os.mkfifo(gate)
+    left = f"open({str(gate)!r}).read(); print('late words', file=__import__('sys').stderr)"
+    script = (
+        "import os, subprocess, sys\n"
+        f"if not os.path.exists({str(said)!r}):\n"
+        f"    open({str(said)!r}, 'w').close()\n"
+        f"    subprocess.Popen([sys.executable, '-c', {left!r}], start_new_session=True)\n"
+    )
+
+    async def run() -> None:
+        child = child_module.Child("service", [sys.executable, "-c", script], os.environ)
+        for _ in range(2):
+            await child.start()
+            await child.wait()
+        gc.collect()
+        gate.write_text("go on")
+        await until(lambda: "late words\n" in capsys.readouterr().err)
+
+    asyncio.run(run())
+    assert not caplog.messages, "no task was lost"
 
 
 def test_stages_are_logged_when_they_begin_and_end_and_when_they_take_long(
