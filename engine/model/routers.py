@@ -2,7 +2,8 @@
 
 A router multiplies by a matrix of its own that no linear layer holds. The last bits of torch's
 product depend on how many rows there are, and so may what a token is routed to, and with what
-weight: a mixture would answer otherwise alone than among others, though its experts do not.
+weight: a mixture would answer otherwise alone than among others, though its experts do not. Other
+code that multiplies by a matrix itself is served in the same way.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from torch.overrides import TorchFunctionMode
 from ..kernels.cpu import CpuKernels
 from ..kernels.packed_linear import is_linear
 
+_MATMUL = (torch.matmul, Tensor.matmul, Tensor.__matmul__)
 
-class _ByKernel(TorchFunctionMode):
+
+class ProductsByKernel(TorchFunctionMode):
     """Computes products with one matrix by a kernel while it is entered.
 
     Args:
@@ -38,15 +41,24 @@ class _ByKernel(TorchFunctionMode):
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Torch calls this in place of its functions."""
-        compute = self._linear if function is F.linear else function
-        return compute(*args, **(kwargs or {}))
+        if function is F.linear:
+            return self._linear(*args, **(kwargs or {}))
+        if function in _MATMUL and self._takes(*args):
+            return self._product(args[1].transpose(-1, -2)).transpose(-1, -2)
+        return function(*args, **(kwargs or {}))
 
     def _linear(self, x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
-        if matrix.data_ptr() != self._matrix.data_ptr() or x.dtype is not torch.float32:
-            return F.linear(x, matrix, bias)
+        return self._product(x, bias) if self._takes(matrix, x) else F.linear(x, matrix, bias)
+
+    def _takes(self, matrix: Tensor, x: Tensor) -> bool:
+        is_ours = matrix.data_ptr() == self._matrix.data_ptr() and matrix.dim() == 2
+        return is_ours and x.dtype is torch.float32
+
+    def _product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Rows x [..., K] times the matrix [N, K], transposed."""
         if self._packed is None:
             self._packed = self._kernels.pack_weight(self._matrix)
-        return self._kernels.linear(x, self._packed, bias, len(matrix))
+        return self._kernels.linear(x, self._packed, bias, len(self._matrix))
 
 
 def multiply_by_kernel(
@@ -68,10 +80,16 @@ def multiply_by_kernel(
     for module in model.modules():
         matrix = _own_matrix(module)
         if matrix is not None and (not is_linear(module) or module in left):
-            stock = module.forward
-            module.forward = partial(_forward, _ByKernel(kernels, matrix), stock)
+            module.forward = multiplying(module.forward, kernels, matrix)
             count += 1
     return count
+
+
+def multiplying(
+    forward: Callable[..., Any], kernels: CpuKernels, matrix: Tensor
+) -> Callable[..., Any]:
+    """A forward whose products with an fp32 matrix [N, K] are computed by the kernels."""
+    return partial(_forward, ProductsByKernel(kernels, matrix), forward)
 
 
 def _own_matrix(module: nn.Module) -> Tensor | None:
@@ -82,6 +100,8 @@ def _own_matrix(module: nn.Module) -> Tensor | None:
     return matrix.detach() if matrix.dtype is torch.float32 else None
 
 
-def _forward(products: _ByKernel, stock: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _forward(
+    products: ProductsByKernel, stock: Callable[..., Any], *args: Any, **kwargs: Any
+) -> Any:
     with products:
         return stock(*args, **kwargs)

@@ -41,6 +41,8 @@ REPLAY(silu_and_mul, P(0), I(1), P(2), I(3), P(4), I(5), I(6), I(7))
 REPLAY(gelu_and_mul, P(0), I(1), P(2), I(3), P(4), I(5), I(6), I(7))
 REPLAY(activate, P(0), P(1), I(2), I(3), I(4))
 REPLAY(gated_delta_rule, P(0), P(1), P(2), P(3), P(4), P(5), P(6), I(7), I(8), I(9), I(10), I(11), I(12),
+       I(13), I(14))
+REPLAY(selective_scan, P(0), P(1), P(2), P(3), P(4), P(5), P(6), I(7), I(8), I(9), I(10), I(11), I(12),
        I(13))
 REPLAY(causal_conv, P(0), I(1), P(2), P(3), P(4), I(5), I(6), I(7), I(8), I(9), I(10))
 REPLAY(choose, P(0), I(1), I(2), I(3), P(4), P(5), P(6), P(7), P(8), I(9))
