@@ -17,7 +17,7 @@ from ..attention.paged import ReferenceAttention
 from ..kernels.cpu import CpuKernels
 from ..kernels.cpu_low_rank import PackedUpdate
 from ..kernels.packed_linear import output_rows
-from ..model.experts import PackedExperts
+from ..model.experts import PackedExperts, PackedMatrix
 from ..model.fusion import FusedMLP
 from ..model.layers import parents_of_layers
 from ..model.loaded import LoadedModel
@@ -324,8 +324,9 @@ def _sites(model: nn.Module) -> list[_Site]:
     merged: dict[str, FusedMLP] = {}
     parts: dict[str, ProjectionPart] = {}
     names: dict[nn.Module, str] = {}
-    mixtures = (module for module in model.modules() if isinstance(module, PackedExperts))
-    experts = {layer for mixture in mixtures for layer in (mixture.up, mixture.down)}
+    kinds = (PackedExperts, PackedMatrix)
+    mixtures = (module for module in model.modules() if isinstance(module, kinds))
+    experts = {layer for mixture in mixtures for layer in mixture.children()}
     for name, module in model.named_modules():
         names.setdefault(plain(module), name)  # that of the layer around it, where there is one
     for module, name in names.items():

@@ -16,6 +16,7 @@ from functools import cache
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
@@ -258,6 +259,8 @@ def paged_attention_forward(
 ) -> tuple[Tensor, None]:
     """Transformers calls this in every layer, with query, key, value [1, heads, tokens, head_dim].
 
+    Values that are narrower than those in the cache are followed by zeros there.
+
     Returns:
         The attended values [1, tokens, heads, head_dim], and None for the weights.
     """
@@ -271,6 +274,9 @@ def paged_attention_forward(
     if latent is not None:
         query = latent.query(query)  # another width, the same scale
     slots, block_tables = step.places(layer, sliding_window)
+    value_size = value.shape[-1]
+    if value_size < value_cache.shape[-1]:
+        value = F.pad(value, (0, value_cache.shape[-1] - value_size))
     rows = _write_step(step.backend, query, key, value, key_cache, value_cache, slots)
     output = step.backend.paged_attention(
         rows,
@@ -300,6 +306,8 @@ def paged_attention_forward(
         )
     if latent is not None:
         output = latent.values(output)
+    elif value_size < output.shape[-1]:
+        output = output[..., :value_size]
     return output.unsqueeze(0), None
 
 

@@ -8,7 +8,8 @@ step can be recorded.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -66,13 +67,37 @@ class PackedExperts(nn.Module):
         return kernels.weigh_rows(results, places, weights.float().contiguous())
 
 
+class PackedMatrix(nn.Module):
+    """Stands for one matrix of all experts of a layer, as JetMoE has them.
+
+    Args:
+        layer: that takes the ends of the experts' rows.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, inputs: Tensor, expert_size: Sequence[int]) -> Tensor:
+        """Return the products of rows with their experts' matrices.
+
+        Args:
+            inputs: fp32 [num_rows, K], sorted by expert.
+            expert_size: how many rows each expert has.
+        """
+        found: Tensor = self.layer(inputs, torch.tensor(expert_size).cumsum(0))
+        return found
+
+
 def matrices_of(module: nn.Module) -> dict[str, Tensor]:
     """The two matrices of experts [num_experts, N, K], or [num_experts, K, N], by their names.
 
-    Empty for other modules, and for experts that have more parameters than transformers' interface
-    of experts knows.
+    One for a module that has one. Empty for other modules, and for experts that have more
+    parameters than transformers' interface of experts knows.
     """
     stock: Any = module
+    if _has_one_matrix(stock):
+        return {"weight": stock.weight.detach()}
     is_divided = getattr(stock, "_is_expert_parallel", False)  # older versions do not divide them
     if is_divided or not all(hasattr(stock, mark) for mark in _MARKS):
         return {}
@@ -84,6 +109,16 @@ def matrices_of(module: nn.Module) -> dict[str, Tensor]:
     return {name: own[name].detach() for name in names}
 
 
+def _has_one_matrix(stock: Any) -> bool:
+    """Whether a module multiplies rows that are sorted by expert, and does nothing else."""
+    own = dict(stock.named_parameters(recurse=False))
+    names = ("num_experts", "output_size", "input_size")
+    sizes = tuple(getattr(stock, name, None) for name in names)
+    if own.keys() != {"weight"} or own["weight"].shape != sizes:
+        return False
+    return [*inspect.signature(stock.forward).parameters] == ["inputs", "expert_size"]
+
+
 def _are_fp32(stock: nn.Module) -> bool:
     matrices = matrices_of(stock).values()
     return bool(matrices) and all(matrix.dtype is torch.float32 for matrix in matrices)
@@ -91,7 +126,7 @@ def _are_fp32(stock: nn.Module) -> bool:
 
 def rows_of(stock: Any, matrices: Tensor) -> Tensor:
     """Matrices of experts as [num_experts, N, K]."""
-    return matrices.transpose(1, 2) if stock.is_transposed else matrices
+    return matrices.transpose(1, 2) if getattr(stock, "is_transposed", False) else matrices
 
 
 def pack_mixtures(model: nn.Module, kernels: CpuKernels) -> int:
@@ -117,7 +152,7 @@ def pack_mixtures(model: nn.Module, kernels: CpuKernels) -> int:
     return num_packed
 
 
-def pack_experts(stock: nn.Module, make: Make, kernels: CpuKernels) -> PackedExperts:
+def pack_experts(stock: nn.Module, make: Make, kernels: CpuKernels) -> PackedExperts | PackedMatrix:
     """Packs the matrices of experts, and frees them.
 
     Args:
@@ -125,16 +160,17 @@ def pack_experts(stock: nn.Module, make: Make, kernels: CpuKernels) -> PackedExp
         make: packs a linear layer for the kernels, quantised or not.
         kernels: whose panels hold the outputs of one expert each.
     """
-    up, down = (_layer_of(stock, name, make, kernels) for name in matrices_of(stock))
-    return PackedExperts(stock, up, down, kernels)
+    first, *others = (_layer_of(stock, name, make, kernels) for name in matrices_of(stock))
+    return PackedExperts(stock, first, others[0], kernels) if others else PackedMatrix(first)
 
 
 def _layer_of(stock: Any, name: str, make: Make, kernels: CpuKernels) -> nn.Module:
     """A layer of one matrix of all experts."""
     rows = rows_of(stock, getattr(stock, name).detach())
-    bias = getattr(stock, f"{name}_bias").detach() if stock.has_bias else None
+    has_bias = getattr(stock, "has_bias", False)
+    bias = getattr(stock, f"{name}_bias").detach() if has_bias else None
     layer = layer_of_matrices(rows, bias, make, kernels)
-    for part in (name, f"{name}_bias") if stock.has_bias else (name,):
+    for part in (name, f"{name}_bias") if has_bias else (name,):
         delattr(stock, part)
     return layer
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -110,6 +110,7 @@ def _prepared(
 ) -> PreparedModel:
     """Steps 2 to 7 of `prepare`."""
     cache_dtype = _cache_dtype(config, loaded)
+    loaded = _with_square_heads(config, loaded, cache_dtype)
     backend, attention = _choose_backend(config, loaded, cache_dtype)
     notes.append(_slow_attention(loaded.device, backend))
     if config.enable_native_kernels and config.enable_fusion:
@@ -199,6 +200,27 @@ def _warn_of_reference(config: EngineConfig, loaded: LoadedModel, cache_dtype: t
             "attention on this CPU is the reference, many times slower, with kv_cache_dtype=%s",
             config.kv_cache_dtype,
         )
+
+
+def _with_square_heads(
+    config: EngineConfig, loaded: LoadedModel, cache_dtype: torch.dtype
+) -> LoadedModel:
+    """The model with values in the cache that are as wide as keys, if the kernels take it then.
+
+    So has MiMo V2 Flash: zeros after values of 128, for keys of 192. That is a fifth more memory;
+    the reference attention takes many times as long.
+    """
+    kernels = native_kernels(config, loaded)
+    if kernels is None or cache_dtype is not torch.float32:
+        return loaded
+    layers = {
+        index: shape
+        if shape.value_dim >= shape.key_dim
+        else replace(shape, value_dim=shape.key_dim)
+        for index, shape in loaded.layers.items()
+    }
+    widened = replace(loaded, layers=layers)
+    return widened if layers != loaded.layers and _fits(widened, kernels) else loaded
 
 
 def _fits(loaded: LoadedModel, kernels: cpu_kernels.CpuKernels) -> bool:

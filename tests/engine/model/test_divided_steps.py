@@ -44,16 +44,19 @@ MODELS = [
 ]
 REFUSED = {"DeepSeek V3.2", "DeepSeek V4", "GLM 5", "RecurrentGemma", "RWKV", "DiffLlama", "Doge"}
 REFUSED |= {"PaliGemma"}
-BY_TORCH = {"MiMo V2 Flash", "JetMoE"}  # attention, or experts
-STATEFUL = {  # sums in a layer with a state are over chunks, which begin where its call begins
-    *("Granite 4 hybrid", "MiniMax Text 01", "Nemotron H", "Falcon H1", "Kimi Linear"),
-    *("Mamba", "Mamba 2", "Jamba"),
-}
 # Of what they do beside attention and experts: gates of shared experts, groups of experts, products
 # with latents, experts whose input is weighed, gates of layers.
-OTHERS = [one.name for one in TRIED if one.name not in REFUSED | STATEFUL | BY_TORCH]
-SOME_OTHERS = {"Qwen 2 MoE", "MiniMax M2", "DeepSeek V2", "DeepSeek V3, R1", "Llama 4", "Gemma 4"}
-SOME_OTHERS |= {"Qwen 3 Next"}
+OTHERS = [one.name for one in TRIED if one.name not in REFUSED]
+SOME_OTHERS = {
+    *("Qwen 2 MoE", "MiniMax M2", "DeepSeek V2", "DeepSeek V3, R1", "Llama 4", "Gemma 4", "JetMoE"),
+    *("Qwen 3 Next", "Kimi Linear", "MiniMax Text 01", "Nemotron H", "Falcon H1", "Jamba"),
+    "MiMo V2 Flash",
+}
+TO_QUANTIZE = {
+    *SOME_OTHERS,
+    *("GLM 4.5, 4.6", "Phi 3.5 MoE", "Mamba", "Mamba 2", "Granite 4 hybrid", "LFM 2"),
+}
+QUANTIZATIONS = ("int8", "int4")
 SHORT = 100  # tokens
 SAMPLE = [MODELS[0], ("gemma3", None), *QUANTIZED, ("qwen3_moe", None)]
 Part = tuple[int, list[int], int]  # a sequence's number, tokens, and the position of the first
@@ -131,12 +134,11 @@ def compute(model: PreparedModel, ends: list[int], seed: int = 0, company: int =
     )
     pool = model.loaded.state_pool(1 + COMPANY)
     runner, rng = ModelRunner(model.loaded, cache_, model.backend, pool), random.Random(seed)
-    logits = []
+    logits, lengths = [], [0] * COMPANY
     for low, high in pairwise([0, *ends]):
-        others = [
-            (number + 1, rng.choices(range(3, 128), k=rng.randrange(1, 60)), 0)
-            for number in range(rng.randint(0, company))
-        ]
+        others = company_of(rng, lengths[: rng.randint(0, company)])
+        for number, ids, first in others:
+            lengths[number - 1] = first + len(ids)
         logits.append(runner.forward(step([(0, text()[low:high], low), *others])).clone())
     found = [*logits]
     for pair in cache_.layers.values():
@@ -146,6 +148,16 @@ def compute(model: PreparedModel, ends: list[int], seed: int = 0, company: int =
         kept = pool.at(layer, 0)
         found += [*kept.conv.values(), *kept.recurrent.values()]
     return torch.cat([part.flatten() for part in found])
+
+
+def company_of(rng: random.Random, lengths: list[int]) -> list[Part]:
+    """Tokens of sequences that have so many: a next one, or those of another text."""
+    parts = []
+    for number, length in enumerate(lengths, start=1):
+        goes_on = length > 0 and rng.random() < 0.5
+        ids = rng.choices(range(3, 128), k=1 if goes_on else rng.randrange(1, 60))
+        parts.append((number, ids, length if goes_on else 0))
+    return parts
 
 
 def random_ends(seed: int, num_tokens: int = NUM_TOKENS) -> list[int]:
@@ -171,7 +183,7 @@ def test_every_division_gives_the_same_bits(name: str, quantize: str | None) -> 
     ("name", "quantize"),
     [
         *(pytest.param(n, None, marks=() if n in SOME_OTHERS else on_demand) for n in OTHERS),
-        *(pytest.param(n, "int8", marks=on_demand) for n in sorted(SOME_OTHERS)),
+        *(pytest.param(n, q, marks=on_demand) for n in sorted(TO_QUANTIZE) for q in QUANTIZATIONS),
     ],
 )
 def test_every_kind_gives_the_same_bits_for_short_texts(name: str, quantize: str | None) -> None:
