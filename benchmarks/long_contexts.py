@@ -35,7 +35,7 @@ from benchmarks.model_costs import ModelCosts, costs
 from benchmarks.random_model import llama_125m, prompt, save, shrunk
 from benchmarks.report import last_line, table
 from engine.batch.model_input import ModelInput
-from engine.build import Computation, build_computation
+from engine.computation.computation import Computation, build_computation
 from engine.engine import Engine
 from engine.executor import Forward
 from engine.protocol.config import EngineConfig

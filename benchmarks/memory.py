@@ -25,7 +25,7 @@ from benchmarks.held import Held
 from benchmarks.local_server import http_client, server
 from benchmarks.report import last_line, table
 from engine.attention.kv_cache import bytes_per_block
-from engine.build import build_computation
+from engine.computation.computation import build_computation
 from engine.protocol.config import EngineConfig
 from service.bundled import demo_model
 

@@ -78,7 +78,8 @@ def follow(place: Place) -> None:
 
 def _compute(place: Place, activity: Activity) -> None:
     with lean_imports(is_divided=True):
-        from ..build import build_computation  # here: it takes seconds, and the heart beats by now
+        # Here: it takes seconds, and the heart beats by now.
+        from ..computation.computation import build_computation
     from ..shards.group import join, open_store
     from .part import Part
 

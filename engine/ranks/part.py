@@ -5,7 +5,7 @@ from __future__ import annotations
 from multiprocessing.connection import Connection
 
 from ..batch.model_input import ModelInput
-from ..build import Computation
+from ..computation.computation import Computation
 from ..shards.group import Group
 from ..shards.shared_forward import SharedForward
 from .adapters import AdapterFollower

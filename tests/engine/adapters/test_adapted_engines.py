@@ -11,11 +11,11 @@ import pytest
 from safetensors.torch import load_file, save_file
 from transformers import Gemma2Config, GPT2Config, LlamaConfig, Phi3Config, Qwen3MoeConfig
 
-from engine import build
 from engine.adapters.peft_directory import WEIGHTS_NAME, read_adapter
 from engine.adapters.segmented_updates import Capacity
 from engine.batch.recorded_rows import TableWidths
 from engine.build import build_engine
+from engine.computation import adapters, computation
 from engine.engine import Engine
 from engine.model import prepare
 from engine.model.loaded import LoadedModel
@@ -182,8 +182,8 @@ def test_steps_as_a_gpu_records_them_serve_any_mix_of_adapters(
         graphs[0].record(recorder)
         return graphs[0]
 
-    monkeypatch.setattr(build, "_has_segmented_updates", lambda *_: True)
-    monkeypatch.setattr(build, "_recorded_steps", recorded)
+    monkeypatch.setattr(adapters, "_has_segmented_updates", lambda *_: True)
+    monkeypatch.setattr(computation, "recorded_steps", recorded)
     some = Made(made.model, {name: made.adapters[name] for name in ("everything", "patterns")})
     options = {"max_loras": 2, "max_num_seqs": 3, "max_step_tokens": 16}  # so that it takes seconds
     engine, _ = engine_for(

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, Qwen2MoeConfig
 
-from engine import build
 from engine.attention.paged import ReferenceAttention
 from engine.build import build_engine
+from engine.computation import sized_runner
 from engine.kernels import has_triton
 from engine.kernels.int8 import PackedInt8Linear
 from engine.kernels.packed_linear import PackedLinear, pack_model
@@ -153,7 +153,7 @@ class TestModels:
             seen.append(loaded)
             return ModelRunner(loaded, *rest)
 
-        monkeypatch.setattr(build, "ModelRunner", make_runner)
+        monkeypatch.setattr(sized_runner, "ModelRunner", make_runner)
         build_model(ARCHITECTURES[name](), scale=1.0).save_pretrained(tmp_path)
         build_engine(config(tmp_path, quantize=quantize, max_batch_total_tokens=512))
         mlps = [layer for layer in seen[0].model.modules() if isinstance(layer, FusedMLP)]

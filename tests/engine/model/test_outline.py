@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from engine.adapters.peft_directory import CONFIG_NAME, WEIGHTS_NAME
-from engine.build import build_computation
+from engine.computation.computation import build_computation
 from engine.model import outline
 from engine.model.outline import check_outline
 from engine.protocol.config import EngineConfig

@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from engine import build
 from engine.attention.kv_cache import KVCache
 from engine.attention.paged import AttentionBackend, ReferenceAttention
 from engine.batch.model_input import ModelInput
 from engine.batch.recorded_rows import TableWidths
+from engine.computation.recorded_steps import missing_recordings
 from engine.engine import Engine
 from engine.executor import Forward
 from engine.model.model_runner import ModelRunner
@@ -476,7 +476,7 @@ def test_it_counts_its_replays_and_what_could_not_be_recorded() -> None:
     run(make_engine(wrap=wrap), *requests(2))
     assert (made[0].num_replays, made[0].num_missing) == (3, 1)
     assert graphs(FakeModel(num_blocks=4), Recorder()).num_missing == 0
-    assert build._missing_recordings(made[0]) == (
+    assert missing_recordings(made[0]) == (
         "steps of 1 sizes could not be recorded: they wait for Python",
     )
 

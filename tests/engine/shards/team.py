@@ -23,7 +23,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from engine.batch.model_input import ModelInput
-from engine.build import Ranks, build_computation, build_engine
+from engine.build import Ranks, build_engine
+from engine.computation.computation import build_computation
 from engine.engine import Engine
 from engine.executor import Forward
 from engine.kernels import cpu as cpu_kernels
