@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import Any
 
-from ..tools import Tool
 from .call_format import Marker, Wanted, arguments_rule
 from .hermes import opened
-from .marked_reader import MarkedReader, Marks
-from .pieces import Reader
+from .marked_form import MarkedForm
+from .marked_reader import Marks
 
 _ALL_BEGIN, _ALL_END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
 _BEGIN, _SEP, _END = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"
@@ -25,11 +23,12 @@ _MARKS = Marks(
 )
 
 
-class DeepSeekV3:
+class DeepSeekV3(MarkedForm):
     """The forms of DeepSeek V3, and of V3.1 where the template has no code blocks."""
 
     name = "deepseek_v3"
     markers = frozenset({_ALL_BEGIN, _ALL_END, _BEGIN, _SEP, _END})
+    marks = _MARKS
 
     def fits(self, template: str) -> bool:
         """Whether the template has the marker."""
@@ -51,13 +50,3 @@ class DeepSeekV3:
         if not in_block:
             return [tool.name, marker(_SEP), arguments]
         return ["function", marker(_SEP), f"{tool.name}\n```json\n", arguments, "\n```"]
-
-    def beginnings(self, tools: Sequence[Tool]) -> tuple[str, ...]:
-        """Its marker."""
-        del tools
-        return (_ALL_BEGIN,)
-
-    def reader(self, tools: Sequence[Tool]) -> Reader:
-        """Both forms."""
-        del tools
-        return MarkedReader(_MARKS)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import Any
 
 from ..tools import Tool
-from .argument_pairs import parameters_by_name, parameters_of
+from .argument_pairs import parameters_of
 from .call_format import Marker, Wanted
 from .hermes import on_lines
-from .pair_reader import PairMarks, PairReader
-from .pieces import Reader
+from .marked_form import PairForm
+from .pair_reader import PairMarks
 
 _BEGIN, _END = "<tool_call>", "</tool_call>"
 _KEY, _KEY_END, _VALUE, _VALUE_END = "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"
@@ -28,11 +27,12 @@ _MARKS = PairMarks(
 )
 
 
-class Glm4:
+class Glm4(PairForm):
     """The form of GLM 4.5 and later."""
 
     name = "glm4"
     markers = frozenset({_BEGIN, _END, _KEY, _KEY_END, _VALUE, _VALUE_END})
+    marks = _MARKS
 
     def fits(self, template: str) -> bool:
         """Whether the template has the markers of arguments."""
@@ -47,15 +47,6 @@ class Glm4:
             for index, tool in enumerate(wanted.tools)
         ]
         return on_lines(begin, made, wanted)
-
-    def beginnings(self, tools: Sequence[Tool]) -> tuple[str, ...]:
-        """Its marker."""
-        del tools
-        return (_BEGIN,)
-
-    def reader(self, tools: Sequence[Tool]) -> Reader:
-        """Whatever the markers enclose is a call, if it has a name."""
-        return PairReader(_MARKS, parameters_by_name(tools))
 
 
 def _arguments(index: int, tool: Tool, marker: Marker) -> list[Any]:

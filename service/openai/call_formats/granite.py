@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import Any
 
-from ..tools import Tool
 from .call_format import Marker, Wanted, object_call
 from .hermes import OBJECT_HEAD, opened
-from .marked_reader import MarkedReader, Marks
-from .pieces import Reader
+from .marked_form import MarkedForm
+from .marked_reader import Marks
 
 _BEGIN = "<|tool_call|>"
 _MARKS = Marks(
@@ -21,11 +19,12 @@ _MARKS = Marks(
 )
 
 
-class Granite:
+class Granite(MarkedForm):
     """The form of Granite 3."""
 
     name = "granite"
     markers = frozenset({_BEGIN})
+    marks = _MARKS
 
     def fits(self, template: str) -> bool:
         """Whether the template has the marker."""
@@ -38,13 +37,3 @@ class Granite:
         more = [{"repeat": [", ", made]}] if wanted.many else []
         begin, calls = marker(_BEGIN), ["[", made, *more, "]"]
         return opened(begin, calls, wanted)
-
-    def beginnings(self, tools: Sequence[Tool]) -> tuple[str, ...]:
-        """Its marker."""
-        del tools
-        return (_BEGIN,)
-
-    def reader(self, tools: Sequence[Tool]) -> Reader:
-        """Objects in the list are calls."""
-        del tools
-        return MarkedReader(_MARKS)

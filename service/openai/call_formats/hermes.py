@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import Any
 
-from ..tools import Tool
 from .call_format import Marker, Wanted, object_call
-from .marked_reader import MarkedReader, Marks
-from .pieces import Reader
+from .marked_form import MarkedForm
+from .marked_reader import Marks
 
 _BEGIN, _END = "<tool_call>", "</tool_call>"
 
@@ -27,11 +25,12 @@ _MARKS = Marks(
 )
 
 
-class Hermes:
+class Hermes(MarkedForm):
     """The form of Hermes and Qwen."""
 
     name = "hermes"
     markers = frozenset({_BEGIN, _END})
+    marks = _MARKS
 
     def fits(self, template: str) -> bool:
         """Whether the template shows the markers and a JSON object between them."""
@@ -43,16 +42,6 @@ class Hermes:
         begin, end = marker(_BEGIN), marker(_END)
         made = [["\n", *object_call(tool, "arguments"), "\n", end] for tool in wanted.tools]
         return on_lines(begin, made, wanted)
-
-    def beginnings(self, tools: Sequence[Tool]) -> tuple[str, ...]:
-        """Its marker."""
-        del tools
-        return (_BEGIN,)
-
-    def reader(self, tools: Sequence[Tool]) -> Reader:
-        """Whatever the markers enclose is a call, if it has a name and arguments."""
-        del tools
-        return MarkedReader(_MARKS)
 
 
 def on_lines(begin: Any, made: list[Any], wanted: Wanted) -> Any:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import Any
 
-from ..tools import Tool
 from .call_format import Marker, Wanted, arguments_rule
 from .hermes import opened
-from .marked_reader import MarkedReader, Marks
-from .pieces import Reader
+from .marked_form import MarkedForm
+from .marked_reader import Marks
 
 _ALL_BEGIN, _ALL_END = "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"
 _BEGIN, _END = "<|tool_call_begin|>", "<|tool_call_end|>"
@@ -28,11 +26,12 @@ _MARKS = Marks(
 _DIGITS = "0123456789"
 
 
-class KimiK2:
+class KimiK2(MarkedForm):
     """The form of Kimi K2."""
 
     name = "kimi_k2"
     markers = frozenset({_ALL_BEGIN, _ALL_END, _BEGIN, _END, _ARGUMENTS})
+    marks = _MARKS
 
     def fits(self, template: str) -> bool:
         """Whether the template has the marker."""
@@ -51,13 +50,3 @@ class KimiK2:
         begin = marker(_ALL_BEGIN)
         calls = [*calls, marker(_ALL_END)]
         return opened(begin, calls, wanted)
-
-    def beginnings(self, tools: Sequence[Tool]) -> tuple[str, ...]:
-        """Its marker."""
-        del tools
-        return (_ALL_BEGIN,)
-
-    def reader(self, tools: Sequence[Tool]) -> Reader:
-        """Whatever the markers enclose is a call."""
-        del tools
-        return MarkedReader(_MARKS)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import Any
 
-from ..tools import Tool
 from .call_format import Marker, Wanted, arguments_rule, object_call
 from .hermes import opened
-from .marked_reader import MarkedReader, Marks
-from .pieces import Reader
+from .marked_form import MarkedForm
+from .marked_reader import Marks
 
 _BEGIN, _ARGS = "[TOOL_CALLS]", "[ARGS]"
 _MARKS = Marks(
@@ -25,11 +23,12 @@ _MARKS = Marks(
 )
 
 
-class Mistral:
+class Mistral(MarkedForm):
     """The forms of Mistral; the newer one where the template has its marker."""
 
     name = "mistral"
     markers = frozenset({_BEGIN, _ARGS, "[CALL_ID]"})
+    marks = _MARKS
 
     def fits(self, template: str) -> bool:
         """Whether the template has the marker."""
@@ -49,13 +48,3 @@ class Mistral:
             more = [{"repeat": [", ", {"choice": made}]}]
             calls = ["[", {"choice": made}, *(more if wanted.many else []), "]"]
         return opened(begin, calls, wanted)
-
-    def beginnings(self, tools: Sequence[Tool]) -> tuple[str, ...]:
-        """Its marker."""
-        del tools
-        return (_BEGIN,)
-
-    def reader(self, tools: Sequence[Tool]) -> Reader:
-        """Both forms."""
-        del tools
-        return MarkedReader(_MARKS)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import Any
 
 from ..tools import Tool
-from .argument_pairs import parameters_by_name, parameters_of
+from .argument_pairs import parameters_of
 from .call_format import Marker, Wanted
 from .hermes import on_lines
-from .pair_reader import PairMarks, PairReader
-from .pieces import Reader
+from .marked_form import PairForm
+from .pair_reader import PairMarks
 
 _BEGIN, _END = "<tool_call>", "</tool_call>"
 _MARKS = PairMarks(
@@ -27,11 +26,12 @@ _MARKS = PairMarks(
 )
 
 
-class Qwen3Coder:
+class Qwen3Coder(PairForm):
     """The form of Qwen3-Coder."""
 
     name = "qwen3_coder"
     markers = frozenset({_BEGIN, _END})
+    marks = _MARKS
 
     def fits(self, template: str) -> bool:
         """Whether the template shows how functions and their parameters are written."""
@@ -46,15 +46,6 @@ class Qwen3Coder:
             for index, tool in enumerate(wanted.tools)
         ]
         return on_lines(begin, made, wanted)
-
-    def beginnings(self, tools: Sequence[Tool]) -> tuple[str, ...]:
-        """Its marker."""
-        del tools
-        return (_BEGIN,)
-
-    def reader(self, tools: Sequence[Tool]) -> Reader:
-        """Whatever the markers enclose is a call, if it has a name."""
-        return PairReader(_MARKS, parameters_by_name(tools))
 
 
 def _arguments(index: int, tool: Tool) -> list[Any]:
