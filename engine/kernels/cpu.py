@@ -38,6 +38,18 @@ def load() -> CpuKernels | None:
     return None if library is None else CpuKernels(library)
 
 
+def required() -> CpuKernels:
+    """Return the kernels, for layers that cannot do without them.
+
+    Raises:
+        RuntimeError: there are none on this machine.
+    """
+    kernels = load()
+    if kernels is None:
+        raise RuntimeError("native CPU kernels are not available")
+    return kernels
+
+
 class CpuKernels(
     AttentionKernels,
     LinearKernels,

@@ -7,7 +7,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from .cpu import CpuKernels, load
+from .cpu import CpuKernels, required
 from .cpu_low_rank import Updates
 from .formats import exact_dtype
 
@@ -41,9 +41,7 @@ class PackedLinear(nn.Module):
         Raises:
             RuntimeError: there are no kernels on this machine.
         """
-        kernels = kernels or load()
-        if kernels is None:
-            raise RuntimeError("native CPU kernels are not available")
+        kernels = kernels or required()
         bias = None if linear.bias is None else linear.bias.detach().contiguous()
         packed = kernels.pack_weight(narrowed(linear.weight, kernels))
         return cls(kernels, packed, bias, linear.out_features)

@@ -7,7 +7,7 @@ from typing import Generic, Self, TypeVar
 
 from torch import Tensor, nn
 
-from .cpu import CpuKernels, load
+from .cpu import CpuKernels, required
 from .packed_linear import output_rows
 
 Weight = TypeVar("Weight", bound=tuple[Tensor | None, ...])
@@ -41,9 +41,7 @@ class QuantizedLinear(nn.Module, Generic[Weight]):
         Raises:
             RuntimeError: there are no kernels on this machine.
         """
-        kernels = kernels or load()
-        if kernels is None:
-            raise RuntimeError("native CPU kernels are not available")
+        kernels = kernels or required()
         weight, bias = output_rows(linear).detach(), linear.bias
         assert bias is None or isinstance(bias, Tensor)
         out_features, in_features = weight.shape
