@@ -8,7 +8,7 @@ from contextlib import aclosing
 from ..codec import convert
 from ..codec.presenter import Reply
 from ..errors import fields_named
-from ..generation.generator import TokenEvent
+from ..generation.generation import TokenEvent
 from ..generation.server_info import ServerInfo
 from ..openai import chat_answer
 from ..openai.chat import ChatRequest

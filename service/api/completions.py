@@ -10,7 +10,7 @@ from functools import partial
 from ..codec import convert
 from ..codec.presenter import Reply
 from ..errors import ServiceError, fields_named
-from ..generation.generator import Generation
+from ..generation.generation import Generation
 from ..generation.server_info import ServerInfo
 from ..generation.turns import round_robin
 from ..openai.completions import (

@@ -15,7 +15,7 @@ from ..call_record import note_error
 from ..codec import headers
 from ..codec.presenter import Reply
 from ..errors import ErrorKind, ServiceError, internal
-from ..generation.generator import Generation, TokenEvent
+from ..generation.generation import Generation, TokenEvent
 from ..generation.parameters import Parameters, Prompt
 from ..generation.pipeline import Pipeline
 from ..workers.gather import gather

@@ -9,7 +9,7 @@ from contextvars import copy_context
 from typing import TypeVar
 
 from ..codec.presenter import Reply
-from ..generation.generator import Generation
+from ..generation.generation import Generation
 from ..workers.heap import Later, trim_if_grown
 
 _T = TypeVar("_T")

@@ -12,7 +12,7 @@ from typing import Any
 from engine.protocol.adapters import AdapterInfo
 
 from ..call_record import current_record
-from ..generation.generator import Generation, PrefillToken, Token, TokenEvent
+from ..generation.generation import Generation, PrefillToken, Token, TokenEvent
 from ..generation.load import Load
 from ..generation.server_info import ServerInfo
 from ..openai.chat_answer import (

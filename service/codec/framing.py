@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
-from ..generation.generator import PrefillToken, Token
+from ..generation.generation import PrefillToken, Token
 from ..openai.chat_answer import ChatDelta
 from ..text.tokenizer import TokenSpan
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..generation.generator import Generation
+from ..generation.generation import Generation
 from ..generation.parameters import Prompt
 
 Headers = dict[str, str]

@@ -15,7 +15,7 @@ from engine.protocol.adapters import AdapterInfo
 
 from ..error_bodies import ErrorFormat
 from ..errors import ServiceError
-from ..generation.generator import Generation, TokenEvent
+from ..generation.generation import Generation, TokenEvent
 from ..generation.server_info import ServerInfo
 from ..openai.chat_answer import ChatAnswer, ChatDelta
 from ..openai.completions import CompletionAnswer, CompletionDelta

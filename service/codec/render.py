@@ -16,13 +16,8 @@ import orjson
 
 from ..error_bodies import ErrorFormat, openai_body, tgi_body
 from ..errors import ServiceError
-from ..generation.generator import (
-    Generation,
-    PrefillToken,
-    Token,
-    TokenEvent,
-    shortest_float32,
-)
+from ..generation.float32 import shortest_float32
+from ..generation.generation import Generation, PrefillToken, Token, TokenEvent
 from ..generation.server_info import ServerInfo
 from ..openai.chat_answer import ChatAnswer, ChatDelta, Scored
 from ..openai.completion_logprobs import ScoredToken

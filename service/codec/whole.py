@@ -6,7 +6,7 @@ test compares both for any answer.
 
 from __future__ import annotations
 
-from ..generation.generator import Generation
+from ..generation.generation import Generation
 from ..pb.tokenwire import v1 as pb
 from . import convert, framing
 

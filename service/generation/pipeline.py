@@ -20,7 +20,8 @@ from ..call_record import (
 )
 from ..errors import ErrorKind, ServiceError
 from .admission import Admission
-from .generator import Generation, Generator, TokenEvent
+from .generation import Generation, TokenEvent
+from .generator import Generator
 from .metrics import Metrics
 from .parameters import GenerationRequest, Parameters, Prompt
 from .running import RunningCalls

@@ -13,7 +13,7 @@ from ..launch.otlp import Export
 from ..launch.place import Place
 from ..metrics.otlp import make_provider
 from ..metrics.resource import own_attributes
-from .generator import Generation
+from .generation import Generation
 
 if TYPE_CHECKING:
     from opentelemetry.metrics import Histogram

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, Counter
 
 from ..call_record import CallRecord, current_record
 from ..metrics.histogram import Histogram, HistogramFamily
-from .generator import Generation
+from .generation import Generation
 from .limits import Limits
 from .tally import Tally
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from ..errors import ErrorKind, ServiceError, missing_field
-from ..generation.generator import Token
+from ..generation.generation import Token
 from ..generation.json_values import count_values
 from ..generation.limits import Limits, check_choices, check_count
 from ..generation.parameters import Parameters

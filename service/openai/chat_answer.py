@@ -6,7 +6,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from ..generation.generator import Generation, Token, TokenEvent
+from ..generation.generation import Generation, Token, TokenEvent
 from ..generation.lazy import Lazy
 from .call_formats.pieces import Content, Parsed, Piece, Reasoned
 from .chat import ChatRequest, ToolCallFormat

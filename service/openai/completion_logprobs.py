@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ..generation.generator import Generation, PrefillToken, Token
+from ..generation.generation import Generation, PrefillToken, Token
 from ..text.detokenizer import Decode, Detokenizer
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..errors import ErrorKind, ServiceError, missing_field
-from ..generation.generator import Generation, TokenEvent
+from ..generation.generation import Generation, TokenEvent
 from ..generation.limits import Limits, check_choices
 from ..generation.parameters import Parameters, Prompt
 from ..text.detokenizer import Decode

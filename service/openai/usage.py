@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from ..generation.generator import Generation
+from ..generation.generation import Generation
 from .head import Head
 
 

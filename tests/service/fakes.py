@@ -29,7 +29,7 @@ from service.access.keys import key_line, make_key, parse_keys
 from service.api.authentication import Authenticator
 from service.api.interceptor import CallInterceptor
 from service.call_record import CallRecord
-from service.generation.generator import Generation, PrefillToken, Timings, Token
+from service.generation.generation import Generation, PrefillToken, Timings, Token
 from service.generation.limits import Limits
 from service.generation.metrics import Metrics
 from service.generation.parameters import GenerationRequest

@@ -9,7 +9,7 @@ import orjson
 
 from ...error_bodies import openai_body
 from ...errors import ServiceError
-from ...generation.generator import Token
+from ...generation.generation import Token
 from ...openai.responses.event import Event
 from ...openai.responses.item import Item, ScoredTokens
 from ...openai.responses.response import Response

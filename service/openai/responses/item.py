@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ...generation.generator import Token
+from ...generation.generation import Token
 
 Status = Literal["in_progress", "completed", "incomplete"]
 ItemKind = Literal["reasoning", "message", "function_call"]

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from ...errors import ServiceError
-from ...generation.generator import Generation, TokenEvent
+from ...generation.generation import Generation, TokenEvent
 from ..chat_answer import ChatDelta, ChatStream
 from ..head import Head
 from ..usage import Usage

@@ -14,7 +14,7 @@ from service.api import docs
 from service.bundled import OPENAPI
 from service.codec import render
 from service.errors import ErrorKind, ServiceError
-from service.generation.generator import Token, TokenEvent
+from service.generation.generation import Token, TokenEvent
 from service.generation.parameters import Parameters
 from service.openai import chat_answer
 from service.openai.chat import ChatRequest, Message

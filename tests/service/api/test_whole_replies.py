@@ -8,7 +8,7 @@ from contextvars import ContextVar
 import pytest
 
 from service.api.whole_replies import WholeReplies
-from service.generation.generator import Generation, PrefillToken, Token
+from service.generation.generation import Generation, PrefillToken, Token
 from service.pb.tokenwire import v1 as pb
 from tests.service.fakes import generation
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from service.api.rpc import serialise
 from service.codec import convert, framing
 from service.codec.presenter import TypedPresenter
-from service.generation.generator import Token, TokenEvent, shortest_float32
+from service.generation.float32 import shortest_float32
+from service.generation.generation import Token, TokenEvent
 from service.openai.chat_answer import ChatDelta
 from service.pb.google.api import HttpBody
 from service.pb.tokenwire import v1 as pb

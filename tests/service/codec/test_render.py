@@ -11,7 +11,8 @@ import pytest
 
 from service.codec import render
 from service.errors import ErrorKind, ServiceError, overloaded
-from service.generation.generator import PrefillToken, Token, TokenEvent, shortest_float32
+from service.generation.float32 import shortest_float32
+from service.generation.generation import PrefillToken, Token, TokenEvent
 from service.openai.chat_answer import ChatAnswer, ChatDelta
 from service.openai.completions import CompletionAnswer, CompletionDelta
 from service.openai.usage import Usage

@@ -16,13 +16,8 @@ from hypothesis import strategies as st
 
 from engine.protocol.config import RankMemory
 from service.codec import convert, framing, render, whole
-from service.generation.generator import (
-    Generation,
-    PrefillToken,
-    Token,
-    TokenEvent,
-    shortest_float32,
-)
+from service.generation.float32 import shortest_float32
+from service.generation.generation import Generation, PrefillToken, Token, TokenEvent
 from service.openai.chat_answer import ChatAnswer, ChatDelta
 from service.openai.completions import CompletionAnswer, CompletionDelta
 from service.openai.tool_calls import ToolCall, ToolCallDelta

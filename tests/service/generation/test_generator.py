@@ -14,16 +14,9 @@ from hypothesis import strategies as st
 
 from engine.protocol.request import FinishReason, Request, SamplingParams, SequenceOutput
 from service.errors import ErrorKind, ServiceError
-from service.generation.generator import (
-    Generation,
-    Generator,
-    PrefillToken,
-    Timings,
-    Token,
-    TokenEvent,
-    shortest_float32,
-    shortest_float32s,
-)
+from service.generation.float32 import shortest_float32, shortest_float32s
+from service.generation.generation import Generation, PrefillToken, Timings, Token, TokenEvent
+from service.generation.generator import Generator
 from service.generation.parameters import GenerationRequest
 from tests.service.fakes import (
     TIMEOUT_S,

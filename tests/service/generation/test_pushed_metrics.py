@@ -11,7 +11,7 @@ import pytest
 
 from engine.protocol.request import SequenceOutput, Token
 from service.call_record import begin_record, note_operation
-from service.generation.generator import Timings
+from service.generation.generation import Timings
 from service.generation.metrics import Metrics
 from service.generation.pushed_metrics import pushed_metrics
 from service.generation.tally import Pace, Tally

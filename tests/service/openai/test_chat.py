@@ -10,7 +10,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from service.errors import ErrorKind, ServiceError
-from service.generation.generator import Token, TokenEvent
+from service.generation.generation import Token, TokenEvent
 from service.generation.parameters import Parameters
 from service.grammar.spec import Grammar
 from service.openai import chat, chat_answer

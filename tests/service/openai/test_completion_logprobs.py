@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from service.generation.generator import PrefillToken, Token
+from service.generation.generation import PrefillToken, Token
 from service.openai.completion_logprobs import ScoredToken, of_generation
 from tests.service.fakes import WordTokenizer, generation, generation_request
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import ErrorKind, ServiceError
-from service.generation.generator import Token, TokenEvent
+from service.generation.generation import Token, TokenEvent
 from service.generation.parameters import Parameters
 from service.generation.turns import round_robin
 from service.openai.completions import CompletionAnswer, CompletionsRequest

@@ -9,7 +9,7 @@ import pytest
 
 from service.codec.responses import convert, render
 from service.errors import ErrorKind, ServiceError
-from service.generation.generator import Token
+from service.generation.generation import Token
 from service.openai.responses.event import Event
 from service.openai.responses.item import Item
 from service.openai.responses.response import Response

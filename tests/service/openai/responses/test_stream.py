@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import ErrorKind, ServiceError
-from service.generation.generator import Generation, Token, TokenEvent
+from service.generation.generation import Generation, Token, TokenEvent
 from service.generation.parameters import Parameters
 from service.openai.call_formats.dialect import Dialect
 from service.openai.call_formats.hermes import Hermes
