@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.native_models import THINKING, model_with
 from tests.e2e.reflection_client import ReflectionClient
 from tests.e2e.stack import Stack, running
 
@@ -54,6 +55,15 @@ def served(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     log = tmp_path_factory.mktemp("served") / "log"
     with running(log, f"--model-id={checkpoint}") as stack:
         yield stack
+
+
+@pytest.fixture(scope="module")
+def thinking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A server whose template opens the reasoning."""
+    directory = tmp_path_factory.mktemp("thinking")
+    model = model_with(directory / "model", THINKING, with_tags=True)
+    with running(directory / "log", f"--model-id={model}") as server:
+        yield server
 
 
 @pytest.hookimpl(wrapper=True)

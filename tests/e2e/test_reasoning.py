@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import grpc
 import pytest
 
-from tests.e2e.native_models import END_OF_THOUGHT, THINKING, model_with
+from tests.e2e.native_models import END_OF_THOUGHT
 from tests.e2e.reflection_client import ReflectionClient, as_dict, details
-from tests.e2e.stack import Stack, running
+from tests.e2e.stack import Stack
 from tests.e2e.tool_calls import choice, chunks, templated
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
@@ -23,15 +22,6 @@ AT_ONCE = {"chat_template_kwargs": {"enable_thinking": False}}
 ENDED = {"logit_bias": {str(END_OF_THOUGHT): 100}}  # the reasoning ends with the first token
 SCHEMA = {"type": "object", "properties": {"n": {"enum": [1, 2]}}, "required": ["n"],
           "additionalProperties": False}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def thinking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A server whose template opens the reasoning."""
-    directory = tmp_path_factory.mktemp("thinking")
-    model = model_with(directory / "model", THINKING, with_tags=True)
-    with running(directory / "log", f"--model-id={model}") as server:
-        yield server
 
 
 def posted(stack: Stack, **changes: Any) -> Any:

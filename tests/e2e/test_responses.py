@@ -11,9 +11,8 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from tests.e2e.native_models import THINKING, model_with
 from tests.e2e.reflection_client import ReflectionClient, as_dict, details
-from tests.e2e.stack import DEADLINE_S, PROMPT, Stack, running
+from tests.e2e.stack import DEADLINE_S, PROMPT, Stack
 from tests.e2e.tools import TOOLS, WEATHER_QUESTION
 
 PATH = "/v1/responses"
@@ -34,15 +33,6 @@ def sdk(stack: Stack) -> Iterator[openai.OpenAI]:
     url = f"{stack.url}/v1"
     with openai.OpenAI(base_url=url, api_key="-", timeout=DEADLINE_S, max_retries=0) as client:
         yield client
-
-
-@pytest.fixture(scope="module")
-def thinking(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """A server whose template opens the reasoning."""
-    directory = tmp_path_factory.mktemp("thinking")
-    model = model_with(directory / "model", THINKING, with_tags=True)
-    with running(directory / "log", f"--model-id={model}") as server:
-        yield server
 
 
 def posted(stack: Stack, **body: Any) -> dict[str, Any]:

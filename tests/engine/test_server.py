@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,19 +13,7 @@ from engine.engine import Engine
 from engine.protocol import wire
 from engine.protocol.request import FinishReason, Request, StepOutput
 from tests.engine.fakes import greedy_tokens, make_engine, token_ids
-from tests.engine.sockets import INFO, TIMEOUT_S, Client, Serve, make_request, running_servers
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """Where the server listens."""
-    return tmp_path / "run" / "engine.sock"
-
-
-@pytest.fixture
-def serve(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
-    with running_servers(path, monkeypatch) as start:
-        yield start
+from tests.engine.sockets import INFO, TIMEOUT_S, Client, Serve, make_request
 
 
 def until_idle(client: Client, gate: threading.Semaphore, after: StepOutput) -> list[StepOutput]:

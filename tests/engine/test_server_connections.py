@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,20 +24,7 @@ from tests.engine.sockets import (
     Client,
     Serve,
     make_request,
-    running_servers,
 )
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """Where the server listens."""
-    return tmp_path / "run" / "engine.sock"
-
-
-@pytest.fixture
-def serve(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
-    with running_servers(path, monkeypatch) as start:
-        yield start
 
 
 def frame(body: bytes) -> bytes:

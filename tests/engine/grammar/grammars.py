@@ -90,6 +90,16 @@ def _masks(kind: str) -> TokenMasks:
     return TokenMasks(tokenizer(kind).get_vocab_size(), num_threads=1)
 
 
+def takes(source: str, text: str) -> bool:
+    """Whether a grammar allows a whole text, in the tokens of the bundled model."""
+    matcher = compiler("demo").compile(source, frozenset({0}))
+    try:
+        matcher.advance(tokenizer("demo").encode(text, add_special_tokens=False).ids)
+    except GrammarError:
+        return False
+    return bool(matcher.raw.is_accepting())
+
+
 def allowed(matcher: Matcher, kind: str = "demo") -> set[int]:
     """The tokens that may come next.
 

@@ -10,12 +10,11 @@ from jsonschema import Draft202012Validator
 
 from engine.grammar.backend_llguidance import json_source
 from engine.grammar.rule_source import rule_source
-from engine.protocol.errors import GrammarError
 from service.errors import ServiceError
 from service.openai.call_formats.dialect import Dialect
 from service.openai.call_formats.pieces import Parsed
 from service.openai.tools import Tool, Toolbox
-from tests.engine.grammar.grammars import compiler, tokenizer
+from tests.engine.grammar.grammars import takes
 from tests.service.openai.call_formats.test_dialect import TEMPLATES, dialect
 
 POINT = {"type": "object", "properties": {"x": {"type": "number"}}, "required": ["x"]}
@@ -95,12 +94,7 @@ def written(form: str, *pairs: tuple[str, str]) -> str:
 
 def allows(form: Dialect, text: str, toolbox: Toolbox) -> bool:
     grammar = form.call_grammar(toolbox)
-    matcher = compiler("demo").compile(rule_source(grammar.value, json_source), frozenset({0}))
-    try:
-        matcher.advance(tokenizer("demo").encode(text, add_special_tokens=False).ids)
-    except GrammarError:
-        return False
-    return bool(matcher.raw.is_accepting())
+    return takes(rule_source(grammar.value, json_source), text)
 
 
 def arguments(form: Dialect, text: str, given: Tool) -> Any:

@@ -8,14 +8,13 @@ import pytest
 
 from engine.grammar.backend_llguidance import json_source
 from engine.grammar.rule_source import rule_source
-from engine.protocol.errors import GrammarError
 from service.errors import ServiceError
 from service.grammar.spec import Grammar
 from service.openai.call_formats.dialect import Dialect
 from service.openai.call_formats.pieces import Parsed
 from service.openai.chat import dialect_of
 from service.openai.tools import Tool, Toolbox
-from tests.engine.grammar.grammars import compiler, tokenizer
+from tests.engine.grammar.grammars import compiler, takes, tokenizer
 from tests.service.fakes import SERVER, demo_tokenizer
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
@@ -64,13 +63,7 @@ def allows(form: Dialect, text: str, *, may_answer: bool) -> bool:
     """Whether the grammar of the form allows a whole text."""
     grammar = form.call_grammar(Toolbox(tools=(WEATHER,), may_answer=may_answer))
     lead = [] if grammar.lead is None else [grammar.lead]
-    source = rule_source([*lead, grammar.value], json_source)
-    matcher = compiler("demo").compile(source, frozenset({0}))
-    try:
-        matcher.advance(tokenizer("demo").encode(text, add_special_tokens=False).ids)
-    except GrammarError:
-        return False
-    return bool(matcher.raw.is_accepting())
+    return takes(rule_source([*lead, grammar.value], json_source), text)
 
 
 @pytest.mark.parametrize("form", TEMPLATES)
