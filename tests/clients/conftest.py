@@ -13,9 +13,8 @@ from tests.paths import REPOSITORY
 CLIENT = REPOSITORY / "clients" / "python"
 sys.path.insert(0, str(CLIENT / "src"))  # before any client that is installed
 
-from service.api import rpc  # noqa: E402
-from tests.service.api.harness import POOL, Service  # noqa: E402
-from tests.service.fakes import ADMINS, LANES, LIMITS, eventually, listening  # noqa: E402
+from tests.service.api.harness import Service  # noqa: E402
+from tests.service.fakes import ADMINS, eventually, listening  # noqa: E402
 
 
 @dataclass
@@ -29,7 +28,7 @@ class Served:
 @pytest.fixture
 async def served() -> AsyncGenerator[Served]:
     service = Service()
-    handlers = rpc.handlers(service.servicer, POOL, LIMITS, LANES, from_gateway=False)
+    handlers = service.handlers()
     async with listening(handlers, service.metrics, authenticator=ADMINS) as port:
         yield Served(service, f"127.0.0.1:{port}")
     await eventually(service.is_idle)

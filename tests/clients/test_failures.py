@@ -26,14 +26,13 @@ from tokenwire_client.errors import error_of
 from tokenwire_client.messages import GenerateResponse, GenerateStreamResponse
 
 from service.access.keys import key_line, make_key, parse_keys
-from service.api import rpc
 from service.api.authentication import Authenticator
 from service.errors import ErrorKind, ServiceError, overloaded, unhealthy
 from service.routes import SERVICE
 from tests.clients.callers import KINDS, Caller, calling
 from tests.clients.conftest import Served
-from tests.service.api.harness import POOL, PROMPT, Service
-from tests.service.fakes import LANES, LIMITS, listening, script, step
+from tests.service.api.harness import PROMPT, Service
+from tests.service.fakes import listening, script, step
 
 AT_ONCE = RetryPolicy(initial_backoff_s=0.01, max_backoff_s=0.01)
 MESSAGES = [{"role": "user", "content": "hello"}]
@@ -243,7 +242,7 @@ async def test_a_key_lets_calls_in(kind: type[Any]) -> None:
     key = make_key()
     keys = parse_keys(key_line("alice", key))
     service = Service()
-    handlers = rpc.handlers(service.servicer, POOL, LIMITS, LANES, from_gateway=False)
+    handlers = service.handlers()
     authenticator = Authenticator(lambda: keys)
     async with listening(handlers, service.metrics, authenticator=authenticator) as port:
         address = f"127.0.0.1:{port}"

@@ -15,12 +15,11 @@ from tokenwire_client import Client
 
 from service.access.certificates import TlsFiles, server_credentials
 from service.access.keys import key_line, parse_keys
-from service.api import rpc
 from service.api.authentication import Authenticator
 from tests.certificates import Authority
 from tests.clients.conftest import CLIENT, Served
-from tests.service.api.harness import POOL, TEXT, Service
-from tests.service.fakes import LANES, LIMITS, SERVER, listening
+from tests.service.api.harness import TEXT, Service
+from tests.service.fakes import SERVER, listening
 
 
 def examples() -> list[str]:
@@ -52,7 +51,7 @@ async def test_the_example_with_key_and_certificates_runs(
     keys = parse_keys(key_line("alice", "tw-secret"))
     service = Service()
     async with listening(
-        rpc.handlers(service.servicer, POOL, LIMITS, LANES, from_gateway=False),
+        service.handlers(),
         service.metrics,
         credentials=server_credentials(
             TlsFiles(server.certificate, server.key, authority.certificate)

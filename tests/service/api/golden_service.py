@@ -7,21 +7,9 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from service.api.servicer import TextGenerationServicer
-from service.generation.admission import Admission
-from service.generation.generator import Generator
-from service.generation.load import LoadMeter
-from service.generation.metrics import Metrics
-from service.generation.pipeline import Pipeline
-from service.generation.validation import Validator
 from service.pb.tokenwire import v1 as pb
 from tests.service.api.harness import METHODS, Answer, Service, with_body
 from tests.service.fakes import (
-    LANES,
-    LIMITS,
-    NO_GRAMMARS,
-    SERVER,
-    FakeEngineClient,
     Script,
     WordTokenizer,
     eventually,
@@ -67,20 +55,7 @@ class GoldenService(Service):
     """The service without any of the model's files."""
 
     def __init__(self, engine_script: Script) -> None:
-        tokenizer: Any = GoldenTokenizer(*WORDS)
-        self.client = FakeEngineClient(engine_script)
-        self.admission = Admission(LIMITS.max_concurrent_requests)
-        self.metrics = Metrics(LIMITS)
-        client: Any = self.client
-        pipeline = Pipeline(
-            self.admission,
-            Validator(LIMITS, tokenizer, NO_GRAMMARS),
-            Generator(client, tokenizer),
-            self.metrics,
-        )
-        self.servicer = TextGenerationServicer(
-            pipeline, tokenizer, client, SERVER, self.metrics, LoadMeter(), LANES
-        )
+        super().__init__(engine_script, GoldenTokenizer(*WORDS))
 
 
 BREAKS_OFF = script(step(TEXT[0]))

@@ -93,24 +93,20 @@ class Answer:
 class Service:
     """A service over a scripted engine."""
 
-    def __init__(self) -> None:
-        self.client = FakeEngineClient(speaking(TEXT))
+    def __init__(self, engine_script: Script | None = None, tokenizer: Any = None) -> None:
+        tokenizer = tokenizer or demo_tokenizer()
+        self.client = FakeEngineClient(engine_script or speaking(TEXT))
         self.admission = Admission(LIMITS.max_concurrent_requests)
         self.metrics = Metrics(LIMITS)
+        client: Any = self.client
         pipeline = Pipeline(
             self.admission,
-            Validator(LIMITS, demo_tokenizer(), NO_GRAMMARS),
-            Generator(self.client, demo_tokenizer()),  # type: ignore[arg-type]
+            Validator(LIMITS, tokenizer, NO_GRAMMARS),
+            Generator(client, tokenizer),
             self.metrics,
         )
         self.servicer = TextGenerationServicer(
-            pipeline,
-            demo_tokenizer(),
-            self.client,  # type: ignore[arg-type]
-            SERVER,
-            self.metrics,
-            LoadMeter(),
-            LANES,
+            pipeline, tokenizer, client, SERVER, self.metrics, LoadMeter(), LANES
         )
         self.channel: aio.Channel  # of gRPC callers
         self.gateway: aio.Channel
@@ -141,16 +137,17 @@ class Service:
                 held.enter_context(self.admission.permit(count))
             yield
 
+    def handlers(self, *, from_gateway: bool = False) -> grpc.GenericRpcHandler:
+        """What answers the calls at one of its addresses."""
+        return rpc.handlers(self.servicer, POOL, LIMITS, LANES, from_gateway=from_gateway)
+
     @asynccontextmanager
-    async def running(self) -> AsyncGenerator[Self]:
-        """Serves on both addresses."""
-        direct, gateway = (
-            rpc.handlers(self.servicer, POOL, LIMITS, LANES, from_gateway=flag)
-            for flag in (False, True)
-        )
+    async def running(self, **options: Any) -> AsyncGenerator[Self]:
+        """Serves on both addresses, with options of the interceptor."""
+        direct, gateway = self.handlers(), self.handlers(from_gateway=True)
         async with (
-            serving(direct, self.metrics) as self.channel,
-            serving(gateway, self.metrics, from_gateway=True) as self.gateway,
+            serving(direct, self.metrics, **options) as self.channel,
+            serving(gateway, self.metrics, from_gateway=True, **options) as self.gateway,
         ):
             yield self
 

@@ -13,21 +13,17 @@ from typing import Any
 import pytest
 from grpc import aio
 
-from service.api import rpc
 from service.call_record import REQUEST_ID_HEADER, CallFilter
 from service.errors import ErrorKind, ServiceError
 from service.log_lines import JsonFormatter, TextFormatter, text_formatter
 from service.pb.google.api import HttpBody
 from service.pb.tokenwire import v1 as pb
 from service.routes import SERVICE
-from tests.service.api.harness import POOL, Service, generate_request
+from tests.service.api.harness import Service, generate_request
 from tests.service.fakes import (
-    LANES,
-    LIMITS,
     demo_ids,
     eventually,
     script,
-    serving,
     step,
     trailers,
 )
@@ -38,16 +34,7 @@ SECRET = "a secret prompt"
 
 @pytest.fixture
 async def service() -> AsyncGenerator[Service]:
-    service = Service()
-    direct, gateway = (
-        rpc.handlers(service.servicer, POOL, LIMITS, LANES, from_gateway=flag)
-        for flag in (False, True)
-    )
-    options: dict[str, Any] = {"metrics": service.metrics, "access_log": True}
-    async with (
-        serving(direct, **options) as service.channel,
-        serving(gateway, from_gateway=True, **options) as service.gateway,
-    ):
+    async with Service().running(access_log=True) as service:
         yield service
 
 

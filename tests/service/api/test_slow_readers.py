@@ -10,16 +10,14 @@ import h2.events
 import pytest
 
 from engine.protocol.request import FinishReason
-from service.api import call, rpc
+from service.api import call
 from service.errors import ServiceError, slow_reader
 from service.pb.google.api import HttpBody
 from service.pb.tokenwire import v1 as pb
 from service.routes import SERVICE
 from tests.raw_http2 import RawConnection, raw_connection
-from tests.service.api.harness import POOL, REST, Service
+from tests.service.api.harness import REST, Service
 from tests.service.fakes import (
-    LANES,
-    LIMITS,
     TIMEOUT_S,
     demo_ids,
     eventually,
@@ -69,7 +67,7 @@ def is_rest(request: pytest.FixtureRequest) -> bool:
 @pytest.fixture
 async def stalled(service: Service, is_rest: bool) -> AsyncGenerator[tuple[RawConnection, int]]:
     """A stream of which a caller has read the first bytes and no more."""
-    handlers = rpc.handlers(service.servicer, POOL, LIMITS, LANES, from_gateway=is_rest)
+    handlers = service.handlers(from_gateway=is_rest)
     async with (
         listening(handlers, service.metrics, from_gateway=is_rest) as port,
         raw_connection(port, WINDOW) as connection,

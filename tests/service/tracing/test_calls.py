@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from typing import Any
 
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -12,13 +11,12 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import StatusCode
 
 from service.access.keys import key_line, make_key, parse_keys
-from service.api import rpc
 from service.api.authentication import Authenticator
 from service.pb.tokenwire import v1 as pb
 from service.routes import SERVICE
 from service.tracing.tracer import CallTracer
-from tests.service.api.harness import POOL, Service, generate_request, streamed
-from tests.service.fakes import LANES, LIMITS, eventually, script, serving, step
+from tests.service.api.harness import Service, generate_request, streamed
+from tests.service.fakes import eventually, script, serving, step
 
 OPERATION = "text_completion model"
 GENERATE = f"{SERVICE}/Generate"
@@ -44,15 +42,7 @@ class Traced(Service):
 @pytest.fixture
 async def traced() -> AsyncGenerator[Traced]:
     service = Traced()
-    direct, gateway = (
-        rpc.handlers(service.servicer, POOL, LIMITS, LANES, from_gateway=flag)
-        for flag in (False, True)
-    )
-    options: dict[str, Any] = {"metrics": service.metrics, "tracer": service.tracer}
-    async with (
-        serving(direct, **options) as service.channel,
-        serving(gateway, from_gateway=True, **options) as service.gateway,
-    ):
+    async with service.running(tracer=service.tracer):
         yield service
 
 
@@ -117,7 +107,7 @@ async def test_what_generates_nothing_has_one_span(traced: Traced) -> None:
 
 async def test_a_call_without_a_key_has_one_span() -> None:
     service = Traced()
-    handlers = rpc.handlers(service.servicer, POOL, LIMITS, LANES, from_gateway=False)
+    handlers = service.handlers()
     keys = Authenticator(lambda: parse_keys(key_line("alice", make_key())))
     async with serving(handlers, authenticator=keys, tracer=service.tracer) as service.channel:
         await service.ask("Generate", generate_request(), rest=False)
