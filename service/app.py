@@ -1,4 +1,4 @@
-"""Makes the components of a service, connects them and runs them."""
+"""Connects the components of a service and runs them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -21,22 +20,26 @@ from engine.protocol.config import EngineInfo
 from engine.protocol.notify import ALIVE, READY, notify
 
 from .access.certificates import server_credentials
-from .access.keys import watch_keys
-from .access.media_hosts import MediaHosts
 from .api import health, rpc
-from .api.authentication import Authenticator
 from .api.calls_in_progress import CallsInProgress
 from .api.grpc_server import bind, make_server
 from .api.reflection import add_reflection
 from .api.servicer import TextGenerationServicer
-from .generation.adapters import Adapters
+from .components import (
+    load_tokenizer,
+    make_adapters,
+    make_authenticator,
+    make_engines,
+    make_grammar_checker,
+    make_images,
+    make_long_texts,
+    make_server_info,
+    make_trace_sender,
+)
 from .generation.admission import Admission
 from .generation.configured_limits import make_limits
 from .generation.engine_client import EngineClient
-from .generation.engine_pool import EnginePool
-from .generation.engines import Engines
 from .generation.generator import Generator
-from .generation.limits import Limits
 from .generation.load import LoadMeter
 from .generation.metrics import HELD, Metrics
 from .generation.pipeline import Pipeline
@@ -44,24 +47,18 @@ from .generation.pushed_metrics import pushed_metrics
 from .generation.server_info import ServerInfo
 from .generation.validation import Validator
 from .grammar.checker import GrammarChecker
-from .images.image_workers import ImageWorkers
 from .images.images import Images
 from .launch import envoy_admin
 from .launch.place import Place, own_place
 from .launch.settings import Settings
-from .metrics.resource import own_attributes
 from .routes import SERVICE
 from .siblings.permits import SharedPermits
 from .siblings.series import SharedSeries
 from .siblings.siblings import Siblings
-from .text.long_texts import LongTexts
-from .text.tokenizer import TextTokenizer
 from .workers.heap import keep_pages
 from .workers.lanes import Lanes
 
 if TYPE_CHECKING:  # else libraries would be imported that most servers do not need
-    from .images.fetcher import ImageFetcher
-    from .tracing.export import TraceSender
     from .tracing.tracer import CallTracer
 
 logger = logging.getLogger(__name__)
@@ -106,7 +103,7 @@ class App:
         self._clients = [
             EngineClient(path, max_waiting_s=max_waiting_s) for path in settings.engine_sockets
         ]
-        self._engines = _engines(self._clients, settings)
+        self._engines = make_engines(self._clients, settings)
         self._admission = Admission(
             settings.max_concurrent_requests,
             settings.max_concurrent_requests_per_caller,
@@ -119,12 +116,12 @@ class App:
         self._gateways: list[aio.Server] = []  # for Envoy
         self._gateway_calls = CallsInProgress()
         self._grammars: GrammarChecker | None = None
-        self._authenticator = _authenticator(settings)
+        self._authenticator = make_authenticator(settings)
         self._credentials = settings.grpc_tls and server_credentials(settings.grpc_tls)
         self._lanes = Lanes(settings.max_pending_bytes)
-        self._long_texts = _long_texts(settings)
+        self._long_texts = make_long_texts(settings)
         self._images: Images | None = None
-        self._traces = _trace_sender(settings, place)
+        self._traces = make_trace_sender(settings, place)
         self._pushed = pushed_metrics(settings.model_id, settings.metric_export(os.environ), place)
         self._starting: list[asyncio.Task[None]] = []  # of processes, for which nobody waits
         self._sampling: asyncio.Task[None] | None = None
@@ -139,20 +136,20 @@ class App:
         """
         settings = self._settings
         self._engines.start()
-        tokenizer = await asyncio.to_thread(_load_tokenizer, settings)
+        tokenizer = await asyncio.to_thread(load_tokenizer, settings)
         tokenizer.long_texts = self._long_texts
         self._starting.append(asyncio.create_task(self._long_texts.start()))
         info = await self._engines.ready()
         tokenizer.fit(info.vocab_size)
         limits = make_limits(settings, info)
-        adapters = _adapters(settings, info, self._engines)
-        server_info = _server_info(settings, info, limits, tokenizer, adapters)
+        adapters = make_adapters(settings, info, self._engines)
+        server_info = make_server_info(settings, info, limits, tokenizer, adapters)
         metrics = self._metrics(server_info)
         self._sampling = asyncio.create_task(metrics.loop_lag.sample())
-        self._grammars = _grammar_checker(settings, info, tokenizer, metrics)
+        self._grammars = make_grammar_checker(settings, info, tokenizer, metrics)
         self._starting.append(asyncio.create_task(self._grammars.start()))
         if limits.max_images:
-            self._images = _images(settings, limits)
+            self._images = make_images(settings, limits)
             self._starting.append(asyncio.create_task(self._images.start()))
         pipeline = Pipeline(
             self._admission,
@@ -349,145 +346,6 @@ class App:
             for name in ("", SERVICE):
                 self._health.set(name, status)
             await asyncio.sleep(_HEALTH_INTERVAL_S)
-
-
-def _engines(clients: Sequence[EngineClient], settings: Settings) -> Engines:
-    """The only engine, or the pool of several."""
-    if len(clients) == 1:
-        return clients[0]
-    return EnginePool(
-        clients,
-        prefix_affinity=settings.replica_affinity,
-        max_waiting_s=settings.max_waiting_seconds or None,
-    )
-
-
-def _authenticator(settings: Settings) -> Authenticator:
-    keys, admin_keys = (
-        None if path is None else watch_keys(path).current
-        for path in (settings.api_key_file, settings.admin_key_file)
-    )
-    return Authenticator(keys, settings.api_key_exempt, admin_keys)
-
-
-def _trace_sender(settings: Settings, place: Place | None) -> TraceSender | None:
-    """What sends traces; None, and nothing imported, where none are asked for.
-
-    Raises:
-        ValueError: they cannot be sent.
-    """
-    export = settings.trace_export(os.environ)
-    if export is None:
-        return None
-    from .tracing.export import TraceSender
-
-    return TraceSender(export, own_attributes(place))
-
-
-def _load_tokenizer(settings: Settings) -> TextTokenizer:
-    return TextTokenizer.load(
-        settings.model_path,
-        settings.revision,
-        num_workers=settings.validation_workers,
-        config_path=settings.tokenizer_config_path,
-        trust_remote_code=settings.trust_remote_code,
-    )
-
-
-def _long_texts(settings: Settings) -> LongTexts:
-    config_path = settings.tokenizer_config_path
-    return LongTexts(
-        f"{__package__}.text_worker",
-        [
-            settings.model_path,
-            settings.revision,
-            None if config_path is None else str(config_path),
-            settings.trust_remote_code,
-        ],
-        deadline_s=settings.tokenize_deadline_seconds,
-        max_bytes=settings.max_pending_bytes,
-    )
-
-
-def _images(settings: Settings, limits: Limits) -> Images:
-    num_bytes = limits.max_images * limits.max_image_bytes  # of one request
-    workers = ImageWorkers(
-        [settings.model_path, settings.revision, settings.trust_remote_code],
-        max_pixels=limits.max_image_pixels,
-        deadline_s=settings.image_deadline_seconds,
-        max_bytes=max(settings.max_pending_bytes, num_bytes),
-    )
-    return Images(
-        workers,
-        max_bytes=limits.max_image_bytes,
-        max_fetched_bytes=num_bytes,
-        fetcher=_image_fetcher(settings, limits),
-    )
-
-
-def _image_fetcher(settings: Settings, limits: Limits) -> ImageFetcher | None:
-    """What fetches images; None, and nothing imported, where no host is listed."""
-    if not limits.fetches_images:
-        return None
-    from .images.fetcher import ImageFetcher
-
-    return ImageFetcher(
-        MediaHosts.of(settings.allowed_media_domains),
-        max_bytes=limits.max_image_bytes,
-        deadline_s=limits.image_fetch_seconds,
-    )
-
-
-def _grammar_checker(
-    settings: Settings, info: EngineInfo, tokenizer: TextTokenizer, metrics: Metrics
-) -> GrammarChecker:
-    return GrammarChecker(
-        tokenizer.to_json(),
-        info.vocab_size,
-        tokenizer.eos_token_ids,
-        enabled=not settings.disable_grammar_support,
-        best_effort=settings.grammar_best_effort,
-        strict_formats=settings.grammar_strict_formats,
-        deadline_s=settings.grammar_deadline_seconds,
-        backend=settings.grammar_backend,
-        watcher=metrics,
-    )
-
-
-def _adapters(settings: Settings, info: EngineInfo, engines: Engines) -> Adapters:
-    return Adapters(
-        lambda: engines.adapters,
-        settings.model_id,
-        unknown_is_base=settings.unknown_adapter == "base",
-        may_change=info.loads_adapters,
-    )
-
-
-def _server_info(
-    settings: Settings,
-    info: EngineInfo,
-    limits: Limits,
-    tokenizer: TextTokenizer,
-    adapters: Adapters,
-) -> ServerInfo:
-    return ServerInfo(
-        engine=info,
-        limits=limits,
-        model_id=settings.model_id,
-        compute_type=settings.compute_type or f"1-{info.device}",
-        tool_call_format=settings.tool_call_format,
-        tool_call_parser=settings.tool_call_parser,
-        reasoning_parser=settings.reasoning_parser,
-        escape_special_tokens=settings.escape_special_tokens,
-        waiting_served_ratio=settings.waiting_served_ratio,
-        max_waiting_tokens=settings.max_waiting_tokens,
-        max_batch_size=settings.max_batch_size,
-        validation_workers=settings.validation_workers,
-        sha=settings.build_sha,
-        docker_label=settings.build_label,
-        eos_token_ids=tokenizer.eos_token_ids,
-        adapters=adapters,
-    )
 
 
 async def serve(settings: Settings) -> None:
