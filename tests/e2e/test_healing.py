@@ -107,7 +107,8 @@ def test_operators_see_that_an_engine_is_frozen_and_can_end_calls(patient: Stack
     assert api.call("Abort", {"request_id": "none"}).aborted == 0
     engine = patient.child("engine")
     headers = {"x-request-id": "the-cause"}
-    with patient.http.stream("POST", "/generate_stream", json=body(), headers=headers) as stream:
+    long = body(1900)
+    with patient.http.stream("POST", "/generate_stream", json=long, headers=headers) as stream:
         lines = stream.iter_lines()
         next(lines)
         engine.suspend()
@@ -197,8 +198,8 @@ def test_killed_engine_with_all_kinds_of_requests(quick: Stack, pool: ThreadPool
     ]
     best: Future[httpx.Response] = pool.submit(quick.http.post, "/generate", json=best_of)
     quick.wait_until_running(2)
-    streams = Streams(quick, bodies)
     engine, logged = quick.child("engine"), len(quick.log())
+    streams = Streams(quick, bodies)
     engine.kill()
     answers = [*streams.last_events(), best.result().json()]
     assert [ended(answer) for answer in answers] == [*map(ended, unbroken)]

@@ -144,8 +144,9 @@ def test_calls_and_streams_of_a_killed_engine_go_on_in_others(
     wait_until(lambda: up(server) == [*NUMBERS], "all engines")
     before = server.log()
     restarts = server.metric("tokenwire_engine_restarts_total")
+    victim = engine(server, number)
     with load(server, unbroken):
-        engine(server, number).kill()
+        victim.kill()
     assert server.is_healthy()
     log = server.log().removeprefix(before)
     waiting = re.findall(r"the engine is gone; (\d+) requests wait", log)

@@ -302,7 +302,7 @@ def test_all_drain_at_the_end(server: Stack, tmp_path_factory: pytest.TempPathFa
     """Requests that run in any of them end well, and the server ends with 0."""
     log_path = tmp_path_factory.mktemp("draining") / "log"
     with running(log_path, "--service-workers=2") as draining, ThreadPoolExecutor(8) as pool:
-        calls = [pool.submit(draining.http.post, "/generate", json=body(700)) for _ in range(8)]
+        calls = [pool.submit(draining.http.post, "/generate", json=body(1400)) for _ in range(8)]
         draining.wait_until_running(8)
         draining.process.send_signal(signal.SIGTERM)
         assert {call.result().status_code for call in calls} == {200}
