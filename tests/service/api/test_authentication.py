@@ -199,11 +199,15 @@ async def test_name_stands_in_log_and_metrics_and_the_key_nowhere(
     service: Service, channel: aio.Channel, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
+
+    def lines() -> list[logging.LogRecord]:
+        return [record for record in caplog.records if record.name == "service.access"]
+
     await ask(channel, GENERATE, [*bearer(BOB), ("x-tenant", "someone-else")])
     with pytest.raises(aio.AioRpcError):
         await ask(channel, GENERATE, [*bearer("tw-wrong"), ("x-tenant", "someone-else")])
-    await eventually(lambda: len(caplog.records) == 2)
-    callers = [record.fields["caller"] for record in caplog.records]  # type: ignore[attr-defined]
+    await eventually(lambda: len(lines()) == 2)
+    callers = [line.fields["caller"] for line in lines()]  # type: ignore[attr-defined]
     assert callers == ["bob", "127.0.0.1"]
     exposition = service.metrics.exposition()
     assert sample(exposition, 'tokenwire_calls_total{caller="bob",code="OK"}') == 1

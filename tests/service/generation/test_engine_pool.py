@@ -315,7 +315,8 @@ async def test_an_engine_with_another_model_is_not_used(
             await anext(stream)
             assert fleet.clients[1].num_active == 0
             await stream.aclose()
-    (line,) = caplog.messages
+    own = "service.generation.engine_pool"
+    (line,) = (record.getMessage() for record in caplog.records if record.name == own)
     assert line.startswith("engine 2 is not used: its dtype is bfloat16, and that of the others")
 
 
