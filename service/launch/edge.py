@@ -27,6 +27,8 @@ class Edge:
         parsed_headers_kb: KB that Envoy parses. With more, HTTP/2 has no status, only a reset.
         num_parsed_headers: the same for the number.
         request_s: the seconds in which a request must arrive. 2 MB take 16 s over 1 Mbit/s.
+        unread_s: how long a caller may take to read the rest of an ended answer, which Envoy holds:
+            of the largest one 18 KB/s are enough. Envoy does not count anew when some was read.
         idle_s: the seconds that a connection may have no request; Envoy's recommendation.
         ping_s: how often an HTTP/2 connection is pinged, and how long it may take to answer.
         server_ping_s: how often a connection to one of several servers is pinged.
@@ -41,6 +43,7 @@ class Edge:
     parsed_headers_kb: int = 8 * MAX_HEADERS_KB
     num_parsed_headers: int = 8 * MAX_HEADERS
     request_s: float = 60
+    unread_s: float = 3600
     idle_s: float = 3600
     ping_s: float = 30
     server_ping_s: float = 5

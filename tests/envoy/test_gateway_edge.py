@@ -236,6 +236,19 @@ def test_idle_connection_is_closed(start_gateway: StartGateway) -> None:
         assert read_all(connection).startswith(b"HTTP/1.1 404 ")
 
 
+async def test_an_ended_answer_that_is_not_read_is_reset(start_gateway: StartGateway) -> None:
+    """Envoy would hold the rest for ever, of as many as fill its memory."""
+    with start_gateway(edge=Edge(unread_s=0.3)) as brief:
+        brief.wait_until_healthy()
+        brief.service.reply("GenerateStream", b"data: {}\n\n" * 20)
+        async with raw_connection(port(brief), window=50) as connection:
+            stream_id = connection.post("/generate_stream", [JSON], b"{}")
+            await connection.of(h2.events.StreamReset, stream_id)
+            assert len(connection.data(stream_id)) == 50
+            stream_id = connection.post("/nope", [JSON], b"{}")  # which is short
+            await connection.of(h2.events.StreamEnded, stream_id)
+
+
 def test_peer_that_does_not_answer_pings_is_cut(start_gateway: StartGateway) -> None:
     with start_gateway(edge=Edge(ping_s=0.2)) as brief, connect(brief) as connection:
         empty_settings = b"\0\0\0\4\0\0\0\0\0"
