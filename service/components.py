@@ -21,6 +21,7 @@ from .generation.server_info import ServerInfo
 from .grammar.checker import GrammarChecker
 from .images.image_workers import ImageWorkers
 from .images.images import Images
+from .launch.kept import kept_file
 from .launch.place import Place
 from .launch.settings import Settings
 from .metrics.resource import own_attributes
@@ -49,9 +50,9 @@ def make_authenticator(settings: Settings) -> Authenticator:
     Raises:
         OSError, ValueError: a file of keys cannot be used.
     """
+    files = (("api-keys", settings.api_key_file), ("admin-keys", settings.admin_key_file))
     keys, admin_keys = (
-        None if path is None else watch_keys(path).current
-        for path in (settings.api_key_file, settings.admin_key_file)
+        None if path is None else watch_keys(path, kept_file(name)).current for name, path in files
     )
     return Authenticator(keys, settings.api_key_exempt, admin_keys)
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import os
 import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from .watched import Watched
@@ -37,13 +39,35 @@ class ApiKeys:
         return found
 
 
-def watch_keys(path: Path) -> Watched[ApiKeys]:
+def watch_keys(path: Path, kept: Path | None = None) -> Watched[ApiKeys]:
     """The keys of a file, as long as the server runs.
+
+    Args:
+        path: the file.
+        kept: where the keys in force are kept for the next process in place of this one, which may
+            find the file broken; in a directory of our own user's.
 
     Raises:
         OSError, ValueError: see `read_keys`.
     """
-    return Watched("the API keys", (path,), lambda: read_keys(path))
+
+    def read() -> ApiKeys:
+        keys = read_keys(path)
+        if kept is not None:
+            _keep(kept, keys)
+        return keys
+
+    is_kept = kept is not None and kept.exists()
+    read_kept = partial(read_keys, kept) if kept is not None and is_kept else None
+    return Watched("the API keys", (path,), read, read_kept)
+
+
+def _keep(path: Path, keys: ApiKeys) -> None:
+    """Writes the keys' hashes; several processes may at once."""
+    lines = (_line(name, digest) for digest, name in keys.names.items())
+    fresh = path.with_name(f"{path.name}.{os.getpid()}")
+    fresh.write_text("".join(f"{line}\n" for line in lines))
+    fresh.replace(path)
 
 
 def read_keys(path: Path) -> ApiKeys:
@@ -103,7 +127,11 @@ def key_line(name: str, key: str) -> str:
             "a name must have 1 to 64 letters, digits or . _ @ - and begin with a letter or digit. "
             f"Given: {name}"
         )
-    return f"{name} sha256:{_digest(key).hex()}"
+    return _line(name, _digest(key))
+
+
+def _line(name: str, digest: bytes) -> str:
+    return f"{name} sha256:{digest.hex()}"
 
 
 def _digest(key: str) -> bytes:

@@ -24,17 +24,31 @@ class Watched(Generic[T]):
         what: names the value in the log.
         paths: the files.
         read: reads them; raises OSError or ValueError, whose text is one line.
+        read_kept: reads what was in force before this process, in place of one that has ended; None
+            if there is no such thing.
 
     Raises:
-        OSError, ValueError: they cannot be read to begin with.
+        OSError, ValueError: they cannot be read to begin with, and nothing was in force before.
     """
 
-    def __init__(self, what: str, paths: tuple[Path, ...], read: Callable[[], T]) -> None:
+    def __init__(
+        self,
+        what: str,
+        paths: tuple[Path, ...],
+        read: Callable[[], T],
+        read_kept: Callable[[], T] | None = None,
+    ) -> None:
         self._what = what
         self._paths = paths
         self._read = read
         self._stamps = self._look()  # before reading, so that no later change is missed
-        self._value = read()
+        try:
+            self._value = read()
+        except (OSError, ValueError) as error:
+            if read_kept is None:
+                raise
+            self._value = read_kept()
+            self._log_unusable(error)
 
     def current(self) -> T:
         """The value that is in force now."""
@@ -51,9 +65,12 @@ class Watched(Generic[T]):
         try:
             self._value = self._read()
         except (OSError, ValueError) as error:
-            logger.error("%s changed and cannot be used, the old ones stay: %s", self._what, error)
+            self._log_unusable(error)
         else:
             logger.info("%s changed and were read again", self._what)
+
+    def _log_unusable(self, error: Exception) -> None:
+        logger.error("%s changed and cannot be used, the old ones stay: %s", self._what, error)
 
 
 def _stamp(path: Path) -> Stamp:

@@ -30,6 +30,7 @@ from . import envoy_admin, gateway
 from .certificates import follow_certificates
 from .endpoints import follow_endpoints
 from .files import check_public_certificates
+from .kept import VARIABLE as KEPT_VARIABLE
 from .place import Place
 from .replicas import Replica, make_replicas
 from .settings import Settings, address, reachable
@@ -143,9 +144,7 @@ def make_plan(settings: Settings, runtime: Path) -> Plan:
         addresses=_addresses(settings),
         watch=None if tls is None else lambda: follow_certificates(tls, runtime),
         signs_of_life={**notified, "envoy": Probing(lambda: _is_alive(settings, runtime))},
-        environments=_environments(
-            replicas, workers, settings.admin_port or runtime / ADMIN_SOCKET
-        ),
+        environments=_environments(replicas, workers, _of_services(settings, runtime)),
         processors={one.name: one.processors for one in replicas if one.processors},
         max_connections=settings.gateway_config(DESCRIPTORS, sockets=sockets).max_connections,
         drain=lambda: _drain_gateway(settings, runtime),
@@ -153,14 +152,19 @@ def make_plan(settings: Settings, runtime: Path) -> Plan:
 
 
 def _environments(
-    replicas: list[Replica], workers: list[_Worker], admin: Path | int
+    replicas: list[Replica], workers: list[_Worker], of_services: Mapping[str, str]
 ) -> dict[str, Mapping[str, str]]:
     """Variables for those children that have any of their own."""
     return {one.name: one.environment for one in replicas if one.environment} | {
-        worker.name: envoy_admin.environment(admin)
-        | ({} if worker.place is None else worker.place.environment)
+        worker.name: {**of_services, **({} if worker.place is None else worker.place.environment)}
         for worker in workers
     }
+
+
+def _of_services(settings: Settings, runtime: Path) -> dict[str, str]:
+    """Variables for all service processes."""
+    admin = settings.admin_port or runtime / ADMIN_SOCKET
+    return {**envoy_admin.environment(admin), KEPT_VARIABLE: str(runtime)}
 
 
 async def _is_alive(settings: Settings, runtime: Path) -> bool:

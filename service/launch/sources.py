@@ -17,13 +17,14 @@ from typing import Any, get_args
 from .config_file import read_config
 from .envoy_admin import VARIABLE as ADMIN_VARIABLE
 from .groups import grouped
+from .kept import VARIABLE as KEPT_VARIABLE
 from .options import PREFIX, Option, SettingsError, flag, is_ip_address, spell
 from .place import VARIABLE as PLACE_VARIABLE
 from .settings import OPTIONS, Settings
 from .unsupported import UNSUPPORTED, Refuse
 
 CONFIG = "config"  # the flag and the variable that name the file
-_OF_SUPERVISORS = frozenset({PLACE_VARIABLE, ADMIN_VARIABLE})  # which set them
+_OF_SUPERVISORS = frozenset({PLACE_VARIABLE, ADMIN_VARIABLE, KEPT_VARIABLE})  # which set them
 _CONFIG_VARIABLE = PREFIX + "CONFIG"
 
 # The file's path, and texts by the names of options.

@@ -84,3 +84,30 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
 def test_missing_file_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"/keys: No such file or directory$"):
         watch_keys(tmp_path / "keys")
+
+
+def test_the_next_process_finds_the_keys_in_force_where_the_file_has_become_unusable(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file, kept = tmp_path / "keys", tmp_path / "kept"
+    old, new = make_key(), make_key()
+    file.write_text(f"{key_line('alice', old)}\n{key_line('bob', new)}\n")
+    before = watch_keys(file, kept)
+    file.write_text(key_line("carol", new))
+    assert before.current().name_of(old) is None
+    file.write_text("a line that nobody can read\n")
+    after = watch_keys(file, kept)
+    assert (after.current().name_of(old), after.current().name_of(new)) == (None, "carol")
+    (line,) = caplog.messages
+    assert line.startswith("the API keys changed and cannot be used, the old ones stay: ")
+    file.write_text(key_line("alice", old))
+    assert after.current().name_of(old) == "alice"
+    assert [path.name for path in tmp_path.iterdir() if path != file] == ["kept"]
+
+
+@pytest.mark.parametrize("kept", [None, "kept"])
+def test_the_first_process_needs_a_file_that_can_be_used(tmp_path: Path, kept: str | None) -> None:
+    file = tmp_path / "keys"
+    file.write_text("a line that nobody can read\n")
+    with pytest.raises(ValueError, match="line 1 is not a name"):
+        watch_keys(file, None if kept is None else tmp_path / kept)

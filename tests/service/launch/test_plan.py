@@ -43,7 +43,9 @@ def test_real_plan_hands_every_child_the_same_settings(tmp_path: Path) -> None:
     settings = Settings(port=1, grpc_port=2, model_id=str(tmp_path), service_workers=1)
     plan = make_plan(settings, tmp_path)
     assert list(plan.commands) == ["engine", "service", "envoy"]
-    assert plan.environments == {"service": envoy_admin.environment(tmp_path / "admin.sock")}
+    of_service = {"TOKENWIRE_KEPT": str(tmp_path)}
+    of_service |= envoy_admin.environment(tmp_path / "admin.sock")
+    assert plan.environments == {"service": of_service}
     for name in ("engine", "service"):
         command = plan.commands[name]
         assert name in command
