@@ -78,6 +78,7 @@ def engine_for(made: Made, **options: Any) -> tuple[Engine, EngineInfo]:
 
 
 def request(adapter: str, index: int, **options: Any) -> Request:
+    """With an adapter of the engine that was made last."""
     wanted: dict[str, Any] = {
         "request_id": f"{adapter} {index}",
         "prompt_token_ids": PROMPTS[index],
@@ -294,8 +295,8 @@ def test_adapters_are_rounded_if_asked(made: Made, tmp_path: Path) -> None:
 def test_a_resumed_text_goes_on_with_its_adapter(
     made: Made, expected: dict[str, list[list[int]]], name: str
 ) -> None:
-    resumed = request(name, 1, resumed_token_ids=tuple(expected[name][1][:5]))
     engine, _ = engine_for(made)
+    resumed = request(name, 1, resumed_token_ids=tuple(expected[name][1][:5]))
     outputs = run(engine, resumed)[resumed.request_id]
     assert token_ids(outputs) == expected[name][1][5:]
 
