@@ -42,7 +42,7 @@ class Generations:
 
     def check_adapter(self, parameters: Parameters) -> None:
         """See `Pipeline.check_adapter`."""
-        self._pipeline.check_adapter(parameters)
+        self._pipeline.check_stream(parameters)
 
     async def run(self, prompt: Prompt, parameters: Parameters, call: Call) -> Generation:
         """Generates one text and sends the headers of its reply.

@@ -70,8 +70,7 @@ class Admission:
             ServiceError: there are not so many left, for this caller or at all, or the server is
                 shutting down.
         """
-        if self._closed.is_set():
-            raise unhealthy()
+        self.check_open()
         record = current_record()
         caller = "" if record is None else record.caller
         self._check(caller, count)
@@ -90,6 +89,15 @@ class Admission:
     def close(self) -> None:
         """Refuses all further permits; those held already stay valid."""
         self._closed.set()
+
+    def check_open(self) -> None:
+        """Checks that permits are given at all.
+
+        Raises:
+            ServiceError: the server is shutting down.
+        """
+        if self._closed.is_set():
+            raise unhealthy()
 
     async def closed(self) -> None:
         """Returns once further permits are refused."""

@@ -71,13 +71,15 @@ class Pipeline:
         """
         return self._admission.permit()
 
-    def check_adapter(self, parameters: Parameters) -> None:
-        """Checks a stream's adapter before its headers, which can say that there is none.
+    def check_stream(self, parameters: Parameters) -> None:
+        """Checks before a stream's headers what a status can say better than an event.
 
         Raises:
-            ServiceError: there is no such adapter.
+            ServiceError: the server is shutting down, so that Envoy can ask another process; or
+                there is no such adapter.
         """
         try:
+            self._admission.check_open()
             self._validator.check_adapter(parameters)
         except ServiceError:
             with self._counted():  # the stream, which does not begin, would have counted itself

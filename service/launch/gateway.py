@@ -60,7 +60,7 @@ _UNSTORED = (
 _GRPC_TEXTS = {404: "unknown service"}
 
 # The statuses that the service may ask for with the trailing metadata `x-http-status`.
-SERVICE_STATUSES = (400, 401, 403, 404, 413, 422, 424, 429, 500, 503, 504)
+SERVICE_STATUSES = (400, 401, 403, 404, 413, 422, 424, 429, 499, 500, 503, 504)
 
 # Response headers that web pages of other origins may read.
 EXPOSED_HEADERS = (

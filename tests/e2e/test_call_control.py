@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import grpc
+import httpx
 import pytest
 
 from tests.e2e.reflection_client import ReflectionClient, details
@@ -114,6 +116,18 @@ class TestAbort:
             assert api.call("Abort", {"request_id": "of-rest"}).aborted == 1
             *_, last = (line for line in lines if line)
         assert last == 'data: {"error":"the call was ended by Abort","error_type":"cancelled"}'
+
+    def test_a_rest_call_gets_the_status(self, stack: Stack, api: ReflectionClient) -> None:
+        def call() -> httpx.Response:
+            return stack.http.post("/generate", json=LONG, headers={"x-request-id": "whole"})
+
+        with ThreadPoolExecutor(1) as pool:
+            reply = pool.submit(call)
+            wait_until(
+                lambda: api.call("Abort", {"request_id": "whole"}).aborted == 1, "that it runs"
+            )
+            assert reply.result().status_code == 499
+        assert reply.result().json()["error_type"] == "cancelled"
 
     def test_a_name_that_no_call_has_is_no_error(self, api: ReflectionClient) -> None:
         assert api.call("Abort", {"request_id": "nobody"}).aborted == 0

@@ -220,6 +220,7 @@ def statuses_during(stack: Stack, event: Callable[[], None]) -> Counter[int]:
     [
         pytest.param(signal.SIGKILL, id="dies"),
         pytest.param(signal.SIGSTOP, id="freezes"),
+        pytest.param(signal.SIGTERM, id="is-told-to-end"),
     ],
 )
 def test_no_unary_call_is_lost_when_one_process_ends(

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import pytest
 
+from service.errors import ErrorKind
 from service.launch.gateway import SERVICE_STATUSES
 from service.routes import REST_ROUTES
 from tests.envoy.fake_service import DEADLINE
@@ -120,6 +121,11 @@ def test_service_error_keeps_status_and_bytes(gateway: Gateway, path: str, metho
         assert reply.status_code == status
         assert reply.content == body.encode()
         assert reply.headers["content-type"] == "application/json"
+
+
+def test_each_status_of_an_error_is_known_to_envoy() -> None:
+    inside_of_streams = {ErrorKind.SLOW_READER.http_status}
+    assert {kind.http_status for kind in ErrorKind} - inside_of_streams <= set(SERVICE_STATUSES)
 
 
 def test_service_error_of_a_get_keeps_status_and_bytes(gateway: Gateway) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 import h2.config
@@ -185,3 +186,26 @@ async def test_call_that_kills_every_service_is_given_up(start_gateway: StartGat
             await generate(channel)
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     assert service.num_calls == 4  # fewer than the deaths after which a supervisor gives up
+
+
+@pytest.mark.parametrize(
+    ("text", "num_calls"),
+    [pytest.param("CANCELLED", 2, id="by-grpc"), pytest.param("ended by Abort", 1, id="by-its-id")],
+)
+def test_call_that_comes_while_a_service_begins_to_end_is_made_again(
+    start_gateway: StartGateway, text: str, num_calls: int
+) -> None:
+    """By gRPC, which cancels calls of whoever has not read yet that it takes no more."""
+    with start_gateway() as gateway:
+        gateway.wait_until_healthy()
+        reply, made = gateway.messages.reply("Generate", b"{}"), []
+
+        async def cancelled_first(request: Any, context: Any) -> Any:
+            made.append(request)
+            if len(made) == 1:
+                await context.abort(grpc.StatusCode.CANCELLED, text)
+            return reply
+
+        gateway.service.behave("Generate", cancelled_first)
+        status = gateway.client.post("/generate", json={}).status_code
+    assert (status, len(made)) == (200 if num_calls == 2 else 500, num_calls)

@@ -211,6 +211,8 @@ async def test_a_server_that_shuts_down_finishes_running_requests() -> None:
     scripted.admission.close()
     assert (await scripted.refusal()).kind is ErrorKind.UNHEALTHY
     assert (await scripted.refusal(stream=True)).kind is ErrorKind.UNHEALTHY
+    with pytest.raises(ServiceError, match="unhealthy"):  # before the headers of a stream
+        scripted.pipeline.check_stream(Parameters())
     go_on.set()
     texts += [event.token.text async for event in events]
     assert texts == ["a", "b"]
