@@ -53,7 +53,7 @@ class Chats:
             if not wanted.stream:
                 present = call.presenter.chat
                 return alone(await self._answer(wanted, prompt, head, call, present))
-            self._generations.check_adapter(wanted.parameters)
+            self._generations.check_stream(wanted.parameters)
         messages = self._deltas(wanted, prompt, head, call)
         return self._generations.presented(messages, [prompt], call, as_it_is, openai=True)
 

@@ -63,7 +63,7 @@ class Completions:
             if not wanted.stream:
                 present = call.presenter.completions
                 return alone(await self._answer(wanted, head, call, present))
-            self._generations.check_adapter(wanted.parameters)
+            self._generations.check_stream(wanted.parameters)
         messages = self._deltas(wanted, head, call)
         return self._generations.presented(messages, wanted.prompts, call, as_it_is, openai=True)
 

@@ -40,8 +40,8 @@ class Generations:
         self._pipeline = pipeline
         self._compute_type = compute_type
 
-    def check_adapter(self, parameters: Parameters) -> None:
-        """See `Pipeline.check_adapter`."""
+    def check_stream(self, parameters: Parameters) -> None:
+        """See `Pipeline.check_stream`."""
         self._pipeline.check_stream(parameters)
 
     async def run(self, prompt: Prompt, parameters: Parameters, call: Call) -> Generation:

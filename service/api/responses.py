@@ -56,7 +56,7 @@ class Responses:
                     [result], lambda: call.presenter.response(answer(wanted, result, head))
                 )
                 return alone(reply)
-            self._generations.check_adapter(chat_request.parameters)
+            self._generations.check_stream(chat_request.parameters)
         stream = ResponseStream(wanted, head)
         messages = self._events(wanted, prompt, stream, call)
         failed = partial(call.presenter.response_failure, stream)

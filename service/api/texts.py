@@ -39,7 +39,7 @@ class Texts:
 
     async def generate_stream(self, request: TextRequest, call: Call) -> AsyncGenerator[Reply]:
         """Generates a text as one message per token."""
-        self._generations.check_adapter(request.parameters)
+        self._generations.check_stream(request.parameters)
         inputs = await self._images.of_text(request.inputs, request.images)
         events = self._generations.stream(inputs, request.parameters, call)
         return self._generations.presented(events, [inputs], call, call.presenter.generate_stream)
@@ -54,7 +54,7 @@ class Texts:
             result = await self._generations.run(inputs, parameters, call)
             present = partial(call.presenter.compat_generate, result)
             return alone(await self._replies.made([result], present))
-        self._generations.check_adapter(parameters)
+        self._generations.check_stream(parameters)
         events = self._generations.stream(inputs, parameters, call)
         return self._generations.presented(
             events, [inputs], call, call.presenter.compat_generate_stream
