@@ -43,8 +43,6 @@ def forward(
     state = None if past_key_values is None else past_key_values.get_linear_cache(layer.layer_idx)
     if state is None:
         state = value.new_zeros(batch, value.shape[2], layer.head_dim, layer.head_dim)
-    else:
-        state = state.clone(memory_format=torch.contiguous_format)
     decay = torch.exp(-layer.slope_rate).flatten().expand(batch, num_tokens, -1)
     output = layer.norm(kernels.gated_delta_rule(query, key, value, decay, None, state).flatten(2))
     output = layer.out_proj(torch.sigmoid(layer.output_gate(hidden_states)) * output)

@@ -36,11 +36,8 @@ def scan(
         state = hidden_states.new_zeros(len(dt), *hidden_states.shape[2:], B.shape[-1])
     else:
         state = initial_states.clone(memory_format=torch.contiguous_format)
-    times = _times(kernels, dt, dt_bias, dt_softplus)
-    if dt_limit is not None:
-        times = times.clamp(*dt_limit)
-    value = hidden_states * times.unsqueeze(-1)
-    output = kernels.selective_scan(value, (times * A).exp(), None, (B, C), state)
+    times = _times(kernels, dt, dt_bias, dt_softplus, dt_limit)
+    output = _heads(kernels, hidden_states, times, A, (B, C), state)
     if D is not None:
         output = output + hidden_states * D.unsqueeze(-1)
     return (output, state) if return_final_states else output
@@ -66,22 +63,15 @@ def update(
     What a head has once is repeated there for each of its numbers. The limit of the times, which
     holds there for several tokens only, holds here for single ones as well.
     """
-    found, last = scan(
-        kernels,
-        hidden_states.unsqueeze(1),
-        dt[..., 0].unsqueeze(1),
-        A[:, 0, 0],
-        B.unsqueeze(1),
-        C.unsqueeze(1),
-        D=None if D is None else D[:, 0],
-        dt_bias=None if dt_bias is None else dt_bias[:, 0],
-        initial_states=state,
-        dt_softplus=dt_softplus,
-        dt_limit=dt_limit,
-        return_final_states=True,
+    times = _times(
+        kernels, dt[..., 0], None if dt_bias is None else dt_bias[:, 0], dt_softplus, dt_limit
     )
-    state.copy_(last)
-    return _gated(kernels, found[:, 0], z)
+    given = (B.unsqueeze(1), C.unsqueeze(1))
+    token = hidden_states.unsqueeze(1)
+    output = _heads(kernels, token, times.unsqueeze(1), A[:, 0, 0], given, state)[:, 0]
+    if D is not None:
+        output = output + hidden_states * D
+    return _gated(kernels, output, z)
 
 
 def scan_of_channels(
@@ -135,6 +125,19 @@ def update_of_channels(
     return _gated(kernels, output, z)
 
 
+def _heads(
+    kernels: CpuKernels,
+    hidden_states: Tensor,
+    times: Tensor,
+    rates: Tensor,
+    given: tuple[Tensor, Tensor],
+    state: Tensor,
+) -> Tensor:
+    """What a state [B, H, P, N] gives for tokens [B, T, H, P] of times [B, T, H]; it changes."""
+    value = hidden_states * times.unsqueeze(-1)
+    return kernels.selective_scan(value, (times * rates).exp(), None, given, state)
+
+
 def _channels(
     kernels: CpuKernels,
     hidden_states: Tensor,
@@ -143,7 +146,7 @@ def _channels(
     given: tuple[Tensor, Tensor],
     state: Tensor,
 ) -> Tensor:
-    """What a state [B, D, N] gives for tokens [B, T, D]; input and output are [B, T, N] each."""
+    """As `_heads`: a state [B, D, N], tokens [B, T, D], and input and output [B, T, N] each."""
     value = (hidden_states * times).unsqueeze(2)  # all channels are one head
     shared = (given[0].unsqueeze(2), given[1].unsqueeze(2))
     rates = rates.unsqueeze(0)
@@ -151,9 +154,17 @@ def _channels(
     return found[:, :, 0]
 
 
-def _times(kernels: CpuKernels, dt: Tensor, bias: Tensor | None, is_softplus: bool) -> Tensor:
+def _times(
+    kernels: CpuKernels,
+    dt: Tensor,
+    bias: Tensor | None,
+    is_softplus: bool,
+    limit: tuple[float, float] | None = None,
+) -> Tensor:
     times = dt if bias is None else dt + bias
-    return kernels.activate(times, Activation.SOFTPLUS) if is_softplus else times
+    if is_softplus:
+        times = kernels.activate(times, Activation.SOFTPLUS)
+    return times if limit is None else times.clamp(*limit)
 
 
 def _gated(kernels: CpuKernels, output: Tensor, gate: Tensor | None) -> Tensor:
