@@ -237,8 +237,9 @@ class App:
         with contextlib.suppress(OSError):  # a timeout is one, too
             async with asyncio.timeout(grace):
                 await self._gateway_calls.none()
-                # Envoy drops what it holds of a stream once the connection to here is closed.
-                await envoy_admin.until_idle()
+                # Of a stream that it reads, Envoy drops the rest once the connection is closed.
+                if (socket := self._settings.gateway_socket) is not None:
+                    await envoy_admin.until_taken(socket)
         left = max(deadline - time.monotonic(), 0)
         await asyncio.gather(*(server.stop(left) for server in self._gateways))
 

@@ -50,16 +50,27 @@ async def num_calls(admin: Path | int) -> int:
     return await _number(admin, _CALLS)
 
 
-async def until_idle(environment: Mapping[str, str] = os.environ) -> None:
-    """Returns when the Envoy before this process, if there is one, has handed over all replies.
+async def until_taken(socket: Path, environment: Mapping[str, str] = os.environ) -> None:
+    """Returns when the Envoy before a service process, if there is one, has taken all its replies.
+
+    Args:
+        socket: on which the process takes Envoy's calls.
+        environment: where it was told of Envoy.
 
     Raises:
-        OSError: it cannot be reached.
+        OSError: Envoy cannot be reached.
     """
     if text := environment.get(VARIABLE, ""):
         admin = int(text) if text.isdecimal() else Path(text)
-        while await num_calls(admin):  # noqa: ASYNC110 - another process decides
+        while await _num_open(admin, socket):  # noqa: ASYNC110 - another process decides
             await asyncio.sleep(_POLL_S)
+
+
+async def _num_open(admin: Path | int, socket: Path) -> int:
+    """How many calls to a service process Envoy has, one whose reply it holds included."""
+    _, body = await _ask(admin, "GET /clusters")
+    active = re.findall(f"::{re.escape(str(socket))}::rq_active::(\\d+)".encode(), body)
+    return sum(map(int, active))
 
 
 async def num_healthy(admin: Path | int) -> int:

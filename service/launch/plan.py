@@ -63,6 +63,8 @@ class Plan:
         processors: by name, those that children may use; all others use any.
         max_connections: of callers, at a time.
         drain: is called before the children are stopped; it may fail with an OSError.
+        is_delivered: whether callers have everything that services have answered; fails with an
+            OSError where nobody has it any more.
     """
 
     commands: Mapping[str, list[str]]
@@ -75,6 +77,7 @@ class Plan:
     processors: Mapping[str, frozenset[int]] = field(default_factory=dict)
     max_connections: int = 0
     drain: Callable[[], Awaitable[None]] | None = None
+    is_delivered: Probe | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +151,7 @@ def make_plan(settings: Settings, runtime: Path) -> Plan:
         processors={one.name: one.processors for one in replicas if one.processors},
         max_connections=settings.gateway_config(DESCRIPTORS, sockets=sockets).max_connections,
         drain=lambda: _drain_gateway(settings, runtime),
+        is_delivered=lambda: _is_idle(settings, runtime),
     )
 
 
@@ -176,6 +180,11 @@ async def _drain_gateway(settings: Settings, runtime: Path) -> None:
     """Lets Envoy drain first; with an admin port it has no admin socket that could be trusted."""
     if settings.admin_port is None:
         await envoy_admin.drain(runtime / ADMIN_SOCKET)
+
+
+async def _is_idle(settings: Settings, runtime: Path) -> bool:
+    """Whether Envoy has no call, which it would have while it holds a byte for a caller."""
+    return not await envoy_admin.num_calls(settings.admin_port or runtime / ADMIN_SOCKET)
 
 
 def _own_command() -> list[str]:

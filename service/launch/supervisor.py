@@ -28,7 +28,7 @@ from .private_directory import private_directory
 from .racing import first
 from .settings import Settings
 from .sources import without_settings
-from .watch import Watch, until_silent
+from .watch import Probe, Watch, until_silent
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +37,8 @@ _LOG_AGAIN_S = 10.0  # how often the progress of a stage is logged
 
 # How long each child may take to end, after the service has drained.
 _STOP_S = 10.0
+# How long Envoy has, at least, to hand over what services have answered.
+_DELIVERY_S = 1.0
 # How long all may take after a second signal, by which calls are ended with an error.
 _HURRY_S = 3.0
 # In this order: services end their calls while Envoy still carries them and the engine computes.
@@ -215,11 +217,14 @@ class Supervisor:
 
     async def _drain(self, plan: Plan) -> None:
         """Lets services end their calls, while engines that die are restarted for these."""
+        until = time.monotonic() + self._settings.drain_seconds
         if plan.drain is not None:
             await _tell(plan.drain)
         seconds = _STOP_S + self._settings.drain_seconds
         engines = [child for child in self._children if child.role == "engine"]
         await first(self._stop_all("service", seconds), *map(self._keep_alive, engines))
+        if plan.is_delivered is not None:
+            await _deliver(plan.is_delivered, until)
 
     async def _stop(self, *, at_once: bool) -> None:
         """Ends the children that there still are, role by role.
@@ -270,6 +275,14 @@ async def _tell(drain: Callable[[], Awaitable[None]]) -> None:
         await drain()
     except OSError as error:
         logger.warning("stopping without a drain: %s", error)
+
+
+async def _deliver(is_delivered: Probe, until: float) -> None:
+    """Waits for callers who read slowly, as long as Envoy lives, and for `_DELIVERY_S` at least."""
+    until = max(until, time.monotonic() + _DELIVERY_S)
+    with contextlib.suppress(OSError):
+        while time.monotonic() < until and not await is_delivered():  # noqa: ASYNC110
+            await asyncio.sleep(_POLL_S)
 
 
 async def _reach(stages: tuple[Stage, ...]) -> None:

@@ -11,7 +11,14 @@ import pytest
 
 from service.launch import envoy_admin
 
-CALLS = "http.gateway.downstream_rq_active: {}\n"
+OWN = Path("/run/gateway-1.sock")
+CLUSTERS = """\
+service::/run/gateway-1.sock::cx_active::1
+service::/run/gateway-1.sock::rq_active::{}
+service::/run/gateway-1.sock::rq_total::7
+service::/run/gateway-11.sock::rq_active::5
+operators::/run/gateway-1.sock::rq_active::{}
+"""
 
 
 @asynccontextmanager
@@ -30,29 +37,35 @@ async def interface(path: Path, *bodies: str) -> AsyncGenerator[list[str]]:
         yield asked
 
 
-async def test_calls_that_envoy_has_are_waited_for(tmp_path: Path) -> None:
+async def test_calls_of_a_process_that_envoy_has_are_waited_for(tmp_path: Path) -> None:
     path = tmp_path / "admin.sock"
-    bodies = [CALLS.format(number) for number in (2, 1, 0)]
-    async with interface(path, *bodies) as asked:
-        await envoy_admin.until_idle(envoy_admin.environment(path))
-    assert asked == ["/stats?filter=^http.gateway.downstream_rq_active$"] * 3
+    async with interface(path, CLUSTERS.format(2, 0), CLUSTERS.format(0, 1), CLUSTERS.format(0, 0)):
+        async with asyncio.timeout(20):
+            await envoy_admin.until_taken(OWN, envoy_admin.environment(path))
+
+
+async def test_calls_of_other_processes_are_not_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "admin.sock"
+    async with interface(path, CLUSTERS.format(0, 0)) as asked:
+        await envoy_admin.until_taken(OWN, envoy_admin.environment(path))
+    assert asked == ["/clusters"]
 
 
 async def test_an_envoy_that_nobody_has_named_is_not_waited_for() -> None:
-    await envoy_admin.until_idle({})
+    await envoy_admin.until_taken(OWN, {})
 
 
 async def test_an_envoy_that_is_gone_is_told(tmp_path: Path) -> None:
     with pytest.raises(OSError):
-        await envoy_admin.until_idle(envoy_admin.environment(tmp_path / "nobody"))
+        await envoy_admin.until_taken(OWN, envoy_admin.environment(tmp_path / "nobody"))
 
 
 async def test_a_port_is_asked_as_a_socket_is() -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\n\r\n" + CALLS.format(0).encode())
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n" + CLUSTERS.format(0, 0).encode())
         writer.close()
 
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        await envoy_admin.until_idle(envoy_admin.environment(port))
+        await envoy_admin.until_taken(OWN, envoy_admin.environment(port))

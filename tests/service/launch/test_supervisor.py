@@ -30,7 +30,7 @@ from service.launch.child import Child
 from service.launch.plan import Plan, Stage
 from service.launch.settings import Settings
 from service.launch.supervisor import RestartPolicy, Supervisor, SupervisorError
-from service.launch.watch import Notifications
+from service.launch.watch import Notifications, Probe
 
 DEADLINE = 20.0  # seconds that anything may take on a busy machine
 FAST = RestartPolicy(first_delay=0.01, max_delay=0.02)
@@ -77,6 +77,7 @@ class Scene:
         self.runtime: Path | None = None
         self.mode = 0
         self.watch: Callable[[], Coroutine[Any, Any, None]] | None = None
+        self.is_delivered: Probe | None = None
 
     def plan(self, _settings: Settings, runtime: Path) -> Plan:
         self.runtime = runtime
@@ -88,6 +89,7 @@ class Scene:
             stages=self.stages,
             banner="ready\n",
             watch=self.watch,
+            is_delivered=self.is_delivered,
             signs_of_life={
                 name: Notifications(runtime / f"{name}.notify") for name in self.watched
             },
@@ -286,6 +288,32 @@ def test_sigterm_while_starting_stops_cleanly_without_a_banner(scene: Scene) -> 
     scene.stages = (Stage("never ready", never),)
     assert scene.run(interrupt, begin=scene.are_started) == 0
     assert not scene.is_ready()
+
+
+def test_the_gateway_is_stopped_once_callers_have_all_answers(scene: Scene) -> None:
+    asked: list[bool] = []
+
+    async def is_delivered() -> bool:
+        asked.append("service stopped" in scene.lines() and "envoy stopped" not in scene.lines())
+        return len(asked) == 3
+
+    scene.is_delivered = is_delivered
+    assert scene.run(interrupt) == 0
+    assert asked == [True] * 3
+    assert scene.lines()[-3:] == ["service stopped", "envoy stopped", "engine stopped"]
+
+
+async def _gone() -> bool:
+    raise ConnectionRefusedError
+
+
+@pytest.mark.parametrize("is_delivered", [never, _gone])
+def test_callers_who_never_read_are_not_waited_for_beyond_the_time(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, is_delivered: Probe
+) -> None:
+    monkeypatch.setattr(supervisor_module, "_DELIVERY_S", 0.2)
+    scene.is_delivered = is_delivered
+    assert scene.run(interrupt, settings=Settings(port=0, grpc_port=0, drain_seconds=0.1)) == 0
 
 
 def test_an_engine_that_dies_while_services_drain_is_restarted(scene: Scene) -> None:
