@@ -251,20 +251,23 @@ def envoy_configuration(settings: Settings) -> str:
     return gateway.render(settings.gateway_config(DESCRIPTORS, traces=traces))
 
 
-def with_ports(settings: Settings) -> Settings:
-    """Returns the settings with port 0 replaced by a free port; checks that the others are free.
+@contextlib.contextmanager
+def held_ports(settings: Settings) -> Iterator[Settings]:
+    """Yields the settings with port 0 replaced by a free port; checks that the others are free.
+
+    Nobody else is given the ports until children listen there, and when these are started again.
 
     Raises:
         OSError: a port is in use, or cannot be used.
     """
-    with contextlib.ExitStack() as held:  # held together, so that no port is chosen twice
+    with contextlib.ExitStack() as held:
         port = held.enter_context(_bound(settings.hostname, settings.port))
         grpc_port = held.enter_context(_bound(settings.grpc_host, settings.grpc_port))
         if settings.admin_port:
             held.enter_context(_bound("127.0.0.1", settings.admin_port))
         if port == grpc_port:
             raise OSError(f"port {port} is asked for twice, as port and as grpc_port")
-        return replace(settings, port=port, grpc_port=grpc_port)
+        yield replace(settings, port=port, grpc_port=grpc_port)
 
 
 @contextlib.contextmanager
@@ -285,6 +288,8 @@ def _bound(host: str, port: int) -> Iterator[int]:
         except OSError as error:
             in_use = "is in use" if error.errno == errno.EADDRINUSE else error.strerror
             raise OSError(f"{name} {in_use}") from error
+        # So that a child can listen here, beside this socket.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         yield sock.getsockname()[1]
 
 

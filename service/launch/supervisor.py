@@ -23,7 +23,7 @@ from ..log_lines import FIELDS
 from ..parent import ignore_hangup
 from .child import Child
 from .open_files import raise_limit
-from .plan import Plan, Stage, make_plan, with_ports
+from .plan import Plan, Stage, held_ports, make_plan
 from .private_directory import private_directory
 from .racing import first
 from .settings import Settings
@@ -117,8 +117,11 @@ class Supervisor:
             OSError: a port cannot be used, or there is no Envoy.
             ValueError: Envoy refuses its configuration.
         """
-        settings = with_ports(self._settings)
-        with private_directory() as runtime, self._signals():
+        with (
+            held_ports(self._settings) as settings,
+            private_directory() as runtime,
+            self._signals(),
+        ):
             plan = await asyncio.to_thread(self._make_plan, settings, runtime)
             if (warning := raise_limit(plan.max_connections)) is not None:
                 logger.warning("%s", warning)

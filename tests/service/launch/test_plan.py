@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shlex
+import socket
 import ssl
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from service.access.keys import key_line, make_key
 from service.launch import envoy_admin
 from service.launch import plan as plan_module
 from service.launch.place import Place, own_place
-from service.launch.plan import make_plan
+from service.launch.plan import held_ports, make_plan
 from service.launch.settings import Settings
 from service.routes import SERVICE
 from tests.certificates import Authority
@@ -28,15 +29,30 @@ SETTINGS = Settings(port=0, grpc_port=0)
 
 
 def test_port_asked_for_twice_is_refused() -> None:
-    port = plan_module.with_ports(SETTINGS).port  # one that is free
-    with pytest.raises(OSError, match="asked for twice"):
-        plan_module.with_ports(Settings(port=port, grpc_port=port))
+    with held_ports(SETTINGS) as settings:
+        port = settings.port  # one that is free
+    twice = Settings(port=port, grpc_port=port)
+    with pytest.raises(OSError, match="asked for twice"), held_ports(twice):
+        pass
 
 
 def test_port_zero_becomes_two_free_ports() -> None:
-    settings = plan_module.with_ports(SETTINGS)
-    assert 0 not in (settings.port, settings.grpc_port)
-    assert settings.port != settings.grpc_port
+    with held_ports(SETTINGS) as settings:
+        assert 0 not in (settings.port, settings.grpc_port)
+        assert settings.port != settings.grpc_port
+
+
+def test_ports_are_held_for_those_who_listen_there() -> None:
+    """As Envoy and gRPC do; a program that is given any port has another one."""
+    with held_ports(SETTINGS) as settings, socket.socket() as child, socket.socket() as stranger:
+        address = (settings.grpc_host, settings.grpc_port)
+        with pytest.raises(OSError):
+            stranger.bind(address)
+        child.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        child.bind(address)
+        child.listen()
+        with socket.create_connection(address):
+            child.accept()[0].close()
 
 
 def test_real_plan_hands_every_child_the_same_settings(tmp_path: Path) -> None:
