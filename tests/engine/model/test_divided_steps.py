@@ -49,12 +49,12 @@ REFUSED |= {"PaliGemma"}
 OTHERS = [one.name for one in TRIED if one.name not in REFUSED]
 SOME_OTHERS = {
     *("Qwen 2 MoE", "MiniMax M2", "DeepSeek V2", "DeepSeek V3, R1", "Llama 4", "Gemma 4", "JetMoE"),
-    *("Qwen 3 Next", "Kimi Linear", "MiniMax Text 01", "Nemotron H", "Falcon H1", "Jamba"),
-    "MiMo V2 Flash",
+    *("Qwen 3 Next", "MiniMax Text 01", "Nemotron H", "Jamba", "MiMo V2 Flash"),
 }
 TO_QUANTIZE = {
     *SOME_OTHERS,
     *("GLM 4.5, 4.6", "Phi 3.5 MoE", "Mamba", "Mamba 2", "Granite 4 hybrid", "LFM 2"),
+    *("Kimi Linear", "Falcon H1"),
 }
 SPOILT = {("Gemma 4", "int4"), ("Mamba", "int4")}  # with random weights, so that it is refused
 OTHERS_QUANTIZED = sorted({(n, q) for n in TO_QUANTIZE for q in ("int8", "int4")} - SPOILT)
