@@ -18,6 +18,9 @@ settings.load_profile("tokenwire")
 # one in fifty ends there. Tests start processes, and none of them serves gRPC after a fork.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
 
+# Variables that commands set for the processes that they start.
+_OF_COMMANDS = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS", "GRPC_VERBOSITY")
+
 # Triton chooses its interpreter when it is imported, and transformers imports it too.
 interpret_triton(device_type())
 
@@ -56,9 +59,17 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(autouse=True)
 def untouched_logging() -> Iterator[None]:
-    """A command that a test runs in this process sets up the log, on streams that end with it."""
+    """A command that a test runs in this process sets up the log, on streams that end with it.
+
+    It decides on progress bars, too, for all processes that are started later.
+    """
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
+    variables = {name: os.environ.get(name) for name in _OF_COMMANDS}
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
+    for name, value in variables.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value

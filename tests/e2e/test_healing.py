@@ -8,6 +8,7 @@ import signal
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import httpx
@@ -196,8 +197,7 @@ def test_killed_engine_with_all_kinds_of_requests(quick: Stack, pool: ThreadPool
         "eos_token",
         "eos_token",
     ]
-    best: Future[httpx.Response] = pool.submit(quick.http.post, "/generate", json=best_of)
-    quick.wait_until_running(2)
+    best = _running(quick, pool, best_of)
     engine, logged = quick.child("engine"), len(quick.log())
     streams = Streams(quick, bodies)
     engine.kill()
@@ -207,6 +207,19 @@ def test_killed_engine_with_all_kinds_of_requests(quick: Stack, pool: ThreadPool
     waiting = re.findall(r"the engine is gone; (\d+) requests wait", quick.log()[logged:])
     assert int(waiting[0]) >= 2  # those with grammars; quicker ones may have ended before
     quick.wait_until_idle()
+
+
+def _running(stack: Stack, pool: ThreadPoolExecutor, best_of: Any) -> Future[httpx.Response]:
+    """A call with two texts that was seen to run, which takes tries where it ends unseen."""
+
+    def is_seen(call: Future[httpx.Response]) -> bool:
+        return call.done() or stack.metric("tgi_batch_current_size") >= 2
+
+    while True:
+        call = pool.submit(stack.http.post, "/generate", json=best_of)
+        wait_until(partial(is_seen, call), "two texts")
+        if not call.done():
+            return call
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGKILL, signal.SIGSTOP])

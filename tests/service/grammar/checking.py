@@ -56,10 +56,14 @@ def _command_line(process: psutil.Process) -> list[str]:
     return []
 
 
+# For a grammar: its process, of low priority, may get next to nothing of a busy machine.
+PATIENCE_S = 10 * TIMEOUT_S
+
+
 @asynccontextmanager
 async def checking(**options: Any) -> AsyncGenerator[GrammarChecker]:
     tokenizer = demo_tokenizer()
-    options = {"deadline_s": TIMEOUT_S, "num_workers": 1, **options}
+    options = {"deadline_s": PATIENCE_S, "num_workers": 1, **options}
     checker = GrammarChecker(tokenizer.to_json(), VOCAB_SIZE, tokenizer.eos_token_ids, **options)
     try:
         yield checker
