@@ -37,7 +37,7 @@ from .launch.open_files import raise_limit
 from .launch.options import SettingsError
 from .launch.place import own_place
 from .launch.plan import (
-    ADMIN_SOCKET,
+    admin_address,
     envoy_command,
     envoy_configuration,
     following_servers,
@@ -154,7 +154,7 @@ def _envoy(settings: Settings) -> int:
         logger.warning("%s", warning)
     with private_directory() as directory:
         command = envoy_command(settings, directory)
-        admin = settings.admin_port or directory / ADMIN_SOCKET
+        admin = admin_address(settings, directory)
         watch = following_servers(settings, directory)
         return asyncio.run(run_gateway(command, admin, settings.drain_seconds, watch))
 

@@ -36,7 +36,7 @@ from .replicas import Replica, make_replicas
 from .settings import Settings, address, reachable
 from .watch import Notifications, Probe, Probing, Watch
 
-ADMIN_SOCKET = "admin.sock"  # in the private directory
+_ADMIN_SOCKET = "admin.sock"  # in the private directory
 _PROBE_S = 5.0  # a probe that takes longer has failed
 
 
@@ -139,7 +139,7 @@ def make_plan(settings: Settings, runtime: Path) -> Plan:
         },
         stages=_stages(
             settings,
-            settings.admin_port or runtime / ADMIN_SOCKET,
+            admin_address(settings, runtime),
             sockets,
             [notified[one.name] for one in replicas],
         ),
@@ -167,24 +167,29 @@ def _environments(
 
 def _of_services(settings: Settings, runtime: Path) -> dict[str, str]:
     """Variables for all service processes."""
-    admin = settings.admin_port or runtime / ADMIN_SOCKET
+    admin = admin_address(settings, runtime)
     return {**envoy_admin.environment(admin), KEPT_VARIABLE: str(runtime)}
+
+
+def admin_address(settings: Settings, directory: Path) -> Path | int:
+    """Where Envoy is told and asked: the port that it was given, or a socket in our directory."""
+    return settings.admin_port or directory / _ADMIN_SOCKET
 
 
 async def _is_alive(settings: Settings, runtime: Path) -> bool:
     """Whether Envoy answers on its admin address."""
-    return await envoy_admin.is_alive(settings.admin_port or runtime / ADMIN_SOCKET)
+    return await envoy_admin.is_alive(admin_address(settings, runtime))
 
 
 async def _drain_gateway(settings: Settings, runtime: Path) -> None:
     """Lets Envoy drain first; with an admin port it has no admin socket that could be trusted."""
     if settings.admin_port is None:
-        await envoy_admin.drain(runtime / ADMIN_SOCKET)
+        await envoy_admin.drain(runtime / _ADMIN_SOCKET)
 
 
 async def _is_idle(settings: Settings, runtime: Path) -> bool:
     """Whether Envoy has no call, which it would have while it holds a byte for a caller."""
-    return not await envoy_admin.num_calls(settings.admin_port or runtime / ADMIN_SOCKET)
+    return not await envoy_admin.num_calls(admin_address(settings, runtime))
 
 
 def _own_command() -> list[str]:
@@ -228,7 +233,7 @@ def envoy_command(
     """
     check_public_certificates(settings)
     binary = gateway.find_envoy()
-    admin_socket = None if settings.admin_port is not None else directory / ADMIN_SOCKET
+    admin_socket = None if settings.admin_port is not None else directory / _ADMIN_SOCKET
     traces = settings.trace_export(os.environ)
     config = settings.gateway_config(DESCRIPTORS, admin_socket, traces, sockets)
     config_path = gateway.write(config, directory, is_told=is_told)

@@ -224,9 +224,9 @@ class Supervisor:
         if plan.drain is not None:
             await _tell(plan.drain)
         seconds = _STOP_S + self._settings.drain_seconds
-        engines = [child for child in self._children if child.role == "engine"]
-        engines = [child for child in engines if child not in self._hopeless]
-        await first(self._stop_all("service", seconds), *map(self._keep_alive, engines))
+        hopeful = [child for child in self._children if child not in self._hopeless]
+        keeping = [self._keep_alive(child) for child in hopeful if child.role == "engine"]
+        await first(self._stop_all("service", seconds), *keeping)
         if plan.is_delivered is not None:
             await _deliver(plan.is_delivered, until)
 
