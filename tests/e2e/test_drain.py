@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import pytest
 
 from tests.e2e.reflection_client import ReflectionClient
 from tests.e2e.stack import DEADLINE_S, ENDLESS, PROMPT, Stack, running, wait_until
-from tests.raw_http2 import raw_connection
+from tests.raw_http2 import RawConnection, raw_connection
 
 LONG = {"inputs": PROMPT, "parameters": ENDLESS}
 JSON = [("content-type", "application/json")]
@@ -92,13 +93,20 @@ def test_connections_are_asked_to_close_while_a_stream_goes_on(patient: Stack) -
     assert last["generated_text"]
 
 
-async def test_an_http2_connection_is_told_to_go_away(patient: Stack) -> None:
-    """With the next reply, while another stream is not read to its end."""
-    port = int(patient.address.rpartition(":")[2])
+@asynccontextmanager
+async def unread_stream(stack: Stack) -> AsyncGenerator[tuple[RawConnection, int]]:
+    """A stream of which 1,000 bytes may come, by number, of a server that is told to end."""
+    port = int(stack.address.rpartition(":")[2])
     async with asyncio.timeout(DEADLINE_S), raw_connection(port, window=1000) as connection:
         stream_id = connection.post("/generate_stream", JSON, json.dumps(LONG).encode())
         await connection.of(h2.events.DataReceived, stream_id)
-        patient.process.send_signal(signal.SIGTERM)
+        stack.process.send_signal(signal.SIGTERM)
+        yield connection, stream_id
+
+
+async def test_an_http2_connection_is_told_to_go_away(patient: Stack) -> None:
+    """With the next reply, while another stream is not read to its end."""
+    async with unread_stream(patient) as (connection, _):
         while not any(isinstance(e, h2.events.ConnectionTerminated) for e in connection.events):
             other_id = connection.post("/tokenize", JSON, b'{"inputs": ""}')
             await connection.until(partial(is_end_of, other_id))
@@ -106,11 +114,7 @@ async def test_an_http2_connection_is_told_to_go_away(patient: Stack) -> None:
 
 async def test_a_stream_that_is_read_slowly_is_whole(patient: Stack) -> None:
     """All of it is with Envoy, and the service has nothing to do any more, when it is read."""
-    port = int(patient.address.rpartition(":")[2])
-    async with asyncio.timeout(DEADLINE_S), raw_connection(port, window=1000) as connection:
-        stream_id = connection.post("/generate_stream", JSON, json.dumps(LONG).encode())
-        await connection.of(h2.events.DataReceived, stream_id)
-        patient.process.send_signal(signal.SIGTERM)
+    async with unread_stream(patient) as (connection, stream_id):
         await asyncio.to_thread(wait_until, lambda: ENDED in patient.log(), "the end of the call")
         connection.read_on(stream_id, 1 << 20)
         await connection.of(h2.events.StreamEnded, stream_id)
